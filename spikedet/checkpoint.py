@@ -1,0 +1,133 @@
+"""One safe file format for every stage: safetensors, with everything needed to run in its header.
+
+A file never holds code. Weights of two and more dimensions may be stored in half precision;
+thresholds, initial potentials, biases and norms always are float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from spikedet.errors import WeightsError
+from spikedet.files import write_atomic
+
+FORMAT = "spikedet-1"
+STAGES = ("float", "qc", "snn")
+
+
+@dataclass
+class Checkpoint:
+    """A network of some stage.
+
+    Attributes:
+        stage: `float`, `qc` (quantise-clip, stage I) or `snn`.
+        task: `detection` or `classification`.
+        model: Network description.
+        names: Class names.
+        imgsz: Input side in pixels.
+        tensors: State of the network by name.
+        T: Time steps it was made for; None for `float`.
+        origin: How it was made: command, data, settings, parent.
+    """
+
+    stage: str
+    task: str
+    model: dict[str, Any]
+    names: tuple[str, ...]
+    imgsz: int
+    tensors: dict[str, Tensor]
+    T: int | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
+    """Write atomically.
+
+    Args:
+        checkpoint: What to write.
+        path: Where.
+        half: Store tensors of two and more dimensions in half precision.
+    """
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float16 if half and tensor.ndim > 1 else torch.float32)
+        tensors[name] = tensor.contiguous().clone()
+    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
+    metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
+    write_atomic(Path(path), save_tensors(tensors, metadata))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; all tensors come back as float32 or integers.
+
+    Raises:
+        WeightsError: No such file, damaged, or a file of another kind.
+    """
+    metadata, tensors = _read(Path(path))
+    try:
+        if metadata.get("format") != FORMAT:
+            raise KeyError
+        header = json.loads(metadata["header"])
+        header["names"] = tuple(header["names"])
+        checkpoint = Checkpoint(**header, tensors={k: _widen(v) for k, v in tensors.items()})
+        if checkpoint.stage not in STAGES:
+            raise KeyError
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(
+            f"{path}: safetensors of another program; expected weights written by spikedet"
+        ) from None
+    return checkpoint
+
+
+def load_plain(path: Path) -> dict[str, Tensor]:
+    """Tensors of any safetensors file, as float32 or integers.
+
+    Raises:
+        WeightsError: No such file, or damaged.
+    """
+    return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of a checkpoint, tensors not copied."""
+    return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a safetensors file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such weights file") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, AttributeError, UnicodeDecodeError):
+        raise WeightsError(
+            f"{path}: damaged, or not a safetensors file; expected weights written by spikedet"
+        ) from None
+    return metadata, tensors

@@ -1,0 +1,144 @@
+"""What the commands share: argument parsing, printing of errors, exit codes.
+
+Nobody else prints or exits. Exit codes: 0 done, 1 some of the work failed, 2 wrong arguments, and
+one for each kind of error in `spikedet.errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from spikedet.detection.settings import FIELD_HELP, Settings
+from spikedet.errors import SpikedetError, UsageError
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help shows every default and keeps the layout of `description`."""
+    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+
+
+def time_steps(text: str) -> int:
+    """Type of `--T`: a whole number of time steps, at least 1."""
+    try:
+        steps = int(text)
+    except ValueError:
+        steps = 0
+    if steps < 1:
+        raise argparse.ArgumentTypeError(f"T is {text!r}; expected a whole number of 1 or more")
+    return steps
+
+
+def fraction(text: str) -> float:
+    """Type of confidences and IoU thresholds: a number in 0..1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def device(text: str) -> str:
+    """Type of `--device`: `cpu`, `cuda` or `cuda:N`, present on this machine."""
+    import torch
+
+    try:
+        chosen = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; try cpu or cuda:0") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
+    return text
+
+
+def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> None:
+    """`--data --split --limit --tuning`."""
+    add = arguments.add_argument
+    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
+    add("--split", default=split, help="data sets and splits, joined by +")
+    add("--limit", type=int, help="only the first so many pictures")
+    add(
+        "--tuning",
+        type=Path,
+        default=ROOT / "configs/tuning_ids.txt",
+        help="list of training pictures kept aside for every choice",
+    )
+
+
+def add_training_arguments(arguments: argparse.ArgumentParser, **defaults: Any) -> None:
+    """One option for each field of the training settings, and `--resume`.
+
+    Args:
+        arguments: The parser.
+        defaults: Settings whose default differs in this command.
+    """
+    arguments.add_argument("--resume", action="store_true", help="go on from the last epoch")
+    settings = Settings(**defaults)
+    for name, kind in typing.get_type_hints(Settings).items():
+        option, default = "--" + name.replace("_", "-"), getattr(settings, name)
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            arguments.add_argument(option, action=action, default=default, help=FIELD_HELP[name])
+        else:
+            kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+            arguments.add_argument(option, type=kind, default=default, help=FIELD_HELP[name])
+
+
+def training_settings(args: argparse.Namespace) -> Settings:
+    """The settings that `add_training_arguments` parsed."""
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+
+
+def command_line() -> str:
+    """The command as it was given, for the record; folders are cut to their names."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join([f"tools/{Path(sys.argv[0]).name}", *words])
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser
+) -> None:
+    """Parse, run `main`, turn an expected error into one sentence and an exit code.
+
+    Args:
+        main: Takes the parsed arguments, returns the exit code or None for 0.
+        arguments: The parser.
+    """
+    args = arguments.parse_args()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    try:
+        code = main(args) or 0
+    except SpikedetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+__all__ = ["UsageError", "device", "fraction", "parser", "run", "time_steps"]

@@ -1,0 +1,68 @@
+"""The detections of one picture, and the VOC class names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+@dataclass
+class Detections:
+    """Objects found in one picture, highest score first.
+
+    Attributes:
+        boxes: [N, 4] float32, x1 y1 x2 y2 in pixels of the original picture, 0-based: the left
+            edge of the first pixel is 0, the right edge of the last one is the picture's width.
+        scores: [N] float32 in 0..1.
+        labels: [N] int64, indices into `names`.
+        names: Class names.
+        T: Time steps, None for a float or quantised network.
+        picture: [H, W, 3] uint8 BGR, the original picture as a viewer shows it, or None.
+        file: Where the picture came from, or None.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    T: int | None = None
+    picture: np.ndarray | None = field(default=None, repr=False)
+    file: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class name of each object."""
+        return [self.names[label] for label in self.labels]
+
+    def plot(self) -> np.ndarray:
+        """The picture with boxes, class names and scores drawn on it, [H, W, 3] uint8 BGR."""
+        from spikedet.detection.draw import draw
+
+        return draw(self)

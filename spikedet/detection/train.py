@@ -1,0 +1,308 @@
+"""Training with ultralytics' own loop, augmentation and loss, on samples read from VOC XML.
+
+What is ours: the samples, the choice of the best epoch on tuning pictures, safe checkpoints, a
+float32 side-car with everything that a resumed run needs, and the speed on a CPU (bfloat16,
+channels-last, a loader process beside the network).
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from spikedet.detection.data import Sample
+from spikedet.detection.model import Detector
+from spikedet.detection.settings import Settings
+from spikedet.detection.ultra import DetectionTrainer, YOLODataset
+from spikedet.errors import TrainingError
+from spikedet.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class SampleDataset(YOLODataset):
+    """Ultralytics' data set over our samples; reads no label files and writes nothing."""
+
+    def get_img_files(self, img_path: list[Sample]) -> list[str]:
+        self.samples = img_path
+        return [str(sample.path) for sample in img_path]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        labels = []
+        for sample in self.samples:
+            size = np.array([sample.width, sample.height] * 2, np.float32)
+            box = sample.boxes / size
+            centre_size = np.concatenate(
+                [(box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]], 1
+            )
+            labels.append(
+                {
+                    "im_file": str(sample.path),
+                    "shape": (sample.height, sample.width),
+                    "cls": sample.labels[:, None].astype(np.float32),
+                    "bboxes": centre_size.astype(np.float32),
+                    "segments": [],
+                    "keypoints": None,
+                    "normalized": True,
+                    "bbox_format": "xywh",
+                }
+            )
+        return labels
+
+
+class Trainer(DetectionTrainer):
+    """Train a network in place.
+
+    Args:
+        network: The network, already built; its activations may be quantisers.
+        train, tune: Samples to fit, samples that choose the best epoch.
+        names: Class names.
+        folder: Where `results.csv`, curves, `state.pt` and the checkpoints go.
+        settings: How.
+        save: Called as `save(network, path)` with the averaged network for `last.safetensors`
+            after every epoch and for `best.safetensors` when the tuning AP is the best so far.
+        resume: Go on from `folder/state.pt`.
+    """
+
+    def __init__(
+        self,
+        network: Detector,
+        train: list[Sample],
+        tune: list[Sample],
+        names: tuple[str, ...],
+        folder: Path,
+        settings: Settings,
+        save: Callable[[nn.Module, Path], None],
+        resume: bool = False,
+    ):
+        self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
+        self.settings, self.save_weights = settings, save
+        self.state_path = Path(folder) / "state.pt"
+        if resume and not self.state_path.is_file():
+            raise TrainingError(f"{self.state_path}: nothing to resume here; run without --resume")
+        if not resume and self.state_path.is_file():
+            raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
+        self.take_up = resume
+        csv = Path(folder) / "results.csv"
+        rows = csv.read_text() if resume and csv.is_file() else None
+        super().__init__(overrides=self._overrides(Path(folder)))
+        if rows is not None:
+            csv.write_text(rows)  # ultralytics deletes the log of a run that it does not resume
+        self.args.workers = settings.workers  # it sets 0 on CPUs
+
+    def _overrides(self, folder: Path) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "task": "detect",
+            "mode": "train",
+            "model": "unused.yaml",
+            "data": "unused.yaml",
+            "project": str(folder.resolve().parent),
+            "name": folder.name,
+            "exist_ok": True,
+            "epochs": s.epochs,
+            "imgsz": s.imgsz,
+            "batch": s.batch,
+            "nbs": s.batch,
+            "optimizer": s.optimizer,
+            "lr0": s.rate,
+            "lrf": s.final,
+            "cos_lr": True,
+            "weight_decay": s.decay,
+            "warmup_epochs": s.warmup,
+            "warmup_bias_lr": 0.0,
+            "close_mosaic": s.close_mosaic,
+            "mosaic": s.mosaic,
+            "mixup": s.mixup,
+            "scale": s.scale,
+            "translate": s.translate,
+            "cache": "ram" if s.cache else False,
+            "seed": s.seed,
+            "deterministic": False,
+            "device": s.device,
+            "amp": s.device != "cpu",
+            "plots": False,
+            "patience": 0,
+            "workers": s.workers,
+            "max_det": 100,
+        }
+
+    # ------------------------------------------------------------------ what ultralytics asks for
+
+    def get_dataset(self) -> dict[str, Any]:
+        return {
+            "train": self.samples["train"],
+            "val": self.samples["val"],
+            "nc": len(self.names),
+            "names": dict(enumerate(self.names)),
+            "channels": 3,
+        }
+
+    def build_dataset(self, img_path: list[Sample], mode: str = "train", batch: int | None = None):
+        return SampleDataset(
+            img_path,
+            imgsz=self.args.imgsz,
+            cache=self.args.cache or None,
+            augment=mode == "train",
+            hyp=self.args,
+            rect=False,
+            batch_size=batch,
+            stride=int(self.stride),
+            pad=0.0 if mode == "train" else 0.5,
+            data=self.data,
+        )
+
+    def setup_model(self) -> None:
+        self.model = self.network
+        if self.device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)
+
+    def build_optimizer(self, model, name="SGD", lr=0.01, momentum=0.9, decay=0.0, iterations=0):
+        """Convolution weights decay; biases, norms and thresholds do not; thresholds own a rate."""
+        weights, plain, thresholds = [], [], []
+        for key, parameter in model.named_parameters():
+            if key.endswith("threshold"):
+                thresholds.append(parameter)
+            else:
+                (weights if parameter.ndim > 1 else plain).append(parameter)
+        groups = [
+            {"params": weights, "lr": lr, "weight_decay": decay, "param_group": "weight"},
+            {"params": plain, "lr": lr, "weight_decay": 0.0, "param_group": "plain"},
+        ]
+        if thresholds:
+            rate = lr * self.settings.threshold_rate
+            groups.append(
+                {"params": thresholds, "lr": rate, "weight_decay": 0.0, "param_group": "threshold"}
+            )
+        if name == "SGD":
+            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
+        if name == "AdamW":
+            return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+        raise TrainingError(f"optimizer {name!r}: expected SGD or AdamW")
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = super().preprocess_batch(batch)
+        side = self.side(self.epoch)
+        if side != batch["img"].shape[-1]:
+            batch["img"] = nn.functional.interpolate(
+                batch["img"], size=(side, side), mode="bilinear", antialias=True
+            )
+        return batch
+
+    def side(self, epoch: int) -> int:
+        """Input side in pixels at an epoch, a multiple of the largest stride."""
+        first = self.settings.grow_from
+        if first is None:
+            return self.args.imgsz
+        part = min(1.0, epoch / max(1.0, 0.75 * self.epochs))
+        return round((first + (self.args.imgsz - first) * part) / self.stride) * self.stride
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        self.ema.decay = _ramp(self.settings.ema_tau)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_model(self) -> bool:
+        """After each epoch: averaged weights, and the side-car that a resumed run starts from."""
+        network = self.ema.ema
+        self.save_weights(network, self.save_dir / "last.safetensors")
+        if self.best_fitness == self.fitness:
+            self.save_weights(network, self.save_dir / "best.safetensors")
+        state = {
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "best_fitness": float(self.best_fitness),
+            "model": _plain(self.model).state_dict(),
+            "ema": network.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.last_epoch,
+            "scaler": self.scaler.state_dict(),
+            "random": random_states(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.state_path, buffer.getvalue())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.plot_metrics()
+        return True
+
+    def resume_training(self, ckpt: Any) -> None:
+        if not self.take_up:
+            return
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TrainingError(f"{self.state_path}: damaged side-car ({error})") from None
+        if state["epoch"] + 1 >= self.epochs:
+            raise TrainingError(f"{self.state_path}: all {self.epochs} epochs are done already")
+        _plain(self.model).load_state_dict(state["model"])
+        self.ema.ema.load_state_dict(state["ema"])
+        self.ema.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best_fitness = state["best_fitness"]
+        self.start_epoch = state["epoch"] + 1
+        restore_random_states(state["random"])
+        log.info("resuming after epoch %d of %d", self.start_epoch, self.epochs)
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        if self.loss is not None and not self.loss.isfinite():
+            raise TrainingError(
+                f"the loss became {self.loss.item()} in epoch {epoch + 1}; lower the rate and "
+                f"resume from the epoch before it with --resume"
+            )
+        return False
+
+    def final_eval(self) -> None:
+        """Nothing: each epoch was measured on the tuning pictures already."""
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network inside a DistributedDataParallel wrapper."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def _ramp(tau: float) -> Callable[[int], float]:
+    """Decay of the average: small at first, 0.9999 in the end, as ultralytics ramps it."""
+    return lambda updates: 0.9999 * (1 - np.exp(-updates / tau))
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, numpy's and torch's generators, as values safe to load."""
+    name, keys, *rest = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Undo `random_states`."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def averaged(network: nn.Module) -> nn.Module:
+    """A detached float32 copy on the CPU, contiguous, for saving."""
+    return copy.deepcopy(network).float().cpu().to(memory_format=torch.contiguous_format)

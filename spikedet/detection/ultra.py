@@ -1,0 +1,33 @@
+"""The one door to ultralytics: import it with everything closed that we do not want.
+
+torch is imported first (the other order leaves one CPU thread); no settings folder of the user's is
+read or written, nothing is installed, fetched or reported.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("YOLO_VERBOSE", "false")
+os.environ["YOLO_CONFIG_DIR"] = str(Path(tempfile.gettempdir()) / f"spikedet-{os.getuid()}")
+Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, exist_ok=True)
+_threads = torch.get_num_threads()
+
+from ultralytics.utils import SETTINGS  # noqa: E402
+
+torch.set_num_threads(_threads)
+SETTINGS.update(sync=False)
+
+from ultralytics.data.dataset import YOLODataset  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+from ultralytics.nn.modules import Conv, Detect  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+
+__all__ = ["Conv", "Detect", "DetectionModel", "DetectionTrainer", "YOLODataset"]

@@ -1,0 +1,47 @@
+"""Exceptions for what a user can put right: one clear sentence and an exit code each."""
+
+from __future__ import annotations
+
+
+class SpikedetError(Exception):
+    """Base of all errors with a sentence meant for the user.
+
+    The sentence names the offending value and what would be right. `cli.run` prints it and exits
+    with `exit_code`; anything else that is raised is a bug and keeps its traceback.
+    """
+
+    exit_code = 1
+
+
+class UsageError(SpikedetError):
+    """An argument or a combination of arguments that makes no sense."""
+
+    exit_code = 2
+
+
+class DataError(SpikedetError):
+    """A data set or an annotation that is missing, damaged or contradicts itself."""
+
+    exit_code = 3
+
+
+class PictureError(DataError):
+    """A picture that is missing, truncated or not a picture."""
+
+
+class WeightsError(SpikedetError):
+    """A weights file that is missing, damaged or of another kind."""
+
+    exit_code = 4
+
+
+class ConversionError(SpikedetError):
+    """A network that holds an operation which has no spiking counterpart."""
+
+    exit_code = 5
+
+
+class TrainingError(SpikedetError):
+    """A training run that cannot start, resume or go on."""
+
+    exit_code = 6
