@@ -10,8 +10,21 @@ import yaml
 from torch import Tensor
 
 from spikedet import checkpoint
-from spikedet.detection.ultra import DetectionModel
+from spikedet.detection.ultra import Detect, DetectionModel
 from spikedet.errors import UsageError, WeightsError
+
+
+class Head(Detect):
+    """Ultralytics' detection head, taking the batch size from its outputs and not its inputs.
+
+    A spiking network's features are [T*B, C, H, W] while its readouts are [B, ...].
+    """
+
+    def forward_head(self, x, box_head=None, cls_head=None):
+        boxes = [branch(f).flatten(2) for branch, f in zip(box_head, x, strict=True)]
+        scores = [branch(f).flatten(2) for branch, f in zip(cls_head, x, strict=True)]
+        features = [f[: len(boxes[0])] for f in x]  # only their shapes are read
+        return {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": features}
 
 
 class Detector(DetectionModel):
@@ -22,6 +35,10 @@ class Detector(DetectionModel):
     """
 
     autocast_cpu = True
+
+    def __init__(self, description: dict[str, Any], classes: int):
+        super().__init__(description, nc=classes, verbose=False)
+        self.model[-1].__class__ = Head
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...)."""
@@ -68,7 +85,7 @@ def read_description(path: Path, width: str | None = None) -> dict[str, Any]:
 
 def build(description: dict[str, Any], classes: int) -> Detector:
     """A network with fresh weights from its description."""
-    return Detector(dict(description), nc=classes, verbose=False)
+    return Detector(dict(description), classes)
 
 
 def load_backbone(network: Detector, path: Path) -> None:

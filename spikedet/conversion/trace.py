@@ -1,0 +1,326 @@
+"""Record every operation of one forward pass, to convert what runs and not what was declared.
+
+A functional `F.relu`, a soft-max inside a block or a module called twice do not show in
+`network.named_modules()`; they show here. The record is a list of calls that can be run again,
+piece by piece, which is how calibration advances one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from spikedet.conversion.quantize import QuantClip
+from spikedet.errors import ConversionError
+from spikedet.neurons.layers import IFNeuron
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, QuantClip, IFNeuron)
+# Linear in their input, the same for a rate as for spikes.
+LINEAR = (
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.Flatten,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.ZeroPad2d,
+)
+LEAVES = WEIGHTED + NORMS + ACTIVATIONS + LINEAR
+
+LINEAR_FUNCTIONS = {
+    torch.cat,
+    torch.flatten,
+    torch.add,
+    torch.chunk,
+    torch.split,
+    torch.reshape,
+    torch.permute,
+    torch.mean,
+    torch.unflatten,
+    torch.concat,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__iadd__,
+    Tensor.__radd__,
+    Tensor.flatten,
+    Tensor.view,
+    Tensor.reshape,
+    Tensor.permute,
+    Tensor.transpose,
+    Tensor.contiguous,
+    Tensor.chunk,
+    Tensor.split,
+    Tensor.mean,
+    Tensor.unflatten,
+    Tensor.squeeze,
+    Tensor.unsqueeze,
+    Tensor.__getitem__,
+    F.adaptive_avg_pool2d,
+    F.avg_pool2d,
+    F.pad,
+    F.dropout,
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The result of an earlier call, or the input (number 0)."""
+
+    number: int
+
+
+@dataclass
+class Call:
+    """One recorded operation.
+
+    Attributes:
+        where: Name of the module that was called, or of the one that called a function.
+        module: The module, or None for a function.
+        function: What to call.
+        args, kwargs: Arguments, tensors replaced by `Slot`.
+        result: The result in the same way.
+    """
+
+    where: str
+    module: nn.Module | None
+    function: Callable
+    args: Any
+    kwargs: Any
+    result: Any
+
+    @property
+    def inputs(self) -> list[int]:
+        """Numbers of the slots it reads."""
+        return list(slots((self.args, self.kwargs)))
+
+
+@dataclass
+class Trace:
+    """All calls of one forward pass, in order.
+
+    Attributes:
+        calls: The calls.
+        output: The network's output, tensors replaced by `Slot`.
+        shapes: Shape of the tensor in each slot.
+    """
+
+    calls: list[Call]
+    output: Any
+    shapes: dict[int, torch.Size]
+
+    def of(self, kinds: tuple[type, ...]) -> list[Call]:
+        """Calls of modules of the given kinds."""
+        return [call for call in self.calls if isinstance(call.module, kinds)]
+
+    def readouts(self) -> list[Call]:
+        """Weighted layers from which no neuron is reached."""
+        fed: set[int] = set()  # slots from which a neuron is reached through linear operations
+        last = []
+        for call in reversed(self.calls):
+            out = set(slots(call.result))
+            if isinstance(call.module, ACTIVATIONS):
+                fed.update(call.inputs)
+            elif out & fed:
+                fed.update(call.inputs)
+            elif isinstance(call.module, WEIGHTED):
+                last.append(call)
+        return last[::-1]
+
+    def constant(self) -> list[Call]:
+        """Weighted layers whose input is the picture itself: no neuron lies before them."""
+        spiking: set[int] = set()
+        first = []
+        for call in self.calls:
+            if isinstance(call.module, ACTIVATIONS) or spiking & set(call.inputs):
+                spiking.update(slots(call.result))
+            elif isinstance(call.module, WEIGHTED):
+                first.append(call)
+        return first
+
+
+def slots(value: Any) -> Iterator[int]:
+    """Slot numbers in a nested value."""
+    if isinstance(value, Slot):
+        yield value.number
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from slots(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from slots(item)
+
+
+def fill(value: Any, tensors: dict[int, Tensor]) -> Any:
+    """A nested value with its slots replaced by tensors."""
+    if isinstance(value, Slot):
+        return tensors[value.number]
+    if isinstance(value, dict):
+        return {key: fill(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(fill(item, tensors) for item in value)
+    return value
+
+
+def store(result: Any, value: Any, tensors: dict[int, Tensor]) -> None:
+    """Put what a call returned into the slots of its recorded result."""
+    if isinstance(result, Slot):
+        tensors[result.number] = value
+    elif isinstance(result, dict):
+        for key, item in result.items():
+            store(item, value[key], tensors)
+    elif isinstance(result, list | tuple):
+        for item, part in zip(result, value, strict=True):
+            store(item, part, tensors)
+
+
+def trace(network: nn.Module, example: Tensor, strict: bool = True) -> Trace:
+    """Record one forward pass without gradients.
+
+    Args:
+        network: Any network; its forward runs as it is.
+        example: Input [B, C, H, W] of the shape that will be used.
+        strict: Refuse operations that have no spiking counterpart.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConversionError: Names the operation that cannot be converted, and where it is.
+    """
+    recorder = _Recorder(strict)
+    recorder.adopt(example)
+    with torch.no_grad(), recorder.listening(network), recorder:
+        output = network(example)
+    return Trace(recorder.calls, recorder.replace(output), recorder.shapes)
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, strict: bool):
+        super().__init__()
+        self.strict = strict
+        self.calls: list[Call] = []
+        self.shapes: dict[int, torch.Size] = {}
+        self.numbers: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # an id is unique only while its tensor lives
+        self.path: list[str] = []
+        self.inside_leaf = False
+
+    def adopt(self, tensor: Tensor) -> Slot:
+        self.numbers[id(tensor)] = number = len(self.alive)
+        self.alive.append(tensor)
+        self.shapes[number] = tensor.shape
+        return Slot(number)
+
+    def replace(self, value: Any, new: bool = False) -> Any:
+        """Tensors -> slots; a tensor of unknown origin stays unless it is `new`."""
+        if isinstance(value, Tensor):
+            if id(value) in self.numbers:
+                return Slot(self.numbers[id(value)])
+            return self.adopt(value) if new else value
+        if isinstance(value, dict):
+            return {key: self.replace(item, new) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.replace(item, new) for item in value)
+        return value
+
+    def record(self, where: str, module, function, args, kwargs, result) -> None:
+        seen = self.replace(args), self.replace(kwargs)
+        if any(True for _ in slots(seen)) and _has_tensor(result):
+            self.calls.append(
+                Call(where, module, function, *seen, self.replace(result, new=True))
+            )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.inside_leaf or not _has_tensor(result):
+            return result
+        where = self.path[-1] if self.path else "the network"
+        if any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
+            if self.strict and func not in LINEAR_FUNCTIONS and not _nearest(func, kwargs):
+                name = resolve_name(func) or getattr(func, "__name__", str(func))
+                raise ConversionError(
+                    f"{where}: the function {name} has no spiking counterpart; use a module of "
+                    f"{_names(ACTIVATIONS[:2])}, or linear operations, instead"
+                )
+            self.record(where, None, func, args, kwargs, result)
+        return result
+
+    @contextmanager
+    def listening(self, network: nn.Module) -> Iterator[None]:
+        """Wrap every module's forward: leaves are recorded whole, others give their names."""
+        names: dict[nn.Module, str] = {}
+        for name, module in network.named_modules():
+            names.setdefault(module, name or type(network).__name__)
+        for module, name in names.items():
+            module.forward = self.wrap(module, name, module.forward)
+        try:
+            yield
+        finally:
+            for module in names:
+                del module.forward
+
+    def wrap(self, module: nn.Module, name: str, forward: Callable) -> Callable:
+        leaf = isinstance(module, LEAVES)
+
+        def wrapped(*args, **kwargs):
+            if self.inside_leaf:
+                return forward(*args, **kwargs)
+            if not leaf:
+                self.refuse_unknown(module, name)
+                self.path.append(name)
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    self.path.pop()
+            if isinstance(module, nn.Upsample) and module.mode != "nearest" and self.strict:
+                raise ConversionError(
+                    f"{name}: up-sampling by {module.mode} makes values between spikes; "
+                    "use mode='nearest'"
+                )
+            self.inside_leaf = True
+            try:
+                result = forward(*args, **kwargs)
+            finally:
+                self.inside_leaf = False
+            self.record(name, module, module, args, kwargs, result)
+            return result
+
+        return wrapped
+
+    def refuse_unknown(self, module: nn.Module, name: str) -> None:
+        """A torch layer of another kind (an attention block, a sigmoid) is named."""
+        own = type(module).__module__.startswith("torch.nn.modules")
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        if self.strict and own and not isinstance(module, containers):
+            raise ConversionError(
+                f"{name}: {type(module).__name__} has no spiking counterpart; activations that "
+                f"have one are {_names(ACTIVATIONS[:2])}"
+            )
+
+
+def _nearest(func: Callable, kwargs: dict) -> bool:
+    return func is F.interpolate and kwargs.get("mode", "nearest") == "nearest"
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_tensor(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_tensor(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)

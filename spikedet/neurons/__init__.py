@@ -1,0 +1,1 @@
+"""Spiking neurons: dynamics as pure functions, and modules that hold their parameters."""

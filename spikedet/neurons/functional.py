@@ -1,0 +1,119 @@
+"""Dynamics of integrate-and-fire neurons as pure functions: (current, potential) -> (spikes, potential).
+
+    u[t] = u[t-1] + v[t]            integrate            (eq 2)
+    s[t] = 1 if u[t] >= theta else 0   fire              (eq 3)
+    u[t] = u[t] - theta s[t]        soft reset           (eq 4)
+
+The surrogate gradient of the step (eq 20) is written in the normalised potential u / theta, a
+rectangle of width `alpha` and area 1 around the threshold:
+
+    h = ds/du = 1 / (alpha theta)   where |u / theta - 1| < alpha / 2, else 0
+
+so the gradient that passes one step (eq 21) is du[t]/du[t-1] = 1 - theta h; the reset is part of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def integrate_and_fire(
+    current: Tensor, potential: Tensor, threshold: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Run neurons over `steps` time steps; no gradient.
+
+    Args:
+        current: Input currents v, time-major [T*B, C, ...], or [B, C, ...] for a current that is
+            the same in every step.
+        potential: Membrane potentials u before the first step, [B, C, ...] float32. Not modified.
+        threshold: Firing thresholds theta > 0, a scalar or broadcastable to [B, C, ...], float32.
+        steps: T.
+
+    Returns:
+        Spikes 0/1 [T*B, C, ...] in the dtype of `current`, and the potentials after the last step.
+    """
+    batch = len(potential)
+    constant = len(current) == batch
+    shape = (steps * batch, *current.shape[1:])
+    layout = memory_format(current)
+    spikes = torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=layout)
+    u = potential.clone()
+    for t in range(steps):
+        now = slice(t * batch, (t + 1) * batch)
+        u += current if constant else current[now]
+        torch.ge(u, threshold, out=spikes[now])
+        u.addcmul_(spikes[now], threshold, value=-1)
+    return spikes, u
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """`integrate_and_fire` with the surrogate gradient; threshold gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, potential: Tensor, threshold: Tensor, steps: int, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        batch = len(potential)
+        ctx.constant, ctx.steps, ctx.alpha = len(current) == batch, steps, alpha
+        shape = (steps * batch, *current.shape[1:])
+        layout = memory_format(current)
+        spikes = torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=layout)
+        near = torch.empty(shape, dtype=torch.bool, device=current.device, memory_format=layout)
+        low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
+        u = potential.clone()
+        for t in range(steps):
+            now = slice(t * batch, (t + 1) * batch)
+            u += current if ctx.constant else current[now]
+            torch.logical_and(u > low, u < high, out=near[now])
+            torch.ge(u, threshold, out=spikes[now])
+            u.addcmul_(spikes[now], threshold, value=-1)
+        ctx.save_for_backward(near, threshold)
+        ctx.current_dtype = current.dtype
+        return spikes, u
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
+        near, threshold = ctx.saved_tensors
+        batch = len(near) // ctx.steps
+        slope = 1 / (ctx.alpha * threshold)
+        passed = 1 / ctx.alpha  # theta h inside the window
+        grad = grad_u.float().clone()
+        grad_current = None if ctx.constant else torch.empty_like(near, dtype=torch.float32)
+        total = torch.zeros_like(grad) if ctx.constant else None
+        for t in reversed(range(ctx.steps)):
+            now = slice(t * batch, (t + 1) * batch)
+            inside = near[now]
+            # dL/du = h dL/ds + (1 - theta h) dL/du[t]
+            grad = torch.where(inside, grad * (1 - passed) + grad_spikes[now] * slope, grad)
+            if total is not None:
+                total += grad
+            else:
+                grad_current[now] = grad
+        grad_current = total if total is not None else grad_current
+        return grad_current.to(ctx.current_dtype), grad, None, None, None
+
+
+def integrate_and_fire_surrogate(
+    current: Tensor, potential: Tensor, threshold: Tensor, steps: int, alpha: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`integrate_and_fire` that can be trained by back-propagation through time (eq 20, 21).
+
+    Args:
+        current, potential, threshold, steps: As for `integrate_and_fire`. Gradients reach the
+            currents and the initial potentials; the threshold is a constant.
+        alpha: Width of the surrogate's window in units of the threshold.
+
+    Returns:
+        Spikes and final potentials, equal to those of `integrate_and_fire`.
+    """
+    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha)
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Layout in which results are allocated, so that convolutions need not convert."""
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

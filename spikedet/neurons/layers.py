@@ -1,0 +1,146 @@
+"""Spiking neurons as modules: they hold threshold and initial potential, and unfold time.
+
+Between layers time is folded into the batch, [T*B, C, ...], time-major. Only these modules know T.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.neurons.functional import (
+    integrate_and_fire,
+    integrate_and_fire_surrogate,
+    memory_format,
+)
+
+
+class IFNeuron(nn.Module):
+    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1.
+
+    The network around it calls `start` before each pass; potentials live from there to the end of
+    the pass and never longer.
+
+    Args:
+        threshold: Firing threshold theta > 0, scalar (one a layer) or [C] (one a channel).
+        initial: Potential before the first step [C] or [C, H, W]; theta / 2 when None, which makes
+            the rate of a constant current equal to round-half-up (eq 16).
+
+    Shape:
+        current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
+    """
+
+    def __init__(self, threshold: Tensor, initial: Tensor | None = None):
+        super().__init__()
+        threshold = threshold.detach().float()
+        if not bool((threshold > 0).all()):
+            raise ValueError(f"thresholds must be positive, not {threshold.min().item()}")
+        self.register_buffer("threshold", threshold.clone())
+        if initial is None:
+            initial = threshold / 2
+        self.initial = nn.Parameter(initial.detach().float().clone())
+        self.alpha = 1.0
+        self.steps, self.batch = 1, 1
+        self.potential: Tensor | None = None
+        self.spike_sum: Tensor | None = None
+        self.spike_size = 0
+
+    def start(self, batch: int) -> None:
+        """Forget the last pass; the next calls belong to `batch` new pictures."""
+        self.batch, self.potential = batch, None
+
+    def forward(self, current: Tensor) -> Tensor:
+        threshold = _per_channel(self.threshold, current.ndim)
+        potential = self.potential
+        if potential is None:
+            initial = _per_channel(self.initial, current.ndim)
+            shape = (self.batch, *current.shape[1:])
+            potential = initial.expand(shape).contiguous(memory_format=memory_format(current))
+        if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
+            spikes, potential = integrate_and_fire_surrogate(
+                current, potential, threshold, self.steps, self.alpha
+            )
+        else:
+            spikes, potential = integrate_and_fire(current, potential, threshold, self.steps)
+        self.potential = potential
+        if self.spike_sum is not None:
+            self.spike_sum += spikes.sum(dtype=torch.float64)
+            self.spike_size += spikes.numel()
+        return spikes
+
+    def count_spikes(self, on: bool) -> None:
+        """Start counting spikes from zero, or stop."""
+        device = self.threshold.device
+        self.spike_sum = torch.zeros((), dtype=torch.float64, device=device) if on else None
+        self.spike_size = 0
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold.mean().item():.3g}"
+
+
+class Readout(nn.Module):
+    """A linear layer without a neuron: computed once, on the mean of its input over time.
+
+    Shape:
+        spikes [T*B, C, ...] -> mean input potential [B, K, ...]
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.batch = 1
+
+    def start(self, batch: int) -> None:
+        """The next call belongs to `batch` new pictures."""
+        self.batch = batch
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        steps = len(spikes) // self.batch
+        if steps > 1:
+            spikes = spikes.unflatten(0, (steps, self.batch)).mean(0)
+        return self.layer(spikes)
+
+
+class ConstantInput(nn.Module):
+    """A layer before the first neuron: its input is the same in every step, so it runs once.
+
+    Shape:
+        [B, C, ...] -> [B, K, ...]
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.result: Tensor | None = None
+
+    def start(self, batch: int) -> None:
+        """Forget the last pass."""
+        self.result = None
+
+    def forward(self, analog: Tensor) -> Tensor:
+        if self.result is None:
+            self.result = self.layer(analog)
+        return self.result
+
+
+class CalledInTurn(nn.Module):
+    """One module called at several places of a network: another neuron at each call."""
+
+    def __init__(self, neurons: list[nn.Module]):
+        super().__init__()
+        self.neurons = nn.ModuleList(neurons)
+        self.turn = 0
+
+    def forward(self, current: Tensor) -> Tensor:
+        neuron = self.neurons[self.turn]
+        self.turn = (self.turn + 1) % len(self.neurons)
+        return neuron(current)
+
+
+def _per_channel(value: Tensor, ndim: int) -> Tensor:
+    """Scalar, [C] or [C, H, W] -> broadcastable to [B, C, ...] of `ndim` dimensions."""
+    if value.ndim == 1:
+        return value.view(1, -1, *[1] * (ndim - 2))
+    return value
+
+
