@@ -22,6 +22,7 @@ from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 
 FORMAT = "spikedet-1"
+FULL_PRECISION = ("threshold", "initial")
 STAGES = ("float", "qc", "snn")
 
 
@@ -62,7 +63,8 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     for name, tensor in checkpoint.tensors.items():
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
-            tensor = tensor.to(torch.float16 if half and tensor.ndim > 1 else torch.float32)
+            exact = tensor.ndim < 2 or name.endswith(FULL_PRECISION)
+            tensor = tensor.to(torch.float32 if exact or not half else torch.float16)
         tensors[name] = tensor.contiguous().clone()
     header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
     metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}

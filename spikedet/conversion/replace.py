@@ -125,11 +125,14 @@ def make_spiking(network: nn.Module, example: Tensor) -> None:
     Raises:
         ConversionError: Names what cannot be converted.
     """
-    replace_activations(
-        network,
-        trace(network, example),
-        lambda _, quantiser: IFNeuron(quantiser.threshold.abs().clamp(min=1e-6)),
-    )
+    record = trace(network, example)
+    channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
+
+    def neuron(name: str, quantiser: nn.Module) -> IFNeuron:
+        threshold = quantiser.threshold.abs().clamp(min=1e-6)
+        return IFNeuron(threshold, (threshold / 2).expand(channels[name]))
+
+    replace_activations(network, record, neuron)
     record = trace(network, example)
     fold_thresholds(network, record)
     for call in record.constant():

@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet import checkpoint
+from spikedet.conversion.fold import fold_batch_norm
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import make_spiking, quantize, separate_activations
+from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.detection.ultra import Detect, DetectionModel
 from spikedet.errors import UsageError, WeightsError
 
@@ -86,6 +90,112 @@ def read_description(path: Path, width: str | None = None) -> dict[str, Any]:
 def build(description: dict[str, Any], classes: int) -> Detector:
     """A network with fresh weights from its description."""
     return Detector(dict(description), classes)
+
+
+class Runner:
+    """A detection network of any stage, ready to run.
+
+    Attributes:
+        network: The module that computes raw head outputs; a `SpikingNetwork` for `snn`.
+        stage: `float`, `qc` or `snn`.
+        T: Time steps the weights were made for, None for `float`.
+        names: Class names.
+        imgsz: Input side in pixels.
+    """
+
+    def __init__(self, network: nn.Module, head: Head, made: checkpoint.Checkpoint):
+        self.network, self.head = network, head
+        self.stage, self.T = made.stage, made.T
+        self.names, self.imgsz = tuple(made.names), made.imgsz
+
+    def to(self, device: str) -> Runner:
+        """Move to a device."""
+        self.network.to(device)
+        return self
+
+    def raw(self, pictures: Tensor, T: int | None = None) -> dict[str, Any]:
+        """Head outputs before decoding: boxes [B, 4 R, A], scores [B, C, A] (logits), feats."""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        if self.stage == "snn":
+            return self.network(pictures, T)
+        return self.network(pictures)
+
+    def decode(self, raw: dict[str, Any]) -> Tensor:
+        """Raw head outputs -> [B, 4 + C, A]."""
+        return self.head._inference(raw)
+
+    def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
+        """Boxes and class scores of every anchor.
+
+        Args:
+            pictures: [B, 3, S, S] float32 RGB in 0..1.
+            T: Time steps of a spiking network, its own by default.
+
+        Returns:
+            [B, 4 + C, A]: centre x, centre y, width, height in input pixels, scores in 0..1.
+        """
+        return self.decode(self.raw(pictures, T))
+
+
+def restore(made: checkpoint.Checkpoint) -> Runner:
+    """Rebuild the network of a checkpoint.
+
+    Raises:
+        WeightsError: The tensors do not fit the description in the file.
+    """
+    if made.task != "detection":
+        raise WeightsError(f"these weights are for {made.task}; expected weights of a detector")
+    network = bare(made)
+    head = network.model[-1]
+    example = torch.zeros(1, 3, 64, 64)
+    if made.stage == "float":
+        fold_batch_norm(network, example)
+    network.to(memory_format=torch.channels_last)
+    if made.stage == "snn":
+        return Runner(SpikingNetwork(network, made.T), head, made)
+    return Runner(network, head, made)
+
+
+def bare(made: checkpoint.Checkpoint) -> Detector:
+    """The module of a checkpoint in evaluation mode, its head returning raw outputs."""
+    try:
+        network = build(made.model, len(made.names))
+    except Exception as error:
+        raise WeightsError(f"the network description in the weights is damaged: {error}") from None
+    network.eval()
+    raw_outputs(network)
+    if made.stage != "float":
+        example = torch.zeros(1, 3, 64, 64)
+        prepare(network, example)
+        record = trace(network, example)
+        ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
+        quantize(network, record, ones, made.T)
+        if made.stage == "snn":
+            make_spiking(network, example)
+    for name, module in network.named_modules():
+        for key in ("threshold", "initial"):  # one a layer, a channel or a neuron
+            stored = made.tensors.get(f"{name}.{key}")
+            if stored is not None and hasattr(module, key):
+                getattr(module, key).data = torch.empty_like(stored)
+    try:
+        network.load_state_dict(made.tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"tensors do not fit the network description: {reason}") from None
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
+def prepare(network: Detector, example: Tensor) -> None:
+    """Fold batch norm and separate the activations, in place: ready for `quantize`."""
+    fold_batch_norm(network, example)
+    separate_activations(network, example)
+
+
+def raw_outputs(network: Detector) -> None:
+    """Let the head return its outputs before decoding, as it does while training."""
+    network.model[-1].training = True
 
 
 def load_backbone(network: Detector, path: Path) -> None:

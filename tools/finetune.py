@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Stage I: fold batch norm, quantise and clip the activations, fine-tune with the detection loss.
+
+    tools/finetune.py --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
+
+Thresholds start at the least quantisation error on training pictures and are trained in a group of
+their own without decay. --resume goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikedet import cli  # noqa: E402
+
+DEFAULTS = {"epochs": 4, "rate": 0.002, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="float checkpoint")
+    parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
+    parser.add_argument("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
+    cli.add_training_arguments(parser, **DEFAULTS)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from spikedet import checkpoint
+    from spikedet.detection import stages
+    from spikedet.detection.data import read_voc, split_off_tuning
+
+    made = checkpoint.load(args.weights)
+    samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
+    train, tune = split_off_tuning(samples, args.tuning)
+    settings = cli.training_settings(args)
+    settings.imgsz = made.imgsz
+    stages.finetune(
+        made,
+        train,
+        tune,
+        args.T,
+        args.out,
+        settings,
+        noise=args.noise,
+        resume=args.resume,
+        origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
