@@ -102,6 +102,12 @@ def load_plain(path: Path) -> dict[str, Tensor]:
     return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
 
 
+def save_plain(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors without a header, atomically; for parts of a network."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(Path(path), save_tensors(contiguous))
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

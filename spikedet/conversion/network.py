@@ -74,6 +74,24 @@ class SpikingNetwork(nn.Module):
         finally:
             self.reset(0)
 
+    def rate_gradient(self, pictures: Tensor, T: int | None = None) -> Any:
+        """`forward` whose gradient goes through the firing rates (see `rate_through`).
+
+        The network is simulated over T steps without gradients; then every layer runs once more on
+        the mean of what it received, which, between the neurons, is the same by linearity.
+        """
+        T = self.T if T is None else T
+        for neuron in self._neurons:
+            neuron.keep_rates()
+        with torch.no_grad():
+            self(pictures, T)
+        for neuron in self._neurons:
+            neuron.go_through(T)
+        self.reset(len(pictures))
+        output = self.network(pictures)
+        self.reset(0)
+        return output
+
     def reset(self, batch: int) -> None:
         """Forget all potentials; the next pass has `batch` pictures."""
         for module in self._timed:
@@ -88,7 +106,7 @@ class SpikingNetwork(nn.Module):
 
     def spike_rate(self) -> float:
         """Spikes per neuron and step since `count_spikes`, over all layers."""
-        total = sum(float(neuron.spike_sum) for neuron in self._neurons)
+        total = sum(neuron.spike_sum.item() for neuron in self._neurons)
         return total / max(1, sum(neuron.spike_size for neuron in self._neurons))
 
 

@@ -105,9 +105,7 @@ def quantize(
     network: nn.Module, record: Trace, thresholds: dict[str, Tensor], steps: int, noise: float = 0.1
 ) -> None:
     """Stage I: put a `QuantClip` in place of every activation."""
-    replace_activations(
-        network, record, lambda name, _: QuantClip(thresholds[name], steps, noise)
-    )
+    replace_activations(network, record, lambda name, _: QuantClip(thresholds[name], steps, noise))
 
 
 @torch.no_grad()

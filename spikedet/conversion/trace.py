@@ -237,9 +237,7 @@ class _Recorder(TorchFunctionMode):
     def record(self, where: str, module, function, args, kwargs, result) -> None:
         seen = self.replace(args), self.replace(kwargs)
         if any(True for _ in slots(seen)) and _has_tensor(result):
-            self.calls.append(
-                Call(where, module, function, *seen, self.replace(result, new=True))
-            )
+            self.calls.append(Call(where, module, function, *seen, self.replace(result, new=True)))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +26,40 @@ def batches(
     for start in range(0, len(samples), batch):
         fitted = [letterbox(read_picture(s.path), side) for s in samples[start : start + batch]]
         yield torch.stack([picture for picture, _ in fitted]), [box for _, box in fitted]
+
+
+def augmented(
+    samples: Sequence[Sample], side: int, batch: int, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Endless training batches with ultralytics' augmentation, without mosaic.
+
+    Yields:
+        `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls`, `bboxes` as its loss
+        takes them.
+    """
+    from spikedet.detection.train import SampleDataset
+    from spikedet.detection.ultra import training_options
+
+    data = {"names": {}, "channels": 3}
+    dataset = SampleDataset(
+        list(samples),
+        imgsz=side,
+        augment=True,
+        hyp=training_options(overrides={"mosaic": 0.0}),
+        batch_size=batch,
+        data=data,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=1,
+        collate_fn=SampleDataset.collate_fn,
+        generator=generator,
+    )
+    while True:
+        for taken in loader:
+            taken["img"] = taken["img"].float() / 255
+            yield taken

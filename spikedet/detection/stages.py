@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from spikedet.checkpoint import Checkpoint, save
-from spikedet.conversion.replace import estimate_thresholds, quantize
+from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.distill import distill
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection.data import Sample
-from spikedet.detection.loader import batches, pick
-from spikedet.detection.model import Detector, bare, prepare
+from spikedet.detection.loader import augmented, batches, pick
+from spikedet.detection.model import Detector, as_float, bare, prepare
 from spikedet.detection.settings import Settings
 from spikedet.errors import WeightsError
 
@@ -27,12 +34,12 @@ def expect_stage(made: Checkpoint, *stages: str) -> None:
         WeightsError: Says what it is and what was expected.
     """
     if made.stage not in stages:
-        raise WeightsError(f"these are {made.stage} weights; expected {' or '.join(stages)} weights")
+        raise WeightsError(
+            f"these are {made.stage} weights; expected {' or '.join(stages)} weights"
+        )
 
 
-def quantized(
-    made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1
-) -> Detector:
+def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1) -> Detector:
     """A float checkpoint with quantise-clip activations, thresholds estimated on `samples`."""
     expect_stage(made, "float")
     network = bare(made)
@@ -85,3 +92,151 @@ def finetune(
         )
 
     Trainer(network, train, tune, made.names, out, settings, write, resume).train()
+
+
+@dataclass
+class Plan:
+    """How much stage II does to a detector.
+
+    Attributes:
+        layers: Layer-wise calibration.
+        pictures, held: Training pictures to fit, and others to judge each layer by.
+        batch: Pictures that go through a layer at once.
+        end_to_end: Steps of the end-to-end pass, 0 for none.
+        end_batch: Pictures a step of it.
+        end_rate: Its relative learning rate.
+        truth: Weight of the detection loss on the annotated boxes beside the distillation.
+        seed: Which pictures are drawn.
+    """
+
+    layers: Options = field(default_factory=Options)
+    pictures: int = 256
+    held: int = 64
+    batch: int = 8
+    end_to_end: int = 400
+    end_batch: int = 8
+    end_rate: float = 5e-3
+    truth: float = 1.0
+    seed: int = 0
+
+
+def copied(made: Checkpoint) -> Detector:
+    """Spiking network with the weights and thresholds of stage I, nothing calibrated."""
+    expect_stage(made, "qc")
+    network = bare(made)
+    make_spiking(network, torch.zeros(1, 3, 64, 64))
+    return network.to(memory_format=torch.channels_last)
+
+
+def copied_from_float(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
+    """The simplest conversion: float weights, thresholds from pictures, no fine-tuning at all."""
+    network = quantized(made, samples, T)
+    make_spiking(network, torch.zeros(1, 3, 64, 64))
+    state = network.state_dict()
+    return Checkpoint("snn", "detection", made.model, made.names, made.imgsz, state, T, {})
+
+
+def layer_wise(
+    made: Checkpoint,
+    network: Detector,
+    samples: Sequence[Sample],
+    plan: Plan,
+    report: Callable[[LayerReport, int, int], None] | None = None,
+) -> list[LayerReport]:
+    """Stage II, layer by layer (eq 16-21), in place.
+
+    Args:
+        made: Stage-I checkpoint.
+        network: The spiking network made from it.
+        samples: Training samples.
+        plan: How much is done.
+        report: Called after each layer.
+    """
+    chosen = pick(samples, plan.pictures + plan.held, plan.seed)
+    pictures = [
+        batch.contiguous(memory_format=torch.channels_last)
+        for batch, _ in batches(chosen, made.imgsz, plan.batch)
+        if len(batch) == plan.batch
+    ]
+    held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
+    quantised = bare(made).to(memory_format=torch.channels_last)
+    return calibrate(
+        quantised, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
+    )
+
+
+def end_to_end(
+    made: Checkpoint,
+    network: Detector,
+    samples: Sequence[Sample],
+    plan: Plan,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Distil the stage-I network into the spiking one, whole, in place.
+
+    Args:
+        made: Stage-I checkpoint, the teacher.
+        network: The calibrated spiking network.
+        samples: Training samples, augmented by scale, shift and mirror.
+        plan: How much is done.
+        on_step: Called with the step and its loss.
+    """
+    teacher = bare(made).to(memory_format=torch.channels_last)
+    spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
+    network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        pictures = batch["img"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = teacher(pictures)
+            found = spiking(pictures)
+        wanted, found = as_float(wanted), as_float(found)
+        total = distillation_loss(found, wanted)
+        if plan.truth:
+            total = total + plan.truth * network.loss(batch, found)[0].sum() / len(pictures)
+        return total
+
+    distill(
+        spiking,
+        augmented(samples, made.imgsz, plan.end_batch, plan.seed),
+        loss,
+        steps=plan.end_to_end,
+        rate=plan.end_rate,
+        on_step=on_step,
+    )
+
+
+def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """How far raw head outputs are from a teacher's, weighted as the detection loss weights them.
+
+    Class scores: binary cross-entropy against the teacher's. Box edges: Kullback-Leibler
+    divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
+
+    Args:
+        found, wanted: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
+    """
+    score = wanted["scores"].sigmoid()
+    weight = score.amax(1)  # [B, A]
+    mass = weight.sum().clamp(min=1)
+    classes = F.binary_cross_entropy_with_logits(found["scores"], score, reduction="sum")
+    entropy = F.binary_cross_entropy_with_logits(wanted["scores"], score, reduction="sum")
+    edges = [output["boxes"].unflatten(1, (4, -1)).log_softmax(2) for output in (found, wanted)]
+    apart = F.kl_div(*edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
+    return (classes - entropy) / mass + (apart * weight).sum() / mass
+
+
+def spiking_checkpoint(made: Checkpoint, network: Detector, origin: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of the spiking network that was made from a stage-I checkpoint."""
+    state = network.state_dict()
+    return Checkpoint("snn", "detection", made.model, made.names, made.imgsz, state, made.T, origin)
+
+
+def finished(folder: Path, resume: bool) -> bool:
+    """Whether the stage-I run in `folder` has done all its epochs (only asked when resuming)."""
+    from spikedet.detection.train import epochs_done
+
+    if not resume:
+        return False
+    done, wanted = epochs_done(folder)
+    return done == wanted > 0

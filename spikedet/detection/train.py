@@ -95,7 +95,9 @@ class Trainer(DetectionTrainer):
         self.take_up = resume
         csv = Path(folder) / "results.csv"
         rows = csv.read_text() if resume and csv.is_file() else None
+        threads = torch.get_num_threads()
         super().__init__(overrides=self._overrides(Path(folder)))
+        torch.set_num_threads(threads)  # it leaves one core idle, all but one of two
         if rows is not None:
             csv.write_text(rows)  # ultralytics deletes the log of a run that it does not resume
         self.args.workers = settings.workers  # it sets 0 on CPUs
@@ -191,13 +193,12 @@ class Trainer(DetectionTrainer):
         raise TrainingError(f"optimizer {name!r}: expected SGD or AdamW")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = super().preprocess_batch(batch)
         side = self.side(self.epoch)
-        if side != batch["img"].shape[-1]:
+        if side != batch["img"].shape[-1]:  # bytes resize several times faster than floats
             batch["img"] = nn.functional.interpolate(
                 batch["img"], size=(side, side), mode="bilinear", antialias=True
             )
-        return batch
+        return super().preprocess_batch(batch)
 
     def side(self, epoch: int) -> int:
         """Input side in pixels at an epoch, a multiple of the largest stride."""
@@ -306,3 +307,12 @@ def restore_random_states(states: dict[str, Any]) -> None:
 def averaged(network: nn.Module) -> nn.Module:
     """A detached float32 copy on the CPU, contiguous, for saving."""
     return copy.deepcopy(network).float().cpu().to(memory_format=torch.contiguous_format)
+
+
+def epochs_done(folder: Path) -> tuple[int, int]:
+    """Epochs done and wanted of the run in `folder`; (0, 0) when there is none."""
+    path = Path(folder) / "state.pt"
+    if not path.is_file():
+        return 0, 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state["epoch"] + 1, state["epochs"]

@@ -25,9 +25,17 @@ from ultralytics.utils import SETTINGS  # noqa: E402
 torch.set_num_threads(_threads)
 SETTINGS.update(sync=False)
 
+from ultralytics.cfg import get_cfg as training_options  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 
-__all__ = ["Conv", "Detect", "DetectionModel", "DetectionTrainer", "YOLODataset"]
+__all__ = [
+    "Conv",
+    "Detect",
+    "DetectionModel",
+    "DetectionTrainer",
+    "YOLODataset",
+    "training_options",
+]

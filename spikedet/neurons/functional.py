@@ -60,7 +60,9 @@ class _IntegrateAndFire(torch.autograd.Function):
         ctx.constant, ctx.steps, ctx.alpha = len(current) == batch, steps, alpha
         shape = (steps * batch, *current.shape[1:])
         layout = memory_format(current)
-        spikes = torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=layout)
+        spikes = torch.empty(
+            shape, dtype=current.dtype, device=current.device, memory_format=layout
+        )
         near = torch.empty(shape, dtype=torch.bool, device=current.device, memory_format=layout)
         low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
         u = potential.clone()
@@ -110,6 +112,49 @@ def integrate_and_fire_surrogate(
         Spikes and final potentials, equal to those of `integrate_and_fire`.
     """
     return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha)
+
+
+class _RateThrough(torch.autograd.Function):
+    """The rate that was simulated, with the gradient of the clipped line it follows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, initial: Tensor, threshold: Tensor, rate: Tensor, steps: int
+    ) -> Tensor:
+        z = (current.float() + (initial - threshold / 2) / steps) / threshold
+        margin = 0.5 / steps
+        on_line = (z > -margin) & (z < 1 + margin)
+        ctx.save_for_backward(on_line | ((rate > 0) & (rate < 1)), threshold)
+        ctx.steps, ctx.shape = steps, initial.shape
+        return rate.to(current.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        open_gate, threshold = ctx.saved_tensors
+        slope = torch.where(open_gate, grad / threshold, 0)
+        return slope, slope.sum_to_size(ctx.shape).float() / ctx.steps, None, None, None
+
+
+def rate_through(
+    current: Tensor, initial: Tensor, threshold: Tensor, rate: Tensor, steps: int
+) -> Tensor:
+    """Firing rates of a finished simulation, differentiable in the mean input current.
+
+    Over T steps a neuron's rate follows clip(x / theta + (u0 - theta / 2) / (T theta), 0, 1) of
+    its mean current x, up to rounding and the residual potential. The value is the rate that was
+    simulated, the gradient that of the line. Back-propagation then costs one step instead of T.
+
+    Args:
+        current: Mean input current x, [B, C, ...].
+        initial: Initial potential u0, broadcastable to `current`.
+        threshold: theta, broadcastable to `current`.
+        rate: Simulated rates 0..1, [B, C, ...].
+        steps: T.
+
+    Returns:
+        `rate`, in the dtype of `current`.
+    """
+    return _RateThrough.apply(current, initial, threshold, rate, steps)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

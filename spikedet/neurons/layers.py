@@ -12,6 +12,7 @@ from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
     memory_format,
+    rate_through,
 )
 
 
@@ -44,13 +45,29 @@ class IFNeuron(nn.Module):
         self.potential: Tensor | None = None
         self.spike_sum: Tensor | None = None
         self.spike_size = 0
+        self.simulated: list[Tensor] | None = None  # spike counts, when they are to be kept
+        self.through: tuple[Tensor, int] | None = None  # rate and T to differentiate through
 
     def start(self, batch: int) -> None:
         """Forget the last pass; the next calls belong to `batch` new pictures."""
         self.batch, self.potential = batch, None
 
+    def keep_rates(self) -> None:
+        """Keep the spike counts of the next pass."""
+        self.simulated, self.through = [], None
+
+    def go_through(self, steps: int) -> None:
+        """Answer the next mean current with the rates just kept, over `steps` time steps."""
+        self.through = torch.stack(self.simulated).sum(0) / steps, steps
+        self.simulated = None
+
     def forward(self, current: Tensor) -> Tensor:
         threshold = _per_channel(self.threshold, current.ndim)
+        if self.through is not None:
+            initial = _per_channel(self.initial, current.ndim)
+            rate, steps = self.through
+            self.through = None
+            return rate_through(current, initial, threshold, rate, steps)
         potential = self.potential
         if potential is None:
             initial = _per_channel(self.initial, current.ndim)
@@ -63,8 +80,10 @@ class IFNeuron(nn.Module):
         else:
             spikes, potential = integrate_and_fire(current, potential, threshold, self.steps)
         self.potential = potential
+        if self.simulated is not None:
+            self.simulated.append(spikes.unflatten(0, (self.steps, self.batch)).float().sum(0))
         if self.spike_sum is not None:
-            self.spike_sum += spikes.sum(dtype=torch.float64)
+            self.spike_sum += spikes.detach().sum(dtype=torch.float64)
             self.spike_size += spikes.numel()
         return spikes
 
@@ -142,5 +161,3 @@ def _per_channel(value: Tensor, ndim: int) -> Tensor:
     if value.ndim == 1:
         return value.view(1, -1, *[1] * (ndim - 2))
     return value
-
-

@@ -1,0 +1,47 @@
+"""Small networks and pictures that several tests use."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+class SmallNet(nn.Module):
+    """Two branches, a concatenation, up-sampling, one shared activation, a linear readout."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.first = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 12, 3, 2, 1)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.mix = nn.Conv2d(20, 10, 3, 1, 1)
+        self.last = nn.Conv2d(10, 4, 1)
+
+    def forward(self, x):
+        shallow = self.relu(self.norm(self.first(x)))
+        deep = self.relu(self.deep(shallow))
+        both = torch.cat([shallow, self.up(deep)], 1)
+        return self.last(self.relu(self.mix(both)))
+
+
+@pytest.fixture
+def small_net() -> SmallNet:
+    torch.manual_seed(0)
+    network = SmallNet()
+    network.norm.running_mean.normal_(0, 0.2)
+    network.norm.running_var.uniform_(0.5, 2)
+    network.norm.weight.data.uniform_(0.5, 1.5)
+    network.norm.bias.data.normal_(0, 0.2)
+    return network.eval()
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,271 @@
+"""Tracing, folding, quantising and replacing on a small network."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spikedet.conversion.fold import fold_batch_norm, fold_thresholds
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.quantize import QuantClip
+from spikedet.conversion.replace import (
+    best_threshold,
+    estimate_thresholds,
+    make_spiking,
+    quantize,
+    replace_activations,
+    separate_activations,
+)
+from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.errors import ConversionError
+from spikedet.neurons.layers import IFNeuron
+
+
+def stage_one(network, pictures, steps):
+    """Quantised network with estimated thresholds."""
+    fold_batch_norm(network, pictures)
+    separate_activations(network, pictures)
+    record = trace(network, pictures)
+    thresholds = estimate_thresholds(network, record, [pictures], steps)
+    quantize(network, record, thresholds, steps)
+    return network.eval()
+
+
+def test_batch_norm_folding(small_net, pictures):
+    before = small_net(pictures)
+    fold_batch_norm(small_net, pictures)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small_net.modules())
+    assert torch.allclose(small_net(pictures), before, atol=1e-5)
+
+
+def test_batch_norm_without_a_layer_of_its_own_is_refused(pictures):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)).eval()
+    with pytest.raises(ConversionError, match="2: batch norm"):
+        fold_batch_norm(network, pictures)
+
+
+def test_a_module_used_at_three_places_becomes_three_neurons(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    neurons = [m for m in small_net.modules() if isinstance(m, IFNeuron)]
+    assert len(neurons) == 3
+    assert len({float(n.threshold) for n in neurons}) == 3
+
+
+def test_readouts_and_constant_layers_are_found(small_net, pictures):
+    record = trace(small_net, pictures, strict=False)
+    assert [call.where for call in record.readouts()] == ["last"]
+    assert [call.where for call in record.constant()] == ["first"]
+
+
+def refuse(network, pictures, words):
+    with pytest.raises(ConversionError, match=words):
+        separate_activations(network.eval(), pictures)
+
+
+class Functional(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.act, self.function = nn.Conv2d(3, 3, 1), nn.ReLU(), function
+        self.b = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.b(self.function(self.act(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (F.relu, "relu"),
+        (torch.sigmoid, "sigmoid"),
+        (lambda x: x * x, "mul"),
+        (lambda x: F.softmax(x, 1), "softmax"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "interpolate"),
+        (lambda x: F.max_pool2d(x, 2), "max_pool2d"),
+    ],
+)
+def test_functions_that_cannot_be_converted_are_refused_by_name(function, name, pictures):
+    refuse(Functional(function), pictures, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.SiLU(), "1: SiLU"),
+        (nn.Sigmoid(), "1: Sigmoid"),
+        (nn.MaxPool2d(2), "1: MaxPool2d"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "1: up-sampling by bilinear"),
+    ],
+)
+def test_modules_that_cannot_be_converted_are_refused_by_name(module, name, pictures):
+    refuse(nn.Sequential(nn.Conv2d(3, 3, 1), module, nn.ReLU()), pictures, name)
+
+
+def test_attention_is_refused(pictures):
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.attention = nn.ReLU(), nn.MultiheadAttention(16, 2)
+
+        def forward(self, x):
+            x = self.act(x[:, 0])
+            return self.attention(x, x, x)[0]
+
+    refuse(Attentive(), pictures, "attention: MultiheadAttention")
+
+
+def test_a_network_without_activations_is_refused(pictures):
+    refuse(nn.Sequential(nn.Conv2d(3, 3, 1)), pictures, "no activation")
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_quantiser_against_its_equation(steps):
+    theta = torch.tensor(1.5)
+    x = torch.linspace(-1, 3, 401)
+    quantiser = QuantClip(theta, steps).eval()
+    level = torch.floor(x * steps / theta + 0.5) / steps
+    assert torch.allclose(quantiser(x), theta * level.clamp(0, 1))
+
+
+def test_quantiser_gradients():
+    x = torch.tensor([-0.5, 0.3, 0.8, 5.0], requires_grad=True)
+    quantiser = QuantClip(torch.tensor(2.0), 4).eval()
+    quantiser(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+    # below 0: 0; inside: level - x / theta; above: 1
+    expected = 0 + (0.25 - 0.15) + (0.5 - 0.4) + 1
+    assert quantiser.threshold.grad.item() == pytest.approx(expected)
+
+
+def test_quantisation_noise_only_while_training():
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 100, 100) * 0.999
+    quantiser = QuantClip(torch.tensor(1.0), 4, noise=0.3)
+    unquantised = (quantiser(x) == x).float().mean().item()
+    assert unquantised == pytest.approx(0.3, abs=0.03)
+    assert not (quantiser.eval()(x) == x).any()
+
+
+def test_quantiser_computes_in_float32_under_autocast():
+    x = torch.rand(1, 4, 8, 8).bfloat16()
+    quantiser = QuantClip(torch.tensor(0.9), 16).eval()
+    expected = quantiser(x.float()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantiser(x), expected)
+
+
+def test_best_threshold_cuts_off_an_outlier():
+    values = torch.cat([torch.rand(100_000), torch.tensor([5.0])])
+    assert 0.8 < best_threshold(values, 4).item() < 1.3
+
+
+def test_spikes_between_layers_are_zero_or_one(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    seen = []
+    for neuron in small_net.modules():
+        if isinstance(neuron, IFNeuron):
+            neuron.register_forward_hook(lambda m, i, spikes: seen.append(spikes.unique()))
+    SpikingNetwork(small_net, 8)(pictures)
+    assert len(seen) == 3
+    assert all(set(values.tolist()) <= {0.0, 1.0} for values in seen)
+
+
+def test_spiking_network_approaches_the_clipped_one(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    clipped = copy.deepcopy(small_net)
+    for quantiser in clipped.modules():
+        if isinstance(quantiser, QuantClip):
+            quantiser.steps = None
+    make_spiking(small_net, pictures)
+    spiking = SpikingNetwork(small_net, 8)
+    truth = clipped(pictures)
+    errors = [(spiking(pictures, T) - truth).abs().mean().item() for T in (4, 32, 256)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02 * truth.abs().mean().item()
+
+
+def test_folded_thresholds_leave_the_output_unchanged(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    weights = {n: p.clone() for n, p in small_net.named_parameters() if "weight" in n}
+    record = trace(small_net, pictures)
+    replace_activations(small_net, record, lambda _, q: IFNeuron(q.threshold))
+    thresholds = [c.module.threshold for c in trace(small_net, pictures).of(ACTIVATIONS)]
+    fold_thresholds(small_net, trace(small_net, pictures))
+    mixed = torch.cat([thresholds[0].expand(8), thresholds[1].expand(12)])
+    folded = weights["mix.weight"] * mixed.view(1, -1, 1, 1)
+    assert torch.allclose(small_net.mix.weight, folded)
+    assert torch.equal(small_net.first.weight, weights["first.weight"])
+
+
+def test_added_spikes_of_different_thresholds_are_refused(pictures):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+            self.p = IFNeuron(torch.tensor([1.0, 1.0, 1.0]))
+            self.q = IFNeuron(torch.tensor([1.0, 2.0, 1.0]))
+
+        def forward(self, x):
+            return self.c(torch.cat([self.p(self.a(x)), self.q(self.b(x))], 2))
+
+    network = Residual()
+    for neuron in (network.p, network.q):
+        neuron.start(4)
+    record = trace(network, pictures)
+    for neuron in (network.p, network.q):
+        neuron.start(4)
+    with pytest.raises(ConversionError, match="c: spikes of different thresholds"):
+        fold_thresholds(network, record)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_result_does_not_depend_on_the_chunk(small_net, pictures, chunk):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    whole = SpikingNetwork(small_net, 8, chunk=1000)(pictures)
+    assert torch.allclose(SpikingNetwork(small_net, 8, chunk)(pictures), whole, atol=1e-5)
+
+
+def test_no_state_leaks_from_one_picture_to_the_next(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    spiking = SpikingNetwork(small_net, 8)
+    first = spiking(pictures[:1])
+    spiking(pictures[1:2] * 3)
+    assert torch.equal(spiking(pictures[:1]), first)
+    run = spiking.run(pictures, 8)
+    next(run)
+    run.close()  # an abandoned pass leaves nothing either
+    assert torch.equal(spiking(pictures[:1]), first)
+
+
+def test_any_time_readout_ends_at_the_result(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    spiking = SpikingNetwork(small_net, 8)
+    steps = dict(spiking.run(pictures, 8))
+    assert list(steps) == list(range(1, 9))
+    assert torch.allclose(steps[8], spiking(pictures), atol=1e-5)
+    assert torch.allclose(steps[3], spiking(pictures, 3), atol=1e-5)
+
+
+def test_spike_rate_counts_every_neuron(small_net, pictures):
+    stage_one(small_net, pictures, 4)
+    make_spiking(small_net, pictures)
+    total = [0, 0]
+
+    def count(module, inputs, spikes):
+        total[0] += spikes.sum().item()
+        total[1] += spikes.numel()
+
+    for neuron in small_net.modules():
+        if isinstance(neuron, IFNeuron):
+            neuron.register_forward_hook(count)
+    spiking = SpikingNetwork(small_net, 4, chunk=5)
+    spiking.count_spikes()
+    spiking(pictures)
+    assert spiking.spike_rate() == pytest.approx(total[0] / total[1])
+    assert 0 < spiking.spike_rate() < 1

@@ -1,0 +1,155 @@
+"""Neurons traced by hand, and their gradient against the formula."""
+
+import pytest
+import torch
+
+from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
+from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout
+
+
+def run(current, u0, theta, steps):
+    current = torch.tensor(current).view(-1, 1)
+    return integrate_and_fire(current, torch.tensor([[u0]]), torch.tensor(theta), steps)
+
+
+def test_traced_by_hand():
+    # theta 2, u0 1:  u 1.5 | 3 fires, 1 | 2 fires (>=), 0 | -1 | 4 fires once only, 2
+    spikes, u = run([0.5, 1.5, 1.0, -1.0, 5.0], 1.0, 2.0, 5)
+    assert spikes.flatten().tolist() == [0, 1, 1, 0, 1]
+    assert u.item() == 2.0
+
+
+def test_constant_current_equals_the_same_current_every_step():
+    current, u0 = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    theta = torch.tensor(0.7)
+    once, u_once = integrate_and_fire(current, u0, theta, 6)
+    every, u_every = integrate_and_fire(current.repeat(6, 1, 1, 1), u0, theta, 6)
+    assert torch.equal(once, every) and torch.equal(u_once, u_every)
+
+
+def test_arguments_are_not_modified():
+    current, u0 = torch.ones(3, 2), torch.zeros(1, 2)
+    integrate_and_fire(current, u0, torch.tensor(1.0), 3)
+    assert current.eq(1).all() and u0.eq(0).all()
+
+
+@pytest.mark.parametrize("theta", [0.25, 1.0, 3.0])
+def test_residual_is_current_minus_spikes(theta):
+    current = torch.randn(20, 5)
+    spikes, u = integrate_and_fire(current, torch.zeros(1, 5), torch.tensor(theta), 20)
+    assert torch.allclose(u[0], current.sum(0) - theta * spikes.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 20])
+def test_rate_of_constant_current_is_the_quantiser(steps):
+    theta = 1.5
+    # levels k / T and points between them, away from the rounding boundaries k + 1/2
+    x = (torch.arange(-3 * steps, 6 * steps) + 0.23).view(1, -1) * theta / (2 * steps)
+    u0 = torch.full_like(x, theta / 2)
+    spikes, _ = integrate_and_fire(x, u0, torch.tensor(theta), steps)
+    rate = spikes.mean(0)
+    level = (x[0] * steps / theta + 0.5).floor().clamp(0, steps) / steps
+    assert torch.equal((rate * steps).round(), (level * steps).round())
+
+
+def reference(current, u, theta, steps, alpha):
+    """Back-propagation through time by autograd, with eq 20 as the derivative of the step."""
+
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x >= 1).float()
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return grad * ((x - 1).abs() < alpha / 2).float() / alpha
+
+    spikes = []
+    for now in current.chunk(steps):
+        u = u + now
+        fired = Step.apply(u / theta)
+        u = u - theta * fired
+        spikes.append(fired)
+    return torch.cat(spikes), u
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("theta", [0.3, 1.0, 4.0])
+def test_surrogate_gradient(theta, alpha):
+    torch.manual_seed(0)
+    theta = torch.tensor(theta)
+    current = (torch.randn(6 * 2, 3, 4, 4) * theta).requires_grad_()
+    u0 = (torch.rand(2, 3, 4, 4) * theta).requires_grad_()
+    weight, weight_u = torch.randn(12, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    results = []
+    for spikes, u in (
+        integrate_and_fire_surrogate(current, u0, theta, 6, alpha),
+        reference(current, u0, theta, 6, alpha),
+    ):
+        loss = (spikes * weight).sum() + (u * weight_u).sum()
+        results.append((spikes, u, *torch.autograd.grad(loss, [current, u0])))
+    for ours, truth in zip(*results, strict=True):
+        assert torch.allclose(ours, truth, atol=1e-5)
+    assert results[0][2].abs().sum() > 0
+
+
+def test_surrogate_gradient_of_a_constant_current_is_the_sum_over_steps():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3).requires_grad_()
+    u0, theta = torch.full((2, 3), 0.5), torch.tensor(1.0)
+    weight = torch.randn(10, 3)
+    once, _ = integrate_and_fire_surrogate(x, u0, theta, 5)
+    (ours,) = torch.autograd.grad((once * weight).sum(), x)
+    every, _ = integrate_and_fire_surrogate(x.repeat(5, 1), u0, theta, 5)
+    (truth,) = torch.autograd.grad((every * weight).sum(), x)
+    assert torch.allclose(ours, truth, atol=1e-6)
+
+
+def test_neuron_keeps_its_potential_within_a_pass_and_forgets_it_between():
+    neuron = IFNeuron(torch.tensor(1.0), torch.zeros(1))
+    x = torch.full((1, 1, 1, 1), 0.6)
+    neuron.start(1)
+    first = [neuron(x).item(), neuron(x).item()]
+    neuron.start(1)
+    assert first == [0, 1]
+    assert [neuron(x).item(), neuron(x).item()] == first
+
+
+def test_neuron_per_channel_threshold_and_initial_potential():
+    neuron = IFNeuron(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.5]))
+    neuron.start(1)
+    assert neuron(torch.full((1, 2, 1, 1), 0.6)).flatten().tolist() == [0, 1]
+
+
+def test_threshold_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        IFNeuron(torch.tensor(0.0))
+
+
+def test_readout_runs_its_layer_on_the_mean_over_time():
+    readout = Readout(torch.nn.Linear(3, 2))
+    readout.start(2)
+    spikes = torch.rand(5 * 2, 3).round()
+    expected = readout.layer(spikes.view(5, 2, 3).mean(0))
+    assert torch.allclose(readout(spikes), expected)
+
+
+def test_constant_input_runs_once_a_pass():
+    calls = []
+    layer = torch.nn.Identity()
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    constant = ConstantInput(layer)
+    constant.start(1)
+    constant(torch.zeros(1))
+    constant(torch.zeros(1))
+    constant.start(1)
+    constant(torch.zeros(1))
+    assert len(calls) == 2
+
+
+def test_called_in_turn():
+    turn = CalledInTurn([torch.nn.Threshold(0, -1), torch.nn.Identity()])
+    x = torch.tensor([-5.0])
+    assert [turn(x).item() for _ in range(4)] == [-1, -5, -1, -5]

@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Stage II: turn a stage-I network into a calibrated spiking network.
+
+    tools/calibrate.py --weights runs/qc-T8/best.safetensors --T 8 --data VOCdevkit --out W
+
+Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
+pictures that were not fitted; then the whole network is trained for a few steps towards the
+stage-I outputs, which is kept if AP on the tuning pictures rises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikedet import cli  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.detection.data import Sample
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of stage II, shared with tools/convert.py."""
+    add = parser.add_argument
+    add("--pictures", type=int, default=256, help="training pictures that layers are fitted to")
+    add("--held", type=int, default=64, help="other training pictures that judge each layer")
+    add("--layer-steps", type=int, default=120, help="most fine-calibration steps a layer")
+    add("--no-coarse", action="store_true", help="leave out coarse calibration (eq 18)")
+    add("--no-fine", action="store_true", help="leave out fine calibration (eq 19-21)")
+    add("--end-to-end", type=int, default=800, help="steps of the end-to-end pass, 0 for none")
+    add("--end-rate", type=float, default=5e-3, help="its learning rate, relative to the weights")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="stage-I checkpoint")
+    parser.add_argument("--T", type=cli.time_steps, help="time steps; those of the weights if left")
+    parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
+    cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
+    add_arguments(parser)
+    return parser
+
+
+def calibrate(
+    made: Checkpoint,
+    train: list[Sample],
+    tune: list[Sample],
+    args: argparse.Namespace,
+    origin: dict[str, Any],
+) -> None:
+    """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`."""
+    import copy
+
+    from tqdm import tqdm
+
+    from spikedet.checkpoint import save
+    from spikedet.conversion.calibrate import Options
+    from spikedet.detection import stages
+    from spikedet.detection.measure import measure
+    from spikedet.detection.model import restore
+
+    layers = Options(coarse=not args.no_coarse, fine=not args.no_fine, steps=args.layer_steps)
+    plan = stages.Plan(
+        layers, args.pictures, args.held, end_to_end=args.end_to_end, end_rate=args.end_rate
+    )
+    network = stages.copied(made)
+    start, bar = time.time(), tqdm(desc=f"stage II T={made.T}", unit="layer")
+
+    def report(layer, index, count):
+        bar.total = count
+        bar.update()
+        bar.write(
+            f"{layer.name:24} error {layer.before:.5f} -> coarse {layer.coarse:.5f} "
+            f"-> fine {layer.after:.5f}"
+        )
+
+    reports = stages.layer_wise(made, network, train, plan, report)
+    bar.close()
+    gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
+    print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
+
+    def tuning_ap() -> float:
+        runner = restore(stages.spiking_checkpoint(made, network, {}))
+        return measure(runner, tune)[0].AP
+
+    before = tuning_ap()
+    print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
+    origin = {**origin, "layer_wise_gain": gain, "tuning_AP": before, "end_to_end": False}
+    save(stages.spiking_checkpoint(made, network, origin), args.out)
+    if plan.end_to_end:
+        kept = copy.deepcopy(network.state_dict())
+        with tqdm(total=plan.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
+
+            def on_step(step, loss):
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update()
+
+            stages.end_to_end(made, network, train, plan, on_step)
+        after = tuning_ap()
+        wins = after > before
+        print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
+        if wins:
+            origin = {**origin, "tuning_AP": after, "end_to_end": True}
+        else:
+            network.load_state_dict(kept)
+        save(stages.spiking_checkpoint(made, network, origin), args.out)
+    print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
+
+
+def main(args: argparse.Namespace) -> None:
+    from spikedet import checkpoint
+    from spikedet.detection.data import read_voc, split_off_tuning
+    from spikedet.detection.stages import expect_stage
+
+    made = checkpoint.load(args.weights)
+    expect_stage(made, "qc")
+    made.T = args.T or made.T
+    samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
+    train, tune = split_off_tuning(samples, args.tuning)
+    origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
+    calibrate(made, train, tune, args, origin)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

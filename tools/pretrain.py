@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""Pre-train the detector's backbone on a folder of classified pictures.
+
+    tools/pretrain.py --pictures tiny-imagenet-200/train --out runs/pretrained.safetensors
+
+Any folder with one sub-folder a class will do. A detector that starts from it is far ahead of one
+from scratch (see the model card in weights/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from spikedet import cli  # noqa: E402
+
+
+def phase(text: str) -> tuple[int, int]:
+    """`9x64`: 9 epochs at 64 pixels."""
+    epochs, _, side = text.partition("x")
+    if not (epochs.isdigit() and side.isdigit() and int(epochs) > 0 and int(side) >= 32):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected EPOCHSxPIXELS, as in 9x64")
+    return int(epochs), int(side)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--out", type=Path, required=True, help="backbone to write")
+    parser.add_argument("--model", type=Path, default=ROOT / "configs/models/tiny-yolo.yaml")
+    parser.add_argument("--width", help="one of the description's scales, n s m l")
+    parser.add_argument(
+        "--schedule",
+        type=phase,
+        nargs="+",
+        default=[(9, 64), (6, 96), (1, 128)],
+        help="phases, each EPOCHSxPIXELS",
+    )
+    parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
+    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
+    from spikedet import checkpoint
+    from spikedet.detection import model
+    from spikedet.detection.boxes import VOC_CLASSES
+    from spikedet.detection.pretrain import load_class_folder, pretrain
+
+    torch.manual_seed(args.seed)
+    network = model.build(model.read_description(args.model, args.width), len(VOC_CLASSES))
+    layers = len(network.yaml["backbone"])
+    pictures, labels, classes = load_class_folder(args.pictures, args.schedule[0][1])
+    print(f"{len(pictures)} pictures of {len(classes)} classes")
+
+    def after_epoch(line: str) -> None:
+        print(line, flush=True)
+        state = network.state_dict()
+        backbone = {k: v for k, v in state.items() if int(k.split(".")[1]) < layers}
+        checkpoint.save_plain(backbone, args.out)
+
+    pretrain(
+        torch.nn.Sequential(*network.model[:layers]),
+        pictures,
+        labels,
+        schedule=args.schedule,
+        batch=args.batch,
+        rate=args.rate,
+        seed=args.seed,
+        on_epoch=after_epoch,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
