@@ -1,0 +1,43 @@
+"""Object detection with spiking neural networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spikedet.detection.predict import Predictor
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path | None = None, T: int | None = None, device: str = "cpu") -> Predictor:
+    """Load a detector.
+
+    Args:
+        path: Weights of any stage; the released spiking weights for T when None.
+        T: Time steps used by default; those the weights were calibrated for when None.
+        device: `cpu` or `cuda:N`.
+
+    Returns:
+        A `Predictor`: call it with a picture, get its `Detections`.
+
+    Raises:
+        WeightsError: Missing, damaged or of another kind.
+        UsageError: T below 1.
+
+    Example:
+        >>> detector = spikedet.load(T=20)
+        >>> found = detector("street.jpg")
+        >>> list(zip(found.classes, found.scores, found.boxes))
+    """
+    from pathlib import Path
+
+    from spikedet.detection.predict import Predictor, default_weights
+    from spikedet.errors import UsageError
+
+    if T is not None and T < 1:
+        raise UsageError(f"T is {T}; expected a whole number of 1 or more")
+    return Predictor(Path(path) if path else default_weights(T), T, device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +61,13 @@ class Detections:
     def classes(self) -> list[str]:
         """Class name of each object."""
         return [self.names[label] for label in self.labels]
+
+    def only(self, classes: Collection[str]) -> Detections:
+        """Those of some classes."""
+        kept = np.array([name in classes for name in self.classes], bool)
+        return replace(
+            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+        )
 
     def plot(self) -> np.ndarray:
         """The picture with boxes, class names and scores drawn on it, [H, W, 3] uint8 BGR."""

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
@@ -19,10 +20,12 @@ os.environ.setdefault("YOLO_VERBOSE", "false")
 os.environ["YOLO_CONFIG_DIR"] = str(Path(tempfile.gettempdir()) / f"spikedet-{os.getuid()}")
 Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, exist_ok=True)
 _threads = torch.get_num_threads()
+_open = Image.open
 
 from ultralytics.utils import SETTINGS  # noqa: E402
 
 torch.set_num_threads(_threads)
+Image.open = _open  # its own tries to install a plug-in for every file that is no picture
 SETTINGS.update(sync=False)
 
 from ultralytics.cfg import get_cfg as training_options  # noqa: E402

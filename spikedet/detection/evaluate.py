@@ -1,0 +1,197 @@
+"""Average precision in pixels of the original pictures: COCO's by pycocotools, and VOC 2007's.
+
+`difficult` objects count neither as found nor as missed. In COCO's measure a difficult box takes
+up one detection, like any ignored box that is no crowd; a second detection of it is a false alarm.
+In VOC 2007's every detection whose best match is difficult is left out, as its devkit does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from spikedet.detection.boxes import Detections
+from spikedet.detection.data import Sample
+
+MOST = 100
+
+
+@dataclass
+class Precision:
+    """Average precision in 0..1; nan where nothing of that kind is annotated.
+
+    Attributes:
+        AP: Mean over classes and IoU thresholds 0.50, 0.55 ... 0.95.
+        AP50, AP75: At one IoU threshold.
+        AP_small, AP_medium, AP_large: For boxes below 32^2, below 96^2, and above, square pixels.
+        VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
+        per_class: AP of each class.
+        images: Pictures measured on.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    AP_small: float
+    AP_medium: float
+    AP_large: float
+    VOC07_AP50: float
+    per_class: dict[str, float] = field(repr=False)
+    images: int
+
+
+def average_precision(
+    detections: Sequence[Detections], samples: Sequence[Sample], names: Sequence[str]
+) -> Precision:
+    """Measure detections against annotations.
+
+    Args:
+        detections: One for each sample; boxes and labels as in `Detections`.
+        samples: Annotated pictures.
+        names: Class names that the labels index.
+
+    Returns:
+        All measures.
+    """
+    if len(detections) != len(samples):
+        raise ValueError(f"{len(detections)} detections for {len(samples)} pictures")
+    evaluation = _run_coco(detections, samples, len(names))
+    table = evaluation.eval["precision"]  # [IoU, recall, class, area, most]
+
+    def mean(iou=slice(None), area=0, label=slice(None)) -> float:
+        values = table[iou, :, label, area, -1]
+        values = values[values > -1]
+        return float(values.mean()) if values.size else float("nan")
+
+    return Precision(
+        AP=mean(),
+        AP50=mean(iou=0),
+        AP75=mean(iou=5),
+        AP_small=mean(area=1),
+        AP_medium=mean(area=2),
+        AP_large=mean(area=3),
+        VOC07_AP50=voc07_ap50(detections, samples, len(names)),
+        per_class={name: mean(label=index) for index, name in enumerate(names)},
+        images=len(samples),
+    )
+
+
+class _Evaluation(COCOeval):
+    """COCOeval that ignores difficult objects; the base class would overwrite `ignore`."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for annotations in self._gts.values():
+            for annotation in annotations:
+                annotation["ignore"] = annotation["difficult"]
+
+
+def _run_coco(
+    detections: Sequence[Detections], samples: Sequence[Sample], classes: int
+) -> COCOeval:
+    truth, results = COCO(), COCO()
+    images = [
+        {"id": i, "width": sample.width, "height": sample.height}
+        for i, sample in enumerate(samples)
+    ]
+    categories = [{"id": c, "name": str(c)} for c in range(classes)]
+    wanted = [
+        _annotation(i, box, label) | {"difficult": int(difficult)}
+        for i, sample in enumerate(samples)
+        for box, label, difficult in zip(
+            sample.boxes, sample.labels, sample.difficult, strict=True
+        )
+    ]
+    found = [
+        _annotation(i, box, label) | {"score": float(score)}
+        for i, one in enumerate(detections)
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        # loadRes refuses an empty list, so both sides are made as data sets
+        for side, annotations in ((truth, wanted), (results, found)):
+            for number, annotation in enumerate(annotations, 1):
+                annotation["id"] = number
+            side.dataset = {
+                "images": images,
+                "categories": categories,
+                "annotations": annotations,
+            }
+            side.createIndex()
+        evaluation = _Evaluation(truth, results, "bbox")
+        evaluation.params.maxDets = [1, 10, MOST]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _annotation(image: int, box: np.ndarray, label: int) -> dict:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return {
+        "image_id": image,
+        "category_id": int(label),
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+    }
+
+
+def voc07_ap50(
+    detections: Sequence[Detections], samples: Sequence[Sample], classes: int
+) -> float:
+    """Mean over the annotated classes of the eleven-point AP at IoU 0.5; nan without any."""
+    values = [_voc07_class(detections, samples, label) for label in range(classes)]
+    values = [value for value in values if value is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _voc07_class(
+    detections: Sequence[Detections], samples: Sequence[Sample], label: int
+) -> float | None:
+    chosen = [sample.labels == label for sample in samples]
+    boxes = [sample.boxes[own] for sample, own in zip(samples, chosen, strict=True)]
+    difficult = [sample.difficult[own] for sample, own in zip(samples, chosen, strict=True)]
+    positives = sum(int((~d).sum()) for d in difficult)
+    if positives == 0:
+        return None
+    rows = [
+        (float(score), image, box)
+        for image, one in enumerate(detections)
+        for box, score, own in zip(one.boxes, one.scores, one.labels, strict=True)
+        if own == label
+    ]
+    rows.sort(key=lambda row: -row[0])
+    taken = [np.zeros(len(b), bool) for b in boxes]
+    hits, misses = [], []
+    for _, image, box in rows:
+        overlaps = _iou(box, boxes[image])
+        best = int(overlaps.argmax()) if len(overlaps) else -1
+        if best >= 0 and overlaps[best] >= 0.5:
+            if difficult[image][best]:
+                continue
+            hits.append(not taken[image][best])
+            taken[image][best] = True
+        else:
+            hits.append(False)
+        misses.append(not hits[-1])
+    true, false = np.cumsum(hits), np.cumsum(misses)
+    recall, precision = true / positives, true / np.maximum(true + false, 1)
+    points = [precision[recall >= point - 1e-12] for point in np.linspace(0, 1, 11)]
+    return float(np.mean([p.max() if p.size else 0.0 for p in points]))
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU [N] of one box with others [N, 4], edges in pixels.
+
+    The devkit counts inclusive pixels, which is the width between edges for annotated boxes.
+    """
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)
+    return shared / np.maximum(area - shared, 1e-9)

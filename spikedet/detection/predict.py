@@ -1,0 +1,178 @@
+"""From pictures to detections: the Python interface."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+import spikedet
+from spikedet import checkpoint
+from spikedet.detection.boxes import Detections
+from spikedet.detection.model import restore
+from spikedet.detection.pictures import Letterbox, letterbox, read_picture
+from spikedet.errors import PictureError, UsageError, WeightsError
+
+CANDIDATES = 30_000
+
+
+def select(
+    raw: Tensor, confidence: float, iou: float, most: int = 100
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes of one picture after class-wise non-maximum suppression.
+
+    Args:
+        raw: [4 + C, A]: centre x, centre y, width, height in pixels, then class scores.
+        confidence: Least score, exclusive. One box may count for several classes.
+        iou: Overlap above which the lower score of the same class is dropped.
+        most: Most boxes that are kept.
+
+    Returns:
+        Boxes [N, 4] x1 y1 x2 y2, scores [N], labels [N], highest score first.
+    """
+    scores = raw[4:]
+    labels, anchors = (scores > confidence).nonzero(as_tuple=True)
+    chosen = scores[labels, anchors]
+    order = chosen.sort(descending=True, stable=True).indices[:CANDIDATES]
+    labels, anchors, chosen = labels[order], anchors[order], chosen[order]
+    centre, half = raw[:2, anchors].T, raw[2:4, anchors].T / 2
+    boxes = torch.cat([centre - half, centre + half], 1)
+    kept = batched_nms(boxes, chosen, labels, iou)[:most]
+    return boxes[kept].numpy(), chosen[kept].numpy(), labels[kept].numpy()
+
+
+def weights_folder() -> Path:
+    """Where the released weights lie: inside the installed package, or beside it in a clone.
+
+    Raises:
+        WeightsError: In neither place.
+    """
+    package = Path(spikedet.__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise WeightsError(f"{package.parent / 'weights'}: no released weights here; pass --weights")
+
+
+def default_weights(T: int | None = None) -> Path:
+    """Released spiking weights for T: those made for it, else the next greater, else the greatest.
+
+    Without T: those with the most steps.
+    """
+    found = {}
+    for path in weights_folder().glob("*-snn-T*.safetensors"):
+        match = re.search(r"-T(\d+)\.safetensors$", path.name)
+        if match:
+            found[int(match[1])] = path
+    if not found:
+        raise WeightsError(f"{weights_folder()}: no spiking weights here; pass --weights")
+    greater = [t for t in found if T is not None and t >= T]
+    return found[min(greater) if greater else max(found)]
+
+
+class Predictor:
+    """A detector ready for pictures; made by `spikedet.load`.
+
+    Attributes:
+        weights: Its file.
+        T: Time steps used when a call does not say.
+        names: Class names.
+        imgsz: Input side in pixels.
+    """
+
+    def __init__(self, weights: Path, T: int | None = None, device: str = "cpu"):
+        self.weights = Path(weights)
+        self.runner = restore(checkpoint.load(self.weights)).to(device)
+        self.device = device
+        self.names, self.imgsz = self.runner.names, self.runner.imgsz
+        self._told: set[int] = set()
+        self.T = self._steps(T)
+
+    def __call__(
+        self,
+        pictures: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        T: int | None = None,
+        *,
+        conf: float = 0.25,
+        iou: float = 0.6,
+        batch: int = 8,
+    ) -> Detections | list[Detections]:
+        """Detect objects.
+
+        Args:
+            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of them.
+            T: Time steps, `self.T` by default.
+            conf: Least score.
+            iou: Overlap at which two boxes of one class are taken for one object.
+            batch: Pictures that go through the network at once.
+
+        Returns:
+            Detections, or a list of them for a list.
+
+        Raises:
+            PictureError: A picture that cannot be read, or an array that is no picture.
+            UsageError: T below 1, or a threshold outside 0..1.
+        """
+        for name, value in (("conf", conf), ("iou", iou)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; expected a number between 0 and 1")
+        T = self.T if T is None else self._steps(T)
+        single = isinstance(pictures, str | Path | np.ndarray)
+        several = [pictures] if single else list(pictures)
+        found: list[Detections] = []
+        for start in range(0, len(several), batch):
+            found += self._detect(several[start : start + batch], T, conf, iou)
+        return found[0] if single else found
+
+    @torch.inference_mode()
+    def _detect(self, sources: list, T: int | None, conf: float, iou: float) -> list[Detections]:
+        arrays = [_as_picture(source) for source in sources]
+        fitted: list[tuple[Tensor, Letterbox]] = [letterbox(a, self.imgsz) for a in arrays]
+        raws = self.runner(torch.stack([x for x, _ in fitted]).to(self.device), T).cpu()
+        results = []
+        for source, array, (_, frame), raw in zip(sources, arrays, fitted, raws, strict=True):
+            boxes, scores, labels = select(raw, conf, iou)
+            boxes = frame.to_original(boxes)
+            file = None if isinstance(source, np.ndarray) else str(source)
+            results.append(Detections(boxes, scores, labels, self.names, T, array, file))
+        return results
+
+    def _steps(self, T: int | None) -> int | None:
+        """The T to run with; warns once of one that the weights were not made for."""
+        made_for = self.runner.T if self.runner.stage == "snn" else None
+        if T is None or made_for is None:
+            if T is not None and T not in self._told:
+                self._told.add(T)
+                stage = self.runner.stage
+                warnings.warn(f"{self.weights.name}: {stage} weights; T={T} is ignored", stacklevel=3)
+            return made_for
+        if T < 1:
+            raise UsageError(f"T is {T}; expected a whole number of 1 or more")
+        if T != made_for and T not in self._told:
+            self._told.add(T)
+            warnings.warn(
+                f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "
+                "expect lower accuracy, or calibrate for this T with tools/calibrate.py",
+                stacklevel=3,
+            )
+        return T
+
+
+def _as_picture(source: str | Path | np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of a path or an array."""
+    if not isinstance(source, np.ndarray):
+        return read_picture(source)
+    if source.ndim == 2:
+        source = np.repeat(source[..., None], 3, axis=2)
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+        raise PictureError(
+            f"array of shape {source.shape} and type {source.dtype}; "
+            "expected [H, W, 3] uint8 in BGR order, or [H, W] grey"
+        )
+    return source

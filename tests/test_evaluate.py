@@ -1,0 +1,227 @@
+"""Average precision on cases worked out by hand, and against plain pycocotools."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from spikedet.detection.boxes import Detections
+from spikedet.detection.data import Sample
+from spikedet.detection.evaluate import average_precision
+
+NAMES = ("cat", "dog", "bus")
+BOX, FAR = (10, 10, 110, 110), (200, 200, 300, 300)
+
+
+def sample(*objects, size=400):
+    """objects: (label, box, difficult)"""
+    return Sample(
+        "VOC2007/1",
+        Path("1.jpg"),
+        size,
+        size,
+        np.array([o[1] for o in objects], np.float32).reshape(-1, 4),
+        np.array([o[0] for o in objects], np.int64),
+        np.array([o[2] for o in objects], bool),
+    )
+
+
+def found(*objects):
+    """objects: (label, box, score)"""
+    return Detections(
+        np.array([o[1] for o in objects], np.float32).reshape(-1, 4),
+        np.array([o[2] for o in objects], np.float32),
+        np.array([o[0] for o in objects], np.int64),
+        NAMES,
+    )
+
+
+def measure(detections, samples):
+    return average_precision(detections, samples, NAMES)
+
+
+def test_perfect():
+    result = measure([found((0, BOX, 0.9))], [sample((0, BOX, False))])
+    values = [result.AP, result.AP50, result.AP_large, result.VOC07_AP50]
+    assert values == pytest.approx([1] * 4)
+    assert np.isnan(result.AP_small) and np.isnan(result.AP_medium)
+    assert result.per_class["cat"] == pytest.approx(1) and np.isnan(result.per_class["dog"])
+
+
+def test_false_alarm_above_the_true_one_halves_precision():
+    result = measure([found((0, FAR, 0.9), (0, BOX, 0.8))], [sample((0, BOX, False))])
+    assert result.AP50 == pytest.approx(0.5)
+    assert result.VOC07_AP50 == pytest.approx(0.5)
+
+
+def test_false_alarm_below_the_true_one_costs_nothing():
+    result = measure([found((0, FAR, 0.1), (0, BOX, 0.8))], [sample((0, BOX, False))])
+    assert (result.AP50, result.VOC07_AP50) == (pytest.approx(1), 1)
+
+
+def test_half_found():
+    # recall 1/2 at precision 1: 51 of 101 points for COCO, 6 of 11 for VOC 2007
+    result = measure([found((0, BOX, 0.9))], [sample((0, BOX, False), (0, FAR, False))])
+    assert result.AP50 == pytest.approx(51 / 101)
+    assert result.VOC07_AP50 == pytest.approx(6 / 11)
+
+
+def test_iou_thresholds():
+    # 100 x 100 against 100 x 80 within it: IoU 0.8, found at 0.50 ... 0.80, seven of ten
+    result = measure([found((0, (10, 10, 110, 90), 0.9))], [sample((0, BOX, False))])
+    assert (result.AP, result.AP50, result.AP75) == pytest.approx((0.7, 1, 1))
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.8), (0.8, 0.9)])
+def test_difficult_found_or_missed_changes_nothing(scores):
+    truth = sample((0, BOX, False), (0, FAR, True))
+    with_it = measure([found((0, BOX, scores[0]), (0, FAR, scores[1]))], [truth])
+    without = measure([found((0, BOX, scores[0]))], [truth])
+    assert with_it.AP == without.AP == pytest.approx(1)
+    assert with_it.VOC07_AP50 == without.VOC07_AP50 == 1
+
+
+def test_second_detection_of_a_difficult_object():
+    # COCO: a difficult box is no crowd and takes one detection, the other is a false alarm above
+    # the true one. VOC 2007: both are left out.
+    truth = sample((0, BOX, False), (0, FAR, True))
+    result = measure([found((0, FAR, 0.9), (0, FAR, 0.8), (0, BOX, 0.7))], [truth])
+    assert result.AP50 == pytest.approx(0.5)
+    assert result.VOC07_AP50 == 1
+
+
+def test_difficult_overlap_is_the_ordinary_iou_not_the_crowd_one():
+    # a small box inside a large difficult one: crowd IoU would be 1 and hide this false alarm
+    truth = sample((0, BOX, False), (0, (150, 150, 390, 390), True))
+    result = measure([found((0, (200, 200, 240, 240), 0.9), (0, BOX, 0.8))], [truth])
+    assert result.AP50 == pytest.approx(0.5)
+    assert result.VOC07_AP50 == pytest.approx(0.5)
+
+
+def test_only_difficult_objects_of_a_class_leave_it_out():
+    truth = sample((0, BOX, False), (1, FAR, True))
+    result = measure([found((0, BOX, 0.9), (1, BOX, 0.9))], [truth])
+    assert result.AP == pytest.approx(1) and np.isnan(result.per_class["dog"])
+
+
+def test_second_detection_of_an_object_is_a_false_alarm():
+    truth = sample((0, BOX, False), (0, FAR, False))
+    result = measure([found((0, BOX, 0.9), (0, BOX, 0.8), (0, FAR, 0.7))], [truth])
+    # precision 1 up to recall 1/2, then 2/3
+    assert result.AP50 == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert result.VOC07_AP50 == pytest.approx((6 + 5 * 2 / 3) / 11)
+
+
+def test_nothing_detected():
+    result = measure([found(), found()], [sample((0, BOX, False)), sample()])
+    assert result.AP == result.AP50 == result.VOC07_AP50 == 0
+    assert result.images == 2
+
+
+def test_nothing_annotated():
+    result = measure([found((0, BOX, 0.9))], [sample()])
+    assert np.isnan(result.AP) and np.isnan(result.VOC07_AP50)
+
+
+def test_picture_without_boxes_brings_false_alarms():
+    result = measure(
+        [found((0, BOX, 0.5)), found((0, BOX, 0.9))], [sample((0, BOX, False)), sample()]
+    )
+    assert result.AP50 == pytest.approx(0.5)
+
+
+def test_mean_over_the_annotated_classes():
+    truth = sample((0, BOX, False), (1, FAR, False))
+    result = measure([found((0, BOX, 0.9), (2, FAR, 0.9))], [truth])
+    assert result.AP == pytest.approx(0.5) and result.VOC07_AP50 == pytest.approx(0.5)
+
+
+def test_sizes():
+    small, medium = (0, 0, 31, 31), (0, 0, 95, 95)
+    truth = [sample((0, small, False)), sample((0, medium, False)), sample((0, BOX, False))]
+    result = measure([found((0, small, 0.9)), found(), found((0, BOX, 0.9))], truth)
+    assert (result.AP_small, result.AP_medium, result.AP_large) == pytest.approx((1, 0, 1))
+
+
+def test_at_most_a_hundred_boxes_a_picture():
+    wrong = [(0, (x, 300, x + 40, 340), 0.9) for x in range(100)]
+    result = measure([found(*wrong, (0, BOX, 0.1))], [sample((0, BOX, False))])
+    assert result.AP50 == 0
+
+
+def test_wrong_number_of_pictures():
+    with pytest.raises(ValueError, match="1 detections for 2"):
+        measure([found()], [sample(), sample()])
+
+
+def random_case(pictures=30):
+    rng = np.random.default_rng(0)
+
+    def box():
+        low = rng.uniform(0, 300, 2)
+        return (*low, *(low + rng.uniform(10, 160, 2)))
+
+    samples, detections = [], []
+    for _ in range(pictures):
+        objects = [(int(rng.integers(3)), box(), False) for _ in range(rng.integers(0, 6))]
+        samples.append(sample(*objects))
+        near = [
+            (label, tuple(np.array(b) + rng.normal(0, 6, 4)), rng.uniform())
+            for label, b, _ in objects
+        ]
+        rest = [(int(rng.integers(3)), box(), rng.uniform()) for _ in range(5)]
+        detections.append(found(*near, *rest))
+    return detections, samples
+
+
+def plain_coco(detections, samples):
+    """pycocotools as its documentation shows it."""
+    truth = COCO()
+    annotations = [
+        {
+            "image_id": i,
+            "category_id": int(label) + 1,
+            "bbox": [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])],
+            "area": float((b[2] - b[0]) * (b[3] - b[1])),
+            "iscrowd": 0,
+        }
+        for i, s in enumerate(samples)
+        for b, label in zip(s.boxes, s.labels, strict=True)
+    ]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    results = [
+        {
+            "image_id": i,
+            "category_id": int(label) + 1,
+            "bbox": [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])],
+            "score": float(score),
+        }
+        for i, d in enumerate(detections)
+        for b, label, score in zip(d.boxes, d.labels, d.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.dataset = {
+            "info": {},
+            "images": [{"id": i} for i in range(len(samples))],
+            "categories": [{"id": c + 1} for c in range(3)],
+            "annotations": annotations,
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+def test_equal_to_plain_pycocotools_without_difficult_objects():
+    case = random_case()
+    ours, theirs = measure(*case), plain_coco(*case)
+    values = [ours.AP, ours.AP50, ours.AP75, ours.AP_small, ours.AP_medium, ours.AP_large]
+    assert values == pytest.approx(list(theirs[:6]), abs=1e-9)
+    assert 0.1 < ours.AP < 0.9

@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Detect objects in pictures with a spiking network.
+
+    tools/detect.py --T 20 image.jpg
+
+Takes files, folders and glob patterns. Prints one line an object, `file: class score x1 y1 x2 y2`
+in pixels of the original picture, and writes annotated pictures to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikedet import cli  # noqa: E402
+from spikedet.errors import DataError, PictureError, UsageError  # noqa: E402
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("sources", nargs="+", help="pictures, folders or glob patterns")
+    add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
+    add("--weights", type=Path, help="weights of any stage; the released ones if left out")
+    add("--conf", type=cli.fraction, default=0.25, help="least score")
+    add("--iou", type=cli.fraction, default=0.6, help="overlap at which boxes count as one object")
+    add("--classes", nargs="+", help="only these classes")
+    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    add("--out", type=Path, default=Path("detections"), help="folder of annotated pictures")
+    add("--json", type=Path, help="write all detections to this file")
+    return parser
+
+
+def target(folder: Path, source: Path, taken: set[Path]) -> Path:
+    """Where the annotated copy goes: the same name, a number added when it is taken already."""
+    suffix = source.suffix if source.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"} else ".png"
+    path, number = folder / f"{source.stem}{suffix}", 1
+    while path in taken:
+        number += 1
+        path = folder / f"{source.stem}-{number}{suffix}"
+    taken.add(path)
+    return path
+
+
+def write_picture(path: Path, picture, inputs: set[Path]) -> None:
+    """Write an annotated picture; an input is never overwritten."""
+    import cv2
+
+    from spikedet.files import write_atomic
+
+    if path.resolve() in inputs:
+        raise UsageError(f"{path}: is one of the inputs; choose another --out")
+    done, data = cv2.imencode(path.suffix, picture)
+    if not done:
+        raise PictureError(f"{path}: cannot be written as {path.suffix}")
+    try:
+        write_atomic(path, data.tobytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def main(args: argparse.Namespace) -> int:
+    import spikedet
+    from spikedet.detection.pictures import find_pictures
+    from spikedet.files import write_atomic
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    detector = spikedet.load(args.weights, args.T, args.device)
+    unknown = [name for name in args.classes or () if name not in detector.names]
+    if unknown:
+        known = ", ".join(detector.names)
+        raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
+    paths, errors = find_pictures(args.sources)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    inputs = {path.resolve() for path in paths}
+    taken: set[Path] = set()
+    entries, objects, failed = [], 0, len(errors)
+    for path in paths:
+        try:
+            found = detector(path, conf=args.conf, iou=args.iou)
+            if args.classes:
+                found = found.only(args.classes)
+            write_picture(target(args.out, path, taken), found.plot(), inputs)
+        except (DataError, UsageError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        rows = list(zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True))
+        for name, score, box in rows:
+            print(f"{path}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box))
+        if not rows:
+            print(f"{path}: no objects")
+        objects += len(rows)
+        listed = [{"class": n, "score": s, "xyxy": b} for n, s, b in rows]
+        entries.append({"file": str(path), "T": found.T, "detections": listed})
+    if args.json:
+        write_atomic(args.json, (json.dumps(entries, indent=2) + "\n").encode())
+    steps = "" if detector.T is None else f", T={detector.T}"
+    print(
+        f"{objects} objects in {len(entries)} pictures{steps}, {detector.weights.name}; "
+        f"annotated pictures in {args.out}"
+    )
+    return DataError.exit_code if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
