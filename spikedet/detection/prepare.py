@@ -1,0 +1,154 @@
+"""Download, verify and check the official PASCAL VOC archives."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.detection.data import read_annotation, read_ids
+from spikedet.errors import DataError
+
+SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC"
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One official archive.
+
+    Attributes:
+        path: Below the server's address.
+        md5: As published with torchvision's reader.
+        dataset, splits: What it brings.
+    """
+
+    path: str
+    md5: str
+    dataset: str
+    splits: tuple[str, ...]
+
+
+ARCHIVES = {
+    "2007": (
+        Archive(
+            "voc2007/VOCtrainval_06-Nov-2007.tar",
+            "c52e279531787c972589f7e41ab4ae64",
+            "VOC2007",
+            ("train", "val", "trainval"),
+        ),
+        Archive(
+            "voc2007/VOCtest_06-Nov-2007.tar",
+            "b6e924de25625d8de591ea690078ad9f",
+            "VOC2007",
+            ("test",),
+        ),
+    ),
+    "2012": (
+        Archive(
+            "voc2012/VOCtrainval_11-May-2012.tar",
+            "6cd6e144f989b92b3379bac3b3de84fd",
+            "VOC2012",
+            ("train", "val", "trainval"),
+        ),
+    ),
+}
+
+
+def download(
+    url: str, path: Path, md5: str, on_bytes: Callable[[int, int | None], None] | None = None
+) -> None:
+    """Fetch a file, going on where an earlier attempt stopped.
+
+    What has arrived is kept in `<path>.part` until its checksum is right.
+
+    Args:
+        url: Address.
+        path: Where the complete file goes.
+        md5: Expected checksum.
+        on_bytes: Called with the bytes so far and the whole size, where known.
+
+    Raises:
+        DataError: The server cannot be reached, or the checksum differs (the damaged part is
+            removed, so that the next attempt starts anew).
+    """
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            if answer.status != 206:
+                done = 0  # the server sends everything again
+            length = answer.headers.get("Content-Length")
+            size = done + int(length) if length else None
+            with part.open("ab" if done else "wb") as file:
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    done += len(block)
+                    if on_bytes:
+                        on_bytes(done, size)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing is left to send
+            raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"{url}: cannot be downloaded ({reason}); what has arrived is kept, run this again"
+        ) from None
+    if file_md5(part) != md5:
+        part.unlink()
+        raise DataError(f"{url}: the download's checksum is not {md5}; run this again")
+    part.replace(path)
+
+
+def file_md5(path: Path) -> str:
+    """MD5 of a file, read in blocks."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar file; nothing can be written outside `folder`.
+
+    Raises:
+        DataError: Not a tar file, or one that points outside.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{archive}: cannot be unpacked ({error})") from None
+
+
+def check_split(folder: Path, split: str) -> tuple[int, list[str]]:
+    """Read every annotation of a split and look for every picture.
+
+    Args:
+        folder: Data set, for instance `VOCdevkit/VOC2007`.
+        split: For instance `train`.
+
+    Returns:
+        Number of pictures listed, and one sentence for each thing that is wrong.
+    """
+    try:
+        ids = read_ids(folder, split)
+    except DataError as error:
+        return 0, [str(error)]
+    problems = []
+    for name in ids:
+        picture = folder / "JPEGImages" / f"{name}.jpg"
+        if not picture.is_file():
+            problems.append(f"{picture}: picture is missing")
+        try:
+            read_annotation(folder / "Annotations" / f"{name}.xml")
+        except DataError as error:
+            problems.append(str(error))
+    return len(ids), problems

@@ -1,0 +1,156 @@
+"""The VOC reader on a small devkit, and everything that can be wrong with one."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from spikedet.detection import data
+from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
+from spikedet.errors import DataError
+
+
+def annotation(*objects, size=(60, 40)):
+    """VOC XML; objects: (class, (xmin, ymin, xmax, ymax), difficult)."""
+    rows = "".join(
+        f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        + "</bndbox></object>"
+        for name, box, difficult in objects
+    )
+    width, height = size
+    return (
+        f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+        f"{rows}</annotation>"
+    )
+
+
+def add(devkit, dataset, name, xml, split="train"):
+    folder = devkit / dataset
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / "JPEGImages" / f"{name}.jpg"), np.zeros((40, 60, 3), np.uint8))
+    (folder / "Annotations" / f"{name}.xml").write_text(xml)
+    with (folder / "ImageSets/Main" / f"{split}.txt").open("a") as file:
+        file.write(f"{name}\n")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    folder = tmp_path / "VOCdevkit"
+    add(folder, "VOC2007", "000001", annotation(("dog", (1, 1, 60, 40), False)))
+    add(folder, "VOC2007", "000002", annotation(("cat", (11, 6, 20, 15), True)))
+    add(folder, "VOC2007", "000003", annotation())
+    add(folder, "VOC2012", "2008_000001", annotation(("bus", (2, 3, 4, 5), False)), "trainval")
+    add(folder, "VOC2012", "2007_000001", annotation(("bus", (2, 3, 4, 5), False)), "trainval")
+    return folder
+
+
+def test_boxes_are_edges_and_difficult_is_kept(devkit):
+    first, second, third = read_voc(devkit, "VOC2007:train")
+    assert first.boxes.tolist() == [[0, 0, 60, 40]] and not first.difficult[0]
+    assert second.boxes.tolist() == [[10, 5, 20, 15]] and second.difficult[0]
+    assert (second.width, second.height) == (60, 40)
+    assert data.VOC_CLASSES[second.labels[0]] == "cat"
+    assert third.boxes.shape == (0, 4)
+
+
+def test_years_are_merged_and_copies_of_2007_dropped(devkit):
+    samples = read_voc(devkit, "VOC2007:train+VOC2012:trainval")
+    assert [s.id for s in samples][-1] == "VOC2012/2008_000001" and len(samples) == 4
+
+
+def test_a_picture_listed_twice_comes_once(devkit):
+    assert len(read_voc(devkit, "VOC2007:train+VOC2007:train")) == 3
+
+
+def test_limit_and_skip(devkit):
+    samples = read_voc(devkit, "VOC2007:train+VOC2012:trainval", limit=2, skip=["VOC2007/000001"])
+    assert [s.id for s in samples] == ["VOC2007/000002", "VOC2007/000003"]
+
+
+def test_several_devkits(devkit, tmp_path):
+    add(tmp_path / "more", "COCO", "7", annotation(("dog", (1, 1, 9, 9), False)))
+    samples = read_voc([devkit, tmp_path / "more"], "VOC2007:train+COCO:train")
+    assert len(samples) == 4 and samples[-1].id == "COCO/7"
+
+
+def listing(folder):
+    return {p: p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))}
+
+
+def test_nothing_is_written_beside_the_pictures(devkit):
+    before = listing(devkit)
+    read_voc(devkit, "VOC2007:train")
+    assert listing(devkit) == before
+
+
+def test_annotations_come_from_the_cache_until_they_change(devkit, monkeypatch):
+    read_voc(devkit, "VOC2007:train")
+    calls = []
+    original = data.read_annotation
+    monkeypatch.setattr(data, "read_annotation", lambda *a: calls.append(a) or original(*a))
+    assert read_voc(devkit, "VOC2007:train")[1].difficult[0] and calls == []
+    changed = annotation(("dog", (1, 1, 5, 5), False), ("dog", (2, 2, 6, 6), False))
+    (devkit / "VOC2007/Annotations/000002.xml").write_text(changed)
+    assert len(read_voc(devkit, "VOC2007:train")[1].labels) == 2 and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ([("dog", (20, 1, 10, 9), False)], "upside down"),
+        ([("dog", (1, 9, 10, 1), False)], "upside down"),
+        ([("dog", (1, 1, 90, 9), False)], "outside its picture of 60 x 40"),
+        ([("dog", (-5, 1, 9, 9), False)], "outside its picture"),
+        ([("zebra", (1, 1, 9, 9), False)], "unknown class 'zebra'"),
+        ([("dog", (1, 1, "x", 9), False)], "not a number"),
+    ],
+)
+def test_bad_boxes_are_named(devkit, objects, words):
+    (devkit / "VOC2007/Annotations/000002.xml").write_text(annotation(*objects))
+    with pytest.raises(DataError, match=f"000002.xml.*{words}"):
+        read_voc(devkit, "VOC2007:train")
+
+
+def test_missing_and_broken_files_are_named(devkit):
+    folder = devkit / "VOC2007"
+    (folder / "Annotations/000001.xml").write_text("<annotation><size>")
+    with pytest.raises(DataError, match="000001.xml: not readable as VOC XML"):
+        read_voc(devkit, "VOC2007:train")
+    (folder / "Annotations/000001.xml").unlink()
+    with pytest.raises(DataError, match="000001.xml: annotation is missing"):
+        read_voc(devkit, "VOC2007:train")
+    (folder / "JPEGImages/000002.jpg").unlink()
+    with pytest.raises(DataError, match="000001.xml.*and 1 more"):
+        read_voc(devkit, "VOC2007:train")
+    with pytest.raises(DataError, match="no such split; VOC2007 has train"):
+        read_voc(devkit, "VOC2007:val")
+    with pytest.raises(DataError, match="VOC2010: no such folder"):
+        read_voc(devkit, "VOC2010:val")
+
+
+@pytest.mark.parametrize("text", ["VOC2007", "VOC2007:", "VOC2007/train", "", "a:b+"])
+def test_bad_split_lists(text):
+    with pytest.raises(DataError, match="VOC2007:train"):
+        parse_splits(text)
+
+
+def test_tuning_pictures_are_kept_apart(devkit, tmp_path):
+    (tmp_path / "ids.txt").write_text("# two\nVOC2007/000002\nVOC2007/999999\n")
+    samples = read_voc(devkit, "VOC2007:train")
+    train, tune = split_off_tuning(samples, tmp_path / "ids.txt")
+    assert [s.id for s in tune] == ["VOC2007/000002"] and len(train) == 2
+    with pytest.raises(DataError, match="0 of the 2"):
+        split_off_tuning(train, tmp_path / "ids.txt")
+
+
+def test_the_committed_tuning_list():
+    ids = data.tuning_ids(Path(__file__).parents[1] / "configs/tuning_ids.txt")
+    assert len(set(ids)) == 300 and all(i.startswith("VOC2007/") for i in ids)

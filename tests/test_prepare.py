@@ -1,0 +1,108 @@
+"""Downloading and checking VOC, against a server on this machine."""
+
+import functools
+import hashlib
+import http.server
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+from test_data import add, annotation
+
+from spikedet.detection.prepare import check_split, download, unpack
+from spikedet.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files, from the middle on when asked to."""
+
+    def do_GET(self):
+        data = Path(self.translate_path(self.path)).read_bytes()
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        self.server.starts.append(start)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    add(tmp_path / "VOCdevkit", "VOC2007", "1", annotation(("dog", (1, 1, 9, 9), False)))
+    with tarfile.open(folder / "voc.tar", "w") as tar:
+        tar.add(tmp_path / "VOCdevkit", "VOCdevkit")
+    handler = functools.partial(RangeHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.starts = []
+        running.file = folder / "voc.tar"
+        running.url = f"http://127.0.0.1:{running.server_port}/voc.tar"
+        running.md5 = hashlib.md5(running.file.read_bytes()).hexdigest()
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_download_and_unpack(server, tmp_path):
+    target = tmp_path / "new" / "voc.tar"
+    download(server.url, target, server.md5)
+    assert target.read_bytes() == server.file.read_bytes()
+    unpack(target, target.parent)
+    assert check_split(target.parent / "VOCdevkit" / "VOC2007", "train") == (1, [])
+
+
+def test_resume(server, tmp_path):
+    (tmp_path / "voc.tar.part").write_bytes(server.file.read_bytes()[:700])
+    download(server.url, tmp_path / "voc.tar", server.md5)
+    assert server.starts == [700]
+    assert (tmp_path / "voc.tar").read_bytes() == server.file.read_bytes()
+    assert not (tmp_path / "voc.tar.part").exists()
+
+
+def test_wrong_checksum(server, tmp_path):
+    with pytest.raises(DataError, match="checksum is not"):
+        download(server.url, tmp_path / "voc.tar", "0" * 32)
+    assert not (tmp_path / "voc.tar").exists() and not (tmp_path / "voc.tar.part").exists()
+
+
+def test_no_server_keeps_what_has_arrived(tmp_path):
+    (tmp_path / "voc.tar.part").write_bytes(b"half")
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        download("http://127.0.0.1:9/voc.tar", tmp_path / "voc.tar", "0" * 32)
+    assert (tmp_path / "voc.tar.part").read_bytes() == b"half"
+
+
+def test_archive_that_points_outside_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../escaped"))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack(tmp_path / "evil.tar", tmp_path / "in")
+    assert not (tmp_path / "escaped").exists()
+
+
+def check(folder):
+    command = [sys.executable, ROOT / "tools/prepare_voc.py", folder, "--check"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_check_command(tmp_path):
+    devkit = tmp_path / "VOCdevkit"
+    for name in ("1", "2"):
+        add(devkit, "VOC2007", name, annotation(("dog", (1, 1, 9, 9), False)))
+    done = check(tmp_path)
+    assert done.returncode == 0 and "VOC2007:train: 2 pictures, 0 problems" in done.stdout
+    (devkit / "VOC2007/JPEGImages/2.jpg").unlink()
+    done = check(devkit)
+    assert done.returncode == 3 and "2.jpg: picture is missing" in done.stderr
+    done = check(tmp_path / "nowhere")
+    assert done.returncode == 3 and "no VOC2007 or VOC2012 here" in done.stderr
