@@ -1,0 +1,187 @@
+"""Box selection, the Python interface and drawing, on an untrained network."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import spikedet
+from spikedet import checkpoint
+from spikedet.detection import model
+from spikedet.detection.boxes import VOC_CLASSES, Detections
+from spikedet.detection.data import Sample
+from spikedet.detection.predict import default_weights, select
+from spikedet.detection.stages import copied, copied_from_float, quantized
+from spikedet.errors import PictureError, UsageError, WeightsError
+
+
+def raw(*rows, classes=2):
+    """[4 + C, A] of (cx, cy, w, h, scores...)."""
+    return torch.tensor(rows, dtype=torch.float32).T
+
+
+def test_select_converts_sorts_and_suppresses():
+    boxes, scores, labels = select(
+        raw(
+            (50, 50, 20, 10, 0.6, 0.0),
+            (51, 50, 20, 10, 0.9, 0.0),  # the same object, better
+            (50, 50, 20, 10, 0.0, 0.7),  # another class
+            (90, 90, 10, 10, 0.1, 0.0),  # below the confidence
+        ),
+        0.25,
+        0.6,
+    )
+    assert labels.tolist() == [0, 1] and scores.tolist() == pytest.approx([0.9, 0.7])
+    assert boxes.tolist() == [[41, 45, 61, 55], [40, 45, 60, 55]]
+
+
+def test_one_box_counts_for_every_class_above_the_confidence():
+    boxes, scores, labels = select(raw((50, 50, 20, 10, 0.6, 0.5)), 0.25, 0.6)
+    assert labels.tolist() == [0, 1] and len(boxes) == 2
+
+
+def test_select_nothing_and_limit():
+    boxes, scores, labels = select(raw((50, 50, 20, 10, 0.1, 0.1)), 0.25, 0.6)
+    assert boxes.shape == (0, 4) and scores.shape == labels.shape == (0,)
+    rows = [(x * 100, 50, 20, 10, 0.5, 0.0) for x in range(150)]
+    assert len(select(raw(*rows), 0.25, 0.6)[1]) == 100
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Files of an untrained network in all stages."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    description = model.read_description(model_file(), "n")
+    network = model.build(description, 20)
+    for branch in network.model[-1].cv3:
+        branch[-1].bias.data.fill_(-1.0)  # scores high enough to be seen
+    made = checkpoint.Checkpoint(
+        "float", "detection", description, VOC_CLASSES, 64, network.state_dict()
+    )
+    checkpoint.save(made, folder / "float.safetensors")
+    noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
+    samples = [Sample("noise", folder / "noise.png", 64, 64, *nothing)]
+    one = quantized(made, samples, 4)
+    qc = checkpoint.Checkpoint("qc", "detection", description, VOC_CLASSES, 64, one.state_dict(), 4)
+    checkpoint.save(qc, folder / "qc.safetensors")
+    snn = copied_from_float(made, samples, 4)
+    checkpoint.save(snn, folder / "snn.safetensors")
+    assert copied(qc).state_dict().keys() == snn.tensors.keys()
+    return folder
+
+
+def model_file():
+    from pathlib import Path
+
+    return Path(__file__).parents[1] / "configs/models/tiny-yolo.yaml"
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (48, 90, 3), np.uint8)
+
+
+@pytest.mark.parametrize("stage", ["float", "qc", "snn"])
+def test_every_stage_runs(weights, picture, stage):
+    found = spikedet.load(weights / f"{stage}.safetensors")(picture)
+    assert found.T == (4 if stage == "snn" else None)
+    assert len(found) > 0
+    assert (found.boxes[:, ::2] <= 90).all() and (found.boxes[:, 1::2] <= 48).all()
+    assert (np.diff(found.scores) <= 0).all()
+    assert set(found.classes) <= set(VOC_CLASSES)
+    assert found.plot().shape == picture.shape
+
+
+def test_path_array_and_list_agree(weights, picture, tmp_path):
+    Image.fromarray(picture[..., ::-1]).save(tmp_path / "a.png")
+    detector = spikedet.load(weights / "snn.safetensors")
+    one = detector(picture)
+    several = detector([tmp_path / "a.png", picture, picture[..., 0]], batch=2)
+    assert isinstance(one, Detections) and len(several) == 3
+    assert several[0].file == str(tmp_path / "a.png") and several[1].file is None
+    for other in several[:2]:
+        assert np.allclose(other.boxes, one.boxes, atol=1e-2)
+    assert detector([]) == []
+
+
+def test_a_T_that_the_weights_were_not_made_for_warns_once_and_runs(weights, picture):
+    detector = spikedet.load(weights / "snn.safetensors")
+    with pytest.warns(UserWarning, match="calibrated for T=4, not T=6"):
+        assert detector(picture, T=6).T == 6
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert detector(picture, T=6).T == 6
+        assert detector(picture).T == 4
+
+
+@pytest.mark.parametrize("T", [0, -3])
+def test_T_below_one(weights, picture, T):
+    with pytest.raises(UsageError, match=f"T is {T}"):
+        spikedet.load(weights / "snn.safetensors", T=T)
+    with pytest.raises(UsageError, match=f"T is {T}"):
+        spikedet.load(weights / "snn.safetensors")(picture, T=T)
+
+
+def test_bad_arguments(weights, picture):
+    detector = spikedet.load(weights / "float.safetensors")
+    with pytest.raises(UsageError, match="conf is 2"):
+        detector(picture, conf=2)
+    for bad in (picture.astype(float), picture[..., :2], np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(PictureError, match="expected"):
+            detector(bad)
+    with pytest.raises(WeightsError, match="no such weights file"):
+        spikedet.load("nowhere.safetensors")
+
+
+def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
+    made = checkpoint.load(weights / "snn.safetensors")
+    del made.tensors["model.0.act.initial"]
+    checkpoint.save(made, tmp_path / "w")
+    with pytest.raises(WeightsError, match="do not fit"):
+        spikedet.load(tmp_path / "w")
+    made = checkpoint.load(weights / "float.safetensors")
+    made.task = "classification"
+    checkpoint.save(made, tmp_path / "w")
+    with pytest.raises(WeightsError, match="for classification"):
+        spikedet.load(tmp_path / "w")
+
+
+def test_default_weights(tmp_path, monkeypatch):
+    from spikedet.detection import predict
+
+    monkeypatch.setattr(predict, "weights_folder", lambda: tmp_path)
+    with pytest.raises(WeightsError, match="no spiking weights"):
+        default_weights(8)
+    for T in (8, 20):
+        (tmp_path / f"tiny-yolo-s-snn-T{T}.safetensors").touch()
+    names = [default_weights(T).stem.split("-")[-1] for T in (None, 1, 8, 9, 20, 50)]
+    assert names == ["T20", "T8", "T8", "T20", "T20", "T20"]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 3000), (3000, 40), (480, 640)])
+def test_drawing_changes_a_copy_only(shape):
+    picture = np.full((*shape, 3), 127, np.uint8)
+    height, width = shape
+    found = Detections(
+        np.array([[2, 2, width - 2, height - 2], [-5, -5, width + 9, 9]], np.float32),
+        np.array([0.9, 0.5], np.float32),
+        np.array([3, 14]),
+        VOC_CLASSES,
+        picture=picture,
+    )
+    drawn = found.plot()
+    assert drawn.shape == picture.shape and (picture == 127).all()
+    assert (drawn != 127).any(2).mean() > 0.005
+    found.picture = None
+    with pytest.raises(ValueError, match="no picture"):
+        found.plot()
+
+
+def test_only_some_classes():
+    found = Detections(np.zeros((2, 4)), np.array([0.9, 0.8]), np.array([0, 1]), ("cat", "dog"))
+    assert found.only(["dog"]).classes == ["dog"] and found.only(["cow"]).classes == []
