@@ -10,12 +10,14 @@ from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
 from spikedet.errors import DataError
 
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+
 
 def annotation(*objects, size=(60, 40)):
     """VOC XML; objects: (class, (xmin, ymin, xmax, ymax), difficult)."""
     rows = "".join(
         f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>"
-        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(EDGES, box, strict=True))
         + "</bndbox></object>"
         for name, box, difficult in objects
     )
@@ -109,8 +111,11 @@ def test_annotations_come_from_the_cache_until_they_change(devkit, monkeypatch):
         ([("dog", (1, 9, 10, 1), False)], "upside down"),
         ([("dog", (1, 1, 90, 9), False)], "outside its picture of 60 x 40"),
         ([("dog", (-5, 1, 9, 9), False)], "outside its picture"),
+        ([("dog", (61, 1, 61, 9), False)], "outside its picture"),
+        ([("dog", (1, 0, 9, 0), False)], "outside its picture"),
         ([("zebra", (1, 1, 9, 9), False)], "unknown class 'zebra'"),
         ([("dog", (1, 1, "x", 9), False)], "not a number"),
+        ([("dog", (1, "nan", 9, 9), False)], "not a number"),
     ],
 )
 def test_bad_boxes_are_named(devkit, objects, words):
@@ -136,6 +141,29 @@ def test_missing_and_broken_files_are_named(devkit):
         read_voc(devkit, "VOC2010:val")
 
 
+def test_a_box_one_pixel_beyond_its_picture_is_clipped(devkit):
+    (devkit / "VOC2007/Annotations/000002.xml").write_text(
+        annotation(("dog", (0, 0, 61, 41), False))
+    )
+    assert read_voc(devkit, "VOC2007:train")[1].boxes.tolist() == [[0, 0, 60, 40]]
+
+
+def test_missing_pictures_are_named(devkit):
+    pictures = devkit / "VOC2007/JPEGImages"
+    (pictures / "000002.jpg").unlink()
+    with pytest.raises(DataError, match="000002.jpg: picture is missing; train.txt lists it$"):
+        read_voc(devkit, "VOC2007:train")
+    pictures.rename(devkit / "elsewhere")
+    with pytest.raises(DataError, match="000001.jpg: picture is missing.*and 2 more"):
+        read_voc(devkit, "VOC2007:train")
+
+
+def test_an_empty_split_is_refused(devkit):
+    (devkit / "VOC2007/ImageSets/Main/none.txt").write_text("\n")
+    with pytest.raises(DataError, match="none.txt: the split is empty"):
+        read_voc(devkit, "VOC2007:none")
+
+
 @pytest.mark.parametrize("text", ["VOC2007", "VOC2007:", "VOC2007/train", "", "a:b+"])
 def test_bad_split_lists(text):
     with pytest.raises(DataError, match="VOC2007:train"):
@@ -149,6 +177,8 @@ def test_tuning_pictures_are_kept_apart(devkit, tmp_path):
     assert [s.id for s in tune] == ["VOC2007/000002"] and len(train) == 2
     with pytest.raises(DataError, match="0 of the 2"):
         split_off_tuning(train, tmp_path / "ids.txt")
+    with pytest.raises(DataError, match="gone.txt: list of tuning pictures"):
+        split_off_tuning(train, tmp_path / "gone.txt")
 
 
 def test_the_committed_tuning_list():

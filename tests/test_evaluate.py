@@ -1,5 +1,7 @@
 """Average precision on cases worked out by hand, and against plain pycocotools."""
 
+# ruff: noqa: SIM300  (it takes a field named AP for a constant)
+
 import contextlib
 import io
 from pathlib import Path
@@ -102,6 +104,15 @@ def test_difficult_overlap_is_the_ordinary_iou_not_the_crowd_one():
     assert result.VOC07_AP50 == pytest.approx(0.5)
 
 
+def test_an_ordinary_object_is_matched_before_a_difficult_one():
+    # IoU 0.8 with the ordinary object, 1 with the difficult one. COCO prefers ordinary objects
+    # where both overlap enough; VOC 2007 takes the best overlap, so the object stays missed.
+    truth = sample((0, BOX, False), (0, (10, 10, 110, 90), True))
+    result = measure([found((0, (10, 10, 110, 90), 0.9))], [truth])
+    assert result.AP50 == pytest.approx(1)
+    assert result.VOC07_AP50 == 0
+
+
 def test_only_difficult_objects_of_a_class_leave_it_out():
     truth = sample((0, BOX, False), (1, FAR, True))
     result = measure([found((0, BOX, 0.9), (1, BOX, 0.9))], [truth])
@@ -114,6 +125,23 @@ def test_second_detection_of_an_object_is_a_false_alarm():
     # precision 1 up to recall 1/2, then 2/3
     assert result.AP50 == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert result.VOC07_AP50 == pytest.approx((6 + 5 * 2 / 3) / 11)
+
+
+def test_voc07_looks_at_the_best_overlap_only():
+    # the second detection overlaps the first object by 0.8 and the free second one by 0.6
+    first, second = (0, 0, 100, 100), (0, 40, 100, 140)
+    between = (0, 20, 100, 100)
+    truth = sample((0, first, False), (0, second, False))
+    result = measure([found((0, first, 0.9), (0, between, 0.8))], [truth])
+    assert result.VOC07_AP50 == pytest.approx(6 / 11)
+
+
+def test_voc07_overlap_counts_inclusive_pixels():
+    # pixels 1..10 against 1..5 of ten rows: 50 of 100 pixels, exactly the threshold. With widths
+    # xmax - xmin it would be 4 / 9.
+    truth = sample((0, (0, 0, 10, 10), False))
+    assert measure([found((0, (0, 0, 5, 10), 0.9))], [truth]).VOC07_AP50 == 1
+    assert measure([found((0, (0, 0, 4.9, 10), 0.9))], [truth]).VOC07_AP50 == 0
 
 
 def test_nothing_detected():
@@ -145,6 +173,12 @@ def test_sizes():
     truth = [sample((0, small, False)), sample((0, medium, False)), sample((0, BOX, False))]
     result = measure([found((0, small, 0.9)), found(), found((0, BOX, 0.9))], truth)
     assert (result.AP_small, result.AP_medium, result.AP_large) == pytest.approx((1, 0, 1))
+
+
+def test_size_limits_belong_to_both_sides():
+    result = measure([found((0, (0, 0, 32, 32), 0.9))], [sample((0, (0, 0, 32, 32), False))])
+    assert (result.AP_small, result.AP_medium) == pytest.approx((1, 1))
+    assert np.isnan(result.AP_large)
 
 
 def test_at_most_a_hundred_boxes_a_picture():

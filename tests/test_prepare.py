@@ -22,13 +22,21 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
     """Serves files, from the middle on when asked to."""
 
     def do_GET(self):
-        data = Path(self.translate_path(self.path)).read_bytes()
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.server.starts.append(start)
+        if start >= len(data):
+            self.send_error(416)
+            return
+        start = start if self.server.ranges else 0
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:])
+        self.wfile.write(data[start : self.server.cut])
 
     def log_message(self, *args):
         pass
@@ -43,11 +51,11 @@ def server(tmp_path):
         tar.add(tmp_path / "VOCdevkit", "VOCdevkit")
     handler = functools.partial(RangeHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        running.starts = []
+        running.starts, running.cut, running.ranges = [], None, True
         running.file = folder / "voc.tar"
         running.url = f"http://127.0.0.1:{running.server_port}/voc.tar"
         running.md5 = hashlib.md5(running.file.read_bytes()).hexdigest()
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield running
         running.shutdown()
 
@@ -57,7 +65,7 @@ def test_download_and_unpack(server, tmp_path):
     download(server.url, target, server.md5)
     assert target.read_bytes() == server.file.read_bytes()
     unpack(target, target.parent)
-    assert check_split(target.parent / "VOCdevkit" / "VOC2007", "train") == (1, [])
+    assert check_split(target.parent / "VOCdevkit" / "VOC2007", "train") == (1, 1, 1, [])
 
 
 def test_resume(server, tmp_path):
@@ -66,6 +74,52 @@ def test_resume(server, tmp_path):
     assert server.starts == [700]
     assert (tmp_path / "voc.tar").read_bytes() == server.file.read_bytes()
     assert not (tmp_path / "voc.tar.part").exists()
+
+
+def test_resume_where_nothing_is_left_to_send(server, tmp_path):
+    (tmp_path / "voc.tar.part").write_bytes(server.file.read_bytes())
+    download(server.url, tmp_path / "voc.tar", server.md5)
+    assert (tmp_path / "voc.tar").is_file()
+
+
+def test_server_that_cannot_resume_sends_everything(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "voc.tar.part").write_bytes(b"half")
+    download(server.url, tmp_path / "voc.tar", server.md5)
+    assert (tmp_path / "voc.tar").read_bytes() == server.file.read_bytes()
+
+
+def test_connection_that_closes_early_keeps_the_part(server, tmp_path):
+    server.cut = 700
+    with pytest.raises(DataError, match="closed after 700 of .* kept, run this again"):
+        download(server.url, tmp_path / "voc.tar", server.md5)
+    assert (tmp_path / "voc.tar.part").read_bytes() == server.file.read_bytes()[:700]
+    server.cut = None
+    seen = []
+    download(server.url, tmp_path / "voc.tar", server.md5, lambda *numbers: seen.append(numbers))
+    size = server.file.stat().st_size
+    assert server.starts == [0, 700] and seen[-1] == (size, size)
+
+
+def test_archive_that_is_there_is_verified(server, tmp_path):
+    (tmp_path / "voc.tar").write_bytes(server.file.read_bytes())
+    download(server.url, tmp_path / "voc.tar", server.md5)
+    assert server.starts == []
+    (tmp_path / "voc.tar").write_bytes(b"mine")
+    with pytest.raises(DataError, match="voc.tar: checksum is not"):
+        download(server.url, tmp_path / "voc.tar", server.md5)
+    assert (tmp_path / "voc.tar").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("url", ["no address", "http://bad host/voc.tar"])
+def test_address_that_is_none(tmp_path, url):
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        download(url, tmp_path / "voc.tar", "0" * 32)
+
+
+def test_archive_that_the_server_lacks(server, tmp_path):
+    with pytest.raises(DataError, match="the server answers 404"):
+        download(server.url + "x", tmp_path / "voc.tar", server.md5)
 
 
 def test_wrong_checksum(server, tmp_path):
@@ -81,6 +135,17 @@ def test_no_server_keeps_what_has_arrived(tmp_path):
     assert (tmp_path / "voc.tar.part").read_bytes() == b"half"
 
 
+def test_unpacking_replaces_no_file_and_leaves_nothing_aside(server, tmp_path):
+    folder = tmp_path / "new"
+    kept = folder / "VOCdevkit/VOC2007/Annotations/1.xml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    unpack(server.file, folder)
+    assert kept.read_text() == "mine"
+    assert (folder / "VOCdevkit/VOC2007/JPEGImages/1.jpg").is_file()
+    assert [p.name for p in folder.iterdir()] == ["VOCdevkit"]
+
+
 def test_archive_that_points_outside_is_refused(tmp_path):
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("../escaped"))
@@ -90,9 +155,13 @@ def test_archive_that_points_outside_is_refused(tmp_path):
     assert not (tmp_path / "escaped").exists()
 
 
-def check(folder):
-    command = [sys.executable, ROOT / "tools/prepare_voc.py", folder, "--check"]
+def run(folder, *options):
+    command = [sys.executable, ROOT / "tools/prepare_voc.py", folder, *options]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def check(folder):
+    return run(folder, "--check")
 
 
 def test_check_command(tmp_path):
@@ -100,9 +169,23 @@ def test_check_command(tmp_path):
     for name in ("1", "2"):
         add(devkit, "VOC2007", name, annotation(("dog", (1, 1, 9, 9), False)))
     done = check(tmp_path)
-    assert done.returncode == 0 and "VOC2007:train: 2 pictures, 0 problems" in done.stdout
+    assert done.returncode == 0 and "2 listed, 2 pictures, 2 annotations, 0 problems" in done.stdout
     (devkit / "VOC2007/JPEGImages/2.jpg").unlink()
     done = check(devkit)
     assert done.returncode == 3 and "2.jpg: picture is missing" in done.stderr
     done = check(tmp_path / "nowhere")
     assert done.returncode == 3 and "no VOC2007 or VOC2012 here" in done.stderr
+
+
+def test_command_downloads_only_what_is_missing(tmp_path):
+    devkit = tmp_path / "VOCdevkit"
+    for split in ("train", "val", "trainval", "test"):
+        add(devkit, "VOC2007", "1", annotation(("dog", (1, 1, 9, 9), False)), split)
+    nowhere = ("--years", "2007", "--server", "http://127.0.0.1:9")
+    done = run(tmp_path, *nowhere)
+    assert done.returncode == 0 and "VOC2007 test: already there" in done.stdout
+    # as after an interrupted unpacking: the lists are there, a picture is not
+    (devkit / "VOC2007/JPEGImages/1.jpg").unlink()
+    done = run(tmp_path, *nowhere)
+    assert done.returncode == 3 and "error: http://127.0.0.1:9/voc2007/VOCtrainval" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,9 +2,10 @@
 """Download the official PASCAL VOC archives, or check a folder that is already there.
 
     tools/prepare_voc.py FOLDER              # download, verify, unpack into FOLDER/VOCdevkit
-    tools/prepare_voc.py FOLDER --check      # FOLDER is a VOCdevkit or holds one; nothing is written
+    tools/prepare_voc.py FOLDER --check      # only look: FOLDER is a VOCdevkit or holds one
 
-A download that stops goes on when the command is run again.
+A download that stops goes on when the command is run again. No file that is there is replaced.
+VOC 2012's copies of VOC 2007 pictures (ids 2007_NNNNNN) are neither used nor counted.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.errors import DataError  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikedet.detection.prepare import Archive
 
 SHOWN = 5
 
@@ -48,8 +53,11 @@ def check(folder: Path) -> int:
             print(f"error: {dataset}/ImageSets/Main: no split files here", file=sys.stderr)
             wrong += 1
         for split in names:
-            count, problems = check_split(dataset, split)
-            print(f"{dataset.name}:{split}: {count} pictures, {len(problems)} problems")
+            listed, pictures, annotations, problems = check_split(dataset, split)
+            print(
+                f"{dataset.name}:{split}: {listed} listed, {pictures} pictures, "
+                f"{annotations} annotations, {len(problems)} problems"
+            )
             for problem in problems[:SHOWN]:
                 print(f"error: {problem}", file=sys.stderr)
             if len(problems) > SHOWN:
@@ -58,32 +66,36 @@ def check(folder: Path) -> int:
     return DataError.exit_code if wrong else 0
 
 
-def main(args: argparse.Namespace) -> int:
-    if args.check:
-        return check(args.folder)
+def fetch(archive: Archive, folder: Path, server: str, keep: bool) -> None:
+    """Download and unpack one archive, unless all it brings is there."""
     from tqdm import tqdm
 
-    from spikedet.detection.prepare import ARCHIVES, SERVER, download, unpack
+    from spikedet.detection.prepare import check_split, download, unpack
 
-    for year in args.years:
-        for archive in ARCHIVES[year]:
-            lists = args.folder / "VOCdevkit" / archive.dataset / "ImageSets" / "Main"
-            if all((lists / f"{split}.txt").is_file() for split in archive.splits):
-                print(f"{archive.dataset} {', '.join(archive.splits)}: already there")
-                continue
-            url = f"{(args.server or SERVER).rstrip('/')}/{archive.path}"
-            path = args.folder / Path(archive.path).name
-            if not path.is_file():
-                with tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
+    dataset = folder / "VOCdevkit" / archive.dataset
+    if not any(check_split(dataset, split).problems for split in archive.splits):
+        print(f"{archive.dataset} {', '.join(archive.splits)}: already there")
+        return
+    path = folder / Path(archive.path).name
+    with tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
 
-                    def advance(done, size, bar=bar):
-                        bar.total = size
-                        bar.update(done - bar.n)
+        def advance(done, size):
+            bar.total = size
+            bar.update(done - bar.n)
 
-                    download(url, path, archive.md5, advance)
-            unpack(path, args.folder)
-            if not args.keep:
-                path.unlink()
+        download(f"{server.rstrip('/')}/{archive.path}", path, archive.md5, advance)
+    unpack(path, folder)
+    if not keep:
+        path.unlink()
+
+
+def main(args: argparse.Namespace) -> int:
+    if not args.check:
+        from spikedet.detection.prepare import ARCHIVES, SERVER
+
+        for year in args.years:
+            for archive in ARCHIVES[year]:
+                fetch(archive, args.folder, args.server or SERVER, args.keep)
     return check(args.folder)
 
 

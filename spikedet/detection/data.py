@@ -103,10 +103,14 @@ def read_annotation(
                 float(item.findtext(f"bndbox/{key}", ""))
                 for key in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not np.isfinite((x1, y1, x2, y2)).all():
+                raise ValueError
             where = f"{path}: box of {name} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             if x2 < x1 or y2 < y1:
                 raise DataError(f"{where} is upside down; expected xmin <= xmax and ymin <= ymax")
-            if x1 < 0 or y1 < 0 or x2 > width + 1 or y2 > height + 1:
+            # part of it must be inside, or nothing is left after clipping
+            inside = 0 <= x1 <= width and 1 <= x2 <= width + 1
+            if not (inside and 0 <= y1 <= height and 1 <= y2 <= height + 1):
                 raise DataError(f"{where} lies outside its picture of {width} x {height} pixels")
             boxes.append((max(x1 - 1, 0), max(y1 - 1, 0), min(x2, width), min(y2, height)))
             labels.append(names.index(name))
@@ -179,7 +183,8 @@ def read_voc(
                 f"{Path(devkits[0]) / dataset}: no such folder; expected the VOCdevkit layout "
                 f"({dataset}/JPEGImages, {dataset}/Annotations, {dataset}/ImageSets/Main)"
             )
-        ids = [i for i in read_ids(folder, split) if f"{dataset}/{i}" not in skip | samples.keys()]
+        done = skip | samples.keys()
+        ids = [i for i in read_ids(folder, split) if f"{dataset}/{i}" not in done]
         if limit is not None:
             ids = ids[: limit - len(samples)]
         for sample in _read_folder(folder, ids, split, names, cache or cache_folder()):
@@ -205,7 +210,8 @@ def _read_folder(
     except (OSError, ValueError, KeyError):
         known = {}
     samples, problems, fresh = [], [], {}
-    pictures = {p.name for p in os.scandir(folder / "JPEGImages")} if ids else set()
+    images = folder / "JPEGImages"
+    pictures = {p.name for p in os.scandir(images)} if images.is_dir() else set()
     for name in ids:
         xml = folder / "Annotations" / f"{name}.xml"
         picture = folder / "JPEGImages" / f"{name}.jpg"
@@ -249,8 +255,16 @@ def _read_folder(
 
 
 def tuning_ids(path: Path) -> list[str]:
-    """Sample ids of a committed list, one `VOC2007/000005` a line, `#` starts a comment."""
-    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+    """Sample ids of a committed list, one `VOC2007/000005` a line, `#` starts a comment.
+
+    Raises:
+        DataError: No such list.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise DataError(f"{path}: list of tuning pictures: {error.strerror}") from None
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
-MOST = 100
+MOST = 100  # detections of one class in one picture that COCO's measure looks at
 
 
 @dataclass
@@ -87,8 +87,8 @@ class _Evaluation(COCOeval):
 
     def _prepare(self) -> None:
         super()._prepare()
-        for annotations in self._gts.values():
-            for annotation in annotations:
+        for objects in self._gts.values():
+            for annotation in objects:
                 annotation["ignore"] = annotation["difficult"]
 
 
@@ -104,9 +104,7 @@ def _run_coco(
     wanted = [
         _annotation(i, box, label) | {"difficult": int(difficult)}
         for i, sample in enumerate(samples)
-        for box, label, difficult in zip(
-            sample.boxes, sample.labels, sample.difficult, strict=True
-        )
+        for box, label, difficult in zip(sample.boxes, sample.labels, sample.difficult, strict=True)
     ]
     found = [
         _annotation(i, box, label) | {"score": float(score)}
@@ -142,9 +140,7 @@ def _annotation(image: int, box: np.ndarray, label: int) -> dict:
     }
 
 
-def voc07_ap50(
-    detections: Sequence[Detections], samples: Sequence[Sample], classes: int
-) -> float:
+def voc07_ap50(detections: Sequence[Detections], samples: Sequence[Sample], classes: int) -> float:
     """Mean over the annotated classes of the eleven-point AP at IoU 0.5; nan without any."""
     values = [_voc07_class(detections, samples, label) for label in range(classes)]
     values = [value for value in values if value is not None]

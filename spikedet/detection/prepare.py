@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from spikedet.detection.data import read_annotation, read_ids
 from spikedet.errors import DataError
@@ -64,7 +67,8 @@ def download(
 ) -> None:
     """Fetch a file, going on where an earlier attempt stopped.
 
-    What has arrived is kept in `<path>.part` until its checksum is right.
+    What has arrived is kept in `<path>.part` until all is there and its checksum is right. A file
+    that is already at `path` is only verified.
 
     Args:
         url: Address.
@@ -73,29 +77,19 @@ def download(
         on_bytes: Called with the bytes so far and the whole size, where known.
 
     Raises:
-        DataError: The server cannot be reached, or the checksum differs (the damaged part is
-            removed, so that the next attempt starts anew).
+        DataError: The server cannot be reached or stops midway (the part is kept), or the
+            checksum differs (the damaged part is removed, so that the next attempt starts anew).
     """
+    if path.is_file():
+        if file_md5(path) != md5:
+            raise DataError(f"{path}: checksum is not {md5}; move this file away to download anew")
+        return
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            if answer.status != 206:
-                done = 0  # the server sends everything again
-            length = answer.headers.get("Content-Length")
-            size = done + int(length) if length else None
-            with part.open("ab" if done else "wb") as file:
-                while block := answer.read(BLOCK):
-                    file.write(block)
-                    done += len(block)
-                    if on_bytes:
-                        on_bytes(done, size)
+        _receive(url, part, on_bytes)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send
-            raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
-    except (OSError, urllib.error.URLError) as error:
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DataError(
             f"{url}: cannot be downloaded ({reason}); what has arrived is kept, run this again"
@@ -104,6 +98,33 @@ def download(
         part.unlink()
         raise DataError(f"{url}: the download's checksum is not {md5}; run this again")
     part.replace(path)
+
+
+def _receive(url: str, part: Path, on_bytes: Callable[[int, int | None], None] | None) -> None:
+    """Append to `part` what it lacks."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # nothing is left to send
+            return
+        raise
+    with answer:
+        if answer.status != 206:
+            done = 0  # the server sends everything again
+        length = answer.headers.get("Content-Length")
+        size = done + int(length) if length else None
+        with part.open("ab" if done else "wb") as file:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                done += len(block)
+                if on_bytes:
+                    on_bytes(done, size)
+    # a connection that closes early looks like the end of the file
+    if size is not None and done < size:
+        raise ConnectionError(f"the connection closed after {done} of {size} bytes")
 
 
 def file_md5(path: Path) -> str:
@@ -116,39 +137,62 @@ def file_md5(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar file; nothing can be written outside `folder`.
+    """Unpack a tar file; nothing is written outside `folder`, no file there is replaced.
+
+    Files are unpacked aside and then moved, so that an interruption leaves no half file.
 
     Raises:
-        DataError: Not a tar file, or one that points outside.
+        DataError: Not a tar file, one that points outside, or no room for it.
     """
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        with (
+            tarfile.open(archive) as tar,
+            tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as aside,
+        ):
+            tar.extractall(aside, filter="data")
+            for source in sorted(p for p in Path(aside).rglob("*") if p.is_file()):
+                target = folder / source.relative_to(aside)
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(target)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{archive}: cannot be unpacked ({error})") from None
 
 
-def check_split(folder: Path, split: str) -> tuple[int, list[str]]:
+class SplitCheck(NamedTuple):
+    """What is there of a split.
+
+    Attributes:
+        listed: Pictures that the split names, copies of VOC 2007 pictures left out.
+        pictures, annotations: How many of them are there (annotations: and readable).
+        problems: One sentence for each thing that is wrong.
+    """
+
+    listed: int
+    pictures: int
+    annotations: int
+    problems: list[str]
+
+
+def check_split(folder: Path, split: str) -> SplitCheck:
     """Read every annotation of a split and look for every picture.
 
     Args:
         folder: Data set, for instance `VOCdevkit/VOC2007`.
         split: For instance `train`.
-
-    Returns:
-        Number of pictures listed, and one sentence for each thing that is wrong.
     """
     try:
         ids = read_ids(folder, split)
     except DataError as error:
-        return 0, [str(error)]
-    problems = []
+        return SplitCheck(0, 0, 0, [str(error)])
+    missing, damaged = [], []
     for name in ids:
         picture = folder / "JPEGImages" / f"{name}.jpg"
         if not picture.is_file():
-            problems.append(f"{picture}: picture is missing")
+            missing.append(f"{picture}: picture is missing")
         try:
             read_annotation(folder / "Annotations" / f"{name}.xml")
         except DataError as error:
-            problems.append(str(error))
-    return len(ids), problems
+            damaged.append(str(error))
+    count = len(ids)
+    return SplitCheck(count, count - len(missing), count - len(damaged), missing + damaged)

@@ -1,0 +1,132 @@
+"""Weights files: what comes back, and what is refused."""
+
+import json
+import os
+import pickle
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spikedet import checkpoint
+from spikedet.checkpoint import FORMAT, Checkpoint
+from spikedet.errors import WeightsError
+
+HEADER = {"stage": "snn", "task": "detection", "model": {}, "names": ["a"], "imgsz": 320, "T": 8}
+
+
+@pytest.fixture
+def made():
+    tensors = {
+        "weight": torch.randn(3, 4),
+        "bias": torch.randn(3),
+        "act.threshold": torch.tensor(0.123456789),
+        "act.initial": torch.randn(3, 4, 4),
+        "count": torch.tensor(7),
+    }
+    return Checkpoint(
+        "snn", "detection", {"nc": 2}, ("a", "b"), 320, tensors, T=8, origin={"command": "x"}
+    )
+
+
+def test_round_trip(tmp_path, made):
+    checkpoint.save(made, tmp_path / "w")
+    again = checkpoint.load(tmp_path / "w")
+    assert again.tensors.keys() == made.tensors.keys()
+    assert all(torch.equal(again.tensors[k], v) for k, v in made.tensors.items())
+    for name in ("stage", "task", "model", "names", "imgsz", "T", "origin"):
+        assert getattr(again, name) == getattr(made, name)
+
+
+def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
+    checkpoint.save(made, tmp_path / "w", half=True)
+    again = checkpoint.load(tmp_path / "w").tensors
+    for name in ("bias", "act.threshold", "act.initial", "count"):
+        assert torch.equal(again[name], made.tensors[name])
+    assert again["weight"].dtype == torch.float32
+    assert torch.equal(again["weight"], made.tensors["weight"].half().float())
+
+
+def test_saving_leaves_the_network_alone(tmp_path, made):
+    before = made.tensors["weight"].clone()
+    checkpoint.save(made, tmp_path / "w", half=True)
+    assert torch.equal(made.tensors["weight"], before)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def save_bytes(data):
+    return lambda path, good: path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(save_bytes(b""), id="empty"),
+        pytest.param(save_bytes(random.Random(0).randbytes(4000)), id="noise"),
+        pytest.param(save_bytes(b"hello"), id="text"),
+        pytest.param(save_bytes(b"\xff" * 8 + b"{}"), id="endless header"),
+        pytest.param(save_bytes(pickle.dumps(Bomb())), id="pickle"),
+        pytest.param(lambda path, good: torch.save({"model": Bomb()}, path), id="torch"),
+        pytest.param(lambda path, good: path.write_bytes(good[: len(good) // 2]), id="half"),
+        pytest.param(lambda path, good: path.write_bytes(good[:-1]), id="last byte"),
+    ],
+)
+def test_files_that_are_no_weights_are_refused_unopened(tmp_path, made, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(made, tmp_path / "good")
+    write(tmp_path / "w.pt", (tmp_path / "good").read_bytes())
+    with pytest.raises(WeightsError, match="w.pt: damaged, or not a safetensors file"):
+        checkpoint.load(tmp_path / "w.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(WeightsError, match="gone: no such weights file"):
+        checkpoint.load(tmp_path / "gone")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+
+
+def test_plain_files(tmp_path, made):
+    checkpoint.save_plain(made.tensors, tmp_path / "w")
+    again = checkpoint.load_plain(tmp_path / "w")
+    assert all(torch.equal(again[k], v) for k, v in made.tensors.items())
+    with pytest.raises(WeightsError, match="another program"):
+        checkpoint.load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param({"format": "pt"}, id="another program"),
+        pytest.param({"format": "spikedet-2", "header": json.dumps(HEADER)}, id="newer"),
+        pytest.param({"format": FORMAT}, id="no header"),
+        pytest.param({"format": FORMAT, "header": "no JSON"}, id="damaged header"),
+        pytest.param({"format": FORMAT, "header": "[]"}, id="no fields"),
+        pytest.param({"format": FORMAT, "header": json.dumps({"names": []})}, id="fields missing"),
+        pytest.param(
+            {"format": FORMAT, "header": json.dumps(HEADER | {"x": 1})}, id="unknown field"
+        ),
+        pytest.param(
+            {"format": FORMAT, "header": json.dumps(HEADER | {"stage": "magic"})},
+            id="unknown stage",
+        ),
+    ],
+)
+def test_headers_that_are_not_ours_are_refused(tmp_path, metadata):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
+    with pytest.raises(WeightsError, match="w: .*expected weights written by spikedet"):
+        checkpoint.load(tmp_path / "w")
+
+
+def test_the_header_of_these_tests_is_a_good_one(tmp_path):
+    metadata = {"format": FORMAT, "header": json.dumps(HEADER)}
+    save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
+    assert checkpoint.load(tmp_path / "w").T == 8

@@ -1,0 +1,143 @@
+"""The commands as a user runs them: in a process of their own, with the released weights."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = sorted(p.name for p in (ROOT / "tools").glob("*.py"))
+BUS = Path(find_spec("ultralytics").origin).parent / "assets" / "bus.jpg"
+
+
+pytestmark = pytest.mark.skipif(
+    not list((ROOT / "weights").glob("*-snn-T20.safetensors")),
+    reason="no spiking weights are released yet",
+)
+
+
+def run(tool, *arguments, cwd=None, timeout=300):
+    command = [sys.executable, ROOT / "tools" / tool, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment
+    )
+
+
+@pytest.fixture
+def bus(tmp_path):
+    return shutil.copy(BUS, tmp_path / "bus.jpg")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_shows_defaults(tool, tmp_path):
+    done = run(tool, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+def test_detect_finds_people_and_a_bus(bus, tmp_path):
+    done = run("detect.py", "--T", 20, "bus.jpg", "--json", "found.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "found.json").read_text())
+    assert entry["file"] == "bus.jpg" and entry["T"] == 20
+    classes = [d["class"] for d in entry["detections"]]
+    assert "person" in classes and "bus" in classes
+    for found in entry["detections"]:
+        x1, y1, x2, y2 = found["xyxy"]
+        assert 0 <= x1 < x2 <= 810 and 0 <= y1 < y2 <= 1080 and 0.25 < found["score"] <= 1
+    lines = [line for line in done.stdout.splitlines() if line.startswith("bus.jpg: ")]
+    assert len(lines) == len(classes)
+    drawn, original = cv2.imread(str(tmp_path / "detections/bus.jpg")), cv2.imread(bus)
+    assert drawn.shape == original.shape and (drawn != original).mean() > 0.01
+    assert "T=20" in done.stdout
+
+
+def test_the_rest_of_a_batch_is_done(bus, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(BUS.read_bytes()[:50_000])
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    Image.fromarray(np.full((32, 32), 90, np.uint8)).save(tmp_path / "grey.png")
+    done = run(
+        "detect.py", "--T", 8, "cut.jpg", "text.jpg", "gone.jpg", "empty", "*.bmp", "grey.png",
+        "bus.jpg", "--json", "found.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 3
+    errors = done.stderr.splitlines()
+    for words in (
+        "cut.jpg: truncated",
+        "text.jpg: is not a picture",
+        "gone.jpg: no such picture",
+        "empty: no pictures in this folder",
+        "*.bmp: no file matches",
+    ):
+        assert sum(words in line for line in errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert [e["file"] for e in entries] == ["grey.png", "bus.jpg"]
+    assert entries[0]["detections"] == [] and entries[1]["detections"]
+
+
+def test_inputs_are_never_overwritten(bus, tmp_path):
+    before = Path(bus).read_bytes()
+    done = run("detect.py", "--T", 8, "bus.jpg", "--out", ".", cwd=tmp_path)
+    assert done.returncode == 3 and "is one of the inputs" in done.stderr
+    assert Path(bus).read_bytes() == before
+
+
+def test_two_inputs_of_one_name_give_two_pictures(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / folder / "x.png")
+    done = run("detect.py", "--T", 8, "a", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "detections").iterdir()) == ["x-2.png", "x.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--T", "0", "bus.jpg"], 2, "T is '0'; expected a whole number of 1 or more"),
+        (["--T", "two", "bus.jpg"], 2, "T is 'two'"),
+        (["--conf", "7", "bus.jpg"], 2, "not a number between 0 and 1"),
+        (["--classes", "zebra", "--", "bus.jpg"], 2, "unknown class 'zebra'"),
+        (["--weights", "gone.safetensors", "bus.jpg"], 4, "gone.safetensors: no such weights"),
+        (["--weights", "bus.jpg", "bus.jpg"], 4, "damaged, or not a safetensors file"),
+        (["--device", "cuda:99", "bus.jpg"], 2, "CUDA devices"),
+    ],
+)
+def test_bad_arguments(bus, tmp_path, arguments, code, words):
+    done = run("detect.py", *arguments, cwd=tmp_path)
+    assert done.returncode == code and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_T_warns_and_runs(bus, tmp_path):
+    done = run("detect.py", "--T", 12, "bus.jpg", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "calibrated for T=20, not T=12" in done.stderr
+
+
+def test_evaluate_on_a_devkit_of_one_picture(bus, tmp_path):
+    from test_data import add, annotation
+
+    boxes = [("person", (49, 399, 245, 903), False), ("bus", (23, 231, 805, 757), False)]
+    add(tmp_path / "devkit", "VOC2007", "1", annotation(*boxes, size=(810, 1080)), "val")
+    add(tmp_path / "devkit", "VOC2007", "2", annotation(), "val")
+    shutil.copy(BUS, tmp_path / "devkit/VOC2007/JPEGImages/1.jpg")
+    done = run("evaluate.py", "--data", "devkit", "--T", 8, "--json", "rows.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["stage"], row["T"], row["images"]) == ("snn", 8, 2)
+    assert row["AP50"] > 0.4 and 0 < row["spike_rate"] < 1 and row["AP_small"] is None
+    assert len(row["weights_sha256"]) == 64
+    done = run("evaluate.py", "--data", "devkit", "--split", "VOC2007:test", cwd=tmp_path)
+    assert done.returncode == 3 and "no such split; VOC2007 has val" in done.stderr

@@ -1,0 +1,165 @@
+"""Training, its resume, and both stages of conversion, on a devkit of a few coloured squares."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_data import add, annotation
+
+from spikedet import checkpoint
+from spikedet.detection import model
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.data import read_voc, split_off_tuning
+from spikedet.detection.settings import Settings
+from spikedet.detection.train import Trainer, epochs_done
+from spikedet.errors import TrainingError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squares") / "VOCdevkit"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        x, y = rng.integers(1, 30, 2)
+        add(folder, "VOC2007", f"{number:06}", annotation(("dog", (x, y, x + 30, y + 30), False),
+                                                          size=(64, 64)))  # fmt: skip
+        picture = np.full((64, 64, 3), 60, np.uint8)
+        picture[y - 1 : y + 30, x - 1 : x + 30] = (40, 200, 240)
+        cv2.imwrite(str(folder / "VOC2007/JPEGImages" / f"{number:06}.jpg"), picture)
+    (folder.parent / "tuning.txt").write_text("".join(f"VOC2007/{n:06}\n" for n in range(4)))
+    return folder
+
+
+@pytest.fixture
+def sides(devkit, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
+    return split_off_tuning(read_voc(devkit, "VOC2007:train"), devkit.parent / "tuning.txt")
+
+
+def trainer(sides, folder, resume=False, epochs=3):
+    torch.manual_seed(0)
+    network = model.build(model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
+    settings = Settings(epochs=epochs, imgsz=64, batch=8, close_mosaic=1, workers=0)
+
+    def save(averaged, path):
+        tensors = averaged.state_dict()
+        made = checkpoint.Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
+        checkpoint.save(made, path)
+
+    return Trainer(network, *sides, VOC_CLASSES, folder, settings, save, resume)
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
+    folder = tmp_path / "run"
+    first = trainer(sides, folder)
+
+    def kill(running):
+        if running.epoch == 2:
+            raise KeyboardInterrupt
+
+    first.add_callback("on_train_batch_start", kill)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert epochs_done(folder) == (2, 3)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert all(v.dtype == torch.float32 for v in state["ema"].values() if v.is_floating_point())
+
+    with pytest.raises(TrainingError, match="holds a run; add --resume"):
+        trainer(sides, folder)
+    second = trainer(sides, folder, resume=True)
+    seen = {}
+
+    def look(running):
+        seen["model"] = {k: v.clone() for k, v in running.model.state_dict().items()}
+        seen["ema"] = {k: v.clone() for k, v in running.ema.ema.state_dict().items()}
+        seen["updates"] = running.ema.updates
+        momentum = running.optimizer.state_dict()["state"]
+        seen["momentum"] = [m["momentum_buffer"].clone() for m in momentum.values()]
+        seen["random"] = torch.get_rng_state()
+
+    second.add_callback("on_train_start", look)
+    second.train()
+    for part in ("model", "ema"):
+        assert all(torch.equal(v, state[part][k]) for k, v in seen[part].items())
+    assert seen["updates"] == state["updates"] > 0
+    stored = [m["momentum_buffer"] for m in state["optimizer"]["state"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(stored, seen["momentum"], strict=True))
+    assert torch.equal(seen["random"], state["random"]["torch"])
+
+    rows = (folder / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
+    assert epochs_done(folder) == (3, 3)
+    for name in ("best.safetensors", "last.safetensors", "results.png"):
+        assert (folder / name).stat().st_size > 1000
+    with pytest.raises(TrainingError, match="all 3 epochs are done"):
+        trainer(sides, folder, resume=True).train()
+
+
+def test_nothing_to_resume(sides, tmp_path):
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        trainer(sides, tmp_path / "new", resume=True)
+
+
+def test_thresholds_and_norms_do_not_decay(sides, tmp_path):
+    network = torch.nn.Module()
+    network.conv = torch.nn.Conv2d(3, 4, 3)
+    network.norm = torch.nn.BatchNorm2d(4)
+    network.act = torch.nn.Module()
+    network.act.threshold = torch.nn.Parameter(torch.ones(4, 1, 1))
+    running = trainer(sides, tmp_path / "run")
+    running.settings.threshold_rate = 0.1
+    groups = running.build_optimizer(network, "SGD", 0.01, 0.9, 5e-4).param_groups
+    found = {g["param_group"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in groups}
+    assert found == {
+        "weight": (0.01, 5e-4, 1),
+        "plain": (0.01, 0.0, 3),
+        "threshold": (pytest.approx(0.001), 0.0, 1),
+    }
+
+
+def run(tool, *arguments, cache):
+    command = [sys.executable, ROOT / "tools" / tool, *map(str, arguments)]
+    environment = {**os.environ, "SPIKEDET_CACHE": str(cache)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_commands_from_pictures_to_spikes(devkit, tmp_path):
+    data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
+    small = ["--epochs", 1, "--batch", 8, "--workers", 0]
+    done = run("train.py", *data, *small, "--width", "n", "--imgsz", 64, "--out", tmp_path / "f",
+               cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    floating = tmp_path / "f" / "best.safetensors"
+    assert checkpoint.load(floating).stage == "float"
+
+    stage2 = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
+    done = run("convert.py", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
+               tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = checkpoint.load(tmp_path / "snn.safetensors")
+    assert (made.stage, made.T, made.imgsz) == ("snn", 4, 64)
+    assert "error per layer on held-out pictures" in done.stdout
+
+    one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
+    assert checkpoint.load(one).stage == "qc"
+    done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
+               cache=tmp_path)  # fmt: skip
+    assert done.returncode == 4 and "these are float weights; expected qc weights" in done.stderr
+    done = run("finetune.py", "--weights", one, "--T", 4, *data, "--out", tmp_path / "y",
+               cache=tmp_path)  # fmt: skip
+    assert done.returncode == 4 and "expected float weights" in done.stderr
+    done = run("evaluate.py", "--data", devkit, "--split", "VOC2007:train", "--compare",
+               "--weights", floating, one, tmp_path / "snn.safetensors", "--threshold-split",
+               "VOC2007:train", cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    methods = [line[:20].strip() for line in done.stdout.splitlines()[2:]]
+    assert methods == [
+        "float", "copied weights", "stage I, quantised", "stage I alone", "stages I + II",
+    ]  # fmt: skip
