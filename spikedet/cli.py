@@ -18,7 +18,6 @@ from typing import Any
 from spikedet.detection.settings import FIELD_HELP, Settings
 from spikedet.errors import SpikedetError, UsageError
 
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

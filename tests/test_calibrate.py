@@ -91,9 +91,7 @@ def test_errors_reported_are_those_of_the_network_as_it_runs(stages, batches):
     with torch.no_grad():
         SpikingNetwork(spiking, T)(batches[8])
         quantised(batches[8])
-    for report, spikes, level, name in zip(
-        reports, rates, levels, ["0", "1", "2"], strict=False
-    ):
+    for report, spikes, level, name in zip(reports, rates, levels, ["0", "1", "2"], strict=False):
         theta = quantised.get_submodule(f"relu.neurons.{name}").threshold.abs()
         rate = spikes.unflatten(0, (T, -1)).mean(0)
         error = (rate - level / theta).square().mean().item()

@@ -73,7 +73,12 @@ def test_one_bit(tmp_path):
 
 @pytest.mark.parametrize(
     ("tag", "shape", "orange_at"),
-    [(1, (40, 60), (20, 5)), (3, (40, 60), (20, 55)), (6, (60, 40), (5, 20)), (8, (60, 40), (55, 20))],
+    [
+        (1, (40, 60), (20, 5)),
+        (3, (40, 60), (20, 55)),
+        (6, (60, 40), (5, 20)),
+        (8, (60, 40), (55, 20)),
+    ],
 )
 def test_rotation_tag(tmp_path, halves, tag, shape, orange_at):
     exif = Image.Exif()

@@ -87,7 +87,7 @@ def picture():
 @pytest.mark.parametrize("stage", ["float", "qc", "snn"])
 def test_every_stage_runs(weights, picture, stage):
     found = spikedet.load(weights / f"{stage}.safetensors")(picture)
-    assert found.T == (4 if stage == "snn" else None)
+    assert (4 if stage == "snn" else None) == found.T
     assert len(found) > 0
     assert (found.boxes[:, ::2] <= 90).all() and (found.boxes[:, 1::2] <= 48).all()
     assert (np.diff(found.scores) <= 0).all()

@@ -71,10 +71,8 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []
     for made, digest in loaded:
-        if args.compare or made.stage == "float" or args.T is None:
-            steps = [made.T]
-        else:
-            steps = args.T
+        own = args.compare or made.stage == "float" or args.T is None
+        steps = [made.T] if own else args.T
         if args.compare and made.stage == "qc":
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest in floats:

@@ -47,10 +47,10 @@ class SpikingNetwork(nn.Module):
         if len(pictures) > self.chunk:
             parts = [self(part, T) for part in pictures.split(self.chunk)]
             return _join(parts)
-        result = None
+        mean = None
         for _, result in self.run(pictures, T, steps):
-            pass
-        return result
+            mean = result
+        return mean
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after every `steps` steps.

@@ -129,9 +129,7 @@ class Trace:
         last = []
         for call in reversed(self.calls):
             out = set(slots(call.result))
-            if isinstance(call.module, ACTIVATIONS):
-                fed.update(call.inputs)
-            elif out & fed:
+            if isinstance(call.module, ACTIVATIONS) or out & fed:
                 fed.update(call.inputs)
             elif isinstance(call.module, WEIGHTED):
                 last.append(call)

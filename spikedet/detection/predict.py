@@ -149,12 +149,12 @@ class Predictor:
         if T is None or made_for is None:
             if T is not None and T not in self._told:
                 self._told.add(T)
-                stage = self.runner.stage
-                warnings.warn(f"{self.weights.name}: {stage} weights; T={T} is ignored", stacklevel=3)
+                what = f"{self.weights.name}: {self.runner.stage} weights"
+                warnings.warn(f"{what}; T={T} is ignored", stacklevel=3)
             return made_for
         if T < 1:
             raise UsageError(f"T is {T}; expected a whole number of 1 or more")
-        if T != made_for and T not in self._told:
+        if made_for != T and T not in self._told:
             self._told.add(T)
             warnings.warn(
                 f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "

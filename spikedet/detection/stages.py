@@ -1,4 +1,4 @@
-"""Stage I and stage II of the detector: what `conversion` needs, fetched from checkpoints and VOC."""
+"""Stage I and stage II of the detector: what `conversion` needs, from checkpoints and VOC."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def finetune(
 
     Args:
         made: Float checkpoint.
-        train, tune: Samples to fit, samples that choose the best epoch.
+        train: Samples to fit.
+        tune: Samples that choose the best epoch.
         T: Time steps of the quantiser.
         out: Folder of the run.
         settings: How to train.
@@ -214,7 +215,8 @@ def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Te
     divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
 
     Args:
-        found, wanted: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
+        found: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
+        wanted: The same of the teacher.
     """
     score = wanted["scores"].sigmoid()
     weight = score.amax(1)  # [B, A]

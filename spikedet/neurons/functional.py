@@ -1,4 +1,4 @@
-"""Dynamics of integrate-and-fire neurons as pure functions: (current, potential) -> (spikes, potential).
+"""Dynamics of integrate-and-fire neurons, pure: (current, potential) -> (spikes, potential).
 
     u[t] = u[t-1] + v[t]            integrate            (eq 2)
     s[t] = 1 if u[t] >= theta else 0   fire              (eq 3)
@@ -9,7 +9,7 @@ rectangle of width `alpha` and area 1 around the threshold:
 
     h = ds/du = 1 / (alpha theta)   where |u / theta - 1| < alpha / 2, else 0
 
-so the gradient that passes one step (eq 21) is du[t]/du[t-1] = 1 - theta h; the reset is part of it.
+so the gradient that passes one step (eq 21) is du[t]/du[t-1] = 1 - theta h, the reset included.
 """
 
 from __future__ import annotations
@@ -104,8 +104,10 @@ def integrate_and_fire_surrogate(
     """`integrate_and_fire` that can be trained by back-propagation through time (eq 20, 21).
 
     Args:
-        current, potential, threshold, steps: As for `integrate_and_fire`. Gradients reach the
-            currents and the initial potentials; the threshold is a constant.
+        current: As for `integrate_and_fire`; gets a gradient.
+        potential: As there; gets a gradient.
+        threshold: As there; a constant.
+        steps: T.
         alpha: Width of the surrogate's window in units of the threshold.
 
     Returns:
