@@ -23,7 +23,7 @@ from torch import nn
 from spikedet.detection.data import Sample
 from spikedet.detection.model import Detector
 from spikedet.detection.settings import Settings
-from spikedet.detection.ultra import DetectionTrainer, YOLODataset
+from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
 from spikedet.files import write_atomic
 
@@ -87,6 +87,7 @@ class Trainer(DetectionTrainer):
     ):
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
+        show_progress()
         self.state_path = Path(folder) / "state.pt"
         if resume and not self.state_path.is_file():
             raise TrainingError(f"{self.state_path}: nothing to resume here; run without --resume")

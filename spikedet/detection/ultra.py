@@ -6,6 +6,7 @@ read or written, nothing is installed, fetched or reported.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, exist_ok=True)
 _threads = torch.get_num_threads()
 _open = Image.open
 
+from ultralytics import utils  # noqa: E402
 from ultralytics.utils import SETTINGS  # noqa: E402
 
 torch.set_num_threads(_threads)
@@ -34,11 +36,20 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 
+
+def show_progress() -> None:
+    """Let ultralytics print its progress bars and the numbers of each epoch."""
+    utils.VERBOSE = True
+    for part in (utils.LOGGER, *utils.LOGGER.handlers):
+        part.setLevel(logging.INFO)
+
+
 __all__ = [
     "Conv",
     "Detect",
     "DetectionModel",
     "DetectionTrainer",
     "YOLODataset",
+    "show_progress",
     "training_options",
 ]
