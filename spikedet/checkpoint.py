@@ -78,18 +78,21 @@ def load(path: Path) -> Checkpoint:
         WeightsError: No such file, damaged, or a file of another kind.
     """
     metadata, tensors = _read(Path(path))
+    written = str(metadata.get("format"))
+    if written != FORMAT:
+        kind = f"format {written}" if written.startswith("spikedet-") else "another program"
+        raise WeightsError(
+            f"{path}: safetensors of {kind}; expected weights written by spikedet ({FORMAT})"
+        )
     try:
-        if metadata.get("format") != FORMAT:
-            raise KeyError
         header = json.loads(metadata["header"])
         header["names"] = tuple(header["names"])
         checkpoint = Checkpoint(**header, tensors={k: _widen(v) for k, v in tensors.items()})
-        if checkpoint.stage not in STAGES:
-            raise KeyError
-    except (KeyError, TypeError, ValueError):
-        raise WeightsError(
-            f"{path}: safetensors of another program; expected weights written by spikedet"
-        ) from None
+        damaged = not _plausible(checkpoint)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        damaged = True
+    if damaged:
+        raise WeightsError(f"{path}: damaged header; expected weights written by spikedet")
     return checkpoint
 
 
@@ -118,6 +121,21 @@ def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
 
 
+def _plausible(made: Checkpoint) -> bool:
+    """Whether the fields of a header are of the right kinds."""
+    return (
+        made.stage in STAGES
+        and isinstance(made.task, str)
+        and isinstance(made.model, dict)
+        and bool(made.names)
+        and all(isinstance(name, str) for name in made.names)
+        and type(made.imgsz) is int
+        and made.imgsz > 0
+        and (made.T is None if made.stage == "float" else type(made.T) is int and made.T > 0)
+        and isinstance(made.origin, dict)
+    )
+
+
 def _widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -132,9 +150,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         tensors = load_tensors(data)
-    except (SafetensorError, ValueError, AttributeError, UnicodeDecodeError):
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, AttributeError, RecursionError):
         raise WeightsError(
             f"{path}: damaged, or not a safetensors file; expected weights written by spikedet"
         ) from None

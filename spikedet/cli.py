@@ -46,6 +46,17 @@ def time_steps(text: str) -> int:
     return steps
 
 
+def count(text: str) -> int:
+    """Type of `--limit`: a whole number of 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return number
+
+
 def fraction(text: str) -> float:
     """Type of confidences and IoU thresholds: a number in 0..1."""
     try:
@@ -76,7 +87,7 @@ def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> Non
     add = arguments.add_argument
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
     add("--split", default=split, help="data sets and splits, joined by +")
-    add("--limit", type=int, help="only the first so many pictures")
+    add("--limit", type=count, help="only the first so many pictures")
     add(
         "--tuning",
         type=Path,

@@ -118,11 +118,23 @@ def test_plain_files(tmp_path, made):
             {"format": FORMAT, "header": json.dumps(HEADER | {"stage": "magic"})},
             id="unknown stage",
         ),
+        *(
+            pytest.param({"format": FORMAT, "header": json.dumps(HEADER | {key: value})}, id=key)
+            for key, value in {"T": "x", "imgsz": -1, "names": [1], "model": 3, "task": None}.items()
+        ),
+        pytest.param({"format": FORMAT, "header": "[" * 100_000}, id="nested too deeply"),
     ],
 )
 def test_headers_that_are_not_ours_are_refused(tmp_path, metadata):
     save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
     with pytest.raises(WeightsError, match="w: .*expected weights written by spikedet"):
+        checkpoint.load(tmp_path / "w")
+
+
+def test_a_file_without_metadata_is_refused(tmp_path):
+    header = b'{"__metadata__": null}'
+    (tmp_path / "w").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(WeightsError, match="expected weights written by spikedet"):
         checkpoint.load(tmp_path / "w")
 
 

@@ -3,8 +3,9 @@
 
     tools/detect.py --T 20 image.jpg
 
-Takes files, folders and glob patterns. Prints one line an object, `file: class score x1 y1 x2 y2`
-in pixels of the original picture, and writes annotated pictures to --out.
+Takes files, folders and glob patterns; without any, the street picture that ultralytics brings.
+Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
+writes annotated pictures to --out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from spikedet.errors import DataError, PictureError, UsageError  # noqa: E402
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("sources", nargs="+", help="pictures, folders or glob patterns")
+    add("sources", nargs="*", help="pictures, folders or glob patterns")
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--weights", type=Path, help="weights of any stage; the released ones if left out")
     add("--conf", type=cli.fraction, default=0.25, help="least score")
@@ -67,6 +68,7 @@ def write_picture(path: Path, picture, inputs: set[Path]) -> None:
 def main(args: argparse.Namespace) -> int:
     import spikedet
     from spikedet.detection.pictures import find_pictures
+    from spikedet.detection.ultra import SAMPLE
     from spikedet.files import write_atomic
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -75,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
     if unknown:
         known = ", ".join(detector.names)
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
-    paths, errors = find_pictures(args.sources)
+    paths, errors = find_pictures(args.sources or [SAMPLE])
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     inputs = {path.resolve() for path in paths}

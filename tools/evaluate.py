@@ -33,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--weights", type=Path, nargs="+", help="checkpoints; the shipped ones if left out")
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
     add("--split", default="VOC2007:val", help="data sets and splits, joined by +")
-    add("--limit", type=int, help="only the first so many pictures")
+    add("--limit", type=cli.count, help="only the first so many pictures")
     add("--T", type=cli.time_steps, nargs="+", help="time steps; those of the weights if left out")
     add("--compare", action="store_true", help="float, stage-I and spiking rows, with baselines")
     add(

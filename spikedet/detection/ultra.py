@@ -36,6 +36,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 
+SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
+
 
 def show_progress() -> None:
     """Let ultralytics print its progress bars and the numbers of each epoch."""
@@ -45,6 +47,7 @@ def show_progress() -> None:
 
 
 __all__ = [
+    "SAMPLE",
     "Conv",
     "Detect",
     "DetectionModel",
