@@ -7,6 +7,8 @@ one for each kind of error in `spikedet.errors`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import sys
 import typing
@@ -82,6 +84,16 @@ def device(text: str) -> str:
     return text
 
 
+def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> None:
+    """`--half/--no-half`; None chooses by the CPU."""
+    arguments.add_argument(
+        "--half",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="spiking layers in bfloat16" + (", if the CPU knows it" if default is None else ""),
+    )
+
+
 def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> None:
     """`--data --split --limit --tuning`."""
     add = arguments.add_argument
@@ -126,6 +138,18 @@ def command_line() -> str:
     return " ".join([f"tools/{Path(sys.argv[0]).name}", *words])
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large blocks for the next tensor, which saves their page faults.
+
+    Element-wise operations on large tensors run up to three times as fast. Other C libraries are
+    left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser
 ) -> None:
@@ -136,6 +160,7 @@ def run(
         arguments: The parser.
     """
     args = arguments.parse_args()
+    keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         code = main(args) or 0

@@ -120,7 +120,13 @@ def test_plain_files(tmp_path, made):
         ),
         *(
             pytest.param({"format": FORMAT, "header": json.dumps(HEADER | {key: value})}, id=key)
-            for key, value in {"T": "x", "imgsz": -1, "names": [1], "model": 3, "task": None}.items()
+            for key, value in {
+                "T": "x",
+                "imgsz": -1,
+                "names": [1],
+                "model": 3,
+                "task": None,
+            }.items()
         ),
         pytest.param({"format": FORMAT, "header": "[" * 100_000}, id="nested too deeply"),
     ],

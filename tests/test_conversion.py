@@ -269,3 +269,18 @@ def test_spike_rate_counts_every_neuron(small_net, pictures):
     spiking(pictures)
     assert spiking.spike_rate() == pytest.approx(total[0] / total[1])
     assert 0 < spiking.spike_rate() < 1
+
+
+def test_bfloat16_spiking_layers_stay_near_float32(small_net, pictures):
+    network = stage_one(small_net, pictures, 16)
+    make_spiking(network, pictures)
+    exact = SpikingNetwork(copy.deepcopy(network), 16)
+    rounded = SpikingNetwork(network, 16, chunk=6)
+    rounded.use_bfloat16(pictures)
+    with torch.no_grad():
+        wanted, found = exact(pictures), rounded(pictures)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 0.15 * wanted.std()
+    types = {name: p.dtype for name, p in network.named_parameters() if name.endswith("weight")}
+    assert torch.bfloat16 in types.values()
+    assert types["last.layer.weight"] == torch.float32

@@ -32,6 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--iou", type=cli.fraction, default=0.6, help="overlap at which boxes count as one object")
     add("--classes", nargs="+", help="only these classes")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_half(parser, default=None)
     add("--out", type=Path, default=Path("detections"), help="folder of annotated pictures")
     add("--json", type=Path, help="write all detections to this file")
     return parser
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     from spikedet.files import write_atomic
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    detector = spikedet.load(args.weights, args.T, args.device)
+    detector = spikedet.load(args.weights, args.T, args.device, args.half)
     unknown = [name for name in args.classes or () if name not in detector.names]
     if unknown:
         known = ", ".join(detector.names)

@@ -44,6 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--classes", action="store_true", help="AP of every class as well")
     add("--batch", type=int, default=8, help="pictures at a time")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_half(parser, default=False)
     add("--json", type=Path, help="write the rows to this file")
     return parser
 
@@ -99,8 +100,9 @@ def main(args: argparse.Namespace) -> None:
     for method, made, digest, T in rows(args):
         if not entries:
             print(f"{len(samples)} pictures of {args.split}; {SETTINGS.format(imgsz=made.imgsz)}")
+            print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
             print(f"{'':20}{'T':>5} " + "".join(f"{name:>11}" for name in COLUMNS) + "  spike rate")
-        runner = restore(made).to(args.device)
+        runner = restore(made, args.half).to(args.device)
         steps = T if made.stage == "snn" else None
         with tqdm(total=len(samples), desc=f"{method} T={T}", unit="picture", leave=False) as bar:
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet.conversion.trace import WEIGHTED, trace
 from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout
 
 
@@ -92,6 +93,26 @@ class SpikingNetwork(nn.Module):
         self.reset(0)
         return output
 
+    def use_bfloat16(self, example: Tensor) -> None:
+        """Compute the layers that read spikes in bfloat16, twice as fast where a CPU knows it.
+
+        0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
+        layers, potentials and readouts stay in float32. There is no way back.
+
+        Args:
+            example: Input [B, C, H, W].
+        """
+        for neuron in self._neurons:
+            neuron.steps = 1
+        self.reset(len(example))
+        called = trace(self.network, example).of(WEIGHTED)
+        self.reset(0)
+        exact = {m.layer for m in self._timed if isinstance(m, Readout | ConstantInput)}
+        for module in {call.module for call in called} - exact:
+            module.to(torch.bfloat16)
+        for neuron in self._neurons:
+            neuron.spike_dtype = torch.bfloat16
+
     def reset(self, batch: int) -> None:
         """Forget all potentials; the next pass has `batch` pictures."""
         for module in self._timed:
@@ -131,3 +152,9 @@ def _join(parts: list[Any]) -> Any:
     if isinstance(first, list | tuple):
         return type(first)(_join([part[i] for part in parts]) for i in range(len(first)))
     return first
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16; without, it is slower than float32."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known and known())

@@ -137,8 +137,12 @@ class Runner:
         return self.decode(self.raw(pictures, T))
 
 
-def restore(made: checkpoint.Checkpoint) -> Runner:
+def restore(made: checkpoint.Checkpoint, half: bool = False) -> Runner:
     """Rebuild the network of a checkpoint.
+
+    Args:
+        made: The checkpoint.
+        half: Let a spiking network compute in bfloat16 (see `SpikingNetwork.use_bfloat16`).
 
     Raises:
         WeightsError: The tensors do not fit the description in the file.
@@ -152,7 +156,10 @@ def restore(made: checkpoint.Checkpoint) -> Runner:
         fold_batch_norm(network, example)
     network.to(memory_format=torch.channels_last)
     if made.stage == "snn":
-        return Runner(SpikingNetwork(network, made.T), head, made)
+        spiking = SpikingNetwork(network, made.T)
+        if half:
+            spiking.use_bfloat16(example)
+        return Runner(spiking, head, made)
     return Runner(network, head, made)
 
 

@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 
 import spikedet
 from spikedet import checkpoint
+from spikedet.conversion.network import has_bfloat16
 from spikedet.detection.boxes import Detections
 from spikedet.detection.model import restore
 from spikedet.detection.pictures import Letterbox, letterbox, read_picture
@@ -84,11 +85,19 @@ class Predictor:
         T: Time steps used when a call does not say.
         names: Class names.
         imgsz: Input side in pixels.
+        half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
     """
 
-    def __init__(self, weights: Path, T: int | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        weights: Path,
+        T: int | None = None,
+        device: str = "cpu",
+        half: bool | None = None,
+    ):
         self.weights = Path(weights)
-        self.runner = restore(checkpoint.load(self.weights)).to(device)
+        self.half = device == "cpu" and has_bfloat16() if half is None else half
+        self.runner = restore(checkpoint.load(self.weights), self.half).to(device)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

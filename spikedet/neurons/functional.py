@@ -21,7 +21,11 @@ from torch import Tensor
 
 
 def integrate_and_fire(
-    current: Tensor, potential: Tensor, threshold: Tensor, steps: int
+    current: Tensor,
+    potential: Tensor,
+    threshold: Tensor,
+    steps: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run neurons over `steps` time steps; no gradient.
 
@@ -31,22 +35,45 @@ def integrate_and_fire(
         potential: Membrane potentials u before the first step, [B, C, ...] float32. Not modified.
         threshold: Firing thresholds theta > 0, a scalar or broadcastable to [B, C, ...], float32.
         steps: T.
+        dtype: Of the spikes, that of `current` by default. 0 and 1 are exact in every type.
 
     Returns:
-        Spikes 0/1 [T*B, C, ...] in the dtype of `current`, and the potentials after the last step.
+        Spikes 0/1 [T*B, C, ...], and the potentials after the last step in float32.
     """
     batch = len(potential)
-    constant = len(current) == batch
-    shape = (steps * batch, *current.shape[1:])
-    layout = memory_format(current)
-    spikes = torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=layout)
+    spikes = _empty_spikes(current, batch, steps, dtype or current.dtype)
     u = potential.clone()
-    for t in range(steps):
-        now = slice(t * batch, (t + 1) * batch)
-        u += current if constant else current[now]
-        torch.ge(u, threshold, out=spikes[now])
-        u.addcmul_(spikes[now], threshold, value=-1)
+    currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
+    over_time = spikes.unflatten(0, (steps, batch))
+    for part in _parts(batch, current.device):
+        _advance(currents[:, part], u[part], threshold, over_time[:, part])
     return spikes, u
+
+
+def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> None:
+    """Fill `spikes` [T, B, C, ...] and advance the potentials `u` [B, C, ...] in place."""
+    same = spikes.dtype == u.dtype
+    fired = torch.empty_like(u)
+    for t in range(len(spikes)):
+        u += currents[t if len(currents) > 1 else 0].float()
+        fired = spikes[t] if same else fired
+        torch.ge(u, threshold, out=fired)  # into another type it would be several times slower
+        if not same:
+            spikes[t] = fired
+        u.addcmul_(fired, threshold, value=-1)
+
+
+def _parts(batch: int, device: torch.device) -> list[slice]:
+    """Pictures that are advanced together: one on a CPU, where it stays in the cache."""
+    if device.type == "cpu":
+        return [slice(b, b + 1) for b in range(batch)]
+    return [slice(0, batch)]
+
+
+def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -> Tensor:
+    """[T*B, C, ...] in the layout of `current`."""
+    shape, layout = (steps * batch, *current.shape[1:]), memory_format(current)
+    return torch.empty(shape, dtype=dtype, device=current.device, memory_format=layout)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -58,20 +85,17 @@ class _IntegrateAndFire(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch = len(potential)
         ctx.constant, ctx.steps, ctx.alpha = len(current) == batch, steps, alpha
-        shape = (steps * batch, *current.shape[1:])
-        layout = memory_format(current)
-        spikes = torch.empty(
-            shape, dtype=current.dtype, device=current.device, memory_format=layout
-        )
-        near = torch.empty(shape, dtype=torch.bool, device=current.device, memory_format=layout)
+        spikes = _empty_spikes(current, batch, steps, current.dtype)
+        near = _empty_spikes(current, batch, steps, torch.bool)
         low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
         u = potential.clone()
         for t in range(steps):
             now = slice(t * batch, (t + 1) * batch)
-            u += current if ctx.constant else current[now]
+            u += (current if ctx.constant else current[now]).float()
             torch.logical_and(u > low, u < high, out=near[now])
-            torch.ge(u, threshold, out=spikes[now])
-            u.addcmul_(spikes[now], threshold, value=-1)
+            fired = (u >= threshold).float()
+            spikes[now] = fired
+            u.addcmul_(fired, threshold, value=-1)
         ctx.save_for_backward(near, threshold)
         ctx.current_dtype = current.dtype
         return spikes, u

@@ -41,6 +41,7 @@ class IFNeuron(nn.Module):
             initial = threshold / 2
         self.initial = nn.Parameter(initial.detach().float().clone())
         self.alpha = 1.0
+        self.spike_dtype: torch.dtype | None = None  # that of the current
         self.steps, self.batch = 1, 1
         self.potential: Tensor | None = None
         self.spike_sum: Tensor | None = None
@@ -78,10 +79,13 @@ class IFNeuron(nn.Module):
                 current, potential, threshold, self.steps, self.alpha
             )
         else:
-            spikes, potential = integrate_and_fire(current, potential, threshold, self.steps)
+            spikes, potential = integrate_and_fire(
+                current, potential, threshold, self.steps, self.spike_dtype
+            )
         self.potential = potential
         if self.simulated is not None:
-            self.simulated.append(spikes.unflatten(0, (self.steps, self.batch)).float().sum(0))
+            counts = spikes.unflatten(0, (self.steps, self.batch)).sum(0, dtype=torch.float32)
+            self.simulated.append(counts)
         if self.spike_sum is not None:
             self.spike_sum += spikes.detach().sum(dtype=torch.float64)
             self.spike_size += spikes.numel()
@@ -114,10 +118,8 @@ class Readout(nn.Module):
         self.batch = batch
 
     def forward(self, spikes: Tensor) -> Tensor:
-        steps = len(spikes) // self.batch
-        if steps > 1:
-            spikes = spikes.unflatten(0, (steps, self.batch)).mean(0)
-        return self.layer(spikes)
+        rates = spikes.unflatten(0, (-1, self.batch)).mean(0, dtype=torch.float32)
+        return self.layer(rates)
 
 
 class ConstantInput(nn.Module):
