@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-coarse", action="store_true", help="leave out coarse calibration (eq 18)")
     add("--no-fine", action="store_true", help="leave out fine calibration (eq 19-21)")
     add("--end-to-end", type=int, default=800, help="steps of the end-to-end pass, 0 for none")
-    add("--end-rate", type=float, default=5e-3, help="its learning rate, relative to the weights")
+    add("--end-rate", type=float, default=4e-3, help="its learning rate, relative to the weights")
 
 
 def arguments() -> argparse.ArgumentParser:

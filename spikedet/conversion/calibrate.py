@@ -50,7 +50,7 @@ class Options:
     coarse: bool = True
     fine: bool = True
     steps: int = 120
-    rate: float = 3e-3
+    rate: float = 3e-2
     patience: int = 4
     check: int = 15
     alpha: float = 1.0

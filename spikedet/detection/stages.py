@@ -16,6 +16,7 @@ from spikedet.checkpoint import Checkpoint, save
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection.data import Sample
@@ -40,9 +41,17 @@ def expect_stage(made: Checkpoint, *stages: str) -> None:
 
 
 def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1) -> Detector:
-    """A float checkpoint with quantise-clip activations, thresholds estimated on `samples`."""
-    expect_stage(made, "float")
+    """A float checkpoint with quantise-clip activations, thresholds estimated on `samples`.
+
+    Stage-I weights of another T keep their thresholds and only change their number of levels.
+    """
+    expect_stage(made, "float", "qc")
     network = bare(made)
+    if made.stage == "qc":
+        for module in network.modules():
+            if isinstance(module, QuantClip):
+                module.steps, module.noise = T, noise
+        return network
     example = torch.zeros(1, 3, 64, 64)
     prepare(network, example)
     record = trace(network, example)
@@ -66,7 +75,7 @@ def finetune(
     """Stage I (eq 12-15): train the quantised detector; writes best and last checkpoint to `out`.
 
     Args:
-        made: Float checkpoint.
+        made: Float checkpoint, or a stage-I checkpoint of another T to go on from.
         train: Samples to fit.
         tune: Samples that choose the best epoch.
         T: Time steps of the quantiser.
@@ -116,7 +125,7 @@ class Plan:
     batch: int = 8
     end_to_end: int = 400
     end_batch: int = 8
-    end_rate: float = 5e-3
+    end_rate: float = 4e-3
     truth: float = 1.0
     seed: int = 0
 

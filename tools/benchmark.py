@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Time the spiking network against the float network, one picture at a time, interleaved.
+
+    tools/benchmark.py --T 20 --imgsz 416
+
+Prints the best time of each, their ratio, and the peak memory of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikedet import cli  # noqa: E402
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("--T", type=cli.time_steps, default=20, help="time steps")
+    add("--imgsz", type=cli.count, default=416, help="input side in pixels, a multiple of 32")
+    add("--float", type=Path, help="float weights; the released ones if left out")
+    add("--weights", type=Path, help="spiking weights; the released ones for T if left out")
+    add("--rounds", type=cli.count, default=10, help="rounds; the best of each kind counts")
+    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_half(parser, default=None)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
+    import spikedet
+    from spikedet.detection.predict import weights_folder
+    from spikedet.errors import UsageError
+
+    if args.imgsz % 32:
+        raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")
+    reference = args.float or next(iter(sorted(weights_folder().glob("*-float.safetensors"))))
+    runners = {
+        "float": spikedet.load(reference, device=args.device).runner,
+        "spiking": spikedet.load(args.weights, args.T, args.device, args.half).runner,
+    }
+    picture = torch.rand(1, 3, args.imgsz, args.imgsz, device=args.device)
+    best = dict.fromkeys(runners, float("inf"))
+    with torch.inference_mode():
+        for _ in range(args.rounds):
+            for name, runner in runners.items():
+                start = time.perf_counter()
+                runner(picture, args.T if name == "spiking" else None)
+                if picture.is_cuda:
+                    torch.cuda.synchronize()
+                best[name] = min(best[name], time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{args.imgsz} pixels, T={args.T}, {torch.get_num_threads()} threads: "
+        f"float {best['float'] * 1e3:.1f} ms, spiking {best['spiking'] * 1e3:.1f} ms, "
+        f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak:.2f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
