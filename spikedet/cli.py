@@ -95,8 +95,9 @@ def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> Non
 
 
 def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> None:
-    """`--data --split --limit --tuning`."""
+    """`--config --data --split --limit --tuning`."""
     add = arguments.add_argument
+    add("--config", type=Path, help="YAML file with options of this command; see configs")
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
     add("--split", default=split, help="data sets and splits, joined by +")
     add("--limit", type=count, help="only the first so many pictures")
@@ -138,6 +139,42 @@ def command_line() -> str:
     return " ".join([f"tools/{Path(sys.argv[0]).name}", *words])
 
 
+def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """Put the options of a `--config` file before the words of the command line, which win.
+
+    The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
+    options without dashes. `true` and `false` switch, a list gives several values.
+
+    Raises:
+        UsageError: No such file, not YAML of that form, or an option that the command has not.
+    """
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(words)[0].config
+    if path is None:
+        return words
+    import yaml
+
+    section = Path(arguments.prog).stem
+    try:
+        options = yaml.safe_load(path.read_text())[section]
+        items = list(options.items())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; see configs/experiments") from None
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path}: expected YAML with a section {section!r} of options") from None
+    known = {action.dest for action in arguments._actions}
+    before = []
+    for name, value in items:
+        if str(name).replace("-", "_") not in known:
+            raise UsageError(f"{path}: {section} has no option {name!r}")
+        if isinstance(value, bool):
+            before.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            before += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return before + words
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to keep large blocks for the next tensor, which saves their page faults.
 
@@ -159,10 +196,10 @@ def run(
         main: Takes the parsed arguments, returns the exit code or None for 0.
         arguments: The parser.
     """
-    args = arguments.parse_args()
     keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
+        args = arguments.parse_args(with_config(arguments, sys.argv[1:]))
         code = main(args) or 0
     except SpikedetError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,9 @@ DEFAULTS = {"epochs": 4, "rate": 0.002, "warmup": 0.2, "close_mosaic": 2, "ema_t
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="float checkpoint, or stage I of another T")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="float checkpoint, or stage I of another T"
+    )
     parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
     parser.add_argument("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")

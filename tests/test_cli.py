@@ -1,0 +1,60 @@
+"""Options from a file."""
+
+from pathlib import Path
+
+import pytest
+
+from spikedet import cli
+from spikedet.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def parser():
+    made = cli.parser("test")
+    made.prog = "train.py"
+    cli.add_data_arguments(made, split="VOC2007:train")
+    cli.add_training_arguments(made)
+    return made
+
+
+def parse(parser, *words):
+    words = ["--data", "devkit", *map(str, words)]
+    return parser.parse_args(cli.with_config(parser, words))
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(parser, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {epochs: 7, imgsz: 96, cache: false, close-mosaic: 2}\nother: {a: 1}\n")
+    args = parse(parser, "--config", path, "--imgsz", 64)
+    assert (args.epochs, args.imgsz, args.cache, args.close_mosaic) == (7, 64, False, 2)
+    assert args.batch == parse(parser).batch
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("finetune: {epochs: 3}", "a section 'train'"),
+        ("train: 3", "a section 'train'"),
+        ("a: [", "expected YAML"),
+        ("train: {epocs: 3}", "train has no option 'epocs'"),
+    ],
+)
+def test_bad_files(parser, tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        parse(parser, "--config", path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/experiments").glob("*.yaml")))
+def test_released_configurations_hold_options_of_their_commands(parser, path):
+    import yaml
+
+    options = yaml.safe_load(path.read_text())["train"]
+    extra = {"width", "model", "pretrained", "out"}
+    known = {action.dest for action in parser._actions} | extra
+    assert {name.replace("-", "_") for name in options} <= known
