@@ -18,23 +18,24 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import trace
 from spikedet.neurons.layers import IFNeuron
 
-T = 4
+T = 8
 
 
 @pytest.fixture
 def batches():
-    generator = torch.Generator().manual_seed(3)
-    return [torch.rand(4, 3, 16, 16, generator=generator) for _ in range(12)]
+    """Smooth pictures: 20 batches to fit, 4 to judge by."""
+    coarse = torch.rand(24, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    return [torch.nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
 
 
 @pytest.fixture
 def stages(small_net, batches):
-    """(quantised, spiking) after a few steps of training towards blurred pictures."""
+    """(quantised, spiking) after a moment of training towards squared and brightest colours."""
     network = small_net.train()
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
     pool = torch.nn.AvgPool2d(2)
-    for batch in batches * 3:
-        target = torch.cat([pool(batch), pool(batch).mean(1, keepdim=True)], 1)
+    for batch in batches[:20] * 10:
+        target = torch.cat([pool(batch) ** 2, pool(batch).amax(1, keepdim=True)], 1)
         loss = (network(batch) - target).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -51,21 +52,40 @@ def stages(small_net, batches):
 
 
 def output_error(quantised, spiking, pictures):
+    pictures = torch.cat(pictures)
     with torch.no_grad():
         found, wanted = SpikingNetwork(spiking, T)(pictures), quantised(pictures)
     return (found - wanted).square().mean().item()
 
 
-@pytest.mark.xfail(reason="open: the toy network leaves nothing to gain", strict=False)
-def test_every_layer_ends_better_and_the_output_too(stages, batches):
+def start_empty(spiking):
+    """Neurons that start at 0 instead of half a threshold: all of them fire too little."""
+    for module in spiking.modules():
+        if isinstance(module, IFNeuron):
+            module.initial.data.zero_()
+
+
+def test_stage_two_lowers_the_error_of_a_trained_network(stages, batches):
     quantised, spiking = stages
-    before = output_error(quantised, spiking, batches[-1])
+    before = output_error(quantised, spiking, batches[20:])
     options = Options(steps=60, check=10, half=False)
-    reports = calibrate(quantised, spiking, batches[:8], batches[8:11], T, options)
+    reports = calibrate(quantised, spiking, batches[:20], batches[20:22], T, options)
     assert [r.name for r in reports][-1] == "last.layer" and len(reports) == 4
     assert all(r.after <= r.coarse <= r.before for r in reports)
-    assert all(r.after < r.before for r in reports[1:])
-    assert output_error(quantised, spiking, batches[-1]) < 0.8 * before
+    assert reports[1].after < 0.85 * reports[1].before
+    assert output_error(quantised, spiking, batches[22:]) < 0.85 * before
+
+
+@pytest.mark.parametrize("options", [{"fine": False}, {"coarse": False}, {}], ids=str)
+def test_both_calibrations_make_up_for_a_wrong_start(stages, batches, options):
+    quantised, spiking = stages
+    start_empty(spiking)
+    before = output_error(quantised, spiking, batches[22:])
+    options = Options(steps=60, check=10, half=False, **options)
+    reports = calibrate(quantised, spiking, batches[:20], batches[20:22], T, options)
+    ratios = [r.after / r.before for r in reports[:-1]]
+    assert max(ratios) <= 1 and sum(ratios) / len(ratios) < 0.7
+    assert output_error(quantised, spiking, batches[22:]) < 0.3 * before
 
 
 def test_a_layer_that_cannot_gain_is_left_as_it_was(stages, batches):
@@ -115,15 +135,15 @@ def test_thresholds_stay(stages, batches):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.xfail(reason="open: the toy network leaves nothing to gain", strict=False)
 def test_distillation_lowers_the_output_error(stages, batches):
     quantised, spiking = stages
-    before = output_error(quantised, spiking, batches[-1])
+    start_empty(spiking)
+    before = output_error(quantised, spiking, batches[20:])
     network = SpikingNetwork(spiking, T)
 
     def endless():
         while True:
-            yield from batches[:8]
+            yield from batches[:20]
 
     def loss(batch):
         with torch.no_grad():
@@ -131,5 +151,5 @@ def test_distillation_lowers_the_output_error(stages, batches):
         return (network(batch) - wanted).square().mean()
 
     distill(network, endless(), loss, steps=80, rate=5e-3, warmup=5)
-    assert output_error(quantised, spiking, batches[-1]) < 0.7 * before
+    assert output_error(quantised, spiking, batches[20:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
