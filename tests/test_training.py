@@ -16,7 +16,7 @@ from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
-from spikedet.detection.train import Trainer, epochs_done
+from spikedet.detection.train import Trainer, check_devices, epochs_done
 from spikedet.errors import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,3 +163,19 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert methods == [
         "float", "copied weights", "stage I, quantised", "stage I alone", "stages I + II",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "words"),
+    [
+        ("0", 0, "this machine has 0 CUDA devices"),
+        ("gpu", 2, "this machine has 2 CUDA devices"),
+        ("0,2", 2, "this machine has 2 CUDA devices"),
+        ("0,1", 2, "torchrun --nproc_per_node 2"),
+    ],
+)
+def test_devices_that_cannot_be_used(monkeypatch, device, there, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(TrainingError, match=words):
+        check_devices(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import os
 import random
 import warnings
 from collections.abc import Callable
@@ -87,6 +88,7 @@ class Trainer(DetectionTrainer):
     ):
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
+        check_devices(settings.device)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
         if resume and not self.state_path.is_file():
@@ -270,6 +272,28 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """Nothing: each epoch was measured on the tuning pictures already."""
+
+
+def check_devices(device: str) -> None:
+    """Refuse devices that are not there, and several GPUs in one process.
+
+    Raises:
+        TrainingError: Says what is there, or how to start.
+    """
+    if device == "cpu":
+        return
+    numbers = device.split(",")
+    there = torch.cuda.device_count()
+    if not all(n.isdigit() and int(n) < there for n in numbers):
+        raise TrainingError(
+            f"device {device!r}: this machine has {there} CUDA devices; expected cpu, or numbers "
+            "of such devices as in 0 or 0,1"
+        )
+    if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
+        raise TrainingError(
+            f"device {device!r} needs one process a GPU: start the same command with "
+            f"torchrun --nproc_per_node {len(numbers)}"
+        )
 
 
 def _plain(network: nn.Module) -> nn.Module:
