@@ -152,14 +152,18 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "these are float weights; expected qc weights" in done.stderr
-    done = run("finetune.py", "--weights", one, "--T", 4, *data, "--out", tmp_path / "y",
+    done = run("finetune.py", "--weights", tmp_path / "snn.safetensors", "--T", 4, *data, "--out",
+               tmp_path / "y", cache=tmp_path)  # fmt: skip
+    assert done.returncode == 4 and "expected float or qc weights" in done.stderr
+    done = run("finetune.py", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
                cache=tmp_path)  # fmt: skip
-    assert done.returncode == 4 and "expected float weights" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "z" / "best.safetensors").T == 6
     done = run("evaluate.py", "--data", devkit, "--split", "VOC2007:train", "--compare",
                "--weights", floating, one, tmp_path / "snn.safetensors", "--threshold-split",
                "VOC2007:train", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    methods = [line[:20].strip() for line in done.stdout.splitlines()[2:]]
+    methods = [line[:20].strip() for line in done.stdout.splitlines()[3:]]
     assert methods == [
         "float", "copied weights", "stage I, quantised", "stage I alone", "stages I + II",
     ]  # fmt: skip
