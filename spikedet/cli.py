@@ -33,8 +33,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows every default and keeps the layout of `description`."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    """A parser whose help shows every default and keeps the layout of `description`.
+
+    Options are not abbreviated: `--conf` is no `--config`.
+    """
+    return argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
 
 
 def time_steps(text: str) -> int:
@@ -148,7 +153,7 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     Raises:
         UsageError: No such file, not YAML of that form, or an option that the command has not.
     """
-    finder = argparse.ArgumentParser(add_help=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     path = finder.parse_known_args(words)[0].config
     if path is None:

@@ -32,6 +32,12 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(parse
     assert args.batch == parse(parser).batch
 
 
+def test_another_option_that_begins_alike_is_not_a_file():
+    made = cli.parser("test")
+    made.add_argument("--conf", type=cli.fraction)
+    assert cli.with_config(made, ["--conf", "0.5"]) == ["--conf", "0.5"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
