@@ -50,15 +50,18 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def shipped(T: list[int] | None, compare: bool) -> list[Path]:
-    """Released weights that answer the question."""
+def chosen(args: argparse.Namespace) -> list[tuple[Path, list[int] | None]]:
+    """Weights to measure and the time steps to run each with, None for its own."""
     from spikedet.detection.predict import default_weights, weights_folder
 
-    if not compare:
-        return [default_weights(t) for t in T or [None]]
+    if args.weights:
+        return [(path, None if args.compare else args.T) for path in args.weights]
+    if not args.compare:
+        return [(default_weights(t), t and [t]) for t in args.T or [None]]
     files = sorted(weights_folder().glob("*.safetensors"))
-    steps = {f"T{t}" for t in T or ()}
-    return [f for f in files if not steps or "float" in f.stem or f.stem.split("-")[-1] in steps]
+    steps = {f"T{t}" for t in args.T or ()}
+    wanted = [f for f in files if not steps or "float" in f.stem or f.stem.split("-")[-1] in steps]
+    return [(path, None) for path in wanted]
 
 
 def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | None]]:
@@ -67,17 +70,15 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     from spikedet.detection import stages
     from spikedet.detection.data import read_voc
 
-    files = args.weights or shipped(args.T, args.compare)
-    loaded = [(checkpoint.load(path), checkpoint.sha256(path)) for path in files]
+    loaded = [(checkpoint.load(p), checkpoint.sha256(p), steps) for p, steps in chosen(args)]
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []
-    for made, digest in loaded:
-        own = args.compare or made.stage == "float" or args.T is None
-        steps = [made.T] if own else args.T
+    for made, digest, wanted in loaded:
+        steps = wanted if wanted and made.stage == "snn" else [made.T]
         if args.compare and made.stage == "qc":
             floats = [item for item in loaded if item[0].stage == "float"]
-            for origin, origin_digest in floats:
+            for origin, origin_digest, _ in floats:
                 samples = read_voc(args.data, args.threshold_split, names=origin.names)
                 copied = stages.copied_from_float(origin, samples, made.T)
                 found.append(("copied weights", copied, origin_digest, made.T))
