@@ -23,8 +23,8 @@ T = 8
 
 @pytest.fixture
 def batches():
-    """Smooth pictures: 20 batches to fit, 4 to judge by."""
-    coarse = torch.rand(24, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    """Smooth pictures: 20 batches to fit, 4 to judge layers by, 16 that nothing sees before."""
+    coarse = torch.rand(40, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     return [torch.nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
 
 
@@ -67,25 +67,27 @@ def start_empty(spiking):
 
 def test_stage_two_lowers_the_error_of_a_trained_network(stages, batches):
     quantised, spiking = stages
-    before = output_error(quantised, spiking, batches[20:])
+    before = output_error(quantised, spiking, batches[24:])
     options = Options(steps=60, check=10, half=False)
-    reports = calibrate(quantised, spiking, batches[:20], batches[20:22], T, options)
+    reports = calibrate(quantised, spiking, batches[:20], batches[20:24], T, options)
     assert [r.name for r in reports][-1] == "last.layer" and len(reports) == 4
     assert all(r.after <= r.coarse <= r.before for r in reports)
     assert reports[1].after < 0.85 * reports[1].before
-    assert output_error(quantised, spiking, batches[22:]) < 0.85 * before
+    assert output_error(quantised, spiking, batches[24:]) < 0.8 * before
 
 
 @pytest.mark.parametrize("options", [{"fine": False}, {"coarse": False}, {}], ids=str)
 def test_both_calibrations_make_up_for_a_wrong_start(stages, batches, options):
     quantised, spiking = stages
     start_empty(spiking)
-    before = output_error(quantised, spiking, batches[22:])
+    before = output_error(quantised, spiking, batches[24:])
     options = Options(steps=60, check=10, half=False, **options)
-    reports = calibrate(quantised, spiking, batches[:20], batches[20:22], T, options)
+    reports = calibrate(quantised, spiking, batches[:20], batches[20:24], T, options)
     ratios = [r.after / r.before for r in reports[:-1]]
     assert max(ratios) <= 1 and sum(ratios) / len(ratios) < 0.7
-    assert output_error(quantised, spiking, batches[22:]) < 0.3 * before
+    if options.coarse and options.fine:
+        assert all(r.after < r.before for r in reports)
+    assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
 
 
 def test_a_layer_that_cannot_gain_is_left_as_it_was(stages, batches):
@@ -138,7 +140,7 @@ def test_thresholds_stay(stages, batches):
 def test_distillation_lowers_the_output_error(stages, batches):
     quantised, spiking = stages
     start_empty(spiking)
-    before = output_error(quantised, spiking, batches[20:])
+    before = output_error(quantised, spiking, batches[24:])
     network = SpikingNetwork(spiking, T)
 
     def endless():
@@ -151,5 +153,5 @@ def test_distillation_lowers_the_output_error(stages, batches):
         return (network(batch) - wanted).square().mean()
 
     distill(network, endless(), loss, steps=80, rate=5e-3, warmup=5)
-    assert output_error(quantised, spiking, batches[20:]) < 0.3 * before
+    assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
