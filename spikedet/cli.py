@@ -33,13 +33,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows every default and keeps the layout of `description`.
+    """A parser with `--config`; its help shows defaults and keeps the layout of `description`.
 
     Options are not abbreviated: `--conf` is no `--config`.
     """
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
+    made.add_argument("--config", type=Path, help="YAML file with options; see configs/experiments")
+    return made
 
 
 def time_steps(text: str) -> int:
@@ -100,9 +102,8 @@ def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> Non
 
 
 def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> None:
-    """`--config --data --split --limit --tuning`."""
+    """`--data --split --limit --tuning`."""
     add = arguments.add_argument
-    add("--config", type=Path, help="YAML file with options of this command; see configs")
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
     add("--split", default=split, help="data sets and splits, joined by +")
     add("--limit", type=count, help="only the first so many pictures")

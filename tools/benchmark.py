@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.imgsz % 32:
         raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")
-    reference = args.float or next(iter(sorted(weights_folder().glob("*-float.safetensors"))))
+    reference = args.float or sorted(weights_folder().glob("*-float.safetensors"))[0]
     runners = {
         "float": spikedet.load(reference, device=args.device).runner,
         "spiking": spikedet.load(args.weights, args.T, args.device, args.half).runner,

@@ -31,7 +31,6 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, nargs="+", help="checkpoints; the shipped ones if left out")
-    add("--config", type=Path, help="YAML file with options of this command; see configs")
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
     add("--split", default="VOC2007:val", help="data sets and splits, joined by +")
     add("--limit", type=cli.count, help="only the first so many pictures")

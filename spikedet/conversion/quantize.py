@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet.neurons.functional import parts
+
 
 class _QuantClip(torch.autograd.Function):
     """theta * clip(round(x T / theta), 0, T) / T, rounding half up, straight-through gradient.
@@ -20,7 +22,7 @@ class _QuantClip(torch.autograd.Function):
         ctx.save_for_backward(x, threshold, keep)
         ctx.steps = steps
         y = torch.empty_like(x)
-        for x_part, y_part in zip(_parts(x), _parts(y), strict=True):
+        for x_part, y_part in zip(parts(x), parts(y), strict=True):
             level = _quantised(x_part.float() * (1 / threshold), steps, keep)
             y_part.copy_(level.mul_(threshold))
         return y
@@ -29,7 +31,7 @@ class _QuantClip(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold, keep = ctx.saved_tensors
         grad_x, grad_theta = torch.empty_like(x), torch.zeros_like(threshold)
-        for x_part, part, out in zip(_parts(x), _parts(grad), _parts(grad_x), strict=True):
+        for x_part, part, out in zip(parts(x), parts(grad), parts(grad_x), strict=True):
             z, part = x_part.float() * (1 / threshold), part.float()
             inside = (z > 0) & (z < 1)
             out.copy_(part * inside)
@@ -45,11 +47,6 @@ def _quantised(z: Tensor, steps: int, keep: Tensor | None) -> Tensor:
     if keep is not None:
         level = torch.where(keep, z, level)
     return level.clamp_(0, 1)
-
-
-def _parts(batch: Tensor) -> tuple[Tensor, ...]:
-    """What is computed at once: a picture on a CPU, the batch on a GPU."""
-    return batch.split(1) if batch.device.type == "cpu" else (batch,)
 
 
 class QuantClip(nn.Module):

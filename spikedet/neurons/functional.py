@@ -45,8 +45,8 @@ def integrate_and_fire(
     u = potential.clone()
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
-    for part in _parts(batch, current.device):
-        _advance(currents[:, part], u[part], threshold, over_time[:, part])
+    for v, potentials, s in zip(parts(currents, 1), parts(u), parts(over_time, 1), strict=True):
+        _advance(v, potentials, threshold, s)
     return spikes, u
 
 
@@ -63,11 +63,9 @@ def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> 
         u.addcmul_(fired, threshold, value=-1)
 
 
-def _parts(batch: int, device: torch.device) -> list[slice]:
-    """Pictures that are advanced together: one on a CPU, where it stays in the cache."""
-    if device.type == "cpu":
-        return [slice(b, b + 1) for b in range(batch)]
-    return [slice(0, batch)]
+def parts(batch: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of the pictures computed together: one on a CPU, where it stays in the cache."""
+    return batch.split(1, dim) if batch.device.type == "cpu" else (batch,)
 
 
 def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -> Tensor:
