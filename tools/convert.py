@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from tools.calibrate import add_arguments, calibrate  # noqa: E402
-from tools.finetune import DEFAULTS  # noqa: E402
+from tools.finetune import DEFAULTS, add_stage_one_arguments  # noqa: E402
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="float checkpoint")
     parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
-    parser.add_argument("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    add_stage_one_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     cli.add_training_arguments(parser, **DEFAULTS)
@@ -43,7 +43,9 @@ def main(args: argparse.Namespace) -> None:
     settings.imgsz = made.imgsz
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     folder = args.out.with_name(args.out.name + ".stage1")
-    options = {"noise": args.noise, "resume": args.resume, "origin": origin}
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
+    options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
+    options |= {"resume": args.resume, "origin": origin}
     if not stages.finished(folder, args.resume):
         stages.finetune(made, train, tune, args.T, folder, settings, **options)
     calibrate(checkpoint.load(folder / "best.safetensors"), train, tune, args, origin)

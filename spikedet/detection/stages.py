@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spikedet.checkpoint import Checkpoint, save
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
@@ -20,8 +19,9 @@ from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection.data import Sample
+from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches, pick
-from spikedet.detection.model import Detector, as_float, bare, prepare
+from spikedet.detection.model import Detector, as_float, bare, prepare, restore
 from spikedet.detection.settings import Settings
 from spikedet.errors import WeightsError
 
@@ -69,6 +69,8 @@ def finetune(
     settings: Settings,
     *,
     noise: float = 0.1,
+    teacher: Checkpoint | None = None,
+    distill: float = 1.0,
     resume: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> None:
@@ -82,6 +84,8 @@ def finetune(
         out: Folder of the run.
         settings: How to train.
         noise: Probability that an element is not quantised while training.
+        teacher: Float checkpoint to distil from; `made` itself when it is a float one.
+        distill: Weight of the distillation beside the detection loss, 0 for none.
         resume: Go on with the run in `out`.
         origin: Put into the checkpoints.
     """
@@ -101,7 +105,14 @@ def finetune(
             path,
         )
 
-    Trainer(network, train, tune, made.names, out, settings, write, resume).train()
+    if teacher is None and made.stage == "float":
+        teacher = made
+    guide = None
+    if teacher is not None and distill:
+        expect_stage(teacher, "float")
+        guide = restore(teacher).network
+    names = made.names
+    Trainer(network, train, tune, names, out, settings, write, resume, guide, distill).train()
 
 
 @dataclass
@@ -215,26 +226,6 @@ def end_to_end(
         rate=plan.end_rate,
         on_step=on_step,
     )
-
-
-def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """How far raw head outputs are from a teacher's, weighted as the detection loss weights them.
-
-    Class scores: binary cross-entropy against the teacher's. Box edges: Kullback-Leibler
-    divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
-
-    Args:
-        found: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
-        wanted: The same of the teacher.
-    """
-    score = wanted["scores"].sigmoid()
-    weight = score.amax(1)  # [B, A]
-    mass = weight.sum().clamp(min=1)
-    classes = F.binary_cross_entropy_with_logits(found["scores"], score, reduction="sum")
-    entropy = F.binary_cross_entropy_with_logits(wanted["scores"], score, reduction="sum")
-    edges = [output["boxes"].unflatten(1, (4, -1)).log_softmax(2) for output in (found, wanted)]
-    apart = F.kl_div(*edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
-    return (classes - entropy) / mass + (apart * weight).sum() / mass
 
 
 def spiking_checkpoint(made: Checkpoint, network: Detector, origin: dict[str, Any]) -> Checkpoint:
