@@ -5,7 +5,8 @@
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
-stage-I outputs, which is kept if AP on the tuning pictures rises.
+outputs of the float network (--teacher; of the stage-I network without), which is kept if AP on
+the tuning pictures rises.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, required=True, help="stage-I checkpoint")
     parser.add_argument("--T", type=cli.time_steps, help="time steps; those of the weights if left")
     parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
+    parser.add_argument(
+        "--teacher", type=Path, help="float checkpoint that the end-to-end pass distils"
+    )
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     add_arguments(parser)
     return parser
@@ -53,6 +57,7 @@ def calibrate(
     tune: list[Sample],
     args: argparse.Namespace,
     origin: dict[str, Any],
+    teacher: Checkpoint | None = None,
 ) -> None:
     """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`."""
     import copy
@@ -101,7 +106,7 @@ def calibrate(
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
 
-            stages.end_to_end(made, network, train, plan, on_step)
+            stages.end_to_end(made, network, train, plan, teacher, on_step)
         after = tuning_ap()
         wins = after > before
         print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
@@ -124,7 +129,8 @@ def main(args: argparse.Namespace) -> None:
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
-    calibrate(made, train, tune, args, origin)
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
+    calibrate(made, train, tune, args, origin, teacher)
 
 
 if __name__ == "__main__":

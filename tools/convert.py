@@ -48,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
     options |= {"resume": args.resume, "origin": origin}
     if not stages.finished(folder, args.resume):
         stages.finetune(made, train, tune, args.T, folder, settings, **options)
-    calibrate(checkpoint.load(folder / "best.safetensors"), train, tune, args, origin)
+    stage_one = checkpoint.load(folder / "best.safetensors")
+    calibrate(stage_one, train, tune, args, origin, teacher or made)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,21 @@ def expect_stage(made: Checkpoint, *stages: str) -> None:
         )
 
 
+def guide_for(made: Checkpoint, teacher: Checkpoint) -> torch.nn.Module:
+    """The network of a float checkpoint whose outputs one made from `made` shall come near to.
+
+    Raises:
+        WeightsError: It is not a float network, or its outputs mean something else.
+    """
+    expect_stage(teacher, "float")
+    if teacher.names != made.names:
+        raise WeightsError(
+            f"the teacher knows {len(teacher.names)} classes, {', '.join(teacher.names[:3])}, ...; "
+            f"expected the {len(made.names)} of the network that learns from it"
+        )
+    return restore(teacher).network
+
+
 def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1) -> Detector:
     """A float checkpoint with quantise-clip activations, thresholds estimated on `samples`.
 
@@ -107,10 +122,7 @@ def finetune(
 
     if teacher is None and made.stage == "float":
         teacher = made
-    guide = None
-    if teacher is not None and distill:
-        expect_stage(teacher, "float")
-        guide = restore(teacher).network
+    guide = guide_for(made, teacher) if teacher is not None and distill else None
     names = made.names
     Trainer(network, train, tune, names, out, settings, write, resume, guide, distill).train()
 
@@ -191,18 +203,20 @@ def end_to_end(
     network: Detector,
     samples: Sequence[Sample],
     plan: Plan,
+    teacher: Checkpoint | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Distil the stage-I network into the spiking one, whole, in place.
+    """Distil a teacher into the spiking network, whole, in place.
 
     Args:
-        made: Stage-I checkpoint, the teacher.
+        made: Stage-I checkpoint that the spiking network was made from.
         network: The calibrated spiking network.
         samples: Training samples, augmented by scale, shift and mirror.
         plan: How much is done.
+        teacher: Float checkpoint; the stage-I network teaches when None.
         on_step: Called with the step and its loss.
     """
-    teacher = bare(made).to(memory_format=torch.channels_last)
+    guide = restore(made).network if teacher is None else guide_for(made, teacher)
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
     network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 
@@ -210,7 +224,7 @@ def end_to_end(
         pictures = batch["img"].contiguous(memory_format=torch.channels_last)
         with torch.autocast(pictures.device.type, torch.bfloat16):
             with torch.no_grad():
-                wanted = teacher(pictures)
+                wanted = guide(pictures)
             found = spiking(pictures)
         wanted, found = as_float(wanted), as_float(found)
         total = distillation_loss(found, wanted)
