@@ -85,20 +85,21 @@ def calibrate(
             f"-> fine {layer.after:.5f}"
         )
 
-    reports = stages.layer_wise(made, network, train, plan, report)
+    if layers.coarse or layers.fine:
+        reports = stages.layer_wise(made, network, train, plan, report)
+        gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
+        origin = {**origin, "layer_wise_gain": gain}
+        bar.write(f"error per layer on held-out pictures: {gain:.1%} lower on average")
     bar.close()
-    gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
-    print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
+    save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": False}), args.out)
 
     def tuning_ap() -> float:
         runner = restore(stages.spiking_checkpoint(made, network, {}))
         return measure(runner, tune)[0].AP
 
-    before = tuning_ap()
-    print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
-    origin = {**origin, "layer_wise_gain": gain, "tuning_AP": before, "end_to_end": False}
-    save(stages.spiking_checkpoint(made, network, origin), args.out)
     if plan.end_to_end:
+        before = tuning_ap()
+        print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
         kept = copy.deepcopy(network.state_dict())
         with tqdm(total=plan.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
@@ -110,10 +111,9 @@ def calibrate(
         after = tuning_ap()
         wins = after > before
         print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
-        if wins:
-            origin = {**origin, "tuning_AP": after, "end_to_end": True}
-        else:
+        if not wins:
             network.load_state_dict(kept)
+        origin = {**origin, "tuning_AP": max(before, after), "end_to_end": wins}
         save(stages.spiking_checkpoint(made, network, origin), args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
 

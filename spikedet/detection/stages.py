@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from spikedet.checkpoint import Checkpoint, save
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
 from spikedet.conversion.trace import trace
@@ -161,12 +162,34 @@ def copied(made: Checkpoint) -> Detector:
     return network.to(memory_format=torch.channels_last)
 
 
-def copied_from_float(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
-    """The simplest conversion: float weights, thresholds from pictures, no fine-tuning at all."""
-    network = quantized(made, samples, T)
-    make_spiking(network, torch.zeros(1, 3, 64, 64))
-    state = network.state_dict()
-    return Checkpoint("snn", "detection", made.model, made.names, made.imgsz, state, T, {})
+def untuned(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
+    """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
+
+    Its spiking copy is the simplest conversion ("copied weights").
+    """
+    state = quantized(made, samples, T).state_dict()
+    return Checkpoint("qc", "detection", made.model, made.names, made.imgsz, state, T, {})
+
+
+def spiking_yolo(
+    made: Checkpoint, samples: Sequence[Sample], T: int, origin: dict[str, Any]
+) -> Checkpoint:
+    """The Spiking-YOLO baseline: channel-wise normalisation, potentials that start at zero.
+
+    Args:
+        made: Float checkpoint.
+        samples: Training samples that the channels' maxima are taken from.
+        T: Time steps.
+        origin: Put into the checkpoint.
+    """
+    expect_stage(made, "float")
+    network, example = bare(made), torch.zeros(1, 3, 64, 64)
+    prepare(network, example)
+    record = trace(network, example)
+    pictures = (b for b, _ in batches(pick(samples, THRESHOLD_PICTURES), made.imgsz, 8))
+    quantize(network, record, channel_maxima(network, record, pictures), T)
+    make_spiking(network, example, initial=0.0)
+    return spiking_checkpoint(replace(made, T=T), network, origin)
 
 
 def layer_wise(
