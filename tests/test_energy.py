@@ -166,6 +166,27 @@ def test_layers_without_a_neuron_between_multiply_in_every_step(spot):
     assert cost.multiplies["3"].tolist() == [2 * 49 * 2 * 3]
 
 
+class HalfReal(nn.Module):
+    """Spikes and a real current side by side in the input of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu = passing()
+        self.linear = nn.Conv2d(1, 1, 1)
+        self.mix, self.relu2, self.last = nn.Conv2d(2, 1, 3, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        return self.last(self.relu2(self.mix(torch.cat([x, self.linear(x)], 1))))
+
+
+def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(spot):
+    cost = measure_cost(convert(HalfReal(), spot, 2), [spot], 2)
+    assert cost.accumulates["linear"].tolist() == [3]
+    assert cost.accumulates["mix"].tolist() == [2 * 4 + 9]
+    assert cost.multiplies["mix"].tolist() == [2 * 49]
+
+
 class Carrying(IFNeuron):
     """Neurons whose spikes are negative and carry a threshold."""
 

@@ -203,9 +203,7 @@ class _Counter:
 
     def step(self, fired: dict[nn.Module, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""
-        events = _follow(
-            self.record, lambda call: None if _weighted(call) else fired[call.module].clone()
-        )
+        events = _follow(self.record, lambda call: None if _weighted(call) else fired[call.module])
         for reader in self.readers:
             if not reader.once and reader.slot in events:
                 operations = events[reader.slot] * reader.accumulates
