@@ -177,7 +177,7 @@ class HalfReal(nn.Module):
 
     def forward(self, x):
         x = self.relu(self.first(x))
-        return self.last(self.relu2(self.mix(torch.cat([x, self.linear(x)], 1))))
+        return self.last(self.relu2(self.mix(torch.cat([x, x + self.linear(x)], 1))))
 
 
 def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(spot):
