@@ -67,6 +67,8 @@ def test_fan_out_by_hand(layer, size, reads):
 
 
 def test_fan_out_of_other_layers():
+    with torch.inference_mode():
+        assert fan_out(nn.Conv2d(1, 1, 3), torch.Size([1, 1, 3, 3])).tolist() == [[1] * 3] * 3
     assert fan_out(nn.Conv1d(2, 3, 3, 2, 1), torch.Size([1, 2, 4])).tolist() == [3, 6, 3, 3]
     assert fan_out(nn.Linear(4, 9), torch.Size([1, 4])).item() == 9
 

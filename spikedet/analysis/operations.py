@@ -44,8 +44,9 @@ def fan_out(layer: nn.Module, shape: torch.Size) -> Tensor:
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features), device=layer.weight.device)
     options = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
-    ones = type(layer)(1, 1, layer.kernel_size, bias=False, **options)
-    with torch.inference_mode(False), torch.enable_grad():
+    kind = next(kind for kind in WEIGHTED if isinstance(layer, kind))
+    with torch.inference_mode(False), torch.enable_grad():  # reads are the gradient of a sum
+        ones = nn.utils.skip_init(kind, 1, 1, layer.kernel_size, bias=False, **options)
         nn.init.ones_(ones.weight)
         place = torch.ones(1, 1, *shape[2:], requires_grad=True)
         (reads,) = torch.autograd.grad(ones(place).sum(), place)
