@@ -34,7 +34,7 @@ from spikedet import cli  # noqa: E402
 from spikedet.errors import PictureError, UsageError  # noqa: E402
 
 TITLE = "spikedet"
-CHUNK = 5  # steps computed at once: the first are seen early, all take a few percent longer
+CHUNK = 5  # steps computed at once: the first are seen early, all take up to a tenth longer
 FALLBACK = Path("detections/webcam.mp4")
 
 

@@ -254,6 +254,19 @@ def test_any_time_readout_equals_separate_runs(small_net, pictures, chunk):
     assert not torch.allclose(steps[3], steps[8], atol=1e-2)
 
 
+def test_run_computes_nothing_ahead(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    frames = []
+    small_net.mix.register_forward_hook(lambda module, inputs, output: frames.append(len(output)))
+    spiking = SpikingNetwork(small_net, 8)
+    found = {t: (output, sum(frames)) for t, output in spiking.run(pictures, 8, 3)}
+    assert list(found) == [3, 6, 8]
+    for t, (output, computed) in found.items():
+        assert computed == t * 4
+        assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+
+
 def test_any_time_readout_is_one_run_in_chunks(small_net, pictures):
     stage_one(small_net, pictures, 8)
     make_spiking(small_net, pictures)
@@ -307,10 +320,21 @@ def test_a_pass_that_another_one_interrupted_is_refused(small_net, pictures):
     assert torch.allclose(spiking(pictures), wanted[-1], atol=1e-5)
 
 
+class NegativeWire(IFNeuron):
+    """What travels for a spike is -2.5."""
+
+    def forward(self, current):
+        return super().forward(current) * -2.5
+
+
 @pytest.mark.parametrize("chunk", [4, 12, 100])
-def test_spike_rate_of_each_step(small_net, pictures, chunk):
+@pytest.mark.parametrize("kind", [IFNeuron, NegativeWire])
+def test_spike_rate_of_each_step(small_net, pictures, chunk, kind):
     stage_one(small_net, pictures, 6)
     make_spiking(small_net, pictures)
+    for module in small_net.modules():
+        if isinstance(module, IFNeuron):
+            module.__class__ = kind
     spiking = SpikingNetwork(small_net, 6, chunk)
     with StepRates(spiking) as rates:
         found = [rates.mean(t) for t, _ in spiking.anytime(pictures)]
@@ -318,7 +342,7 @@ def test_spike_rate_of_each_step(small_net, pictures, chunk):
         spiking.count_spikes()
         spiking(pictures, t)
         assert rate == pytest.approx(spiking.spike_rate())
-    assert found[0] != found[-1]
+    assert found[0] != found[-1] and min(found) > 0
     assert not any(neuron._forward_hooks for neuron in small_net.modules())
 
 

@@ -46,14 +46,34 @@ class SpikingNetwork(nn.Module):
             What the network returns, its tensors averaged over time, [B, ...].
         """
         T = self.T if T is None else T
+        steps = max(1, self.chunk // len(pictures))
         if len(pictures) > self.chunk:
             parts = [self(part, T) for part in pictures.split(self.chunk)]
             return _join(parts)
-        mean, done = None, 0
-        for steps, output in self._chunks(pictures, T, self.chunk, each_step=False):
-            done += steps
-            mean = output if mean is None else _blend(mean, output, steps / done)
+        mean = None
+        for _, result in self.run(pictures, T, steps):
+            mean = result
         return mean
+
+    def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (t, mean output over the first t steps) after every `steps` steps.
+
+        Nothing is computed ahead: what the layers did last are these steps. For the outputs alone
+        `anytime` is faster.
+
+        Args:
+            pictures: [B, 3, H, W].
+            T: Time steps.
+            steps: Steps between two results.
+
+        Raises:
+            RuntimeError: Another pass was started before this one was read to its end.
+        """
+        mean, done = None, 0
+        for now, output in self._simulate(pictures, T, steps, each_step=False):
+            done += now
+            mean = output if mean is None else _blend(mean, output, now / done)
+            yield done, mean
 
     def anytime(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
@@ -73,29 +93,29 @@ class SpikingNetwork(nn.Module):
             RuntimeError: Another pass was started before this one was read to its end.
         """
         T, batch = self.T if T is None else T, len(pictures)
+        at_once = max(1, (chunk or self.chunk) // batch)
         mean, done = None, 0
-        for steps, output in self._chunks(pictures, T, chunk or self.chunk, each_step=True):
+        for steps, output in self._simulate(pictures, T, at_once, each_step=True):
             for first in range(0, steps * batch, batch):
                 now = _frames(output, first, first + batch)
                 done += 1
                 mean = now if mean is None else _blend(mean, now, 1 / done)
                 yield done, mean
 
-    def _chunks(
-        self, pictures: Tensor, T: int, chunk: int, each_step: bool
+    def _simulate(
+        self, pictures: Tensor, T: int, at_once: int, each_step: bool
     ) -> Iterator[tuple[int, Any]]:
-        """One pass of T steps: yield (steps, output of these steps) for each chunk of frames.
+        """Run T steps, `at_once` at a time: yield their number and the network's output for them.
 
         The output is that of every step, [steps*B, ...], or the mean over the steps, [B, ...].
         """
-        most = max(1, chunk // len(pictures))
         self.reset(len(pictures))
         this = self._pass = object()
         try:
-            for done in range(0, T, most):
+            for done in range(0, T, at_once):
                 if self._pass is not this:
                     raise RuntimeError("another pass of this network has begun; read one at a time")
-                steps = min(most, T - done)
+                steps = min(at_once, T - done)
                 for neuron in self._neurons:
                     neuron.steps = steps
                 for readout in self._readouts:
@@ -165,7 +185,7 @@ class StepRates:
     """Spikes per neuron in every step of the one pass that runs inside the `with` block.
 
     `SpikingNetwork.count_spikes` sums over steps and passes; this tells the steps of a pass apart,
-    for an any-time readout.
+    for an any-time readout. Whatever travels for a spike, it counts as one.
 
     Args:
         network: Its neurons are watched.
@@ -185,10 +205,12 @@ class StepRates:
             handle.remove()
 
     def _count(self, neuron: IFNeuron, inputs: tuple, spikes: Tensor) -> None:
-        frames = spikes.detach().abs().unflatten(0, (neuron.steps, neuron.batch))
-        dims = tuple(range(1, frames.ndim))
-        self._counts[neuron].append(frames.sum(dims, dtype=torch.float32))
-        self._size[neuron] = frames[0].numel()
+        fired = [
+            torch.ne(frame, 0, out=torch.empty_like(frame)).sum(dtype=torch.float32)
+            for frame in spikes.detach()
+        ]  # a bool each would be several times slower
+        self._counts[neuron].append(torch.stack(fired).view(neuron.steps, -1).sum(1))
+        self._size[neuron] = spikes.numel() // neuron.steps
 
     def mean(self, t: int) -> float:
         """Spikes per neuron and step over the first t steps, which must have been computed."""
