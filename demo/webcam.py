@@ -202,7 +202,8 @@ def main(args: argparse.Namespace) -> None:
                 show_in_window(picture, controls)
 
         frames = itertools.islice(frames, args.frames)
-        options = {"conf": args.conf, "iou": args.iou, "chunk": CHUNK}
+        chunk = CHUNK if args.each_step else None
+        options = {"conf": args.conf, "iou": args.iou, "chunk": chunk}
         begun = play(detector, frames, controls, args.each_step, show, **options)
     if begun == 0:
         raise PictureError(f"{args.source}: holds no frame that can be read")
