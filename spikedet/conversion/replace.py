@@ -109,7 +109,7 @@ def quantize(
 
 
 @torch.no_grad()
-def make_spiking(network: nn.Module, example: Tensor) -> None:
+def make_spiking(network: nn.Module, example: Tensor, initial: float = 0.5) -> None:
     """Quantised network -> spiking network with copied weights, in place.
 
     Quantisers become integrate-and-fire neurons of the same threshold, thresholds are folded into
@@ -119,6 +119,7 @@ def make_spiking(network: nn.Module, example: Tensor) -> None:
     Args:
         network: Stage-I network in evaluation mode.
         example: Input [B, C, H, W].
+        initial: Potential before the first step in units of the threshold (1/2: eq 16).
 
     Raises:
         ConversionError: Names what cannot be converted.
@@ -128,7 +129,7 @@ def make_spiking(network: nn.Module, example: Tensor) -> None:
 
     def neuron(name: str, quantiser: nn.Module) -> IFNeuron:
         threshold = quantiser.threshold.abs().clamp(min=1e-6)
-        return IFNeuron(threshold, (threshold / 2).expand(channels[name]))
+        return IFNeuron(threshold, (threshold * initial).expand(channels[name]))
 
     replace_activations(network, record, neuron)
     record = trace(network, example)
