@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.trace import NORMS, WEIGHTED, Trace, fill, slots, store, trace
+from spikedet.conversion.trace import (
+    NORMS,
+    POOLS,
+    WEIGHTED,
+    Trace,
+    fill,
+    slots,
+    store,
+    trace,
+)
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron
+from spikedet.neurons.layers import IFNeuron, per_channel
 
 
 def set_module(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -64,31 +73,97 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
 
     A neuron's spike stands for theta. Which theta an input channel of a layer carries is found by
     a probe: each neuron sends its theta on every channel, and the probe follows the wires through
-    up-sampling, pooling, slices and concatenations.
+    up-sampling, pooling, slices and concatenations. Where several thetas meet on one channel, as
+    after an addition of two branches, no weight can stand for them all: the neurons that feed it
+    keep theta on the wire (`IFNeuron.folded` is False), and so one weight remains per edge. Which
+    neurons those are depends on the wiring alone and never on the values of the thresholds.
 
     Args:
         network: With `IFNeuron` in place of every activation.
         record: Its trace.
 
     Raises:
-        ConversionError: An input channel on which spikes of different thresholds are mixed.
+        ConversionError: A layer used at two places that read different thresholds.
+    """
+    for neuron in _unfoldable(record):
+        neuron.folded = False
+    neurons = [call.module for call in record.of((IFNeuron,))]
+    values = _probe(record, {n: n.threshold.double() for n in neurons if n.folded})
+    ones = _probe(record, {})
+    folded: dict[nn.Module, Tensor] = {}
+    for call in record.of(WEIGHTED):
+        number = call.inputs[0]
+        if number in values:
+            _, scale = _channel_range(values[number], ones[number])
+            _scale_inputs(call, scale.to(call.module.weight), folded)
+
+
+def _unfoldable(record: Trace) -> set[IFNeuron]:
+    """Neurons that feed a channel on which different spikes, or spikes and real currents, meet.
+
+    Every channel of every neuron sends a number of its own; currents send 1, and so do neurons
+    already found. Linear operations form weighted sums of what meets, and by the inequality of
+    Cauchy and Schwarz those of the squares tell whether all that was summed is the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    marks = {}
+    for call in record.of((IFNeuron,)):
+        channels = record.shapes[next(slots(call.result))][1]
+        marks[call.module] = 1 + torch.rand(channels, generator=generator, dtype=torch.float64)
+    ones, feeds = _probe(record, {}), _feeds(record)
+    found: set[IFNeuron] = set()
+    while True:
+        sent = {neuron: mark for neuron, mark in marks.items() if neuron not in found}
+        sums = _probe(record, sent)
+        squares = _probe(record, {neuron: mark.square() for neuron, mark in sent.items()})
+        more: set[IFNeuron] = set()
+        for call in record.of(WEIGHTED + POOLS):
+            number = call.inputs[0]
+            if number in sums:
+                low, high = _channel_range(sums[number], ones[number])
+                square = sums[number].square()
+                spread = squares[number] * ones[number] - square
+                if (high - low > 1e-9).any() or (spread > 1e-9 * square).any():
+                    more |= feeds[number]
+        if more <= found:
+            return found
+        found |= more
+
+
+def _probe(record: Trace, values: dict[IFNeuron, Tensor]) -> dict[int, Tensor]:
+    """What each slot holds if neurons send their values, scalar or [C], and all else sends 1.
+
+    Slots that hold the same in every time step (see `Trace.over_time`) are left out.
     """
     tensors: dict[int, Tensor] = {}
-    folded: dict[nn.Module, Tensor] = {}
+    changing = record.over_time()
+    one = torch.ones((), dtype=torch.float64)
     for call in record.calls:
-        if isinstance(call.module, IFNeuron):
+        if isinstance(call.module, (IFNeuron, *WEIGHTED)):
             number = next(slots(call.result))
-            shape = record.shapes[number]
-            theta = call.module.threshold
-            theta = theta.view(1, -1, *[1] * (len(shape) - 2)) if theta.ndim else theta
-            tensors[number] = theta.expand(shape)
-        elif isinstance(call.module, WEIGHTED):
-            if call.inputs[0] in tensors:
-                scale = _channel_scale(tensors[call.inputs[0]], call.where)
-                _scale_inputs(call, scale, folded)
+            if number in changing:
+                shape = record.shapes[number]
+                value = values.get(call.module, one).to("cpu")
+                tensors[number] = per_channel(value, len(shape)).expand(shape)
         elif all(number in tensors for number in call.inputs):
-            value = call.function(*fill(call.args, tensors), **fill(call.kwargs, tensors))
-            store(call.result, value, tensors)
+            # copies, since some functions work in place
+            read = {number: tensors[number].clone() for number in call.inputs}
+            result = call.function(*fill(call.args, read), **fill(call.kwargs, read))
+            store(call.result, result, tensors)
+    return tensors
+
+
+def _feeds(record: Trace) -> dict[int, set[IFNeuron]]:
+    """The neurons whose spikes reach each slot with no weighted layer between."""
+    feeds: dict[int, set[IFNeuron]] = {}
+    for call in record.calls:
+        reached = set().union(*(feeds.get(number, set()) for number in call.inputs))
+        if isinstance(call.module, IFNeuron):
+            reached = {call.module}
+        elif isinstance(call.module, WEIGHTED):
+            reached = set()
+        feeds.update(dict.fromkeys(slots(call.result), reached))
+    return feeds
 
 
 def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
@@ -110,13 +185,15 @@ def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
     layer.weight *= scale.view(*scale.shape, *[1] * (layer.weight.ndim - 2))
 
 
-def _channel_scale(probe: Tensor, where: str) -> Tensor:
-    """[B, C, ...] -> [C], refusing a channel whose value differs from place to place."""
-    flat = probe[0].reshape(probe.shape[1], -1)
-    low, high = flat.min(1).values, flat.max(1).values
-    if not torch.allclose(low, high, rtol=1e-5):
-        raise ConversionError(
-            f"{where}: spikes of different thresholds meet on one input channel; tie the "
-            "thresholds of the layers that are added before it"
-        )
-    return high
+def _channel_range(sums: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest mean [C] of what reaches a channel: sums over ones, [B, C, ...] each.
+
+    Places that nothing reaches, as in a padded border, do not count; 1 where there are no others.
+    """
+    sums, ones = (probe[0].reshape(probe.shape[1], -1) for probe in (sums, ones))
+    reached = ones > 0
+    mean = sums / ones
+    low = mean.where(reached, torch.inf).min(1).values
+    high = mean.where(reached, -torch.inf).max(1).values
+    some = reached.any(1)
+    return low.where(some, 1.0), high.where(some, 1.0)

@@ -72,14 +72,12 @@ class IFNeuron(nn.Module):
         self.simulated = None
 
     def forward(self, current: Tensor) -> Tensor:
-        threshold = _per_channel(self.threshold, current.ndim)
+        threshold = per_channel(self.threshold, current.ndim)
         if self.through is not None:
-            initial = _per_channel(self.initial, current.ndim)
+            initial = per_channel(self.initial, current.ndim)
             rate, steps = self.through
             self.through = None
-            return self.on_wire(
-                rate_through(current, initial, threshold, rate, steps, self.slope)
-            )
+            return self.on_wire(rate_through(current, initial, threshold, rate, steps, self.slope))
         potential = self.potential
         if potential is None:
             potential = self.first_potential(current, self.batch)
@@ -113,14 +111,14 @@ class IFNeuron(nn.Module):
                 f"{tuple(self.initial.shape[1:])}; run this network at the picture size that it "
                 "was calibrated for"
             )
-        initial = _per_channel(self.initial, current.ndim).expand(batch, *current.shape[1:])
+        initial = per_channel(self.initial, current.ndim).expand(batch, *current.shape[1:])
         return initial.contiguous(memory_format=memory_format(current))
 
     def on_wire(self, spikes: Tensor) -> Tensor:
         """What the next layers receive for spikes [.., C, ...]: see `folded`."""
         if self.folded:
             return spikes
-        return spikes * _per_channel(self.threshold, spikes.ndim).to(spikes.dtype)
+        return spikes * per_channel(self.threshold, spikes.ndim).to(spikes.dtype)
 
     def count_spikes(self, on: bool) -> None:
         """Start counting spikes from zero, or stop."""
@@ -241,7 +239,7 @@ class SpikingMaxPool(nn.MaxPool2d):
         return f"{super().extra_repr()}, mode={self.mode}"
 
 
-def _per_channel(value: Tensor, ndim: int) -> Tensor:
+def per_channel(value: Tensor, ndim: int) -> Tensor:
     """Scalar, [C] or [C, H, W] -> broadcastable to [B, C, ...] of `ndim` dimensions."""
     if value.ndim == 1:
         return value.view(1, -1, *[1] * (ndim - 2))
