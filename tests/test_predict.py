@@ -11,7 +11,7 @@ from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.predict import default_weights, select
-from spikedet.detection.stages import copied, copied_from_float, quantized
+from spikedet.detection.stages import copied, spiking_checkpoint, untuned
 from spikedet.errors import PictureError, UsageError, WeightsError
 
 
@@ -64,12 +64,9 @@ def weights(tmp_path_factory):
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = [Sample("noise", folder / "noise.png", 64, 64, *nothing)]
-    one = quantized(made, samples, 4)
-    qc = checkpoint.Checkpoint("qc", "detection", description, VOC_CLASSES, 64, one.state_dict(), 4)
+    qc = untuned(made, samples, 4)
     checkpoint.save(qc, folder / "qc.safetensors")
-    snn = copied_from_float(made, samples, 4)
-    checkpoint.save(snn, folder / "snn.safetensors")
-    assert copied(qc).state_dict().keys() == snn.tensors.keys()
+    checkpoint.save(spiking_checkpoint(qc, copied(qc), {}), folder / "snn.safetensors")
     return folder
 
 

@@ -5,7 +5,8 @@
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
-stage-I outputs, which is kept if AP on the tuning pictures rises.
+outputs of the float network (--teacher; of the stage-I network without), which is kept if AP on
+the tuning pictures rises.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, required=True, help="stage-I checkpoint")
     parser.add_argument("--T", type=cli.time_steps, help="time steps; those of the weights if left")
     parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
+    parser.add_argument(
+        "--teacher", type=Path, help="float checkpoint that the end-to-end pass distils"
+    )
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     add_arguments(parser)
     return parser
@@ -53,6 +57,7 @@ def calibrate(
     tune: list[Sample],
     args: argparse.Namespace,
     origin: dict[str, Any],
+    teacher: Checkpoint | None = None,
 ) -> None:
     """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`."""
     import copy
@@ -80,20 +85,21 @@ def calibrate(
             f"-> fine {layer.after:.5f}"
         )
 
-    reports = stages.layer_wise(made, network, train, plan, report)
+    if layers.coarse or layers.fine:
+        reports = stages.layer_wise(made, network, train, plan, report)
+        gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
+        origin = {**origin, "layer_wise_gain": gain}
+        bar.write(f"error per layer on held-out pictures: {gain:.1%} lower on average")
     bar.close()
-    gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
-    print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
+    save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": False}), args.out)
 
     def tuning_ap() -> float:
         runner = restore(stages.spiking_checkpoint(made, network, {}))
         return measure(runner, tune)[0].AP
 
-    before = tuning_ap()
-    print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
-    origin = {**origin, "layer_wise_gain": gain, "tuning_AP": before, "end_to_end": False}
-    save(stages.spiking_checkpoint(made, network, origin), args.out)
     if plan.end_to_end:
+        before = tuning_ap()
+        print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
         kept = copy.deepcopy(network.state_dict())
         with tqdm(total=plan.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
@@ -101,14 +107,13 @@ def calibrate(
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
 
-            stages.end_to_end(made, network, train, plan, on_step)
+            stages.end_to_end(made, network, train, plan, teacher, on_step)
         after = tuning_ap()
         wins = after > before
         print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
-        if wins:
-            origin = {**origin, "tuning_AP": after, "end_to_end": True}
-        else:
+        if not wins:
             network.load_state_dict(kept)
+        origin = {**origin, "tuning_AP": max(before, after), "end_to_end": wins}
         save(stages.spiking_checkpoint(made, network, origin), args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
 
@@ -124,7 +129,8 @@ def main(args: argparse.Namespace) -> None:
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
-    calibrate(made, train, tune, args, origin)
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
+    calibrate(made, train, tune, args, origin, teacher)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,19 @@
 #!/usr/bin/env python
-"""Both stages: float checkpoint -> quantised and fine-tuned -> calibrated spiking network.
+"""Float checkpoint -> spiking network, by the two-stage method, a part of it, or a baseline.
 
-    tools/convert.py --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out W
+    tools/convert.py --model runs/float/best.safetensors --T 8 --data VOCdevkit --out W
+    tools/convert.py --model FLOAT --method stage1-coarse --stage1 QC --T 8 --data VOCdevkit --out W
 
-The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill.
+    two-stage       stage I, then stage II layer by layer and end to end
+    stage1          stage I, its weights copied into spiking neurons
+    stage2          stage II of the float network with estimated thresholds
+    stage1-coarse   stage I and the coarse half of stage II (initial potentials)
+    stage1-fine     stage I and the fine half of stage II (weights and potentials)
+    copy            float weights and estimated thresholds, nothing trained
+    spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons for leaky ReLU
+
+The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
+--stage1 takes stage-I weights that are there already.
 """
 
 from __future__ import annotations
@@ -11,24 +21,60 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.detection.settings import METHODS  # noqa: E402
 from tools.calibrate import add_arguments, calibrate  # noqa: E402
-from tools.finetune import DEFAULTS  # noqa: E402
+from tools.finetune import DEFAULTS, add_stage_one_arguments  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.detection.data import Sample
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="float checkpoint")
-    parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
-    parser.add_argument("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
-    parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
+    add = parser.add_argument
+    add("--model", "--weights", dest="weights", type=Path, required=True, help="float checkpoint")
+    add("--method", choices=(*METHODS, "spiking-yolo"), default="two-stage", help="how to convert")
+    add("--T", type=cli.time_steps, required=True, help="time steps")
+    add("--stage1", type=Path, help="stage-I checkpoint for T, instead of a run of stage I")
+    add_stage_one_arguments(parser)
+    add("--out", type=Path, required=True, help="spiking checkpoint to write")
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     cli.add_training_arguments(parser, **DEFAULTS)
     add_arguments(parser)
     return parser
+
+
+def stage_one(
+    made: Checkpoint,
+    train: list[Sample],
+    tune: list[Sample],
+    args: argparse.Namespace,
+    origin: dict[str, Any],
+) -> Checkpoint:
+    """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
+    from spikedet import checkpoint
+    from spikedet.detection import stages
+
+    if args.stage1:
+        ready = checkpoint.load(args.stage1)
+        stages.expect_stage(ready, "qc")
+        ready.T = args.T
+        return ready
+    settings = cli.training_settings(args)
+    settings.imgsz = made.imgsz
+    folder = args.out.with_name(args.out.name + ".stage1")
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
+    options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
+    options |= {"resume": args.resume, "origin": origin}
+    if not stages.finished(folder, args.resume):
+        stages.finetune(made, train, tune, args.T, folder, settings, **options)
+    return checkpoint.load(folder / "best.safetensors")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -37,16 +83,23 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection.data import read_voc, split_off_tuning
 
     made = checkpoint.load(args.weights)
+    stages.expect_stage(made, "float")
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
-    settings = cli.training_settings(args)
-    settings.imgsz = made.imgsz
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
-    folder = args.out.with_name(args.out.name + ".stage1")
-    options = {"noise": args.noise, "resume": args.resume, "origin": origin}
-    if not stages.finished(folder, args.resume):
-        stages.finetune(made, train, tune, args.T, folder, settings, **options)
-    calibrate(checkpoint.load(folder / "best.safetensors"), train, tune, args, origin)
+    if args.method == "spiking-yolo":
+        checkpoint.save(stages.spiking_yolo(made, train, args.T, origin), args.out)
+        print(f"{args.out}: T={args.T}, {args.method}")
+        return
+    method = METHODS[args.method]
+    if method.finetuned:
+        quantised = stage_one(made, train, tune, args, origin)
+    else:
+        quantised = stages.untuned(made, train, args.T)
+    args.no_coarse |= not method.coarse
+    args.no_fine |= not method.fine
+    args.end_to_end *= method.end_to_end
+    calibrate(quantised, train, tune, args, origin, made)
 
 
 if __name__ == "__main__":

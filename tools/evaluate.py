@@ -79,7 +79,8 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest, _ in floats:
                 samples = read_voc(args.data, args.threshold_split, names=origin.names)
-                copied = stages.copied_from_float(origin, samples, made.T)
+                plain = stages.untuned(origin, samples, made.T)
+                copied = stages.spiking_checkpoint(plain, stages.copied(plain), {})
                 found.append(("copied weights", copied, origin_digest, made.T))
         names = {"float": "float", "qc": "stage I, quantised", "snn": "stages I + II"}
         found += [(names[made.stage], made, digest, t) for t in steps]

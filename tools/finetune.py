@@ -20,13 +20,21 @@ from spikedet import cli  # noqa: E402
 DEFAULTS = {"epochs": 4, "rate": 0.002, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
 
 
+def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of stage I beside those of every training, shared with tools/convert.py."""
+    add = parser.add_argument
+    add("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    add("--distill", type=float, default=1.0, help="weight of the float network's outputs")
+    add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument(
         "--weights", type=Path, required=True, help="float checkpoint, or stage I of another T"
     )
     parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
-    parser.add_argument("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    add_stage_one_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     cli.add_training_arguments(parser, **DEFAULTS)
@@ -43,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
     train, tune = split_off_tuning(samples, args.tuning)
     settings = cli.training_settings(args)
     settings.imgsz = made.imgsz
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
     stages.finetune(
         made,
         train,
@@ -51,6 +60,8 @@ def main(args: argparse.Namespace) -> None:
         args.out,
         settings,
         noise=args.noise,
+        teacher=teacher,
+        distill=args.distill,
         resume=args.resume,
         origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
     )

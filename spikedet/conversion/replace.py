@@ -162,7 +162,9 @@ def quantize(
 
 
 @torch.no_grad()
-def make_spiking(network: nn.Module, example: Tensor, pooling: str = "count") -> None:
+def make_spiking(
+    network: nn.Module, example: Tensor, initial: float = 0.5, pooling: str = "count"
+) -> None:
     """Quantised network -> spiking network with copied weights, in place.
 
     Quantisers become integrate-and-fire neurons of the same threshold, max-pooling that of spike
@@ -172,6 +174,7 @@ def make_spiking(network: nn.Module, example: Tensor, pooling: str = "count") ->
     Args:
         network: Stage-I network in evaluation mode.
         example: Input [B, C, H, W].
+        initial: Potential before the first step in units of the threshold (1/2: eq 16).
         pooling: How max-pooling is done: `count`, or `step` (see `SpikingMaxPool`).
 
     Raises:
@@ -183,7 +186,8 @@ def make_spiking(network: nn.Module, example: Tensor, pooling: str = "count") ->
 
     def neuron(name: str, quantiser: QuantClip) -> IFNeuron:
         threshold = quantiser.threshold.abs().clamp(min=1e-6)
-        return IFNeuron(threshold, (threshold / 2).expand(channels[name]), quantiser.slope)
+        start = (threshold * initial).expand(channels[name])
+        return IFNeuron(threshold, start, quantiser.slope)
 
     replace_activations(network, record, neuron)
     record = trace(network, example)

@@ -14,6 +14,7 @@ from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.replace import make_spiking, quantize, separate_activations
 from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel
 from spikedet.errors import UsageError, WeightsError
 
@@ -45,7 +46,10 @@ class Detector(DetectionModel):
         self.model[-1].__class__ = Head
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...)."""
+        """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
+
+        A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
+        """
         if preds is None:
             picture = batch["img"]
             if picture.device.type == "cpu":
@@ -56,7 +60,12 @@ class Detector(DetectionModel):
                 preds = as_float(preds)
             else:
                 preds = self.forward(picture)
-        return super().loss(batch, preds)
+        loss, items = super().loss(batch, preds)
+        if self.training and "teacher" in batch:
+            wanted, weight = batch["teacher"]
+            apart = weight * distillation_loss(as_float(preds), wanted)
+            loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
+        return loss, items
 
 
 def as_float(value: Any) -> Any:

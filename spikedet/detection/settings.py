@@ -1,4 +1,4 @@
-"""Settings of a training run; light to import, so that the commands can show them."""
+"""Settings of training and conversion; light to import, so that the commands can show them."""
 
 from __future__ import annotations
 
@@ -52,4 +52,30 @@ FIELD_HELP = {
     "cache": "hold the resized pictures in memory",
     "seed": "seed of order, augmentation and initial weights",
     "device": "cpu, 0, or 0,1 for two GPUs",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way from a float network to a spiking one.
+
+    Attributes:
+        finetuned: Stage I: quantise-clip fine-tuning; else thresholds are only estimated.
+        coarse, fine: Which parts of stage II's layer-wise calibration.
+        end_to_end: The end-to-end pass after it.
+    """
+
+    finetuned: bool
+    coarse: bool = False
+    fine: bool = False
+    end_to_end: bool = False
+
+
+METHODS = {
+    "copy": Method(finetuned=False),
+    "stage1": Method(finetuned=True),
+    "stage2": Method(finetuned=False, coarse=True, fine=True),
+    "stage1-coarse": Method(finetuned=True, coarse=True),
+    "stage1-fine": Method(finetuned=True, fine=True),
+    "two-stage": Method(finetuned=True, coarse=True, fine=True, end_to_end=True),
 }

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spikedet.checkpoint import Checkpoint, save
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection.data import Sample
+from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches, pick
-from spikedet.detection.model import Detector, as_float, bare, prepare
+from spikedet.detection.model import Detector, as_float, bare, prepare, restore
 from spikedet.detection.settings import Settings
 from spikedet.errors import WeightsError
 
@@ -38,6 +39,21 @@ def expect_stage(made: Checkpoint, *stages: str) -> None:
         raise WeightsError(
             f"these are {made.stage} weights; expected {' or '.join(stages)} weights"
         )
+
+
+def guide_for(made: Checkpoint, teacher: Checkpoint) -> torch.nn.Module:
+    """The network of a float checkpoint whose outputs one made from `made` shall come near to.
+
+    Raises:
+        WeightsError: It is not a float network, or its outputs mean something else.
+    """
+    expect_stage(teacher, "float")
+    if teacher.names != made.names:
+        raise WeightsError(
+            f"the teacher knows {len(teacher.names)} classes, {', '.join(teacher.names[:3])}, ...; "
+            f"expected the {len(made.names)} of the network that learns from it"
+        )
+    return restore(teacher).network
 
 
 def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1) -> Detector:
@@ -69,6 +85,8 @@ def finetune(
     settings: Settings,
     *,
     noise: float = 0.1,
+    teacher: Checkpoint | None = None,
+    distill: float = 1.0,
     resume: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> None:
@@ -82,6 +100,8 @@ def finetune(
         out: Folder of the run.
         settings: How to train.
         noise: Probability that an element is not quantised while training.
+        teacher: Float checkpoint to distil from; `made` itself when it is a float one.
+        distill: Weight of the distillation beside the detection loss, 0 for none.
         resume: Go on with the run in `out`.
         origin: Put into the checkpoints.
     """
@@ -101,7 +121,11 @@ def finetune(
             path,
         )
 
-    Trainer(network, train, tune, made.names, out, settings, write, resume).train()
+    if teacher is None and made.stage == "float":
+        teacher = made
+    guide = guide_for(made, teacher) if teacher is not None and distill else None
+    names = made.names
+    Trainer(network, train, tune, names, out, settings, write, resume, guide, distill).train()
 
 
 @dataclass
@@ -138,12 +162,34 @@ def copied(made: Checkpoint) -> Detector:
     return network.to(memory_format=torch.channels_last)
 
 
-def copied_from_float(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
-    """The simplest conversion: float weights, thresholds from pictures, no fine-tuning at all."""
-    network = quantized(made, samples, T)
-    make_spiking(network, torch.zeros(1, 3, 64, 64))
-    state = network.state_dict()
-    return Checkpoint("snn", "detection", made.model, made.names, made.imgsz, state, T, {})
+def untuned(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
+    """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
+
+    Its spiking copy is the simplest conversion ("copied weights").
+    """
+    state = quantized(made, samples, T).state_dict()
+    return Checkpoint("qc", "detection", made.model, made.names, made.imgsz, state, T, {})
+
+
+def spiking_yolo(
+    made: Checkpoint, samples: Sequence[Sample], T: int, origin: dict[str, Any]
+) -> Checkpoint:
+    """The Spiking-YOLO baseline: channel-wise normalisation, potentials that start at zero.
+
+    Args:
+        made: Float checkpoint.
+        samples: Training samples that the channels' maxima are taken from.
+        T: Time steps.
+        origin: Put into the checkpoint.
+    """
+    expect_stage(made, "float")
+    network, example = bare(made), torch.zeros(1, 3, 64, 64)
+    prepare(network, example)
+    record = trace(network, example)
+    pictures = (b for b, _ in batches(pick(samples, THRESHOLD_PICTURES), made.imgsz, 8))
+    quantize(network, record, channel_maxima(network, record, pictures), T)
+    make_spiking(network, example, initial=0.0)
+    return spiking_checkpoint(replace(made, T=T), network, origin)
 
 
 def layer_wise(
@@ -180,18 +226,20 @@ def end_to_end(
     network: Detector,
     samples: Sequence[Sample],
     plan: Plan,
+    teacher: Checkpoint | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Distil the stage-I network into the spiking one, whole, in place.
+    """Distil a teacher into the spiking network, whole, in place.
 
     Args:
-        made: Stage-I checkpoint, the teacher.
+        made: Stage-I checkpoint that the spiking network was made from.
         network: The calibrated spiking network.
         samples: Training samples, augmented by scale, shift and mirror.
         plan: How much is done.
+        teacher: Float checkpoint; the stage-I network teaches when None.
         on_step: Called with the step and its loss.
     """
-    teacher = bare(made).to(memory_format=torch.channels_last)
+    guide = restore(made).network if teacher is None else guide_for(made, teacher)
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
     network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 
@@ -199,7 +247,7 @@ def end_to_end(
         pictures = batch["img"].contiguous(memory_format=torch.channels_last)
         with torch.autocast(pictures.device.type, torch.bfloat16):
             with torch.no_grad():
-                wanted = teacher(pictures)
+                wanted = guide(pictures)
             found = spiking(pictures)
         wanted, found = as_float(wanted), as_float(found)
         total = distillation_loss(found, wanted)
@@ -215,26 +263,6 @@ def end_to_end(
         rate=plan.end_rate,
         on_step=on_step,
     )
-
-
-def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """How far raw head outputs are from a teacher's, weighted as the detection loss weights them.
-
-    Class scores: binary cross-entropy against the teacher's. Box edges: Kullback-Leibler
-    divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
-
-    Args:
-        found: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
-        wanted: The same of the teacher.
-    """
-    score = wanted["scores"].sigmoid()
-    weight = score.amax(1)  # [B, A]
-    mass = weight.sum().clamp(min=1)
-    classes = F.binary_cross_entropy_with_logits(found["scores"], score, reduction="sum")
-    entropy = F.binary_cross_entropy_with_logits(wanted["scores"], score, reduction="sum")
-    edges = [output["boxes"].unflatten(1, (4, -1)).log_softmax(2) for output in (found, wanted)]
-    apart = F.kl_div(*edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
-    return (classes - entropy) / mass + (apart * weight).sum() / mass
 
 
 def spiking_checkpoint(made: Checkpoint, network: Detector, origin: dict[str, Any]) -> Checkpoint:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from spikedet.detection.data import Sample
-from spikedet.detection.model import Detector
+from spikedet.detection.model import Detector, as_float
 from spikedet.detection.settings import Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
@@ -73,6 +73,8 @@ class Trainer(DetectionTrainer):
         save: Called as `save(network, path)` with the averaged network for `last.safetensors`
             after every epoch and for `best.safetensors` when the tuning AP is the best so far.
         resume: Go on from `folder/state.pt`.
+        teacher: A network whose raw outputs are distilled beside the detection loss.
+        distill: Weight of that.
     """
 
     def __init__(
@@ -85,7 +87,10 @@ class Trainer(DetectionTrainer):
         settings: Settings,
         save: Callable[[nn.Module, Path], None],
         resume: bool = False,
+        teacher: nn.Module | None = None,
+        distill: float = 1.0,
     ):
+        self.teacher, self.distill = teacher, distill
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
         check_devices(settings.device)
@@ -201,7 +206,19 @@ class Trainer(DetectionTrainer):
             batch["img"] = nn.functional.interpolate(
                 batch["img"], size=(side, side), mode="bilinear", antialias=True
             )
-        return super().preprocess_batch(batch)
+        batch = super().preprocess_batch(batch)
+        if self.teacher is not None:
+            batch["teacher"] = self._taught(batch["img"]), self.distill
+        return batch
+
+    @torch.no_grad()
+    def _taught(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Raw outputs of the teacher; in bfloat16 on a CPU, as the network itself trains."""
+        on_cpu = pictures.device.type == "cpu"
+        self.teacher.to(pictures.device)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+            return as_float(self.teacher(pictures))
 
     def side(self, epoch: int) -> int:
         """Input side in pixels at an epoch, a multiple of the largest stride."""

@@ -1,0 +1,70 @@
+"""The Spiking-YOLO baseline: channel-wise normalisation (Kim et al., AAAI 2020).
+
+Spiking-YOLO divides the weights of every channel by that channel's largest activation and lets all
+neurons fire at 1. Dividing a channel's current and letting it fire at 1 is the same as leaving the
+current alone and firing at the divisor, so here the divisors are thresholds, one a channel; what a
+spike stands for is folded into the weights that read it, as for every other network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.conversion.trace import ACTIVATIONS, Trace
+
+POSITIONS = 256  # places of each picture at which every channel is looked at
+
+
+@torch.no_grad()
+def channel_maxima(
+    network: nn.Module,
+    record: Trace,
+    batches: Iterable[Tensor],
+    percentile: float = 99.9,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Nearly the largest activation of every channel.
+
+    Args:
+        network: Batch norm folded, activations separate.
+        record: Its trace.
+        batches: Pictures [B, C, H, W].
+        percentile: Which percentile of a channel's activations counts as its maximum.
+        seed: Which places are looked at.
+
+    Returns:
+        Thresholds [C] by module name; a channel that never fires gets the median of its layer's
+        others (1 when none fires), so that it stays silent.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[str, list[Tensor]] = {call.where: [] for call in record.of(ACTIVATIONS)}
+
+    def keep(name: str):
+        def hook(module, inputs, output):
+            values = output.transpose(0, 1).flatten(1)  # [C, B * H * W]
+            count = min(values.shape[1], POSITIONS * len(output))
+            places = torch.randint(values.shape[1], (count,), generator=generator)
+            seen[name].append(values[:, places.to(values.device)].float())
+
+        return hook
+
+    handles = [c.module.register_forward_hook(keep(c.where)) for c in record.of(ACTIVATIONS)]
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _largest(torch.cat(parts, 1), percentile) for name, parts in seen.items()}
+
+
+def _largest(values: Tensor, percentile: float) -> Tensor:
+    """[C, N] -> [C]."""
+    rank = max(1, round(values.shape[1] * percentile / 100))
+    top = values.kthvalue(rank, dim=1).values
+    alive = top > 0
+    typical = top[alive].median() if bool(alive.any()) else torch.ones((), device=top.device)
+    return torch.where(alive, top, typical)
