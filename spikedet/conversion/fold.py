@@ -18,10 +18,18 @@ from spikedet.conversion.trace import (
 from spikedet.errors import ConversionError
 from spikedet.neurons.layers import IFNeuron, per_channel
 
+# What ultralytics writes on the layers of a network: number, where the input comes from, kind.
+ROUTE = ("i", "f", "type")
+
 
 def set_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` at the dotted `name`."""
+    """Put `module` at the dotted `name`, in the mode (training or not) of what it replaces."""
     parent, _, child = name.rpartition(".")
+    before = network.get_submodule(name)
+    for key in ROUTE:
+        if hasattr(before, key):
+            setattr(module, key, getattr(before, key))
+    module.train(before.training)
     setattr(network.get_submodule(parent), child, module)
 
 
@@ -110,40 +118,51 @@ def _unfoldable(record: Trace) -> set[IFNeuron]:
     for call in record.of((IFNeuron,)):
         channels = record.shapes[next(slots(call.result))][1]
         marks[call.module] = 1 + torch.rand(channels, generator=generator, dtype=torch.float64)
-    ones, feeds = _probe(record, {}), _feeds(record)
+    read = {call.inputs[0] for call in record.of(WEIGHTED + POOLS)}
+    ones = _probe(record, {})
+    read &= ones.keys()
+    reached = {}  # by neuron and slot: the channels that its spikes reach
+    for neuron in marks:
+        probe = _probe(record, {neuron: torch.ones((), dtype=torch.float64)}, others=0.0)
+        reached[neuron] = {number: _by_channel(probe[number]).any(1) for number in read}
     found: set[IFNeuron] = set()
     while True:
         sent = {neuron: mark for neuron, mark in marks.items() if neuron not in found}
         sums = _probe(record, sent)
         squares = _probe(record, {neuron: mark.square() for neuron, mark in sent.items()})
-        more: set[IFNeuron] = set()
-        for call in record.of(WEIGHTED + POOLS):
-            number = call.inputs[0]
-            if number in sums:
-                low, high = _channel_range(sums[number], ones[number])
-                square = sums[number].square()
-                spread = squares[number] * ones[number] - square
-                if (high - low > 1e-9).any() or (spread > 1e-9 * square).any():
-                    more |= feeds[number]
+        mixed = {n: _mixed(sums[n], squares[n], ones[n]) for n in read}
+        more = {n for n in marks if any(bool((reached[n][k] & mixed[k]).any()) for k in read)}
         if more <= found:
             return found
         found |= more
 
 
-def _probe(record: Trace, values: dict[IFNeuron, Tensor]) -> dict[int, Tensor]:
-    """What each slot holds if neurons send their values, scalar or [C], and all else sends 1.
+def _by_channel(tensor: Tensor) -> Tensor:
+    """[B, C, ...] -> [C, N], of the first picture."""
+    return tensor[0].reshape(tensor.shape[1], -1)
+
+
+def _mixed(sums: Tensor, squares: Tensor, ones: Tensor) -> Tensor:
+    """Channels [C] on which different values meet, or of different values from place to place."""
+    low, high = _channel_range(sums, ones)
+    spread = squares * ones - sums.square() > 1e-9 * sums.square()
+    return (high - low > 1e-9) | _by_channel(spread).any(1)
+
+
+def _probe(record: Trace, values: dict[IFNeuron, Tensor], others: float = 1.0) -> dict[int, Tensor]:
+    """What each slot holds if neurons send their values, scalar or [C], and all else `others`.
 
     Slots that hold the same in every time step (see `Trace.over_time`) are left out.
     """
     tensors: dict[int, Tensor] = {}
     changing = record.over_time()
-    one = torch.ones((), dtype=torch.float64)
+    rest = torch.full((), others, dtype=torch.float64)
     for call in record.calls:
         if isinstance(call.module, (IFNeuron, *WEIGHTED)):
             number = next(slots(call.result))
             if number in changing:
                 shape = record.shapes[number]
-                value = values.get(call.module, one).to("cpu")
+                value = values.get(call.module, rest).to("cpu")
                 tensors[number] = per_channel(value, len(shape)).expand(shape)
         elif all(number in tensors for number in call.inputs):
             # copies, since some functions work in place
@@ -151,19 +170,6 @@ def _probe(record: Trace, values: dict[IFNeuron, Tensor]) -> dict[int, Tensor]:
             result = call.function(*fill(call.args, read), **fill(call.kwargs, read))
             store(call.result, result, tensors)
     return tensors
-
-
-def _feeds(record: Trace) -> dict[int, set[IFNeuron]]:
-    """The neurons whose spikes reach each slot with no weighted layer between."""
-    feeds: dict[int, set[IFNeuron]] = {}
-    for call in record.calls:
-        reached = set().union(*(feeds.get(number, set()) for number in call.inputs))
-        if isinstance(call.module, IFNeuron):
-            reached = {call.module}
-        elif isinstance(call.module, WEIGHTED):
-            reached = set()
-        feeds.update(dict.fromkeys(slots(call.result), reached))
-    return feeds
 
 
 def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
@@ -190,7 +196,7 @@ def _channel_range(sums: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
 
     Places that nothing reaches, as in a padded border, do not count; 1 where there are no others.
     """
-    sums, ones = (probe[0].reshape(probe.shape[1], -1) for probe in (sums, ones))
+    sums, ones = _by_channel(sums), _by_channel(ones)
     reached = ones > 0
     mean = sums / ones
     low = mean.where(reached, torch.inf).min(1).values
