@@ -172,6 +172,34 @@ def test_best_threshold_cuts_off_an_outlier():
     assert 0.8 < best_threshold(values, 4).item() < 1.3
 
 
+def test_best_threshold_of_each_channel():
+    values = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1.0, 10.0, 0.0]
+    )
+    found = best_threshold(values, 8)
+    each = torch.stack([best_threshold(channel, 8) for channel in values.T[:2]])
+    assert torch.equal(found[:2], each) and 0.9 < found[0] < 1.1 and 9 < found[1] < 11
+    assert found[2].item() == pytest.approx(values.max().item() / 20)  # silent: not next to zero
+
+
+def test_thresholds_of_each_channel_quantise_better(small_net, pictures):
+    fold_batch_norm(small_net, pictures)
+    separate_activations(small_net, pictures)
+    record = trace(small_net, pictures)
+    wanted, errors = small_net(pictures), []
+    for per_channel in (False, True):
+        network = copy.deepcopy(small_net)
+        thresholds = estimate_thresholds(small_net, record, [pictures], 8, 0, per_channel)
+        assert [t.shape for t in thresholds.values()] == (
+            [(8,), (12,), (10,)] if per_channel else [()] * 3
+        )
+        quantize(network, record, thresholds, 8)
+        errors.append((network(pictures) - wanted).square().mean().item())
+        make_spiking(network, pictures)
+        assert (SpikingNetwork(network, 256)(pictures) - wanted).abs().mean() < 0.1
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_spikes_between_layers_are_zero_or_one(small_net, pictures):
     stage_one(small_net, pictures, 8)
     make_spiking(small_net, pictures)
