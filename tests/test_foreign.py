@@ -1,6 +1,8 @@
 """Network descriptions that other people wrote: converted, or refused by name."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,18 @@ def test_is_refused_by_name(name, activation, words):
     assert network.training
 
 
+def test_training_refuses_before_it_begins(tmp_path):
+    """The command takes a stock description by its name, and says what to do about SiLU."""
+    command = [sys.executable, MODELS.parents[1] / "tools/train.py", "--model", "yolov8n.yaml"]
+    command += ["--data", "nowhere", "--out", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 5 and "model.0.act: SiLU" in done.stderr, done.stderr
+    done = subprocess.run(
+        [*command, "--activation", RELU], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 3 and "nowhere" in done.stderr, done.stderr  # the data come next
+
+
 @pytest.mark.parametrize("name", ["yolo26n.yaml", "yolov10n.yaml", "yolov8n-seg.yaml"])
 def test_another_head_is_refused(name):
     with pytest.raises(UsageError, match="the last layer .* expected Detect"):
@@ -132,6 +146,21 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
         model.restore(made)
     assert not Path("made").exists()
+
+
+def test_pooling_is_read_from_the_description():
+    network, pictures = alive(MODELS / "tiny-yolo-maxpool.yaml", "n")
+    description = model.read_description(MODELS / "tiny-yolo-maxpool.yaml", "n")
+    spiking(network, pictures, 4)
+    args = description, VOC_CLASSES, 64, network.state_dict(), 4
+    for pooling in ("count", "step"):
+        description["pooling"] = pooling
+        runner = model.restore(checkpoint.Checkpoint("snn", "detection", *args))
+        pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
+        assert {p.mode for p in pools} == {pooling}
+    description["pooling"] = "mean"
+    with pytest.raises(UsageError, match="pooling: mean; expected count or step"):
+        model.restore(checkpoint.Checkpoint("snn", "detection", *args))
 
 
 def test_kept_thresholds_are_restored():

@@ -76,6 +76,11 @@ def model_file():
     return Path(__file__).parents[1] / "configs/models/tiny-yolo.yaml"
 
 
+def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
+    with pytest.raises(WeightsError, match="have one threshold a layer"):
+        quantized(checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True)
+
+
 @pytest.fixture
 def picture():
     return np.random.default_rng(0).integers(0, 255, (48, 90, 3), np.uint8)

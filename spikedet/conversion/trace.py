@@ -325,7 +325,7 @@ class _Recorder(TorchFunctionMode):
         advice = f"modules that have one are {_names(CONVERTIBLE)}"
         if kind.__module__.endswith(".activation") and kind is not nn.MultiheadAttention:
             advice = (
-                "put torch.nn.ReLU() or torch.nn.LeakyReLU(0.1) in its place, in the network "
+                "put torch.nn.ReLU() or torch.nn.LeakyReLU(0.1) in its place, in a network "
                 "description as `activation: torch.nn.ReLU()`, and fine-tune"
             )
         raise ConversionError(f"{name}: {kind.__name__} has no spiking counterpart; {advice}")

@@ -250,6 +250,8 @@ def spike(network: Detector, made: checkpoint.Checkpoint, initial: float = 0.5) 
     Max-pooling is done as its description says: `pooling: count` (the default) or `step`.
     """
     pooling = made.model.get("pooling", "count")
+    if pooling not in ("count", "step"):
+        raise UsageError(f"the network description has pooling: {pooling}; expected count or step")
     make_spiking(network, torch.zeros(1, 3, 64, 64), initial, pooling)
 
 
