@@ -11,7 +11,7 @@ from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.predict import default_weights, select
-from spikedet.detection.stages import copied, spiking_checkpoint, untuned
+from spikedet.detection.stages import copied, spiking_checkpoint, untuned, quantized
 from spikedet.errors import PictureError, UsageError, WeightsError
 
 
