@@ -61,6 +61,37 @@ def test_detect_finds_people_and_a_bus(bus, tmp_path):
     assert "T=20" in done.stdout
 
 
+def test_each_step_is_listed_and_drawn(bus, tmp_path):
+    shutil.copy(bus, tmp_path / "copy.png")  # read by its content
+    done = run("detect.py", "--T", 8, "bus.jpg", "--json", "last.json", cwd=tmp_path)
+    every = run(
+        "detect.py", "--T", 8, "--each-step", "bus.jpg", "copy.png", "--classes", "person", "bus",
+        "--json", "steps.json", "--out", "steps", cwd=tmp_path,
+    )  # fmt: skip
+    assert every.returncode == 0, every.stderr
+    entries = json.loads((tmp_path / "steps.json").read_text())
+    assert [(e["file"], e["T"]) for e in entries] == [
+        (name, t) for name in ("bus.jpg", "copy.png") for t in range(1, 9)
+    ]
+    (last,) = json.loads((tmp_path / "last.json").read_text())
+    assert entries[0]["detections"] == []
+    for found, wanted in zip(entries[7]["detections"], last["detections"], strict=True):
+        assert found["class"] == wanted["class"]
+        assert np.allclose(found["xyxy"], wanted["xyxy"], atol=0.5)
+    names = [f"{stem}-t0{t}.{kind}" for stem, kind in (("bus", "jpg"), ("copy", "png"))
+             for t in range(1, 9)]  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == names
+    lines = [line for line in every.stdout.splitlines() if line.startswith("bus.jpg: ")]
+    assert lines == done.stdout.splitlines()[:-1]
+    assert "objects in 2 pictures, T=8" in every.stdout
+
+
+def test_each_step_needs_spikes(bus, tmp_path):
+    weights = next((ROOT / "weights").glob("*-float.safetensors"))
+    done = run("detect.py", "--each-step", "--weights", weights, "bus.jpg", cwd=tmp_path)
+    assert done.returncode == 2 and "expected spiking weights" in done.stderr, done.stderr
+
+
 def test_the_rest_of_a_batch_is_done(bus, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(BUS.read_bytes()[:50_000])
     (tmp_path / "text.jpg").write_text("no picture")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.conversion.fold import fold_batch_norm, fold_thresholds
-from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.network import SpikingNetwork, StepRates
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import (
     best_threshold,
@@ -254,20 +254,114 @@ def test_no_state_leaks_from_one_picture_to_the_next(small_net, pictures):
     first = spiking(pictures[:1])
     spiking(pictures[1:2] * 3)
     assert torch.equal(spiking(pictures[:1]), first)
-    run = spiking.run(pictures, 8)
+    run = spiking.anytime(pictures, 8)
     next(run)
     run.close()  # an abandoned pass leaves nothing either
     assert torch.equal(spiking(pictures[:1]), first)
 
 
-def test_any_time_readout_ends_at_the_result(small_net, pictures):
+@pytest.mark.parametrize("chunk", [1, 4, 11, 1000])
+def test_any_time_readout_equals_separate_runs(small_net, pictures, chunk):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    spiking = SpikingNetwork(small_net, 8, chunk)
+    steps = dict(spiking.anytime(pictures))
+    assert list(steps) == list(range(1, 9))
+    for t, output in steps.items():
+        assert torch.allclose(output, spiking(pictures, t), atol=1e-5), t
+    assert not torch.allclose(steps[3], steps[8], atol=1e-2)
+
+
+def test_run_computes_nothing_ahead(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    frames = []
+    small_net.mix.register_forward_hook(lambda module, inputs, output: frames.append(len(output)))
+    spiking = SpikingNetwork(small_net, 8)
+    found = {t: (output, sum(frames)) for t, output in spiking.run(pictures, 8, 3)}
+    assert list(found) == [3, 6, 8]
+    for t, (output, computed) in found.items():
+        assert computed == t * 4
+        assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+
+
+def test_any_time_readout_is_one_run_in_chunks(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    frames = []
+    small_net.mix.register_forward_hook(lambda module, inputs, output: frames.append(len(output)))
+    spiking = SpikingNetwork(small_net, 8)
+    for _ in spiking.anytime(pictures, 7):
+        pass
+    assert frames == [7 * 4]
+    frames.clear()
+    run = spiking.anytime(pictures, 7, chunk=12)
+    assert [next(run)[0] for _ in range(4)] == [1, 2, 3, 4]
+    assert frames == [12, 12]  # the last step was not computed yet
+
+
+def test_any_time_readout_of_nested_outputs(small_net, pictures):
+    stage_one(small_net, pictures, 4)
+    make_spiking(small_net, pictures)
+    plain = dict(SpikingNetwork(small_net, 4).anytime(pictures))
+
+    class Nested(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small_net
+
+        def forward(self, x):
+            output = self.inner(x)
+            return {"both": (output, [output * 2]), "name": "small"}
+
+    for t, output in SpikingNetwork(Nested(), 4).anytime(pictures):
+        assert output["name"] == "small" and torch.equal(output["both"][0], plain[t])
+        assert torch.equal(output["both"][1][0], plain[t] * 2)
+
+
+def test_a_pass_that_another_one_interrupted_is_refused(small_net, pictures):
     stage_one(small_net, pictures, 8)
     make_spiking(small_net, pictures)
     spiking = SpikingNetwork(small_net, 8)
-    steps = dict(spiking.run(pictures, 8))
-    assert list(steps) == list(range(1, 9))
-    assert torch.allclose(steps[8], spiking(pictures), atol=1e-5)
-    assert torch.allclose(steps[3], spiking(pictures, 3), atol=1e-5)
+    wanted = [output for _, output in spiking.anytime(pictures)]
+    first = spiking.anytime(pictures * 3, chunk=8)
+    next(first)
+    second = spiking.anytime(pictures, chunk=8)
+    found = [next(second)[1]]
+    assert next(first)[0] == 2  # computed before
+    with pytest.raises(RuntimeError, match="another pass"):
+        next(first)
+    found += [output for _, output in second]  # its end left this one alone
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    next(spiking.anytime(pictures))
+    assert torch.allclose(spiking(pictures), wanted[-1], atol=1e-5)
+
+
+class NegativeWire(IFNeuron):
+    """What travels for a spike is -2.5."""
+
+    def forward(self, current):
+        return super().forward(current) * -2.5
+
+
+@pytest.mark.parametrize("chunk", [4, 12, 100])
+@pytest.mark.parametrize("kind", [IFNeuron, NegativeWire])
+def test_spike_rate_of_each_step(small_net, pictures, chunk, kind):
+    stage_one(small_net, pictures, 6)
+    make_spiking(small_net, pictures)
+    for module in small_net.modules():
+        if isinstance(module, IFNeuron):
+            module.__class__ = kind
+    spiking = SpikingNetwork(small_net, 6, chunk)
+    with StepRates(spiking) as rates:
+        found = [rates.mean(t) for t, _ in spiking.anytime(pictures)]
+    for t, rate in enumerate(found, 1):
+        spiking.count_spikes()
+        spiking(pictures, t)
+        assert rate == pytest.approx(spiking.spike_rate())
+    assert found[0] != found[-1] and min(found) > 0
+    assert not any(neuron._forward_hooks for neuron in small_net.modules())
 
 
 def test_spike_rate_counts_every_neuron(small_net, pictures):

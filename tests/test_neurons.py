@@ -134,6 +134,8 @@ def test_readout_runs_its_layer_on_the_mean_over_time():
     spikes = torch.rand(5 * 2, 3).round()
     expected = readout.layer(spikes.view(5, 2, 3).mean(0))
     assert torch.allclose(readout(spikes), expected)
+    readout.each_step = True
+    assert torch.equal(readout(spikes.bfloat16()), readout.layer(spikes))
 
 
 def test_constant_input_runs_once_a_pass():

@@ -10,8 +10,10 @@ from spikedet import checkpoint
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
+from spikedet.detection.draw import status
 from spikedet.detection.predict import default_weights, select
-from spikedet.detection.stages import copied, spiking_checkpoint, untuned, quantized
+from spikedet.detection.stages import copied, quantized, spiking_checkpoint, untuned
+from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError, WeightsError
 
 
@@ -121,6 +123,59 @@ def test_a_T_that_the_weights_were_not_made_for_warns_once_and_runs(weights, pic
         assert detector(picture).T == 4
 
 
+def same(one, other):
+    assert one.labels.tolist() == other.labels.tolist() and one.T == other.T
+    assert np.allclose(one.scores, other.scores, atol=1e-5)
+    assert np.allclose(one.boxes, other.boxes, atol=1e-2)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_decoded_steps_equal_separate_runs(weights, chunk):
+    runner = spikedet.load(weights / "snn.safetensors", half=False).runner
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        steps = list(runner.steps(pictures, 6, chunk))
+        assert [t for t, _, _ in steps] == [1, 2, 3, 4, 5, 6]
+        for t, decoded, rate in steps:
+            assert torch.allclose(decoded, runner(pictures, t), atol=1e-3) and 0 < rate < 1
+
+
+@pytest.mark.filterwarnings("ignore:tiny-yolo-s-snn-T8.safetensors was calibrated")
+def test_steps_of_the_released_weights_equal_separate_calls():
+    try:
+        detector = spikedet.load(T=8, half=False)
+    except WeightsError:
+        pytest.skip("no spiking weights are released yet")
+    steps = list(detector.steps(SAMPLE, 6))
+    assert [len(found) > 0 for found in steps] == [False] * 4 + [True] * 2
+    for found in steps:
+        assert found.file == str(SAMPLE)
+        same(found, detector(SAMPLE, T=found.T))
+
+
+def test_steps_that_are_left_early_leave_nothing(weights, picture):
+    detector = spikedet.load(weights / "snn.safetensors")
+    before = detector(picture)
+    for found in detector.steps(255 - picture, chunk=1):
+        if found.T == 2:
+            break
+    after = detector(picture)
+    assert np.array_equal(before.scores, after.scores)
+    assert np.array_equal(before.boxes, after.boxes)
+
+
+def test_steps_say_what_is_wrong_when_called(weights, picture):
+    detector = spikedet.load(weights / "snn.safetensors")
+    with pytest.raises(UsageError, match="T is 0"):
+        detector.steps(picture, 0)
+    with pytest.raises(UsageError, match="iou is -1"):
+        detector.steps(picture, iou=-1)
+    with pytest.raises(PictureError, match="no such picture"):
+        detector.steps("gone.jpg")
+    with pytest.raises(UsageError, match="qc weights have no time steps"):
+        spikedet.load(weights / "qc.safetensors").steps(picture)
+
+
 @pytest.mark.parametrize("T", [0, -3])
 def test_T_below_one(weights, picture, T):
     with pytest.raises(UsageError, match=f"T is {T}"):
@@ -182,6 +237,18 @@ def test_drawing_changes_a_copy_only(shape):
     found.picture = None
     with pytest.raises(ValueError, match="no picture"):
         found.plot()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (480, 640), (40, 3000)])
+def test_status_is_a_dark_strip_with_light_text_below(shape):
+    picture = np.full((*shape, 3), 160, np.uint8)
+    shown = status(picture, "9.9 frames/s   step 3/20   spike rate 0.102")
+    assert shown.shape == picture.shape and (picture == 160).all()
+    changed = (shown != picture).any((1, 2))
+    assert changed[-1] and (np.diff(changed.astype(int)) >= 0).all()  # one strip at the edge
+    strip = shown[changed]
+    assert strip.min() == 40 and strip.max() > 60
+    assert (strip[:, 0] == 40).all() and (strip[:, -1] == 40).all()  # the text ends inside
 
 
 def test_only_some_classes():

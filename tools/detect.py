@@ -5,7 +5,8 @@
 
 Takes files, folders and glob patterns; without any, the street picture that ultralytics brings.
 Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
-writes annotated pictures to --out.
+writes annotated pictures to --out. With --each-step the pictures are NAME-t01.jpg, NAME-t02.jpg ...
+and the JSON has an entry for each step; the lines printed are those of the last one.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ def arguments() -> argparse.ArgumentParser:
     add("--classes", nargs="+", help="only these classes")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=None)
+    add("--each-step", action="store_true", help="the detections after every step up to T as well")
     add("--out", type=Path, default=Path("detections"), help="folder of annotated pictures")
     add("--json", type=Path, help="write all detections to this file")
     return parser
 
 
-def target(folder: Path, source: Path, taken: set[Path]) -> Path:
+def target(folder: Path, source: Path, taken: set[Path], step: str = "") -> Path:
     """Where the annotated copy goes: the same name, a number added when it is taken already."""
     suffix = source.suffix if source.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"} else ".png"
-    path, number = folder / f"{source.stem}{suffix}", 1
+    path, number = folder / f"{source.stem}{step}{suffix}", 1
     while path in taken:
         number += 1
-        path = folder / f"{source.stem}-{number}{suffix}"
+        path = folder / f"{source.stem}-{number}{step}{suffix}"
     taken.add(path)
     return path
 
@@ -66,6 +68,17 @@ def write_picture(path: Path, picture, inputs: set[Path]) -> None:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def rows_of(found) -> list[tuple[str, float, list[float]]]:
+    """Class, score and box of each object."""
+    return list(zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True))
+
+
+def entry(path: Path, found) -> dict:
+    """What the JSON says of a picture, or of a picture after found.T steps."""
+    listed = [{"class": n, "score": s, "xyxy": b} for n, s, b in rows_of(found)]
+    return {"file": str(path), "T": found.T, "detections": listed}
+
+
 def main(args: argparse.Namespace) -> int:
     import spikedet
     from spikedet.detection.pictures import find_pictures
@@ -74,6 +87,10 @@ def main(args: argparse.Namespace) -> int:
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     detector = spikedet.load(args.weights, args.T, args.device, args.half)
+    if args.each_step and detector.T is None:
+        raise UsageError(
+            f"{detector.weights.name}: no time steps to show; expected spiking weights"
+        )
     unknown = [name for name in args.classes or () if name not in detector.names]
     if unknown:
         known = ", ".join(detector.names)
@@ -83,30 +100,35 @@ def main(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
     inputs = {path.resolve() for path in paths}
     taken: set[Path] = set()
-    entries, objects, failed = [], 0, len(errors)
+    entries, objects, done, failed = [], 0, 0, len(errors)
+    options = {"conf": args.conf, "iou": args.iou}
     for path in paths:
         try:
-            found = detector(path, conf=args.conf, iou=args.iou)
+            if args.each_step:
+                steps = list(detector.steps(path, **options))
+            else:
+                steps = [detector(path, **options)]
             if args.classes:
-                found = found.only(args.classes)
-            write_picture(target(args.out, path, taken), found.plot(), inputs)
+                steps = [found.only(args.classes) for found in steps]
+            for found in steps:
+                step = f"-t{found.T:02}" if args.each_step else ""
+                write_picture(target(args.out, path, taken, step), found.plot(), inputs)
         except (DataError, UsageError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        rows = list(zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True))
+        rows = rows_of(steps[-1])
         for name, score, box in rows:
             print(f"{path}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box))
         if not rows:
             print(f"{path}: no objects")
-        objects += len(rows)
-        listed = [{"class": n, "score": s, "xyxy": b} for n, s, b in rows]
-        entries.append({"file": str(path), "T": found.T, "detections": listed})
+        objects, done = objects + len(rows), done + 1
+        entries += [entry(path, found) for found in steps]
     if args.json:
         write_atomic(args.json, (json.dumps(entries, indent=2) + "\n").encode())
     steps = "" if detector.T is None else f", T={detector.T}"
     print(
-        f"{objects} objects in {len(entries)} pictures{steps}, {detector.weights.name}; "
+        f"{objects} objects in {done} pictures{steps}, {detector.weights.name}; "
         f"annotated pictures in {args.out}"
     )
     return DataError.exit_code if failed else 0

@@ -44,6 +44,7 @@ class Detections:
         T: Time steps, None for a float or quantised network.
         picture: [H, W, 3] uint8 BGR, the original picture as a viewer shows it, or None.
         file: Where the picture came from, or None.
+        spike_rate: Spikes per neuron and step, where they were counted (`Predictor.steps`).
     """
 
     boxes: np.ndarray
@@ -53,6 +54,7 @@ class Detections:
     T: int | None = None
     picture: np.ndarray | None = field(default=None, repr=False)
     file: str | None = None
+    spike_rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

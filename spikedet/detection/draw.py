@@ -57,3 +57,26 @@ def draw(detections: Detections) -> np.ndarray:
         ink = (0, 0, 0) if bright else (255, 255, 255)
         cv2.putText(canvas, text, (left, bottom - below // 2), FONT, size, ink, line, cv2.LINE_AA)
     return canvas
+
+
+def status(picture: np.ndarray, text: str) -> np.ndarray:
+    """A copy of the picture with a line of text on a dark strip at its lower edge.
+
+    Args:
+        picture: [H, W, 3] uint8 BGR.
+        text: ASCII, shrunk to the width of the picture.
+
+    Returns:
+        [H, W, 3] uint8 BGR.
+    """
+    canvas = picture.copy()
+    height, width = canvas.shape[:2]
+    size = max(0.4, (width + height) / 2 / 1200)
+    line = max(1, round(size * 2))
+    (text_width, _), _ = cv2.getTextSize(text, FONT, size, line)
+    size *= min(1.0, 0.95 * width / text_width)
+    (_, text_height), below = cv2.getTextSize(text, FONT, size, line)
+    top = max(0, height - text_height - 2 * below)
+    canvas[top:] //= 4
+    cv2.putText(canvas, text, (below, height - below), FONT, size, (255,) * 3, line, cv2.LINE_AA)
+    return canvas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from spikedet import checkpoint
 from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.network import SpikingNetwork, StepRates
 from spikedet.conversion.replace import make_spiking, quantize, separate_activations
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.detection.distillation import distillation_loss
@@ -184,6 +185,19 @@ class Runner:
             [B, 4 + C, A]: centre x, centre y, width, height in input pixels, scores in 0..1.
         """
         return self.decode(self.raw(pictures, T))
+
+    def steps(
+        self, pictures: Tensor, T: int | None = None, chunk: int | None = None
+    ) -> Iterator[tuple[int, Tensor, float]]:
+        """Any-time readout of a spiking network, in one run (see `SpikingNetwork.anytime`).
+
+        Yields:
+            t = 1..T, what `__call__` gives with t steps, and spikes per neuron and step so far.
+        """
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with StepRates(self.network) as rates:
+            for t, raw in self.network.anytime(pictures, T, chunk):
+                yield t, self.decode(raw), rates.mean(t)
 
 
 def restore(made: checkpoint.Checkpoint, half: bool = False) -> Runner:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ class Predictor:
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()
-        self.T = self._steps(T)
+        self.T = self._time_steps(T)
 
     def __call__(
         self,
@@ -128,10 +129,8 @@ class Predictor:
             PictureError: A picture that cannot be read, or an array that is no picture.
             UsageError: T below 1, or a threshold outside 0..1.
         """
-        for name, value in (("conf", conf), ("iou", iou)):
-            if not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}; expected a number between 0 and 1")
-        T = self.T if T is None else self._steps(T)
+        _check_fractions(conf=conf, iou=iou)
+        T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)
         found: list[Detections] = []
@@ -139,20 +138,82 @@ class Predictor:
             found += self._detect(several[start : start + batch], T, conf, iou)
         return found[0] if single else found
 
+    def steps(
+        self,
+        picture: str | Path | np.ndarray,
+        T: int | None = None,
+        *,
+        conf: float = 0.25,
+        iou: float = 0.6,
+        chunk: int | None = None,
+    ) -> Iterator[Detections]:
+        """Detect objects after every time step 1..T of one run (any-time readout).
+
+        Args:
+            picture: A path or a picture [H, W, 3] uint8 BGR (or [H, W] grey).
+            T: Time steps, `self.T` by default.
+            conf: Least score.
+            iou: Overlap at which two boxes of one class are taken for one object.
+            chunk: Steps computed at once; fewer give the first results sooner, all of them later.
+
+        Returns:
+            An iterator of `Detections`, each with its T = 1, 2 ... and the spike rate so far. The
+            last are those of a call with T; read it to its end before the next call.
+
+        Raises:
+            PictureError: A picture that cannot be read, or an array that is no picture.
+            UsageError: T below 1, a threshold outside 0..1, or weights without time steps.
+        """
+        _check_fractions(conf=conf, iou=iou)
+        if self.runner.stage != "snn":
+            raise UsageError(
+                f"{self.weights.name}: {self.runner.stage} weights have no time steps to read "
+                "out; expected spiking weights"
+            )
+        T = self.T if T is None else self._time_steps(T)
+        return self._steps(picture, _as_picture(picture), T, conf, iou, chunk)
+
+    @torch.inference_mode()
+    def _steps(
+        self,
+        source: str | Path | np.ndarray,
+        array: np.ndarray,
+        T: int,
+        conf: float,
+        iou: float,
+        chunk: int | None,
+    ) -> Iterator[Detections]:
+        tensor, frame = letterbox(array, self.imgsz)
+        for t, raws, rate in self.runner.steps(tensor[None].to(self.device), T, chunk):
+            found = self._found(source, array, frame, raws[0].cpu(), t, conf, iou)
+            yield replace(found, spike_rate=rate)
+
     @torch.inference_mode()
     def _detect(self, sources: list, T: int | None, conf: float, iou: float) -> list[Detections]:
         arrays = [_as_picture(source) for source in sources]
         fitted: list[tuple[Tensor, Letterbox]] = [letterbox(a, self.imgsz) for a in arrays]
         raws = self.runner(torch.stack([x for x, _ in fitted]).to(self.device), T).cpu()
-        results = []
-        for source, array, (_, frame), raw in zip(sources, arrays, fitted, raws, strict=True):
-            boxes, scores, labels = select(raw, conf, iou)
-            boxes = frame.to_original(boxes)
-            file = None if isinstance(source, np.ndarray) else str(source)
-            results.append(Detections(boxes, scores, labels, self.names, T, array, file))
-        return results
+        return [
+            self._found(source, array, frame, raw, T, conf, iou)
+            for source, array, (_, frame), raw in zip(sources, arrays, fitted, raws, strict=True)
+        ]
 
-    def _steps(self, T: int | None) -> int | None:
+    def _found(
+        self,
+        source: str | Path | np.ndarray,
+        array: np.ndarray,
+        frame: Letterbox,
+        raw: Tensor,
+        T: int | None,
+        conf: float,
+        iou: float,
+    ) -> Detections:
+        """The detections of one picture from decoded outputs [4 + C, A]."""
+        boxes, scores, labels = select(raw, conf, iou)
+        file = None if isinstance(source, np.ndarray) else str(source)
+        return Detections(frame.to_original(boxes), scores, labels, self.names, T, array, file)
+
+    def _time_steps(self, T: int | None) -> int | None:
         """The T to run with; warns once of one that the weights were not made for."""
         made_for = self.runner.T if self.runner.stage == "snn" else None
         if T is None or made_for is None:
@@ -171,6 +232,12 @@ class Predictor:
                 stacklevel=3,
             )
         return T
+
+
+def _check_fractions(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"{name} is {value}; expected a number between 0 and 1")
 
 
 def _as_picture(source: str | Path | np.ndarray) -> np.ndarray:

@@ -135,20 +135,25 @@ class IFNeuron(nn.Module):
 class Readout(nn.Module):
     """A linear layer without a neuron: computed once, on the mean of its input over time.
 
+    With `each_step` it is computed on the input of every step, for an any-time readout.
+
     Shape:
-        spikes [T*B, C, ...] -> mean input potential [B, K, ...]
+        spikes [T*B, C, ...] -> mean input potential [B, K, ...], or that of each step [T*B, K, ...]
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
         self.batch = 1
+        self.each_step = False
 
     def start(self, batch: int) -> None:
         """The next call belongs to `batch` new pictures."""
         self.batch = batch
 
     def forward(self, spikes: Tensor) -> Tensor:
+        if self.each_step:
+            return self.layer(spikes.float())
         rates = spikes.unflatten(0, (-1, self.batch)).mean(0, dtype=torch.float32)
         return self.layer(rates)
 

@@ -1,0 +1,169 @@
+"""How far a spiking network is from the networks it was made from, layer by layer and over T.
+
+Pictures come in batches; what is kept of them is one number a layer and picture, and sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedet.analysis.record import Layer, Recorder, outputs
+from spikedet.analysis.residual import residual_error
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.trace import ACTIVATIONS, trace
+
+
+class Reference:
+    """A network without time, float or of stage I, to compare a spiking network with.
+
+    Args:
+        network: In evaluation mode.
+        example: Picture [1, C, H, W].
+
+    Attributes:
+        activations: Outputs of its quantisers for the last pictures, [B, C, ...] each.
+        results: Outputs of its readouts for the last pictures, [B, C, ...] each.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor):
+        record = trace(network, example, strict=False)
+        self.network = network
+        activations = [call.module for call in record.of(ACTIVATIONS)]
+        self.quantisers = [module for module in activations if hasattr(module, "threshold")]
+        self.readouts = [call.module for call in record.readouts()]
+        self.activations: list[Tensor] = []
+        self.results: list[Tensor] = []
+
+    def see(self, pictures: Tensor) -> None:
+        """Run on pictures [B, C, H, W]."""
+        found = outputs(self.network, self.quantisers + self.readouts, pictures)
+        count = len(self.quantisers)
+        self.activations, self.results = found[:count], found[count:]
+
+    def thresholds(self) -> list[Tensor]:
+        """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
+        return [
+            _per_channel(quantiser.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
+            for quantiser, activation in zip(self.quantisers, self.activations, strict=True)
+        ]
+
+
+class ReadoutError:
+    """Squared error of readouts, normalised by the deviation of each output channel.
+
+    The unit is that of calibration: the standard deviation over pictures and positions of what
+    the channel ought to be.
+    """
+
+    def __init__(self):
+        self.count: dict[int, int] = {}
+        self.sums: dict[int, Tensor] = {}  # [3, C]: of squared errors, wanted, squared wanted
+
+    def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+        """Add a batch: outputs of all readouts, [B, C, ...] each."""
+        for index, pair in enumerate(zip(found, wanted, strict=True)):
+            x, y = (part.double().transpose(0, 1).flatten(1) for part in pair)
+            new = torch.stack([(x - y).square().sum(1), y.sum(1), y.square().sum(1)])
+            self.sums[index] = self.sums.get(index, 0) + new
+            self.count[index] = self.count.get(index, 0) + x.shape[1]
+
+    def each(self) -> list[float]:
+        """Normalised mean squared error of each readout."""
+        found = []
+        for index, (error, total, squares) in self.sums.items():
+            count = self.count[index]
+            variance = (squares - total.square() / count) / max(1, count - 1)
+            found.append((error / count / variance.clamp(min=1e-12)).mean().item())
+        return found
+
+    def mean(self) -> float:
+        """Mean over the readouts."""
+        values = self.each()
+        return sum(values) / len(values)
+
+
+@dataclass
+class LayerResult:
+    """One layer of neurons, a value for each of N pictures.
+
+    Attributes:
+        neurons: How many.
+        above, below: Shares of neurons whose rate is above or below the quantiser of their mean
+            current (figure 4).
+        cosine: Similarity between theta times the rates and the stage-I activations (figure 5b).
+        error: Mean squared difference of the two in units of theta, as calibration counts it.
+    """
+
+    neurons: int
+    above: list[float] = field(default_factory=list)
+    below: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
+
+
+class Comparison:
+    """A spiking network beside stage I and the float network, over all pictures added.
+
+    Args:
+        spiking: The network.
+        T: Time steps.
+
+    Attributes:
+        layers: Results of each layer of neurons, in the order of execution.
+        readouts: Names of the readouts.
+        to_stage1, to_float: Error of the readouts after each step 1..T of the one run (figure 5c);
+            empty without that reference.
+    """
+
+    def __init__(self, spiking: SpikingNetwork, T: int):
+        self.recorder, self.T = Recorder(spiking), T
+        self.layers: dict[str, LayerResult] = {}
+        self.readouts: list[str] = []
+        self.to_stage1: dict[int, ReadoutError] = {}
+        self.to_float: dict[int, ReadoutError] = {}
+
+    @torch.no_grad()
+    def add(
+        self, pictures: Tensor, stage1: Reference | None = None, source: Reference | None = None
+    ) -> None:
+        """Run on pictures [B, C, H, W]; `stage1` and the float `source` have seen the same."""
+        for t in self.recorder.run(pictures, self.T):
+            found = [layer.sent / t for layer in self.recorder.readouts]
+            for gaps, reference in ((self.to_stage1, stage1), (self.to_float, source)):
+                if reference is not None:
+                    gaps.setdefault(t, ReadoutError()).add(found, reference.results)
+        self.readouts = [layer.name for layer in self.recorder.readouts]
+        for layer in self.recorder.neurons:
+            self._residual(layer)
+        if stage1 is not None:
+            pairs = zip(stage1.activations, stage1.thresholds(), strict=True)
+            for layer, (activation, theta) in zip(self.recorder.neurons, pairs, strict=True):
+                self._likeness(layer, activation, theta)
+
+    def _residual(self, layer: Layer) -> None:
+        result = self.layers.setdefault(layer.name, LayerResult(layer.sent[0].numel()))
+        above, below = residual_error(layer.module, layer.received, layer.sent, self.T)
+        result.above += above.tolist()
+        result.below += below.tolist()
+
+    def _likeness(self, layer: Layer, activation: Tensor, theta: Tensor) -> None:
+        rate = layer.sent / self.T
+        result = self.layers[layer.name]
+        result.cosine += cosine(rate * theta, activation).tolist()
+        result.error += (rate - activation / theta).square().flatten(1).mean(1).tolist()
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine similarity of each picture's values [B, ...] -> [B]; of two silent layers it is 1."""
+    a, b = first.flatten(1).double(), second.flatten(1).double()
+    silent = ~(a.any(1) | b.any(1))
+    return F.cosine_similarity(a, b) + silent
+
+
+def _per_channel(value: Tensor, ndim: int) -> Tensor:
+    return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim else value

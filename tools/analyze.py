@@ -1,0 +1,266 @@
+#!/usr/bin/env python
+"""Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
+
+    tools/analyze.py --data VOCdevkit --split VOC2007:train --ids configs/tuning_ids.txt --T 8 \\
+        --limit 64 --out analysis-T8
+
+Writes CSV files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the
+quantiser of their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b:
+cosine of rates and stage-I activations), `gap` (5c: error of the outputs over the steps of one
+run; AP over T is what tools/evaluate.py measures) and `layers` (error of each layer before and
+after stage II, in units of its threshold squared). Without --weights the shipped networks of all
+stages are compared; with it, those that are given, and what needs a missing one is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikedet import cli  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikedet.analysis.compare import Comparison, ReadoutError
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.detection.data import Sample
+
+ALONE, BOTH = "stage I alone", "stages I + II"
+Rows = list[dict[str, Any]]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("--weights", type=Path, help="spiking checkpoint; the shipped one for T if left out")
+    add("--stage1", type=Path, help="stage-I checkpoint it was made from; runs with its own T")
+    add("--float", type=Path, help="float checkpoint")
+    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
+    add("--split", default="VOC2007:train", help="data sets and splits, joined by +")
+    add("--ids", type=Path, help="only the pictures of this list, for instance of no training")
+    add("--limit", type=cli.count, default=64, help="only the first so many pictures")
+    add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
+    add("--batch", type=cli.count, default=4, help="pictures at a time")
+    add("--out", type=Path, required=True, help="folder for CSV files and plots")
+    return parser
+
+
+def shipped(T: int | None) -> tuple[Path, Path | None, Path | None]:
+    """The released spiking weights for T, and those of stage I and the float network beside."""
+    from spikedet.detection.predict import default_weights
+
+    path = default_weights(T)
+    beside = path.name.replace("-snn-", "-qc-"), re.sub(r"-snn-T\d+", "-float", path.name)
+    stage1, source = (path.with_name(name) for name in beside)
+    return path, stage1 if stage1.is_file() else None, source if source.is_file() else None
+
+
+def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
+    """Spiking, stage-I and float checkpoint of one network description."""
+    from spikedet import checkpoint
+    from spikedet.detection.stages import expect_stage
+    from spikedet.errors import WeightsError
+
+    paths = args.weights, args.stage1, args.float
+    if args.weights is None:
+        paths = [given or found for given, found in zip(paths, shipped(args.T), strict=True)]
+    found = []
+    for path, stage in zip(paths, ("snn", "qc", "float"), strict=True):
+        made = path and checkpoint.load(path)
+        if made:
+            expect_stage(made, stage)
+            if made.model != (found or [made])[0].model:
+                raise WeightsError(
+                    f"{path}: another network than {paths[0]}; expected the one it was made from"
+                )
+        found.append(made)
+    return tuple(found)
+
+
+def samples(args: argparse.Namespace, made: Checkpoint) -> list[Sample]:
+    """The pictures to run on."""
+    from spikedet.detection.data import read_voc, tuning_ids
+    from spikedet.errors import DataError
+
+    if args.ids is None:
+        return read_voc(args.data, args.split, limit=args.limit, names=made.names)
+    ids = set(tuning_ids(args.ids))
+    found = [s for s in read_voc(args.data, args.split, names=made.names) if s.id in ids]
+    if not found:
+        raise DataError(f"{args.ids}: lists no picture of {args.split}")
+    return found[: args.limit]
+
+
+def compare(
+    args: argparse.Namespace,
+    made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
+    pictures: list[Sample],
+    T: int,
+) -> tuple[dict[str, Comparison], ReadoutError]:
+    """Run all networks: comparisons by name, and the error of stage I to the float network."""
+    import torch
+    from tqdm import tqdm
+
+    from spikedet.analysis.compare import Comparison, ReadoutError, Reference
+    from spikedet.conversion.network import SpikingNetwork
+    from spikedet.detection.loader import batches
+    from spikedet.detection.model import restore
+    from spikedet.detection.stages import copied
+
+    spiking, *others = made
+    example = torch.zeros(1, 3, 64, 64)
+    stage1, source = (o and Reference(restore(o).network, example) for o in others)
+    found = {BOTH: Comparison(restore(spiking).network, T)}
+    if others[0]:
+        found = {ALONE: Comparison(SpikingNetwork(copied(others[0]), T), T), **found}
+    between = ReadoutError()
+    with tqdm(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
+        for batch, _ in batches(pictures, spiking.imgsz, args.batch):
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            for reference in filter(None, (stage1, source)):
+                reference.see(batch)
+            if stage1 and source:
+                between.add(stage1.results, source.results)
+            for comparison in found.values():
+                comparison.add(batch, stage1, source)
+            bar.update(len(batch))
+    return found, between
+
+
+def residual_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Figure 4: means over the pictures, and the worst picture."""
+    rows = []
+    for network, comparison in found.items():
+        for name, layer in comparison.layers.items():
+            share = [a + b for a, b in zip(layer.above, layer.below, strict=True)]
+            row = {"network": network, "layer": name, "T": T, "neurons": layer.neurons}
+            row |= {"share": mean(share), "above": mean(layer.above), "below": mean(layer.below)}
+            rows.append(row | {"share_max": max(share), "images": len(share)})
+    return rows
+
+
+def similarity_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Figure 5b: mean cosine over the pictures."""
+    return [
+        {"network": network, "layer": name, "T": T, "cosine": mean(layer.cosine)}
+        | {"images": len(layer.cosine)}
+        for network, comparison in found.items()
+        for name, layer in comparison.layers.items()
+        if layer.cosine
+    ]
+
+
+def layer_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Error of every layer and readout before and after stage II."""
+    if ALONE not in found:
+        return []
+    before, after = (layer_errors(found[name], T) for name in (ALONE, BOTH))
+    return [
+        {"layer": name, "T": T, "before": value, "after": after[name]}
+        for name, value in before.items()
+    ]
+
+
+def layer_errors(comparison: Comparison, T: int) -> dict[str, float]:
+    """Error of every layer and readout to stage I."""
+    errors = {name: mean(layer.error) for name, layer in comparison.layers.items()}
+    last = comparison.to_stage1[T].each()
+    return errors | dict(zip(comparison.readouts, last, strict=True))
+
+
+def gap_rows(found: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
+    """Figure 5c: error of the outputs after each step, and of stage I, which has no steps."""
+    rows = []
+    for network, comparison in found.items():
+        gaps = {"float": comparison.to_float, "stage I": comparison.to_stage1}
+        for reference, steps in gaps.items():
+            rows += [
+                {"network": network, "reference": reference, "T": t, "error": error.mean()}
+                for t, error in steps.items()
+            ]
+    if between.sums:
+        row = {"network": "stage I", "reference": "float", "error": between.mean()}
+        rows += [row | {"T": t} for t in range(1, T + 1)]
+    return rows
+
+
+def periodic_rows(T: int) -> Rows:
+    """Figure 5a."""
+    from spikedet.analysis.residual import periodic
+
+    return [
+        {"course": answer.course, "T": T, "mean_current": x, "quantiser": g, "rate": r}
+        for answer in periodic(T)
+        for x, g, r in zip(
+            answer.mean.tolist(), answer.quantiser.tolist(), answer.rate.tolist(), strict=True
+        )
+    ]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write(folder: Path, name: str, rows: Rows, T: int) -> None:
+    """`NAME.csv` and `NAME.png`."""
+    from spikedet.analysis import plots
+    from spikedet.files import write_atomic
+
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomic(folder / f"{name}.csv", text.getvalue().encode())
+    write_atomic(folder / f"{name}.png", getattr(plots, name)(rows, T))
+
+
+def show(tables: dict[str, Rows]) -> None:
+    """Print a line for each layer and network."""
+    cosines = {(r["network"], r["layer"]): r["cosine"] for r in tables["similarity"]}
+    errors = {r["layer"]: {ALONE: r["before"], BOTH: r["after"]} for r in tables["layers"]}
+    print(f"{'':15}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
+    for row in tables["residual"]:
+        network, layer = row["network"], row["layer"]
+        likeness, error = cosines.get((network, layer)), errors.get(layer, {}).get(network)
+        print(
+            f"{network:15}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
+            f"{'-' if likeness is None else f'{likeness:.4f}':>8}"
+            f"{'-' if error is None else f'{error:.5f}':>10}"
+        )
+    last = max((row["T"] for row in tables["gap"]), default=None)
+    for row in tables["gap"]:
+        if row["T"] == last:
+            name = f"{row['network']} to {row['reference']}"
+            print(f"outputs, T={last}: {name:28} error {row['error']:.4f}")
+
+
+def main(args: argparse.Namespace) -> None:
+    made = load(args)
+    T = args.T or made[0].T
+    pictures = samples(args, made[0])
+    found, between = compare(args, made, pictures, T)
+    tables = {
+        "residual": residual_rows(found, T),
+        "periodic": periodic_rows(T),
+        "similarity": similarity_rows(found, T),
+        "layers": layer_rows(found, T),
+        "gap": gap_rows(found, between, T),
+    }
+    print(f"T={T}, weights of T={made[0].T}: {len(pictures)} pictures of {args.split}")
+    show(tables)
+    for name, rows in tables.items():
+        if rows:
+            write(args.out, name, rows, T)
+        else:
+            print(f"{name}: left out; it needs --stage1" + (" or --float" if name == "gap" else ""))
+    print(f"{args.out}: CSV files and plots")
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
