@@ -9,6 +9,7 @@ from spikedet.conversion.calibrate import Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import (
     estimate_thresholds,
     make_spiking,
@@ -16,6 +17,7 @@ from spikedet.conversion.replace import (
     separate_activations,
 )
 from spikedet.conversion.trace import trace
+from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron
 
 T = 8
@@ -155,3 +157,110 @@ def test_distillation_lowers_the_output_error(stages, batches):
     distill(network, endless(), loss, steps=80, rate=5e-3, warmup=5)
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("options", [{"fine": False}, {}], ids=str)
+def test_initial_potentials_of_every_neuron(stages, batches, options):
+    """They have all of the channel's freedom and more, so they fit the same pictures better."""
+    quantised, spiking = stages
+    start_empty(spiking)
+    errors = []
+    for per_neuron in (False, True):
+        copied = copy.deepcopy(spiking)
+        chosen = Options(steps=10, check=5, half=False, per_neuron=per_neuron, **options)
+        fit = batches[:20]
+        reports = calibrate(quantised, copied, fit, fit, T, chosen)
+        assert all(r.after < r.before for r in reports[:-1])
+        errors.append(reports[0].after)
+        potentials = copied.relu.neurons[0].initial
+        assert potentials.shape == ((8, 8, 8) if per_neuron else (8,))
+    assert potentials.flatten(1).std(1).max() > 0
+    if not options.get("fine", True):
+        assert errors[1] < errors[0]
+
+
+def test_only_the_layers_that_are_named(stages, batches):
+    quantised, spiking = stages
+    start_empty(spiking)
+    before = {k: v.clone() for k, v in spiking.state_dict().items()}
+    every = calibrate(
+        quantised, copy.deepcopy(spiking), batches[:4], batches[8:9], T, Options(fine=False)
+    )
+    options = Options(steps=10, check=5, half=False, layers=["*.1", "last.layer"])
+    reports = calibrate(quantised, spiking, batches[:4], batches[8:9], T, options)
+    assert [r.name for r in reports] == ["relu.neurons.1", "last.layer"]
+    changed = {k for k, v in spiking.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed <= {
+        "relu.neurons.1.initial", "deep.weight", "deep.bias", "last.layer.weight", "last.layer.bias"
+    }  # fmt: skip
+    assert "relu.neurons.1.initial" in changed
+    # the layer before it was advanced as it is: more is wrong with this layer's input
+    assert reports[0].before != every[1].before
+    with pytest.raises(UsageError, match=r"no layer is named 'model.3'; there are relu.neurons.0"):
+        calibrate(quantised, spiking, batches[:1], batches[8:9], T, Options(layers=["model.3"]))
+
+
+def divergence(rates, targets):
+    """Kullback-Leibler divergence of soft-maxes over C*H*W, mean over pictures, written out."""
+    p, q = targets.flatten(1).softmax(1), rates.flatten(1).softmax(1)
+    return (p * (p / q).log()).sum(1).mean().item()
+
+
+def test_kl_loss_against_its_definition(stages, batches):
+    quantised, spiking = stages
+    start_empty(spiking)
+    seen = {}
+    for network in (quantised, spiking):
+        network.relu.neurons[0].register_forward_hook(
+            lambda m, i, out, network=network: seen.__setitem__(network, out)
+        )
+    with torch.no_grad():
+        SpikingNetwork(spiking, T)(batches[8])
+        quantised(batches[8])
+    rate = seen[spiking].unflatten(0, (T, -1)).mean(0)
+    target = seen[quantised] / quantised.relu.neurons[0].threshold.abs()
+    options = Options(coarse=False, steps=30, check=5, half=False, loss="kl")
+    reports = calibrate(quantised, spiking, batches[:8], batches[8:9], T, options)
+    assert reports[0].before == pytest.approx(divergence(rate, target), rel=1e-3)
+    assert all(r.after < r.before for r in reports[:-1])
+    with pytest.raises(UsageError, match="loss 'l1'; expected one of mse, kl"):
+        calibrate(quantised, spiking, batches[:1], batches[8:9], T, Options(loss="l1"))
+
+
+def test_more_levels_than_a_byte_holds(stages, batches):
+    quantised, _ = stages
+    for quantiser in quantised.modules():
+        if isinstance(quantiser, QuantClip):
+            quantiser.steps = 300
+    spiking = copy.deepcopy(quantised)
+    make_spiking(spiking, batches[0])
+    reports = calibrate(quantised, spiking, batches[:1], batches[8:9], 300, Options(fine=False))
+    assert reports[0].before < 1e-4  # a constant current: rates are levels
+
+
+def test_leaky_layers_are_calibrated_as_they_run(batches):
+    """Negative levels and negative spikes survive being packed."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.LeakyReLU(0.3), torch.nn.Conv2d(6, 6, 3, 1, 1),
+        torch.nn.LeakyReLU(0.3), torch.nn.Conv2d(6, 4, 1),
+    ).eval()  # fmt: skip
+    record = trace(network, batches[0])
+    thresholds = estimate_thresholds(network, record, batches[:2], T, per_channel=True)
+    quantize(network, record, thresholds, T)
+    spiking = copy.deepcopy(network)
+    make_spiking(spiking, batches[0])
+    start_empty(spiking)
+    options = Options(steps=20, check=5, half=False)
+    reports = calibrate(network, spiking, batches[:8], batches[8:9], T, options)
+    assert all(r.after < r.before for r in reports[:-1])
+    seen = []
+    for module in (spiking[1], spiking[3]):
+        module.register_forward_hook(lambda m, i, out: seen.append(out))
+    with torch.no_grad():
+        SpikingNetwork(spiking, T)(batches[8])
+        first = network[1](network[0](batches[8]))
+        second = network[3](network[2](first)) / network[3].threshold.view(1, -1, 1, 1)
+    assert seen[0].min() == -1 and first.min() < 0
+    error = (seen[1].unflatten(0, (T, -1)).mean(0) - second).square().mean().item()
+    assert reports[1].after == pytest.approx(error, rel=1e-3)

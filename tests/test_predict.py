@@ -12,7 +12,7 @@ from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.draw import status
 from spikedet.detection.predict import default_weights, select
-from spikedet.detection.stages import copied, spiking_checkpoint, untuned
+from spikedet.detection.stages import copied, quantized, spiking_checkpoint, untuned
 from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError, WeightsError
 
@@ -76,6 +76,11 @@ def model_file():
     from pathlib import Path
 
     return Path(__file__).parents[1] / "configs/models/tiny-yolo.yaml"
+
+
+def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
+    with pytest.raises(WeightsError, match="have one threshold a layer"):
+        quantized(checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True)
 
 
 @pytest.fixture

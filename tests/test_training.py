@@ -140,12 +140,16 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert checkpoint.load(floating).stage == "float"
 
     stage2 = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
+    stage2 += ["--per-channel", "--per-neuron", "--loss", "kl", "--layers", "model.[1-9].*"]
     done = run("convert.py", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
                tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = checkpoint.load(tmp_path / "snn.safetensors")
     assert (made.stage, made.T, made.imgsz) == ("snn", 4, 64)
     assert "error per layer on held-out pictures" in done.stdout
+    assert made.tensors["model.3.act.threshold"].shape == (32,)  # of each channel
+    assert made.tensors["model.3.act.initial"].shape == (32, 8, 8)  # of each neuron
+    assert made.tensors["model.0.act.initial"].shape == (8,)  # not named, left alone
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
     assert checkpoint.load(one).stage == "qc"

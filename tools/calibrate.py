@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer-steps", type=int, default=120, help="most fine-calibration steps a layer")
     add("--no-coarse", action="store_true", help="leave out coarse calibration (eq 18)")
     add("--no-fine", action="store_true", help="leave out fine calibration (eq 19-21)")
+    add("--per-neuron", action="store_true", help="initial potentials of neurons, not channels")
+    add("--loss", choices=("mse", "kl"), default="mse", help="what fine calibration lowers")
+    add("--layers", nargs="+", help="only these, names or patterns like 'model.1.*' (all)")
+    add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
     add("--end-to-end", type=int, default=800, help="steps of the end-to-end pass, 0 for none")
     add("--end-rate", type=float, default=4e-3, help="its learning rate, relative to the weights")
 
@@ -70,7 +74,16 @@ def calibrate(
     from spikedet.detection.measure import measure
     from spikedet.detection.model import restore
 
-    layers = Options(coarse=not args.no_coarse, fine=not args.no_fine, steps=args.layer_steps)
+    if args.pooling:
+        made.model["pooling"] = args.pooling
+    layers = Options(
+        coarse=not args.no_coarse,
+        fine=not args.no_fine,
+        steps=args.layer_steps,
+        per_neuron=args.per_neuron,
+        loss=args.loss,
+        layers=args.layers,
+    )
     plan = stages.Plan(
         layers, args.pictures, args.held, end_to_end=args.end_to_end, end_rate=args.end_rate
     )

@@ -71,7 +71,7 @@ def stage_one(
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
-    options |= {"resume": args.resume, "origin": origin}
+    options |= {"per_channel": args.per_channel, "resume": args.resume, "origin": origin}
     if not stages.finished(folder, args.resume):
         stages.finetune(made, train, tune, args.T, folder, settings, **options)
     return checkpoint.load(folder / "best.safetensors")
@@ -87,6 +87,8 @@ def main(args: argparse.Namespace) -> None:
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
+    if args.pooling:
+        made.model["pooling"] = args.pooling
     if args.method == "spiking-yolo":
         checkpoint.save(stages.spiking_yolo(made, train, args.T, origin), args.out)
         print(f"{args.out}: T={args.T}, {args.method}")
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
     if method.finetuned:
         quantised = stage_one(made, train, tune, args, origin)
     else:
-        quantised = stages.untuned(made, train, args.T)
+        quantised = stages.untuned(made, train, args.T, args.per_channel)
     args.no_coarse |= not method.coarse
     args.no_fine |= not method.fine
     args.end_to_end *= method.end_to_end

@@ -24,6 +24,7 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of stage I beside those of every training, shared with tools/convert.py."""
     add = parser.add_argument
     add("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=float, default=1.0, help="weight of the float network's outputs")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
 
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
         args.out,
         settings,
         noise=args.noise,
+        per_channel=args.per_channel,
         teacher=teacher,
         distill=args.distill,
         resume=args.resume,

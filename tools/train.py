@@ -23,8 +23,14 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--model", type=Path, default=ROOT / "configs/models/tiny-yolo.yaml")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=ROOT / "configs/models/tiny-yolo.yaml",
+        help="network description, or one of ultralytics' by its name (yolov8n.yaml)",
+    )
     parser.add_argument("--width", help="one of the description's scales, n s m l")
+    parser.add_argument("--activation", help="instead of the description's: 'torch.nn.ReLU()'")
     parser.add_argument("--pretrained", type=Path, help="backbone of tools/pretrain.py")
     cli.add_training_arguments(parser)
     return parser
@@ -40,8 +46,9 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection.train import Trainer
 
     torch.manual_seed(args.seed)
-    description = model.read_description(args.model, args.width)
+    description = model.read_description(args.model, args.width, args.activation)
     network = model.build(description, len(VOC_CLASSES))
+    model.expect_convertible(network)
     if args.pretrained:
         model.load_backbone(network, args.pretrained)
     samples = read_voc(args.data, args.split, limit=args.limit)

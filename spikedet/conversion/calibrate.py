@@ -2,34 +2,27 @@
 
 Layers are visited in execution order. The inputs of a layer are the spikes of the layers already
 calibrated, its targets the activations of the stage-I network on the same pictures. Spikes and
-targets are advanced one layer at a time and kept packed (one bit a spike, one byte a target), so
-the cost is O(layers) and the memory bounded.
+targets are advanced one layer at a time and kept packed (one bit a spike, two with signs; one byte
+a target), so the cost is O(layers) and the memory bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spikedet.conversion.trace import (
-    ACTIVATIONS,
-    WEIGHTED,
-    Call,
-    Trace,
-    fill,
-    slots,
-    store,
-    trace,
-)
-from spikedet.neurons.functional import (
-    integrate_and_fire,
-    integrate_and_fire_surrogate,
-    memory_format,
-)
+from spikedet.conversion.stored import Site, Stored, fire
+from spikedet.conversion.trace import ACTIVATIONS
+from spikedet.errors import UsageError
+from spikedet.neurons.layers import per_channel
+
+LOSSES = ("mse", "kl")
 
 
 @dataclass
@@ -45,6 +38,13 @@ class Options:
         check: Steps between two checks.
         alpha: Width of the surrogate gradient in units of the threshold.
         half: Convolutions of the fitting steps in bfloat16 (checks are always float32).
+        per_neuron: An initial potential for every neuron, [C, H, W], instead of every channel;
+            the network then runs on pictures of this size alone.
+        loss: `mse`, or `kl`: Kullback-Leibler divergence of the rates from the targets, soft-max
+            over the flattened C*H*W of each picture (as published for classification; blind to a
+            constant that is added). The readout, whose level matters, is always fitted by `mse`.
+        layers: Names of the layers to calibrate, or shell patterns (`model.1.*`), as they stand in
+            the reports; the others keep their parameters. All when None.
     """
 
     coarse: bool = True
@@ -55,13 +55,17 @@ class Options:
     check: int = 15
     alpha: float = 1.0
     half: bool = True
+    per_neuron: bool = False
+    loss: str = "mse"
+    layers: Sequence[str] | None = None
 
 
 @dataclass
 class LayerReport:
-    """Mean squared error of one layer on held-out pictures, in units of its threshold squared.
+    """Error of one layer on held-out pictures, by the loss that was chosen.
 
-    The readout has no threshold; its unit is the standard deviation of each output channel.
+    Mean squared errors are in units of the layer's threshold squared. The readout has no threshold;
+    its unit is the standard deviation of each output channel.
     """
 
     name: str
@@ -69,16 +73,6 @@ class LayerReport:
     coarse: float
     after: float
     history: list[float] = field(default_factory=list, repr=False)
-
-
-@dataclass
-class _Site:
-    """A layer to calibrate: the calls from stored spikes to its input current, and the neuron."""
-
-    call: Call
-    segment: list[Call]
-    sources: list[int]
-    layers: list[nn.Module]
 
 
 def calibrate(
@@ -102,131 +96,49 @@ def calibrate(
         report: Called after each layer with its report, its number and how many there are.
 
     Returns:
-        One report a layer; none ends worse than it began.
+        One report a calibrated layer; none ends worse than it began.
+
+    Raises:
+        UsageError: An unknown loss, or a name in `options.layers` that no layer has.
     """
     options = options or Options()
+    if options.loss not in LOSSES:
+        raise UsageError(f"loss {options.loss!r}; expected one of {', '.join(LOSSES)}")
     pictures = [*fit, *held]
     numbers = range(len(fit)), range(len(fit), len(pictures))
-    student = _Stored(spiking, pictures, T)
-    teacher = _Stored(quantized, pictures, None)
+    student = Stored(spiking, pictures, T)
+    teacher = Stored(quantized, pictures, None)
     pairs = list(zip(student.sites, teacher.sites, strict=True))
+    chosen = _choose([site.call.where for site in student.sites], options.layers)
     reports = []
     for index, (site, truth) in enumerate(pairs):
-        targets = [teacher.target(truth, m) for m in range(len(pictures))]
-        layer = _Layer(student, site, targets, options)
-        reports.append(layer.calibrate(*numbers))
+        if site.call.where in chosen:
+            if options.per_neuron:
+                student.free_every_neuron(site)
+            targets = [teacher.target(truth, m) for m in range(len(pictures))]
+            layer = _Layer(student, site, targets, options)
+            reports.append(layer.calibrate(*numbers))
+            if report is not None:
+                report(reports[-1], len(reports) - 1, len(chosen))
         student.advance(index)
         teacher.advance(index)
-        if report is not None:
-            report(reports[-1], index, len(pairs))
     return reports
 
 
-class _Stored:
-    """A network with the outputs of its neurons for all pictures, one layer advanced at a time.
-
-    With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser.
-    """
-
-    def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
-        self.pictures, self.T = pictures, T
-        self.batch = len(pictures[0])
-        for module in network.modules():
-            if hasattr(module, "start"):
-                module.start(self.batch)
-            if hasattr(module, "steps") and T is not None:
-                module.steps = T
-        self.trace: Trace = trace(network, pictures[0])
-        for module in network.modules():
-            if hasattr(module, "start"):
-                module.start(0)
-        self.neurons = self.trace.of(ACTIVATIONS)
-        self.sites = [self._site(call) for call in [*self.neurons, *self.trace.readouts()]]
-        self.kept: dict[int, list[np.ndarray]] = {}
-
-    def _site(self, call: Call) -> _Site:
-        """What lies between the neurons before `call` and its input (its output, for a readout)."""
-        is_neuron = isinstance(call.module, ACTIVATIONS)
-        wanted = set(call.inputs) if is_neuron else set(slots(call.result))
-        made_by_neurons = {n for c in self.neurons for n in slots(c.result)}
-        segment, sources = [], set()
-        for earlier in reversed(self.trace.calls):
-            made = set(slots(earlier.result))
-            if made & wanted and not (made & made_by_neurons):
-                segment.append(earlier)
-                wanted |= set(earlier.inputs)
-        sources = wanted & (made_by_neurons | {0})
-        layers = [c.module for c in segment if isinstance(c.module, WEIGHTED)]
-        return _Site(call, segment[::-1], sorted(sources), layers)
-
-    def sources(self, site: _Site, m: int) -> dict[int, Tensor]:
-        """Inputs of a site for minibatch `m`: spikes, activations or the pictures themselves."""
-        return {n: self.unpack(n, m) if n else self.pictures[m] for n in site.sources}
-
-    def run(self, site: _Site, tensors: dict[int, Tensor]) -> Tensor:
-        """Input current of a site (output of a readout)."""
-        tensors = dict(tensors)
-        for call in site.segment:
-            value = call.function(*fill(call.args, tensors), **fill(call.kwargs, tensors))
-            store(call.result, value, tensors)
-        is_neuron = isinstance(site.call.module, ACTIVATIONS)
-        return tensors[site.call.inputs[0] if is_neuron else next(slots(site.call.result))]
-
-    @torch.no_grad()
-    def target(self, site: _Site, m: int) -> Tensor:
-        """Stage-I activation in units of the threshold, as levels (uint8); a readout's output."""
-        value = self.run(site, self.sources(site, m))
-        if not isinstance(site.call.module, ACTIVATIONS):
-            return value
-        quantiser = site.call.module
-        return (quantiser(value) * (quantiser.steps / quantiser.threshold.abs())).round().byte()
-
-    @torch.no_grad()
-    def advance(self, index: int) -> None:
-        """Store the outputs of site `index` and forget what no later site reads."""
-        site = self.sites[index]
-        if isinstance(site.call.module, ACTIVATIONS):
-            number = next(slots(site.call.result))
-            self.kept[number] = [self.pack(site, m) for m in range(len(self.pictures))]
-        needed = {n for later in self.sites[index + 1 :] for n in later.sources}
-        self.kept = {n: v for n, v in self.kept.items() if n in needed}
-
-    def pack(self, site: _Site, m: int) -> np.ndarray:
-        if self.T is None:
-            return self.target(site, m).numpy()
-        spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
-        return np.packbits(spikes.bool().numpy())
-
-    def unpack(self, number: int, m: int) -> Tensor:
-        stored, shape = self.kept[number][m], self.trace.shapes[number]
-        if self.T is None:
-            quantiser = next(c.module for c in self.neurons if number in slots(c.result))
-            levels = torch.from_numpy(stored).float()
-            return levels * (quantiser.threshold.abs() / quantiser.steps)
-        bits = np.unpackbits(stored, count=shape.numel())
-        spikes = torch.from_numpy(bits).view(shape).float()
-        return spikes.contiguous(memory_format=torch.channels_last) if spikes.ndim == 4 else spikes
-
-
-def fire(
-    site: _Site, current: Tensor, batch: int, T: int, alpha: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Spikes and final potential of a site's neurons from their input current."""
-    neuron = site.call.module
-    shape = [1, -1, *[1] * (current.ndim - 2)]
-    u0, theta = neuron.initial, neuron.threshold
-    u0 = u0.view(shape) if u0.ndim == 1 else u0
-    theta = theta.view(shape) if theta.ndim == 1 else theta
-    u0 = u0.expand(batch, *current.shape[1:]).contiguous(memory_format=memory_format(current))
-    if alpha is None:
-        return integrate_and_fire(current, u0, theta, T)
-    return integrate_and_fire_surrogate(current, u0, theta, T, alpha)
+def _choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
+    """The layers whose names match one of the patterns."""
+    if patterns is None:
+        return set(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"no layer is named {pattern!r}; there are {', '.join(names)}")
+    return {name for name in names if any(fnmatchcase(name, p) for p in patterns)}
 
 
 class _Layer:
     """One layer's calibration."""
 
-    def __init__(self, student: _Stored, site: _Site, targets: list[Tensor], options: Options):
+    def __init__(self, student: Stored, site: Site, targets: list[Tensor], options: Options):
         self.student, self.site, self.targets, self.options = student, site, targets, options
         self.is_neuron = isinstance(site.call.module, ACTIVATIONS)
         self.parameters = [p for layer in site.layers for p in layer.parameters()]
@@ -262,7 +174,7 @@ class _Layer:
             parameter.data.copy_(value)
 
     def loss(self, m: int, alpha: float | None = None) -> Tensor:
-        """Mean squared error of minibatch m, in units of the threshold."""
+        """Error of minibatch m, see `LayerReport`."""
         sources = self.student.sources(self.site, m)
         half = alpha is not None and self.options.half
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -270,7 +182,11 @@ class _Layer:
         current = current.float()
         if not self.is_neuron:
             return ((current - self.targets[m]) / self.unit).square().mean()
-        return (self.rate(current, alpha) - self.target(m)).square().mean()
+        rate, target = self.rate(current, alpha), self.target(m)
+        if self.options.loss == "kl":
+            found, wanted = (x.flatten(1).log_softmax(1) for x in (rate, target))
+            return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return (rate - target).square().mean()
 
     def rate(self, current: Tensor, alpha: float | None = None) -> Tensor:
         batch, T = self.student.batch, self.student.T
@@ -293,8 +209,8 @@ class _Layer:
             gap = self.target(m) - self.rate(current)
             keep = [d for d in range(gap.ndim) if d != 1] if neuron.initial.ndim == 1 else [0]
             total = total + gap.mean(keep) / len(fit)
-        shifted = neuron.initial + self.student.T * neuron.threshold * total
-        theta = neuron.threshold if neuron.initial.ndim == 1 else neuron.threshold.max()
+        theta = per_channel(neuron.threshold, 1 + neuron.initial.ndim).squeeze(0)
+        shifted = neuron.initial + self.student.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
     def fine(self, fit: range, held: range, best: float, history: list[float]) -> float:

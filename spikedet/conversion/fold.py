@@ -5,14 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.trace import NORMS, WEIGHTED, Trace, fill, slots, store, trace
+from spikedet.conversion.trace import (
+    NORMS,
+    POOLS,
+    WEIGHTED,
+    Trace,
+    fill,
+    slots,
+    store,
+    trace,
+)
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron
+from spikedet.neurons.layers import IFNeuron, per_channel
+
+# What ultralytics writes on the layers of a network: number, where the input comes from, kind.
+ROUTE = ("i", "f", "type")
 
 
 def set_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` at the dotted `name`."""
+    """Put `module` at the dotted `name`, in the mode (training or not) of what it replaces."""
     parent, _, child = name.rpartition(".")
+    before = network.get_submodule(name)
+    for key in ROUTE:
+        if hasattr(before, key):
+            setattr(module, key, getattr(before, key))
+    module.train(before.training)
     setattr(network.get_submodule(parent), child, module)
 
 
@@ -64,31 +81,95 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
 
     A neuron's spike stands for theta. Which theta an input channel of a layer carries is found by
     a probe: each neuron sends its theta on every channel, and the probe follows the wires through
-    up-sampling, pooling, slices and concatenations.
+    up-sampling, pooling, slices and concatenations. Where several thetas meet on one channel, as
+    after an addition of two branches, no weight can stand for them all: the neurons that feed it
+    keep theta on the wire (`IFNeuron.folded` is False), and so one weight remains per edge. Which
+    neurons those are depends on the wiring alone and never on the values of the thresholds.
 
     Args:
         network: With `IFNeuron` in place of every activation.
         record: Its trace.
 
     Raises:
-        ConversionError: An input channel on which spikes of different thresholds are mixed.
+        ConversionError: A layer used at two places that read different thresholds.
+    """
+    for neuron in _unfoldable(record):
+        neuron.folded = False
+    neurons = [call.module for call in record.of((IFNeuron,))]
+    values = _probe(record, {n: n.threshold.double() for n in neurons if n.folded})
+    ones = _probe(record, {})
+    folded: dict[nn.Module, Tensor] = {}
+    for call in record.of(WEIGHTED):
+        number = call.inputs[0]
+        if number in values:
+            _, scale = _channel_range(values[number], ones[number])
+            _scale_inputs(call, scale.to(call.module.weight), folded)
+
+
+def _unfoldable(record: Trace) -> set[IFNeuron]:
+    """Neurons that feed a channel on which different spikes, or spikes and real currents, meet.
+
+    Every channel of every neuron sends a number of its own; currents send 1, and so do neurons
+    already found. Linear operations form weighted sums of what meets, and by the inequality of
+    Cauchy and Schwarz those of the squares tell whether all that was summed is the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    marks = {}
+    for call in record.of((IFNeuron,)):
+        channels = record.shapes[next(slots(call.result))][1]
+        marks[call.module] = 1 + torch.rand(channels, generator=generator, dtype=torch.float64)
+    read = {call.inputs[0] for call in record.of(WEIGHTED + POOLS)}
+    ones = _probe(record, {})
+    read &= ones.keys()
+    reached = {}  # by neuron and slot: the channels that its spikes reach
+    for neuron in marks:
+        probe = _probe(record, {neuron: torch.ones((), dtype=torch.float64)}, others=0.0)
+        reached[neuron] = {number: _by_channel(probe[number]).any(1) for number in read}
+    found: set[IFNeuron] = set()
+    while True:
+        sent = {neuron: mark for neuron, mark in marks.items() if neuron not in found}
+        sums = _probe(record, sent)
+        squares = _probe(record, {neuron: mark.square() for neuron, mark in sent.items()})
+        mixed = {n: _mixed(sums[n], squares[n], ones[n]) for n in read}
+        more = {n for n in marks if any(bool((reached[n][k] & mixed[k]).any()) for k in read)}
+        if more <= found:
+            return found
+        found |= more
+
+
+def _by_channel(tensor: Tensor) -> Tensor:
+    """[B, C, ...] -> [C, N], of the first picture."""
+    return tensor[0].reshape(tensor.shape[1], -1)
+
+
+def _mixed(sums: Tensor, squares: Tensor, ones: Tensor) -> Tensor:
+    """Channels [C] on which different values meet, or of different values from place to place."""
+    low, high = _channel_range(sums, ones)
+    spread = squares * ones - sums.square() > 1e-9 * sums.square()
+    return (high - low > 1e-9) | _by_channel(spread).any(1)
+
+
+def _probe(record: Trace, values: dict[IFNeuron, Tensor], others: float = 1.0) -> dict[int, Tensor]:
+    """What each slot holds if neurons send their values, scalar or [C], and all else `others`.
+
+    Slots that hold the same in every time step (see `Trace.over_time`) are left out.
     """
     tensors: dict[int, Tensor] = {}
-    folded: dict[nn.Module, Tensor] = {}
+    changing = record.over_time()
+    rest = torch.full((), others, dtype=torch.float64)
     for call in record.calls:
-        if isinstance(call.module, IFNeuron):
+        if isinstance(call.module, (IFNeuron, *WEIGHTED)):
             number = next(slots(call.result))
-            shape = record.shapes[number]
-            theta = call.module.threshold
-            theta = theta.view(1, -1, *[1] * (len(shape) - 2)) if theta.ndim else theta
-            tensors[number] = theta.expand(shape)
-        elif isinstance(call.module, WEIGHTED):
-            if call.inputs[0] in tensors:
-                scale = _channel_scale(tensors[call.inputs[0]], call.where)
-                _scale_inputs(call, scale, folded)
+            if number in changing:
+                shape = record.shapes[number]
+                value = values.get(call.module, rest).to("cpu")
+                tensors[number] = per_channel(value, len(shape)).expand(shape)
         elif all(number in tensors for number in call.inputs):
-            value = call.function(*fill(call.args, tensors), **fill(call.kwargs, tensors))
-            store(call.result, value, tensors)
+            # copies, since some functions work in place
+            read = {number: tensors[number].clone() for number in call.inputs}
+            result = call.function(*fill(call.args, read), **fill(call.kwargs, read))
+            store(call.result, result, tensors)
+    return tensors
 
 
 def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
@@ -110,13 +191,15 @@ def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
     layer.weight *= scale.view(*scale.shape, *[1] * (layer.weight.ndim - 2))
 
 
-def _channel_scale(probe: Tensor, where: str) -> Tensor:
-    """[B, C, ...] -> [C], refusing a channel whose value differs from place to place."""
-    flat = probe[0].reshape(probe.shape[1], -1)
-    low, high = flat.min(1).values, flat.max(1).values
-    if not torch.allclose(low, high, rtol=1e-5):
-        raise ConversionError(
-            f"{where}: spikes of different thresholds meet on one input channel; tie the "
-            "thresholds of the layers that are added before it"
-        )
-    return high
+def _channel_range(sums: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest mean [C] of what reaches a channel: sums over ones, [B, C, ...] each.
+
+    Places that nothing reaches, as in a padded border, do not count; 1 where there are no others.
+    """
+    sums, ones = _by_channel(sums), _by_channel(ones)
+    reached = ones > 0
+    mean = sums / ones
+    low = mean.where(reached, torch.inf).min(1).values
+    high = mean.where(reached, -torch.inf).max(1).values
+    some = reached.any(1)
+    return low.where(some, 1.0), high.where(some, 1.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.trace import WEIGHTED, trace
-from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout
+from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout, SpikingMaxPool
 
 
 class SpikingNetwork(nn.Module):
@@ -28,7 +28,7 @@ class SpikingNetwork(nn.Module):
     def __init__(self, network: nn.Module, T: int, chunk: int = 32):
         super().__init__()
         self.network, self.T, self.chunk = network, T, chunk
-        kinds = (IFNeuron, Readout, ConstantInput)
+        kinds = (IFNeuron, Readout, ConstantInput, SpikingMaxPool)
         self._timed = [m for m in network.modules() if isinstance(m, kinds)]
         self._neurons = [m for m in network.modules() if isinstance(m, IFNeuron)]
         self._readouts = [m for m in network.modules() if isinstance(m, Readout)]

@@ -9,30 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.fold import fold_thresholds, set_module
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.trace import ACTIVATIONS, Trace, trace
+from spikedet.conversion.quantize import QuantClip, levels
+from spikedet.conversion.trace import ACTIVATIONS, POOLS, Trace, slots, trace
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout
+from spikedet.neurons.layers import (
+    CalledInTurn,
+    ConstantInput,
+    IFNeuron,
+    Readout,
+    SpikingMaxPool,
+)
 
-SAMPLE = 20_000  # pre-activations kept of each layer and batch when thresholds are estimated
+# Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
+SAMPLE, CHANNEL_SAMPLE = 20_000, 500
 
 
 def separate_activations(network: nn.Module, example: Tensor) -> None:
-    """Give every call of an activation a module of its own, in place.
+    """Give every call of an activation or a max-pooling a module of its own, in place.
 
-    One instance may stand at many places (a default activation) or be called twice in one forward
-    pass (`self.relu` of a residual block); each needs its own threshold and potential.
+    One instance may stand at many places (a default activation) or be called several times in one
+    forward pass (`self.relu` of a residual block, the pooling of an SPPF block); each needs its
+    own threshold and state.
 
     Raises:
         ConversionError: An operation without a spiking counterpart, or no activation at all.
     """
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, ACTIVATIONS):
+        if isinstance(module, ACTIVATIONS + POOLS):
             set_module(network, name, copy.deepcopy(module))
-    calls = trace(network, example).of(ACTIVATIONS)
-    if not calls:
+    record = trace(network, example)
+    if not record.of(ACTIVATIONS):
         raise ConversionError(f"{type(network).__name__}: no activation to convert")
-    names = [call.where for call in calls]
+    names = [call.where for call in record.of(ACTIVATIONS + POOLS)]
     for name in dict.fromkeys(names):
         module, count = network.get_submodule(name), names.count(name)
         if count > 1 and not isinstance(module, CalledInTurn):
@@ -50,7 +58,12 @@ def replace_activations(
 
 @torch.no_grad()
 def estimate_thresholds(
-    network: nn.Module, record: Trace, batches: Iterable[Tensor], steps: int, seed: int = 0
+    network: nn.Module,
+    record: Trace,
+    batches: Iterable[Tensor],
+    steps: int,
+    seed: int = 0,
+    per_channel: bool = False,
 ) -> dict[str, Tensor]:
     """Threshold of each activation with the least mean squared quantisation error.
 
@@ -60,81 +73,157 @@ def estimate_thresholds(
         batches: Pictures [B, C, H, W].
         steps: T of the quantiser.
         seed: Which pre-activations are looked at.
+        per_channel: One threshold a channel instead of one a layer.
 
     Returns:
-        Scalar thresholds by module name.
+        Thresholds by module name, scalars or [C].
     """
-    seen: dict[str, list[Tensor]] = {call.where: [] for call in record.of(ACTIVATIONS)}
+    calls = record.of(ACTIVATIONS)
+    seen: dict[str, list[Tensor]] = {call.where: [] for call in calls}
     generator = torch.Generator().manual_seed(seed)
 
     def keep(name: str):
         def hook(module, inputs):
-            values = inputs[0].flatten()
-            chosen = torch.randint(len(values), (SAMPLE,), generator=generator)
+            values = inputs[0].transpose(0, 1).flatten(1).T if per_channel else inputs[0].flatten()
+            count = CHANNEL_SAMPLE if per_channel else SAMPLE
+            chosen = torch.randint(len(values), (count,), generator=generator)
             seen[name].append(values[chosen.to(values.device)].float())
 
         return hook
 
-    handles = [
-        call.module.register_forward_pre_hook(keep(call.where)) for call in record.of(ACTIVATIONS)
-    ]
+    handles = [call.module.register_forward_pre_hook(keep(call.where)) for call in calls]
     try:
         for batch in batches:
             network(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: best_threshold(torch.cat(values), steps) for name, values in seen.items()}
+    return {
+        call.where: best_threshold(torch.cat(seen[call.where]), steps, call.module)
+        for call in calls
+    }
 
 
-def best_threshold(values: Tensor, steps: int, candidates: int = 100) -> Tensor:
-    """Scalar theta whose quantise-clip of `values` [N] is nearest to their ReLU (least MSE)."""
-    truth = values.clamp(min=0)
-    top = truth.max().clamp(min=1e-3)
-    grid = top * torch.linspace(1 / candidates, 1, candidates, device=values.device)
-    errors = [
-        ((truth * (steps / theta) + 0.5).floor().clamp(max=steps) * (theta / steps) - truth)
-        .square()
-        .mean()
-        for theta in grid
-    ]
-    return grid[int(torch.stack(errors).argmin())]
+def best_threshold(
+    values: Tensor, steps: int, activation: nn.Module | None = None, candidates: int = 100
+) -> Tensor:
+    """Theta whose quantise-clip of `values` is nearest to their activation (least MSE).
+
+    Args:
+        values: Pre-activations, [N] for a scalar theta or [N, C] for one a channel.
+        steps: T of the quantiser.
+        activation: ReLU when None.
+        candidates: Thetas tried, evenly spaced up to the largest activation.
+
+    Returns:
+        Theta, scalar or [C]. A channel that is silent in `values` gets 1/20 of the largest
+        activation of the layer, so that it can still answer to another picture.
+    """
+    truth = values.clamp(min=0) if activation is None else activation(values.clone())
+    slope = leak(activation)
+    top = truth.abs().amax(0).clamp(min=1e-3)
+    top = top.maximum(top.max() / 20)
+    # the largest first: it is taken where several do equally well
+    grid = torch.stack([top * (k / candidates) for k in range(candidates, 0, -1)])
+    errors = [(levels(values / t, steps, slope) * t - truth).square().mean(0) for t in grid]
+    return grid.gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
+
+
+def leak(activation: nn.Module | None) -> float:
+    """Slope of an activation's negative side."""
+    if isinstance(activation, nn.LeakyReLU):
+        return activation.negative_slope
+    return getattr(activation, "slope", 0.0)
 
 
 def quantize(
     network: nn.Module, record: Trace, thresholds: dict[str, Tensor], steps: int, noise: float = 0.1
 ) -> None:
-    """Stage I: put a `QuantClip` in place of every activation."""
-    replace_activations(network, record, lambda name, _: QuantClip(thresholds[name], steps, noise))
+    """Stage I: put a `QuantClip` in place of every activation.
+
+    Args:
+        network: Batch norm folded, activations separate.
+        record: Its trace.
+        thresholds: By module name, scalar or [C] (see `estimate_thresholds`).
+        steps: T.
+        noise: Probability that an element is not quantised while training.
+
+    Raises:
+        ConversionError: A leaky ReLU whose slope is not within 0..1.
+    """
+
+    def quantiser(name: str, activation: nn.Module) -> QuantClip:
+        slope = leak(activation)
+        if not 0 <= slope <= 1:
+            raise ConversionError(f"{name}: a leaky ReLU of slope {slope}; expected 0 to 1")
+        return QuantClip(thresholds[name], steps, noise, slope)
+
+    replace_activations(network, record, quantiser)
 
 
 @torch.no_grad()
-def make_spiking(network: nn.Module, example: Tensor, initial: float = 0.5) -> None:
+def make_spiking(
+    network: nn.Module, example: Tensor, initial: float = 0.5, pooling: str = "count"
+) -> None:
     """Quantised network -> spiking network with copied weights, in place.
 
-    Quantisers become integrate-and-fire neurons of the same threshold, thresholds are folded into
-    the weights that read them, the layers before the first neuron run once, and the layers after
-    the last run on the mean rate.
+    Quantisers become integrate-and-fire neurons of the same threshold, max-pooling that of spike
+    counts, thresholds are folded into the weights that read them, the layers before the first
+    neuron run once, and the layers after the last run on the mean rate.
 
     Args:
         network: Stage-I network in evaluation mode.
         example: Input [B, C, H, W].
         initial: Potential before the first step in units of the threshold (1/2: eq 16).
+        pooling: How max-pooling is done: `count`, or `step` (see `SpikingMaxPool`).
 
     Raises:
         ConversionError: Names what cannot be converted.
     """
     record = trace(network, example)
+    refuse_mixed_times(record)
     channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
 
-    def neuron(name: str, quantiser: nn.Module) -> IFNeuron:
+    def neuron(name: str, quantiser: QuantClip) -> IFNeuron:
         threshold = quantiser.threshold.abs().clamp(min=1e-6)
-        return IFNeuron(threshold, (threshold * initial).expand(channels[name]))
+        start = (threshold * initial).expand(channels[name])
+        return IFNeuron(threshold, start, quantiser.slope)
 
     replace_activations(network, record, neuron)
     record = trace(network, example)
     fold_thresholds(network, record)
+    changing = record.over_time()
+    for call in record.of(POOLS):
+        if changing & set(call.inputs):
+            set_module(network, call.where, SpikingMaxPool(call.module, pooling))
     for call in record.constant():
         set_module(network, call.where, ConstantInput(call.module))
     for call in record.readouts():
         set_module(network, call.where, Readout(call.module))
+
+
+def refuse_mixed_times(record: Trace) -> None:
+    """Refuse what would need the picture, or the mean over time, at every single time step.
+
+    Raises:
+        ConversionError: An operation that joins a signal which is the same in every step (before
+            the first neuron, or after a readout) to spikes, or max-pooling after a readout.
+    """
+    changing = record.over_time()
+    last = [call for call in record.readouts() if changing & set(call.inputs)]
+    read_out = {slot for call in last for slot in slots(call.result)}
+    for call in record.calls:
+        inputs = set(call.inputs)
+        if inputs & changing and inputs - changing:
+            origin = "a readout" if inputs & read_out else "computed from the picture alone"
+            raise ConversionError(
+                f"{call.where}: spikes meet a signal that has no time steps ({origin}); put an "
+                "activation (torch.nn.ReLU) behind that signal"
+            )
+        if inputs & read_out:
+            read_out.update(slots(call.result))
+            if isinstance(call.module, POOLS):
+                raise ConversionError(
+                    f"{call.where}: max-pooling after the last activation has no spiking "
+                    "counterpart; put it before that activation"
+                )

@@ -23,7 +23,8 @@ from spikedet.neurons.layers import IFNeuron
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, QuantClip, IFNeuron)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, QuantClip, IFNeuron)
+POOLS = (nn.MaxPool2d,)  # SpikingMaxPool is one
 # Linear in their input, the same for a rate as for spikes.
 LINEAR = (
     nn.AvgPool2d,
@@ -35,7 +36,8 @@ LINEAR = (
     nn.Dropout2d,
     nn.ZeroPad2d,
 )
-LEAVES = WEIGHTED + NORMS + ACTIVATIONS + LINEAR
+CONVERTIBLE = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.MaxPool2d)  # as named to the user
+LEAVES = WEIGHTED + NORMS + ACTIVATIONS + POOLS + LINEAR
 
 LINEAR_FUNCTIONS = {
     torch.cat,
@@ -146,6 +148,20 @@ class Trace:
                 first.append(call)
         return first
 
+    def over_time(self) -> set[int]:
+        """Slots that hold another value in every time step, [T*B, ...] in a spiking network.
+
+        The others are the same in every step: the picture and what is computed from it before the
+        first neuron, and readouts and what is computed from them.
+        """
+        last = {id(call) for call in self.readouts()}
+        changing: set[int] = set()
+        for call in self.calls:
+            spiking = isinstance(call.module, ACTIVATIONS) or changing & set(call.inputs)
+            if spiking and id(call) not in last:
+                changing.update(slots(call.result))
+        return changing
+
 
 def slots(value: Any) -> Iterator[int]:
     """Slot numbers in a nested value."""
@@ -211,7 +227,7 @@ class _Recorder(TorchFunctionMode):
         self.shapes: dict[int, torch.Size] = {}
         self.numbers: dict[int, int] = {}
         self.alive: list[Tensor] = []  # an id is unique only while its tensor lives
-        self.path: list[str] = []
+        self.path: list[tuple[str, str]] = []  # names and kinds of the modules around
         self.inside_leaf = False
 
     def adopt(self, tensor: Tensor) -> Slot:
@@ -221,11 +237,15 @@ class _Recorder(TorchFunctionMode):
         return Slot(number)
 
     def replace(self, value: Any, new: bool = False) -> Any:
-        """Tensors -> slots; a tensor of unknown origin stays unless it is `new`."""
+        """Tensors -> slots, fresh ones if `new`; else a tensor of unknown origin stays.
+
+        What a call returns is new even if it is its input, passed on or changed in place: whoever
+        reads that tensor later reads the result of this call.
+        """
         if isinstance(value, Tensor):
-            if id(value) in self.numbers:
-                return Slot(self.numbers[id(value)])
-            return self.adopt(value) if new else value
+            if new:
+                return self.adopt(value)
+            return Slot(self.numbers[id(value)]) if id(value) in self.numbers else value
         if isinstance(value, dict):
             return {key: self.replace(item, new) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -242,13 +262,13 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if self.inside_leaf or not _has_tensor(result):
             return result
-        where = self.path[-1] if self.path else "the network"
+        where, kind = self.path[-1]
         if any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
             if self.strict and func not in LINEAR_FUNCTIONS and not _nearest(func, kwargs):
                 name = resolve_name(func) or getattr(func, "__name__", str(func))
                 raise ConversionError(
-                    f"{where}: the function {name} has no spiking counterpart; use a module of "
-                    f"{_names(ACTIVATIONS[:2])}, or linear operations, instead"
+                    f"{where} ({kind}): the function {name} has no spiking counterpart; use "
+                    f"modules of {_names(CONVERTIBLE)}, or linear operations, instead"
                 )
             self.record(where, None, func, args, kwargs, result)
         return result
@@ -275,7 +295,7 @@ class _Recorder(TorchFunctionMode):
                 return forward(*args, **kwargs)
             if not leaf:
                 self.refuse_unknown(module, name)
-                self.path.append(name)
+                self.path.append((name, type(module).__name__))
                 try:
                     return forward(*args, **kwargs)
                 finally:
@@ -297,13 +317,18 @@ class _Recorder(TorchFunctionMode):
 
     def refuse_unknown(self, module: nn.Module, name: str) -> None:
         """A torch layer of another kind (an attention block, a sigmoid) is named."""
-        own = type(module).__module__.startswith("torch.nn.modules")
+        kind = type(module)
+        own = kind.__module__.startswith("torch.nn.modules")
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        if self.strict and own and not isinstance(module, containers):
-            raise ConversionError(
-                f"{name}: {type(module).__name__} has no spiking counterpart; activations that "
-                f"have one are {_names(ACTIVATIONS[:2])}"
+        if not self.strict or not own or isinstance(module, containers):
+            return
+        advice = f"modules that have one are {_names(CONVERTIBLE)}"
+        if kind.__module__.endswith(".activation") and kind is not nn.MultiheadAttention:
+            advice = (
+                "put torch.nn.ReLU() or torch.nn.LeakyReLU(0.1) in its place, in a network "
+                "description as `activation: torch.nn.ReLU()`, and fine-tune"
             )
+        raise ConversionError(f"{name}: {kind.__name__} has no spiking counterpart; {advice}")
 
 
 def _nearest(func: Callable, kwargs: dict) -> bool:

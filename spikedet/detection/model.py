@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from spikedet.conversion.network import SpikingNetwork, StepRates
 from spikedet.conversion.replace import make_spiking, quantize, separate_activations
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.detection.distillation import distillation_loss
-from spikedet.detection.ultra import Detect, DetectionModel
+from spikedet.detection.ultra import Detect, DetectionModel, stock_description
 from spikedet.errors import UsageError, WeightsError
 
 
@@ -44,7 +45,11 @@ class Detector(DetectionModel):
 
     def __init__(self, description: dict[str, Any], classes: int):
         super().__init__(description, nc=classes, verbose=False)
-        self.model[-1].__class__ = Head
+        head = self.model[-1]
+        if type(head) is not Detect or hasattr(head, "one2one_cv2"):
+            kind = "an end-to-end Detect" if type(head) is Detect else type(head).__name__
+            raise UsageError(f"the last layer of the description is {kind}; expected Detect")
+        head.__class__ = Head
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
@@ -80,26 +85,61 @@ def as_float(value: Any) -> Any:
     return value
 
 
-def read_description(path: Path, width: str | None = None) -> dict[str, Any]:
-    """A network description as a dict, its `scale` set to `width` (one of its `scales`).
+def read_description(
+    path: Path, width: str | None = None, activation: str | None = None
+) -> dict[str, Any]:
+    """A network description as a dict.
+
+    Args:
+        path: A YAML file, or the name of one that ultralytics brings along (yolov8n.yaml).
+        width: One of its `scales`.
+        activation: Put in place of its own, as text: `torch.nn.ReLU()`.
 
     Raises:
-        UsageError: No such file or no such width.
+        UsageError: No such description, or no such width.
     """
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such network description; see configs/models")
-    description = yaml.safe_load(Path(path).read_text())
+    file, scale = Path(path), None
+    if not file.is_file():
+        stock = stock_description(file.name) if file.name == str(path) else None
+        if stock is None:
+            raise UsageError(
+                f"{path}: no such network description; see configs/models, or name one of "
+                "ultralytics' as in yolov8n.yaml"
+            )
+        file, scale = stock
+    description = yaml.safe_load(file.read_text())
+    width = width or scale
     if width is not None:
         scales = description.get("scales", {})
         if width not in scales:
             raise UsageError(f"width {width!r}: {path} has {', '.join(scales) or 'no widths'}")
         description["scale"] = width
+    if activation is not None:
+        description["activation"] = activation
     return description
 
 
 def build(description: dict[str, Any], classes: int) -> Detector:
-    """A network with fresh weights from its description."""
-    return Detector(dict(description), classes)
+    """A network with fresh weights from its description.
+
+    Raises:
+        UsageError: It names a layer or an activation that does not exist, or has no Detect head.
+    """
+    try:
+        return Detector(dict(description), classes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the network description cannot be built: {error}") from error
+
+
+def expect_convertible(network: Detector) -> None:
+    """Refuse a network before it is trained which could not be converted afterwards.
+
+    Raises:
+        ConversionError: Names the layer, and says what to put in its place.
+    """
+    copied = copy.deepcopy(network).eval()
+    raw_outputs(copied)
+    prepare(copied, torch.zeros(1, 3, 64, 64))
 
 
 class Runner:
@@ -181,7 +221,8 @@ def restore(made: checkpoint.Checkpoint, half: bool = False) -> Runner:
     if made.stage == "snn":
         spiking = SpikingNetwork(network, made.T)
         if half:
-            spiking.use_bfloat16(example)
+            # at its own size: initial potentials may be those of single neurons
+            spiking.use_bfloat16(torch.zeros(1, 3, made.imgsz, made.imgsz))
         return Runner(spiking, head, made)
     return Runner(network, head, made)
 
@@ -201,7 +242,7 @@ def bare(made: checkpoint.Checkpoint) -> Detector:
         ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
         quantize(network, record, ones, made.T)
         if made.stage == "snn":
-            make_spiking(network, example)
+            spike(network, made)
     for name, module in network.named_modules():
         for key in ("threshold", "initial"):  # one a layer, a channel or a neuron
             stored = made.tensors.get(f"{name}.{key}")
@@ -215,6 +256,17 @@ def bare(made: checkpoint.Checkpoint) -> Detector:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
+
+
+def spike(network: Detector, made: checkpoint.Checkpoint, initial: float = 0.5) -> None:
+    """Make the quantised network of a checkpoint spiking, in place (see `make_spiking`).
+
+    Max-pooling is done as its description says: `pooling: count` (the default) or `step`.
+    """
+    pooling = made.model.get("pooling", "count")
+    if pooling not in ("count", "step"):
+        raise UsageError(f"the network description has pooling: {pooling}; expected count or step")
+    make_spiking(network, torch.zeros(1, 3, 64, 64), initial, pooling)
 
 
 def prepare(network: Detector, example: Tensor) -> None:

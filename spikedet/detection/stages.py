@@ -17,12 +17,12 @@ from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
+from spikedet.conversion.replace import estimate_thresholds, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection.data import Sample
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches, pick
-from spikedet.detection.model import Detector, as_float, bare, prepare, restore
+from spikedet.detection.model import Detector, as_float, bare, prepare, restore, spike
 from spikedet.detection.settings import Settings
 from spikedet.errors import WeightsError
 
@@ -56,14 +56,36 @@ def guide_for(made: Checkpoint, teacher: Checkpoint) -> torch.nn.Module:
     return restore(teacher).network
 
 
-def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float = 0.1) -> Detector:
+def quantized(
+    made: Checkpoint,
+    samples: Sequence[Sample],
+    T: int,
+    noise: float = 0.1,
+    per_channel: bool = False,
+) -> Detector:
     """A float checkpoint with quantise-clip activations, thresholds estimated on `samples`.
 
     Stage-I weights of another T keep their thresholds and only change their number of levels.
+
+    Args:
+        made: Float or stage-I checkpoint.
+        samples: Where thresholds of a float network are estimated.
+        T: Time steps.
+        noise: Probability that an element is not quantised while training.
+        per_channel: One threshold a channel instead of one a layer.
+
+    Raises:
+        WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
     """
     expect_stage(made, "float", "qc")
     network = bare(made)
     if made.stage == "qc":
+        scalar = any(t.ndim == 0 for k, t in made.tensors.items() if k.endswith(".threshold"))
+        if per_channel and scalar:
+            raise WeightsError(
+                "these stage-I weights have one threshold a layer; for thresholds of each channel "
+                "start from float weights"
+            )
         for module in network.modules():
             if isinstance(module, QuantClip):
                 module.steps, module.noise = T, noise
@@ -72,7 +94,8 @@ def quantized(made: Checkpoint, samples: Sequence[Sample], T: int, noise: float 
     prepare(network, example)
     record = trace(network, example)
     pictures = (b for b, _ in batches(pick(samples, THRESHOLD_PICTURES), made.imgsz, 8))
-    quantize(network, record, estimate_thresholds(network, record, pictures, T), T, noise)
+    thresholds = estimate_thresholds(network, record, pictures, T, per_channel=per_channel)
+    quantize(network, record, thresholds, T, noise)
     return network
 
 
@@ -85,6 +108,7 @@ def finetune(
     settings: Settings,
     *,
     noise: float = 0.1,
+    per_channel: bool = False,
     teacher: Checkpoint | None = None,
     distill: float = 1.0,
     resume: bool = False,
@@ -100,6 +124,7 @@ def finetune(
         out: Folder of the run.
         settings: How to train.
         noise: Probability that an element is not quantised while training.
+        per_channel: One threshold a channel instead of one a layer.
         teacher: Float checkpoint to distil from; `made` itself when it is a float one.
         distill: Weight of the distillation beside the detection loss, 0 for none.
         resume: Go on with the run in `out`.
@@ -107,7 +132,7 @@ def finetune(
     """
     from spikedet.detection.train import Trainer
 
-    network = quantized(made, train, T, noise)
+    network = quantized(made, train, T, noise, per_channel)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     network.train()
@@ -158,16 +183,18 @@ def copied(made: Checkpoint) -> Detector:
     """Spiking network with the weights and thresholds of stage I, nothing calibrated."""
     expect_stage(made, "qc")
     network = bare(made)
-    make_spiking(network, torch.zeros(1, 3, 64, 64))
+    spike(network, made)
     return network.to(memory_format=torch.channels_last)
 
 
-def untuned(made: Checkpoint, samples: Sequence[Sample], T: int) -> Checkpoint:
+def untuned(
+    made: Checkpoint, samples: Sequence[Sample], T: int, per_channel: bool = False
+) -> Checkpoint:
     """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
 
     Its spiking copy is the simplest conversion ("copied weights").
     """
-    state = quantized(made, samples, T).state_dict()
+    state = quantized(made, samples, T, per_channel=per_channel).state_dict()
     return Checkpoint("qc", "detection", made.model, made.names, made.imgsz, state, T, {})
 
 
@@ -188,7 +215,7 @@ def spiking_yolo(
     record = trace(network, example)
     pictures = (b for b, _ in batches(pick(samples, THRESHOLD_PICTURES), made.imgsz, 8))
     quantize(network, record, channel_maxima(network, record, pictures), T)
-    make_spiking(network, example, initial=0.0)
+    spike(network, made, initial=0.0)
     return spiking_checkpoint(replace(made, T=T), network, origin)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
+os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("YOLO_VERBOSE", "false")
 os.environ["YOLO_CONFIG_DIR"] = str(Path(tempfile.gettempdir()) / f"spikedet-{os.getuid()}")
@@ -39,6 +41,25 @@ from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
 
 
+def stock_description(name: str) -> tuple[Path, str | None] | None:
+    """One of the network descriptions that ultralytics brings along.
+
+    Args:
+        name: File name, with or without the letter of a scale: yolov8.yaml, yolov8n.yaml.
+
+    Returns:
+        The file, and the scale that the name asks for; None when there is no such description.
+    """
+    folder = utils.ROOT / "cfg/models"
+    scaled = re.fullmatch(r"(yolov?\d+)([nslmx])(.*)", name)
+    tries = [(name, None)] + ([(scaled[1] + scaled[3], scaled[2])] if scaled else [])
+    for file, scale in tries:
+        for path in folder.rglob("*.yaml"):
+            if path.name == file:
+                return path, scale
+    return None
+
+
 def show_progress() -> None:
     """Let ultralytics print its progress bars and the numbers of each epoch."""
     utils.VERBOSE = True
@@ -54,5 +75,6 @@ __all__ = [
     "DetectionTrainer",
     "YOLODataset",
     "show_progress",
+    "stock_description",
     "training_options",
 ]

@@ -10,6 +10,18 @@ rectangle of width `alpha` and area 1 around the threshold:
     h = ds/du = 1 / (alpha theta)   where |u / theta - 1| < alpha / 2, else 0
 
 so the gradient that passes one step (eq 21) is du[t]/du[t-1] = 1 - theta h, the reset included.
+
+The neuron of a leaky ReLU (eq 22) has a second threshold below zero, where its slope a > 0 makes
+it fire less often:
+
+    s[t] = -1 if u[t] <= -theta / a, and then u[t] = u[t] + theta / a
+
+A spike of either sign carries theta. The surrogate of the lower step is the same rectangle in its
+own normalised potential, a u / theta:
+
+    h' = ds/du = a / (alpha theta)   where |a u / theta + 1| < alpha / 2, else 0
+
+and du[t]/du[t-1] = 1 - theta h - (theta / a) h': each factor is 1 - 1 / alpha in its window.
 """
 
 from __future__ import annotations
@@ -26,6 +38,7 @@ def integrate_and_fire(
     threshold: Tensor,
     steps: int,
     dtype: torch.dtype | None = None,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Run neurons over `steps` time steps; no gradient.
 
@@ -36,9 +49,11 @@ def integrate_and_fire(
         threshold: Firing thresholds theta > 0, a scalar or broadcastable to [B, C, ...], float32.
         steps: T.
         dtype: Of the spikes, that of `current` by default. 0 and 1 are exact in every type.
+        slope: Of the negative side, 0 <= slope <= 1; with 0 there are no negative spikes.
 
     Returns:
-        Spikes 0/1 [T*B, C, ...], and the potentials after the last step in float32.
+        Spikes 0/1 (-1/0/1 with a slope) [T*B, C, ...], and the potentials after the last step in
+        float32.
     """
     batch = len(potential)
     spikes = _empty_spikes(current, batch, steps, dtype or current.dtype)
@@ -46,11 +61,11 @@ def integrate_and_fire(
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
     for v, potentials, s in zip(parts(currents, 1), parts(u), parts(over_time, 1), strict=True):
-        _advance(v, potentials, threshold, s)
+        (_advance_signed if slope else _advance)(v, potentials, threshold, s, slope)
     return spikes, u
 
 
-def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> None:
+def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, _: float) -> None:
     """Fill `spikes` [T, B, C, ...] and advance the potentials `u` [B, C, ...] in place."""
     same = spikes.dtype == u.dtype
     fired = torch.empty_like(u)
@@ -61,6 +76,24 @@ def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> 
         if not same:
             spikes[t] = fired
         u.addcmul_(fired, threshold, value=-1)
+
+
+def _advance_signed(
+    currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float
+) -> None:
+    """`_advance` for neurons with a negative threshold."""
+    for t in range(len(spikes)):
+        u += currents[t if len(currents) > 1 else 0].float()
+        above, below = _fire_signed(u, threshold, slope)
+        spikes[t] = above - below
+
+
+def _fire_signed(u: Tensor, threshold: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """Where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
+    depth = threshold / slope
+    above, below = (u >= threshold).float(), (u <= -depth).float()
+    u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
+    return above, below
 
 
 def parts(batch: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
@@ -79,49 +112,69 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, potential: Tensor, threshold: Tensor, steps: int, alpha: float
+        ctx: Any,
+        current: Tensor,
+        potential: Tensor,
+        threshold: Tensor,
+        steps: int,
+        alpha: float,
+        slope: float,
     ) -> tuple[Tensor, Tensor]:
         batch = len(potential)
-        ctx.constant, ctx.steps, ctx.alpha = len(current) == batch, steps, alpha
+        ctx.constant, ctx.steps, ctx.alpha, ctx.slope = len(current) == batch, steps, alpha, slope
         spikes = _empty_spikes(current, batch, steps, current.dtype)
         near = _empty_spikes(current, batch, steps, torch.bool)
+        near_below = torch.empty_like(near) if slope else None
         low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
         u = potential.clone()
         for t in range(steps):
             now = slice(t * batch, (t + 1) * batch)
             u += (current if ctx.constant else current[now]).float()
             torch.logical_and(u > low, u < high, out=near[now])
+            if slope:
+                torch.logical_and(u * -slope > low, u * -slope < high, out=near_below[now])
+                above, below = _fire_signed(u, threshold, slope)
+                spikes[now] = above - below
+                continue
             fired = (u >= threshold).float()
             spikes[now] = fired
             u.addcmul_(fired, threshold, value=-1)
-        ctx.save_for_backward(near, threshold)
+        ctx.save_for_backward(near, threshold, near_below)
         ctx.current_dtype = current.dtype
         return spikes, u
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
-        near, threshold = ctx.saved_tensors
+        near, threshold, near_below = ctx.saved_tensors
         batch = len(near) // ctx.steps
-        slope = 1 / (ctx.alpha * threshold)
-        passed = 1 / ctx.alpha  # theta h inside the window
+        height = 1 / (ctx.alpha * threshold)
+        passed = 1 / ctx.alpha  # theta h inside a window, of either sign
         grad = grad_u.float().clone()
         grad_current = None if ctx.constant else torch.empty_like(near, dtype=torch.float32)
         total = torch.zeros_like(grad) if ctx.constant else None
         for t in reversed(range(ctx.steps)):
             now = slice(t * batch, (t + 1) * batch)
-            inside = near[now]
+            inside, later, grad_s = near[now], grad, grad_spikes[now]
             # dL/du = h dL/ds + (1 - theta h) dL/du[t]
-            grad = torch.where(inside, grad * (1 - passed) + grad_spikes[now] * slope, grad)
+            grad = torch.where(inside, later * (1 - passed) + grad_s * height, later)
+            if near_below is not None:
+                change = grad_s * (height * ctx.slope) - later * passed
+                grad = torch.where(near_below[now], grad + change, grad)
             if total is not None:
                 total += grad
             else:
                 grad_current[now] = grad
         grad_current = total if total is not None else grad_current
-        return grad_current.to(ctx.current_dtype), grad, None, None, None
+        return grad_current.to(ctx.current_dtype), grad, None, None, None, None
 
 
 def integrate_and_fire_surrogate(
-    current: Tensor, potential: Tensor, threshold: Tensor, steps: int, alpha: float = 1.0
+    current: Tensor,
+    potential: Tensor,
+    threshold: Tensor,
+    steps: int,
+    alpha: float = 1.0,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`integrate_and_fire` that can be trained by back-propagation through time (eq 20, 21).
 
@@ -130,12 +183,13 @@ def integrate_and_fire_surrogate(
         potential: As there; gets a gradient.
         threshold: As there; a constant.
         steps: T.
-        alpha: Width of the surrogate's window in units of the threshold.
+        alpha: Width of the surrogate's windows in units of their threshold.
+        slope: As there.
 
     Returns:
         Spikes and final potentials, equal to those of `integrate_and_fire`.
     """
-    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha)
+    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope)
 
 
 class _RateThrough(torch.autograd.Function):
@@ -143,42 +197,59 @@ class _RateThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, initial: Tensor, threshold: Tensor, rate: Tensor, steps: int
+        ctx: Any,
+        current: Tensor,
+        initial: Tensor,
+        threshold: Tensor,
+        rate: Tensor,
+        steps: int,
+        slope: float,
     ) -> Tensor:
         z = (current.float() + (initial - threshold / 2) / steps) / threshold
         margin = 0.5 / steps
-        on_line = (z > -margin) & (z < 1 + margin)
-        ctx.save_for_backward(on_line | ((rate > 0) & (rate < 1)), threshold)
+        low = -(1 + margin) / slope if slope else -margin
+        on_line = (z > low) & (z < 1 + margin)
+        open_gate = on_line | ((rate != 0) & (rate.abs() < 1))
+        below = (rate < 0) | ((rate == 0) & (z < -margin))
+        gate = torch.where(below, slope, 1.0)
+        ctx.save_for_backward(gate * open_gate, threshold)
         ctx.steps, ctx.shape = steps, initial.shape
         return rate.to(current.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        open_gate, threshold = ctx.saved_tensors
-        slope = torch.where(open_gate, grad / threshold, 0)
-        return slope, slope.sum_to_size(ctx.shape).float() / ctx.steps, None, None, None
+        gate, threshold = ctx.saved_tensors
+        slope = grad * gate / threshold
+        return slope, slope.sum_to_size(ctx.shape).float() / ctx.steps, None, None, None, None
 
 
 def rate_through(
-    current: Tensor, initial: Tensor, threshold: Tensor, rate: Tensor, steps: int
+    current: Tensor,
+    initial: Tensor,
+    threshold: Tensor,
+    rate: Tensor,
+    steps: int,
+    slope: float = 0.0,
 ) -> Tensor:
     """Firing rates of a finished simulation, differentiable in the mean input current.
 
     Over T steps a neuron's rate follows clip(x / theta + (u0 - theta / 2) / (T theta), 0, 1) of
-    its mean current x, up to rounding and the residual potential. The value is the rate that was
-    simulated, the gradient that of the line. Back-propagation then costs one step instead of T.
+    its mean current x, up to rounding and the residual potential (with a slope: that slope below
+    0, clipped at -1). The value is the rate that was simulated, the gradient that of the line.
+    Back-propagation then costs one step instead of T.
 
     Args:
         current: Mean input current x, [B, C, ...].
         initial: Initial potential u0, broadcastable to `current`.
         threshold: theta, broadcastable to `current`.
-        rate: Simulated rates 0..1, [B, C, ...].
+        rate: Simulated rates -1..1, [B, C, ...].
         steps: T.
+        slope: Of the negative side.
 
     Returns:
         `rate`, in the dtype of `current`.
     """
-    return _RateThrough.apply(current, initial, threshold, rate, steps)
+    return _RateThrough.apply(current, initial, threshold, rate, steps, slope)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spikedet.errors import UsageError
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
@@ -17,7 +18,7 @@ from spikedet.neurons.functional import (
 
 
 class IFNeuron(nn.Module):
-    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1.
+    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1 (-1/0/1 with a slope).
 
     The network around it calls `start` before each pass; potentials live from there to the end of
     the pass and never longer.
@@ -26,13 +27,21 @@ class IFNeuron(nn.Module):
         threshold: Firing threshold theta > 0, scalar (one a layer) or [C] (one a channel).
         initial: Potential before the first step [C] or [C, H, W]; theta / 2 when None, which makes
             the rate of a constant current equal to round-half-up (eq 16).
+        slope: Of the negative side, 0 <= slope <= 1: the leak of a leaky ReLU (eq 22), 0 of a ReLU.
+
+    Attributes:
+        folded: The layers that read the spikes have theta in their weights, and 0/1 travels. False
+            where theta itself has to travel, as before an addition of unlike thresholds: then the
+            output is theta times the spikes.
 
     Shape:
         current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
     """
 
-    def __init__(self, threshold: Tensor, initial: Tensor | None = None):
+    def __init__(self, threshold: Tensor, initial: Tensor | None = None, slope: float = 0.0):
         super().__init__()
+        if not 0 <= slope <= 1:
+            raise ValueError(f"the slope of the negative side is {slope}; expected 0 to 1")
         threshold = threshold.detach().float()
         if not bool((threshold > 0).all()):
             raise ValueError(f"thresholds must be positive, not {threshold.min().item()}")
@@ -40,7 +49,7 @@ class IFNeuron(nn.Module):
         if initial is None:
             initial = threshold / 2
         self.initial = nn.Parameter(initial.detach().float().clone())
-        self.alpha = 1.0
+        self.slope, self.folded, self.alpha = slope, True, 1.0
         self.spike_dtype: torch.dtype | None = None  # that of the current
         self.steps, self.batch = 1, 1
         self.potential: Tensor | None = None
@@ -63,33 +72,53 @@ class IFNeuron(nn.Module):
         self.simulated = None
 
     def forward(self, current: Tensor) -> Tensor:
-        threshold = _per_channel(self.threshold, current.ndim)
+        threshold = per_channel(self.threshold, current.ndim)
         if self.through is not None:
-            initial = _per_channel(self.initial, current.ndim)
+            initial = per_channel(self.initial, current.ndim)
             rate, steps = self.through
             self.through = None
-            return rate_through(current, initial, threshold, rate, steps)
+            return self.on_wire(rate_through(current, initial, threshold, rate, steps, self.slope))
         potential = self.potential
         if potential is None:
-            initial = _per_channel(self.initial, current.ndim)
-            shape = (self.batch, *current.shape[1:])
-            potential = initial.expand(shape).contiguous(memory_format=memory_format(current))
+            potential = self.first_potential(current, self.batch)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
             spikes, potential = integrate_and_fire_surrogate(
-                current, potential, threshold, self.steps, self.alpha
+                current, potential, threshold, self.steps, self.alpha, self.slope
             )
         else:
             spikes, potential = integrate_and_fire(
-                current, potential, threshold, self.steps, self.spike_dtype
+                current, potential, threshold, self.steps, self.spike_dtype, self.slope
             )
         self.potential = potential
         if self.simulated is not None:
             counts = spikes.unflatten(0, (self.steps, self.batch)).sum(0, dtype=torch.float32)
             self.simulated.append(counts)
         if self.spike_sum is not None:
-            self.spike_sum += spikes.detach().sum(dtype=torch.float64)
+            self.spike_sum += spikes.detach().abs().sum(dtype=torch.float64)
             self.spike_size += spikes.numel()
-        return spikes
+        return self.on_wire(spikes)
+
+    def first_potential(self, current: Tensor, batch: int) -> Tensor:
+        """Potentials before the first step, [B, C, ...], for currents [.., C, ...].
+
+        Raises:
+            UsageError: Initial potentials of each neuron, at another size than they were made for.
+        """
+        size = current.shape[2:]
+        if self.initial.ndim > 1 and self.initial.shape[1:] != size:
+            raise UsageError(
+                f"a layer of {tuple(size)} neurons a channel has initial potentials for "
+                f"{tuple(self.initial.shape[1:])}; run this network at the picture size that it "
+                "was calibrated for"
+            )
+        initial = per_channel(self.initial, current.ndim).expand(batch, *current.shape[1:])
+        return initial.contiguous(memory_format=memory_format(current))
+
+    def on_wire(self, spikes: Tensor) -> Tensor:
+        """What the next layers receive for spikes [.., C, ...]: see `folded`."""
+        if self.folded:
+            return spikes
+        return spikes * per_channel(self.threshold, spikes.ndim).to(spikes.dtype)
 
     def count_spikes(self, on: bool) -> None:
         """Start counting spikes from zero, or stop."""
@@ -98,7 +127,9 @@ class IFNeuron(nn.Module):
         self.spike_size = 0
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold.mean().item():.3g}"
+        wire = "" if self.folded else ", theta on the wire"
+        slope = f", slope={self.slope}" if self.slope else ""
+        return f"threshold={self.threshold.mean().item():.3g}{slope}{wire}"
 
 
 class Readout(nn.Module):
@@ -163,7 +194,57 @@ class CalledInTurn(nn.Module):
         return neuron(current)
 
 
-def _per_channel(value: Tensor, ndim: int) -> Tensor:
+class SpikingMaxPool(nn.MaxPool2d):
+    """Max-pooling of cumulative spike counts c: out[t] = maxpool(c[t]) - maxpool(c[t-1]).
+
+    The sum of the outputs over time is the maximum of the sums of the inputs, so the rate that
+    leaves is exactly the largest that enters; a maximum taken in every step lies above it. The
+    output at t needs nothing later than t. 0/1 stay 0/1 and -1/0/1 stay -1/0/1: a count moves by
+    one a step at most, and so does the largest. Real currents may be pooled in the same way.
+
+    Args:
+        pool: Its window, stride, padding, dilation and ceil_mode are taken over.
+        mode: `count`, or `step` for the maximum in every step.
+
+    Shape:
+        [T*B, C, H, W] -> [T*B, C, H', W']
+    """
+
+    def __init__(self, pool: nn.MaxPool2d, mode: str = "count"):
+        if mode not in ("count", "step"):
+            raise ValueError(f"max-pooling mode is {mode!r}; expected 'count' or 'step'")
+        super().__init__(
+            pool.kernel_size,
+            pool.stride,
+            pool.padding,
+            pool.dilation,
+            ceil_mode=pool.ceil_mode,
+        )
+        self.mode = mode
+        self.start(1)
+
+    def start(self, batch: int) -> None:
+        """Forget the last pass; the next calls belong to `batch` new pictures."""
+        self.batch = batch
+        self.count: Tensor | None = None  # c [B, C, H, W] at the end of the last call, float32
+        self.pooled: Tensor | None = None  # its maximum
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        if self.mode == "step":
+            return super().forward(spikes)
+        counts = spikes.float().unflatten(0, (-1, self.batch)).cumsum(0)  # [T, B, C, H, W]
+        if self.count is not None:
+            counts = counts + self.count
+        pooled = super().forward(counts.flatten(0, 1)).unflatten(0, (-1, self.batch))
+        before = torch.zeros_like(pooled[0]) if self.pooled is None else self.pooled
+        self.count, self.pooled = counts[-1], pooled[-1]
+        return (pooled - torch.cat([before[None], pooled[:-1]])).flatten(0, 1).to(spikes.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mode={self.mode}"
+
+
+def per_channel(value: Tensor, ndim: int) -> Tensor:
     """Scalar, [C] or [C, H, W] -> broadcastable to [B, C, ...] of `ndim` dimensions."""
     if value.ndim == 1:
         return value.view(1, -1, *[1] * (ndim - 2))

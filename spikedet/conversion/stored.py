@@ -1,0 +1,148 @@
+"""A network cut into layers: outputs of its neurons held packed, one layer advanced at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikedet.conversion.trace import (
+    ACTIVATIONS,
+    WEIGHTED,
+    Call,
+    Trace,
+    fill,
+    slots,
+    store,
+    trace,
+)
+from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
+from spikedet.neurons.layers import SpikingMaxPool, per_channel
+
+
+@dataclass
+class Site:
+    """A layer to calibrate: the calls from stored spikes to its input current, and the neuron."""
+
+    call: Call
+    segment: list[Call]
+    sources: list[int]
+    layers: list[nn.Module]
+
+
+class Stored:
+    """A network with the outputs of its neurons for all pictures, one layer advanced at a time.
+
+    With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser.
+    """
+
+    def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
+        self.pictures, self.T = pictures, T
+        self.batch = len(pictures[0])
+        for module in network.modules():
+            if hasattr(module, "start"):
+                module.start(self.batch)
+            if hasattr(module, "steps") and T is not None:
+                module.steps = T
+        self.trace: Trace = trace(network, pictures[0])
+        for module in network.modules():
+            if hasattr(module, "start"):
+                module.start(0)
+        self.neurons = self.trace.of(ACTIVATIONS)
+        self.sites = [self._site(call) for call in [*self.neurons, *self.trace.readouts()]]
+        self.kept: dict[int, list[np.ndarray]] = {}
+
+    def _site(self, call: Call) -> Site:
+        """What lies between the neurons before `call` and its input (its output, for a readout)."""
+        is_neuron = isinstance(call.module, ACTIVATIONS)
+        wanted = set(call.inputs) if is_neuron else set(slots(call.result))
+        made_by_neurons = {n for c in self.neurons for n in slots(c.result)}
+        segment, sources = [], set()
+        for earlier in reversed(self.trace.calls):
+            made = set(slots(earlier.result))
+            if made & wanted and not (made & made_by_neurons):
+                segment.append(earlier)
+                wanted |= set(earlier.inputs)
+        sources = wanted & (made_by_neurons | {0})
+        layers = [c.module for c in segment if isinstance(c.module, WEIGHTED)]
+        return Site(call, segment[::-1], sorted(sources), layers)
+
+    def sources(self, site: Site, m: int) -> dict[int, Tensor]:
+        """Inputs of a site for minibatch `m`: spikes, activations or the pictures themselves."""
+        return {n: self.unpack(n, m) if n else self.pictures[m] for n in site.sources}
+
+    def run(self, site: Site, tensors: dict[int, Tensor]) -> Tensor:
+        """Input current of a site (output of a readout)."""
+        tensors = dict(tensors)
+        for call in site.segment:
+            if isinstance(call.module, SpikingMaxPool):
+                call.module.start(self.batch)
+            value = call.function(*fill(call.args, tensors), **fill(call.kwargs, tensors))
+            store(call.result, value, tensors)
+        for call in site.segment:
+            if isinstance(call.module, SpikingMaxPool):
+                call.module.start(0)
+        is_neuron = isinstance(site.call.module, ACTIVATIONS)
+        return tensors[site.call.inputs[0] if is_neuron else next(slots(site.call.result))]
+
+    def free_every_neuron(self, site: Site) -> None:
+        """Give each neuron of a site an initial potential of its own, [C, H, W]."""
+        if isinstance(site.call.module, ACTIVATIONS):
+            initial = site.call.module.initial
+            shape = self.trace.shapes[site.call.inputs[0]][1:]
+            initial.data = per_channel(initial.data, 1 + len(shape)).expand(1, *shape)[0].clone()
+
+    @torch.no_grad()
+    def target(self, site: Site, m: int) -> Tensor:
+        """Stage-I activation in units of the threshold, as levels -T..T; a readout's output."""
+        value = self.run(site, self.sources(site, m))
+        if not isinstance(site.call.module, ACTIVATIONS):
+            return value
+        quantiser = site.call.module
+        unit = per_channel(quantiser.threshold.abs(), value.ndim) / quantiser.steps
+        level = torch.int8 if quantiser.steps <= 127 else torch.int16
+        return (quantiser(value) / unit).round().to(level)
+
+    @torch.no_grad()
+    def advance(self, index: int) -> None:
+        """Store the outputs of site `index` and forget what no later site reads."""
+        site = self.sites[index]
+        if isinstance(site.call.module, ACTIVATIONS):
+            number = next(slots(site.call.result))
+            self.kept[number] = [self.pack(site, m) for m in range(len(self.pictures))]
+        needed = {n for later in self.sites[index + 1 :] for n in later.sources}
+        self.kept = {n: v for n, v in self.kept.items() if n in needed}
+
+    def pack(self, site: Site, m: int) -> np.ndarray:
+        if self.T is None:
+            return self.target(site, m).numpy()
+        spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
+        signs = [spikes > 0, spikes < 0] if site.call.module.slope else [spikes.bool()]
+        return np.packbits(torch.stack(signs).numpy())
+
+    def unpack(self, number: int, m: int) -> Tensor:
+        stored, shape = self.kept[number][m], self.trace.shapes[number]
+        maker = next(c.module for c in self.neurons if number in slots(c.result))
+        if self.T is None:
+            unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
+            return torch.from_numpy(stored).float() * unit
+        signs = 2 if maker.slope else 1
+        bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
+        spikes = bits.view(signs, *shape).float()
+        spikes = spikes[0] - spikes[1] if maker.slope else spikes[0]
+        if spikes.ndim == 4:
+            spikes = spikes.contiguous(memory_format=torch.channels_last)
+        return maker.on_wire(spikes)
+
+
+def fire(
+    site: Site, current: Tensor, batch: int, T: int, alpha: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Spikes and final potential of a site's neurons from their input current."""
+    neuron = site.call.module
+    u0, theta = neuron.first_potential(current, batch), per_channel(neuron.threshold, current.ndim)
+    if alpha is None:
+        return integrate_and_fire(current, u0, theta, T, slope=neuron.slope)
+    return integrate_and_fire_surrogate(current, u0, theta, T, alpha, neuron.slope)

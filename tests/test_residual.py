@@ -1,0 +1,150 @@
+"""Additions of branches with different thresholds, and what cannot be added."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import (
+    estimate_thresholds,
+    make_spiking,
+    quantize,
+    separate_activations,
+)
+from spikedet.conversion.trace import trace
+from spikedet.errors import ConversionError
+from spikedet.neurons.layers import IFNeuron
+
+T = 8
+
+
+class Branches(nn.Module):
+    """Three neurons on constant currents; `join` makes what the readout gets of their outputs."""
+
+    def __init__(self, join, channels=4, relu=nn.ReLU):
+        super().__init__()
+        self.join = join
+        self.a, self.b, self.c = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.p, self.q, self.r = (relu() for _ in range(3))
+        self.last = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.join(self.p(self.a(x)), self.q(self.b(x)), self.r(self.c(x))))
+
+
+def add_in_place(p, q, r):
+    p += q
+    return p
+
+
+JOINS = {
+    "addition": (lambda p, q, r: p + q, 4, "pq"),
+    "two additions": (lambda p, q, r: torch.add(p + q, r), 4, "pqr"),
+    "in place": (add_in_place, 4, "pq"),
+    "addition beside": (lambda p, q, r: torch.cat([p + q, r], 1), 8, "pq"),
+    "concatenation": (lambda p, q, r: torch.cat([p, q, r], 1), 12, ""),
+    "above each other": (lambda p, q, r: torch.cat([p, q], 2), 4, "pq"),
+    "halves of one": (lambda p, q, r: torch.cat([p[:, :2] + p[:, 2:], q], 1), 6, "p"),
+    "pooled sum": (lambda p, q, r: nn.functional.avg_pool2d(p + q, 2), 4, "pq"),
+    "padded": (lambda p, q, r: nn.functional.pad(p, (1, 1, 1, 1)), 4, ""),
+    "average at the border": (lambda p, q, r: nn.functional.avg_pool2d(q, 3, 2, 1), 4, ""),
+}
+
+
+def converted(network, pictures):
+    """(quantised, spiking, letters of the neurons that keep theta on the wire)."""
+    network = network.eval()
+    separate_activations(network, pictures)
+    record = trace(network, pictures)
+    thresholds = estimate_thresholds(network, record, [pictures], T, per_channel=True)
+    # twice, so that nothing saturates: where a leaky neuron does, it may lose its first step
+    quantize(network, record, {name: 2 * theta for name, theta in thresholds.items()}, T)
+    network.eval()
+    spiking = copy.deepcopy(network)
+    make_spiking(spiking, pictures)
+    neurons = [(n, m) for n, m in spiking.named_modules() if isinstance(m, IFNeuron)]
+    return network, spiking, "".join(n for n, m in neurons if not m.folded)
+
+
+@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("relu", [nn.ReLU, lambda: nn.LeakyReLU(0.3)], ids=["relu", "leaky"])
+def test_equal_to_the_quantised_network_on_constant_currents(name, relu, pictures):
+    """Every neuron's rate is its quantised level here, so the sums must be equal, too."""
+    torch.manual_seed(0)
+    join, channels, kept = JOINS[name]
+    network, spiking, found = converted(Branches(join, channels, relu), pictures)
+    assert found == kept
+    with torch.no_grad():
+        wanted = network(pictures)
+        for chunk in (4, 1000):
+            assert torch.allclose(SpikingNetwork(spiking, T, chunk)(pictures), wanted, atol=1e-5)
+
+
+class Bottleneck(nn.Module):
+    """A residual block: spikes and, with `raw`, a current without a neuron are added."""
+
+    def __init__(self, raw):
+        super().__init__()
+        self.raw = raw
+        self.first, self.deep, self.relu = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 1), nn.ReLU()
+        self.mix, self.last = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        deep = self.deep(x)
+        x = x + (deep if self.raw else self.relu(deep))
+        return self.last(self.relu(self.mix(x)))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_residual_block_approaches_the_clipped_network(raw, pictures):
+    torch.manual_seed(0)
+    network, spiking, found = converted(Bottleneck(raw), pictures)
+    assert found == ("relu.neurons.0" if raw else "relu.neurons.0relu.neurons.1")
+    for quantiser in network.modules():
+        if hasattr(quantiser, "noise"):
+            quantiser.steps = None
+    with torch.no_grad():
+        wanted, spiking = network(pictures), SpikingNetwork(spiking, T)
+        errors = [(spiking(pictures, steps) - wanted).abs().max() for steps in (8, 512)]
+    assert errors[0] > 4 * errors[1]
+    assert errors[1] < 0.02 * wanted.std()
+
+
+def test_calibration_sends_theta_on(pictures):
+    """The error reported for the last layer is that of the network as it runs."""
+    torch.manual_seed(0)
+    network, spiking, _ = converted(Bottleneck(False), pictures)
+    batches = list(torch.rand(5, 4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
+    options = Options(steps=10, check=5, half=False)
+    reports = calibrate(network, spiking, batches[:4], batches[4:], T, options)
+    with torch.no_grad():
+        error = SpikingNetwork(spiking, T)(batches[4]) - network(batches[4])
+        spread = torch.cat([network(b) for b in batches]).transpose(0, 1).flatten(1).std(1)
+    error = (error / spread.view(1, -1, 1, 1)).square().mean().item()
+    assert reports[-1].after == pytest.approx(error, rel=1e-3)
+
+
+class FromPicture(nn.Module):
+    """Spikes meet the picture's own current, or what the readout gives."""
+
+    def __init__(self, readout):
+        super().__init__()
+        self.readout, self.first, self.relu = readout, nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        spikes = self.relu(self.first(x))
+        return self.last(spikes) + spikes if self.readout else self.last(spikes + self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("readout", "words"),
+    [(True, "FromPicture: .*a readout"), (False, "FromPicture: .*from the picture alone")],
+)
+def test_a_signal_without_time_steps_is_refused_by_name(readout, words, pictures):
+    with pytest.raises(ConversionError, match=words):
+        converted(FromPicture(readout), pictures)

@@ -1,0 +1,264 @@
+"""Leaky ReLU: the signed neuron and its quantiser by hand, by brute force and in a network."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet import checkpoint
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.quantize import QuantClip, levels
+from spikedet.conversion.replace import (
+    best_threshold,
+    estimate_thresholds,
+    make_spiking,
+    quantize,
+    separate_activations,
+)
+from spikedet.conversion.trace import trace
+from spikedet.detection import model
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.errors import ConversionError
+from spikedet.neurons.functional import (
+    integrate_and_fire,
+    integrate_and_fire_surrogate,
+    rate_through,
+)
+from spikedet.neurons.layers import IFNeuron
+
+LEAKY = Path(__file__).parents[1] / "configs/models/tiny-yolo-leaky.yaml"
+
+
+def run(current, u0, theta, steps, slope):
+    current = torch.tensor(current).view(-1, 1)
+    u0 = torch.tensor([[u0]])
+    return integrate_and_fire(current, u0, torch.tensor(theta), steps, slope=slope)
+
+
+def test_traced_by_hand():
+    # theta 2, slope 1/2, so the lower threshold is -4; u0 1:
+    # u -1 | -4 fires (<=), 0 | 2 fires (>=), 0 | -9 fires once only, -5 | -4 fires, 0
+    spikes, u = run([-2.0, -3.0, 2.0, -9.0, 1.0], 1.0, 2.0, 5, 0.5)
+    assert spikes.flatten().tolist() == [0, -1, 1, -1, -1]
+    assert u.item() == 0.0
+
+
+def test_without_a_slope_there_are_no_negative_spikes():
+    spikes, u = run([-100.0, 1.0], 0.5, 1.0, 2, 0.0)
+    assert spikes.flatten().tolist() == [0, 0] and u.item() == -98.5
+
+
+def test_a_module_carries_the_slope_and_counts_spikes_of_both_signs():
+    neuron = IFNeuron(torch.tensor(1.0), torch.zeros(1), slope=0.5)
+    neuron.steps = 2
+    neuron.count_spikes(True)
+    neuron.start(1)
+    spikes = neuron(torch.tensor([[[[1.0]]], [[[-2.0]]]]))
+    assert spikes.flatten().tolist() == [1, -1]
+    assert neuron.spike_sum.item() == 2 and neuron.spike_size == 2
+    with pytest.raises(ValueError, match="slope of the negative side is 1.5"):
+        IFNeuron(torch.tensor(1.0), slope=1.5)
+
+
+def test_quantiser_against_its_equation():
+    # theta 2, T 4, slope 1/2. x >= 0: 2 round_half_up(2 x) / 4; x < 0: floor((2 |x| - 1/2) / 2)
+    x = torch.tensor([0.24, 0.25, 1.9, 9.0, -0.1, -1.24, -1.25, -2.3, -4.24, -4.25, -9.0])
+    wanted = torch.tensor([0, 0.5, 2, 2, 0, 0, -0.5, -1, -1.5, -2, -2])
+    quantiser = QuantClip(torch.tensor(2.0), 4, slope=0.5).eval()
+    assert torch.equal(quantiser(x), wanted)
+    quantiser.steps = None
+    assert torch.equal(
+        quantiser(torch.tensor([1.0, 3.0, -1.0, -9.0])), torch.tensor([1, 2, -0.5, -2])
+    )
+
+
+def test_quantiser_against_the_neuron_on_1321_constant_currents():
+    """It fits but for a sliver: just past saturation the neuron loses its first step."""
+    T, slope = 20, 0.1
+    x = torch.linspace(-11, 2.2, 1321, dtype=torch.float64).float() * 1.7
+    theta = torch.tensor(1.7)
+    u0 = torch.full_like(x, 0.85)[None]
+    spikes, _ = integrate_and_fire(x[None], u0, theta, T, slope=slope)
+    count, level = spikes.sum(0), (levels(x / theta, T, slope) * T).round()
+    apart = (count != level).nonzero().flatten()
+    assert len(apart) == 47
+    assert (x[apart] / theta >= -10.5).all() and (x[apart] / theta <= -10.025).all()
+    assert (count[apart] == -19).all() and (level[apart] == -20).all()
+    rounded = torch.where(x < 0, slope, 1) * x * T / theta
+    half_up = (rounded.abs() + 0.5).floor().clamp(max=T) * rounded.sign()
+    assert (count != half_up).sum() > 500  # rounding both sides alike does not fit
+
+
+def test_quantiser_gradients():
+    x = torch.tensor([-9.0, -3.0, -0.5, 0.3, 0.8, 5.0], requires_grad=True)
+    quantiser = QuantClip(torch.tensor(2.0), 4, slope=0.5).eval()
+    y = quantiser(x)
+    y.sum().backward()
+    assert x.grad.tolist() == [0, 0.5, 0.5, 1, 1, 0]
+    # clipped: -1 and 1; inside: level - slope x / theta
+    inside = (y / 2 - torch.where(x < 0, 0.5, 1) * x / 2)[1:5].sum().item()
+    assert quantiser.threshold.grad.item() == pytest.approx(inside)
+
+
+def test_thresholds_of_each_channel_have_gradients_of_their_own():
+    x = torch.tensor([[[5.0], [-9.0]]])
+    quantiser = QuantClip(torch.tensor([2.0, 3.0]), 4, slope=0.5)
+    quantiser(x).sum().backward()
+    assert quantiser.threshold.grad.tolist() == [1, -1]
+
+
+def reference(current, u, theta, steps, alpha, slope):
+    """Back-propagation through time by autograd; each threshold is a step of its own potential."""
+
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x >= 1).float()
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return grad * ((x - 1).abs() < alpha / 2).float() / alpha
+
+    spikes = []
+    for now in current.chunk(steps):
+        u = u + now
+        above, below = Step.apply(u / theta), Step.apply(-u * slope / theta)
+        u = u - theta * above + theta / slope * below
+        spikes.append(above - below)
+    return torch.cat(spikes), u
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("theta", [0.3, 4.0])
+def test_surrogate_gradient(theta, alpha):
+    torch.manual_seed(0)
+    theta, slope = torch.tensor(theta), 0.25
+    current = (torch.randn(6 * 2, 3, 4, 4) * 3 * theta).requires_grad_()
+    u0 = (torch.rand(2, 3, 4, 4) * theta).requires_grad_()
+    weight, weight_u = torch.randn(12, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    results = []
+    for spikes, u in (
+        integrate_and_fire_surrogate(current, u0, theta, 6, alpha, slope),
+        reference(current, u0, theta, 6, alpha, slope),
+    ):
+        loss = (spikes * weight).sum() + (u * weight_u).sum()
+        results.append((spikes, u, *torch.autograd.grad(loss, [current, u0])))
+    for ours, truth in zip(*results, strict=True):
+        assert torch.allclose(ours, truth, atol=1e-4)
+    assert {-1, 0, 1} == set(results[0][0].unique().tolist())
+
+
+def test_surrogate_of_one_step_by_hand():
+    # theta 2, slope 1/2: windows 1..3 around 2 (height 1/2) and -6..-2 around -4 (height 1/4)
+    x = torch.tensor([[0.5, 1.5, 2.5, 3.5, -1.5, -2.5, -5.0, -6.5]], requires_grad=True)
+    spikes, u = integrate_and_fire_surrogate(
+        x, torch.zeros_like(x), torch.tensor(2.0), 1, slope=0.5
+    )
+    (grad,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
+    assert grad[0].tolist() == [0, 0.5, 0.5, 0, 0, 0.25, 0.25, 0]
+    (grad,) = torch.autograd.grad(u.sum(), x)
+    assert grad[0].tolist() == [1, 0, 0, 1, 1, 0, 0, 1]
+
+
+def test_gradient_through_rates():
+    x = torch.tensor([[-30.0, -8.0, -0.1, 1.0, 5.0]], requires_grad=True)
+    u0 = torch.full((1, 1), 1.0, requires_grad=True)
+    rate = torch.tensor([[-1.0, -0.25, 0.0, 0.5, 1.0]])
+    out = rate_through(x, u0, torch.tensor(2.0), rate, 4, slope=0.1)
+    assert torch.equal(out, rate)
+    out.sum().backward()
+    assert torch.allclose(x.grad[0], torch.tensor([0, 0.05, 0.5, 0.5, 0]))
+    assert u0.grad.item() == pytest.approx((0.05 + 0.5 + 0.5) / 4)
+
+
+@pytest.fixture
+def leaky_net(small_net, pictures):
+    """The small network with leaky ReLU, quantised at T = 8; its batch norm does nothing."""
+    small_net.norm, small_net.relu = nn.Identity(), nn.LeakyReLU(0.2)
+    separate_activations(small_net, pictures)
+    record = trace(small_net, pictures)
+    thresholds = estimate_thresholds(small_net, record, [pictures], 8)
+    quantize(small_net, record, thresholds, 8)
+    return small_net.eval()
+
+
+def test_leaky_network_converts(leaky_net, pictures):
+    quantised = copy.deepcopy(leaky_net)
+    make_spiking(leaky_net, pictures)
+    neurons = [m for m in leaky_net.modules() if isinstance(m, IFNeuron)]
+    assert len(neurons) == 3 and all(n.slope == 0.2 for n in neurons)
+    seen = []
+    for neuron in neurons:
+        neuron.register_forward_hook(lambda m, i, spikes: seen.append(spikes))
+    spiking = SpikingNetwork(leaky_net, 8)
+    with torch.no_grad():
+        spiking(pictures)
+        first = quantised.relu.neurons[0](quantised.first(pictures))
+        rate = seen[0].unflatten(0, (8, 4)).mean(0) * neurons[0].threshold
+        near = (rate - first).abs() < 1e-5
+        for quantiser in quantised.modules():
+            if isinstance(quantiser, QuantClip):
+                quantiser.steps = None
+        errors = [(spiking(pictures, T) - quantised(pictures)).abs().mean() for T in (4, 32, 256)]
+    assert near.float().mean() > 0.99  # the first neurons receive a constant current
+    assert set(torch.cat([s.unique() for s in seen[:3]]).tolist()) == {-1, 0, 1}
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02 * quantised(pictures).std()
+
+
+def test_gradient_through_the_rates_of_a_leaky_network(leaky_net, pictures):
+    make_spiking(leaky_net, pictures)
+    spiking = SpikingNetwork(leaky_net, 8)
+    with torch.no_grad():
+        wanted = spiking(pictures)
+    leaky_net.deep.weight.requires_grad_(True)
+    found = spiking.rate_gradient(pictures)
+    assert torch.allclose(found, wanted, atol=1e-4)
+    found.sum().backward()
+    assert leaky_net.deep.weight.grad.abs().sum() > 0
+
+
+def test_best_threshold_looks_at_both_signs():
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 4 - 40
+    leaky = best_threshold(values, 8, nn.LeakyReLU(0.5))  # activations about -20
+    assert 15 < leaky.item() < 30
+    assert best_threshold(torch.rand(9999) * 50, 64, nn.ReLU6()).item() <= 6
+
+
+@pytest.mark.parametrize("slope", [-0.1, 3.0])
+def test_a_slope_that_no_neuron_has_is_refused_by_name(slope, pictures):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.LeakyReLU(slope), nn.Conv2d(3, 3, 1)).eval()
+    record = trace(network, pictures)
+    with pytest.raises(ConversionError, match=f"1: a leaky ReLU of slope {slope}"):
+        quantize(network, record, {"1": torch.ones(())}, 8)
+
+
+def test_a_leaky_detector_is_restored_from_its_description():
+    torch.manual_seed(0)
+    description = model.read_description(LEAKY, "n")
+    pictures = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    network = model.build(description, 20).eval()
+    model.raw_outputs(network)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    model.prepare(network, pictures)
+    record = trace(network, pictures)
+    quantize(network, record, estimate_thresholds(network, record, [pictures], 8), 8)
+    network.eval()
+    model.raw_outputs(network.to(memory_format=torch.channels_last))
+    args = "detection", description, VOC_CLASSES, 64
+    qc = checkpoint.Checkpoint("qc", *args, copy.deepcopy(network.state_dict()), 8)
+    snn = copy.deepcopy(network)
+    make_spiking(snn, pictures)
+    spiking = checkpoint.Checkpoint("snn", *args, snn.state_dict(), 8)
+    floating = model.restore(checkpoint.Checkpoint("float", *args, state))
+    assert isinstance(floating.network.model[0].act, nn.LeakyReLU)
+    with torch.no_grad():
+        quantised, restored = model.restore(qc), model.restore(spiking)
+        assert torch.equal(quantised.raw(pictures)["scores"], network(pictures)["scores"])
+        wanted = SpikingNetwork(snn, 8)(pictures)["scores"]
+        assert torch.allclose(restored.raw(pictures)["scores"], wanted, atol=1e-5)
+    assert {m.slope for m in restored.network.modules() if isinstance(m, IFNeuron)} == {0.1}
