@@ -12,12 +12,13 @@ import torch
 from test_data import add, annotation
 
 from spikedet import checkpoint
-from spikedet.detection import model
+from spikedet.detection import model, stages
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
 from spikedet.detection.train import Trainer, check_devices, epochs_done
-from spikedet.errors import TrainingError
+from spikedet.errors import TrainingError, WeightsError
+from tools import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -171,6 +172,76 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert methods == [
         "float", "copied weights", "stage I, quantised", "stage I alone", "stages I + II",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stages_done(devkit, tmp_path_factory):
+    """Float and stage-I weights of an untrained network, and the options that all methods share."""
+    folder = tmp_path_factory.mktemp("methods")
+    torch.manual_seed(0)
+    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = model.build(description, 20).state_dict()
+    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    checkpoint.save(made, folder / "float.safetensors")
+    samples = read_voc(devkit, "VOC2007:train", cache=folder)
+    train, _ = split_off_tuning(samples, devkit.parent / "tuning.txt")
+    checkpoint.save(stages.untuned(made, train, 4), folder / "qc.safetensors")
+    return folder
+
+
+def converted(folder, devkit, method, *words):
+    """The network that tools/convert.py makes, and its origin."""
+    parser = convert.arguments()
+    out = folder / f"{method}.safetensors"
+    small = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
+    data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
+    given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
+    convert.main(parser.parse_args([*map(str, [*given, *data, *small, *words])]))
+    made = checkpoint.load(out)
+    assert (made.stage, made.T) == ("snn", 4)
+    return made
+
+
+def different(a, b):
+    """Kinds of tensors in which two networks differ."""
+    return {
+        name.rsplit(".", 1)[1]
+        for name, tensor in a.tensors.items()
+        if not torch.equal(tensor, b.tensors[name])
+    }
+
+
+def test_each_method_trains_what_it_says(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    ready = ["--stage1", stages_done / "qc.safetensors"]
+    copied = converted(stages_done, devkit, "copy")
+    # the stage-I weights of this test are the float ones, so copies of both are the same
+    alone = converted(stages_done, devkit, "stage1", *ready)
+    assert different(copied, alone) == set()
+    coarse = converted(stages_done, devkit, "stage1-coarse", *ready)
+    assert different(coarse, alone) == {"initial"}
+    fine = converted(stages_done, devkit, "stage1-fine", *ready)
+    assert {"weight", "bias", "initial"} >= different(fine, alone) >= {"weight"}
+    second = converted(stages_done, devkit, "stage2")
+    assert different(second, alone) >= {"weight"} and "layer_wise_gain" in second.origin
+    assert not second.origin["end_to_end"] and "tuning_AP" not in second.origin
+    both = converted(stages_done, devkit, "two-stage", *ready)
+    assert "tuning_AP" in both.origin  # the end-to-end pass was tried, and judged by it
+
+
+def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    made = converted(stages_done, devkit, "spiking-yolo")
+    thresholds = [v for k, v in made.tensors.items() if k.endswith("threshold")]
+    assert all(v.ndim == 1 and bool((v > 0).all()) for v in thresholds)
+    assert any(v.unique().numel() > 1 for v in thresholds)
+    assert all(bool((v == 0).all()) for k, v in made.tensors.items() if k.endswith("initial"))
+
+
+def test_convert_wants_float_weights(stages_done, devkit):
+    one = ["--model", str(stages_done / "qc.safetensors"), "--T", "4", "--data", str(devkit)]
+    with pytest.raises(WeightsError, match="these are qc weights; expected float weights"):
+        convert.main(convert.arguments().parse_args([*one, "--out", str(stages_done / "x")]))
 
 
 @pytest.mark.parametrize(

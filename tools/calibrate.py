@@ -88,22 +88,22 @@ def calibrate(
         layers, args.pictures, args.held, end_to_end=args.end_to_end, end_rate=args.end_rate
     )
     network = stages.copied(made)
-    start, bar = time.time(), tqdm(desc=f"stage II T={made.T}", unit="layer")
-
-    def report(layer, index, count):
-        bar.total = count
-        bar.update()
-        bar.write(
-            f"{layer.name:24} error {layer.before:.5f} -> coarse {layer.coarse:.5f} "
-            f"-> fine {layer.after:.5f}"
-        )
-
+    start = time.time()
     if layers.coarse or layers.fine:
-        reports = stages.layer_wise(made, network, train, plan, report)
+        with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
+
+            def report(layer, index, count):
+                bar.total = count
+                bar.update()
+                bar.write(
+                    f"{layer.name:24} error {layer.before:.5f} -> coarse {layer.coarse:.5f} "
+                    f"-> fine {layer.after:.5f}"
+                )
+
+            reports = stages.layer_wise(made, network, train, plan, report)
         gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
+        print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
         origin = {**origin, "layer_wise_gain": gain}
-        bar.write(f"error per layer on held-out pictures: {gain:.1%} lower on average")
-    bar.close()
     save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": False}), args.out)
 
     def tuning_ap() -> float:

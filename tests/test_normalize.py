@@ -1,0 +1,51 @@
+"""The Spiking-YOLO baseline: channel-wise normalisation."""
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.normalize import channel_maxima
+from spikedet.conversion.quantize import QuantClip
+from spikedet.conversion.replace import make_spiking, quantize
+from spikedet.conversion.trace import trace
+
+
+def scaled_channels():
+    """Channel k of the first layer is k + 1 times the grey value; the third never fires."""
+    network = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1))
+    network[0].weight.data = torch.tensor([1.0, 2.0, -3.0]).view(3, 1, 1, 1)
+    return network.eval()
+
+
+def test_each_channel_gets_its_own_maximum():
+    network = scaled_channels()
+    pictures = torch.linspace(0, 1, 1001)[:1000].view(1, 1, 20, 50)
+    record = trace(network, pictures)
+    many = [pictures] * 20
+    (found,) = channel_maxima(network, record, many, percentile=99.0).values()
+    assert found[0].item() == pytest.approx(0.99, abs=0.01)
+    assert found[1].item() == pytest.approx(1.98, abs=0.02)
+    assert found[2] == found[:2].min()  # silent: the lower median of the others
+
+
+def test_rates_approach_the_activations_from_a_potential_of_zero():
+    network = scaled_channels()
+    picture = torch.full((1, 1, 4, 4), 0.5)
+    wanted = network(picture)
+    record = trace(network, picture)
+    quantize(network, record, channel_maxima(network, record, [picture]), 8)
+    assert any(isinstance(m, QuantClip) for m in network.modules())
+    make_spiking(network, picture, initial=0.0)
+    spiking = SpikingNetwork(network, 8)
+    errors = [(spiking(picture, T) - wanted).abs().max().item() for T in (2, 16, 256)]
+    assert errors[-1] < 0.02 and errors[-1] <= errors[0] + 1e-6
+
+
+def test_a_layer_that_never_fires_stays_silent():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
+    network[0].weight.data.fill_(-1.0)
+    network[0].bias.data.fill_(-1.0)
+    picture = torch.rand(1, 1, 4, 4)
+    (found,) = channel_maxima(network, trace(network, picture), [picture]).values()
+    assert torch.equal(found, torch.ones(2))
