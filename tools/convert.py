@@ -87,6 +87,7 @@ def main(args: argparse.Namespace) -> None:
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
+    origin["method"] = args.method
     if args.pooling:
         made.model["pooling"] = args.pooling
     if args.method == "spiking-yolo":

@@ -82,12 +82,21 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
                 plain = stages.untuned(origin, samples, made.T)
                 copied = stages.spiking_checkpoint(plain, stages.copied(plain), {})
                 found.append(("copied weights", copied, origin_digest, made.T))
-        names = {"float": "float", "qc": "stage I, quantised", "snn": "stages I + II"}
-        found += [(names[made.stage], made, digest, t) for t in steps]
+        found += [(label(made), made, digest, t) for t in steps]
         if args.compare and made.stage == "qc":
             alone = stages.spiking_checkpoint(made, stages.copied(made), {})
             found.append(("stage I alone", alone, digest, made.T))
     return found
+
+
+def label(made: Checkpoint) -> str:
+    """What the table calls a checkpoint."""
+    from spikedet.detection.settings import METHODS
+
+    if made.stage != "snn":
+        return {"float": "float", "qc": "stage I, quantised"}[made.stage]
+    method = made.origin.get("method", "two-stage")
+    return METHODS[method].label if method in METHODS else str(method)
 
 
 def main(args: argparse.Namespace) -> None:

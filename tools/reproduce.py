@@ -201,7 +201,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         UsageError: None is left by --T and --methods.
     """
     planned = [(m, t, args.limit) for m, steps in STEPS[args.name].items() for t in steps]
-    if args.name == "table10":
+    if args.name == "table10" and (not args.T or max(args.T) >= 500):
         limit = min(args.long_limit, args.limit or args.long_limit)
         planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)

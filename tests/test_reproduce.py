@@ -1,0 +1,131 @@
+"""Reproduction: what is run, what is resumed, and what stands in the files."""
+
+import csv
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from test_data import add, annotation
+
+from spikedet import checkpoint
+from spikedet.detection import model
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.published import TABLE_10
+from spikedet.errors import SpikedetError, UsageError
+from tools import reproduce
+
+ROOT = Path(__file__).resolve().parents[1]
+BUS = Path(find_spec("ultralytics").origin).parent / "assets" / "bus.jpg"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A devkit of one picture twice, one of them for tuning, and an untrained float network."""
+    monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
+    boxes = [("person", (49, 399, 245, 903), False), ("bus", (23, 231, 805, 757), False)]
+    for number in ("1", "2"):
+        add(tmp_path / "devkit", "VOC2007", number, annotation(*boxes, size=(810, 1080)))
+        shutil.copy(BUS, tmp_path / f"devkit/VOC2007/JPEGImages/{number}.jpg")
+    (tmp_path / "tuning.txt").write_text("VOC2007/2\n")
+    torch.manual_seed(0)
+    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = model.build(description, 20).state_dict()
+    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    checkpoint.save(made, tmp_path / "float.safetensors")
+    return tmp_path
+
+
+def parsed(place, name, *words):
+    split = "VOC2007:train"
+    given = [name, "--data", place / "devkit", "--split", split, "--train-split", split,
+             "--tuning", place / "tuning.txt", "--model", place / "float.safetensors",
+             "--out", place / "results", *words]  # fmt: skip
+    return reproduce.arguments().parse_args([*map(str, given)])
+
+
+def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, capsys):
+    args = parsed(place, "table10", "--methods", "float", "spiking-yolo", "--T", 20)
+    reproduce.main(args)
+    lines = list(csv.DictReader((place / "results/table10.csv").open()))
+    shown = [(line["method"], line["T"], line["images"]) for line in lines]
+    assert shown == [("float", "", "2"), ("spiking-yolo", "20", "2")]
+    assert [line["paper_AP"] for line in lines] == ["", str(TABLE_10["spiking-yolo", 20][0])]
+    assert all(0 <= float(line["AP"]) <= 1 for line in lines)
+    assert (place / "results/table10.png").stat().st_size > 1000
+    assert "(0.2)" in capsys.readouterr().out
+
+    def nothing(self, tool, *words):
+        raise AssertionError(f"{tool} was run again")
+
+    monkeypatch.setattr(reproduce.Workshop, "run", nothing)
+    before = (place / "results/table10.csv").read_text()
+    reproduce.main(args)
+    assert (place / "results/table10.csv").read_text() == before
+    weights = place / "results/weights/spiking-yolo-T20.safetensors"
+    weights.write_bytes((place / "float.safetensors").read_bytes())
+    with pytest.raises(AssertionError, match="evaluate was run again"):  # other weights, other row
+        reproduce.main(args)
+
+
+def test_figure8_follows_one_run(place):
+    reproduce.main(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
+    lines = list(csv.DictReader((place / "results/figure8.csv").open()))
+    assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
+        ("spiking-yolo", "2", "4"), ("spiking-yolo", "4", "4"),
+    ]  # fmt: skip
+    assert (place / "results/figure8.png").stat().st_size > 1000
+
+
+def test_cells_of_every_table():
+    def planned(name, *words):
+        given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
+        return reproduce.cells(given)
+
+    table = planned("table10")
+    assert {(c.method, c.T, c.limit) for c in table} >= {
+        *((m, t, None) for m in ("copy", "spiking-yolo", "stage1", "two-stage")
+          for t in (8, 20, 40, 60)),
+        *(("two-stage", t, None) for t in (4, 16, 32)),
+        *(("spiking-yolo", t, 200) for t in (500, 2000)), ("two-stage", 8, 200),
+        ("float", None, None), ("float", None, 200),
+    }  # fmt: skip
+    assert len(table) == len(set(table))
+    ablation = {(c.method, c.T) for c in planned("figure7")}
+    assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation
+    assert [c.pictures for c in planned("table6")] == list(reproduce.CALIBRATION_PICTURES)
+    assert {c.T for c in planned("figure9")} == {None, 30}
+    with pytest.raises(UsageError, match="its methods are float, copy"):
+        planned("figure7", "--methods", "magic")
+
+
+def test_a_command_that_fails_ends_it(place):
+    args = parsed(place, "table10", "--methods", "float")
+    args.model = place / "gone.safetensors"
+    with pytest.raises(SpikedetError, match="tools/evaluate.py ended with exit code 4"):
+        reproduce.main(args)
+
+
+@pytest.mark.parametrize(
+    ("found", "objects"),
+    [
+        ([], 0),
+        ([("bus", (0, 0, 100, 100))], 1),
+        ([("person", (0, 0, 100, 100))], 0),
+        ([("bus", (0, 0, 100, 49))], 0),
+        ([("bus", (0, 0, 100, 100)), ("bus", (0, 0, 100, 90))], 1),
+    ],
+)
+def test_agreement_with_the_float_network(found, objects):
+    import numpy as np
+
+    from spikedet.detection.boxes import Detections
+
+    def detections(listed):
+        boxes = np.array([box for _, box in listed], np.float32).reshape(-1, 4)
+        labels = np.array([VOC_CLASSES.index(name) for name, _ in listed], np.int64)
+        return Detections(boxes, np.ones(len(listed), np.float32), labels, VOC_CLASSES)
+
+    truth = detections([("bus", (0, 0, 100, 100))])
+    assert reproduce.agreeing(detections(found), truth) == objects
