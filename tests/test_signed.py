@@ -24,7 +24,6 @@ from spikedet.errors import ConversionError
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
-    rate_through,
 )
 from spikedet.neurons.layers import IFNeuron
 
@@ -164,17 +163,6 @@ def test_surrogate_of_one_step_by_hand():
     assert grad[0].tolist() == [1, 0, 0, 1, 1, 0, 0, 1]
 
 
-def test_gradient_through_rates():
-    x = torch.tensor([[-30.0, -8.0, -0.1, 1.0, 5.0]], requires_grad=True)
-    u0 = torch.full((1, 1), 1.0, requires_grad=True)
-    rate = torch.tensor([[-1.0, -0.25, 0.0, 0.5, 1.0]])
-    out = rate_through(x, u0, torch.tensor(2.0), rate, 4, slope=0.1)
-    assert torch.equal(out, rate)
-    out.sum().backward()
-    assert torch.allclose(x.grad[0], torch.tensor([0, 0.05, 0.5, 0.5, 0]))
-    assert u0.grad.item() == pytest.approx((0.05 + 0.5 + 0.5) / 4)
-
-
 @pytest.fixture
 def leaky_net(small_net, pictures):
     """The small network with leaky ReLU, quantised at T = 8; its batch norm does nothing."""
@@ -208,18 +196,6 @@ def test_leaky_network_converts(leaky_net, pictures):
     assert set(torch.cat([s.unique() for s in seen[:3]]).tolist()) == {-1, 0, 1}
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02 * quantised(pictures).std()
-
-
-def test_gradient_through_the_rates_of_a_leaky_network(leaky_net, pictures):
-    make_spiking(leaky_net, pictures)
-    spiking = SpikingNetwork(leaky_net, 8)
-    with torch.no_grad():
-        wanted = spiking(pictures)
-    leaky_net.deep.weight.requires_grad_(True)
-    found = spiking.rate_gradient(pictures)
-    assert torch.allclose(found, wanted, atol=1e-4)
-    found.sum().backward()
-    assert leaky_net.deep.weight.grad.abs().sum() > 0
 
 
 def test_best_threshold_looks_at_both_signs():

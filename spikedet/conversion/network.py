@@ -125,24 +125,6 @@ class SpikingNetwork(nn.Module):
             if self._pass is this:
                 self.reset(0)
 
-    def rate_gradient(self, pictures: Tensor, T: int | None = None) -> Any:
-        """`forward` whose gradient goes through the firing rates (see `rate_through`).
-
-        The network is simulated over T steps without gradients; then every layer runs once more on
-        the mean of what it received, which, between the neurons, is the same by linearity.
-        """
-        T = self.T if T is None else T
-        for neuron in self._neurons:
-            neuron.keep_rates()
-        with torch.no_grad():
-            self(pictures, T)
-        for neuron in self._neurons:
-            neuron.go_through(T)
-        self.reset(len(pictures))
-        output = self.network(pictures)
-        self.reset(0)
-        return output
-
     def use_bfloat16(self, example: Tensor) -> None:
         """Compute the layers that read spikes in bfloat16, twice as fast where a CPU knows it.
 

@@ -192,66 +192,6 @@ def integrate_and_fire_surrogate(
     return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope)
 
 
-class _RateThrough(torch.autograd.Function):
-    """The rate that was simulated, with the gradient of the clipped line it follows."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        initial: Tensor,
-        threshold: Tensor,
-        rate: Tensor,
-        steps: int,
-        slope: float,
-    ) -> Tensor:
-        z = (current.float() + (initial - threshold / 2) / steps) / threshold
-        margin = 0.5 / steps
-        low = -(1 + margin) / slope if slope else -margin
-        on_line = (z > low) & (z < 1 + margin)
-        open_gate = on_line | ((rate != 0) & (rate.abs() < 1))
-        below = (rate < 0) | ((rate == 0) & (z < -margin))
-        gate = torch.where(below, slope, 1.0)
-        ctx.save_for_backward(gate * open_gate, threshold)
-        ctx.steps, ctx.shape = steps, initial.shape
-        return rate.to(current.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, threshold = ctx.saved_tensors
-        slope = grad * gate / threshold
-        return slope, slope.sum_to_size(ctx.shape).float() / ctx.steps, None, None, None, None
-
-
-def rate_through(
-    current: Tensor,
-    initial: Tensor,
-    threshold: Tensor,
-    rate: Tensor,
-    steps: int,
-    slope: float = 0.0,
-) -> Tensor:
-    """Firing rates of a finished simulation, differentiable in the mean input current.
-
-    Over T steps a neuron's rate follows clip(x / theta + (u0 - theta / 2) / (T theta), 0, 1) of
-    its mean current x, up to rounding and the residual potential (with a slope: that slope below
-    0, clipped at -1). The value is the rate that was simulated, the gradient that of the line.
-    Back-propagation then costs one step instead of T.
-
-    Args:
-        current: Mean input current x, [B, C, ...].
-        initial: Initial potential u0, broadcastable to `current`.
-        threshold: theta, broadcastable to `current`.
-        rate: Simulated rates -1..1, [B, C, ...].
-        steps: T.
-        slope: Of the negative side.
-
-    Returns:
-        `rate`, in the dtype of `current`.
-    """
-    return _RateThrough.apply(current, initial, threshold, rate, steps, slope)
-
-
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """Layout in which results are allocated, so that convolutions need not convert."""
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):

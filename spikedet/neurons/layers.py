@@ -13,7 +13,6 @@ from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
     memory_format,
-    rate_through,
 )
 
 
@@ -55,29 +54,13 @@ class IFNeuron(nn.Module):
         self.potential: Tensor | None = None
         self.spike_sum: Tensor | None = None
         self.spike_size = 0
-        self.simulated: list[Tensor] | None = None  # spike counts, when they are to be kept
-        self.through: tuple[Tensor, int] | None = None  # rate and T to differentiate through
 
     def start(self, batch: int) -> None:
         """Forget the last pass; the next calls belong to `batch` new pictures."""
         self.batch, self.potential = batch, None
 
-    def keep_rates(self) -> None:
-        """Keep the spike counts of the next pass."""
-        self.simulated, self.through = [], None
-
-    def go_through(self, steps: int) -> None:
-        """Answer the next mean current with the rates just kept, over `steps` time steps."""
-        self.through = torch.stack(self.simulated).sum(0) / steps, steps
-        self.simulated = None
-
     def forward(self, current: Tensor) -> Tensor:
         threshold = per_channel(self.threshold, current.ndim)
-        if self.through is not None:
-            initial = per_channel(self.initial, current.ndim)
-            rate, steps = self.through
-            self.through = None
-            return self.on_wire(rate_through(current, initial, threshold, rate, steps, self.slope))
         potential = self.potential
         if potential is None:
             potential = self.first_potential(current, self.batch)
@@ -90,9 +73,6 @@ class IFNeuron(nn.Module):
                 current, potential, threshold, self.steps, self.spike_dtype, self.slope
             )
         self.potential = potential
-        if self.simulated is not None:
-            counts = spikes.unflatten(0, (self.steps, self.batch)).sum(0, dtype=torch.float32)
-            self.simulated.append(counts)
         if self.spike_sum is not None:
             self.spike_sum += spikes.detach().abs().sum(dtype=torch.float64)
             self.spike_size += spikes.numel()
