@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikedet.detection import model
+from spikedet import checkpoint
+from spikedet.detection import model, stages
 from spikedet.detection.distillation import distillation_loss
+from spikedet.errors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,3 +65,19 @@ def test_the_training_loss_adds_it_with_its_weight():
     network.model[-1].training = True
     unmoved = network.loss({**batch, "teacher": (wanted, 0.5)})[0].sum()
     assert unmoved.item() == pytest.approx(network.loss(batch)[0].sum().item())
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "words"),
+    [
+        ("qc", ("cat", "dog"), "these are qc weights; expected float weights"),
+        ("float", ("cat", "cow"), "the teacher knows 2 classes, cat, cow, ...; expected the 2"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
+    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    T = None if stage == "float" else 8
+    made = checkpoint.Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
+    teacher = checkpoint.Checkpoint(stage, "detection", description, names, 64, {}, T)
+    with pytest.raises(WeightsError, match=words):
+        stages.guide_for(made, teacher)
