@@ -16,6 +16,7 @@ from spikedet.analysis.record import Layer, Recorder, outputs
 from spikedet.analysis.residual import residual_error
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.neurons.layers import per_channel
 
 
 class Reference:
@@ -48,7 +49,7 @@ class Reference:
     def thresholds(self) -> list[Tensor]:
         """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
         return [
-            _per_channel(quantiser.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
+            per_channel(quantiser.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
             for quantiser, activation in zip(self.quantisers, self.activations, strict=True)
         ]
 
@@ -163,7 +164,3 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
     a, b = first.flatten(1).double(), second.flatten(1).double()
     silent = ~(a.any(1) | b.any(1))
     return F.cosine_similarity(a, b) + silent
-
-
-def _per_channel(value: Tensor, ndim: int) -> Tensor:
-    return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim else value

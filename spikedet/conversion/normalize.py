@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from spikedet.conversion.replace import look
 from spikedet.conversion.trace import ACTIVATIONS, Trace
 
 POSITIONS = 256  # places of each picture at which every channel is looked at
@@ -40,25 +41,18 @@ def channel_maxima(
         others (1 when none fires), so that it stays silent.
     """
     generator = torch.Generator().manual_seed(seed)
-    seen: dict[str, list[Tensor]] = {call.where: [] for call in record.of(ACTIVATIONS)}
 
-    def keep(name: str):
-        def hook(module, inputs, output):
-            values = output.transpose(0, 1).flatten(1)  # [C, B * H * W]
-            count = min(values.shape[1], POSITIONS * len(output))
-            places = torch.randint(values.shape[1], (count,), generator=generator)
-            seen[name].append(values[:, places.to(values.device)].float())
+    def sample(currents: Tensor) -> Tensor:
+        values = currents.transpose(0, 1).flatten(1)  # [C, B * H * W]
+        count = min(values.shape[1], POSITIONS * len(currents))
+        places = torch.randint(values.shape[1], (count,), generator=generator)
+        return values[:, places.to(values.device)].float()
 
-        return hook
-
-    handles = [c.module.register_forward_hook(keep(c.where)) for c in record.of(ACTIVATIONS)]
-    try:
-        for batch in batches:
-            network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _largest(torch.cat(parts, 1), percentile) for name, parts in seen.items()}
+    seen = look(network, record, batches, sample)
+    return {
+        call.where: _largest(call.module(torch.cat(seen[call.where], 1)), percentile)
+        for call in record.of(ACTIVATIONS)
+    }
 
 
 def _largest(values: Tensor, percentile: float) -> Tensor:

@@ -78,30 +78,41 @@ def estimate_thresholds(
     Returns:
         Thresholds by module name, scalars or [C].
     """
-    calls = record.of(ACTIVATIONS)
-    seen: dict[str, list[Tensor]] = {call.where: [] for call in calls}
     generator = torch.Generator().manual_seed(seed)
 
+    def sample(currents: Tensor) -> Tensor:
+        values = currents.transpose(0, 1).flatten(1).T if per_channel else currents.flatten()
+        count = CHANNEL_SAMPLE if per_channel else SAMPLE
+        chosen = torch.randint(len(values), (count,), generator=generator)
+        return values[chosen.to(values.device)].float()
+
+    seen = look(network, record, batches, sample)
+    return {
+        call.where: best_threshold(torch.cat(seen[call.where]), steps, call.module)
+        for call in record.of(ACTIVATIONS)
+    }
+
+
+def look(
+    network: nn.Module,
+    record: Trace,
+    batches: Iterable[Tensor],
+    sample: Callable[[Tensor], Tensor],
+) -> dict[str, list[Tensor]]:
+    """What `sample` takes of the input of every activation, for each batch, by module name."""
+    seen: dict[str, list[Tensor]] = {call.where: [] for call in record.of(ACTIVATIONS)}
+
     def keep(name: str):
-        def hook(module, inputs):
-            values = inputs[0].transpose(0, 1).flatten(1).T if per_channel else inputs[0].flatten()
-            count = CHANNEL_SAMPLE if per_channel else SAMPLE
-            chosen = torch.randint(len(values), (count,), generator=generator)
-            seen[name].append(values[chosen.to(values.device)].float())
+        return lambda module, inputs: seen[name].append(sample(inputs[0]))
 
-        return hook
-
-    handles = [call.module.register_forward_pre_hook(keep(call.where)) for call in calls]
+    handles = [c.module.register_forward_pre_hook(keep(c.where)) for c in record.of(ACTIVATIONS)]
     try:
         for batch in batches:
             network(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        call.where: best_threshold(torch.cat(seen[call.where]), steps, call.module)
-        for call in calls
-    }
+    return seen
 
 
 def best_threshold(
