@@ -74,7 +74,7 @@ class IFNeuron(nn.Module):
             )
         self.potential = potential
         if self.spike_sum is not None:
-            self.spike_sum += spikes.detach().abs().sum(dtype=torch.float64)
+            self.spike_sum += count_spikes(spikes.detach(), bool(self.slope))
             self.spike_size += spikes.numel()
         return self.on_wire(spikes)
 
@@ -222,6 +222,16 @@ class SpikingMaxPool(nn.MaxPool2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode}"
+
+
+def count_spikes(spikes: Tensor, signed: bool = False) -> Tensor:
+    """Number of spikes in [T*B, C, ...], as a float64 scalar.
+
+    Frame by frame in float32, which is exact up to 2**24 spikes a frame and a hundred times faster
+    on a CPU than a sum over everything in float64.
+    """
+    frames = (frame.abs() if signed else frame for frame in spikes)
+    return torch.stack([f.sum(dtype=torch.float32) for f in frames]).sum(dtype=torch.float64)
 
 
 def per_channel(value: Tensor, ndim: int) -> Tensor:
