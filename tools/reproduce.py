@@ -77,7 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--layer-steps", type=cli.count, default=120, help="most fine-calibration steps a layer")
     add("--end-to-end", type=int, default=400, help="steps of stage II's end-to-end pass")
     add("--picture", type=Path, help="picture of figure8; a street scene if left out")
-    cli.add_half(parser, default=None)
+    cli.add_half(parser, default=False)
     return parser
 
 
@@ -159,7 +159,7 @@ class Workshop:
         from spikedet import checkpoint
 
         args, weights = self.args, self.weights(cell)
-        half = {None: "", True: "-half", False: "-float32"}[args.half]
+        half = "-half" if args.half else ""
         limit = "" if cell.limit is None else f"-{cell.limit}"
         calibrated = "" if cell.pictures == args.pictures else f"-{cell.pictures}-pictures"
         name = f"{cell.method}{calibrated}-T{cell.T or 0}-{args.split.replace(':', '.')}"
@@ -172,7 +172,7 @@ class Workshop:
         words += [] if cell.limit is None else ["--limit", cell.limit]
         if cell.method not in ("float", "quantised"):
             words += ["--T", cell.T]
-        words += [] if args.half is None else ["--half" if args.half else "--no-half"]
+        words += ["--half"] if args.half else []
         path.parent.mkdir(parents=True, exist_ok=True)
         self.run("evaluate", *words, "--json", path)
         return json.loads(path.read_text())[0]
