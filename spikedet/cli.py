@@ -215,6 +215,12 @@ def run(
         code = 130
     except BrokenPipeError:
         code = 141
+    except OSError as error:  # an output that cannot be written, a disk that is full
+        if error.strerror is None:
+            raise
+        name = error.filename2 or error.filename
+        print(f"error: {name + ': ' if name else ''}{error.strerror}", file=sys.stderr)
+        code = 1
     sys.stdout.flush()
     sys.exit(code)
 

@@ -8,6 +8,7 @@ import yaml
 
 from spikedet import cli
 from spikedet.errors import UsageError
+from spikedet.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,3 +72,14 @@ def test_released_configurations_hold_options_of_their_commands(path):
         words = cli.with_config(made, ["--config", str(path), "--data", "d", *required])
         args = vars(made.parse_args(words))
         assert {k: args[k.replace("-", "_")] for k in options} == options
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "rows.json"
+    monkeypatch.setattr("sys.argv", ["test"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda args: write_atomic(target, b"[]"), cli.parser("test"))
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path / 'file'}: File exists"
