@@ -101,7 +101,9 @@ def calibrate(
                 )
 
             reports = stages.layer_wise(made, network, train, plan, report)
-        gain = sum(1 - r.after / max(r.before, 1e-12) for r in reports) / len(reports)
+        # a layer without error, as the first one with its constant input, has nothing to gain
+        gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
+        gain = sum(gains) / max(1, len(gains))
         print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
         origin = {**origin, "layer_wise_gain": gain}
     save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": False}), args.out)
