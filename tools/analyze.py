@@ -15,8 +15,6 @@ stages are compared; with it, those that are given, and what needs a missing one
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import re
 import sys
 from pathlib import Path
@@ -210,13 +208,9 @@ def mean(values: list[float]) -> float:
 def write(folder: Path, name: str, rows: Rows, T: int) -> None:
     """`NAME.csv` and `NAME.png`."""
     from spikedet.analysis import plots
-    from spikedet.files import write_atomic
+    from spikedet.files import write_atomic, write_csv
 
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomic(folder / f"{name}.csv", text.getvalue().encode())
+    write_csv(folder / f"{name}.csv", rows)
     write_atomic(folder / f"{name}.png", getattr(plots, name)(rows, T))
 
 

@@ -18,8 +18,6 @@ after every row.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import shlex
 import subprocess
@@ -34,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from spikedet import cli  # noqa: E402
 from spikedet.detection.published import MEASURES, TABLE_10  # noqa: E402
 from spikedet.errors import SpikedetError, UsageError  # noqa: E402
+from spikedet.files import write_csv  # noqa: E402
 
 NAMES = ("table10", "figure7", "table6", "figure8", "figure9")
 STEPS = {  # of each method; `quantised` is the stage-I network itself, the ceiling of stage II
@@ -223,17 +222,6 @@ def entry(cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     line |= {name: row[name] for name in MEASURES} | {"images": row["images"]}
     published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
     return line | {f"paper_{name}": v for name, v in zip(MEASURES, published, strict=True)}
-
-
-def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    from spikedet.files import write_atomic
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.getvalue().encode())
 
 
 def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
