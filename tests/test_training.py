@@ -17,8 +17,8 @@ from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
 from spikedet.detection.train import Trainer, check_devices, epochs_done
-from spikedet.errors import TrainingError, WeightsError
-from tools import convert
+from spikedet.errors import TrainingError, UsageError, WeightsError
+from tools import calibrate, convert
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,7 +156,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert checkpoint.load(one).stage == "qc"
     done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
                cache=tmp_path)  # fmt: skip
-    assert done.returncode == 4 and "these are float weights; expected qc weights" in done.stderr
+    assert done.returncode == 4 and "these are float weights; expected qc or snn weights" in done.stderr
     done = run("finetune.py", "--weights", tmp_path / "snn.safetensors", "--T", 4, *data, "--out",
                tmp_path / "y", cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "expected float or qc weights" in done.stderr
@@ -227,6 +227,22 @@ def test_each_method_trains_what_it_says(stages_done, devkit, monkeypatch):
     assert not second.origin["end_to_end"] and "tuning_AP" not in second.origin
     both = converted(stages_done, devkit, "two-stage", *ready)
     assert "tuning_AP" in both.origin  # the end-to-end pass was tried, and judged by it
+
+
+def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    before = converted(stages_done, devkit, "copy")
+    out = stages_done / "on.safetensors"
+    words = ["--weights", stages_done / "copy.safetensors", "--data", devkit, "--split",
+             "VOC2007:train", "--tuning", devkit.parent / "tuning.txt", "--end-to-end", 2,
+             "--out", out]  # fmt: skip
+    with pytest.raises(UsageError, match="name their --teacher"):
+        calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+    words += ["--teacher", stages_done / "float.safetensors"]
+    calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+    after = checkpoint.load(out)
+    assert after.T == before.T and "layer_wise_gain" not in after.origin
+    assert after.origin["end_to_end"] and "tuning_AP" in after.origin
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):

@@ -44,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="stage-I checkpoint")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        help="stage-I checkpoint, or a spiking one to go on with the end-to-end pass",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
     parser.add_argument("--T", type=cli.time_steps, help="time steps; those of the weights if left")
     parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
     parser.add_argument(
@@ -66,13 +72,14 @@ def calibrate(
     """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`."""
     import copy
 
+    import torch
     from tqdm import tqdm
 
     from spikedet.checkpoint import save
     from spikedet.conversion.calibrate import Options
     from spikedet.detection import stages
     from spikedet.detection.measure import measure
-    from spikedet.detection.model import restore
+    from spikedet.detection.model import bare, restore
 
     if args.pooling:
         made.model["pooling"] = args.pooling
@@ -85,11 +92,18 @@ def calibrate(
         layers=args.layers,
     )
     plan = stages.Plan(
-        layers, args.pictures, args.held, end_to_end=args.end_to_end, end_rate=args.end_rate
+        layers,
+        args.pictures,
+        args.held,
+        end_to_end=args.end_to_end,
+        end_rate=args.end_rate,
+        seed=args.seed,
     )
-    network = stages.copied(made)
+    goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
+    network = bare(made) if goes_on else stages.copied(made)
+    network.to(memory_format=torch.channels_last)
     start = time.time()
-    if layers.coarse or layers.fine:
+    if (layers.coarse or layers.fine) and not goes_on:
         with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
 
             def report(layer, index, count):
@@ -106,7 +120,7 @@ def calibrate(
         gain = sum(gains) / max(1, len(gains))
         print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
         origin = {**origin, "layer_wise_gain": gain}
-    save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": False}), args.out)
+    save(stages.spiking_checkpoint(made, network, {**origin, "end_to_end": goes_on}), args.out)
 
     def tuning_ap() -> float:
         runner = restore(stages.spiking_checkpoint(made, network, {}))
@@ -114,7 +128,7 @@ def calibrate(
 
     if plan.end_to_end:
         before = tuning_ap()
-        print(f"AP on {len(tune)} tuning pictures, T={made.T}: layer-wise {before:.4f}")
+        print(f"AP on {len(tune)} tuning pictures, T={made.T}: {before:.4f}")
         kept = copy.deepcopy(network.state_dict())
         with tqdm(total=plan.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
@@ -128,7 +142,7 @@ def calibrate(
         print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
         if not wins:
             network.load_state_dict(kept)
-        origin = {**origin, "tuning_AP": max(before, after), "end_to_end": wins}
+        origin = {**origin, "tuning_AP": max(before, after), "end_to_end": wins or goes_on}
         save(stages.spiking_checkpoint(made, network, origin), args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
 
@@ -137,9 +151,12 @@ def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint
     from spikedet.detection.data import read_voc, split_off_tuning
     from spikedet.detection.stages import expect_stage
+    from spikedet.errors import UsageError
 
     made = checkpoint.load(args.weights)
-    expect_stage(made, "qc")
+    expect_stage(made, "qc", "snn")
+    if made.stage == "snn" and args.teacher is None:
+        raise UsageError(f"{args.weights}: to go on with spiking weights, name their --teacher")
     made.T = args.T or made.T
     samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
     train, tune = split_off_tuning(samples, args.tuning)
