@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=("mse", "kl"), default="mse", help="what fine calibration lowers")
     add("--layers", nargs="+", help="only these, names or patterns like 'model.1.*' (all)")
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
-    add("--end-to-end", type=int, default=800, help="steps of the end-to-end pass, 0 for none")
+    add("--end-to-end", type=int, default=600, help="steps of the end-to-end pass, 0 for none")
     add("--end-rate", type=float, default=4e-3, help="its learning rate, relative to the weights")
 
 
