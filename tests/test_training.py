@@ -156,7 +156,8 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert checkpoint.load(one).stage == "qc"
     done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
                cache=tmp_path)  # fmt: skip
-    assert done.returncode == 4 and "these are float weights; expected qc or snn weights" in done.stderr
+    assert done.returncode == 4
+    assert "these are float weights; expected qc or snn weights" in done.stderr
     done = run("finetune.py", "--weights", tmp_path / "snn.safetensors", "--T", 4, *data, "--out",
                tmp_path / "y", cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "expected float or qc weights" in done.stderr
