@@ -36,12 +36,12 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     import spikedet
-    from spikedet.detection.predict import weights_folder
+    from spikedet.detection.predict import released
     from spikedet.errors import UsageError
 
     if args.imgsz % 32:
         raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")
-    reference = args.float or sorted(weights_folder().glob("*-float.safetensors"))[0]
+    reference = args.float or released("float")
     runners = {
         "float": spikedet.load(reference, device=args.device).runner,
         "spiking": spikedet.load(args.weights, args.T, args.device, args.half).runner,

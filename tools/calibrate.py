@@ -100,8 +100,7 @@ def calibrate(
         seed=args.seed,
     )
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
-    network = bare(made) if goes_on else stages.copied(made)
-    network.to(memory_format=torch.channels_last)
+    network = bare(made).to(memory_format=torch.channels_last) if goes_on else stages.copied(made)
     start = time.time()
     if (layers.coarse or layers.fine) and not goes_on:
         with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:

@@ -95,8 +95,7 @@ class Workshop:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.model = args.model or released("float")
-        self.own = args.model is None
+        self.model = args.model or self.released("float")
 
     def run(self, tool: str, *words: Any) -> None:
         """Print a command and run it.
@@ -110,6 +109,12 @@ class Workshop:
         if done.returncode:
             raise SpikedetError(f"tools/{tool}.py ended with exit code {done.returncode}")
 
+    def released(self, stage: str, T: int | None = None) -> Path | None:
+        """Released weights, where the rows are of the released float network."""
+        from spikedet.detection.predict import released
+
+        return None if self.args.model else released(stage, T)
+
     def training(self) -> list[Any]:
         """Options that say what to train on."""
         args = self.args
@@ -117,15 +122,22 @@ class Workshop:
 
     def stage_one(self, T: int) -> Path:
         """Stage-I weights for T."""
-        ready = released("qc", T) if self.own else None
+        from spikedet.detection.stages import finished
+
+        ready = self.released("qc", T)
         if ready:
             return ready
         folder = self.args.out / "weights" / f"stage1-T{T}"
-        if not finished(folder):
+        if not finished(folder, resume=True):
             resume = ["--resume"] if (folder / "state.pt").is_file() else []
             words = ["--weights", self.model, "--T", T, "--epochs", self.args.epochs]
             self.run("finetune", *words, *self.training(), "--out", folder, *resume)
         return folder / "best.safetensors"
+
+    def name(self, cell: Cell) -> str:
+        """Of the files of a row."""
+        usual = cell.pictures == self.args.pictures
+        return f"{cell.method}{'' if usual else f'-{cell.pictures}-pictures'}-T{cell.T or 0}"
 
     def weights(self, cell: Cell) -> Path:
         """Weights of a row."""
@@ -134,11 +146,11 @@ class Workshop:
         if cell.method == "quantised":
             return self.stage_one(cell.T)
         args = self.args
-        usual = cell.pictures == args.pictures
-        if cell.method == "two-stage" and usual and self.own and released("snn", cell.T):
-            return released("snn", cell.T)
-        number = "" if usual else f"-{cell.pictures}-pictures"
-        path = args.out / "weights" / f"{cell.method}{number}-T{cell.T}.safetensors"
+        if cell.method == "two-stage" and cell.pictures == args.pictures:
+            ready = self.released("snn", cell.T)
+            if ready:
+                return ready
+        path = args.out / "weights" / f"{self.name(cell)}.safetensors"
         if path.is_file():
             return path
         model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
@@ -160,8 +172,7 @@ class Workshop:
         args, weights = self.args, self.weights(cell)
         half = "-half" if args.half else ""
         limit = "" if cell.limit is None else f"-{cell.limit}"
-        calibrated = "" if cell.pictures == args.pictures else f"-{cell.pictures}-pictures"
-        name = f"{cell.method}{calibrated}-T{cell.T or 0}-{args.split.replace(':', '.')}"
+        name = f"{self.name(cell)}-{args.split.replace(':', '.')}"
         path = args.out / "rows" / f"{name}{limit}{half}.json"
         if path.is_file():
             (row,) = json.loads(path.read_text())
@@ -175,22 +186,6 @@ class Workshop:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.run("evaluate", *words, "--json", path)
         return json.loads(path.read_text())[0]
-
-
-def released(stage: str, T: int | None = None) -> Path | None:
-    """Released weights of a stage for T, or None."""
-    from spikedet.detection.predict import weights_folder
-
-    end = stage if T is None else f"{stage}-T{T}"
-    return next(iter(sorted(weights_folder().glob(f"*-{end}.safetensors"))), None)
-
-
-def finished(folder: Path) -> bool:
-    """Whether a training run has done all its epochs."""
-    from spikedet.detection.train import epochs_done
-
-    done, wanted = epochs_done(folder)
-    return done == wanted > 0
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:

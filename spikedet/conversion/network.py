@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.trace import WEIGHTED, trace
-from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout, SpikingMaxPool
+from spikedet.neurons.layers import (
+    CalledInTurn,
+    ConstantInput,
+    IFNeuron,
+    Readout,
+    SpikingMaxPool,
+    count_spikes,
+)
 
 
 class SpikingNetwork(nn.Module):
@@ -187,11 +194,8 @@ class StepRates:
             handle.remove()
 
     def _count(self, neuron: IFNeuron, inputs: tuple, spikes: Tensor) -> None:
-        fired = [
-            torch.ne(frame, 0, out=torch.empty_like(frame)).sum(dtype=torch.float32)
-            for frame in spikes.detach()
-        ]  # a bool each would be several times slower
-        self._counts[neuron].append(torch.stack(fired).view(neuron.steps, -1).sum(1))
+        counts = count_spikes(spikes.detach())
+        self._counts[neuron].append(counts.view(neuron.steps, -1).sum(1))
         self._size[neuron] = spikes.numel() // neuron.steps
 
     def mean(self, t: int) -> float:

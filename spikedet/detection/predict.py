@@ -62,6 +62,12 @@ def weights_folder() -> Path:
     raise WeightsError(f"{package.parent / 'weights'}: no released weights here; pass --weights")
 
 
+def released(stage: str, T: int | None = None) -> Path | None:
+    """Released weights of a stage (`float`, `qc`, `snn`) for exactly T, or None."""
+    end = stage if T is None else f"{stage}-T{T}"
+    return next(iter(sorted(weights_folder().glob(f"*-{end}.safetensors"))), None)
+
+
 def default_weights(T: int | None = None) -> Path:
     """Released spiking weights for T: those made for it, else the next greater, else the greatest.
 

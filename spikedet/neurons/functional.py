@@ -61,11 +61,14 @@ def integrate_and_fire(
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
     for v, potentials, s in zip(parts(currents, 1), parts(u), parts(over_time, 1), strict=True):
-        (_advance_signed if slope else _advance)(v, potentials, threshold, s, slope)
+        if slope:
+            _advance_signed(v, potentials, threshold, s, slope)
+        else:
+            _advance(v, potentials, threshold, s)
     return spikes, u
 
 
-def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, _: float) -> None:
+def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> None:
     """Fill `spikes` [T, B, C, ...] and advance the potentials `u` [B, C, ...] in place."""
     same = spikes.dtype == u.dtype
     fired = torch.empty_like(u)

@@ -74,7 +74,7 @@ class IFNeuron(nn.Module):
             )
         self.potential = potential
         if self.spike_sum is not None:
-            self.spike_sum += count_spikes(spikes.detach(), bool(self.slope))
+            self.spike_sum += count_spikes(spikes.detach()).sum(dtype=torch.float64)
             self.spike_size += spikes.numel()
         return self.on_wire(spikes)
 
@@ -224,14 +224,13 @@ class SpikingMaxPool(nn.MaxPool2d):
         return f"{super().extra_repr()}, mode={self.mode}"
 
 
-def count_spikes(spikes: Tensor, signed: bool = False) -> Tensor:
-    """Number of spikes in [T*B, C, ...], as a float64 scalar.
+def count_spikes(spikes: Tensor) -> Tensor:
+    """Number of spikes in each frame of [T*B, C, ...], [T*B] float32; of any sign and amplitude.
 
-    Frame by frame in float32, which is exact up to 2**24 spikes a frame and a hundred times faster
-    on a CPU than a sum over everything in float64.
+    Exact up to 2**24 spikes a frame, and a hundred times faster on a CPU than one sum in float64.
     """
-    frames = (frame.abs() if signed else frame for frame in spikes)
-    return torch.stack([f.sum(dtype=torch.float32) for f in frames]).sum(dtype=torch.float64)
+    fired = [torch.ne(frame, 0, out=torch.empty_like(frame)) for frame in spikes]
+    return torch.stack([frame.sum(dtype=torch.float32) for frame in fired])
 
 
 def per_channel(value: Tensor, ndim: int) -> Tensor:
