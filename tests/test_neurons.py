@@ -52,8 +52,8 @@ def test_rate_of_constant_current_is_the_quantiser(steps):
     assert torch.equal((rate * steps).round(), (level * steps).round())
 
 
-def reference(current, u, theta, steps, alpha):
-    """Back-propagation through time by autograd, with eq 20 as the derivative of the step."""
+def step_function(alpha):
+    """A step at 1 with eq 20 as its derivative, for autograd."""
 
     class Step(torch.autograd.Function):
         @staticmethod
@@ -66,10 +66,16 @@ def reference(current, u, theta, steps, alpha):
             (x,) = ctx.saved_tensors
             return grad * ((x - 1).abs() < alpha / 2).float() / alpha
 
+    return Step.apply
+
+
+def reference(current, u, theta, steps, alpha):
+    """Back-propagation through time by autograd, with eq 20 as the derivative of the step."""
+    fire = step_function(alpha)
     spikes = []
     for now in current.chunk(steps):
         u = u + now
-        fired = Step.apply(u / theta)
+        fired = fire(u / theta)
         u = u - theta * fired
         spikes.append(fired)
     return torch.cat(spikes), u

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_neurons import step_function
 from torch import nn
 
 from spikedet import checkpoint
@@ -110,22 +111,11 @@ def test_thresholds_of_each_channel_have_gradients_of_their_own():
 
 def reference(current, u, theta, steps, alpha, slope):
     """Back-propagation through time by autograd; each threshold is a step of its own potential."""
-
-    class Step(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return (x >= 1).float()
-
-        @staticmethod
-        def backward(ctx, grad):
-            (x,) = ctx.saved_tensors
-            return grad * ((x - 1).abs() < alpha / 2).float() / alpha
-
+    fire = step_function(alpha)
     spikes = []
     for now in current.chunk(steps):
         u = u + now
-        above, below = Step.apply(u / theta), Step.apply(-u * slope / theta)
+        above, below = fire(u / theta), fire(-u * slope / theta)
         u = u - theta * above + theta / slope * below
         spikes.append(above - below)
     return torch.cat(spikes), u

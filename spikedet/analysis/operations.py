@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
-from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.network import SpikingNetwork, trace_steps
 from spikedet.conversion.trace import ACTIVATIONS, WEIGHTED, Call, Trace, fill, slots, store, trace
 from spikedet.neurons.layers import ConstantInput, Readout
 
@@ -164,7 +164,7 @@ class _Counter:
 
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
         self.batch = len(pictures)
-        self.record = _trace_step(spiking, pictures)
+        self.record = trace_steps(spiking.network, pictures)
         timed = [m for m in spiking.modules() if isinstance(m, Readout | ConstantInput)]
         self.once = {module.layer for module in timed}
         self.readers = self._readers()
@@ -217,17 +217,6 @@ class _Counter:
         for reader in self.readers:
             multiplies[reader.name] += reader.multiplies * (1 if reader.once else T)
         return self.counted, multiplies
-
-
-def _trace_step(spiking: SpikingNetwork, pictures: Tensor) -> Trace:
-    """The calls of one time step."""
-    for module in spiking.modules():
-        if hasattr(module, "start") and hasattr(module, "steps"):
-            module.steps = 1
-    spiking.reset(len(pictures))
-    record = trace(spiking.network, pictures)
-    spiking.reset(0)
-    return record
 
 
 def _weighted(call: Call) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.trace import WEIGHTED, trace
+from spikedet.conversion.trace import WEIGHTED, Trace, trace
 from spikedet.neurons.layers import (
     CalledInTurn,
     ConstantInput,
@@ -141,11 +141,7 @@ class SpikingNetwork(nn.Module):
         Args:
             example: Input [B, C, H, W].
         """
-        for neuron in self._neurons:
-            neuron.steps = 1
-        self.reset(len(example))
-        called = trace(self.network, example).of(WEIGHTED)
-        self.reset(0)
+        called = trace_steps(self.network, example).of(WEIGHTED)
         exact = {m.layer for m in self._timed if isinstance(m, Readout | ConstantInput)}
         for module in {call.module for call in called} - exact:
             module.to(torch.bfloat16)
@@ -202,6 +198,28 @@ class StepRates:
         """Spikes per neuron and step over the first t steps, which must have been computed."""
         layers = torch.stack([torch.cat(counts)[:t] for counts in self._counts.values()])
         return layers.sum(dtype=torch.float64).item() / (t * sum(self._size.values()))
+
+
+def trace_steps(network: nn.Module, pictures: Tensor, steps: int = 1) -> Trace:
+    """Record a pass of so many time steps from fresh potentials, and leave none behind.
+
+    Args:
+        network: Spiking, or one without time, for which `steps` means nothing.
+        pictures: [B, C, H, W].
+        steps: Time steps that go through the network at once.
+
+    Raises:
+        ConversionError: As `trace`.
+    """
+    timed = [module for module in network.modules() if hasattr(module, "start")]
+    for module in timed:
+        module.start(len(pictures))
+        if isinstance(module, IFNeuron):
+            module.steps = steps
+    record = trace(network, pictures)
+    for module in timed:
+        module.start(0)
+    return record
 
 
 def _blend(mean: Any, new: Any, part: float) -> Any:

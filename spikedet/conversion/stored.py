@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedet.conversion.network import trace_steps
 from spikedet.conversion.trace import (
     ACTIVATIONS,
     WEIGHTED,
@@ -16,7 +17,6 @@ from spikedet.conversion.trace import (
     fill,
     slots,
     store,
-    trace,
 )
 from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
 from spikedet.neurons.layers import SpikingMaxPool, per_channel
@@ -41,15 +41,7 @@ class Stored:
     def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
         self.pictures, self.T = pictures, T
         self.batch = len(pictures[0])
-        for module in network.modules():
-            if hasattr(module, "start"):
-                module.start(self.batch)
-            if hasattr(module, "steps") and T is not None:
-                module.steps = T
-        self.trace: Trace = trace(network, pictures[0])
-        for module in network.modules():
-            if hasattr(module, "start"):
-                module.start(0)
+        self.trace: Trace = trace_steps(network, pictures[0], T or 1)
         self.neurons = self.trace.of(ACTIVATIONS)
         self.sites = [self._site(call) for call in [*self.neurons, *self.trace.readouts()]]
         self.kept: dict[int, list[np.ndarray]] = {}
