@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
@@ -103,6 +103,23 @@ def load_plain(path: Path) -> dict[str, Tensor]:
         WeightsError: No such file, or damaged.
     """
     return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
+
+
+def load_plain_into(network: nn.Module, path: Path) -> None:
+    """Put pre-trained layers (written by `save_plain`) into a network.
+
+    Raises:
+        WeightsError: The file holds other shapes, or layers that the network has not.
+    """
+    tensors = load_plain(path)
+    state = network.state_dict()
+    for name, tensor in tensors.items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{path}: {name} {tuple(tensor.shape)} does not fit; "
+                "expected a backbone of the same description and width"
+            )
+    network.load_state_dict(tensors, strict=False)
 
 
 def save_plain(tensors: dict[str, Tensor], path: Path) -> None:

@@ -12,15 +12,15 @@ import ctypes
 import logging
 import sys
 import typing
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spikedet.detection.settings import FIELD_HELP, Settings
 from spikedet.errors import SpikedetError, UsageError
+from spikedet.tasks import SETTINGS
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from spikedet.task import Task
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -101,42 +101,86 @@ def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> Non
     )
 
 
-def add_data_arguments(arguments: argparse.ArgumentParser, *, split: str) -> None:
-    """`--data --split --limit --tuning`."""
+def add_data_arguments(arguments: argparse.ArgumentParser, *, test: bool = False) -> None:
+    """`--data --split --limit`, and `--tuning` unless they are for a test.
+
+    A split that is not given is that of the task, see `split`.
+    """
+    kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
+    usual = "; ".join(f"{getattr(s, kind)} for {name}" for name, s in SETTINGS.items())
     add = arguments.add_argument
-    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
-    add("--split", default=split, help="data sets and splits, joined by +")
+    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit or class folders, several")
+    add("--split", help=f"data sets and splits, joined by + ({usual})")
     add("--limit", type=count, help="only the first so many pictures")
-    add(
-        "--tuning",
-        type=Path,
-        default=ROOT / "configs/tuning_ids.txt",
-        help="list of training pictures kept aside for every choice",
-    )
+    if not test:
+        help = "list of training pictures kept aside for every choice (detection)"
+        add("--tuning", type=Path, help=help)
 
 
-def add_training_arguments(arguments: argparse.ArgumentParser, **defaults: Any) -> None:
-    """One option for each field of the training settings, and `--resume`.
+def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
+    """The split that was asked for, or the usual one of a task."""
+    return args.split or (SETTINGS[task].TEST_SPLIT if test else SETTINGS[task].TRAIN_SPLIT)
+
+
+def samples(
+    args: argparse.Namespace, task: Task, names: tuple[str, ...] | None = None
+) -> tuple[Sequence, Sequence]:
+    """Training samples of `add_data_arguments`, and those kept aside for every choice."""
+    read = task.read(args.data, split(args, task.name), args.limit, names)
+    return task.split_off_tuning(read, args.tuning)
+
+
+def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: bool = False) -> None:
+    """One option for each field of every task's training settings, and `--resume`.
 
     Args:
         arguments: The parser.
-        defaults: Settings whose default differs in this command.
+        stage_one: The defaults that are shown are those of stage I.
     """
     arguments.add_argument("--resume", action="store_true", help="go on from the last epoch")
-    settings = Settings(**defaults)
-    for name, kind in typing.get_type_hints(Settings).items():
-        option, default = "--" + name.replace("_", "-"), getattr(settings, name)
+    for name, kinds in _fields().items():
+        usual = {task: _usual(task, name, stage_one) for task in kinds}
+        values = set(map(str, usual.values()))
+        shown = "; ".join(f"{value} for {task}" for task, value in usual.items())
+        if len(values) == 1 and len(usual) == len(SETTINGS):
+            shown = values.pop()
+        help = f"{SETTINGS[next(iter(kinds))].FIELD_HELP[name]} ({shown})"
+        option, kind = "--" + name.replace("_", "-"), next(iter(kinds.values()))
         if kind is bool:
-            action = argparse.BooleanOptionalAction
-            arguments.add_argument(option, action=action, default=default, help=FIELD_HELP[name])
+            arguments.add_argument(option, action=argparse.BooleanOptionalAction, help=help)
         else:
             kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
-            arguments.add_argument(option, type=kind, default=default, help=FIELD_HELP[name])
+            arguments.add_argument(option, type=kind, help=help)
 
 
-def training_settings(args: argparse.Namespace) -> Settings:
-    """The settings that `add_training_arguments` parsed."""
-    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = False) -> Any:
+    """The settings of a task that `add_training_arguments` parsed.
+
+    Raises:
+        UsageError: An option of another task.
+    """
+    given = {name: getattr(args, name) for name in _fields()}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = SETTINGS[task]
+    for name in given:
+        if name not in settings.FIELD_HELP:
+            raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
+    return settings.Settings(**((settings.STAGE_ONE if stage_one else {}) | given))
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """Types of all settings, by name and task."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, settings in SETTINGS.items():
+        for name, kind in typing.get_type_hints(settings.Settings).items():
+            found.setdefault(name, {})[task] = kind
+    return found
+
+
+def _usual(task: str, name: str, stage_one: bool) -> Any:
+    settings = SETTINGS[task]
+    default = getattr(settings.Settings(), name)
+    return settings.STAGE_ONE.get(name, default) if stage_one else default
 
 
 def command_line() -> str:

@@ -232,7 +232,8 @@ def table(path):
 @released
 def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys):  # noqa: F811
     out = tmp_path / "out"
-    words = ["--data", devkit, "--split", "VOC2007:val", "--T", 8, "--limit", 1, "--out", out]
+    words = ["--data", devkit, "--split", "VOC2007:val", "--T", 8, "--limit", 1]
+    words += ["--all", "--out", out]
     assert command(monkeypatch, "analyze", *words) == 0
     names = ("residual", "similarity", "layers", "periodic", "gap")
     for name in names:
@@ -258,7 +259,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
     ids.write_text("VOC2007/2\n")
     weights = next(WEIGHTS.glob("*-snn-T8.safetensors"))
     words = ["--data", devkit, "--split", "VOC2007:val", "--T", 2, "--weights", weights]
-    words += ["--ids", ids, "--out", tmp_path / "out"]
+    words += ["--tuning", ids, "--out", tmp_path / "out"]
     assert command(monkeypatch, "analyze", *words) == 0
     assert sorted(p.name for p in (tmp_path / "out").glob("*.csv")) == [
         "periodic.csv", "residual.csv",
@@ -275,8 +276,8 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
         *BAD,
         (["--weights", "SNN", "--stage1", "SNN"], 4, "these are snn weights; expected qc weights"),
         (["--weights", "SNN", "--float", "SNN"], 4, "expected float weights"),
-        (["--ids", "gone.txt"], 3, "gone.txt: list of tuning pictures"),
-        (["--ids", "EMPTY"], 3, "lists no picture of VOC2007:val"),
+        (["--tuning", "gone.txt"], 3, "gone.txt: list of tuning pictures"),
+        (["--tuning", "EMPTY"], 3, "0 of the 2 pictures are tuning pictures"),
     ],
 )
 def test_bad_arguments(devkit, tmp_path, monkeypatch, capsys, words, code, message):  # noqa: F811
@@ -297,6 +298,6 @@ def test_networks_of_two_descriptions_are_refused(devkit, tmp_path, monkeypatch,
     other.model = {**other.model, "scale": "n"}
     checkpoint.save(other, tmp_path / "other.safetensors")
     words = ["--data", devkit, "--split", "VOC2007:val", "--out", tmp_path / "out"]
-    words += ["--stage1", tmp_path / "other.safetensors", "--T", 8]
+    words += ["--stage1", tmp_path / "other.safetensors", "--T", 8, "--all"]
     assert command(monkeypatch, "analyze", *words) == 4
     assert "another network than" in capsys.readouterr().err

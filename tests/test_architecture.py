@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["neurons", "conversion", "analysis", "detection", "classification", "cli"]
+ORDER = ["neurons", "conversion", "analysis", "task", "detection", "classification", "tasks", "cli"]
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def parser():
     made = cli.parser("test")
     made.prog = "train.py"
-    cli.add_data_arguments(made, split="VOC2007:train")
+    cli.add_data_arguments(made)
     cli.add_training_arguments(made)
     return made
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from spikedet import checkpoint
-from spikedet.detection import model, stages
+from spikedet.detection import model
 from spikedet.detection.distillation import distillation_loss
+from spikedet.detection.task import DETECTION
 from spikedet.errors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,4 +81,4 @@ def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
     made = checkpoint.Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
     teacher = checkpoint.Checkpoint(stage, "detection", description, names, 64, {}, T)
     with pytest.raises(WeightsError, match=words):
-        stages.guide_for(made, teacher)
+        DETECTION.teacher(made, teacher)

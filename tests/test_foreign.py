@@ -15,8 +15,10 @@ from spikedet.conversion.replace import estimate_thresholds, make_spiking, quant
 from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError, UsageError, WeightsError
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+from spikedet.task import prepare
 
 RELU = "torch.nn.ReLU()"
 MODELS = Path(__file__).parents[1] / "configs/models"
@@ -44,7 +46,7 @@ def alive(name, width=None, activation=None):
 
 def spiking(network, pictures, T):
     example = torch.zeros(1, 3, 64, 64)
-    model.prepare(network, example)
+    prepare(network, example)
     record = trace(network, example)
     quantize(network, record, estimate_thresholds(network, record, [pictures], T), T)
     make_spiking(network, example)
@@ -97,10 +99,8 @@ def test_converts(name, width, activation, pools, kept):
     ],
 )
 def test_is_refused_by_name(name, activation, words):
-    network = model.build(model.read_description(name, None, activation), 20)
     with pytest.raises(ConversionError, match=words):
-        model.expect_convertible(network)
-    assert network.training
+        DETECTION.expect_convertible(model.read_description(name, None, activation), 20, 64)
 
 
 def test_training_refuses_before_it_begins(tmp_path):
@@ -144,7 +144,7 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
         model.build(description, 20)
     made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
-        model.restore(made)
+        DETECTION.restore(made)
     assert not Path("made").exists()
 
 
@@ -155,12 +155,12 @@ def test_pooling_is_read_from_the_description():
     args = description, VOC_CLASSES, 64, network.state_dict(), 4
     for pooling in ("count", "step"):
         description["pooling"] = pooling
-        runner = model.restore(checkpoint.Checkpoint("snn", "detection", *args))
+        runner = DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
         pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
         assert {p.mode for p in pools} == {pooling}
     description["pooling"] = "mean"
     with pytest.raises(UsageError, match="pooling: mean; expected count or step"):
-        model.restore(checkpoint.Checkpoint("snn", "detection", *args))
+        DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
 
 
 def test_kept_thresholds_are_restored():
@@ -171,7 +171,7 @@ def test_kept_thresholds_are_restored():
     made = checkpoint.Checkpoint(
         "snn", "detection", description, VOC_CLASSES, 64, network.state_dict(), 4
     )
-    after = model.restore(made)
+    after = DETECTION.restore(made)
     with torch.no_grad():
         wanted, found = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
     assert cosine(centred(found), centred(wanted)) > 0.99
@@ -185,7 +185,7 @@ def test_per_neuron_potentials_belong_to_a_picture_size():
     neuron.initial.data = neuron.initial.data.view(-1, 1, 1).expand(-1, 32, 32).clone()
     state = network.state_dict()
     made = checkpoint.Checkpoint("snn", "detection", description, VOC_CLASSES, 64, state, 4)
-    runner = model.restore(made, half=True)
+    runner = DETECTION.restore(made, half=True)
     with torch.no_grad():
         runner.raw(pictures[:1])
         with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):

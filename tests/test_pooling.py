@@ -20,6 +20,7 @@ from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.errors import ConversionError
 from spikedet.neurons.layers import CalledInTurn, IFNeuron, SpikingMaxPool
+from spikedet.task import prepare
 
 CLASSIC = Path(__file__).parents[1] / "configs/models/tiny-yolo-maxpool.yaml"
 
@@ -160,7 +161,7 @@ def test_the_classic_tiny_yolo_converts(pooling):
     model.raw_outputs(network)
     example = torch.zeros(1, 3, 64, 64)
     separate = sum(type(m) is nn.MaxPool2d for m in network.modules())
-    model.prepare(network, example)
+    prepare(network, example)
     record = trace(network, example)
     quantize(
         network, record, estimate_thresholds(network, record, [torch.rand(2, 3, 64, 64)], 4), 4

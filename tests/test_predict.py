@@ -12,9 +12,10 @@ from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.draw import status
 from spikedet.detection.predict import default_weights, select
-from spikedet.detection.stages import copied, quantized, spiking_checkpoint, untuned
+from spikedet.detection.task import DETECTION
 from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError, WeightsError
+from spikedet.task import spiking_checkpoint
 
 
 def raw(*rows, classes=2):
@@ -66,9 +67,9 @@ def weights(tmp_path_factory):
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = [Sample("noise", folder / "noise.png", 64, 64, *nothing)]
-    qc = untuned(made, samples, 4)
+    qc = DETECTION.untuned(made, samples, 4)
     checkpoint.save(qc, folder / "qc.safetensors")
-    checkpoint.save(spiking_checkpoint(qc, copied(qc), {}), folder / "snn.safetensors")
+    checkpoint.save(spiking_checkpoint(qc, DETECTION.copied(qc), {}), folder / "snn.safetensors")
     return folder
 
 
@@ -80,7 +81,7 @@ def model_file():
 
 def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
     with pytest.raises(WeightsError, match="have one threshold a layer"):
-        quantized(checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True)
+        DETECTION.quantized(checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True)
 
 
 @pytest.fixture

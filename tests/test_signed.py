@@ -21,12 +21,14 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
 )
 from spikedet.neurons.layers import IFNeuron
+from spikedet.task import prepare
 
 LEAKY = Path(__file__).parents[1] / "configs/models/tiny-yolo-leaky.yaml"
 
@@ -210,7 +212,7 @@ def test_a_leaky_detector_is_restored_from_its_description():
     network = model.build(description, 20).eval()
     model.raw_outputs(network)
     state = {k: v.clone() for k, v in network.state_dict().items()}
-    model.prepare(network, pictures)
+    prepare(network, pictures)
     record = trace(network, pictures)
     quantize(network, record, estimate_thresholds(network, record, [pictures], 8), 8)
     network.eval()
@@ -220,10 +222,10 @@ def test_a_leaky_detector_is_restored_from_its_description():
     snn = copy.deepcopy(network)
     make_spiking(snn, pictures)
     spiking = checkpoint.Checkpoint("snn", *args, snn.state_dict(), 8)
-    floating = model.restore(checkpoint.Checkpoint("float", *args, state))
+    floating = DETECTION.restore(checkpoint.Checkpoint("float", *args, state))
     assert isinstance(floating.network.model[0].act, nn.LeakyReLU)
     with torch.no_grad():
-        quantised, restored = model.restore(qc), model.restore(spiking)
+        quantised, restored = DETECTION.restore(qc), DETECTION.restore(spiking)
         assert torch.equal(quantised.raw(pictures)["scores"], network(pictures)["scores"])
         wanted = SpikingNetwork(snn, 8)(pictures)["scores"]
         assert torch.allclose(restored.raw(pictures)["scores"], wanted, atol=1e-5)

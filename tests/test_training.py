@@ -12,12 +12,14 @@ import torch
 from test_data import add, annotation
 
 from spikedet import checkpoint
-from spikedet.detection import model, stages
+from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
-from spikedet.detection.train import Trainer, check_devices, epochs_done
+from spikedet.detection.task import DETECTION
+from spikedet.detection.train import Trainer
 from spikedet.errors import TrainingError, UsageError, WeightsError
+from spikedet.training import check_devices, epochs_done
 from tools import calibrate, convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +188,7 @@ def stages_done(devkit, tmp_path_factory):
     checkpoint.save(made, folder / "float.safetensors")
     samples = read_voc(devkit, "VOC2007:train", cache=folder)
     train, _ = split_off_tuning(samples, devkit.parent / "tuning.txt")
-    checkpoint.save(stages.untuned(made, train, 4), folder / "qc.safetensors")
+    checkpoint.save(DETECTION.untuned(made, train, 4), folder / "qc.safetensors")
     return folder
 
 

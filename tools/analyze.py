@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
 
-    tools/analyze.py --data VOCdevkit --split VOC2007:train --ids configs/tuning_ids.txt --T 8 \\
-        --limit 64 --out analysis-T8
+    tools/analyze.py --data VOCdevkit --split VOC2007:train --T 8 --limit 64 --out analysis-T8
 
-Writes CSV files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the
-quantiser of their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b:
-cosine of rates and stage-I activations), `gap` (5c: error of the outputs over the steps of one
-run; AP over T is what tools/evaluate.py measures) and `layers` (error of each layer before and
-after stage II, in units of its threshold squared). Without --weights the shipped networks of all
-stages are compared; with it, those that are given, and what needs a missing one is left out.
+Runs on training pictures that were kept aside for choices, or with --all on any split. Writes CSV
+files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
+their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
+and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP over T is
+what tools/evaluate.py measures) and `layers` (error of each layer before and after stage II, in
+units of its threshold squared). Without --weights the shipped networks of all stages are compared;
+with it, those that are given, and what needs a missing one is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from spikedet import cli  # noqa: E402
 if TYPE_CHECKING:
     from spikedet.analysis.compare import Comparison, ReadoutError
     from spikedet.checkpoint import Checkpoint
-    from spikedet.detection.data import Sample
+    from spikedet.task import Task
 
 ALONE, BOTH = "stage I alone", "stages I + II"
 Rows = list[dict[str, Any]]
@@ -39,10 +40,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="spiking checkpoint; the shipped one for T if left out")
     add("--stage1", type=Path, help="stage-I checkpoint it was made from; runs with its own T")
     add("--float", type=Path, help="float checkpoint")
-    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
-    add("--split", default="VOC2007:train", help="data sets and splits, joined by +")
-    add("--ids", type=Path, help="only the pictures of this list, for instance of no training")
-    add("--limit", type=cli.count, default=64, help="only the first so many pictures")
+    cli.add_data_arguments(parser)
+    parser.set_defaults(limit=64)
+    add("--all", action="store_true", help="not only pictures kept aside for every choice")
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--batch", type=cli.count, default=4, help="pictures at a time")
     add("--out", type=Path, required=True, help="folder for CSV files and plots")
@@ -62,8 +62,8 @@ def shipped(T: int | None) -> tuple[Path, Path | None, Path | None]:
 def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
     from spikedet import checkpoint
-    from spikedet.detection.stages import expect_stage
     from spikedet.errors import WeightsError
+    from spikedet.task import expect_stage
 
     paths = args.weights, args.stage1, args.float
     if args.weights is None:
@@ -81,24 +81,18 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Check
     return tuple(found)
 
 
-def samples(args: argparse.Namespace, made: Checkpoint) -> list[Sample]:
+def samples(args: argparse.Namespace, task: Task, made: Checkpoint) -> Sequence:
     """The pictures to run on."""
-    from spikedet.detection.data import read_voc, tuning_ids
-    from spikedet.errors import DataError
-
-    if args.ids is None:
-        return read_voc(args.data, args.split, limit=args.limit, names=made.names)
-    ids = set(tuning_ids(args.ids))
-    found = [s for s in read_voc(args.data, args.split, names=made.names) if s.id in ids]
-    if not found:
-        raise DataError(f"{args.ids}: lists no picture of {args.split}")
-    return found[: args.limit]
+    read = task.read(args.data, cli.split(args, task.name), names=made.names)
+    found = read if args.all else task.split_off_tuning(read, args.tuning)[1]
+    return task.take(found, range(min(args.limit, len(found))))
 
 
 def compare(
     args: argparse.Namespace,
+    task: Task,
     made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
-    pictures: list[Sample],
+    pictures: Sequence,
     T: int,
 ) -> tuple[dict[str, Comparison], ReadoutError]:
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
@@ -107,19 +101,16 @@ def compare(
 
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
     from spikedet.conversion.network import SpikingNetwork
-    from spikedet.detection.loader import batches
-    from spikedet.detection.model import restore
-    from spikedet.detection.stages import copied
 
     spiking, *others = made
-    example = torch.zeros(1, 3, 64, 64)
-    stage1, source = (o and Reference(restore(o).network, example) for o in others)
-    found = {BOTH: Comparison(restore(spiking).network, T)}
+    example = task.example(spiking.imgsz)
+    stage1, source = (o and Reference(task.restore(o).network, example) for o in others)
+    found = {BOTH: Comparison(task.restore(spiking).network, T)}
     if others[0]:
-        found = {ALONE: Comparison(SpikingNetwork(copied(others[0]), T), T), **found}
+        found = {ALONE: Comparison(SpikingNetwork(task.copied(others[0]), T), T), **found}
     between = ReadoutError()
     with tqdm(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
-        for batch, _ in batches(pictures, spiking.imgsz, args.batch):
+        for batch in task.pictures(pictures, spiking, args.batch):
             batch = batch.contiguous(memory_format=torch.channels_last)
             for reference in filter(None, (stage1, source)):
                 reference.see(batch)
@@ -235,10 +226,13 @@ def show(tables: dict[str, Rows]) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    from spikedet import tasks
+
     made = load(args)
     T = args.T or made[0].T
-    pictures = samples(args, made[0])
-    found, between = compare(args, made, pictures, T)
+    task = tasks.of(made[0])
+    pictures = samples(args, task, made[0])
+    found, between = compare(args, task, made, pictures, T)
     tables = {
         "residual": residual_rows(found, T),
         "periodic": periodic_rows(T),
@@ -246,7 +240,9 @@ def main(args: argparse.Namespace) -> None:
         "layers": layer_rows(found, T),
         "gap": gap_rows(found, between, T),
     }
-    print(f"T={T}, weights of T={made[0].T}: {len(pictures)} pictures of {args.split}")
+    print(
+        f"T={T}, weights of T={made[0].T}: {len(pictures)} pictures of {cli.split(args, task.name)}"
+    )
     show(tables)
     for name, rows in tables.items():
         if rows:

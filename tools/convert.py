@@ -20,19 +20,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-from spikedet.detection.settings import METHODS  # noqa: E402
+from spikedet.methods import METHODS  # noqa: E402
 from tools.calibrate import add_arguments, calibrate  # noqa: E402
-from tools.finetune import DEFAULTS, add_stage_one_arguments  # noqa: E402
+from tools.finetune import add_stage_one_arguments  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
-    from spikedet.detection.data import Sample
+    from spikedet.task import Task
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -44,65 +45,65 @@ def arguments() -> argparse.ArgumentParser:
     add("--stage1", type=Path, help="stage-I checkpoint for T, instead of a run of stage I")
     add_stage_one_arguments(parser)
     add("--out", type=Path, required=True, help="spiking checkpoint to write")
-    cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
-    cli.add_training_arguments(parser, **DEFAULTS)
+    cli.add_data_arguments(parser)
+    cli.add_training_arguments(parser, stage_one=True)
     add_arguments(parser)
     return parser
 
 
 def stage_one(
+    task: Task,
     made: Checkpoint,
-    train: list[Sample],
-    tune: list[Sample],
+    train: Sequence,
+    tune: Sequence,
     args: argparse.Namespace,
     origin: dict[str, Any],
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
     from spikedet import checkpoint
-    from spikedet.detection import stages
+    from spikedet.task import expect_stage, finished
 
     if args.stage1:
         ready = checkpoint.load(args.stage1)
-        stages.expect_stage(ready, "qc")
+        expect_stage(ready, "qc")
         ready.T = args.T
         return ready
-    settings = cli.training_settings(args)
-    settings.imgsz = made.imgsz
+    settings = cli.training_settings(args, task.name, stage_one=True)
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
     options |= {"per_channel": args.per_channel, "resume": args.resume, "origin": origin}
-    if not stages.finished(folder, args.resume):
-        stages.finetune(made, train, tune, args.T, folder, settings, **options)
+    if not finished(folder, args.resume):
+        task.finetune(made, train, tune, args.T, folder, settings, **options)
     return checkpoint.load(folder / "best.safetensors")
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint
-    from spikedet.detection import stages
-    from spikedet.detection.data import read_voc, split_off_tuning
+    from spikedet import checkpoint, tasks
+    from spikedet.task import expect_stage
 
     made = checkpoint.load(args.weights)
-    stages.expect_stage(made, "float")
-    samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
-    train, tune = split_off_tuning(samples, args.tuning)
+    expect_stage(made, "float")
+    task = tasks.of(made)
+    train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method
     if args.pooling:
         made.model["pooling"] = args.pooling
     if args.method == "spiking-yolo":
-        checkpoint.save(stages.spiking_yolo(made, train, args.T, origin), args.out)
+        checkpoint.save(task.spiking_yolo(made, train, args.T, origin), args.out)
         print(f"{args.out}: T={args.T}, {args.method}")
         return
     method = METHODS[args.method]
     if method.finetuned:
-        quantised = stage_one(made, train, tune, args, origin)
+        quantised = stage_one(task, made, train, tune, args, origin)
     else:
-        quantised = stages.untuned(made, train, args.T, args.per_channel)
+        quantised = task.untuned(made, train, args.T, args.per_channel)
     args.no_coarse |= not method.coarse
     args.no_fine |= not method.fine
-    args.end_to_end *= method.end_to_end
-    calibrate(quantised, train, tune, args, origin, made)
+    if not method.end_to_end:
+        args.end_to_end = 0
+    calibrate(task, quantised, train, tune, args, origin, made)
 
 
 if __name__ == "__main__":

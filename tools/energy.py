@@ -45,9 +45,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--weights", type=Path, help="spiking checkpoint; the shipped one for T if left out")
     add("--float", type=Path, help="float checkpoint whose operations are the reference")
-    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
-    add("--split", default="VOC2007:val", help="data sets and splits, joined by +")
-    add("--limit", type=cli.count, default=100, help="only the first so many pictures")
+    cli.add_data_arguments(parser, test=True)
+    parser.set_defaults(limit=100)
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--batch", type=cli.count, default=4, help="pictures at a time")
     add("--pj-ac", type=picojoules, default=0.9, help="pJ of an accumulate")
@@ -138,44 +137,42 @@ def float_multiplies(path: Path, imgsz: int) -> int:
     """Multiply-accumulates of a float checkpoint for one picture of `imgsz` pixels."""
     import torch
 
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
     from spikedet.analysis.operations import multiply_accumulates
-    from spikedet.detection.model import restore
-    from spikedet.detection.stages import expect_stage
+    from spikedet.task import expect_stage
 
     made = checkpoint.load(path)
     expect_stage(made, "float")
     picture = torch.zeros(1, 3, imgsz, imgsz)
-    return sum(multiply_accumulates(restore(made).network, picture).values())
+    return sum(multiply_accumulates(tasks.of(made).restore(made).network, picture).values())
 
 
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
     from spikedet.analysis.operations import measure_cost
-    from spikedet.detection.data import read_voc
-    from spikedet.detection.loader import batches
-    from spikedet.detection.model import restore
     from spikedet.detection.predict import default_weights
-    from spikedet.detection.stages import expect_stage
     from spikedet.files import write_atomic
+    from spikedet.task import expect_stage
 
     path = args.weights or default_weights(args.T)
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = args.T or made.T
     reference = float_multiplies(args.float, made.imgsz) if args.float else None
-    samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
-    pictures = (batch for batch, _ in batches(samples, made.imgsz, args.batch))
+    task = tasks.of(made)
+    split = cli.split(args, task.name, test=True)
+    samples = task.read(args.data, split, args.limit, made.names)
+    pictures = task.pictures(samples, made, args.batch)
     steps = tqdm(pictures, desc=f"T={T}", unit="batch", leave=False)
-    cost = measure_cost(restore(made).network, steps, T)
+    cost = measure_cost(task.restore(made).network, steps, T)
     reference = reference or sum(cost.float_multiplies.values())
-    result = {"T": T, "images": len(samples), "split": args.split, "imgsz": made.imgsz}
+    result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
     result |= {"weights_sha256": checkpoint.sha256(path), "weights_T": made.T}
     result |= {"pj_ac": args.pj_ac, "pj_mac": args.pj_mac, "spike_rate": statistics(cost.rate())}
     result |= {**by_layer(cost), "totals": energies(cost, reference, args)}
-    print(f"{path.name}, T={T}: {len(samples)} pictures of {args.split}, {made.imgsz} pixels")
+    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")
     show(result)
     if args.json:
         write_atomic(args.json, (json.dumps(result, indent=2) + "\n").encode())

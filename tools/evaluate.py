@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Average precision on annotated pictures, float, quantised or spiking.
+"""Average precision of a detector, accuracy of a classifier; float, quantised or spiking.
 
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --T 20
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
+    tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
-Without --weights the shipped ones for that T are measured. --compare prints the whole story in one
-table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
+Without --weights the shipped detector for that T is measured. --compare prints the whole story in
+one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
 weights copied into spiking neurons (stage I alone), and stages I + II.
 """
 
@@ -24,25 +25,20 @@ from spikedet import cli  # noqa: E402
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
 
-COLUMNS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")
-
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, nargs="+", help="checkpoints; the shipped ones if left out")
-    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit folder, or several")
-    add("--split", default="VOC2007:val", help="data sets and splits, joined by +")
-    add("--limit", type=cli.count, help="only the first so many pictures")
+    cli.add_data_arguments(parser, test=True)
     add("--T", type=cli.time_steps, nargs="+", help="time steps; those of the weights if left out")
     add("--compare", action="store_true", help="float, stage-I and spiking rows, with baselines")
     add(
         "--threshold-split",
-        default="VOC2007:train",
         help="training pictures that give the thresholds of the copied-weights row",
     )
     add("--classes", action="store_true", help="AP of every class as well")
-    add("--batch", type=int, default=8, help="pictures at a time")
+    add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=False)
     add("--json", type=Path, help="write the rows to this file")
@@ -64,12 +60,20 @@ def chosen(args: argparse.Namespace) -> list[tuple[Path, list[int] | None]]:
 
 
 def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | None]]:
-    """(method, checkpoint, sha256 of its file, T) of every row to measure."""
-    from spikedet import checkpoint
-    from spikedet.detection import stages
-    from spikedet.detection.data import read_voc
+    """(method, checkpoint, sha256 of its file, T) of every row to measure.
+
+    Raises:
+        WeightsError: Weights of different tasks.
+    """
+    from spikedet import checkpoint, tasks
+    from spikedet.errors import WeightsError
+    from spikedet.task import spiking_checkpoint
 
     loaded = [(checkpoint.load(p), checkpoint.sha256(p), steps) for p, steps in chosen(args)]
+    kinds = sorted({made.task for made, *_ in loaded})
+    if len(kinds) > 1:
+        raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
+    task = tasks.named(kinds[0])
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []
@@ -78,20 +82,21 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
         if args.compare and made.stage == "qc":
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest, _ in floats:
-                samples = read_voc(args.data, args.threshold_split, names=origin.names)
-                plain = stages.untuned(origin, samples, made.T)
-                copied = stages.spiking_checkpoint(plain, stages.copied(plain), {})
+                split = args.threshold_split or tasks.SETTINGS[task.name].THRESHOLD_SPLIT
+                samples = task.read(args.data, split, names=origin.names)
+                plain = task.untuned(origin, samples, made.T)
+                copied = spiking_checkpoint(plain, task.copied(plain), {})
                 found.append(("copied weights", copied, origin_digest, made.T))
         found += [(label(made), made, digest, t) for t in steps]
         if args.compare and made.stage == "qc":
-            alone = stages.spiking_checkpoint(made, stages.copied(made), {})
+            alone = spiking_checkpoint(made, task.copied(made), {})
             found.append(("stage I alone", alone, digest, made.T))
     return found
 
 
 def label(made: Checkpoint) -> str:
     """What the table calls a checkpoint."""
-    from spikedet.detection.settings import METHODS
+    from spikedet.methods import METHODS
 
     if made.stage != "snn":
         return {"float": "float", "qc": "stage I, quantised"}[made.stage]
@@ -102,35 +107,40 @@ def label(made: Checkpoint) -> str:
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from spikedet.detection.data import read_voc
-    from spikedet.detection.measure import SETTINGS, measure
-    from spikedet.detection.model import restore
+    from spikedet import tasks
 
+    planned = rows(args)
+    task, names = tasks.of(planned[0][1]), planned[0][1].names
+    split = cli.split(args, task.name, test=True)
+    samples = task.read(args.data, split, args.limit, names)
     entries: list[dict[str, Any]] = []
-    samples = read_voc(args.data, args.split, limit=args.limit)
-    for method, made, digest, T in rows(args):
+    for method, made, digest, T in planned:
         if not entries:
-            print(f"{len(samples)} pictures of {args.split}; {SETTINGS.format(imgsz=made.imgsz)}")
+            print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=made.imgsz)}")
             print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
-            print(f"{'':20}{'T':>5} " + "".join(f"{name:>11}" for name in COLUMNS) + "  spike rate")
-        runner = restore(made, args.half).to(args.device)
+            titles = "".join(f"{name:>11}" for name in task.columns)
+            print(f"{'':20}{'T':>5} {titles}  spike rate")
+        runner = task.restore(made, args.half).to(args.device)
         steps = T if made.stage == "snn" else None
         with tqdm(total=len(samples), desc=f"{method} T={T}", unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
-            precision, rate = measure(runner, samples, T=steps, batch=args.batch, on_batch=advance)
-        values = {name: getattr(precision, name) for name in COLUMNS}
+            options = {"batch": args.batch or task.batch, "on_batch": advance}
+            values, rate = task.measure(runner, samples, T=steps, **options)
+        per_class = values.pop("per_class", None)
         entry = {"stage": made.stage, "method": method, "T": T, **values}
         entry = {key: none_if_undefined(value) for key, value in entry.items()}
         entry |= {"images": len(samples), "spike_rate": rate, "weights_sha256": digest}
-        entry["per_class"] = {k: none_if_undefined(v) for k, v in precision.per_class.items()}
+        if per_class is not None:
+            entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
         entries.append(entry)
-        shown = "".join(f"{'-' if entry[n] is None else f'{entry[n]:.4f}':>11}" for n in COLUMNS)
+        values = [entry[name] for name in task.columns]
+        shown = "".join(f"{'-' if value is None else f'{value:.4f}':>11}" for value in values)
         print(f"{method:20}{T or '-':>5} {shown}  {'-' if rate is None else f'{rate:.4f}'}")
         if args.classes:
-            for name, value in entry["per_class"].items():
+            for name, value in entry.get("per_class", {}).items():
                 print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")
     if args.json:
         from spikedet.files import write_atomic

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Stage I: fold batch norm, quantise and clip the activations, fine-tune with the detection loss.
+"""Stage I: fold batch norm, quantise and clip the activations, fine-tune with the task's loss.
 
     tools/finetune.py --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
 
@@ -16,8 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-
-DEFAULTS = {"epochs": 4, "rate": 0.002, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
 
 
 def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,23 +35,20 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--T", type=cli.time_steps, required=True, help="time steps")
     add_stage_one_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
-    cli.add_training_arguments(parser, **DEFAULTS)
+    cli.add_data_arguments(parser)
+    cli.add_training_arguments(parser, stage_one=True)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint
-    from spikedet.detection import stages
-    from spikedet.detection.data import read_voc, split_off_tuning
+    from spikedet import checkpoint, tasks
 
     made = checkpoint.load(args.weights)
-    samples = read_voc(args.data, args.split, limit=args.limit, names=made.names)
-    train, tune = split_off_tuning(samples, args.tuning)
-    settings = cli.training_settings(args)
-    settings.imgsz = made.imgsz
+    task = tasks.of(made)
+    settings = cli.training_settings(args, task.name, stage_one=True)
+    train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    stages.finetune(
+    task.finetune(
         made,
         train,
         tune,

@@ -63,8 +63,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("name", choices=NAMES, help="what to make")
-    cli.add_data_arguments(parser, split="VOC2007:val")
-    add("--train-split", default="VOC2007:train+VOC2012:trainval", help="pictures to convert with")
+    cli.add_data_arguments(parser)
+    parser.set_defaults(split="VOC2007:val")
+    add("--train-split", help="pictures to convert with; those of the training tools if left out")
     add("--model", type=Path, help="float checkpoint; the released one if left out")
     add("--leaky", type=Path, help="leaky ReLU float checkpoint for the Spiking-YOLO rows")
     add("--out", type=Path, default=Path("results"), help="folder of results and made weights")
@@ -118,11 +119,13 @@ class Workshop:
     def training(self) -> list[Any]:
         """Options that say what to train on."""
         args = self.args
-        return ["--data", *args.data, "--split", args.train_split, "--tuning", args.tuning]
+        words = ["--data", *args.data]
+        words += ["--split", args.train_split] if args.train_split else []
+        return [*words, "--tuning", args.tuning] if args.tuning else words
 
     def stage_one(self, T: int) -> Path:
         """Stage-I weights for T."""
-        from spikedet.detection.stages import finished
+        from spikedet.task import finished
 
         ready = self.released("qc", T)
         if ready:

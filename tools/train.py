@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Train the float detector on PASCAL VOC.
+"""Train a float network: the detector on PASCAL VOC, or a classifier on folders of pictures.
 
     tools/train.py --data VOCdevkit --split VOC2007:train+VOC2012:trainval --out runs/float
+    tools/train.py --model configs/models/cifar-resnet20.yaml --data cifar10 --out runs/resnet20
 
-Writes last.safetensors and best.safetensors (averaged weights; best on the tuning pictures),
-results.csv, curves and state.pt into --out after every epoch; --resume goes on from there.
+The network description says which of the two it is. Writes last.safetensors and best.safetensors
+(best on the tuning pictures), results.csv and state.pt into --out after every epoch; --resume goes
+on from there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from spikedet import cli  # noqa: E402
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    cli.add_data_arguments(parser, split="VOC2007:train+VOC2012:trainval")
+    cli.add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--model",
@@ -29,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
         default=ROOT / "configs/models/tiny-yolo.yaml",
         help="network description, or one of ultralytics' by its name (yolov8n.yaml)",
     )
-    parser.add_argument("--width", help="one of the description's scales, n s m l")
+    parser.add_argument("--width", help="a detector's scale, n s m l; a classifier's factor, 0.5")
     parser.add_argument("--activation", help="instead of the description's: 'torch.nn.ReLU()'")
     parser.add_argument("--pretrained", type=Path, help="backbone of tools/pretrain.py")
     cli.add_training_arguments(parser)
@@ -39,31 +41,27 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from spikedet import checkpoint
-    from spikedet.detection import model
-    from spikedet.detection.boxes import VOC_CLASSES
-    from spikedet.detection.data import read_voc, split_off_tuning
-    from spikedet.detection.train import Trainer
+    from spikedet import tasks
+    from spikedet.checkpoint import Checkpoint, load_plain_into, save
 
-    torch.manual_seed(args.seed)
-    description = model.read_description(args.model, args.width, args.activation)
-    network = model.build(description, len(VOC_CLASSES))
-    model.expect_convertible(network)
+    task = tasks.of_description(args.model)
+    settings = cli.training_settings(args, task.name)
+    torch.manual_seed(settings.seed)
+    description = task.describe(args.model, args.width, args.activation)
+    task.expect_convertible(description, 2, settings.imgsz)
+    train, tune = cli.samples(args, task)
+    names = task.names(train)
+    network = task.network(description, len(names)).train()
     if args.pretrained:
-        model.load_backbone(network, args.pretrained)
-    samples = read_voc(args.data, args.split, limit=args.limit)
-    train, tune = split_off_tuning(samples, args.tuning)
+        load_plain_into(network, args.pretrained)
     origin = {"command": cli.command_line(), "pictures": len(train)}
+    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
-    def save(averaged, path):
-        tensors = averaged.state_dict()
-        made = checkpoint.Checkpoint(
-            "float", "detection", description, VOC_CLASSES, args.imgsz, tensors, origin=origin
-        )
-        checkpoint.save(made, path)
+    def write(trained: torch.nn.Module, path: Path) -> None:
+        made.tensors = trained.state_dict()
+        save(made, path)
 
-    settings = cli.training_settings(args)
-    Trainer(network, train, tune, VOC_CLASSES, args.out, settings, save, args.resume).train()
+    task.fit(network, train, tune, made, args.out, settings, write, args.resume)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Average precision of a network on annotated pictures, with every setting fixed.
 
-Letterbox to the network's input size, confidence 0.001, class-wise NMS at IoU 0.6, at most 100
-boxes a picture; a score counts for every class that reaches the confidence.
+A score counts for every class that reaches the confidence; for the rest see `settings.PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,7 @@ from spikedet.detection.evaluate import Precision, average_precision
 from spikedet.detection.loader import batches
 from spikedet.detection.model import Runner
 from spikedet.detection.predict import select
-
-CONFIDENCE, IOU, MOST = 0.001, 0.6, 100
-SETTINGS = (
-    f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
-    f"at most {MOST} boxes a picture, difficult objects ignored"
-)
+from spikedet.detection.settings import CONFIDENCE, IOU, MOST
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import yaml
 from torch import Tensor, nn
 
 from spikedet import checkpoint
-from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork, StepRates
-from spikedet.conversion.replace import make_spiking, quantize, separate_activations
-from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
-from spikedet.errors import UsageError, WeightsError
+from spikedet.errors import UsageError
+from spikedet.task import as_float
 
 
 class Head(Detect):
@@ -74,17 +71,6 @@ class Detector(DetectionModel):
         return loss, items
 
 
-def as_float(value: Any) -> Any:
-    """Every floating-point tensor of a nested structure in float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {k: as_float(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(as_float(v) for v in value)
-    return value
-
-
 def read_description(
     path: Path, width: str | None = None, activation: str | None = None
 ) -> dict[str, Any]:
@@ -131,17 +117,6 @@ def build(description: dict[str, Any], classes: int) -> Detector:
         raise UsageError(f"the network description cannot be built: {error}") from error
 
 
-def expect_convertible(network: Detector) -> None:
-    """Refuse a network before it is trained which could not be converted afterwards.
-
-    Raises:
-        ConversionError: Names the layer, and says what to put in its place.
-    """
-    copied = copy.deepcopy(network).eval()
-    raw_outputs(copied)
-    prepare(copied, torch.zeros(1, 3, 64, 64))
-
-
 class Runner:
     """A detection network of any stage, ready to run.
 
@@ -153,8 +128,9 @@ class Runner:
         imgsz: Input side in pixels.
     """
 
-    def __init__(self, network: nn.Module, head: Head, made: checkpoint.Checkpoint):
-        self.network, self.head = network, head
+    def __init__(self, network: nn.Module, made: checkpoint.Checkpoint):
+        bare = network.network if isinstance(network, SpikingNetwork) else network
+        self.network, self.head = network, bare.model[-1]
         self.stage, self.T = made.stage, made.T
         self.names, self.imgsz = tuple(made.names), made.imgsz
 
@@ -200,98 +176,6 @@ class Runner:
                 yield t, self.decode(raw), rates.mean(t)
 
 
-def restore(made: checkpoint.Checkpoint, half: bool = False) -> Runner:
-    """Rebuild the network of a checkpoint.
-
-    Args:
-        made: The checkpoint.
-        half: Let a spiking network compute in bfloat16 (see `SpikingNetwork.use_bfloat16`).
-
-    Raises:
-        WeightsError: The tensors do not fit the description in the file.
-    """
-    if made.task != "detection":
-        raise WeightsError(f"these weights are for {made.task}; expected weights of a detector")
-    network = bare(made)
-    head = network.model[-1]
-    example = torch.zeros(1, 3, 64, 64)
-    if made.stage == "float":
-        fold_batch_norm(network, example)
-    network.to(memory_format=torch.channels_last)
-    if made.stage == "snn":
-        spiking = SpikingNetwork(network, made.T)
-        if half:
-            # at its own size: initial potentials may be those of single neurons
-            spiking.use_bfloat16(torch.zeros(1, 3, made.imgsz, made.imgsz))
-        return Runner(spiking, head, made)
-    return Runner(network, head, made)
-
-
-def bare(made: checkpoint.Checkpoint) -> Detector:
-    """The module of a checkpoint in evaluation mode, its head returning raw outputs."""
-    try:
-        network = build(made.model, len(made.names))
-    except Exception as error:
-        raise WeightsError(f"the network description in the weights is damaged: {error}") from None
-    network.eval()
-    raw_outputs(network)
-    if made.stage != "float":
-        example = torch.zeros(1, 3, 64, 64)
-        prepare(network, example)
-        record = trace(network, example)
-        ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
-        quantize(network, record, ones, made.T)
-        if made.stage == "snn":
-            spike(network, made)
-    for name, module in network.named_modules():
-        for key in ("threshold", "initial"):  # one a layer, a channel or a neuron
-            stored = made.tensors.get(f"{name}.{key}")
-            if stored is not None and hasattr(module, key):
-                getattr(module, key).data = torch.empty_like(stored)
-    try:
-        network.load_state_dict(made.tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"tensors do not fit the network description: {reason}") from None
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return network
-
-
-def spike(network: Detector, made: checkpoint.Checkpoint, initial: float = 0.5) -> None:
-    """Make the quantised network of a checkpoint spiking, in place (see `make_spiking`).
-
-    Max-pooling is done as its description says: `pooling: count` (the default) or `step`.
-    """
-    pooling = made.model.get("pooling", "count")
-    if pooling not in ("count", "step"):
-        raise UsageError(f"the network description has pooling: {pooling}; expected count or step")
-    make_spiking(network, torch.zeros(1, 3, 64, 64), initial, pooling)
-
-
-def prepare(network: Detector, example: Tensor) -> None:
-    """Fold batch norm and separate the activations, in place: ready for `quantize`."""
-    fold_batch_norm(network, example)
-    separate_activations(network, example)
-
-
 def raw_outputs(network: Detector) -> None:
     """Let the head return its outputs before decoding, as it does while training."""
     network.model[-1].training = True
-
-
-def load_backbone(network: Detector, path: Path) -> None:
-    """Put pre-trained layers (written by tools/pretrain.py) into `network`.
-
-    Raises:
-        WeightsError: The file holds other shapes, or layers that the network has not.
-    """
-    tensors = checkpoint.load_plain(path)
-    state = network.state_dict()
-    for name, tensor in tensors.items():
-        if name not in state or state[name].shape != tensor.shape:
-            raise WeightsError(
-                f"{path}: {name} {tuple(tensor.shape)} does not fit; "
-                "expected a backbone of the same description and width"
-            )
-    network.load_state_dict(tensors, strict=False)

@@ -17,8 +17,8 @@ import spikedet
 from spikedet import checkpoint
 from spikedet.conversion.network import has_bfloat16
 from spikedet.detection.boxes import Detections
-from spikedet.detection.model import restore
 from spikedet.detection.pictures import Letterbox, letterbox, read_picture
+from spikedet.detection.task import DETECTION
 from spikedet.errors import PictureError, UsageError, WeightsError
 
 CANDIDATES = 30_000
@@ -104,7 +104,7 @@ class Predictor:
     ):
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
-        self.runner = restore(checkpoint.load(self.weights), self.half).to(device)
+        self.runner = DETECTION.restore(checkpoint.load(self.weights), self.half).to(device)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

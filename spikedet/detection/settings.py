@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
+THRESHOLD_SPLIT = "VOC2007:train"  # whose pictures give the thresholds of copied weights
+TUNING = Path(__file__).resolve().parents[2] / "configs/tuning_ids.txt"
+CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
+PROTOCOL = (
+    f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
+    f"at most {MOST} boxes a picture, difficult objects ignored"
+)
+# What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
+STAGE_ONE = {"epochs": 4, "rate": 0.002, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
+STAGE_TWO = {
+    "pictures": 256,
+    "held": 64,
+    "layer_steps": 120,
+    "loss": "mse",
+    "batch": 8,
+    "end_to_end": 600,
+    "end_batch": 8,
+    "end_rate": 4e-3,
+}
 
 
 @dataclass
@@ -52,32 +74,4 @@ FIELD_HELP = {
     "cache": "hold the resized pictures in memory",
     "seed": "seed of order, augmentation and initial weights",
     "device": "cpu, 0, or 0,1 for two GPUs",
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way from a float network to a spiking one.
-
-    Attributes:
-        label: What tables call it.
-        finetuned: Stage I: quantise-clip fine-tuning; else thresholds are only estimated.
-        coarse, fine: Which parts of stage II's layer-wise calibration.
-        end_to_end: The end-to-end pass after it.
-    """
-
-    label: str
-    finetuned: bool
-    coarse: bool = False
-    fine: bool = False
-    end_to_end: bool = False
-
-
-METHODS = {
-    "copy": Method("copied weights", finetuned=False),
-    "stage1": Method("stage I alone", finetuned=True),
-    "stage2": Method("stage II alone", finetuned=False, coarse=True, fine=True),
-    "stage1-coarse": Method("stage I + coarse", finetuned=True, coarse=True),
-    "stage1-fine": Method("stage I + fine", finetuned=True, fine=True),
-    "two-stage": Method("stages I + II", finetuned=True, coarse=True, fine=True, end_to_end=True),
 }

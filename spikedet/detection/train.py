@@ -7,11 +7,8 @@ channels-last, a loader process beside the network).
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
-import os
-import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +19,13 @@ import torch
 from torch import nn
 
 from spikedet.detection.data import Sample
-from spikedet.detection.model import Detector, as_float
+from spikedet.detection.model import Detector
 from spikedet.detection.settings import Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
 from spikedet.files import write_atomic
+from spikedet.task import as_float
+from spikedet.training import check_devices, random_states, restore_random_states
 
 log = logging.getLogger(__name__)
 
@@ -291,28 +290,6 @@ class Trainer(DetectionTrainer):
         """Nothing: each epoch was measured on the tuning pictures already."""
 
 
-def check_devices(device: str) -> None:
-    """Refuse devices that are not there, and several GPUs in one process.
-
-    Raises:
-        TrainingError: Says what is there, or how to start.
-    """
-    if device == "cpu":
-        return
-    numbers = device.split(",")
-    there = torch.cuda.device_count()
-    if not all(n.isdigit() and int(n) < there for n in numbers):
-        raise TrainingError(
-            f"device {device!r}: this machine has {there} CUDA devices; expected cpu, or numbers "
-            "of such devices as in 0 or 0,1"
-        )
-    if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
-        raise TrainingError(
-            f"device {device!r} needs one process a GPU: start the same command with "
-            f"torchrun --nproc_per_node {len(numbers)}"
-        )
-
-
 def _plain(network: nn.Module) -> nn.Module:
     """The network inside a DistributedDataParallel wrapper."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -321,40 +298,3 @@ def _plain(network: nn.Module) -> nn.Module:
 def _ramp(tau: float) -> Callable[[int], float]:
     """Decay of the average: small at first, 0.9999 in the end, as ultralytics ramps it."""
     return lambda updates: 0.9999 * (1 - np.exp(-updates / tau))
-
-
-def random_states() -> dict[str, Any]:
-    """States of Python's, numpy's and torch's generators, as values safe to load."""
-    name, keys, *rest = np.random.get_state()
-    version, words, gauss = random.getstate()
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def averaged(network: nn.Module) -> nn.Module:
-    """A detached float32 copy on the CPU, contiguous, for saving."""
-    return copy.deepcopy(network).float().cpu().to(memory_format=torch.contiguous_format)
-
-
-def epochs_done(folder: Path) -> tuple[int, int]:
-    """Epochs done and wanted of the run in `folder`; (0, 0) when there is none."""
-    path = Path(folder) / "state.pt"
-    if not path.is_file():
-        return 0, 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state["epoch"] + 1, state["epochs"]

@@ -1,0 +1,114 @@
+"""The detector as a task of both stages of conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.checkpoint import Checkpoint
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.data import Sample, read_voc, split_off_tuning
+from spikedet.detection.distillation import distillation_loss
+from spikedet.detection.loader import augmented, batches
+from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
+from spikedet.detection.settings import PROTOCOL, TUNING, Settings
+from spikedet.task import Task
+
+
+class Detection(Task):
+    """Boxes of objects: PASCAL VOC samples, ultralytics' networks, average precision."""
+
+    name = "detection"
+    score = "AP"
+    columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")
+    protocol = PROTOCOL
+
+    def describe(
+        self, path: Path, width: str | None = None, activation: str | None = None
+    ) -> dict[str, Any]:
+        return read_description(path, width, activation)
+
+    def network(self, description: dict[str, Any], classes: int) -> Detector:
+        network = build(description, classes).eval()
+        raw_outputs(network)
+        return network
+
+    def example(self, imgsz: int) -> Tensor:
+        return torch.zeros(1, 3, 64, 64)
+
+    def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
+        return Runner(network, made)
+
+    def read(
+        self,
+        folders: Sequence[Path],
+        split: str,
+        limit: int | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> list[Sample]:
+        return read_voc(folders, split, limit=limit, names=names or VOC_CLASSES)
+
+    def names(self, samples: Sequence[Sample]) -> tuple[str, ...]:
+        return VOC_CLASSES
+
+    def split_off_tuning(
+        self, samples: Sequence[Sample], tuning: Path | None
+    ) -> tuple[list[Sample], list[Sample]]:
+        return split_off_tuning(samples, tuning or TUNING)
+
+    def take(self, samples: Sequence[Sample], numbers: Sequence[int]) -> list[Sample]:
+        return [samples[number] for number in numbers]
+
+    def pictures(self, samples: Sequence[Sample], made: Checkpoint, batch: int) -> Iterator[Tensor]:
+        return (pictures for pictures, _ in batches(samples, made.imgsz, batch))
+
+    def augmented(
+        self, samples: Sequence[Sample], made: Checkpoint, batch: int, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        return augmented(samples, made.imgsz, batch, seed)
+
+    def loss(
+        self, network: Detector, found: Any, wanted: Any, batch: dict[str, Any], truth: float
+    ) -> Tensor:
+        total = distillation_loss(found, wanted)
+        if truth:
+            network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+            total = total + truth * network.loss(batch, found)[0].sum() / len(batch["img"])
+        return total
+
+    def fit(
+        self,
+        network: Detector,
+        train: Sequence[Sample],
+        tune: Sequence[Sample],
+        made: Checkpoint,
+        folder: Path,
+        settings: Settings,
+        write: Callable[[nn.Module, Path], None],
+        resume: bool,
+        teacher: nn.Module | None = None,
+        distill: float = 1.0,
+    ) -> None:
+        from spikedet.detection.train import Trainer
+
+        settings.imgsz = made.imgsz
+        Trainer(
+            network, train, tune, made.names, folder, settings, write, resume, teacher, distill
+        ).train()
+
+    def measure(
+        self, runner: Runner, samples: Sequence[Sample], *, T: int | None = None, **options: Any
+    ) -> tuple[dict[str, Any], float | None]:
+        from spikedet.detection.measure import measure
+
+        precision, rate = measure(runner, samples, T=T, **options)
+        values = {name: getattr(precision, name) for name in self.columns}
+        return values | {"per_class": precision.per_class}, rate
+
+
+DETECTION = Detection()

@@ -1,0 +1,51 @@
+"""The tasks there are, found by the name that checkpoints and network descriptions give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from spikedet.classification import settings as classification
+from spikedet.detection import settings as detection
+from spikedet.errors import WeightsError
+
+if TYPE_CHECKING:
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.task import Task
+
+SETTINGS: dict[str, ModuleType] = {"detection": detection, "classification": classification}
+
+
+def named(name: str) -> Task:
+    """A task by its name.
+
+    Raises:
+        WeightsError: There is none of that name.
+    """
+    if name == "detection":
+        from spikedet.detection.task import DETECTION
+
+        return DETECTION
+    if name == "classification":
+        from spikedet.classification.task import CLASSIFICATION
+
+        return CLASSIFICATION
+    raise WeightsError(f"these weights are for {name}; expected {' or '.join(SETTINGS)}")
+
+
+def of(made: Checkpoint) -> Task:
+    """The task of a checkpoint."""
+    return named(made.task)
+
+
+def of_description(path: Path) -> Task:
+    """The task of a network description: what its `task:` says, detection if it does not."""
+    import yaml
+
+    try:
+        description = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError):
+        return named("detection")  # which knows more descriptions, and says what is wrong
+    task = description.get("task") if isinstance(description, dict) else None
+    return named(task if task in SETTINGS else "detection")
