@@ -1,4 +1,4 @@
-"""Object detection with spiking neural networks."""
+"""Object detection and classification with spiking neural networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from spikedet.classification.predict import Classifier
     from spikedet.detection.predict import Predictor
 
 __version__ = "0.1.0"
@@ -18,17 +19,18 @@ def load(
     T: int | None = None,
     device: str = "cpu",
     half: bool | None = None,
-) -> Predictor:
-    """Load a detector.
+) -> Predictor | Classifier:
+    """Load a detector or a classifier.
 
     Args:
-        path: Weights of any stage; the released spiking weights for T when None.
+        path: Weights of any stage; the released spiking detector for T when None.
         T: Time steps used by default; those the weights were calibrated for when None.
         device: `cpu` or `cuda:N`.
         half: Compute spiking layers in bfloat16, twice as fast on CPUs that know it; None: there.
 
     Returns:
-        A `Predictor`: call it with a picture, get its `Detections`.
+        A `Predictor`: call it with a picture, get its `Detections`; for weights of a classifier a
+        `Classifier`, which answers with `Classes`.
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
@@ -41,9 +43,16 @@ def load(
     """
     from pathlib import Path
 
-    from spikedet.detection.predict import Predictor, default_weights
+    from spikedet import checkpoint
     from spikedet.errors import UsageError
 
     if T is not None and T < 1:
         raise UsageError(f"T is {T}; expected a whole number of 1 or more")
+    if path and checkpoint.load(Path(path)).task == "classification":
+        from spikedet.classification.predict import Classifier
+
+        return Classifier(Path(path), T, device, half)
+    from spikedet.detection.predict import Predictor
+    from spikedet.released import default_weights
+
     return Predictor(Path(path) if path else default_weights(T), T, device, half)

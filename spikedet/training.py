@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from spikedet.errors import TrainingError
 
@@ -65,3 +66,61 @@ def epochs_done(folder: Path) -> tuple[int, int]:
         return 0, 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     return state["epoch"] + 1, state["epochs"]
+
+
+def expect_fresh(folder: Path, resume: bool) -> None:
+    """Refuse to write over a run, or to resume where there is none.
+
+    Raises:
+        TrainingError: Says what to do.
+    """
+    state = Path(folder) / "state.pt"
+    if resume and not state.is_file():
+        raise TrainingError(f"{state}: nothing to resume here; run without --resume")
+    if not resume and state.is_file():
+        raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
+
+
+def load_state(path: Path, epochs: int) -> dict[str, Any]:
+    """The side-car of a run that goes on.
+
+    Raises:
+        TrainingError: Damaged, or all `epochs` are done.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        done = state["epoch"] + 1
+    except Exception as error:
+        raise TrainingError(f"{path}: damaged side-car ({error})") from None
+    if done >= epochs:
+        raise TrainingError(f"{path}: all {epochs} epochs are done already")
+    return state
+
+
+def parameter_groups(
+    network: nn.Module, rate: float, decay: float, threshold_rate: float
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: weights decay; biases, norms and thresholds do not.
+
+    Args:
+        network: Its parameters whose name ends in `threshold` are a group of their own.
+        rate: Learning rate.
+        decay: Weight decay.
+        threshold_rate: Learning rate of thresholds as a part of `rate`.
+    """
+    weights, plain, thresholds = [], [], []
+    for key, parameter in network.named_parameters():
+        if key.endswith("threshold"):
+            thresholds.append(parameter)
+        else:
+            (weights if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": weights, "lr": rate, "weight_decay": decay, "param_group": "weight"},
+        {"params": plain, "lr": rate, "weight_decay": 0.0, "param_group": "plain"},
+    ]
+    if thresholds:
+        rate = rate * threshold_rate
+        groups.append(
+            {"params": thresholds, "lr": rate, "weight_decay": 0.0, "param_group": "threshold"}
+        )
+    return groups

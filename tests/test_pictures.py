@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 import spikedet.detection.ultra  # noqa: F401  before ultralytics itself
-from spikedet.detection.pictures import find_pictures, letterbox, read_picture
+from spikedet.detection.letterbox import letterbox
 from spikedet.errors import PictureError
+from spikedet.pictures import find_pictures, read_picture
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_no_picture(tmp_path):
 
 
 def test_too_many_pixels(tmp_path, monkeypatch, halves):
-    monkeypatch.setattr("spikedet.detection.pictures.MOST_PIXELS", 1000)
+    monkeypatch.setattr("spikedet.pictures.MOST_PIXELS", 1000)
     Image.fromarray(halves).save(tmp_path / "a.png")
     with pytest.raises(PictureError, match="60 x 40 pixels are too many"):
         read_picture(tmp_path / "a.png")

@@ -11,10 +11,11 @@ from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.draw import status
-from spikedet.detection.predict import default_weights, select
+from spikedet.detection.predict import select
 from spikedet.detection.task import DETECTION
 from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError, WeightsError
+from spikedet.released import default_weights
 from spikedet.task import spiking_checkpoint
 
 
@@ -210,9 +211,9 @@ def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
 
 
 def test_default_weights(tmp_path, monkeypatch):
-    from spikedet.detection import predict
+    from spikedet import released
 
-    monkeypatch.setattr(predict, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr(released, "weights_folder", lambda: tmp_path)
     with pytest.raises(WeightsError, match="no spiking weights"):
         default_weights(8)
     for T in (8, 20):

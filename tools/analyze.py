@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def shipped(T: int | None) -> tuple[Path, Path | None, Path | None]:
     """The released spiking weights for T, and those of stage I and the float network beside."""
-    from spikedet.detection.predict import default_weights
+    from spikedet.released import default_weights
 
     path = default_weights(T)
     beside = path.name.replace("-snn-", "-qc-"), re.sub(r"-snn-T\d+", "-float", path.name)

@@ -36,8 +36,8 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     import spikedet
-    from spikedet.detection.predict import released
     from spikedet.errors import UsageError
+    from spikedet.released import released
 
     if args.imgsz % 32:
         raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")

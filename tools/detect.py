@@ -81,9 +81,9 @@ def entry(path: Path, found) -> dict:
 
 def main(args: argparse.Namespace) -> int:
     import spikedet
-    from spikedet.detection.pictures import find_pictures
     from spikedet.detection.ultra import SAMPLE
     from spikedet.files import write_atomic
+    from spikedet.pictures import find_pictures
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     detector = spikedet.load(args.weights, args.T, args.device, args.half)

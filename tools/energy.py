@@ -152,8 +152,8 @@ def main(args: argparse.Namespace) -> None:
 
     from spikedet import checkpoint, tasks
     from spikedet.analysis.operations import measure_cost
-    from spikedet.detection.predict import default_weights
     from spikedet.files import write_atomic
+    from spikedet.released import default_weights
     from spikedet.task import expect_stage
 
     path = args.weights or default_weights(args.T)

@@ -47,13 +47,13 @@ def arguments() -> argparse.ArgumentParser:
 
 def chosen(args: argparse.Namespace) -> list[tuple[Path, list[int] | None]]:
     """Weights to measure and the time steps to run each with, None for its own."""
-    from spikedet.detection.predict import default_weights, weights_folder
+    from spikedet.released import all_released, default_weights
 
     if args.weights:
         return [(path, None if args.compare else args.T) for path in args.weights]
     if not args.compare:
         return [(default_weights(t), t and [t]) for t in args.T or [None]]
-    files = sorted(weights_folder().glob("*.safetensors"))
+    files = all_released()
     steps = {f"T{t}" for t in args.T or ()}
     wanted = [f for f in files if not steps or "float" in f.stem or f.stem.split("-")[-1] in steps]
     return [(path, None) for path in wanted]

@@ -112,7 +112,7 @@ class Workshop:
 
     def released(self, stage: str, T: int | None = None) -> Path | None:
         """Released weights, where the rows are of the released float network."""
-        from spikedet.detection.predict import released
+        from spikedet.released import released
 
         return None if self.args.model else released(stage, T)
 

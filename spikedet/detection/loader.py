@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,13 +9,8 @@ import torch
 from torch import Tensor
 
 from spikedet.detection.data import Sample
-from spikedet.detection.pictures import Letterbox, letterbox, read_picture
-
-
-def pick(samples: Sequence[Sample], count: int, seed: int = 0) -> list[Sample]:
-    """`count` samples drawn without replacement (all of them when there are fewer)."""
-    chosen = random.Random(seed).sample(range(len(samples)), min(count, len(samples)))
-    return [samples[index] for index in chosen]
+from spikedet.detection.letterbox import Letterbox, letterbox
+from spikedet.pictures import read_picture
 
 
 def batches(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-import spikedet
-from spikedet import checkpoint
-from spikedet.conversion.network import has_bfloat16
 from spikedet.detection.boxes import Detections
-from spikedet.detection.pictures import Letterbox, letterbox, read_picture
+from spikedet.detection.letterbox import Letterbox, letterbox
 from spikedet.detection.task import DETECTION
-from spikedet.errors import PictureError, UsageError, WeightsError
+from spikedet.errors import UsageError
+from spikedet.pictures import as_picture
+from spikedet.predictor import BasePredictor
 
 CANDIDATES = 30_000
 
@@ -49,66 +46,10 @@ def select(
     return boxes[kept].numpy(), chosen[kept].numpy(), labels[kept].numpy()
 
 
-def weights_folder() -> Path:
-    """Where the released weights lie: inside the installed package, or beside it in a clone.
+class Predictor(BasePredictor):
+    """A detector ready for pictures; made by `spikedet.load`."""
 
-    Raises:
-        WeightsError: In neither place.
-    """
-    package = Path(spikedet.__file__).resolve().parent
-    for folder in (package / "weights", package.parent / "weights"):
-        if any(folder.glob("*.safetensors")):
-            return folder
-    raise WeightsError(f"{package.parent / 'weights'}: no released weights here; pass --weights")
-
-
-def released(stage: str, T: int | None = None) -> Path | None:
-    """Released weights of a stage (`float`, `qc`, `snn`) for exactly T, or None."""
-    end = stage if T is None else f"{stage}-T{T}"
-    return next(iter(sorted(weights_folder().glob(f"*-{end}.safetensors"))), None)
-
-
-def default_weights(T: int | None = None) -> Path:
-    """Released spiking weights for T: those made for it, else the next greater, else the greatest.
-
-    Without T: those with the most steps.
-    """
-    found = {}
-    for path in weights_folder().glob("*-snn-T*.safetensors"):
-        match = re.search(r"-T(\d+)\.safetensors$", path.name)
-        if match:
-            found[int(match[1])] = path
-    if not found:
-        raise WeightsError(f"{weights_folder()}: no spiking weights here; pass --weights")
-    greater = [t for t in found if T is not None and t >= T]
-    return found[min(greater) if greater else max(found)]
-
-
-class Predictor:
-    """A detector ready for pictures; made by `spikedet.load`.
-
-    Attributes:
-        weights: Its file.
-        T: Time steps used when a call does not say.
-        names: Class names.
-        imgsz: Input side in pixels.
-        half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
-    """
-
-    def __init__(
-        self,
-        weights: Path,
-        T: int | None = None,
-        device: str = "cpu",
-        half: bool | None = None,
-    ):
-        self.weights = Path(weights)
-        self.half = device == "cpu" and has_bfloat16() if half is None else half
-        self.runner = DETECTION.restore(checkpoint.load(self.weights), self.half).to(device)
-        self.device = device
-        self.names, self.imgsz = self.runner.names, self.runner.imgsz
-        self._told: set[int] = set()
-        self.T = self._time_steps(T)
+    task = DETECTION
 
     def __call__(
         self,
@@ -177,7 +118,7 @@ class Predictor:
                 "out; expected spiking weights"
             )
         T = self.T if T is None else self._time_steps(T)
-        return self._steps(picture, _as_picture(picture), T, conf, iou, chunk)
+        return self._steps(picture, as_picture(picture), T, conf, iou, chunk)
 
     @torch.inference_mode()
     def _steps(
@@ -196,7 +137,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _detect(self, sources: list, T: int | None, conf: float, iou: float) -> list[Detections]:
-        arrays = [_as_picture(source) for source in sources]
+        arrays = [as_picture(source) for source in sources]
         fitted: list[tuple[Tensor, Letterbox]] = [letterbox(a, self.imgsz) for a in arrays]
         raws = self.runner(torch.stack([x for x, _ in fitted]).to(self.device), T).cpu()
         return [
@@ -219,42 +160,8 @@ class Predictor:
         file = None if isinstance(source, np.ndarray) else str(source)
         return Detections(frame.to_original(boxes), scores, labels, self.names, T, array, file)
 
-    def _time_steps(self, T: int | None) -> int | None:
-        """The T to run with; warns once of one that the weights were not made for."""
-        made_for = self.runner.T if self.runner.stage == "snn" else None
-        if T is None or made_for is None:
-            if T is not None and T not in self._told:
-                self._told.add(T)
-                what = f"{self.weights.name}: {self.runner.stage} weights"
-                warnings.warn(f"{what}; T={T} is ignored", stacklevel=3)
-            return made_for
-        if T < 1:
-            raise UsageError(f"T is {T}; expected a whole number of 1 or more")
-        if made_for != T and T not in self._told:
-            self._told.add(T)
-            warnings.warn(
-                f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "
-                "expect lower accuracy, or calibrate for this T with tools/calibrate.py",
-                stacklevel=3,
-            )
-        return T
-
 
 def _check_fractions(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise UsageError(f"{name} is {value}; expected a number between 0 and 1")
-
-
-def _as_picture(source: str | Path | np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8 BGR of a path or an array."""
-    if not isinstance(source, np.ndarray):
-        return read_picture(source)
-    if source.ndim == 2:
-        source = np.repeat(source[..., None], 3, axis=2)
-    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
-        raise PictureError(
-            f"array of shape {source.shape} and type {source.dtype}; "
-            "expected [H, W, 3] uint8 in BGR order, or [H, W] grey"
-        )
-    return source

@@ -25,7 +25,14 @@ from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progres
 from spikedet.errors import TrainingError
 from spikedet.files import write_atomic
 from spikedet.task import as_float
-from spikedet.training import check_devices, random_states, restore_random_states
+from spikedet.training import (
+    check_devices,
+    expect_fresh,
+    load_state,
+    parameter_groups,
+    random_states,
+    restore_random_states,
+)
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +102,7 @@ class Trainer(DetectionTrainer):
         check_devices(settings.device)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
-        if resume and not self.state_path.is_file():
-            raise TrainingError(f"{self.state_path}: nothing to resume here; run without --resume")
-        if not resume and self.state_path.is_file():
-            raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
+        expect_fresh(folder, resume)
         self.take_up = resume
         csv = Path(folder) / "results.csv"
         rows = csv.read_text() if resume and csv.is_file() else None
@@ -178,21 +182,7 @@ class Trainer(DetectionTrainer):
 
     def build_optimizer(self, model, name="SGD", lr=0.01, momentum=0.9, decay=0.0, iterations=0):
         """Convolution weights decay; biases, norms and thresholds do not; thresholds own a rate."""
-        weights, plain, thresholds = [], [], []
-        for key, parameter in model.named_parameters():
-            if key.endswith("threshold"):
-                thresholds.append(parameter)
-            else:
-                (weights if parameter.ndim > 1 else plain).append(parameter)
-        groups = [
-            {"params": weights, "lr": lr, "weight_decay": decay, "param_group": "weight"},
-            {"params": plain, "lr": lr, "weight_decay": 0.0, "param_group": "plain"},
-        ]
-        if thresholds:
-            rate = lr * self.settings.threshold_rate
-            groups.append(
-                {"params": thresholds, "lr": rate, "weight_decay": 0.0, "param_group": "threshold"}
-            )
+        groups = parameter_groups(model, lr, decay, self.settings.threshold_rate)
         if name == "SGD":
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
         if name == "AdamW":
@@ -262,12 +252,7 @@ class Trainer(DetectionTrainer):
     def resume_training(self, ckpt: Any) -> None:
         if not self.take_up:
             return
-        try:
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise TrainingError(f"{self.state_path}: damaged side-car ({error})") from None
-        if state["epoch"] + 1 >= self.epochs:
-            raise TrainingError(f"{self.state_path}: all {self.epochs} epochs are done already")
+        state = load_state(self.state_path, self.epochs)
         _plain(self.model).load_state_dict(state["model"])
         self.ema.ema.load_state_dict(state["ema"])
         self.ema.updates = state["updates"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from spikedet.detection.pictures import SUFFIXES, read_picture
 from spikedet.errors import PictureError, UsageError
+from spikedet.pictures import SUFFIXES, read_picture
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 FRAME_RATE = 25.0  # where the source does not say

@@ -1,24 +1,19 @@
-"""Reading pictures as a viewer shows them, finding them, and fitting them to a network's input."""
+"""Reading pictures as a viewer shows them, and finding them."""
 
 from __future__ import annotations
 
 import glob
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from spikedet.errors import PictureError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 MOST_PIXELS = 150_000_000
-GREY = 114  # ultralytics' padding
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -77,6 +72,24 @@ def _eight_bit_rgb(picture: Image.Image, path: Path) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
+def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of a path or an array.
+
+    Raises:
+        PictureError: A picture that cannot be read, or an array that is no picture.
+    """
+    if not isinstance(source, np.ndarray):
+        return read_picture(source)
+    if source.ndim == 2:
+        source = np.repeat(source[..., None], 3, axis=2)
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+        raise PictureError(
+            f"array of shape {source.shape} and type {source.dtype}; "
+            "expected [H, W, 3] uint8 in BGR order, or [H, W] grey"
+        )
+    return source
+
+
 def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError]]:
     """Files behind the arguments of a command.
 
@@ -104,53 +117,3 @@ def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError
                 errors.append(PictureError(f"{source}: no file matches this pattern"))
             found.update(dict.fromkeys(p for p in matches if p.is_file()))
     return list(found), errors
-
-
-@dataclass(frozen=True)
-class Letterbox:
-    """How a picture was fitted into a square: scaled, then padded.
-
-    Attributes:
-        scale_x, scale_y: Network pixels per picture pixel.
-        pad_x, pad_y: Padding at the left and at the top, in network pixels.
-        width, height: The picture, in its own pixels.
-    """
-
-    scale_x: float
-    scale_y: float
-    pad_x: int
-    pad_y: int
-    width: int
-    height: int
-
-    def to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes [N, 4] x1 y1 x2 y2 in network pixels -> picture pixels, clipped to the picture."""
-        scale = np.array([self.scale_x, self.scale_y] * 2)
-        pad = np.array([self.pad_x, self.pad_y] * 2)
-        limit = np.array([self.width, self.height] * 2)
-        moved = (np.asarray(boxes, np.float64).reshape(-1, 4) - pad) / scale
-        return np.clip(moved, 0, limit).astype(np.float32)
-
-
-def letterbox(picture: np.ndarray, side: int) -> tuple[Tensor, Letterbox]:
-    """Fit a picture into a square, keeping its aspect ratio, centred on grey.
-
-    Args:
-        picture: [H, W, 3] uint8 BGR.
-        side: Side of the square in pixels.
-
-    Returns:
-        [3, side, side] float32 RGB in 0..1, and how it was fitted.
-    """
-    height, width = picture.shape[:2]
-    scale = min(side / height, side / width)
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    if (new_height, new_width) != (height, width):
-        picture = cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    left = round((side - new_width) / 2 - 0.1)
-    top = round((side - new_height) / 2 - 0.1)
-    square = np.full((side, side, 3), GREY, np.uint8)
-    square[top : top + new_height, left : left + new_width] = picture
-    tensor = torch.from_numpy(square[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-    fitted = Letterbox(new_width / width, new_height / height, left, top, width, height)
-    return tensor, fitted

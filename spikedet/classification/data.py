@@ -1,0 +1,308 @@
+"""Labelled pictures: folders of classes and torchvision's CIFAR files, and what is done to them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from spikedet.errors import DataError, UsageError
+from spikedet.pictures import SUFFIXES, read_picture
+
+TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
+FORMS = ("cifar", "imagenet")
+AUGMENTATIONS = ("none", "crop", "cutout", "autoaugment")
+CIFAR = {
+    "cifar-10-batches-py": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
+    "cifar-100-python": (datasets.CIFAR100, "cifar-100-python.tar.gz"),
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a description names none
+
+
+class Samples(Dataset):
+    """Labelled pictures, decoded when they are first looked at and then kept as long as small.
+
+    Args:
+        names: Class names.
+        labels: Number of the class of each picture.
+        sources: A file, or the picture itself [3, H, W] uint8 RGB, for each.
+
+    Attributes:
+        transform: Applied to a picture that is taken by its number.
+    """
+
+    KEPT = 64 * 64  # pixels up to which a decoded picture is kept in memory
+
+    def __init__(self, names: tuple[str, ...], labels: list[int], sources: Sequence[Path | Tensor]):
+        self.names, self.labels, self.sources = names, labels, list(sources)
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        picture = self.picture(number)
+        return (self.transform(picture) if self.transform else picture), self.labels[number]
+
+    def picture(self, number: int) -> Tensor:
+        """[3, H, W] uint8 RGB.
+
+        Raises:
+            PictureError: It cannot be decoded.
+        """
+        source = self.sources[number]
+        if isinstance(source, Tensor):
+            return source
+        picture = torch.from_numpy(read_picture(source)[..., ::-1].copy()).permute(2, 0, 1)
+        if picture[0].numel() <= self.KEPT:
+            self.sources[number] = picture
+        return picture
+
+    def decode(self) -> None:
+        """Read every picture now, with two threads."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.picture, range(len(self)), chunksize=256))
+
+    def select(self, numbers: Sequence[int]) -> Samples:
+        """The samples of these numbers, in this order."""
+        labels = [self.labels[n] for n in numbers]
+        return Samples(self.names, labels, [self.sources[n] for n in numbers])
+
+    def transformed(self, transform: Any) -> Samples:
+        """The same samples behind a transform."""
+        made = copy.copy(self)
+        made.transform = transform
+        return made
+
+
+def read(
+    folders: Sequence[Path],
+    split: str,
+    limit: int | None = None,
+    names: tuple[str, ...] | None = None,
+) -> Samples:
+    """Labelled pictures of a data set.
+
+    Args:
+        folders: Each holds `SPLIT/CLASS/picture` (CIFAR as pictures, ImageNet's usual layout), or
+            torchvision's CIFAR-10 or CIFAR-100 files.
+        split: `train`, `test`, `val`; several are joined by +.
+        limit: Only the first so many of a fixed shuffle, so that all classes appear.
+        names: Classes that the pictures must have, those of a network.
+
+    Raises:
+        DataError: Nothing of that kind there, damaged, or of other classes than `names`.
+    """
+    found = [_read(Path(folder), part) for folder in folders for part in split.split("+")]
+    first = found[0]
+    for other in found[1:]:
+        if other.names != first.names:
+            raise DataError(f"{split}: parts of different classes cannot be joined")
+    labels = [label for part in found for label in part.labels]
+    sources = [source for part in found for source in part.sources]
+    samples = Samples(first.names, labels, sources)
+    if names is not None and samples.names != names:
+        raise DataError(
+            f"{folders[0]}: {len(samples.names)} classes, {', '.join(samples.names[:3])}, ...; the "
+            f"network knows {len(names)}, {', '.join(names[:3])}, ..."
+        )
+    if limit is not None and limit < len(samples):
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+        samples = samples.select(order[:limit].tolist())
+    return samples
+
+
+def _read(folder: Path, split: str) -> Samples:
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; expected the folder that it unpacks to")
+    for name, (kind, archive) in CIFAR.items():
+        if (folder / name).is_dir() or (folder / archive).is_file():
+            return _torchvision(folder, kind, split)
+    place = folder / split
+    if not place.is_dir():
+        raise DataError(f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures")
+    names = sorted(path.name for path in place.iterdir() if path.is_dir())
+    if not names:
+        raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
+    labels, sources = [], []
+    for label, name in enumerate(names):
+        files = sorted(p for p in (place / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"{place / name}: no pictures of this class")
+        labels += [label] * len(files)
+        sources += files
+    return Samples(tuple(names), labels, sources)
+
+
+def _torchvision(folder: Path, kind: type, split: str) -> Samples:
+    """CIFAR-10 or CIFAR-100 in the files of its authors, as torchvision reads them."""
+    if split not in ("train", "test"):
+        raise DataError(f"{folder}: CIFAR has no split {split!r}; expected train or test")
+    try:
+        read = kind(str(folder), train=split == "train", download=False)
+    except RuntimeError:
+        raise DataError(
+            f"{folder}: {kind.__name__} is incomplete or damaged; download it again"
+        ) from None
+    labels = [int(label) for label in read.targets]
+    if labels and not 0 <= min(labels) <= max(labels) < len(read.classes):
+        raise DataError(f"{folder}: label {max(labels)} of {len(read.classes)} classes")
+    pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
+    return Samples(tuple(read.classes), labels, list(pictures))
+
+
+def download(name: str, folder: Path) -> None:
+    """Fetch `cifar10` or `cifar100` from its authors, with torchvision's checksums.
+
+    Raises:
+        DataError: No network, or no such data set.
+    """
+    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+    if name not in kinds:
+        raise UsageError(f"no data set {name!r} to download; there are {', '.join(kinds)}")
+    try:
+        kinds[name](str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} could not be downloaded: {error}") from None
+
+
+def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
+    """Separate every 50th picture of each class, which is kept aside for every choice.
+
+    Returns:
+        Samples to train on, and those kept aside.
+
+    Raises:
+        DataError: Too few pictures to keep any aside.
+    """
+    seen: dict[int, int] = {}
+    train, tune = [], []
+    for number, label in enumerate(samples.labels):
+        seen[label] = seen.get(label, 0) + 1
+        (tune if seen[label] % TUNING_EVERY == 0 else train).append(number)
+    if not tune:
+        raise DataError(
+            f"{len(samples)} pictures of {len(seen)} classes are too few to keep some aside; "
+            f"expected at least {TUNING_EVERY} of a class"
+        )
+    return samples.select(train), samples.select(tune)
+
+
+def _form(description: dict[str, Any]) -> str:
+    form = description.get("form", "cifar")
+    if form not in FORMS:
+        raise UsageError(f"the network description has form: {form}; expected cifar or imagenet")
+    return form
+
+
+def _ends(description: dict[str, Any]) -> list[Any]:
+    """uint8 -> float32, normalised."""
+    mean, std = description.get("mean", MEAN), description.get("std", STD)
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+
+
+def view(description: dict[str, Any], imgsz: int) -> v2.Transform:
+    """The transform of evaluation: [3, H, W] or [B, 3, H, W] uint8 -> [.., 3, imgsz, imgsz].
+
+    CIFAR pictures are resized if they have another size; of others the shorter side is resized to
+    256/224 of imgsz and the centre is cut out. Then they are normalised.
+    """
+    if _form(description) == "cifar":
+        first = [v2.Resize((imgsz, imgsz), antialias=True)]
+    else:
+        first = [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
+    return v2.Compose([*first, *_ends(description)])
+
+
+def normalized(picture: Tensor, description: dict[str, Any], imgsz: int) -> Tensor:
+    """A picture [3, H, W] uint8 RGB as a network takes it (see `view`)."""
+    return view(description, imgsz)(picture)
+
+
+def augmentation(description: dict[str, Any], imgsz: int, kind: str = "crop") -> v2.Transform:
+    """The transform of training: [3, H, W] uint8 -> [3, imgsz, imgsz] float32.
+
+    Args:
+        description: Of the network: `form`, `mean`, `std`.
+        imgsz: Side in pixels.
+        kind: `none` (as in evaluation), `crop` (CIFAR: 4 pixels of padding; else random size; and
+            mirrored), `cutout` (a square of half the side is grey as well, DeVries & Taylor 2017)
+            or `autoaugment` (and AutoAugment's policy, Cubuk et al. 2019).
+
+    Raises:
+        UsageError: Another kind.
+    """
+    if kind not in AUGMENTATIONS:
+        raise UsageError(f"augment is {kind!r}; expected {', '.join(AUGMENTATIONS)}")
+    if kind == "none":
+        return view(description, imgsz)
+    policy = v2.AutoAugmentPolicy.IMAGENET
+    if _form(description) == "cifar":
+        policy = v2.AutoAugmentPolicy.CIFAR10
+        first = [v2.Resize((imgsz, imgsz), antialias=True), v2.RandomCrop(imgsz, padding=4)]
+    else:
+        first = [v2.RandomResizedCrop(imgsz, antialias=True)]
+    first.append(v2.RandomHorizontalFlip())
+    if kind == "autoaugment":
+        first.append(v2.AutoAugment(policy))
+    last = [] if kind == "crop" else [Cutout(imgsz // 2)]
+    return v2.Compose([*first, *_ends(description), *last])
+
+
+class Cutout(v2.Transform):
+    """A square around a random place becomes 0; it may reach over the border.
+
+    Args:
+        side: Of the square in pixels.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
+        height, width = flat_inputs[0].shape[-2:]
+        return {
+            "y": int(torch.randint(height, ())) - self.side // 2,
+            "x": int(torch.randint(width, ())) - self.side // 2,
+        }
+
+    def transform(self, inpt: Tensor, params: dict[str, int]) -> Tensor:
+        top, left = max(0, params["y"]), max(0, params["x"])
+        out = inpt.clone()
+        out[..., top : params["y"] + self.side, left : params["x"] + self.side] = 0
+        return out
+
+
+def batches(
+    samples: Samples, description: dict[str, Any], imgsz: int, batch: int
+) -> Iterator[Tensor]:
+    """Pictures [B, 3, imgsz, imgsz] as in evaluation, in order."""
+    transform = view(description, imgsz)
+    for start in range(0, len(samples), batch):
+        pictures = [samples.picture(n) for n in range(start, min(start + batch, len(samples)))]
+        if len({picture.shape for picture in pictures}) == 1:
+            yield transform(torch.stack(pictures))
+        else:
+            yield torch.stack([transform(picture) for picture in pictures])
+
+
+def augmented(
+    samples: Samples, description: dict[str, Any], imgsz: int, batch: int, seed: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """Endless training batches: `img` [B, 3, imgsz, imgsz], `label` [B]; cropped and mirrored."""
+    moved = samples.transformed(augmentation(description, imgsz))
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch, len(samples))
+    loader = DataLoader(moved, size, shuffle=True, drop_last=True, generator=generator)
+    while True:
+        for pictures, labels in loader:
+            yield {"img": pictures, "label": labels}

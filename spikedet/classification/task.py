@@ -1,0 +1,163 @@
+"""Classifiers as a task of both stages of conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedet.checkpoint import Checkpoint
+from spikedet.classification import data
+from spikedet.classification.distillation import divergence
+from spikedet.classification.models import build
+from spikedet.classification.settings import PROTOCOL, Settings
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.errors import UsageError
+from spikedet.task import Task
+
+
+class Runner:
+    """A classifier of any stage, ready to run.
+
+    Attributes:
+        network: A `SpikingNetwork` for `snn`.
+        stage: `float`, `qc` or `snn`.
+        T: Time steps the weights were made for, None for `float`.
+        names: Class names.
+        imgsz: Input side in pixels.
+        description: Of the network, with what its pictures are normalised by.
+    """
+
+    def __init__(self, network: nn.Module, made: Checkpoint):
+        self.network, self.stage, self.T = network, made.stage, made.T
+        self.names, self.imgsz, self.description = made.names, made.imgsz, made.model
+
+    def to(self, device: str) -> Runner:
+        """Move to a device."""
+        self.network.to(device)
+        return self
+
+    def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
+        """Logits [B, C] of normalised pictures [B, 3, H, W]; T only for a spiking network."""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        spiking = isinstance(self.network, SpikingNetwork)
+        return (self.network(pictures, T) if spiking else self.network(pictures)).float()
+
+
+class Classification(Task):
+    """One label a picture: folders of pictures, our and torchvision's networks, accuracy."""
+
+    name = "classification"
+    score = "top1"
+    columns = ("top1", "top5")
+    protocol = PROTOCOL
+    batch = 64
+    calibration_loss = "kl"
+
+    def describe(
+        self, path: Path, width: str | None = None, activation: str | None = None
+    ) -> dict[str, Any]:
+        try:
+            description = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}; see configs/models") from None
+        except yaml.YAMLError:
+            raise UsageError(f"{path}: not YAML; see configs/models") from None
+        if width is not None:
+            try:
+                description["width"] = float(width)
+            except ValueError:
+                raise UsageError(f"width {width!r}: expected a number such as 0.5") from None
+        if activation is not None:
+            description["activation"] = activation
+        return description
+
+    def network(self, description: dict[str, Any], classes: int) -> nn.Module:
+        return build(description, classes).eval()
+
+    def example(self, imgsz: int) -> Tensor:
+        return torch.zeros(1, 3, imgsz, imgsz)
+
+    def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
+        return Runner(network, made)
+
+    def read(
+        self,
+        folders: Sequence[Path],
+        split: str,
+        limit: int | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> data.Samples:
+        return data.read(folders, split, limit, names)
+
+    def names(self, samples: data.Samples) -> tuple[str, ...]:
+        return samples.names
+
+    def split_off_tuning(
+        self, samples: data.Samples, tuning: Path | None
+    ) -> tuple[data.Samples, data.Samples]:
+        return data.split_off_tuning(samples)
+
+    def take(self, samples: data.Samples, numbers: Sequence[int]) -> data.Samples:
+        return samples.select(numbers)
+
+    def pictures(self, samples: data.Samples, made: Checkpoint, batch: int) -> Iterator[Tensor]:
+        return data.batches(samples, made.model, made.imgsz, batch)
+
+    def augmented(
+        self, samples: data.Samples, made: Checkpoint, batch: int, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        return data.augmented(samples, made.model, made.imgsz, batch, seed)
+
+    def loss(
+        self, network: nn.Module, found: Tensor, wanted: Tensor, batch: dict[str, Any], truth: float
+    ) -> Tensor:
+        total = divergence(found, wanted)
+        if truth:
+            total = total + truth * F.cross_entropy(found, batch["label"].to(found.device))
+        return total
+
+    def fit(
+        self,
+        network: nn.Module,
+        train: data.Samples,
+        tune: data.Samples,
+        made: Checkpoint,
+        folder: Path,
+        settings: Settings,
+        write: Callable[[nn.Module, Path], None],
+        resume: bool,
+        teacher: nn.Module | None = None,
+        distill: float = 1.0,
+    ) -> None:
+        from spikedet.classification.train import train as run
+
+        settings.imgsz = made.imgsz
+        run(
+            network,
+            train,
+            tune,
+            made.model,
+            folder,
+            settings,
+            write,
+            resume=resume,
+            teacher=teacher,
+            distill=distill,
+        )
+
+    def measure(
+        self, runner: Runner, samples: data.Samples, *, T: int | None = None, **options: Any
+    ) -> tuple[dict[str, Any], float | None]:
+        from spikedet.classification.measure import measure
+
+        accuracy, rate = measure(runner, samples, T=T, **options)
+        return {name: getattr(accuracy, name) for name in self.columns}, rate
+
+
+CLASSIFICATION = Classification()

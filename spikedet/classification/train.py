@@ -1,0 +1,214 @@
+"""Training of classifiers, float and quantised, on one device or several."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from spikedet.classification.data import Samples, augmentation
+from spikedet.classification.distillation import divergence
+from spikedet.classification.measure import accuracy
+from spikedet.classification.settings import Settings
+from spikedet.errors import TrainingError
+from spikedet.files import write_atomic, write_csv
+from spikedet.training import check_devices, expect_fresh, load_state, parameter_groups
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    network: nn.Module,
+    train: Samples,
+    tune: Samples,
+    description: dict[str, Any],
+    folder: Path,
+    settings: Settings,
+    save: Callable[[nn.Module, Path], None],
+    resume: bool = False,
+    teacher: nn.Module | None = None,
+    distill: float = 1.0,
+) -> None:
+    """Train a network in place, with cross-entropy.
+
+    Started by torchrun, every process takes its share of each batch, and the first one writes.
+    Every epoch draws from a seed of its own, so that a resumed run is the uninterrupted one.
+
+    Args:
+        network: Float, or with quantisers.
+        train: Samples to fit.
+        tune: Samples that choose the best epoch.
+        description: Of the network; says how pictures are normalised.
+        folder: Gets `last.safetensors`, `best.safetensors`, `results.csv` and `state.pt`.
+        settings: How.
+        save: Called with the network and the path of a checkpoint.
+        resume: Go on from `folder/state.pt`.
+        teacher: Network whose soft-max outputs are distilled beside the labels.
+        distill: Weight of that.
+
+    Raises:
+        TrainingError: A run that cannot start, resume or go on.
+    """
+    expect_fresh(folder, resume)
+    check_devices(settings.device)
+    state = load_state(folder / "state.pt", settings.epochs) if resume else None
+    with processes(settings.device) as (rank, world, device):
+        run = _Run(network, train, description, settings, teacher, distill, rank, world, device)
+        rows: list[dict[str, Any]] = []
+        first, best = 0, -1.0
+        if state is not None:
+            run.load_state_dict(state["run"])
+            first, best, rows = state["epoch"] + 1, state["best"], state["rows"]
+            log.info("resuming after epoch %d of %d", first, settings.epochs)
+        for epoch in range(first, settings.epochs):
+            row = {"epoch": epoch + 1, **run.epoch(epoch)}
+            if rank:
+                continue
+            network.eval()
+            row["tuning_top1"] = accuracy(run.classify, tune, description, settings.imgsz).top1
+            rows.append(row)
+            log.info(
+                "epoch %d of %d: loss %.4f, training accuracy %.4f, tuning accuracy %.4f, %.0f s",
+                epoch + 1, settings.epochs, row["loss"], row["training_top1"],
+                row["tuning_top1"], row["seconds"],
+            )  # fmt: skip
+            save(network, folder / "last.safetensors")
+            if row["tuning_top1"] >= best:
+                best = row["tuning_top1"]
+                save(network, folder / "best.safetensors")
+            write_csv(folder / "results.csv", rows)
+            state = {"epoch": epoch, "epochs": settings.epochs, "best": best, "rows": rows}
+            buffer = io.BytesIO()
+            torch.save({**state, "run": run.state_dict()}, buffer)
+            write_atomic(folder / "state.pt", buffer.getvalue())
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
+    """This process among those that torchrun started: its number, how many, and its device."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield 0, 1, torch.device(device if device == "cpu" else f"cuda:{device}")
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    place = torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[local]}")
+    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield torch.distributed.get_rank(), world, place
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class _Run:
+    """Network, optimiser and schedule of a run, an epoch at a time."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        samples: Samples,
+        description: dict[str, Any],
+        settings: Settings,
+        teacher: nn.Module | None,
+        distill: float,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ):
+        if settings.batch % world:
+            raise TrainingError(
+                f"a batch of {settings.batch} cannot be shared by {world} processes"
+            )
+        share = settings.batch // world
+        self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
+        samples = samples.transformed(augmentation(description, settings.imgsz, settings.augment))
+        self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
+        self.loader = DataLoader(
+            samples, share, sampler=self.order, drop_last=True, num_workers=settings.workers
+        )
+        if not len(self.loader):
+            raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.model: nn.Module = self.network
+        if world > 1:
+            ids = None if device.type == "cpu" else [device.index]
+            self.model = nn.parallel.DistributedDataParallel(self.network, ids)
+        self.teacher = None if teacher is None else teacher.to(device)
+        groups = parameter_groups(network, settings.rate, settings.decay, settings.threshold_rate)
+        if settings.optimizer == "SGD":
+            self.optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+        elif settings.optimizer == "AdamW":
+            self.optimizer = torch.optim.AdamW(groups)
+        else:
+            raise TrainingError(f"optimizer {settings.optimizer!r}: expected SGD or AdamW")
+        steps, warm = len(self.loader) * settings.epochs, len(self.loader) * settings.warmup
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, steps, warm, settings.final)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = (self.network, self.optimizer, self.schedule)
+        return {name: part.state_dict() for name, part in zip(("n", "o", "s"), parts, strict=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        parts = (self.network, self.optimizer, self.schedule)
+        for name, part in zip(("n", "o", "s"), parts, strict=True):
+            part.load_state_dict(state[name])
+
+    def classify(self, pictures: Tensor) -> Tensor:
+        """Logits of a batch, in float32."""
+        pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+        return self.network(pictures).float().cpu()
+
+    def epoch(self, number: int) -> dict[str, float]:
+        """One pass over the pictures: mean loss, training accuracy, last rate, seconds."""
+        start, total, right, count = time.time(), 0.0, 0, 0
+        torch.manual_seed(hash((self.settings.seed, number, self.rank)))
+        self.order.set_epoch(number)
+        self.model.train()
+        for pictures, labels in self.loader:
+            pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+            labels = labels.to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits = self.model(pictures)
+                with torch.no_grad():
+                    wanted = None if self.teacher is None else self.teacher(pictures)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.smoothing)
+            if wanted is not None:
+                loss = loss + self.distill * divergence(logits.float(), wanted.float())
+            if not loss.isfinite():
+                raise TrainingError(
+                    f"the loss became {loss.item()} in epoch {number + 1}; lower the rate and "
+                    "resume from the epoch before it with --resume"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item() * len(labels)
+            right += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
+        seconds = time.time() - start
+        rate = self.schedule.get_last_lr()[0]
+        return {"rate": rate, "loss": total / count, "training_top1": right / count} | {
+            "seconds": seconds
+        }
+
+
+def _rate(step: int, steps: int, warm: float, final: float) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine down to `final`."""
+    if step < warm:
+        return (step + 1) / warm
+    part = min(1.0, (step - warm) / max(1.0, steps - warm))
+    return final + (1 - final) * 0.5 * (1 + float(torch.cos(torch.tensor(part * torch.pi))))

@@ -1,0 +1,60 @@
+"""What predictors of all tasks share: their weights and their time steps."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from spikedet import checkpoint
+from spikedet.conversion.network import has_bfloat16
+from spikedet.errors import UsageError
+from spikedet.task import Task
+
+
+class BasePredictor:
+    """A network of a task, ready for pictures.
+
+    Attributes:
+        weights: Its file.
+        T: Time steps used when a call does not say.
+        names: Class names.
+        imgsz: Input side in pixels.
+        half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
+    """
+
+    task: Task
+
+    def __init__(
+        self,
+        weights: Path,
+        T: int | None = None,
+        device: str = "cpu",
+        half: bool | None = None,
+    ):
+        self.weights = Path(weights)
+        self.half = device == "cpu" and has_bfloat16() if half is None else half
+        self.runner = self.task.restore(checkpoint.load(self.weights), self.half).to(device)
+        self.device = device
+        self.names, self.imgsz = self.runner.names, self.runner.imgsz
+        self._told: set[int] = set()
+        self.T = self._time_steps(T)
+
+    def _time_steps(self, T: int | None) -> int | None:
+        """The T to run with; warns once of one that the weights were not made for."""
+        made_for = self.runner.T if self.runner.stage == "snn" else None
+        if T is None or made_for is None:
+            if T is not None and T not in self._told:
+                self._told.add(T)
+                what = f"{self.weights.name}: {self.runner.stage} weights"
+                warnings.warn(f"{what}; T={T} is ignored", stacklevel=3)
+            return made_for
+        if T < 1:
+            raise UsageError(f"T is {T}; expected a whole number of 1 or more")
+        if made_for != T and T not in self._told:
+            self._told.add(T)
+            warnings.warn(
+                f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "
+                "expect lower accuracy, or calibrate for this T with tools/calibrate.py",
+                stacklevel=3,
+            )
+        return T

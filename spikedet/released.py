@@ -1,0 +1,55 @@
+"""The weights that come with the package, found by task, stage and time steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import spikedet
+from spikedet.errors import WeightsError
+
+NAMES = {"detection": "tiny-yolo-s", "classification": "cifar10-resnet20"}
+
+
+def weights_folder() -> Path:
+    """Where the released weights lie: inside the installed package, or beside it in a clone.
+
+    Raises:
+        WeightsError: In neither place.
+    """
+    package = Path(spikedet.__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise WeightsError(f"{package.parent / 'weights'}: no released weights here; pass --weights")
+
+
+def released(stage: str, T: int | None = None, task: str = "detection") -> Path | None:
+    """Released weights of a stage (`float`, `qc`, `snn`) for exactly T, or None."""
+    end = stage if T is None else f"{stage}-T{T}"
+    path = weights_folder() / f"{NAMES[task]}-{end}.safetensors"
+    return path if path.is_file() else None
+
+
+def all_released(task: str = "detection") -> list[Path]:
+    """Released weights of all stages."""
+    return sorted(weights_folder().glob(f"{NAMES[task]}-*.safetensors"))
+
+
+def default_weights(T: int | None = None, task: str = "detection") -> Path:
+    """Released spiking weights for T: those made for it, else the next greater, else the greatest.
+
+    Without T: those with the most steps.
+
+    Raises:
+        WeightsError: There are none.
+    """
+    found = {}
+    for path in all_released(task):
+        match = re.search(r"-snn-T(\d+)$", path.stem)
+        if match:
+            found[int(match[1])] = path
+    if not found:
+        raise WeightsError(f"{weights_folder()}: no spiking weights here; pass --weights")
+    greater = [t for t in found if T is not None and t >= T]
+    return found[min(greater) if greater else max(found)]
