@@ -204,9 +204,9 @@ def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
     with pytest.raises(WeightsError, match="do not fit"):
         spikedet.load(tmp_path / "w")
     made = checkpoint.load(weights / "float.safetensors")
-    made.task = "classification"
+    made.task = "pose"
     checkpoint.save(made, tmp_path / "w")
-    with pytest.raises(WeightsError, match="for classification"):
+    with pytest.raises(WeightsError, match="for pose"):
         spikedet.load(tmp_path / "w")
 
 

@@ -72,7 +72,7 @@ def plan(args: argparse.Namespace, task: str) -> Plan:
         loss=loss,
         layers=args.layers,
     )
-    return Plan(layers, seed=getattr(args, "seed", 0), **chosen)
+    return Plan(layers, seed=args.seed or 0, **chosen)
 
 
 def arguments() -> argparse.ArgumentParser:
