@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spikedet import checkpoint
 from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork, StepRates
-from spikedet.conversion.replace import make_spiking, quantize, separate_activations
+from spikedet.conversion.replace import make_spiking, prepare, quantize
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
@@ -267,12 +267,6 @@ def spike(network: Detector, made: checkpoint.Checkpoint, initial: float = 0.5) 
     if pooling not in ("count", "step"):
         raise UsageError(f"the network description has pooling: {pooling}; expected count or step")
     make_spiking(network, torch.zeros(1, 3, 64, 64), initial, pooling)
-
-
-def prepare(network: Detector, example: Tensor) -> None:
-    """Fold batch norm and separate the activations, in place: ready for `quantize`."""
-    fold_batch_norm(network, example)
-    separate_activations(network, example)
 
 
 def raw_outputs(network: Detector) -> None:
