@@ -155,6 +155,27 @@ def test_calibration_sends_theta_on(pictures):
     assert reports[-1].after == pytest.approx(error, rel=1e-3)
 
 
+class TwoStems(nn.Module):
+    """Two layers that read the picture, added in place before the first neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.ReLU()
+        self.last = nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.relu(add_in_place(self.a(x), self.b(x), None)))
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_what_is_computed_once_is_not_changed_in_place(chunk, pictures):
+    torch.manual_seed(0)
+    network, spiking, _ = converted(TwoStems(), pictures)
+    with torch.no_grad():
+        wanted = network(pictures)
+        assert torch.allclose(SpikingNetwork(spiking, T, chunk)(pictures), wanted, atol=1e-5)
+
+
 class FromPicture(nn.Module):
     """Spikes meet the picture's own current, or what the readout gives."""
 

@@ -157,7 +157,7 @@ class ConstantInput(nn.Module):
     def forward(self, analog: Tensor) -> Tensor:
         if self.result is None:
             self.result = self.layer(analog)
-        return self.result
+        return self.result.clone()  # the network may go on in place
 
 
 class CalledInTurn(nn.Module):
