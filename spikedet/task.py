@@ -27,8 +27,8 @@ from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import (
     estimate_thresholds,
     make_spiking,
+    prepare,
     quantize,
-    separate_activations,
 )
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import UsageError, WeightsError
@@ -265,12 +265,12 @@ class Task(ABC):
     def spike(self, network: nn.Module, made: Checkpoint, initial: float = 0.5) -> None:
         """Make the quantised network of a checkpoint spiking, in place (see `make_spiking`).
 
-        Max-pooling is done as its description says: `pooling: count` (the default) or `step`.
+        Max-pooling is done as its description says: `spike_pooling: count` (the default) or `step`.
         """
-        pooling = made.model.get("pooling", "count")
+        pooling = made.model.get("spike_pooling", "count")
         if pooling not in ("count", "step"):
             raise UsageError(
-                f"the network description has pooling: {pooling}; expected count or step"
+                f"the network description has spike_pooling: {pooling}; expected count or step"
             )
         make_spiking(network, self.example(made.imgsz), initial, pooling)
 
@@ -502,12 +502,6 @@ def expect_stage(made: Checkpoint, *stages: str) -> None:
         raise WeightsError(
             f"these are {made.stage} weights; expected {' or '.join(stages)} weights"
         )
-
-
-def prepare(network: nn.Module, example: Tensor) -> None:
-    """Fold batch norm and separate the activations, in place: ready for `quantize`."""
-    fold_batch_norm(network, example)
-    separate_activations(network, example)
 
 
 def spiking_checkpoint(made: Checkpoint, network: nn.Module, origin: dict[str, Any]) -> Checkpoint:

@@ -11,14 +11,13 @@ from torch import nn
 
 from spikedet import checkpoint
 from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, quantize
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError, UsageError, WeightsError
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
-from spikedet.task import prepare
 
 RELU = "torch.nn.ReLU()"
 MODELS = Path(__file__).parents[1] / "configs/models"
@@ -154,12 +153,12 @@ def test_pooling_is_read_from_the_description():
     spiking(network, pictures, 4)
     args = description, VOC_CLASSES, 64, network.state_dict(), 4
     for pooling in ("count", "step"):
-        description["pooling"] = pooling
+        description["spike_pooling"] = pooling
         runner = DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
         pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
         assert {p.mode for p in pools} == {pooling}
-    description["pooling"] = "mean"
-    with pytest.raises(UsageError, match="pooling: mean; expected count or step"):
+    description["spike_pooling"] = "mean"
+    with pytest.raises(UsageError, match="spike_pooling: mean; expected count or step"):
         DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
 
 

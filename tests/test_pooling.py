@@ -13,6 +13,7 @@ from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.replace import (
     estimate_thresholds,
     make_spiking,
+    prepare,
     quantize,
     separate_activations,
 )
@@ -20,7 +21,6 @@ from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.errors import ConversionError
 from spikedet.neurons.layers import CalledInTurn, IFNeuron, SpikingMaxPool
-from spikedet.task import prepare
 
 CLASSIC = Path(__file__).parents[1] / "configs/models/tiny-yolo-maxpool.yaml"
 

@@ -114,6 +114,33 @@ def test_a_residual_block_approaches_the_clipped_network(raw, pictures):
     assert errors[1] < 0.02 * wanted.std()
 
 
+class Shortcut(nn.Module):
+    """Neurons read spikes without a weight between, beside a convolution's current or alone."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.first, self.p = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()
+        self.deep, self.q = None if pool else nn.Conv2d(6, 6, 1), nn.ReLU()
+        self.pool, self.last = nn.AvgPool2d(2), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        x = self.p(self.first(x))
+        x = self.pool(x) if self.deep is None else self.deep(x) + x
+        return self.last(self.q(x))
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_theta_travels_on_a_shortcut_to_other_neurons(pool, pictures):
+    torch.manual_seed(0)
+    network, spiking, found = converted(Shortcut(pool), pictures)
+    assert found == "p"
+    with torch.no_grad():
+        wanted, spiking = network(pictures), SpikingNetwork(spiking, T)
+        errors = [(spiking(pictures, steps) - wanted).abs().mean() for steps in (2, 8)]
+    assert errors[0] > 2 * errors[1]
+    assert errors[1] < 0.1 * wanted.std()
+
+
 def test_calibration_sends_theta_on(pictures):
     """The error reported for the last layer is that of the network as it runs."""
     torch.manual_seed(0)
@@ -126,6 +153,27 @@ def test_calibration_sends_theta_on(pictures):
         spread = torch.cat([network(b) for b in batches]).transpose(0, 1).flatten(1).std(1)
     error = (error / spread.view(1, -1, 1, 1)).square().mean().item()
     assert reports[-1].after == pytest.approx(error, rel=1e-3)
+
+
+class TwoStems(nn.Module):
+    """Two layers that read the picture, added in place before the first neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.ReLU()
+        self.last = nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.relu(add_in_place(self.a(x), self.b(x), None)))
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_what_is_computed_once_is_not_changed_in_place(chunk, pictures):
+    torch.manual_seed(0)
+    network, spiking, _ = converted(TwoStems(), pictures)
+    with torch.no_grad():
+        wanted = network(pictures)
+        assert torch.allclose(SpikingNetwork(spiking, T, chunk)(pictures), wanted, atol=1e-5)
 
 
 class FromPicture(nn.Module):

@@ -15,6 +15,7 @@ from spikedet.conversion.replace import (
     best_threshold,
     estimate_thresholds,
     make_spiking,
+    prepare,
     quantize,
     separate_activations,
 )
@@ -28,7 +29,6 @@ from spikedet.neurons.functional import (
     integrate_and_fire_surrogate,
 )
 from spikedet.neurons.layers import IFNeuron
-from spikedet.task import prepare
 
 LEAKY = Path(__file__).parents[1] / "configs/models/tiny-yolo-leaky.yaml"
 

@@ -113,7 +113,7 @@ def calibrate(
     from spikedet.task import spiking_checkpoint
 
     if args.pooling:
-        made.model["pooling"] = args.pooling
+        made.model["spike_pooling"] = args.pooling
     planned = plan(args, task.name)
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
     network = task.bare(made) if goes_on else task.copied(made)

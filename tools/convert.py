@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method
     if args.pooling:
-        made.model["pooling"] = args.pooling
+        made.model["spike_pooling"] = args.pooling
     if args.method == "spiking-yolo":
         checkpoint.save(task.spiking_yolo(made, train, args.T, origin), args.out)
         print(f"{args.out}: T={args.T}, {args.method}")

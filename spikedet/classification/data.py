@@ -197,7 +197,8 @@ def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
 
 
 def _form(description: dict[str, Any]) -> str:
-    form = description.get("form", "cifar")
+    foreign = str(description.get("arch")).startswith("torchvision/")
+    form = description.get("form", "imagenet" if foreign else "cifar")
     if form not in FORMS:
         raise UsageError(f"the network description has form: {form}; expected cifar or imagenet")
     return form

@@ -82,9 +82,10 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
     A neuron's spike stands for theta. Which theta an input channel of a layer carries is found by
     a probe: each neuron sends its theta on every channel, and the probe follows the wires through
     up-sampling, pooling, slices and concatenations. Where several thetas meet on one channel, as
-    after an addition of two branches, no weight can stand for them all: the neurons that feed it
-    keep theta on the wire (`IFNeuron.folded` is False), and so one weight remains per edge. Which
-    neurons those are depends on the wiring alone and never on the values of the thresholds.
+    after an addition of two branches, no weight can stand for them all, and where a shortcut leads
+    to a neuron there is none: the neurons that feed such a place keep theta on the wire
+    (`IFNeuron.folded` is False), and so one weight remains per edge. Which neurons those are
+    depends on the wiring alone and never on the values of the thresholds.
 
     Args:
         network: With `IFNeuron` in place of every activation.
@@ -107,7 +108,10 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
 
 
 def _unfoldable(record: Trace) -> set[IFNeuron]:
-    """Neurons that feed a channel on which different spikes, or spikes and real currents, meet.
+    """Neurons whose theta no weight can stand for.
+
+    They feed other neurons without a weight between (the identity shortcut of a residual block),
+    or a channel on which different spikes, or spikes and real currents, meet.
 
     Every channel of every neuron sends a number of its own; currents send 1, and so do neurons
     already found. Linear operations form weighted sums of what meets, and by the inequality of
@@ -119,13 +123,14 @@ def _unfoldable(record: Trace) -> set[IFNeuron]:
         channels = record.shapes[next(slots(call.result))][1]
         marks[call.module] = 1 + torch.rand(channels, generator=generator, dtype=torch.float64)
     read = {call.inputs[0] for call in record.of(WEIGHTED + POOLS)}
+    currents = {call.inputs[0] for call in record.of((IFNeuron,))}
     ones = _probe(record, {})
-    read &= ones.keys()
+    read, currents = read & ones.keys(), currents & ones.keys()
     reached = {}  # by neuron and slot: the channels that its spikes reach
     for neuron in marks:
         probe = _probe(record, {neuron: torch.ones((), dtype=torch.float64)}, others=0.0)
-        reached[neuron] = {number: _by_channel(probe[number]).any(1) for number in read}
-    found: set[IFNeuron] = set()
+        reached[neuron] = {n: _by_channel(probe[n]).any(1) for n in read | currents}
+    found = {neuron for neuron in marks if any(reached[neuron][n].any() for n in currents)}
     while True:
         sent = {neuron: mark for neuron, mark in marks.items() if neuron not in found}
         sums = _probe(record, sent)

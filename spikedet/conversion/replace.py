@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.fold import fold_thresholds, set_module
+from spikedet.conversion.fold import fold_batch_norm, fold_thresholds, set_module
 from spikedet.conversion.quantize import QuantClip, levels
-from spikedet.conversion.trace import ACTIVATIONS, POOLS, Trace, slots, trace
+from spikedet.conversion.trace import ACTIVATIONS, POOLS, WEIGHTED, Call, Trace, slots, trace
 from spikedet.errors import ConversionError
 from spikedet.neurons.layers import (
     CalledInTurn,
@@ -22,6 +22,68 @@ from spikedet.neurons.layers import (
 
 # Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
+
+
+def prepare(network: nn.Module, example: Tensor) -> None:
+    """Make a float network ready for `quantize`, in place.
+
+    Folds batch norm, gives linear bottlenecks a neuron and every activation a module of its own.
+
+    Args:
+        network: In evaluation mode.
+        example: Input [B, C, H, W].
+
+    Raises:
+        ConversionError: Names what cannot be converted.
+    """
+    fold_batch_norm(network, example)
+    spike_linear_bottlenecks(network, example)
+    separate_activations(network, example)
+
+
+def spike_linear_bottlenecks(network: nn.Module, example: Tensor) -> None:
+    """Let linear bottlenecks send spikes, in place, so that no layer multiplies in every step.
+
+    A linear bottleneck (MobileNetV2) is a weighted layer whose output reaches another weighted
+    layer, directly or through linear operations such as additions, without an activation between.
+    It gets the identity as its activation, a leaky ReLU of slope 1, which `quantize` clips at
+    +-theta and `make_spiking` turns into signed neurons. Layers that read the picture itself (they
+    run once) and readouts stay as they are.
+
+    Args:
+        network: Batch norm folded.
+        example: Input [B, C, H, W].
+
+    Raises:
+        ConversionError: An operation without a spiking counterpart.
+    """
+    record = trace(network, example)
+    for call in bottlenecks(record):
+        after = [c for c in record.calls if set(c.inputs) & set(slots(call.result))]
+        place = after[0].module if len(after) == 1 else None
+        identity = nn.LeakyReLU(1.0)
+        if isinstance(place, nn.Identity) and sum(c.module is place for c in record.calls) == 1:
+            set_module(network, after[0].where, identity)
+            continue
+        for name, module in list(network.named_modules(remove_duplicate=False)):
+            if module is call.module:
+                set_module(network, name, nn.Sequential(call.module, identity))
+
+
+def bottlenecks(record: Trace) -> list[Call]:
+    """Calls of linear bottlenecks, see `spike_linear_bottlenecks`; one a module."""
+    changing = record.over_time()
+    read: set[int] = set()  # slots that reach a weighted layer without an activation between
+    found: dict[nn.Module, Call] = {}
+    for call in reversed(record.calls):
+        out = set(slots(call.result))
+        if isinstance(call.module, WEIGHTED):
+            if out & read & changing:
+                found[call.module] = call
+            read.update(call.inputs)
+        elif out & read and not isinstance(call.module, ACTIVATIONS):
+            read.update(call.inputs)
+    return list(found.values())[::-1]
 
 
 def separate_activations(network: nn.Module, example: Tensor) -> None:

@@ -61,6 +61,7 @@ LINEAR_FUNCTIONS = {
     Tensor.permute,
     Tensor.transpose,
     Tensor.contiguous,
+    Tensor.clone,
     Tensor.chunk,
     Tensor.split,
     Tensor.mean,

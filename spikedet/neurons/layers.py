@@ -30,8 +30,8 @@ class IFNeuron(nn.Module):
 
     Attributes:
         folded: The layers that read the spikes have theta in their weights, and 0/1 travels. False
-            where theta itself has to travel, as before an addition of unlike thresholds: then the
-            output is theta times the spikes.
+            where theta itself has to travel, as before an addition of unlike thresholds or on a
+            shortcut to other neurons: then the output is theta times the spikes.
 
     Shape:
         current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
@@ -157,7 +157,7 @@ class ConstantInput(nn.Module):
     def forward(self, analog: Tensor) -> Tensor:
         if self.result is None:
             self.result = self.layer(analog)
-        return self.result
+        return self.result.clone()  # the network may go on in place
 
 
 class CalledInTurn(nn.Module):

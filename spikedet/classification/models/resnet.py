@@ -1,16 +1,21 @@
 """Residual networks of torchvision's blocks.
 
 K. He et al., "Deep residual learning for image recognition", CVPR 2016: ResNet-18 and ResNet-34
-for ImageNet (table 1), ResNet-20 for CIFAR (section 4.2).
+(table 1), ResNet-20 for CIFAR (section 4.2).
+
+The two-stage paper's ResNet-20 has "two more layers than ResNet-18" (footnote of its table II),
+which it does not place. `resnet20-wide` spends them in the stem: three 3x3 convolutions of 64
+channels instead of one.
 
 Modules are named as torchvision names them, so that its state dicts fit the ImageNet form at width
-1. Where the size changes, the shortcut is a strided 1x1 convolution with batch norm (option B) in
-ResNet-20, too: the padded shortcut (option A) would need channels without any threshold.
+1. Where the size changes, the shortcut is a strided 1x1 convolution with batch norm (option B),
+also in ResNet-20, for which its authors padded with zeros (option A).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -20,15 +25,14 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, global average pooling, one linear layer.
 
     Args:
-        stem: Modules before the first stage by name, the activation included; see `cifar_stem`.
-        channels: Of the stem's output.
+        stem: Makes the modules before the first stage, by name, for a number of channels.
         block: Kind of the residual blocks.
-        planes: Of each stage; a stage has `planes * block.expansion` channels. Every stage but
-            the first halves the size.
+        planes: Of each stage at width 1; a stage has `planes * block.expansion` channels, the stem
+            as many as the first has planes. Every stage but the first halves the size.
         blocks: Blocks of each stage.
+        width: Multiplies the planes.
         classes: Outputs.
-        groups, group_width: Of the 3x3 convolutions of `Bottleneck` (ResNeXt); 64 planes make
-            groups of `group_width` channels.
+        groups: Of the 3x3 convolutions of `Bottleneck`, each as wide as the planes (ResNeXt).
 
     Shape:
         [B, 3, H, W] -> [B, classes]
@@ -36,32 +40,33 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        stem: dict[str, nn.Module],
-        channels: int,
+        stem: Callable[[int], dict[str, nn.Module]],
         block: type[BasicBlock | Bottleneck],
         planes: Sequence[int],
         blocks: Sequence[int],
+        width: float,
         classes: int,
         groups: int = 1,
-        group_width: int = 64,
     ):
         super().__init__()
-        for name, module in stem.items():
-            self.add_module(name, module)
-        self._body = list(stem)
-        for number, (width, count) in enumerate(zip(planes, blocks, strict=True), 1):
+        planes = [max(1, round(count * width)) for count in planes]
+        channels = planes[0]
+        body = stem(channels)
+        for number, (size, count) in enumerate(zip(planes, blocks, strict=True), 1):
             stage = nn.Sequential()
             for index in range(count):
                 stride = 2 if number > 1 and index == 0 else 1
-                out, shortcut = width * block.expansion, None
+                out, shortcut = size * block.expansion, None
                 if stride > 1 or channels != out:
                     shortcut = nn.Sequential(
                         nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
                     )
-                stage.append(block(channels, width, stride, shortcut, groups, group_width))
+                stage.append(block(channels, size, stride, shortcut, groups))
                 channels = out
-            self.add_module(f"layer{number}", stage)
-            self._body.append(f"layer{number}")
+            body[f"layer{number}"] = stage
+        for name, module in body.items():
+            self.add_module(name, module)
+        self.body = tuple(body)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, classes)
         for module in self.modules():
@@ -69,7 +74,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        for name in self._body:
+        for name in self.body:
             x = getattr(self, name)(x)
         return self.fc(self.avgpool(x).flatten(1))
 
@@ -83,7 +88,33 @@ def cifar_stem(channels: int) -> dict[str, nn.Module]:
     }
 
 
-def resnet20(form: str, width: float, classes: int) -> ResNet:
-    """The standard ResNet-20 for CIFAR: three stages of three blocks, 0.27 M parameters."""
-    planes = [round(c * width) for c in (16, 32, 64)]
-    return ResNet(cifar_stem(planes[0]), planes[0], BasicBlock, planes, (3, 3, 3), classes)
+def deep_stem(channels: int) -> dict[str, nn.Module]:
+    """Three 3x3 convolutions at full size, named as in timm's deep stems."""
+    layers = []
+    for inputs in (3, channels):
+        layers.append(nn.Conv2d(inputs, channels, 3, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    return {**cifar_stem(channels), "conv1": nn.Sequential(*layers, last)}
+
+
+def imagenet_stem(channels: int) -> dict[str, nn.Module]:
+    """A 7x7 convolution and max-pooling, a quarter of the size."""
+    conv = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    return {**cifar_stem(channels), "conv1": conv, "maxpool": nn.MaxPool2d(3, 2, 1)}
+
+
+PLANES = (64, 128, 256, 512)
+# Networks by name and form, made of (width, classes).
+NETWORKS = {
+    "resnet20": {"cifar": partial(ResNet, cifar_stem, BasicBlock, (16, 32, 64), (3, 3, 3))},
+    "resnet20-wide": {"cifar": partial(ResNet, deep_stem, BasicBlock, PLANES, (2, 2, 2, 2))},
+    "resnet18": {
+        "cifar": partial(ResNet, cifar_stem, BasicBlock, PLANES, (2, 2, 2, 2)),
+        "imagenet": partial(ResNet, imagenet_stem, BasicBlock, PLANES, (2, 2, 2, 2)),
+    },
+    "resnet34": {
+        "cifar": partial(ResNet, cifar_stem, BasicBlock, PLANES, (3, 4, 6, 3)),
+        "imagenet": partial(ResNet, imagenet_stem, BasicBlock, PLANES, (3, 4, 6, 3)),
+    },
+}

@@ -1,0 +1,219 @@
+"""Every classification network: built, trained a step, converted, against its quantised form."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from spikedet.classification.models import NAMES, NETWORKS, TORCHVISION, build
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.trace import trace
+from spikedet.errors import UsageError
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+
+CONFIGS = Path(__file__).parents[1] / "configs/models"
+FORMS = [(arch, form) for arch, forms in NETWORKS.items() for form in forms]
+WIDTHS = {"resnet20": 0.5, "mobilenetv2": 0.25}  # elsewhere 1/8
+
+
+def describe(arch, form="cifar", **more):
+    return {"arch": arch, "form": form, "width": WIDTHS.get(arch, 0.125), **more}
+
+
+def alive(description):
+    """(network in evaluation mode, the pictures that its batch norms have seen).
+
+    Biases of batch norm are 1, which keeps most units active: see `test_foreign.alive`.
+    """
+    torch.manual_seed(0)
+    network = build(description, 10)
+    size = 16 if description["form"] == "cifar" and description["arch"] != "vgg16" else 64
+    coarse = torch.rand(8, 3, 8, 8)
+    pictures = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+            nn.init.ones_(norm.bias)
+    with torch.no_grad():
+        network.train()(pictures)
+    return network.eval(), pictures[:4]
+
+
+def stages(network, pictures, T):
+    """(quantised, spiking) copies of a network."""
+    quantised = copy.deepcopy(network)
+    prepare(quantised, pictures[:1])
+    record = trace(quantised, pictures[:1])
+    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
+    quantised.eval()
+    spiking = copy.deepcopy(quantised)
+    make_spiking(spiking, pictures[:1])
+    return quantised, SpikingNetwork(spiking, T)
+
+
+def expect_equal(quantised, spiking, pictures):
+    """A current on the very edge of a level may be rounded to the other side in one picture."""
+    with torch.no_grad():
+        wanted, found = quantised(pictures), spiking(pictures)
+    assert centred(wanted).abs().amax(1).min() > 0
+    errors = (found - wanted).abs().amax(1)
+    assert (errors < 1e-3 * wanted.std()).sum() >= len(pictures) - 1, errors
+
+
+def cosine(a, b):
+    return nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0).item()
+
+
+def centred(x):
+    """[B, K] without the mean over pictures, which biases alone could get right."""
+    return x - x.mean(0)
+
+
+@pytest.mark.parametrize(("arch", "form"), FORMS)
+def test_trains_a_step(arch, form):
+    torch.manual_seed(0)
+    network = build(describe(arch, form), 7).train()
+    optimiser = torch.optim.SGD(network.parameters(), 1e-2)
+    output = network(torch.rand(4, 3, 32, 32))
+    assert output.shape == (4, 7)
+    loss = nn.functional.cross_entropy(output, torch.tensor([0, 3, 6, 6]))
+    loss.backward()
+    assert loss.isfinite()
+    before = [p.detach().clone() for p in network.parameters()]
+    optimiser.step()
+    for old, (name, new) in zip(before, network.named_parameters(), strict=True):
+        assert new.grad.isfinite().all() and not torch.equal(new, old), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "form", "activation"),
+    [
+        *[(arch, form, "relu") for arch, form in FORMS],
+        *[(arch, "cifar", "leaky") for arch in ("resnet20", "vgg16", "mobilenetv2")],
+    ],
+)
+def test_one_time_step_equals_the_quantised_network(arch, form, activation):
+    """With T = 1 every current is constant over time, so every spike is a level, however deep."""
+    network, pictures = alive(describe(arch, form, activation=activation))
+    quantised, spiking = stages(network, pictures, 1)
+    slopes = {m.slope for m in spiking.modules() if isinstance(m, IFNeuron)}
+    expected = {0.0 if activation == "relu" else 0.1}
+    assert slopes == (expected | {1.0} if arch == "mobilenetv2" else expected)
+    expect_equal(quantised, spiking, pictures)
+
+
+@pytest.mark.parametrize(("arch", "form"), [form for form in FORMS if form[1] == "cifar"])
+def test_many_time_steps_approach_the_float_network(arch, form):
+    network, pictures = alive(describe(arch, form))
+    _, spiking = stages(network, pictures, 256)
+    with torch.no_grad():
+        wanted, found = network(pictures), spiking(pictures)
+    assert cosine(found, wanted) > 0.99
+    assert cosine(centred(found), centred(wanted)) > 0.95
+
+
+PARAMETERS = {
+    ("resnet20", "cifar"): 272_474,
+    ("resnet20-wide", "cifar"): 11_247_946,
+    ("resnet18", "cifar"): 11_173_962,
+    ("resnet18", "imagenet"): 11_181_642,
+    ("resnet34", "cifar"): 21_282_122,
+    ("resnet34", "imagenet"): 21_289_802,
+    ("resnext29-2x64d", "cifar"): 9_130_314,
+    ("vgg16", "cifar"): 14_728_266,
+    ("vgg16", "imagenet"): 134_309_962,
+    ("mobilenetv2", "cifar"): 2_236_682,
+    ("mobilenetv2", "imagenet"): 2_236_682,
+}
+
+
+@pytest.mark.parametrize(("arch", "form"), FORMS)
+def test_parameters_of_the_configured_networks(arch, form):
+    """For ten classes; torchvision's own state dicts fit the ImageNet forms."""
+    description = yaml.safe_load((CONFIGS / f"{form}-{arch}.yaml").read_text())
+    assert (description["arch"], description["form"]) == (arch, form)
+    with torch.device("meta"):
+        network = build(description, 10)
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[arch, form]
+    if form == "imagenet":
+        name = {"vgg16": "vgg16_bn", "mobilenetv2": "mobilenet_v2"}.get(arch, arch)
+        with torch.device("meta"):
+            other = torchvision.models.get_model(name, num_classes=10).state_dict()
+        found = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        assert found == {name: tensor.shape for name, tensor in other.items()}
+
+
+def test_every_form_has_one_configuration():
+    paths = [*CONFIGS.glob("cifar-*.yaml"), *CONFIGS.glob("imagenet-*.yaml")]
+    assert sorted(path.stem for path in paths) == sorted(f"{form}-{arch}" for arch, form in FORMS)
+
+
+@pytest.mark.parametrize("arch", TORCHVISION)
+def test_state_dicts_of_torchvision_load(arch):
+    with torch.device("meta"):
+        source = torchvision.models.get_model(arch.split("/")[1], weights=None)
+        network = build({"arch": arch}, 1000)
+    source = source.state_dict()
+    network.load_state_dict(source, assign=True)  # refuses what is missing, and other shapes
+    assert list(network.state_dict()) == list(source)
+
+
+def test_the_imagenet_form_computes_what_torchvision_does():
+    torch.manual_seed(0)
+    source = torchvision.models.resnet18(num_classes=10).eval()
+    network = build({"arch": "resnet18", "form": "imagenet"}, 10).eval()
+    network.load_state_dict(source.state_dict())
+    pictures = torch.rand(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.allclose(network(pictures), source(pictures), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["torchvision/resnet18", "torchvision/mobilenet_v2"])
+def test_torchvision_networks_convert(arch):
+    network, pictures = alive({"arch": arch, "form": "cifar"})
+    expect_equal(*stages(network, pictures, 1), pictures)
+
+
+@pytest.mark.parametrize(("pooling", "pools"), [("max", 5), ("avg", 0)])
+def test_either_pooling_converts(pooling, pools):
+    network, pictures = alive(describe("vgg16", pooling=pooling))
+    quantised, spiking = stages(network, pictures, 1)
+    assert sum(isinstance(m, SpikingMaxPool) for m in spiking.modules()) == pools
+    assert sum(isinstance(m, nn.AvgPool2d) for m in spiking.modules()) == 5 - pools
+    expect_equal(quantised, spiking, pictures)
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({}, f"arch: None; there are {', '.join(NAMES)}"),
+        ({"arch": "resnet50"}, "arch: resnet50; there are resnet20, resnet20-wide, "),
+        ({"arch": "torchvision/alexnet"}, "arch: torchvision/alexnet; there are "),
+        ({"arch": "resnet20", "form": "imagenet"}, "form: imagenet; resnet20 has cifar"),
+        ({"arch": "resnet18", "form": "mnist"}, "form: mnist; resnet18 has cifar, imagenet"),
+        ({"arch": "vgg16", "depth": 3}, "depth: no such key in a classifier; there are task, arch"),
+        ({"arch": "vgg16", "task": "detection"}, "task: detection; there is classification"),
+        ({"arch": "vgg16", "activation": "gelu"}, "activation: gelu; there are relu, leaky"),
+        ({"arch": "vgg16", "pooling": "min"}, "pooling: min; there are max, avg"),
+        ({"arch": "resnet20", "pooling": "avg"}, "pooling: avg; resnet20 has no max-pooling"),
+        ({"arch": "vgg16", "width": 0}, "width: 0; expected a number above 0"),
+        ({"arch": "vgg16", "width": "big"}, "width: big; expected a number above 0"),
+        ({"arch": "torchvision/resnet18", "width": 0.5}, "torchvision/resnet18 has width 1.0 only"),
+        ({"arch": "vgg16", "mean": [0.5]}, r"mean: \[0.5\]; expected three numbers"),
+        ({"arch": "vgg16", "std": [0.5, 0, 1]}, r"std: \[0.5, 0, 1\]; expected numbers above 0"),
+        ({"arch": ["vgg16"]}, r"arch: \['vgg16'\]; there are"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(description, words):
+    with pytest.raises(UsageError, match=words):
+        build(description, 10)
+
+
+def test_a_network_without_classes_is_refused():
+    with pytest.raises(UsageError, match="0 classes; expected 1 or more"):
+        build({"arch": "resnet20"}, 0)
