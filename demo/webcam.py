@@ -175,11 +175,13 @@ def _closed() -> bool:
 
 
 def main(args: argparse.Namespace) -> None:
-    import spikedet
+    from spikedet.detection.predict import Predictor
     from spikedet.detection.video import VideoFile, open_source
+    from spikedet.released import default_weights
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    detector = spikedet.load(args.weights, args.T, args.device, args.half)
+    path = args.weights or default_weights(args.T)
+    detector = Predictor(path, args.T, args.device, args.half)
     if detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"

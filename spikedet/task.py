@@ -31,7 +31,7 @@ from spikedet.conversion.replace import (
     quantize,
 )
 from spikedet.conversion.trace import ACTIVATIONS, trace
-from spikedet.errors import UsageError, WeightsError
+from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.training import epochs_done
 
 THRESHOLD_PICTURES = 64
@@ -72,7 +72,6 @@ class Task(ABC):
         columns: The measured values that tables show.
         protocol: How they are measured, with `{imgsz}` for the pixels.
         batch: Pictures that usually go through a network at once.
-        calibration_loss: What fine calibration lowers by default.
     """
 
     name: str
@@ -80,7 +79,6 @@ class Task(ABC):
     columns: tuple[str, ...]
     protocol: str
     batch = 8
-    calibration_loss = "mse"
 
     # ------------------------------------------------------------------ what a task says itself
 
@@ -439,12 +437,18 @@ class Task(ABC):
             samples: Training samples.
             plan: How much is done.
             report: Called after each layer.
+
+        Raises:
+            DataError: Too few samples to fit to some and judge by others.
         """
         chosen = self.pick(samples, plan.pictures + plan.held, plan.seed)
+        if len(chosen) < 2:
+            raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
+        size = min(plan.batch, len(chosen) // 2)
         pictures = [
             batch.contiguous(memory_format=torch.channels_last)
-            for batch in self.pictures(chosen, made, plan.batch)
-            if len(batch) == plan.batch
+            for batch in self.pictures(chosen, made, size)
+            if len(batch) == size
         ]
         held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
         quantised = self.bare(made).to(memory_format=torch.channels_last)

@@ -36,16 +36,19 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     import spikedet
-    from spikedet.errors import UsageError
+    from spikedet.errors import UsageError, WeightsError
     from spikedet.released import released
 
     if args.imgsz % 32:
         raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")
-    reference = args.float or released("float")
-    runners = {
-        "float": spikedet.load(reference, device=args.device).runner,
-        "spiking": spikedet.load(args.weights, args.T, args.device, args.half).runner,
-    }
+    spiking = spikedet.load(args.weights, args.T, args.device, args.half)
+    reference = spikedet.load(
+        args.float or released("float", task=spiking.task.name), device=args.device
+    )
+    if reference.task is not spiking.task:
+        kinds = f"{reference.task.name} and {spiking.task.name}"
+        raise WeightsError(f"weights for {kinds}; expected those of one task")
+    runners = {"float": reference.runner, "spiking": spiking.runner}
     picture = torch.rand(1, 3, args.imgsz, args.imgsz, device=args.device)
     best = dict.fromkeys(runners, float("inf"))
     with torch.inference_mode():

@@ -5,8 +5,8 @@
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
-outputs of the float network (--teacher; of the stage-I network without), which is kept if AP on
-the tuning pictures rises.
+outputs of the float network (--teacher; of the stage-I network without), which is kept if AP, or a
+classifier's accuracy, on the tuning pictures rises.
 """
 
 from __future__ import annotations

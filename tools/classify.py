@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-from spikedet.errors import DataError, WeightsError  # noqa: E402
+from spikedet.errors import DataError  # noqa: E402
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +35,6 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    import spikedet
     from spikedet.classification.predict import Classifier
     from spikedet.files import write_atomic
     from spikedet.pictures import find_pictures
@@ -43,9 +42,7 @@ def main(args: argparse.Namespace) -> int:
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     path = args.weights or default_weights(args.T, "classification")
-    classifier = spikedet.load(path, args.T, args.device, args.half)
-    if not isinstance(classifier, Classifier):
-        raise WeightsError(f"{path}: weights of a detector; expected those of a classifier")
+    classifier = Classifier(path, args.T, args.device, args.half)
     paths, errors = find_pictures(args.sources)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)

@@ -80,13 +80,15 @@ def entry(path: Path, found) -> dict:
 
 
 def main(args: argparse.Namespace) -> int:
-    import spikedet
+    from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
     from spikedet.files import write_atomic
     from spikedet.pictures import find_pictures
+    from spikedet.released import default_weights
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    detector = spikedet.load(args.weights, args.T, args.device, args.half)
+    path = args.weights or default_weights(args.T)
+    detector = Predictor(path, args.T, args.device, args.half)
     if args.each_step and detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"

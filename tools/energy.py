@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spikedet.analysis.operations import Cost
+    from spikedet.task import Task
 
 
 def picojoules(text: str) -> float:
@@ -133,18 +134,18 @@ def show(result: dict[str, Any]) -> None:
         print(f"{words:8} T={result['T']:<4} {in_unit(totals[name]['pJ'])}, {ratio} % of float")
 
 
-def float_multiplies(path: Path, imgsz: int) -> int:
+def float_multiplies(task: Task, path: Path, imgsz: int) -> int:
     """Multiply-accumulates of a float checkpoint for one picture of `imgsz` pixels."""
     import torch
 
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint
     from spikedet.analysis.operations import multiply_accumulates
     from spikedet.task import expect_stage
 
     made = checkpoint.load(path)
     expect_stage(made, "float")
     picture = torch.zeros(1, 3, imgsz, imgsz)
-    return sum(multiply_accumulates(tasks.of(made).restore(made).network, picture).values())
+    return sum(multiply_accumulates(task.restore(made).network, picture).values())
 
 
 def main(args: argparse.Namespace) -> None:
@@ -160,8 +161,8 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = args.T or made.T
-    reference = float_multiplies(args.float, made.imgsz) if args.float else None
     task = tasks.of(made)
+    reference = float_multiplies(task, args.float, made.imgsz) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, made.names)
     pictures = task.pictures(samples, made, args.batch)

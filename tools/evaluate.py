@@ -5,7 +5,7 @@
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
-Without --weights the shipped detector for that T is measured. --compare prints the whole story in
+Without --weights the released detector for that T is measured. --compare prints the whole story in
 one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
 weights copied into spiking neurons (stage I alone), and stages I + II.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.errors import UsageError  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
         "--threshold-split",
         help="training pictures that give the thresholds of the copied-weights row",
     )
-    add("--classes", action="store_true", help="AP of every class as well")
+    add("--classes", action="store_true", help="AP of every class as well (detection)")
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=False)
@@ -63,7 +64,7 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     """(method, checkpoint, sha256 of its file, T) of every row to measure.
 
     Raises:
-        WeightsError: Weights of different tasks.
+        WeightsError: Weights of different tasks or classes.
     """
     from spikedet import checkpoint, tasks
     from spikedet.errors import WeightsError
@@ -74,6 +75,8 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
     task = tasks.named(kinds[0])
+    if len({made.names for made, *_ in loaded}) > 1:
+        raise WeightsError("weights of different classes; expected those of one data set")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []
@@ -111,6 +114,8 @@ def main(args: argparse.Namespace) -> None:
 
     planned = rows(args)
     task, names = tasks.of(planned[0][1]), planned[0][1].names
+    if args.classes and task.name != "detection":
+        raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, names)
     entries: list[dict[str, Any]] = []

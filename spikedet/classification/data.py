@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from spikedet.classification.models import FOREIGN, FORMS
 from spikedet.errors import DataError, UsageError
 from spikedet.pictures import SUFFIXES, read_picture
 
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
-FORMS = ("cifar", "imagenet")
 AUGMENTATIONS = ("none", "crop", "cutout", "autoaugment")
 CIFAR = {
     "cifar-10-batches-py": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
@@ -66,11 +65,6 @@ class Samples(Dataset):
             self.sources[number] = picture
         return picture
 
-    def decode(self) -> None:
-        """Read every picture now, with two threads."""
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(self.picture, range(len(self)), chunksize=256))
-
     def select(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers, in this order."""
         labels = [self.labels[n] for n in numbers]
@@ -93,7 +87,7 @@ def read(
 
     Args:
         folders: Each holds `SPLIT/CLASS/picture` (CIFAR as pictures, ImageNet's usual layout), or
-            torchvision's CIFAR-10 or CIFAR-100 files.
+            torchvision's CIFAR-10 or CIFAR-100 files (or is the folder of these).
         split: `train`, `test`, `val`; several are joined by +.
         limit: Only the first so many of a fixed shuffle, so that all classes appear.
         names: Classes that the pictures must have, those of a network.
@@ -123,9 +117,13 @@ def read(
 def _read(folder: Path, split: str) -> Samples:
     if folder.is_file():
         raise DataError(f"{folder}: is a file; expected the folder that it unpacks to")
-    for name, (kind, archive) in CIFAR.items():
-        if (folder / name).is_dir() or (folder / archive).is_file():
-            return _torchvision(folder, kind, split)
+    if folder.name in CIFAR:
+        return _torchvision(folder.parent, CIFAR[folder.name][0], split)
+    there = [n for n, (_, a) in CIFAR.items() if (folder / n).is_dir() or (folder / a).is_file()]
+    if len(there) > 1:
+        raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
+    if there:
+        return _torchvision(folder, CIFAR[there[0]][0], split)
     place = folder / split
     if not place.is_dir():
         raise DataError(f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures")
@@ -150,28 +148,35 @@ def _torchvision(folder: Path, kind: type, split: str) -> Samples:
         read = kind(str(folder), train=split == "train", download=False)
     except RuntimeError:
         raise DataError(
-            f"{folder}: {kind.__name__} is incomplete or damaged; download it again"
+            f"{folder}: {kind.__name__} is incomplete, damaged or not unpacked; see "
+            "tools/prepare_cifar.py"
         ) from None
     labels = [int(label) for label in read.targets]
-    if labels and not 0 <= min(labels) <= max(labels) < len(read.classes):
-        raise DataError(f"{folder}: label {max(labels)} of {len(read.classes)} classes")
+    wrong = [label for label in labels if not 0 <= label < len(read.classes)]
+    if wrong:
+        raise DataError(f"{folder}: a picture of class {wrong[0]} of {len(read.classes)}, from 0")
     pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
     return Samples(tuple(read.classes), labels, list(pictures))
 
 
-def download(name: str, folder: Path) -> None:
+def download(name: str, folder: Path) -> Path:
     """Fetch `cifar10` or `cifar100` from its authors, with torchvision's checksums.
 
+    Returns:
+        The folder of its files, inside `folder`.
+
     Raises:
-        DataError: No network, or no such data set.
+        DataError: No network, or a damaged archive.
+        UsageError: No such data set.
     """
     kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     if name not in kinds:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(kinds)}")
     try:
-        kinds[name](str(folder), download=True)
+        made = kinds[name](str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} could not be downloaded: {error}") from None
+        raise DataError(f"{folder}: {name} could not be downloaded ({error})") from None
+    return Path(folder) / made.base_folder
 
 
 def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
@@ -197,10 +202,10 @@ def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
 
 
 def _form(description: dict[str, Any]) -> str:
-    foreign = str(description.get("arch")).startswith("torchvision/")
+    foreign = str(description.get("arch")).startswith(FOREIGN)
     form = description.get("form", "imagenet" if foreign else "cifar")
     if form not in FORMS:
-        raise UsageError(f"the network description has form: {form}; expected cifar or imagenet")
+        raise UsageError(f"form: {form}; there are {', '.join(FORMS)}")
     return form
 
 

@@ -11,6 +11,7 @@ import torch
 
 from spikedet.classification import data
 from spikedet.classification.task import CLASSIFICATION
+from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
 from spikedet.predictor import BasePredictor
 
@@ -57,8 +58,11 @@ class Classifier(BasePredictor):
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T below 1.
+            UsageError: T, `top` or `batch` below 1.
         """
+        for name, value in {"top": top, "batch": batch}.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}; expected a whole number of 1 or more")
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)

@@ -57,7 +57,6 @@ class Classification(Task):
     columns = ("top1", "top5")
     protocol = PROTOCOL
     batch = 64
-    calibration_loss = "kl"
 
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
@@ -68,11 +67,13 @@ class Classification(Task):
             raise UsageError(f"{path}: {error.strerror}; see configs/models") from None
         except yaml.YAMLError:
             raise UsageError(f"{path}: not YAML; see configs/models") from None
+        if not isinstance(description, dict):
+            raise UsageError(f"{path}: expected keys and values; see configs/models")
         if width is not None:
             try:
                 description["width"] = float(width)
             except ValueError:
-                raise UsageError(f"width {width!r}: expected a number such as 0.5") from None
+                raise UsageError(f"width: {width}; expected a number such as 0.5") from None
         if activation is not None:
             description["activation"] = activation
         return description
@@ -101,6 +102,11 @@ class Classification(Task):
     def split_off_tuning(
         self, samples: data.Samples, tuning: Path | None
     ) -> tuple[data.Samples, data.Samples]:
+        if tuning is not None:
+            raise UsageError(
+                f"--tuning is no option of {self.name}: every {data.TUNING_EVERY}th training "
+                "picture of a class is kept aside"
+            )
         return data.split_off_tuning(samples)
 
     def take(self, samples: data.Samples, numbers: Sequence[int]) -> data.Samples:

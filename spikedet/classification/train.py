@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from spikedet.files import write_atomic, write_csv
 from spikedet.training import check_devices, expect_fresh, load_state, parameter_groups
 
 log = logging.getLogger(__name__)
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "AdamW": torch.optim.AdamW,
+}
 
 
 def train(
@@ -60,15 +65,20 @@ def train(
     Raises:
         TrainingError: A run that cannot start, resume or go on.
     """
+    expect_possible(settings)
     expect_fresh(folder, resume)
-    check_devices(settings.device)
     state = load_state(folder / "state.pt", settings.epochs) if resume else None
     with processes(settings.device) as (rank, world, device):
         run = _Run(network, train, description, settings, teacher, distill, rank, world, device)
         rows: list[dict[str, Any]] = []
         first, best = 0, -1.0
         if state is not None:
-            run.load_state_dict(state["run"])
+            try:
+                run.load_state_dict(state["run"])
+            except (KeyError, ValueError, RuntimeError):
+                raise TrainingError(
+                    f"{folder} holds a run of another network or optimizer; choose another --out"
+                ) from None
             first, best, rows = state["epoch"] + 1, state["best"], state["rows"]
             log.info("resuming after epoch %d of %d", first, settings.epochs)
         for epoch in range(first, settings.epochs):
@@ -92,6 +102,24 @@ def train(
             buffer = io.BytesIO()
             torch.save({**state, "run": run.state_dict()}, buffer)
             write_atomic(folder / "state.pt", buffer.getvalue())
+
+
+def expect_possible(settings: Settings) -> None:
+    """Refuse settings that no run can have.
+
+    Raises:
+        TrainingError: Names the setting and what would be right.
+    """
+    for name, least in {"epochs": 1, "imgsz": 1, "batch": 1, "workers": 0}.items():
+        value = getattr(settings, name)
+        if value < least:
+            raise TrainingError(f"{name} is {value}; expected {least} or more")
+    if settings.optimizer not in OPTIMIZERS:
+        raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
+    check_devices(settings.device)
+    world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
+    if settings.device != "cpu" and len(devices) < world:
+        raise TrainingError(f"device {settings.device!r} is too few for {world} processes")
 
 
 @contextmanager
@@ -146,12 +174,7 @@ class _Run:
             self.model = nn.parallel.DistributedDataParallel(self.network, ids)
         self.teacher = None if teacher is None else teacher.to(device)
         groups = parameter_groups(network, settings.rate, settings.decay, settings.threshold_rate)
-        if settings.optimizer == "SGD":
-            self.optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-        elif settings.optimizer == "AdamW":
-            self.optimizer = torch.optim.AdamW(groups)
-        else:
-            raise TrainingError(f"optimizer {settings.optimizer!r}: expected SGD or AdamW")
+        self.optimizer = OPTIMIZERS[settings.optimizer](groups)
         steps, warm = len(self.loader) * settings.epochs, len(self.loader) * settings.warmup
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _rate(step, steps, warm, settings.final)
