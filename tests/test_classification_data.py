@@ -1,0 +1,342 @@
+"""Labelled pictures: both layouts, everything that can be wrong with them, and transforms."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from spikedet.classification import data
+from spikedet.errors import DataError, PictureError, UsageError
+from tools import prepare_cifar
+
+CLASSES = tuple("abcdefgh")
+DESCRIPTION = {"arch": "resnet20", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
+
+
+def add_pictures(folder, split, count, classes=CLASSES, size=(32, 32), suffix="png"):
+    """`count` pictures of noise around the colour of each class."""
+    rng = np.random.default_rng(len(split))
+    for number, name in enumerate(classes):
+        place = folder / split / name
+        place.mkdir(parents=True)
+        colour = np.array([60 + 130 * (number >> bit & 1) for bit in range(3)])
+        for index in range(count):
+            noise = rng.integers(-50, 50, (size[1], size[0], 3))
+            Image.fromarray((colour + noise).astype(np.uint8)).save(place / f"{index:03}.{suffix}")
+
+
+def colour_class(picture):
+    """The class of one of these pictures, by its mean colour."""
+    high = picture.float().mean((1, 2)) > 125
+    return sum(int(h) << bit for bit, h in enumerate(high))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("classes")
+    add_pictures(made, "train", 100)
+    add_pictures(made, "test", 2)
+    return made
+
+
+# ---------------------------------------------------------------------- folders
+
+
+def test_folders_are_classes_by_name(folder):
+    samples = data.read([folder], "test")
+    assert samples.names == CLASSES and len(samples) == 16
+    assert samples.labels == [label for label in range(8) for _ in range(2)]
+    for number, label in enumerate(samples.labels):
+        picture, given = samples[number]
+        assert picture.shape == (3, 32, 32) and picture.dtype == torch.uint8
+        assert given == label == colour_class(picture)
+
+
+def test_a_picture_is_rgb_and_other_files_are_left_alone(tmp_path):
+    for name in "ab":
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "notes.txt").write_text("no picture")
+        colour = np.full((4, 6, 3), (250, 100, 10), np.uint8)
+        Image.fromarray(colour).save(tmp_path / "test" / name / "x.PNG")
+    samples = data.read([tmp_path], "test")
+    assert len(samples) == 2
+    assert samples.picture(1).shape == (3, 4, 6)
+    assert samples.picture(1)[:, 0, 0].tolist() == [250, 100, 10]
+
+
+def test_small_pictures_are_read_once_and_large_ones_each_time(tmp_path, monkeypatch):
+    add_pictures(tmp_path, "small", 1, "a")
+    add_pictures(tmp_path, "large", 1, "a", size=(65, 64))
+    reads = []
+    original = data.read_picture
+    monkeypatch.setattr(data, "read_picture", lambda path: reads.append(path) or original(path))
+    for split, times in (("small", 1), ("large", 2)):
+        samples = data.read([tmp_path], split)
+        assert reads == []  # nothing is decoded before it is looked at
+        assert torch.equal(samples.picture(0), samples.picture(0)) and len(reads) == times
+        reads.clear()
+
+
+def test_splits_and_folders_are_joined(folder, tmp_path):
+    assert len(data.read([folder], "train+test")) == 816
+    add_pictures(tmp_path, "test", 3)
+    both = data.read([folder, tmp_path], "test")
+    assert len(both) == 16 + 24 and both.labels[16:19] == [0, 0, 0]
+    add_pictures(tmp_path / "other", "test", 1, "xy")
+    with pytest.raises(DataError, match="parts of different classes cannot be joined"):
+        data.read([folder, tmp_path / "other"], "test")
+
+
+def test_a_limit_is_a_fixed_choice_over_all_classes(folder):
+    once, again = (data.read([folder], "train", limit=80) for _ in range(2))
+    assert len(once) == 80 and set(once.labels) == set(range(8))
+    assert once.sources == again.sources
+    fewer = data.read([folder], "train", limit=20)
+    assert fewer.sources == once.sources[:20]
+    assert len(data.read([folder], "test", limit=999)) == 16
+
+
+def test_classes_must_be_those_of_the_network(folder):
+    assert data.read([folder], "test", names=CLASSES).names == CLASSES
+    with pytest.raises(DataError, match="8 classes, a, b, c, ...; the network knows 2, x, y, ..."):
+        data.read([folder], "test", names=("x", "y"))
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(DataError, match="val: no such folder; expected .*/SPLIT/CLASS/pictures"):
+        data.read([folder], "val")
+    with pytest.raises(DataError, match="gone/test: no such folder"):
+        data.read([tmp_path / "gone"], "test")
+    (tmp_path / "cifar10.tar.xz").write_bytes(b"archive")
+    with pytest.raises(DataError, match="cifar10.tar.xz: is a file; expected the folder"):
+        data.read([tmp_path / "cifar10.tar.xz"], "test")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="test: no class folders here"):
+        data.read([tmp_path], "test")
+    add_pictures(tmp_path, "val", 1, "ab")
+    (tmp_path / "val/b/000.png").unlink()
+    with pytest.raises(DataError, match="val/b: no pictures of this class"):
+        data.read([tmp_path], "val")
+
+
+def test_a_truncated_picture_is_named_when_it_is_reached(tmp_path):
+    add_pictures(tmp_path, "test", 2, "ab", suffix="jpg")
+    cut = tmp_path / "test/b/000.jpg"
+    cut.write_bytes(cut.read_bytes()[:-400])
+    samples = data.read([tmp_path], "test")
+    with pytest.raises(PictureError, match="test/b/000.jpg: truncated or damaged"):
+        list(data.batches(samples, DESCRIPTION, 32, 4))
+
+
+# ---------------------------------------------------------------------- CIFAR's own files
+
+
+def add_cifar(folder, monkeypatch, kind=datasets.CIFAR10, labels=(2, 0, 1)):
+    """Files of a data set in the form of its authors, one picture a label in each batch.
+
+    Checksums become those of these files.
+    """
+    place = folder / kind.base_folder
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    key = "labels" if kind is datasets.CIFAR10 else "fine_labels"
+
+    def write(name, content):
+        (place / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((place / name).read_bytes()).hexdigest()
+
+    def batch(name):
+        pixels = rng.integers(0, 256, (len(labels), 3 * 32 * 32), np.uint8)
+        return [name, write(name, {"data": pixels, key: list(labels)})]
+
+    names = {kind.meta["key"]: ["plane", "car", "bird"]}
+    digest = write(kind.meta["filename"], names)
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": digest})
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, part, [batch(name) for name, _ in getattr(kind, part)])
+    return place
+
+
+@pytest.mark.parametrize("kind", [datasets.CIFAR10, datasets.CIFAR100])
+def test_cifar_as_its_authors_store_it(tmp_path, monkeypatch, kind):
+    place = add_cifar(tmp_path, monkeypatch, kind)
+    test = data.read([tmp_path], "test")
+    assert test.names == ("plane", "car", "bird") and test.labels == [2, 0, 1]
+    stored = pickle.loads((place / kind.test_list[0][0]).read_bytes())["data"]
+    assert torch.equal(test.picture(1), torch.from_numpy(stored[1]).view(3, 32, 32))
+    assert len(data.read([place], "train+test")) == 3 * (len(kind.train_list) + 1)
+
+
+def test_cifar_files_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+    place = add_cifar(tmp_path / "ten", monkeypatch, labels=(0, 3))
+    with pytest.raises(DataError, match="ten: a picture of class 3 of 3, from 0"):
+        data.read([tmp_path / "ten"], "test")
+    with pytest.raises(DataError, match="CIFAR has no split 'val'; expected train or test"):
+        data.read([tmp_path / "ten"], "val")
+    (place / "data_batch_3").write_bytes(b"cut")
+    with pytest.raises(DataError, match="ten: CIFAR10 is incomplete, damaged or not unpacked"):
+        data.read([tmp_path / "ten"], "test")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/cifar-100-python.tar.gz").write_bytes(b"half")
+    with pytest.raises(DataError, match="half: CIFAR100 is incomplete"):
+        data.read([tmp_path / "half"], "train")
+
+
+def test_two_data_sets_in_one_folder_must_be_told_apart(tmp_path, monkeypatch):
+    add_cifar(tmp_path, monkeypatch)
+    hundred = add_cifar(tmp_path, monkeypatch, datasets.CIFAR100, labels=(1,))
+    with pytest.raises(DataError, match="two data sets; name one of them, as in .*cifar-10-b"):
+        data.read([tmp_path], "test")
+    assert data.read([hundred], "test").labels == [1]
+
+
+def test_prepare_cifar_says_what_is_there_or_why_it_is_not(tmp_path, monkeypatch, capsys):
+    add_cifar(tmp_path / "there", monkeypatch)
+    words = ["cifar10", str(tmp_path / "there")]
+    prepare_cifar.main(prepare_cifar.arguments().parse_args(words))
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in shown] == [
+        "train, 15 pictures of 3 classes", "test, 3 pictures of 3 classes",
+    ]  # fmt: skip
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
+    with pytest.raises(DataError, match=r"cifar100 could not be downloaded \(no route to host\)"):
+        data.download("cifar100", tmp_path)
+    with pytest.raises(UsageError, match="no data set 'mnist'.*cifar10, cifar100"):
+        data.download("mnist", tmp_path)
+
+
+# ---------------------------------------------------------------------- tuning pictures
+
+
+def test_every_fiftieth_picture_of_a_class_is_kept_aside(folder):
+    samples = data.read([folder], "train")
+    train, tune = data.split_off_tuning(samples)
+    assert (len(train), len(tune)) == (784, 16)
+    assert {p.name for p in tune.sources} == {"049.png", "099.png"}
+    assert tune.labels == [label for label in range(8) for _ in range(2)]
+    assert set(train.sources).isdisjoint(tune.sources)
+    assert data.split_off_tuning(samples)[1].sources == tune.sources
+    with pytest.raises(DataError, match="16 pictures of 8 classes are too few.*at least 50"):
+        data.split_off_tuning(data.read([folder], "test"))
+
+
+# ---------------------------------------------------------------------- transforms
+
+
+def test_pictures_are_normalised_by_the_description():
+    picture = torch.full((3, 32, 32), 51, dtype=torch.uint8)  # 0.2
+    found = data.normalized(picture, DESCRIPTION, 32)
+    assert found.shape == (3, 32, 32) and found.dtype == torch.float32
+    wanted = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
+    assert found[:, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert data.normalized(picture[:, :20], DESCRIPTION, 32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("description", [
+    {"arch": "resnet18", "form": "imagenet"}, {"arch": "torchvision/resnet18"},
+])  # fmt: skip
+def test_imagenet_pictures_keep_their_shape_and_lose_their_border(description):
+    picture = torch.zeros(3, 128, 256, dtype=torch.uint8)
+    picture[..., 64:192] = 255  # the middle half
+    found = data.normalized(picture, description, 112)  # 128 on the shorter side, then the centre
+    assert found.shape == (3, 112, 112)
+    white = (1 - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
+    assert torch.allclose(found, white.view(3, 1, 1).expand_as(found), atol=1e-5)
+
+
+def test_a_form_that_there_is_not():
+    with pytest.raises(UsageError, match="form: mnist; there are cifar, imagenet"):
+        data.view({"form": "mnist"}, 32)
+
+
+def test_crops_are_shifted_or_mirrored_copies():
+    picture = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
+    transform = data.augmentation({"mean": [0] * 3, "std": [1] * 3}, 32, "crop")
+    padded = torch.nn.functional.pad(picture, [4] * 4)
+    copies = {
+        bytes(view[:, y : y + 32, x : x + 32].contiguous().numpy())
+        for view in (padded, padded.flip(2))
+        for y in range(9)
+        for x in range(9)
+    }
+    torch.manual_seed(0)
+    found = [bytes((transform(picture) * 255).round().to(torch.uint8).numpy()) for _ in range(40)]
+    assert set(found) <= copies and len(set(found)) > 20
+
+
+@pytest.mark.parametrize("form", ["cifar", "imagenet"])
+@pytest.mark.parametrize("kind", data.AUGMENTATIONS)
+def test_every_augmentation_gives_the_size_of_the_network(form, kind):
+    torch.manual_seed(0)
+    picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
+    transform = data.augmentation({**DESCRIPTION, "form": form}, 24, kind)
+    for _ in range(5):
+        found = transform(picture)
+        assert found.shape == (3, 24, 24) and found.dtype == torch.float32
+        # a normalised uint8 is exactly 0 by no chance; only a cut square is
+        cut = int((found == 0).all(0).sum())
+        assert cut == 0 if kind in ("none", "crop") else 6 * 6 <= cut <= 12 * 12
+    fixed = torch.equal(transform(picture), transform(picture))
+    assert fixed == (kind == "none")
+
+
+def test_an_augmentation_that_there_is_not():
+    with pytest.raises(UsageError, match="'mixup'; expected none, crop, cutout, autoaugment"):
+        data.augmentation(DESCRIPTION, 32, "mixup")
+
+
+@pytest.mark.parametrize(
+    ("place", "rows", "columns"),
+    [((-2, -2), (0, 2), (0, 2)), ((3, 1), (3, 7), (1, 5)), ((6, 5), (6, 8), (5, 9))],
+)
+def test_cutout_is_a_square_cut_at_the_border(place, rows, columns):
+    picture = torch.ones(3, 8, 9)
+    found = data.Cutout(4).transform(picture, {"y": place[0], "x": place[1]})
+    wanted = torch.ones(3, 8, 9)
+    wanted[:, slice(*rows), slice(*columns)] = 0
+    assert torch.equal(found, wanted) and bool((picture == 1).all())
+
+
+def test_cutout_is_around_any_pixel():
+    torch.manual_seed(0)
+    drawn = [data.Cutout(4).make_params([torch.ones(3, 8, 9)]) for _ in range(300)]
+    assert {p["y"] for p in drawn} == set(range(-2, 6))
+    assert {p["x"] for p in drawn} == set(range(-2, 7))
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_batches_are_in_order_whatever_the_sizes_of_the_pictures(tmp_path, folder):
+    samples = data.read([folder], "test")
+    found = list(data.batches(samples, DESCRIPTION, 32, 7))
+    assert [len(b) for b in found] == [7, 7, 2]
+    one_by_one = [data.normalized(samples.picture(n), DESCRIPTION, 32) for n in range(16)]
+    assert torch.equal(torch.cat(found), torch.stack(one_by_one))
+    add_pictures(tmp_path, "test", 1, "a", size=(40, 32))
+    add_pictures(tmp_path / "more", "test", 1, "a", size=(32, 48))
+    mixed = data.read([tmp_path, tmp_path / "more"], "test")
+    (batch,) = data.batches(mixed, DESCRIPTION, 32, 2)
+    assert batch.shape == (2, 3, 32, 32)
+
+
+def test_training_batches_never_end_and_have_their_labels(folder):
+    samples = data.read([folder], "test")
+    plain = {"mean": [0] * 3, "std": [1] * 3}
+    endless = data.augmented(samples, plain, 32, 6, seed=1)
+    taken = [next(endless) for _ in range(5)]  # more than the 16 pictures
+    assert all(b["img"].shape == (6, 3, 32, 32) and b["label"].shape == (6,) for b in taken)
+    for batch in taken:
+        inner = batch["img"][:, :, 4:-4, 4:-4] * 255
+        assert [colour_class(p) for p in inner] == batch["label"].tolist()
+    first = next(data.augmented(samples, plain, 32, 6, seed=1))["label"]
+    assert torch.equal(first, taken[0]["label"])
+    assert len(next(data.augmented(samples, plain, 32, 99))["label"]) == 16
