@@ -1,0 +1,335 @@
+"""Training of classifiers: resume, refusals, distillation, mixed precision, two processes."""
+
+import copy
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet.checkpoint import load_plain, save_plain
+from spikedet.classification import train as training
+from spikedet.classification.data import Samples
+from spikedet.classification.distillation import divergence
+from spikedet.classification.measure import accuracy
+from spikedet.classification.settings import Settings
+from spikedet.conversion.quantize import QuantClip
+from spikedet.errors import TrainingError, UsageError
+from spikedet.training import epochs_done
+
+ROOT = Path(__file__).resolve().parents[1]
+DESCRIPTION = {"mean": [0.5] * 3, "std": [0.25] * 3}
+CLASSES = 4
+
+
+def samples(count, seed=0):
+    """Noise, brighter in the channel of its class; the last class in none."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 150, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = [number % CLASSES for number in range(count)]
+    for picture, label in zip(pictures, labels, strict=True):
+        if label < 3:
+            picture[label] += 100
+    return Samples(tuple("rgbk"), labels, list(pictures))
+
+
+def toy(norm=True, seed=0):
+    """Two convolutions; the second activation is a quantiser."""
+    torch.manual_seed(seed)
+    norms = [nn.BatchNorm2d(8) if norm else nn.Identity() for _ in range(2)]
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), norms[0], nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1), norms[1], QuantClip(torch.tensor(2.0), 4),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
+def settings(**given):
+    return Settings(**{"epochs": 3, "imgsz": 8, "batch": 16, "rate": 0.1, **given})
+
+
+def save(network, path):
+    save_plain(network.state_dict(), path)
+
+
+def run(folder, network=None, resume=False, teacher=None, distill=1.0, **given):
+    """A trained network."""
+    network = toy() if network is None else network
+    training.train(
+        network, samples(64), samples(32, 1), DESCRIPTION, folder, settings(**given), save,
+        resume=resume, teacher=teacher, distill=distill,
+    )  # fmt: skip
+    return network
+
+
+def same(a, b):
+    """Whether two states hold the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def rows(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of an uninterrupted run of three epochs, and its network."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_a_run_learns_and_leaves_its_files(whole):
+    folder, network = whole
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == ["1", "2", "3"]
+    assert float(found[-1]["loss"]) < float(found[0]["loss"]) < 2
+    scores = [float(row["tuning_top1"]) for row in found]
+    assert scores[-1] > 0.5  # a quarter by chance
+    assert same(network.state_dict(), load_plain(folder / "last.safetensors"))
+    best = toy()
+    best.load_state_dict(load_plain(folder / "best.safetensors"))
+    assert accuracy(best.eval(), samples(32, 1), DESCRIPTION, 8).top1 == max(scores)
+    assert epochs_done(folder) == (3, 3)
+    assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
+
+
+def test_best_is_the_best_epoch_not_the_last(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.25])
+    found = training.accuracy
+
+    def given(*arguments):
+        return type(found(*arguments))(next(scores), 1.0, 32)
+
+    monkeypatch.setattr(training, "accuracy", given)
+    saved = []
+    training.train(
+        toy(), samples(64), samples(32), DESCRIPTION, tmp_path, settings(),
+        lambda _, path: saved.append(path.stem),
+    )  # fmt: skip
+    assert saved == ["last", "best", "last", "best", "last"]
+    assert [row["tuning_top1"] for row in rows(tmp_path)] == ["0.5", "0.75", "0.25"]
+
+
+@pytest.mark.parametrize("killed", ["between", "within"])
+def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, killed):
+    folder, network = whole
+    original = training._Run.epoch
+
+    def kill(self, number):
+        if number == 2:
+            if killed == "within":
+                original(self, number)
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Run, "epoch", kill)
+        run(tmp_path)
+    assert epochs_done(tmp_path) == (2, 3)
+    torch.manual_seed(99)
+    resumed = run(tmp_path, toy(seed=5), resume=True)
+    assert same(resumed.state_dict(), network.state_dict())
+    states = [torch.load(f / "state.pt")["run"] for f in (folder, tmp_path)]
+    momenta = [[s["momentum_buffer"] for s in state["o"]["state"].values()] for state in states]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    for a, b in zip(rows(folder), rows(tmp_path), strict=True):
+        assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def test_a_seed_gives_the_run_and_another_one_another(whole, tmp_path):
+    assert same(run(tmp_path / "a").state_dict(), whole[1].state_dict())
+    assert not same(run(tmp_path / "b", seed=1).state_dict(), whole[1].state_dict())
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_runs_that_cannot_start_or_go_on(whole, tmp_path):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(TrainingError, match="holds a run; add --resume, or choose another --out"):
+        run(folder)
+    with pytest.raises(TrainingError, match="all 3 epochs are done already"):
+        run(folder, resume=True)
+    with pytest.raises(TrainingError, match="holds a run of another network or optimizer"):
+        run(folder, toy(norm=False), resume=True, epochs=4)
+    with pytest.raises(TrainingError, match="another network or optimizer"):
+        wide = toy()
+        wide[8] = nn.Linear(8, CLASSES + 1)
+        run(folder, wide, resume=True, epochs=4)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(TrainingError, match="nothing to resume here; run without --resume"):
+        run(tmp_path / "new", resume=True)
+    (tmp_path / "state.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match="state.pt: damaged side-car"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"epochs": 0}, TrainingError, "epochs is 0; expected 1 or more"),
+        ({"batch": 0}, TrainingError, "batch is 0; expected 1 or more"),
+        ({"workers": -1}, TrainingError, "workers is -1; expected 0 or more"),
+        ({"optimizer": "Adam"}, TrainingError, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
+        ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
+        ({"augment": "mixup"}, UsageError, "augment is 'mixup'"),
+    ],
+)
+def test_settings_that_no_run_can_have(tmp_path, given, error, words):
+    with pytest.raises(error, match=words):
+        run(tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_must_share_a_batch_and_have_devices(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(TrainingError, match="device '0' is too few for 2 processes"):
+        run(tmp_path, device="0")
+    with pytest.raises(TrainingError, match="a batch of 15 cannot be shared by 2 processes"):
+        training._Run(toy(), samples(64), DESCRIPTION, settings(batch=15), None, 1.0, 0, 2,
+                      torch.device("cpu"))  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_epoch_before(tmp_path, monkeypatch):
+    original = training._Run.epoch
+
+    def spoil(self, number):
+        if number == 1:
+            self.network[8].weight.data.fill_(math.nan)
+        return original(self, number)
+
+    monkeypatch.setattr(training._Run, "epoch", spoil)
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 2; lower the rate"):
+        run(tmp_path)
+    assert epochs_done(tmp_path) == (1, 3)
+    kept = load_plain(tmp_path / "last.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+
+
+# ---------------------------------------------------------------------- steps
+
+
+def test_only_weights_decay(tmp_path):
+    network = toy()
+    made = training._Run(network, samples(64), DESCRIPTION, settings(decay=0.1, threshold_rate=0.5),
+                         None, 1.0, 0, 1, torch.device("cpu"))  # fmt: skip
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = {
+        group["param_group"]: (
+            {names[p] for p in group["params"]}, group["initial_lr"], group["weight_decay"]
+        )
+        for group in made.optimizer.param_groups
+    }  # fmt: skip
+    weights = {"0.weight", "3.weight", "8.weight"}
+    assert found["weight"] == (weights, 0.1, 0.1)
+    assert found["threshold"] == ({"5.threshold"}, 0.05, 0.0)
+    plain = {"0.bias", "1.weight", "1.bias", "3.bias", "4.weight", "4.bias", "8.bias"}
+    assert found["plain"] == (plain, 0.1, 0.0)
+
+
+def test_the_rate_warms_up_and_falls_like_a_cosine():
+    found = [training._rate(step, 10, 2, 0.1) for step in range(11)]
+    assert found[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert found[6] == pytest.approx(0.55)  # half way from 1 to 0.1
+    assert found[4] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert found[10] == pytest.approx(0.1) and found[3:] == sorted(found[3:], reverse=True)
+    assert training._rate(0, 10, 0, 0.0) == 1.0
+    assert training._rate(1, 10, 2.5, 0.0) == pytest.approx(0.8)  # warm-up ends within an epoch
+
+
+def test_rates_of_a_run_are_those_of_the_schedule(tmp_path):
+    run(tmp_path, rate=0.2, warmup=1, final=0.5, epochs=2)  # 4 steps an epoch
+    assert [float(row["rate"]) for row in rows(tmp_path)] == pytest.approx([0.2, 0.1])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer):
+    network, kinds = toy(), []
+    network[3].register_forward_hook(lambda *seen: kinds.append(seen[2].dtype))
+    rate = 0.1 if optimizer == "SGD" else 0.01
+    run(tmp_path, network, optimizer=optimizer, rate=rate, smoothing=0.1, augment="cutout")
+    assert torch.bfloat16 in kinds and torch.float32 in kinds  # training, and its measurement
+    assert all(t.dtype == torch.float32 for t in network.state_dict().values()
+               if t.is_floating_point())  # fmt: skip
+    assert float(rows(tmp_path)[-1]["loss"]) < float(rows(tmp_path)[0]["loss"])
+    assert not torch.equal(network[1].running_mean, torch.zeros(8))
+
+
+# ---------------------------------------------------------------------- distillation
+
+
+def test_divergence_by_hand():
+    found, wanted = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert divergence(found, wanted).item() == pytest.approx(by_hand, abs=1e-6)
+    twice = divergence(found.repeat(2, 1), wanted.repeat(2, 1))  # a mean over the pictures
+    assert twice.item() == pytest.approx(by_hand, abs=1e-6)
+    assert divergence(wanted + 7, wanted).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_brings_the_network_to_its_teacher(whole, tmp_path):
+    teacher = copy.deepcopy(whole[1]).eval()
+    with torch.no_grad():
+        teacher[8].bias += torch.tensor([0.0, 3.0, 0.0, 0.0])  # not what the labels say
+    pictures = torch.stack([samples(32, 1).picture(n) for n in range(32)]) / 63.75 - 2
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+
+    def distance(network):
+        with torch.no_grad():
+            return divergence(network.eval()(pictures), teacher(pictures)).item()
+
+    alone = run(tmp_path / "alone", teacher=teacher, distill=0.0)
+    taught = run(tmp_path / "taught", teacher=teacher, distill=4.0)
+    assert distance(taught) < 0.5 * distance(alone)
+    assert same(alone.state_dict(), whole[1].state_dict())  # the weight 0 is no distillation
+    assert same(teacher.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- two processes
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from test_classification_training import run_alike
+
+run_alike(Path(sys.argv[1]))
+"""
+
+
+def run_alike(folder):
+    """A run without anything that processes would draw for themselves: noise, crops."""
+    network = toy(norm=False)
+    network[5].noise = 0.0
+    return run(folder, network, augment="none", epochs=1, rate=0.05)
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """Without batch norm, whose statistics are those of each process's share of a batch."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    done = subprocess.run(
+        [*command, "2", str(tmp_path / "script.py"), str(tmp_path / "two")],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = load_plain(tmp_path / "two/last.safetensors")
+    one, first = run_alike(tmp_path / "one").state_dict(), toy(norm=False).state_dict()
+    moved = {name: (one[name] - first[name]).abs().max().item() for name in one}
+    apart = {name: (one[name] - two[name]).abs().max().item() for name in one}
+    assert max(moved.values()) > 0.02
+    assert max(apart.values()) < 0.05 * max(moved.values())
+    assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1"]
