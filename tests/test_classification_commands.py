@@ -1,0 +1,346 @@
+"""The commands with a classifier, from pictures to energy, and what they refuse."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_classification_data import add_pictures
+from test_energy import WEIGHTS, command
+
+import spikedet
+from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint
+from spikedet.classification import data
+from spikedet.classification.predict import Classifier
+from spikedet.classification.task import CLASSIFICATION
+from spikedet.errors import DataError, PictureError, UsageError, WeightsError
+from spikedet.methods import METHODS
+from spikedet.pictures import read_picture
+from spikedet.task import Plan
+
+CLASSES = ("a", "b", "c")
+TRAINING = ["--epochs", 1, "--batch", 50]
+STAGE_TWO = ["--pictures", 8, "--held", 4, "--layer-steps", 2, "--end-to-end", 1]
+DESCRIPTION = """
+task: classification
+arch: resnet20
+width: 0.25
+mean: [0.5, 0.5, 0.5]
+std: [0.25, 0.25, 0.25]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of pictures of three classes, a description, and weights of all stages."""
+    folder = tmp_path_factory.mktemp("classifier")
+    add_pictures(folder / "data", "train", 51, CLASSES, size=(16, 16))
+    add_pictures(folder / "data", "test", 3, CLASSES, size=(16, 16))
+    (folder / "toy.yaml").write_text(DESCRIPTION)
+    read = ["--data", folder / "data"]
+    with pytest.MonkeyPatch.context() as patch:
+        done = command(patch, "train", "--model", folder / "toy.yaml", *read, *TRAINING,
+                       "--epochs", 4, "--imgsz", 16, "--out", folder / "float")  # fmt: skip
+        assert done == 0
+        done = command(patch, "finetune", "--weights", folder / "float/best.safetensors", "--T", 4,
+                       *read, *TRAINING, "--out", folder / "qc")  # fmt: skip
+        assert done == 0
+        done = command(patch, "calibrate", "--weights", folder / "qc/best.safetensors", *read,
+                       "--teacher", folder / "float/best.safetensors", *STAGE_TWO,
+                       "--out", folder / "snn.safetensors")  # fmt: skip
+        assert done == 0
+    stages = {"float": "float/best", "qc": "qc/best", "snn": "snn"}
+    for stage, name in stages.items():
+        (folder / f"{name}.safetensors").rename(folder / f"{stage}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A file of detector weights."""
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
+    checkpoint.save(Checkpoint("float", "detection", {}, ("dog",), 64, {"x": torch.ones(1)}), path)
+    return path
+
+
+def weights(made, stage):
+    return made / f"{stage}.safetensors"
+
+
+# ---------------------------------------------------------------------- the way of the weights
+
+
+def test_every_stage_says_what_it_is_and_where_it_came_from(made):
+    found = {stage: checkpoint.load(weights(made, stage)) for stage in ("float", "qc", "snn")}
+    for stage, one in found.items():
+        assert (one.stage, one.task, one.names, one.imgsz) == (stage, "classification", CLASSES, 16)
+        assert one.model["width"] == 0.25
+        assert (None if stage == "float" else 4) == one.T
+    assert found["float"].origin["command"].startswith("tools/train.py --model toy.yaml")
+    assert found["float"].origin["pictures"] == 150  # 3 are kept aside
+    assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
+    assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
+    assert "tuning_top1" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
+
+
+@pytest.mark.parametrize("method", [*METHODS, "spiking-yolo"])
+def test_every_method_converts(made, tmp_path, monkeypatch, method):
+    out = tmp_path / "out.safetensors"
+    words = ["--weights", weights(made, "float"), "--T", 2, "--data", made / "data", "--out", out]
+    if method != "two-stage":
+        words += ["--stage1", weights(made, "qc")]
+    assert command(monkeypatch, "convert", *words, *TRAINING, *STAGE_TWO, "--method", method) == 0
+    found = checkpoint.load(out)
+    assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
+    assert ("tuning_top1" in found.origin) == (method == "two-stage")
+    stage1 = tmp_path / "out.safetensors.stage1/best.safetensors"
+    assert stage1.is_file() == (method == "two-stage")
+    classes = spikedet.load(out)(made / "data/test/a/000.png")
+    assert classes.T == 2 and classes.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
+    files = [weights(made, stage) for stage in ("snn", "float", "qc")]
+    words = ["--data", made / "data", "--compare", "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", "--weights", *files, *words) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["method"], row["stage"], row["T"]) for row in rows] == [
+        ("float", "float", None), ("copied weights", "snn", 4), ("stage I, quantised", "qc", 4),
+        ("stage I alone", "snn", 4), ("stages I + II", "snn", 4),
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
+                            "weights_sha256"}  # fmt: skip
+        assert row["images"] == 9 and 0 <= row["top1"] <= 1
+        assert row["top5"] == 1  # three classes
+        assert (row["spike_rate"] is None) == (row["stage"] != "snn")
+        assert row["spike_rate"] is None or 0 < row["spike_rate"] < 1
+    assert rows[0]["top1"] > 0.5  # it has learnt; a third by chance
+    # the same by hand
+    runner = CLASSIFICATION.restore(checkpoint.load(weights(made, "float")))
+    samples = data.read([made / "data"], "test")
+    pictures = next(data.batches(samples, runner.description, 16, 9))
+    right = (runner(pictures).argmax(1) == torch.tensor(samples.labels)).float().mean().item()
+    assert rows[0]["top1"] == pytest.approx(right)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("9 pictures of test; 16 pixels, one view")
+    assert printed[2].split() == ["T", "top1", "top5", "spike", "rate"]
+
+
+def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
+    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--T", 1, 6, "--limit", 4]
+    path = tmp_path / "rows.json"
+    assert command(monkeypatch, "evaluate", *words, "--json", path) == 0
+    rows = json.loads(path.read_text())
+    assert [(row["T"], row["images"]) for row in rows] == [(1, 4), (6, 4)]
+    assert rows[0]["spike_rate"] != rows[1]["spike_rate"]
+
+
+def test_energy_counts_the_float_network_by_hand(made, tmp_path, monkeypatch):
+    path = tmp_path / "energy.json"
+    words = ["--weights", weights(made, "snn"), "--float", weights(made, "float")]
+    assert command(monkeypatch, "energy", *words, "--data", made / "data", "--json", path) == 0
+    found = json.loads(path.read_text())
+    assert (found["T"], found["images"], found["split"]) == (4, 9, "test")
+    # pixels that a 3x3 convolution reads, without its padding, in each direction: 46 of 16
+    # outputs, 22 of 8, 10 of 4; and 23 or 11 where it halves the size
+    stem, last = 3 * 4 * 46**2, 16 * 3
+    stages = 6 * 4 * 4 * 46**2
+    stages += 4 * 8 * 23**2 + 5 * 8 * 8 * 22**2 + 4 * 8 * 8**2
+    stages += 8 * 16 * 11**2 + 5 * 16 * 16 * 10**2 + 8 * 16 * 4**2
+    assert found["totals"]["float"]["multiply_accumulates"] == stem + stages + last
+    assert found["totals"]["multiply_accumulates"]["mean"] == stem + last
+    assert 0 < found["totals"]["accumulates"]["mean"] < 4 * stages
+    assert found["totals"]["ours"]["pJ"]["mean"] > found["totals"]["paper"]["pJ"]["mean"]
+
+
+def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
+    words = ["--weights", weights(made, "snn"), "--stage1", weights(made, "qc"),
+             "--float", weights(made, "float"), "--data", made / "data"]  # fmt: skip
+    assert command(monkeypatch, "analyze", *words, "--out", tmp_path) == 0
+    tables = ("residual", "periodic", "similarity", "gap", "layers")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{table}.{kind}" for table in tables for kind in ("csv", "png")
+    }
+    residual = (tmp_path / "residual.csv").read_text()
+    assert residual.startswith("network,layer,T") and "layer3.2" in residual
+
+
+def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatch, capsys):
+    words = ["--weights", weights(made, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
+    assert command(monkeypatch, "benchmark", *words, weights(made, "float")) == 0
+    assert capsys.readouterr().out.startswith("32 pixels, T=4, ")
+    released = list(WEIGHTS.glob("tiny-yolo*-float.safetensors"))
+    if released:
+        assert command(monkeypatch, "benchmark", *words, released[0]) == 4
+        assert "weights for detection and classification" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, monkeypatch, capsys):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(b"no picture")
+    pictures = made / "data/test/b"
+    words = ["--weights", weights(made, "snn"), "--top", 2, "--json", tmp_path / "found.json"]
+    assert command(monkeypatch, "classify", *words, pictures) == 0
+    lines = capsys.readouterr().out.splitlines()
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert [entry["file"] for entry in entries] == [str(pictures / f"00{n}.png") for n in range(3)]
+    for line, entry in zip(lines, entries, strict=True):
+        assert entry["T"] == 4 and len(entry["classes"]) == 2
+        first, second = entry["classes"]
+        assert 1 >= first["probability"] >= second["probability"] > 0
+        assert line == f"{entry['file']}: " + ", ".join(
+            f"{c['class']} {c['probability']:.3f}" for c in entry["classes"]
+        )
+    assert command(monkeypatch, "classify", *words, cut, "gone.png", pictures / "000.png") == 3
+    shown = capsys.readouterr()
+    assert "cut.jpg: is not a picture" in shown.err and "gone.png: no such picture" in shown.err
+    assert len(shown.out.splitlines()) == 1  # the rest is done
+    assert len(json.loads((tmp_path / "found.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("stage", ["float", "qc", "snn"])
+def test_a_classifier_in_python(made, stage):
+    classifier = spikedet.load(weights(made, stage), half=False)
+    assert isinstance(classifier, Classifier) and classifier.names == CLASSES
+    assert (4 if stage == "snn" else None) == classifier.T
+    paths = [made / f"data/test/{name}/000.png" for name in CLASSES]
+    arrays = [read_picture(path) for path in paths]
+    one = classifier(paths[0])
+    assert set(one.names) == set(CLASSES) and one.T == classifier.T
+    assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
+    for found in (classifier(paths), classifier(arrays), classifier([*paths], batch=2)):
+        assert len(found) == 3 and found[0].names == one.names
+        assert np.allclose(found[0].probabilities, one.probabilities, atol=1e-5)
+    grey = classifier(arrays[0][..., 0], top=1)
+    colour = classifier(np.repeat(arrays[0][..., :1], 3, 2), top=1)
+    assert grey.names == colour.names and len(grey.names) == 1
+    assert np.array_equal(grey.probabilities, colour.probabilities)
+    assert classifier([]) == []
+    large = classifier(np.zeros((40, 70, 3), np.uint8))
+    assert large.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_calls_of_a_classifier(made):
+    classifier = spikedet.load(weights(made, "snn"))
+    picture = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(PictureError, match="expected .H, W, 3. uint8"):
+        classifier(picture.astype(np.float32))
+    for name in ("top", "batch", "T"):
+        with pytest.raises(UsageError, match=f"{name} is 0; expected a whole number of 1 or more"):
+            classifier(picture, **{name: 0})
+    with pytest.warns(UserWarning, match="calibrated for T=4, not T=2"):
+        assert classifier(picture, 2).T == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        classifier(picture, 2)
+    with pytest.warns(UserWarning, match="float weights; T=3 is ignored"):
+        assert spikedet.load(weights(made, "float"), 3).T is None
+
+
+# ---------------------------------------------------------------------- refusals
+
+TRAIN = ["train", "--model", "toy.yaml", "--data", "data", "--imgsz", 16, "--out", "OUT"]
+TUNE = ["finetune", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
+CONVERT = ["convert", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
+MEASURE = ["evaluate", "--weights", "float.safetensors", "--data", "data"]
+FEWER = "2 classes, a, b, ...; the network knows 3, a, b, c"
+OTHERS = "these weights are for {}; expected {} weights"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([*TUNE, "--data", "fewer"], 3, FEWER),
+        ([*CONVERT, "--data", "fewer"], 3, FEWER),
+        (["evaluate", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
+        (["energy", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
+        ([*TRAIN, "--data", "fewer"], 3, "2 pictures of 2 classes are too few to keep some aside"),
+        ([*MEASURE, "--split", "val"], 3, "val: no such folder"),
+        (["classify", "--weights", "DETECTOR", "data/test/a"], 4,
+         OTHERS.format("detection", "classification")),
+        (["detect", "--weights", "float.safetensors", "data/test/a"], 4,
+         OTHERS.format("classification", "detection")),
+        (["energy", "--weights", "snn.safetensors", "--float", "DETECTOR", "--data", "data"], 4,
+         OTHERS.format("detection", "classification")),
+        ([*MEASURE, "--weights", "float.safetensors", "DETECTOR"], 4,
+         "weights for classification and detection; expected those of one task"),
+        ([*MEASURE, "--weights", "float.safetensors", "renamed.safetensors"], 4,
+         "weights of different classes; expected those of one data set"),
+        ([*TUNE, "--data", "data", "--teacher", "renamed.safetensors"], 4,
+         "the teacher knows 3 classes, x, b, c"),
+        ([*TRAIN, "--close-mosaic", 2], 2, "--close-mosaic is no option of classification"),
+        ([*TUNE, "--data", "data", "--cache"], 2, "--cache is no option of classification"),
+        ([*TRAIN, "--tuning", "list.txt"], 2, "--tuning is no option of classification"),
+        ([*MEASURE, "--classes"], 2, "--classes is no option of classification"),
+        ([*TRAIN, "--width", "s"], 2, "width: s; expected a number such as 0.5"),
+        ([*TRAIN, "--width", "0"], 2, "width: 0.0; expected a number above 0"),
+        ([*TRAIN, "--width", "nan"], 2, "width: nan; expected a number above 0"),
+        ([*TRAIN, "--activation", "gelu"], 2, "activation: gelu; there are relu, leaky"),
+        ([*TRAIN, "--model", "arch.yaml"], 2, "arch: lenet; there are"),
+        ([*TRAIN, "--model", "form.yaml"], 2, "form: mnist; resnet20 has cifar"),
+        ([*TRAIN, "--augment", "mixup"], 2, "augment is 'mixup'; expected none"),
+        ([*TRAIN, "--epochs", 0], 6, "epochs is 0; expected 1 or more"),
+        ([*TRAIN, "--device", "9"], 6, "CUDA devices; expected cpu"),
+        ([*TRAIN, "--resume"], 6, "nothing to resume here"),
+    ],
+)  # fmt: skip
+def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(made)
+    add_pictures(tmp_path / "fewer", "train", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "fewer", "test", 1, "ab", size=(16, 16))
+    given = checkpoint.load(weights(made, "float"))
+    checkpoint.save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
+    (tmp_path / "arch.yaml").write_text(DESCRIPTION.replace("resnet20", "lenet"))
+    (tmp_path / "form.yaml").write_text(DESCRIPTION + "form: mnist\n")
+    places = {"OUT": tmp_path / "out", "DETECTOR": detector}
+    places |= {p.name: p for p in tmp_path.iterdir()}
+    tool, *words = [places.get(word, word) for word in words]
+    assert command(monkeypatch, tool, *words) == code
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    if shown.startswith("error: "):
+        assert len(shown.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("a: [", "not YAML"), ("- 3", "expected keys and values")],
+)
+def test_descriptions_that_cannot_be_read(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        CLASSIFICATION.describe(path)
+
+
+def test_calibration_with_few_pictures(made):
+    """As many batches as there are pictures for, one at least to fit to and one to judge by."""
+    given = checkpoint.load(weights(made, "qc"))
+    samples = data.read([made / "data"], "test")
+    plan = Plan(batch=32)
+    plan.layers.steps = 1
+    for count in (2, 5):
+        network = CLASSIFICATION.copied(given)
+        reports = CLASSIFICATION.layer_wise(given, network, samples.select(range(count)), plan)
+        assert all(report.after <= report.before for report in reports) and len(reports) > 19
+    with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
+        CLASSIFICATION.layer_wise(given, network, samples.select([0]), plan)
+
+
+def test_damaged_tensors_of_a_classifier_are_refused(made):
+    given = checkpoint.load(weights(made, "snn"))
+    given.tensors.pop("fc.layer.weight")
+    with pytest.raises(WeightsError, match='tensors do not fit.*"fc.layer.weight"'):
+        CLASSIFICATION.bare(given)
+    given.model["arch"] = "lenet"
+    with pytest.raises(WeightsError, match="description in the weights is damaged: arch: lenet"):
+        CLASSIFICATION.bare(given)
