@@ -111,7 +111,7 @@ def add_data_arguments(arguments: argparse.ArgumentParser, *, test: bool = False
     add = arguments.add_argument
     add("--data", type=Path, nargs="+", required=True, help="VOCdevkit or class folders, several")
     add("--split", help=f"data sets and splits, joined by + ({usual})")
-    add("--limit", type=count, help="only the first so many pictures")
+    add("--limit", type=count, help="only so many pictures, always the same")
     if not test:
         help = "list of training pictures kept aside for every choice (detection)"
         add("--tuning", type=Path, help=help)

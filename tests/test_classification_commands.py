@@ -20,6 +20,7 @@ from spikedet.errors import DataError, PictureError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
 from spikedet.task import Plan
+from tools import analyze
 
 CLASSES = ("a", "b", "c")
 TRAINING = ["--epochs", 1, "--batch", 50]
@@ -167,6 +168,9 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     }
     residual = (tmp_path / "residual.csv").read_text()
     assert residual.startswith("network,layer,T") and "layer3.2" in residual
+    some = analyze.arguments().parse_args([*map(str, words), "--all", "--limit", "12", "--out", ""])
+    taken = analyze.samples(some, CLASSIFICATION, checkpoint.load(weights(made, "snn")))
+    assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
 
 
 def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatch, capsys):
@@ -261,7 +265,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*CONVERT, "--data", "fewer"], 3, FEWER),
         (["evaluate", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
         (["energy", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
-        ([*TRAIN, "--data", "fewer"], 3, "2 pictures of 2 classes are too few to keep some aside"),
+        ([*TRAIN, "--data", "fewer"], 3, "2 pictures are too few, none of them is kept aside"),
         ([*MEASURE, "--split", "val"], 3, "val: no such folder"),
         (["classify", "--weights", "DETECTOR", "data/test/a"], 4,
          OTHERS.format("detection", "classification")),

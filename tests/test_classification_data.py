@@ -224,8 +224,18 @@ def test_every_fiftieth_picture_of_a_class_is_kept_aside(folder):
     assert tune.labels == [label for label in range(8) for _ in range(2)]
     assert set(train.sources).isdisjoint(tune.sources)
     assert data.split_off_tuning(samples)[1].sources == tune.sources
-    with pytest.raises(DataError, match="16 pictures of 8 classes are too few.*at least 50"):
+    with pytest.raises(DataError, match="16 pictures are too few, none of them is kept aside"):
         data.split_off_tuning(data.read([folder], "test"))
+
+
+def test_what_is_kept_aside_does_not_depend_on_a_limit(folder):
+    kept = set(data.split_off_tuning(data.read([folder], "train"))[1].sources)
+    samples = data.read([folder], "train", limit=300)
+    train, tune = data.split_off_tuning(samples)
+    assert set(tune.sources) == kept & set(samples.sources) and len(train) + len(tune) == 300
+    assert kept.isdisjoint(train.sources)
+    with pytest.raises(DataError, match="none of them is kept aside"):
+        data.split_off_tuning(train)
 
 
 # ---------------------------------------------------------------------- transforms

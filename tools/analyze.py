@@ -2,14 +2,15 @@
 """Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
 
     tools/analyze.py --data VOCdevkit --split VOC2007:train --T 8 --limit 64 --out analysis-T8
+    tools/analyze.py --weights W --stage1 QC --float FLOAT --data cifar10 --out analysis
 
 Runs on training pictures that were kept aside for choices, or with --all on any split. Writes CSV
 files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
 their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
-and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP over T is
-what tools/evaluate.py measures) and `layers` (error of each layer before and after stage II, in
-units of its threshold squared). Without --weights the shipped networks of all stages are compared;
-with it, those that are given, and what needs a missing one is left out.
+and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy
+over T is what tools/evaluate.py measures) and `layers` (error of each layer before and after stage
+II, in units of its threshold squared). Without --weights the shipped networks of all stages are
+compared; with it, those that are given, and what needs a missing one is left out.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def samples(args: argparse.Namespace, task: Task, made: Checkpoint) -> Sequence:
     """The pictures to run on."""
     read = task.read(args.data, cli.split(args, task.name), names=made.names)
     found = read if args.all else task.split_off_tuning(read, args.tuning)[1]
-    return task.take(found, range(min(args.limit, len(found))))
+    return task.pick(found, args.limit)  # at random: classes may come one after another
 
 
 def compare(

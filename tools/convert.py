@@ -3,6 +3,7 @@
 
     tools/convert.py --model runs/float/best.safetensors --T 8 --data VOCdevkit --out W
     tools/convert.py --model FLOAT --method stage1-coarse --stage1 QC --T 8 --data VOCdevkit --out W
+    tools/convert.py --model runs/resnet20/best.safetensors --T 8 --data cifar10 --out W
 
     two-stage       stage I, then stage II layer by layer and end to end
     stage1          stage I, its weights copied into spiking neurons

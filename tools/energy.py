@@ -2,6 +2,7 @@
 """Spikes, synaptic operations and energy of a spiking network, beside the float network.
 
     tools/energy.py --data VOCdevkit --split VOC2007:val --limit 100 --T 8
+    tools/energy.py --weights W --data cifar10
 
 Accumulates are counted for every spike and every weight that reads it, exact at the borders.
 Layers on analog values are multiply-accumulates: the first (computed once), and the readouts (once,

@@ -3,6 +3,8 @@
 
     tools/finetune.py --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
 
+The weights say whether they are a detector's or a classifier's, here as in the other commands.
+
 Thresholds start at the least quantisation error on training pictures and are trained in a group of
 their own without decay. --resume goes on after a kill.
 """

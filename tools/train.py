@@ -32,8 +32,12 @@ def arguments() -> argparse.ArgumentParser:
         help="network description, or one of ultralytics' by its name (yolov8n.yaml)",
     )
     parser.add_argument("--width", help="a detector's scale, n s m l; a classifier's factor, 0.5")
-    parser.add_argument("--activation", help="instead of the description's: 'torch.nn.ReLU()'")
-    parser.add_argument("--pretrained", type=Path, help="backbone of tools/pretrain.py")
+    parser.add_argument(
+        "--activation",
+        help="instead of the description's: a detector's 'torch.nn.ReLU()'; a classifier's relu or "
+        "leaky",
+    )
+    parser.add_argument("--pretrained", type=Path, help="a detector's backbone (tools/pretrain.py)")
     cli.add_training_arguments(parser)
     return parser
 

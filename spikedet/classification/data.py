@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Samples(Dataset):
         names: Class names.
         labels: Number of the class of each picture.
         sources: A file, or the picture itself [3, H, W] uint8 RGB, for each.
+        aside: Whether each is kept aside for choices; every 50th of a class when None.
 
     Attributes:
         transform: Applied to a picture that is taken by its number.
@@ -40,8 +42,15 @@ class Samples(Dataset):
 
     KEPT = 64 * 64  # pixels up to which a decoded picture is kept in memory
 
-    def __init__(self, names: tuple[str, ...], labels: list[int], sources: Sequence[Path | Tensor]):
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        labels: list[int],
+        sources: Sequence[Path | Tensor],
+        aside: list[bool] | None = None,
+    ):
         self.names, self.labels, self.sources = names, labels, list(sources)
+        self.aside = _every_fiftieth(labels) if aside is None else aside
         self.transform: Any = None
 
     def __len__(self) -> int:
@@ -67,8 +76,10 @@ class Samples(Dataset):
 
     def select(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers, in this order."""
-        labels = [self.labels[n] for n in numbers]
-        return Samples(self.names, labels, [self.sources[n] for n in numbers])
+        labels, sources, aside = (
+            [values[n] for n in numbers] for values in (self.labels, self.sources, self.aside)
+        )
+        return Samples(self.names, labels, sources, aside)
 
     def transformed(self, transform: Any) -> Samples:
         """The same samples behind a transform."""
@@ -89,7 +100,8 @@ def read(
         folders: Each holds `SPLIT/CLASS/picture` (CIFAR as pictures, ImageNet's usual layout), or
             torchvision's CIFAR-10 or CIFAR-100 files (or is the folder of these).
         split: `train`, `test`, `val`; several are joined by +.
-        limit: Only the first so many of a fixed shuffle, so that all classes appear.
+        limit: Only the first so many of a fixed shuffle, so that all classes appear. Which are
+            kept aside for choices does not depend on it.
         names: Classes that the pictures must have, those of a network.
 
     Raises:
@@ -188,17 +200,24 @@ def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
     Raises:
         DataError: Too few pictures to keep any aside.
     """
-    seen: dict[int, int] = {}
-    train, tune = [], []
-    for number, label in enumerate(samples.labels):
-        seen[label] = seen.get(label, 0) + 1
-        (tune if seen[label] % TUNING_EVERY == 0 else train).append(number)
+    train = [number for number, aside in enumerate(samples.aside) if not aside]
+    tune = [number for number, aside in enumerate(samples.aside) if aside]
     if not tune:
         raise DataError(
-            f"{len(samples)} pictures of {len(seen)} classes are too few to keep some aside; "
-            f"expected at least {TUNING_EVERY} of a class"
+            f"{len(samples)} pictures are too few, none of them is kept aside for choices (every "
+            f"{TUNING_EVERY}th of a class is); expected more"
         )
     return samples.select(train), samples.select(tune)
+
+
+def _every_fiftieth(labels: list[int]) -> list[bool]:
+    """Whether each picture is a 50th, 100th ... of its class."""
+    seen: Counter[int] = Counter()
+    aside = []
+    for label in labels:
+        seen[label] += 1
+        aside.append(seen[label] % TUNING_EVERY == 0)
+    return aside
 
 
 def _form(description: dict[str, Any]) -> str:
