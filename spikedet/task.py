@@ -460,6 +460,9 @@ class Task(ABC):
             plan: How much is done.
             report: Called after each layer.
             teacher: Whose activations are the targets, in place of `made`: the float checkpoint.
+
+        Raises:
+            UsageError: Too few pictures.
         """
         chosen = self.pick(samples, plan.pictures + plan.held, plan.seed)
         pictures = [
@@ -468,6 +471,11 @@ class Task(ABC):
             if len(batch) == plan.batch
         ]
         held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
+        if held >= len(pictures):
+            raise UsageError(
+                f"stage II has {len(chosen)} training pictures; expected at least "
+                f"{2 * plan.batch}, some batches of {plan.batch} to fit and others to judge"
+            )
         target = self.bare(teacher or made)
         if teacher is not None:
             prepare(target, self.example(made.imgsz))
