@@ -14,7 +14,7 @@ class Method:
         finetuned: Stage I: quantise-clip fine-tuning; else thresholds are only estimated.
         coarse, fine: Which parts of stage II's layer-wise calibration.
         end_to_end: The end-to-end pass after it.
-        plain: Stage I without quantisation noise and distillation.
+        plain: Stage I as QCFS trains: no quantisation noise, no distillation, its gradient.
         maxima: Thresholds are the largest activations on training pictures, not those of the least
             quantisation error.
         initial: Potential before the first step in units of the threshold.

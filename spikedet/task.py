@@ -357,6 +357,7 @@ class Task(ABC):
         per_channel: bool = False,
         teacher: Checkpoint | None = None,
         distill: float = 1.0,
+        clips_rounded: bool = False,
         resume: bool = False,
         origin: dict[str, Any] | None = None,
     ) -> None:
@@ -373,10 +374,14 @@ class Task(ABC):
             per_channel: One threshold a channel instead of one a layer.
             teacher: Float checkpoint to distil from; `made` itself when it is a float one.
             distill: Weight of the distillation beside the task's loss, 0 for none.
+            clips_rounded: Where gradients pass the quantisers (see `QuantClip`).
             resume: Go on with the run in `out`.
             origin: Put into the checkpoints.
         """
         network = self.quantized(made, train, T, noise, per_channel)
+        for module in network.modules():
+            if isinstance(module, QuantClip):
+                module.clips_rounded = clips_rounded
         for parameter in network.parameters():
             parameter.requires_grad_(True)
         network.train()

@@ -30,12 +30,12 @@ T = 8
 UNTRAINED = ("rmp", "opt", "opi", "cap")
 
 
-def train(network, teacher, batches, noise):
+def train(network, teacher, batches, plain):
     """Stage I of a quantised network: a moment of training towards the outputs of the float one."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, QuantClip):
-            module.noise = noise
+            module.noise, module.clips_rounded = 0.0 if plain else 0.1, plain
     optimiser = torch.optim.Adam(network.train().parameters(), 3e-3)
     for batch in batches[:20] * 4:
         loss = (network(batch) - teacher(batch).detach()).square().mean()
@@ -57,7 +57,7 @@ def spiking(network, method, batches, steps=T):
         thresholds = estimate_thresholds(made, record, batches[:4], steps)
     quantize(made, record, thresholds, steps)
     if method.finetuned:
-        train(made, network, batches, noise=0.0 if method.plain else 0.1)
+        train(made, network, batches, method.plain)
     quantised = copy.deepcopy(made.eval())
     make_spiking(made, batches[0], method.initial)
     if method.shift:
@@ -116,21 +116,24 @@ def test_thresholds_are_the_largest_activations(relu):
     assert channels.tolist() == pytest.approx([0.5, max(below, 0.5 / 20)])
 
 
-@pytest.mark.parametrize("levels", [1, 4, 8])
-def test_the_quantiser_is_quantisation_clip_floor_shift(levels):
+@pytest.mark.parametrize("clips_rounded", [True, False])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_the_quantiser_is_quantisation_clip_floor_shift(levels, clips_rounded):
     """Bu et al., ICLR 2022: h(z) = lambda clip(floor(z L / lambda + 1/2) / L, 0, 1).
 
     Derivatives with respect to z: 1 within, 0 without; to lambda: (h - z) / lambda within, 0 below,
-    1 above. The paper's borders are -lambda / 2L and lambda - lambda / 2L, ours 0 and lambda, as
-    the activation before quantisation has them; between them the derivatives differ.
+    1 above, with the borders -lambda / 2L and lambda - lambda / 2L. Ours are 0 and lambda unless
+    `clips_rounded`.
     """
     bound = 1.7
-    z = torch.linspace(-1, 3, 3001)
+    z = torch.linspace(-2, 3, 1501)
     quantiser = QuantClip(torch.tensor(bound), levels, noise=0.0).train()
+    quantiser.clips_rounded = clips_rounded
     half = bound / (2 * levels)
     wanted = bound * ((z * levels / bound + 0.5).floor() / levels).clamp(0, 1)
     sure = ((z * levels / bound + 0.5) % 1 - 0.5).abs() < 0.4999
-    within, below, above = (z > 0) & (z < bound - half), z < -half, z > bound
+    low, high = (-half, bound - half) if clips_rounded else (0, bound)
+    within, below, above = (z > low) & (z < high) & sure, (z < low) & sure, (z > high) & sure
     assert min(within.sum(), below.sum(), above.sum()) > 100
     found, slopes, by_bound = [], [], []
     for value in z:
@@ -144,8 +147,7 @@ def test_the_quantiser_is_quantisation_clip_floor_shift(levels):
     found, slopes, by_bound = (torch.tensor(values) for values in (found, slopes, by_bound))
     assert torch.allclose(found[sure], wanted[sure], atol=1e-5)
     assert bool((slopes[within] == 1).all()) and not slopes[below | above].any()
-    line = ((wanted - z) / bound)[within & sure]
-    assert torch.allclose(by_bound[within & sure], line, atol=1e-5)
+    assert torch.allclose(by_bound[within], ((wanted - z) / bound)[within], atol=1e-5)
     assert not by_bound[below].any() and bool((by_bound[above] == 1).all())
 
 
@@ -347,11 +349,20 @@ def test_classifiers_convert(shades, method):
     assert 0 <= values[CLASSIFICATION.score] <= 100 and 0 < rate < 1
 
 
-def test_quantised_training_without_noise_runs_at_any_t(shades):
+def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     """The levels of stage I are noted; only T differs between two runs of its weights."""
+    fit, trained_as = CLASSIFICATION.fit, []
+
+    def look(network, *args):
+        guide, _ = args[-2:]
+        quantisers = [m for m in network.modules() if isinstance(m, QuantClip)]
+        trained_as.append((guide, {(m.noise, m.clips_rounded, m.steps) for m in quantisers}))
+        fit(network, *args)
+
+    monkeypatch.setattr(CLASSIFICATION, "fit", look)
     made = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)
     stage1 = shades / "qcfs-2.safetensors.stage1" / "best.safetensors"
-    assert checkpoint.load(stage1).T == 2
+    assert trained_as == [(None, {(0.0, True, 2)})] and checkpoint.load(stage1).T == 2
     later = classified(shades, "qcfs", "--stage1", stage1, steps=7)
     assert (later.T, later.origin["levels"], different(made, later)) == (7, 2, set())
     assert "layer_wise_gain" not in later.origin

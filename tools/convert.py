@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikedet import cli  # noqa: E402
 from spikedet.methods import METHODS  # noqa: E402
 from tools.calibrate import add_arguments, calibrate  # noqa: E402
-from tools.finetune import add_stage_one_arguments  # noqa: E402
+from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -81,8 +81,7 @@ def stage_one(
     settings = cli.training_settings(args, task.name, stage_one=True)
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
-    options |= {"per_channel": args.per_channel, "resume": args.resume, "origin": origin}
+    options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
     if not finished(folder, args.resume):
         task.finetune(made, train, tune, args.T, folder, settings, **options)
     return checkpoint.load(folder / "best.safetensors")
@@ -105,8 +104,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.out}: T={args.T}, {args.method}")
         return
     method = METHODS[args.method]
-    if method.plain:
-        args.noise = args.distill = 0.0
+    args.qcfs |= method.plain
     if method.finetuned:
         quantised = stage_one(task, made, train, tune, args, origin)
     else:
