@@ -10,7 +10,6 @@ from typing import Any
 
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED, Row
-from spikedet.classification.models import FOREIGN
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.methods import METHODS
@@ -185,6 +184,8 @@ def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
 
 def described(made: Any) -> tuple[str, str]:
     """Name of the network, and of the data set by the number of its classes."""
+    from spikedet.classification.models import FOREIGN
+
     arch, width = made.model["arch"], made.model.get("width", 1.0)
     foreign = arch.startswith(FOREIGN)
     arch = arch.removeprefix(FOREIGN)
