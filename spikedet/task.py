@@ -439,14 +439,23 @@ class Task(ABC):
             samples: Training samples.
             plan: How much is done.
             report: Called after each layer.
+
+        Raises:
+            UsageError: Too few pictures.
         """
         chosen = self.pick(samples, plan.pictures + plan.held, plan.seed)
+        size = min(plan.batch, plan.pictures)
         pictures = [
             batch.contiguous(memory_format=torch.channels_last)
-            for batch in self.pictures(chosen, made, plan.batch)
-            if len(batch) == plan.batch
+            for batch in self.pictures(chosen, made, size)
+            if len(batch) == size
         ]
         held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
+        if held >= len(pictures):
+            raise UsageError(
+                f"{len(chosen)} pictures in batches of {size} are too few for stage II; expected "
+                "some to fit and some to judge by"
+            )
         quantised = self.bare(made).to(memory_format=torch.channels_last)
         return calibrate(
             quantised, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
