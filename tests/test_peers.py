@@ -21,7 +21,7 @@ from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.stored import Stored
 from spikedet.conversion.trace import ACTIVATIONS, trace
-from spikedet.errors import ConversionError, UsageError
+from spikedet.errors import ConversionError
 from spikedet.methods import METHODS
 from spikedet.neurons.layers import IFNeuron
 from tools import convert
@@ -366,8 +366,3 @@ def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     later = classified(shades, "qcfs", "--stage1", stage1, steps=7)
     assert (later.T, later.origin["levels"], different(made, later)) == (7, 2, set())
     assert "layer_wise_gain" not in later.origin
-
-
-def test_too_few_pictures_for_a_layer_are_refused(shades):
-    with pytest.raises(UsageError, match="stage II has 20 training pictures; expected at least 64"):
-        classified(shades, "cap", "--pictures", 10, "--held", 10)
