@@ -72,6 +72,8 @@ def test_released_configurations_hold_options_of_their_commands(path):
         words = cli.with_config(made, ["--config", str(path), "--data", "d", *required])
         args = vars(made.parse_args(words))
         assert {k: args[k.replace("-", "_")] for k in options} == options
+        if "model" in options:
+            assert (ROOT / options["model"]).is_file()
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
