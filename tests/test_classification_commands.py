@@ -213,8 +213,8 @@ def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, mo
 def test_a_classifier_in_python(made, stage):
     classifier = spikedet.load(weights(made, stage), half=False)
     assert isinstance(classifier, Classifier) and classifier.names == CLASSES
-    wanted = 4 if stage == "snn" else None
-    assert classifier.T == wanted
+    steps = classifier.T
+    assert steps == (4 if stage == "snn" else None)
     paths = [made / f"data/test/{name}/000.png" for name in CLASSES]
     arrays = [read_picture(path) for path in paths]
     one = classifier(paths[0])
