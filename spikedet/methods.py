@@ -14,6 +14,13 @@ class Method:
         finetuned: Stage I: quantise-clip fine-tuning; else thresholds are only estimated.
         coarse, fine: Which parts of stage II's layer-wise calibration.
         end_to_end: The end-to-end pass after it.
+        plain: Stage I as QCFS trains: no quantisation noise, no distillation, its gradient.
+        maxima: Thresholds are the largest activations on training pictures, not those of the least
+            quantisation error.
+        initial: Potential before the first step in units of the threshold.
+        shift: A constant current of theta / (2 T) in every step; never beside initial = 1/2, which
+            adds up to the same.
+        bias: Layer-wise bias correction, in place of stage II.
     """
 
     label: str
@@ -21,6 +28,11 @@ class Method:
     coarse: bool = False
     fine: bool = False
     end_to_end: bool = False
+    plain: bool = False
+    maxima: bool = False
+    initial: float = 0.5
+    shift: bool = False
+    bias: bool = False
 
 
 METHODS = {
@@ -30,4 +42,9 @@ METHODS = {
     "stage1-coarse": Method("stage I + coarse", finetuned=True, coarse=True),
     "stage1-fine": Method("stage I + fine", finetuned=True, fine=True),
     "two-stage": Method("stages I + II", finetuned=True, coarse=True, fine=True, end_to_end=True),
+    "rmp": Method("RMP", finetuned=False, maxima=True, initial=0.0),
+    "opt": Method("OPT", finetuned=False, maxima=True, initial=0.0, shift=True),
+    "opi": Method("OPI", finetuned=False, maxima=True),
+    "qcfs": Method("QCFS", finetuned=True, plain=True),
+    "cap": Method("CAP", finetuned=False, initial=0.0, shift=True, bias=True),
 }

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, save
+from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import channel_maxima
+from spikedet.conversion.normalize import channel_maxima, largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import (
     estimate_thresholds,
@@ -301,6 +302,7 @@ class Task(ABC):
         T: int,
         noise: float = 0.1,
         per_channel: bool = False,
+        maxima: bool = False,
     ) -> nn.Module:
         """A float network with quantise-clip activations, thresholds estimated on `samples`.
 
@@ -312,6 +314,7 @@ class Task(ABC):
             T: Time steps.
             noise: Probability that an element is not quantised while training.
             per_channel: One threshold a channel instead of one a layer.
+            maxima: Thresholds are the largest activations, not those of the least error.
 
         Raises:
             WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
@@ -333,7 +336,10 @@ class Task(ABC):
         prepare(network, example)
         record = trace(network, example)
         pictures = self.pictures(self.pick(samples, THRESHOLD_PICTURES), made, 8)
-        thresholds = estimate_thresholds(network, record, pictures, T, per_channel=per_channel)
+        if maxima:
+            thresholds = largest_activations(network, record, pictures, per_channel)
+        else:
+            thresholds = estimate_thresholds(network, record, pictures, T, per_channel=per_channel)
         quantize(network, record, thresholds, T, noise)
         return network
 
@@ -350,6 +356,7 @@ class Task(ABC):
         per_channel: bool = False,
         teacher: Checkpoint | None = None,
         distill: float = 1.0,
+        clips_rounded: bool = False,
         resume: bool = False,
         origin: dict[str, Any] | None = None,
     ) -> None:
@@ -366,10 +373,14 @@ class Task(ABC):
             per_channel: One threshold a channel instead of one a layer.
             teacher: Float checkpoint to distil from; `made` itself when it is a float one.
             distill: Weight of the distillation beside the task's loss, 0 for none.
+            clips_rounded: Where gradients pass the quantisers (see `QuantClip`).
             resume: Go on with the run in `out`.
             origin: Put into the checkpoints.
         """
         network = self.quantized(made, train, T, noise, per_channel)
+        for module in network.modules():
+            if isinstance(module, QuantClip):
+                module.clips_rounded = clips_rounded
         for parameter in network.parameters():
             parameter.requires_grad_(True)
         network.train()
@@ -384,22 +395,35 @@ class Task(ABC):
         self.fit(network, train, tune, made, out, settings, write, resume, guide, distill)
 
     def untuned(
-        self, made: Checkpoint, samples: Sequence, T: int, per_channel: bool = False
+        self,
+        made: Checkpoint,
+        samples: Sequence,
+        T: int,
+        per_channel: bool = False,
+        maxima: bool = False,
     ) -> Checkpoint:
         """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
 
         Its spiking copy is the simplest conversion ("copied weights").
         """
-        state = self.quantized(made, samples, T, per_channel=per_channel).state_dict()
-        return replace(made, stage="qc", tensors=state, T=T, origin={})
+        network = self.quantized(made, samples, T, per_channel=per_channel, maxima=maxima)
+        return replace(made, stage="qc", tensors=network.state_dict(), T=T, origin={})
 
     # ------------------------------------------------------------------ spiking networks
 
-    def copied(self, made: Checkpoint) -> nn.Module:
-        """Spiking network with the weights and thresholds of stage I, nothing calibrated."""
+    def copied(self, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> nn.Module:
+        """Spiking network with the weights and thresholds of stage I, nothing calibrated.
+
+        Args:
+            made: Stage-I checkpoint.
+            initial: Potential before the first step in units of the threshold.
+            shift: Add theta / (2 T) to every current (see `shift_currents`).
+        """
         expect_stage(made, "qc")
         network = self.bare(made)
-        self.spike(network, made)
+        self.spike(network, made, initial)
+        if shift:
+            shift_currents(network, self.example(made.imgsz), made.T)
         return network
 
     def spiking_yolo(
@@ -429,6 +453,7 @@ class Task(ABC):
         samples: Sequence,
         plan: Plan,
         report: Callable[[LayerReport, int, int], None] | None = None,
+        teacher: Checkpoint | None = None,
     ) -> list[LayerReport]:
         """Stage II, layer by layer (eq 16-21), in place.
 
@@ -438,6 +463,7 @@ class Task(ABC):
             samples: Training samples.
             plan: How much is done.
             report: Called after each layer.
+            teacher: Whose activations are the targets, in place of `made`: the float checkpoint.
 
         Raises:
             DataError: Too few samples to fit to some and judge by others.
@@ -445,16 +471,20 @@ class Task(ABC):
         chosen = self.pick(samples, plan.pictures + plan.held, plan.seed)
         if len(chosen) < 2:
             raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
-        size = min(plan.batch, len(chosen) // 2)
+        size = min(plan.batch, plan.pictures, len(chosen) // 2)
         pictures = [
             batch.contiguous(memory_format=torch.channels_last)
             for batch in self.pictures(chosen, made, size)
             if len(batch) == size
         ]
         held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
-        quantised = self.bare(made).to(memory_format=torch.channels_last)
+        held = min(held, len(pictures) - 1)
+        target = self.bare(teacher or made)
+        if teacher is not None:
+            prepare(target, self.example(made.imgsz))
+        target.to(memory_format=torch.channels_last)
         return calibrate(
-            quantised, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
+            target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
         )
 
     def end_to_end(

@@ -45,3 +45,25 @@ def small_net() -> SmallNet:
 @pytest.fixture
 def pictures() -> torch.Tensor:
     return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def batches() -> list[torch.Tensor]:
+    """Smooth pictures: 20 batches to fit, 4 to judge layers by, 16 that nothing sees before."""
+    coarse = torch.rand(40, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    return [nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
+
+
+@pytest.fixture
+def trained(small_net, batches) -> SmallNet:
+    """The small network after a moment of training towards squared and brightest colours."""
+    network = small_net.train()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    pool = nn.AvgPool2d(2)
+    for batch in batches[:20] * 10:
+        target = torch.cat([pool(batch) ** 2, pool(batch).amax(1, keepdim=True)], 1)
+        loss = (network(batch) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return network.eval()

@@ -7,15 +7,9 @@ import torch
 
 from spikedet.conversion.calibrate import Options, calibrate
 from spikedet.conversion.distill import distill
-from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import (
-    estimate_thresholds,
-    make_spiking,
-    quantize,
-    separate_activations,
-)
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron
@@ -24,27 +18,10 @@ T = 8
 
 
 @pytest.fixture
-def batches():
-    """Smooth pictures: 20 batches to fit, 4 to judge layers by, 16 that nothing sees before."""
-    coarse = torch.rand(40, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    return [torch.nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
-
-
-@pytest.fixture
-def stages(small_net, batches):
-    """(quantised, spiking) after a moment of training towards squared and brightest colours."""
-    network = small_net.train()
-    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    pool = torch.nn.AvgPool2d(2)
-    for batch in batches[:20] * 10:
-        target = torch.cat([pool(batch) ** 2, pool(batch).amax(1, keepdim=True)], 1)
-        loss = (network(batch) - target).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    network.eval()
-    fold_batch_norm(network, batches[0])
-    separate_activations(network, batches[0])
+def stages(trained, batches):
+    """(quantised, spiking) after a moment of training."""
+    network = trained
+    prepare(network, batches[0])
     record = trace(network, batches[0])
     quantize(network, record, estimate_thresholds(network, record, batches[:2], T), T)
     network.eval()

@@ -71,6 +71,9 @@ def test_released_configurations_hold_options_of_their_commands(path):
         required += ["--T", "8"] if command == "convert" else []
         words = cli.with_config(made, ["--config", str(path), "--data", "d", *required])
         args = vars(made.parse_args(words))
+        if "model" in options:
+            options["model"] = Path(options["model"])
+            assert (ROOT / options["model"]).is_file()
         assert {k: args[k.replace("-", "_")] for k in options} == options
 
 

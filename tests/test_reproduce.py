@@ -15,6 +15,8 @@ from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.published import TABLE_10
 from spikedet.errors import SpikedetError, UsageError
 from tools import reproduce
+from tools.reproduction import detection
+from tools.reproduction.workshop import Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 BUS = Path(find_spec("ultralytics").origin).parent / "assets" / "bus.jpg"
@@ -59,7 +61,7 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
     def nothing(self, tool, *words):
         raise AssertionError(f"{tool} was run again")
 
-    monkeypatch.setattr(reproduce.Workshop, "run", nothing)
+    monkeypatch.setattr(Workshop, "run", nothing)
     before = (place / "results/table10.csv").read_text()
     reproduce.main(args)
     assert (place / "results/table10.csv").read_text() == before
@@ -81,7 +83,7 @@ def test_figure8_follows_one_run(place):
 def test_cells_of_every_table():
     def planned(name, *words):
         given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
-        return reproduce.cells(given)
+        return detection.cells(given)
 
     table = planned("table10")
     assert {(c.method, c.T, c.limit) for c in table} >= {
@@ -94,16 +96,27 @@ def test_cells_of_every_table():
     assert len(table) == len(set(table))
     ablation = {(c.method, c.T) for c in planned("figure7")}
     assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation
-    assert [c.pictures for c in planned("table6")] == list(reproduce.CALIBRATION_PICTURES)
+    assert [c.pictures for c in planned("table6")] == list(detection.CALIBRATION_PICTURES)
     assert {c.T for c in planned("figure9")} == {None, 30}
     with pytest.raises(UsageError, match="its methods are float, copy"):
         planned("figure7", "--methods", "magic")
 
 
+def test_the_checkpoints_say_which_task_a_name_is_of(place):
+    float_one = place / "float.safetensors"
+    assert reproduce.task_of("figure7", []) == "detection"
+    assert reproduce.task_of("figure7", [float_one]) == "detection"
+    assert reproduce.task_of("table2", []) == "classification"
+    with pytest.raises(UsageError, match="for detection; table2 is of classification"):
+        reproduce.task_of("table2", [float_one])
+    with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
+        reproduce.main(parsed(place, "figure7", "--model", float_one, float_one))
+
+
 def test_a_command_that_fails_ends_it(place):
-    args = parsed(place, "table10", "--methods", "float")
-    args.model = place / "gone.safetensors"
-    with pytest.raises(SpikedetError, match="tools/evaluate.py ended with exit code 4"):
+    args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20)
+    args.leaky = place / "gone.safetensors"
+    with pytest.raises(SpikedetError, match="tools/convert.py ended with exit code 4"):
         reproduce.main(args)
 
 
@@ -128,4 +141,4 @@ def test_agreement_with_the_float_network(found, objects):
         return Detections(boxes, np.ones(len(listed), np.float32), labels, VOC_CLASSES)
 
     truth = detections([("bus", (0, 0, 100, 100))])
-    assert reproduce.agreeing(detections(found), truth) == objects
+    assert detection.agreeing(detections(found), truth) == objects

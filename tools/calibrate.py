@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.methods import METHODS, Method  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
@@ -102,8 +103,12 @@ def calibrate(
     args: argparse.Namespace,
     origin: dict[str, Any],
     teacher: Checkpoint | None = None,
+    method: Method = METHODS["two-stage"],
 ) -> None:
-    """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`."""
+    """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`.
+
+    Of the method counts how neurons start and whether biases are corrected.
+    """
     import copy
 
     import torch
@@ -115,11 +120,13 @@ def calibrate(
     if args.pooling:
         made.model["spike_pooling"] = args.pooling
     planned = plan(args, task.name)
+    planned.layers.bias = method.bias
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
-    network = task.bare(made) if goes_on else task.copied(made)
+    network = task.bare(made) if goes_on else task.copied(made, method.initial, method.shift)
     network.to(memory_format=torch.channels_last)
     start = time.time()
-    if (planned.layers.coarse or planned.layers.fine) and not goes_on:
+    layers = planned.layers
+    if (layers.coarse or layers.fine or layers.bias) and not goes_on:
         with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
 
             def report(layer, index, count):
@@ -130,7 +137,8 @@ def calibrate(
                     f"-> fine {layer.after:.5f}"
                 )
 
-            reports = task.layer_wise(made, network, train, planned, report)
+            targets = teacher if layers.bias else None
+            reports = task.layer_wise(made, network, train, planned, report, targets)
         # a layer without error, as the first one with its constant input, has nothing to gain
         gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
         gain = sum(gains) / max(1, len(gains))

@@ -12,9 +12,18 @@
     stage1-fine     stage I and the fine half of stage II (weights and potentials)
     copy            float weights and estimated thresholds, nothing trained
     spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons for leaky ReLU
+    rmp             float weights, the largest activation of a layer is its threshold (Han et al.
+                    2020); potentials start at 0
+    opt             as rmp, and theta / (2 T) more current in every step (Deng and Gu 2021)
+    opi             as rmp, but potentials start at theta / 2 (Bu et al. 2022a)
+    qcfs            as stage1, without noise and distillation (Bu et al. 2022b); --stage1 may have
+                    been trained for another number of levels than T
+    cap             float weights, thresholds of least error, currents as in opt, then biases are
+                    corrected layer by layer (Li et al. 2021)
 
+All neurons reset by subtraction. opt and cap keep the shift of --T when they are run for another T.
 The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
---stage1 takes stage-I weights that are there already.
+--stage1 takes stage-I weights that are there already, of T or of another number of levels.
 """
 
 from __future__ import annotations
@@ -30,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikedet import cli  # noqa: E402
 from spikedet.methods import METHODS  # noqa: E402
 from tools.calibrate import add_arguments, calibrate  # noqa: E402
-from tools.finetune import add_stage_one_arguments  # noqa: E402
+from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -43,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--model", "--weights", dest="weights", type=Path, required=True, help="float checkpoint")
     add("--method", choices=(*METHODS, "spiking-yolo"), default="two-stage", help="how to convert")
     add("--T", type=cli.time_steps, required=True, help="time steps")
-    add("--stage1", type=Path, help="stage-I checkpoint for T, instead of a run of stage I")
+    add("--stage1", type=Path, help="stage-I checkpoint, instead of a run of stage I")
     add_stage_one_arguments(parser)
     add("--out", type=Path, required=True, help="spiking checkpoint to write")
     cli.add_data_arguments(parser)
@@ -67,13 +76,13 @@ def stage_one(
     if args.stage1:
         ready = checkpoint.load(args.stage1)
         expect_stage(ready, "qc")
+        origin["levels"] = ready.T
         ready.T = args.T
         return ready
     settings = cli.training_settings(args, task.name, stage_one=True)
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    options = {"noise": args.noise, "teacher": teacher, "distill": args.distill}
-    options |= {"per_channel": args.per_channel, "resume": args.resume, "origin": origin}
+    options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
     if not finished(folder, args.resume):
         task.finetune(made, train, tune, args.T, folder, settings, **options)
     return checkpoint.load(folder / "best.safetensors")
@@ -96,15 +105,16 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.out}: T={args.T}, {args.method}")
         return
     method = METHODS[args.method]
+    args.qcfs |= method.plain
     if method.finetuned:
         quantised = stage_one(task, made, train, tune, args, origin)
     else:
-        quantised = task.untuned(made, train, args.T, args.per_channel)
+        quantised = task.untuned(made, train, args.T, args.per_channel, method.maxima)
     args.no_coarse |= not method.coarse
     args.no_fine |= not method.fine
     if not method.end_to_end:
         args.end_to_end = 0
-    calibrate(task, quantised, train, tune, args, origin, made)
+    calibrate(task, quantised, train, tune, args, origin, made, method)
 
 
 if __name__ == "__main__":

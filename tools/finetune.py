@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +28,18 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=float, default=1.0, help="weight of the float network's outputs")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
+    add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
+
+
+def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Task.finetune` that `add_stage_one_arguments` parsed, but for the teacher."""
+    return {
+        "noise": 0.0 if args.qcfs else args.noise,
+        "per_channel": args.per_channel,
+        "distill": 0.0 if args.qcfs else args.distill,
+        "clips_rounded": args.qcfs,
+        "resume": args.resume,
+    }
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -57,11 +70,8 @@ def main(args: argparse.Namespace) -> None:
         args.T,
         args.out,
         settings,
-        noise=args.noise,
-        per_channel=args.per_channel,
+        **stage_one_options(args),
         teacher=teacher,
-        distill=args.distill,
-        resume=args.resume,
         origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
     )
 

@@ -66,6 +66,30 @@ def gap(rows: Rows, T: int) -> bytes:
     return _png(figure, axes)
 
 
+def over(rows: Rows, key: str, value: str, title: str, source: float | None = None) -> bytes:
+    """A measured value of each method over a column, as PNG.
+
+    Args:
+        rows: With `method`, the value in 0..1 and the column.
+        key: The column: `T`, or the number of calibration pictures.
+        value: The column of the value: `AP`, `top1`.
+        title: Of the plot.
+        source: Value of the float network, a dashed line.
+    """
+    figure, axes = _new(title, "time steps T" if key == "T" else key, f"{value} (%)")
+    for method, own in _by(rows, "method").items():
+        line = sorted((row[key], 100 * row[value]) for row in own)
+        axes.plot(*zip(*line, strict=True), marker="o", label=method)
+    if source is not None:
+        axes.axhline(100 * source, color="black", linestyle="--", label="float")
+    ticks = sorted({row[key] for row in rows})
+    if min(ticks) > 0:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    return _png(figure, axes)
+
+
 def _by(rows: Rows, column: str) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:

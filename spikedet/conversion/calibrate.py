@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spikedet.conversion.bias import own_bias
 from spikedet.conversion.stored import Site, Stored, fire
 from spikedet.conversion.trace import ACTIVATIONS
 from spikedet.errors import UsageError
@@ -43,6 +44,9 @@ class Options:
         loss: `mse`, or `kl`: Kullback-Leibler divergence of the rates from the targets, soft-max
             over the flattened C*H*W of each picture (as published for classification; blind to a
             constant that is added). The readout, whose level matters, is always fitted by `mse`.
+        bias: Before anything else add to the bias of each layer what its activations lack on
+            average: b += mean(a - theta r) (Li et al., ICML 2021). As published it is not judged
+            by the held-out pictures, so a layer may end worse than it began.
         layers: Names of the layers to calibrate, or shell patterns (`model.1.*`), as they stand in
             the reports; the others keep their parameters. All when None.
     """
@@ -57,6 +61,7 @@ class Options:
     half: bool = True
     per_neuron: bool = False
     loss: str = "mse"
+    bias: bool = False
     layers: Sequence[str] | None = None
 
 
@@ -87,7 +92,8 @@ def calibrate(
     """Calibrate `spiking` in place.
 
     Args:
-        quantized: Stage-I network in evaluation mode.
+        quantized: Stage-I network in evaluation mode; or a float one that was prepared for it, then
+            the targets are activations without quantisation and clipping.
         spiking: The same network after `make_spiking`.
         fit: Batches of pictures [B, C, H, W] to fit, all of one size.
         held: Batches to judge by, of the same size, other pictures.
@@ -96,10 +102,11 @@ def calibrate(
         report: Called after each layer with its report, its number and how many there are.
 
     Returns:
-        One report a calibrated layer; none ends worse than it began.
+        One report a calibrated layer; without `options.bias` none ends worse than it began.
 
     Raises:
         UsageError: An unknown loss, or a name in `options.layers` that no layer has.
+        ConversionError: With `options.bias`, a layer that has no bias of its own (see `own_bias`).
     """
     options = options or Options()
     if options.loss not in LOSSES:
@@ -153,6 +160,9 @@ class _Layer:
         name = self.site.call.where
         before = best = self.error(held)
         history = [before]
+        if self.options.bias and self.is_neuron:
+            self.correct_bias(fit)
+            best = self.error(held)
         if self.options.coarse and self.is_neuron:
             saved = self.state()
             self.coarse(fit)
@@ -194,21 +204,36 @@ class _Layer:
         return spikes.unflatten(0, (T, batch)).mean(0)
 
     def target(self, m: int) -> Tensor:
-        return self.targets[m].float() / self.student.T
+        target = self.targets[m]
+        if target.is_floating_point():  # not quantised
+            return target / per_channel(self.site.call.module.threshold, target.ndim)
+        return target.float() / self.student.T
 
     @torch.no_grad()
     def error(self, numbers: range) -> float:
         return float(np.mean([self.loss(m).item() for m in numbers]))
 
-    @torch.no_grad()
-    def coarse(self, fit: range) -> None:
-        """u0 += T theta mean(a - r) (eq 18), kept within [-theta, 2 theta]."""
-        neuron, total = self.site.call.module, 0
+    def gap(self, fit: range, every_neuron: bool = False) -> Tensor:
+        """Mean of a - r over pictures and places, [C], or over pictures alone, [C, H, W]."""
+        total = 0
         for m in fit:
             current = self.student.run(self.site, self.student.sources(self.site, m))
             gap = self.target(m) - self.rate(current)
-            keep = [d for d in range(gap.ndim) if d != 1] if neuron.initial.ndim == 1 else [0]
-            total = total + gap.mean(keep) / len(fit)
+            over = [0] if every_neuron else [d for d in range(gap.ndim) if d != 1]
+            total = total + gap.mean(over) / len(fit)
+        return total
+
+    @torch.no_grad()
+    def correct_bias(self, fit: range) -> None:
+        """b += theta mean(a - r), the mean of what the activations lack."""
+        bias = own_bias(self.student, self.site)
+        bias.data += self.site.call.module.threshold * self.gap(fit)
+
+    @torch.no_grad()
+    def coarse(self, fit: range) -> None:
+        """u0 += T theta mean(a - r) (eq 18), kept within [-theta, 2 theta]."""
+        neuron = self.site.call.module
+        total = self.gap(fit, every_neuron=neuron.initial.ndim > 1)
         theta = per_channel(neuron.threshold, 1 + neuron.initial.ndim).squeeze(0)
         shifted = neuron.initial + self.student.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))

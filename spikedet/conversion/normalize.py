@@ -1,4 +1,8 @@
-"""The Spiking-YOLO baseline: channel-wise normalisation (Kim et al., AAAI 2020).
+"""Normalisation of float weights by the largest activations, as the baselines do it.
+
+`largest_activations` takes the maximum of a layer (RMP, Han et al., CVPR 2020; OPT, Deng and Gu,
+ICLR 2021; OPI, Bu et al., AAAI 2022), `channel_maxima` nearly that of each channel (Spiking-YOLO,
+Kim et al., AAAI 2020).
 
 Spiking-YOLO divides the weights of every channel by that channel's largest activation and lets all
 neurons fire at 1. Dividing a channel's current and letting it fire at 1 is the same as leaving the
@@ -13,10 +17,38 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.replace import look
+from spikedet.conversion.replace import largest, look
 from spikedet.conversion.trace import ACTIVATIONS, Trace
 
 POSITIONS = 256  # places of each picture at which every channel is looked at
+
+
+@torch.no_grad()
+def largest_activations(
+    network: nn.Module, record: Trace, batches: Iterable[Tensor], per_channel: bool = False
+) -> dict[str, Tensor]:
+    """The largest activation of every layer, negative ones (leaky ReLU) by their size.
+
+    Args:
+        network: Batch norm folded, activations separate.
+        record: Its trace.
+        batches: Pictures [B, C, H, W].
+        per_channel: That of every channel instead.
+
+    Returns:
+        Thresholds by module name, scalars or [C].
+    """
+
+    def extremes(currents: Tensor) -> Tensor:  # [2, C]; activations rise with their current
+        values = currents.transpose(0, 1).flatten(1).float()
+        return torch.stack([values.amin(1), values.amax(1)])
+
+    seen = look(network, record, batches, extremes)
+    found = {}
+    for call in record.of(ACTIVATIONS):
+        activations = call.module(torch.cat(seen[call.where]))
+        found[call.where] = largest(activations if per_channel else activations.flatten())
+    return found
 
 
 @torch.no_grad()

@@ -19,10 +19,16 @@ class _QuantClip(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, threshold: Tensor, steps: int, keep: Tensor | None, slope: float
+        ctx: Any,
+        x: Tensor,
+        threshold: Tensor,
+        steps: int,
+        keep: Tensor | None,
+        slope: float,
+        lag: float,
     ) -> Tensor:
         ctx.save_for_backward(x, threshold, keep)
-        ctx.steps, ctx.slope = steps, slope
+        ctx.steps, ctx.slope, ctx.lag = steps, slope, lag
         y = torch.empty_like(x)
         for x_part, y_part in zip(parts(x), parts(y), strict=True):
             level = levels(x_part.float() * (1 / threshold), steps, slope, keep)
@@ -35,13 +41,13 @@ class _QuantClip(torch.autograd.Function):
         grad_x, grad_theta = torch.empty_like(x), torch.zeros_like(threshold)
         for x_part, part, out in zip(parts(x), parts(grad), parts(grad_x), strict=True):
             z, part = x_part.float() * (1 / threshold), part.float()
-            line = _slope_of_line(z, ctx.slope)
+            line = _slope_of_line(z, ctx.slope, ctx.lag)
             out.copy_(part * line)
             # d y / d theta: what rounding added, or 1 where it is clipped from above (eq 15),
             # -1 where it is clipped from below
             added = levels(z, ctx.steps, ctx.slope, keep).sub_(z * line).mul_(part)
             grad_theta += added.sum_to_size(threshold.shape) if threshold.ndim else added.sum()
-        return grad_x, grad_theta, None, None, None
+        return grad_x, grad_theta, None, None, None, None
 
 
 def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None) -> Tensor:
@@ -69,9 +75,12 @@ def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None
     return level.clamp_(-1 if slope else 0, 1)
 
 
-def _slope_of_line(z: Tensor, slope: float) -> Tensor:
-    """Derivative of the unrounded activation: 1, the slope below 0, 0 where it is clipped."""
-    inside = (z > 0) & (z < 1)
+def _slope_of_line(z: Tensor, slope: float, lag: float = 0.0) -> Tensor:
+    """Derivative of the unrounded activation: 1, the slope below 0, 0 where it is clipped.
+
+    With a lag of half a level 0 where the rounded activation is clipped.
+    """
+    inside = (z > -lag) & (z < 1 - lag)
     if not slope:
         return inside
     return torch.where((z <= 0) & (z * slope > -1), slope, inside.float())
@@ -92,6 +101,10 @@ class QuantClip(nn.Module):
         slope: Of the negative side: that of the leaky ReLU it stands for, 0 for a ReLU. Values
             are clipped at -theta then (see `levels`).
 
+    Attributes:
+        clips_rounded: The gradient passes where 0 <= floor(x T / theta + 1/2) < T, as QCFS has it
+            (Bu et al., ICLR 2022), instead of where 0 < x < theta. Without a slope only.
+
     Shape:
         [B, C, ...] -> [B, C, ...]
     """
@@ -102,6 +115,7 @@ class QuantClip(nn.Module):
         super().__init__()
         self.threshold = nn.Parameter(threshold.detach().float().clone())
         self.steps, self.noise, self.slope = steps, noise, slope
+        self.clips_rounded = False
 
     def forward(self, x: Tensor) -> Tensor:
         threshold = self.threshold.abs().clamp(min=1e-6)
@@ -113,7 +127,8 @@ class QuantClip(nn.Module):
         keep = None
         if self.training and self.noise > 0:
             keep = torch.empty_like(x[:1], dtype=torch.float32).uniform_() < self.noise
-        return _QuantClip.apply(x, threshold, self.steps, keep, self.slope)
+        lag = 0.5 / self.steps if self.clips_rounded and not self.slope else 0.0
+        return _QuantClip.apply(x, threshold, self.steps, keep, self.slope, lag)
 
     def extra_repr(self) -> str:
         slope = f", slope={self.slope}" if self.slope else ""

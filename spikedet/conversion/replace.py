@@ -194,12 +194,21 @@ def best_threshold(
     """
     truth = values.clamp(min=0) if activation is None else activation(values.clone())
     slope = leak(activation)
-    top = truth.abs().amax(0).clamp(min=1e-3)
-    top = top.maximum(top.max() / 20)
+    top = largest(truth)
     # the largest first: it is taken where several do equally well
     grid = torch.stack([top * (k / candidates) for k in range(candidates, 0, -1)])
     errors = [(levels(values / t, steps, slope) * t - truth).square().mean(0) for t in grid]
     return grid.gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
+
+
+def largest(activations: Tensor) -> Tensor:
+    """Largest size of activations, [N] -> scalar or [N, C] -> [C].
+
+    A silent channel gets 1/20 of the largest activation of the layer, so that it can still answer
+    to another picture.
+    """
+    top = activations.abs().amax(0).clamp(min=1e-3)
+    return top.maximum(top.max() / 20)
 
 
 def leak(activation: nn.Module | None) -> float:

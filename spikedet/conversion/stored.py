@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.network import trace_steps
+from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.trace import (
     ACTIVATIONS,
     WEIGHTED,
@@ -35,7 +36,8 @@ class Site:
 class Stored:
     """A network with the outputs of its neurons for all pictures, one layer advanced at a time.
 
-    With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser.
+    With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser, or
+    the activations themselves of a network that is not quantised.
     """
 
     def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
@@ -88,11 +90,16 @@ class Stored:
 
     @torch.no_grad()
     def target(self, site: Site, m: int) -> Tensor:
-        """Stage-I activation in units of the threshold, as levels -T..T; a readout's output."""
+        """Stage-I activation in units of the threshold, as levels -T..T.
+
+        In float32 and its own units for a readout's output, or where nothing is quantised.
+        """
         value = self.run(site, self.sources(site, m))
         if not isinstance(site.call.module, ACTIVATIONS):
             return value
         quantiser = site.call.module
+        if not isinstance(quantiser, QuantClip):
+            return quantiser(value)
         unit = per_channel(quantiser.threshold.abs(), value.ndim) / quantiser.steps
         level = torch.int8 if quantiser.steps <= 127 else torch.int16
         return (quantiser(value) / unit).round().to(level)
@@ -117,6 +124,8 @@ class Stored:
     def unpack(self, number: int, m: int) -> Tensor:
         stored, shape = self.kept[number][m], self.trace.shapes[number]
         maker = next(c.module for c in self.neurons if number in slots(c.result))
+        if self.T is None and not isinstance(maker, QuantClip):
+            return torch.from_numpy(stored).clone()  # the network may go on in place
         if self.T is None:
             unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
             return torch.from_numpy(stored).float() * unit

@@ -16,35 +16,6 @@ import numpy as np  # noqa: E402
 from spikedet.detection.boxes import Detections  # noqa: E402
 
 
-def over(
-    rows: Sequence[dict], key: str, path: Path, title: str, floor: float | None = None
-) -> None:
-    """AP of each method over a column.
-
-    Args:
-        rows: With `method`, `AP` in 0..1 and the column.
-        key: The column: `T`, or the number of calibration pictures.
-        path: PNG to write.
-        title: Of the plot.
-        floor: AP of the float network, a dashed line.
-    """
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for method in dict.fromkeys(row["method"] for row in rows):
-        line = sorted((row[key], 100 * row["AP"]) for row in rows if row["method"] == method)
-        axes.plot(*zip(*line, strict=True), marker="o", label=method)
-    if floor is not None:
-        axes.axhline(100 * floor, color="black", linestyle="--", label="float")
-    axes.set(xlabel="time steps T" if key == "T" else key, ylabel="AP (%)", title=title)
-    ticks = sorted({row[key] for row in rows})
-    if min(ticks) > 0:
-        axes.set_xscale("log")
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, path)
-
-
 def per_class(rows: Sequence[dict], path: Path, title: str) -> None:
     """AP of each class, one bar a row.
 

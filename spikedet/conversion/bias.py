@@ -1,0 +1,53 @@
+"""Constant currents into the neurons of one layer, kept in the biases of what feeds them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.conversion.stored import Site, Stored
+from spikedet.conversion.trace import ACTIVATIONS
+from spikedet.errors import ConversionError
+
+
+def own_bias(student: Stored, site: Site) -> nn.Parameter:
+    """Bias [C] whose change is a change of the current into the neurons of `site`, and no others.
+
+    Where several layers feed them, as at the end of a residual block, it is that of the last one.
+
+    Raises:
+        ConversionError: No such layer, as where a sum is read by several neurons.
+    """
+    elsewhere = {layer for other in student.sites if other is not site for layer in other.layers}
+    channels = student.trace.shapes[site.call.inputs[0]][1]
+    for layer in site.layers:  # the last first
+        if layer.bias is None or len(layer.bias) != channels:
+            continue
+        if layer not in elsewhere and site.layers.count(layer) == 1:
+            return layer.bias
+    raise ConversionError(
+        f"{site.call.where}: no layer with a bias feeds these neurons alone, so there is no place "
+        "for a constant current; choose a method without one"
+    )
+
+
+@torch.no_grad()
+def shift_currents(network: nn.Module, example: Tensor, T: int) -> None:
+    """Add theta / (2 T) to the current of every neuron in every step, in place.
+
+    Deng and Gu (ICLR 2021). A constant current then gives the rate clip(floor(x T / theta + 1/2)
+    / T, 0, 1) after T steps from a potential of 0, as it does without the shift from theta / 2
+    (eq 16); after fewer steps it gives less.
+
+    Args:
+        network: Spiking (see `make_spiking`), starting at 0.
+        example: Input [B, C, H, W].
+        T: Time steps at which the shift is the best one.
+
+    Raises:
+        ConversionError: As `own_bias`.
+    """
+    student = Stored(network, [example], T)
+    for site in student.sites:
+        if isinstance(site.call.module, ACTIVATIONS):
+            own_bias(student, site).data += site.call.module.threshold / (2 * T)

@@ -1,0 +1,415 @@
+"""The paper's classification results: tables II to IX, and figures 4, 5 and 7."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spikedet.classification import published
+from spikedet.classification.published import NOT_PRINTED, Row
+from spikedet.errors import DataError, UsageError
+from spikedet.files import write_atomic, write_csv
+from spikedet.methods import METHODS
+from spikedet.tasks import SETTINGS
+from tools.reproduction.workshop import Cell, Workshop
+
+OURS = {  # what tools/convert.py calls the paper's methods
+    "RMP": "rmp",
+    "OPT": "opt",
+    "CAP": "cap",
+    "OPI": "opi",
+    "QCFS": "qcfs",
+    "Ours": "two-stage",
+    "Baseline": "copy",
+    "Stage-I": "stage1",
+    "Stage-II": "stage2",
+    "Stage-I + Stage-II": "two-stage",
+    "Stage-I + CC": "stage1-coarse",
+    "Stage-I + FC": "stage1-fine",
+    "QC-ANN": "quantised",  # the stage-I network itself, the ceiling of stage II
+}
+COMPARED = ("RMP", "OPT", "CAP", "OPI", "QCFS", "QC-ANN", "Ours")
+STAGES = ("Baseline", "Stage-I", "Stage-II", "Stage-I + Stage-II")
+ABLATED = (*STAGES, "Stage-I + CC", "Stage-I + FC")
+UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
+UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
+UNITS |= {"ratio": "energy ratio, %, paper's accounting"}
+UNITS |= {"energy_ours": "energy, uJ, ours", "ratio_ours": "energy ratio, %, ours"}
+COSTS = ("gsop", "energy", "ratio", "energy_ours", "ratio_ours")
+ENERGY_PICTURES = 1024  # section VI-A
+ANALYSED_STEPS = (8,)
+ANALYSED_PICTURES = 64
+NOT_RUN = "not run"
+TORCHVISION_NAMES = {"vgg16_bn": "vgg16", "mobilenet_v2": "mobilenetv2"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float classifier that was given.
+
+    Attributes:
+        name: As in `configs/models`, with the width where it is not 1.
+        dataset: `CIFAR-10`, `CIFAR-100`, `ImageNet`, or with how many classes it has.
+        leaky: Its activation is the leaky ReLU of table IX.
+        shop: Makes its weights and rows.
+    """
+
+    name: str
+    dataset: str
+    leaky: bool
+    shop: Workshop
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, and what else is measured for the networks that were given.
+
+    Attributes:
+        rows: As printed.
+        steps: Columns of rows that the paper has not.
+        methods: The paper's names of methods that are measured even where it prints no row.
+        fits: Whether a network belongs in it.
+        measures: What is measured of each.
+        pictures: Numbers of calibration pictures, of table VI.
+    """
+
+    rows: Sequence[Row]
+    steps: Sequence[int]
+    methods: Sequence[str]
+    fits: Callable[[Network], bool]
+    measures: Sequence[str] = ("top1",)
+    pictures: Sequence[int | None] = (None,)
+
+
+def _plain(network: Network) -> bool:
+    return not network.leaky
+
+
+def _cifar(network: Network) -> bool:
+    return _plain(network) and network.dataset.startswith("CIFAR")
+
+
+def _imagenet(network: Network) -> bool:
+    return _plain(network) and not network.dataset.startswith("CIFAR")
+
+
+def _complex(network: Network) -> bool:
+    return _plain(network) and network.name in {row.network for row in published.TABLE_8}
+
+
+TABLES = {
+    "table2": Table(published.TABLE_2, published.STEPS_2, COMPARED, _cifar),
+    "table3": Table(
+        published.TABLE_3, published.STEPS_3, COMPARED, _plain, measures=("relative_loss",)
+    ),
+    "table4": Table(published.TABLE_4, published.STEPS_4, COMPARED, _imagenet),
+    "table5": Table(published.TABLE_5, published.STEPS_5, ("Ours",), _cifar),
+    "table6": Table(
+        published.TABLE_6,
+        published.STEPS_6,
+        ("Ours",),
+        _plain,
+        pictures=tuple(dict.fromkeys(row.pictures for row in published.TABLE_6)),
+    ),
+    "table7": Table(
+        published.TABLE_7,
+        published.STEPS_7,
+        ("OPI", "CAP", "QCFS", "Ours"),
+        _plain,
+        measures=("top1", *COSTS),
+    ),
+    "table8": Table(published.TABLE_8, published.STEPS_8, STAGES, _complex),
+    "table9": Table(published.TABLE_9, published.STEPS_9, STAGES, lambda n: n.leaky),
+    "figure7": Table((), published.STEPS_2, ABLATED, _plain),
+}
+FIGURES = ("figure4", "figure5")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of what is printed: the paper's, if there is one, and the network to measure."""
+
+    row: Row
+    steps: tuple[int, ...]
+    network: Network | None
+
+
+def make(args: argparse.Namespace, models: list[Path]) -> None:
+    """Make `args.name` with the float networks of these checkpoints.
+
+    Raises:
+        UsageError: Two checkpoints of one network and data set, or a method that there is not.
+        DataError: None of the data folders holds the classes of a network.
+    """
+    args.split = args.split or SETTINGS["classification"].TEST_SPLIT
+    known = {"float", *OURS.values()}  # the float network is measured in any case
+    for method in args.methods or ():
+        if method not in known:
+            raise UsageError(f"no method {method!r} here; there are {', '.join(sorted(known))}")
+    networks = given(args, models)
+    if args.name in FIGURES:
+        analyse(args, networks)
+    else:
+        measure(args, networks)
+
+
+def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
+    """The networks of these float checkpoints; that of the released classifier without any."""
+    from spikedet import checkpoint
+    from spikedet.released import released
+
+    shipped = None if models else released("float", task="classification")
+    found: list[Network] = []
+    for path in models or ([shipped] if shipped else []):
+        made = checkpoint.load(path)
+        name, dataset = described(made)
+        leaky = made.model.get("activation") == "leaky"
+        folder = f"{dataset}-{name}{'-leaky' if leaky else ''}-{checkpoint.sha256(path)[:8]}"
+        shop = Workshop(
+            args,
+            args.out / folder.lower(),
+            None if path == shipped else path,
+            "classification",
+            folders_of(args, path, made.names),
+            levels=4 if len(made.names) == 10 else 8,  # Bu et al. 2022 for CIFAR-10, CIFAR-100
+        )
+        if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in found):
+            raise UsageError(f"{path}: a second {name} of {dataset}; give one at a time")
+        found.append(Network(name, dataset, leaky, shop))
+    return found
+
+
+def described(made: Any) -> tuple[str, str]:
+    """Name of the network, and of the data set by the number of its classes."""
+    from spikedet.classification.models import FOREIGN
+
+    arch, width = made.model["arch"], made.model.get("width", 1.0)
+    foreign = arch.startswith(FOREIGN)
+    arch = arch.removeprefix(FOREIGN)
+    name = TORCHVISION_NAMES.get(arch, arch) + ("" if width == 1 else f"-x{width:g}")
+    classes = len(made.names)
+    if foreign or made.model.get("form", "cifar") == "imagenet":
+        return name, "ImageNet" if classes == 1000 else f"ImageNet-{classes}"
+    return name, f"CIFAR-{classes}"
+
+
+def folders_of(args: argparse.Namespace, path: Path, names: tuple[str, ...]) -> list[Path]:
+    """The data folders that hold the classes of a network."""
+    from spikedet.classification import data
+
+    folders = [f for f in args.data if data.read([f], args.split).names == names]
+    if not folders:
+        raise DataError(
+            f"{path}: none of the data folders holds its {len(names)} classes "
+            f"({', '.join(names[:3])}, ...)"
+        )
+    return folders
+
+
+def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
+    """The paper's rows, then those that it has not, of the given networks."""
+    fitting = {(n.dataset, n.name): n for n in networks if table.fits(n)}
+    columns: dict[tuple[str, str], set[int]] = {}
+    for row in table.rows:
+        columns.setdefault((row.dataset, row.network), set()).update(row.cells)
+    lines = []
+    for row in table.rows:
+        network = fitting.get((row.dataset, row.network))
+        measured = network is not None and can_run(OURS.get(row.method))
+        steps = columns[row.dataset, row.network] if measured else row.cells
+        lines.append(Line(row, tuple(sorted(steps)), network))
+    there = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
+    for key, network in fitting.items():
+        steps = tuple(sorted(columns.get(key, table.steps)))
+        lines += [
+            Line(Row(*key, method, NOT_PRINTED, {}, measure, pictures), steps, network)
+            for measure in table.measures
+            for method in table.methods
+            for pictures in table.pictures
+            if (*key, method, measure, pictures) not in there
+        ]
+    return lines
+
+
+def wanted(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
+    """What has to be measured of a line at T (None: of its float network), if anything."""
+    method = OURS.get(line.row.method)
+    if line.network is None or not can_run(method):
+        return None
+    if T is None:
+        return Cell("float", None, args.limit, args.pictures)
+    if (args.methods and method not in args.methods) or (args.T and T not in args.T):
+        return None
+    pictures = line.row.pictures
+    if pictures is None:
+        return Cell(method, T, args.limit, args.pictures)
+    # the end-to-end pass sees all training pictures, so that their number would mean nothing
+    return Cell(method, T, args.limit, pictures, end_to_end=False)
+
+
+def can_run(method: str | None) -> bool:
+    """Whether the tools know a method."""
+    return method in METHODS or method == "quantised"
+
+
+def value(line: Line, cell: Cell | None) -> tuple[float | None, dict[str, Any]]:
+    """What a cell holds, in the unit of its table, and the row that it comes from."""
+    if cell is None:
+        return None, {}
+    shop, measure = line.network.shop, line.row.measure
+    if measure in COSTS:
+        limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
+        if cell.method == "float":
+            return None, {}  # filled in from what is counted beside the spiking network
+        found = shop.energy(replace(cell, limit=limit))
+        return cost(found, measure), found
+    row = shop.row(cell)
+    if measure == "relative_loss":
+        source = shop.row(Cell("float", None, cell.limit, cell.pictures))["top1"]
+        return (100 * (source - row["top1"]) / source if source else None), row
+    return 100 * row["top1"], row
+
+
+def cost(found: dict[str, Any], measure: str) -> float:
+    """GSOP x 1e-3, uJ or % of what tools/energy.py wrote."""
+    totals = found["totals"]
+    if measure == "gsop":
+        counted = totals["accumulates"], totals["multiply_accumulates"]
+        return sum(part["mean"] for part in counted) * 1e-6
+    kind, _, ours = measure.partition("_")
+    accounting = totals["ours" if ours else "paper"]
+    if kind == "energy":
+        return accounting["pJ"]["mean"] * 1e-6
+    return 100 * accounting["ratio"]["mean"]
+
+
+def source_cost(found: dict[str, Any], measure: str) -> float:
+    """The same of the float network."""
+    reference = found["totals"]["float"]
+    if measure == "gsop":
+        return reference["multiply_accumulates"] * 1e-6
+    return reference["pJ"] * 1e-6 if measure.startswith("energy") else 100.0
+
+
+def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
+    """Measure what the given networks allow, few time steps first; write after each, print."""
+    lines = planned(TABLES[args.name], networks)
+    entries = {
+        (number, T): entry(line, T)
+        for number, line in enumerate(lines)
+        for T in (None, *line.steps)
+        if not (T is None and line.row.measure == "relative_loss")
+    }
+    for number, T in sorted(entries, key=lambda key: key[1] or 0):
+        line = lines[number]
+        cell = wanted(args, line, T)
+        found, row = value(line, cell)
+        if found is None:
+            continue
+        entries[number, T] |= filled(line, found, row)
+        if line.row.measure in COSTS:
+            entries[number, None] |= filled(line, source_cost(row, line.row.measure), row)
+        write(args, entries)
+    write(args, entries)
+    show(args, lines, entries)
+
+
+def entry(line: Line, T: int | None) -> dict[str, Any]:
+    """A line of the CSV file, before it is measured."""
+    row = line.row
+    method = OURS.get(row.method, row.method) if T is not None else "float"
+    printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
+    made = {"method": method, "paper_method": row.method, "network": row.network}
+    made |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
+    made |= {"measure": row.measure, "value": NOT_RUN, "top1": NOT_RUN, "top5": NOT_RUN}
+    made |= {"images": "", "paper": "" if printed == NOT_PRINTED else printed}
+    return made | {"paper_value": published.number(printed)}
+
+
+def filled(line: Line, found: float, row: dict[str, Any]) -> dict[str, Any]:
+    """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
+    accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
+    return {"value": found, **accuracy, "images": row["images"]}
+
+
+def write(args: argparse.Namespace, entries: dict[Any, dict[str, Any]]) -> None:
+    """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
+    from spikedet.analysis import plots
+
+    write_csv(args.out / f"{args.name}.csv", list(entries.values()))
+    shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
+    curves = [
+        {**e, "method": f"{e['method']}, {e['network']}, {e['dataset']}"}
+        for e in shown
+        if e["method"] != "float"
+    ]
+    if not curves:
+        return
+    key = "T"
+    if args.name == "table6":
+        key = "calibration_pictures"
+        curves = [{**e, "method": f"{e['method']}, T={e['T']}"} for e in curves]
+    sources = {e["value"] for e in shown if e["method"] == "float"}
+    source = sources.pop() / 100 if len(sources) == 1 else None
+    title = f"{args.name}, {curves[0]['images']} pictures"
+    write_atomic(args.out / f"{args.name}.png", plots.over(curves, key, "top1", title, source))
+
+
+def show(
+    args: argparse.Namespace, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]
+) -> None:
+    """Print a line for each row, a column for each T: measured, and the paper's in brackets."""
+    steps = sorted({T for _, T in entries if T is not None})
+    for name in dict.fromkeys(line.row.measure for line in lines):
+        heads = [f"T={T}" if T else "T not printed" for T in steps]
+        grid = [["data set", "network", "method", "float", *heads]]
+        for number, line in enumerate(lines):
+            row = line.row
+            if row.measure == name:
+                method = row.method + ("" if row.pictures is None else f", N={row.pictures}")
+                cells = (shown(entries.get((number, T))) for T in (None, *steps))
+                grid.append([row.dataset, row.network, method, *cells])
+        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+        print(f"\n{args.name}: {UNITS[name]}")
+        for words in grid:
+            aligned = [
+                word.ljust(width) if number < 3 else word.rjust(width)
+                for number, (word, width) in enumerate(zip(words, widths, strict=True))
+            ]
+            print("  ".join(aligned).rstrip())
+    print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
+
+
+def shown(entry: dict[str, Any] | None) -> str:
+    """A cell as text."""
+    if entry is None:
+        return "-"
+    found = entry["value"]
+    text = found if found == NOT_RUN else f"{found:.2f}"
+    return text + (f" ({entry['paper']})" if entry["paper"] else "")
+
+
+def analyse(args: argparse.Namespace, networks: Sequence[Network]) -> None:
+    """Figures 4 and 5: tools/analyze.py on each network, of which the paper prints no numbers."""
+    names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[args.name]
+    ran = False
+    for network in networks:
+        for T in args.T or ANALYSED_STEPS:
+            shop = network.shop
+            weights = shop.weights(Cell("two-stage", T, args.limit, args.pictures))
+            folder = shop.out / f"analysis-T{T}"
+            words = ["--weights", weights, "--stage1", shop.stage_one(T), "--float", shop.model]
+            words += [*shop.training(), "--T", T, "--limit", args.limit or ANALYSED_PICTURES]
+            shop.run("analyze", *words, "--out", folder)
+            for name in names:
+                target = args.out / f"{args.name}-{name}-{shop.out.name}-T{T}"
+                for ending in (".csv", ".png"):
+                    made = (folder / f"{name}{ending}").read_bytes()
+                    write_atomic(target.with_name(target.name + ending), made)
+                print(f"{target}.csv and .png")
+            ran = True
+    if not ran:
+        print(f"{args.name}: {NOT_RUN}; name a float classifier with --model")

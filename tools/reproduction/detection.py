@@ -1,0 +1,172 @@
+"""The paper's detection results: table X, figures 8 and 9, and its ablations with a detector."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from spikedet.detection.published import MEASURES, TABLE_10
+from spikedet.errors import UsageError
+from spikedet.files import write_atomic, write_csv
+from tools.reproduction.workshop import Cell, Workshop
+
+SPLIT = "VOC2007:val"
+EPOCHS = 2  # of stage I, where it must be run
+STEPS = {  # of each method; `quantised` is the stage-I network itself, the ceiling of stage II
+    "table10": {
+        "float": (None,),
+        "copy": (8, 20, 40, 60),
+        "spiking-yolo": (8, 20, 40, 60),
+        "quantised": (4, 8, 16, 20, 32, 40, 60),
+        "stage1": (8, 20, 40, 60),
+        "two-stage": (4, 8, 16, 20, 32, 40, 60),
+    },
+    "figure7": {
+        "float": (None,),
+        **{
+            method: (4, 8, 20)
+            for method in ("copy", "stage1", "stage2", "stage1-coarse", "stage1-fine", "two-stage")
+        },
+    },
+    "table6": {"two-stage": (8,)},
+    "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
+}
+LONG = {"float": (None,), "two-stage": (8,), "spiking-yolo": (500, 2000)}  # on --long-limit
+CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
+SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
+
+
+def make(args: argparse.Namespace, models: list[Path]) -> None:
+    """Make `args.name`.
+
+    Raises:
+        UsageError: More than one float checkpoint.
+    """
+    if len(models) > 1:
+        raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
+    args.split = args.split or SPLIT
+    model = models[0] if models else None
+    shop = Workshop(args, args.out, model, "detection", args.data, EPOCHS)
+    if args.name == "figure8":
+        steps_of_one_picture(args, shop)
+    else:
+        table(args, shop)
+
+
+def cells(args: argparse.Namespace) -> list[Cell]:
+    """Rows of `args.name`, cheap ones first.
+
+    Raises:
+        UsageError: None is left by --T and --methods.
+    """
+    planned = [(m, t, args.limit) for m, steps in STEPS[args.name].items() for t in steps]
+    if args.name == "table10" and (not args.T or max(args.T) >= 500):
+        limit = min(args.long_limit, args.limit or args.long_limit)
+        planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
+    counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
+    wanted = [
+        Cell(method, T, limit, pictures)
+        for method, T, limit in dict.fromkeys(planned)
+        for pictures in counts
+        if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
+    ]
+    if not wanted:
+        known = ", ".join(STEPS[args.name])
+        raise UsageError(f"{args.name} has no row of that method and T; its methods are {known}")
+    return sorted(wanted, key=lambda cell: cell.T or 0)
+
+
+def entry(cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the CSV file."""
+    line = {"method": cell.method, "T": cell.T or "", "calibration_pictures": cell.pictures}
+    line |= {name: row[name] for name in MEASURES} | {"images": row["images"]}
+    published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
+    return line | {f"paper_{name}": v for name, v in zip(MEASURES, published, strict=True)}
+
+
+def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+    from spikedet.analysis import plots
+    from spikedet.detection import figures
+
+    floats = [line["AP"] for line in lines if line["method"] == "float"]
+    images = lines[0]["images"]
+    spiking = [line for line in lines if line["T"] and line["images"] == images]
+    if name == "figure9":
+        merged = [{**line, **row} for row, line in zip(rows, lines, strict=True)]
+        figures.per_class(merged, path, f"AP of each class, {images} pictures")
+    elif spiking:
+        key = "calibration_pictures" if name == "table6" else "T"
+        title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
+        source = floats[0] if floats else None
+        write_atomic(path, plots.over(spiking, key, "AP", title, source))
+
+
+def table(args: argparse.Namespace, shop: Workshop) -> None:
+    """Measure the rows of a table and write them, after each."""
+    lines, rows = [], []
+    for cell in cells(args):
+        row = shop.row(cell)
+        line = entry(cell, row)
+        if args.name == "figure9":
+            line |= {f"AP_{key}": value for key, value in row["per_class"].items()}
+        rows.append({**row, "method": cell.method})
+        lines.append(line)
+        write_csv(args.out / f"{args.name}.csv", lines)
+        plot(args.name, lines, rows, args.out / f"{args.name}.png")
+    show(lines)
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Print measured values, the paper's in brackets, in percent."""
+    print(f"\n{'method':14}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
+    for line in lines:
+        text = f"{line['method']:14}{line['T'] or '-':>5}{line['images']:>8}"
+        for name in MEASURES:
+            paper = line[f"paper_{name}"]
+            ours = "-" if line[name] is None else f"{100 * line[name]:.1f}"
+            text += f"{ours + ('' if paper == '' else f' ({100 * paper:.1f})'):>16}"
+        print(text)
+    print("In brackets: the paper's table X, of another training and evaluation protocol.")
+
+
+def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
+    """Figure 8: detections after several time steps of one run, float first."""
+    import spikedet
+    from spikedet.detection import figures
+    from spikedet.detection.ultra import SAMPLE
+
+    picture, T = args.picture or SAMPLE, max(args.T or SHOWN_STEPS)
+    shown, lines = [], []
+    truth = spikedet.load(shop.model)(picture)
+    shown.append(("float", [truth]))
+    for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
+        made_for = 20 if method == "two-stage" else T
+        weights = shop.weights(Cell(method, made_for, None, args.pictures))
+        detector = spikedet.load(weights, made_for, half=args.half)
+        steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]
+        shown.append((method, steps))
+        lines += [
+            {"method": method, "T": f.T, "weights_for_T": made_for, "objects": len(f),
+             "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+            for f in steps
+        ]  # fmt: skip
+    write_csv(args.out / "figure8.csv", lines)
+    figures.grid(shown, args.out / "figure8.png")
+    for line in lines:
+        print(
+            f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "
+            f"{line['found_of_float']} of the float network's {line['float_objects']}"
+        )
+
+
+def agreeing(found, truth) -> int:
+    """How many objects of `truth` are found: same class, IoU of at least 0.5."""
+    import torch
+    from torchvision.ops import box_iou
+
+    if not len(found) or not len(truth):
+        return 0
+    iou = box_iou(torch.as_tensor(truth.boxes), torch.as_tensor(found.boxes))
+    same = torch.as_tensor(truth.labels)[:, None] == torch.as_tensor(found.labels)[None]
+    return int(((iou >= 0.5) & same).any(1).sum())

@@ -1,0 +1,165 @@
+"""Makes weights and rows with the other commands, each only once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikedet.errors import SpikedetError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to measure: a method at T, on the first `limit` pictures."""
+
+    method: str
+    T: int | None
+    limit: int | None
+    pictures: int  # that calibrate it
+    end_to_end: bool = True  # where the method has this pass
+
+
+class Workshop:
+    """Makes weights and rows of one float network.
+
+    Args:
+        args: Of tools/reproduce.py, with `split`.
+        out: Folder of `weights` and `rows`.
+        model: Float checkpoint; the released one of the task if None.
+        task: Its task.
+        data: Folders of the data set.
+        epochs: Of stage I, those of tools/finetune.py if None.
+        levels: L of QCFS, the steps that its network is quantised to.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        out: Path,
+        model: Path | None,
+        task: str,
+        data: Sequence[Path],
+        epochs: int | None = None,
+        levels: int = 8,
+    ):
+        self.args, self.out, self.task, self.data = args, out, task, data
+        self.epochs, self.levels, self.given = args.epochs or epochs, levels, model is not None
+        self.model = model or self.released("float")
+
+    def run(self, tool: str, *words: Any) -> None:
+        """Print a command and run it.
+
+        Raises:
+            SpikedetError: It failed; it has said why.
+        """
+        command = [f"tools/{tool}.py", *map(str, words)]
+        print("$ " + shlex.join(command), flush=True)
+        done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]])
+        if done.returncode:
+            raise SpikedetError(f"tools/{tool}.py ended with exit code {done.returncode}")
+
+    def released(self, stage: str, T: int | None = None) -> Path | None:
+        """Released weights, where the rows are of the released float network."""
+        from spikedet.released import released
+
+        return None if self.given else released(stage, T, self.task)
+
+    def training(self) -> list[Any]:
+        """Options that say what to train on."""
+        args = self.args
+        words = ["--data", *self.data]
+        words += ["--split", args.train_split] if args.train_split else []
+        return [*words, "--tuning", args.tuning] if args.tuning else words
+
+    def stage_one(self, T: int) -> Path:
+        """Stage-I weights for T."""
+        return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T)
+
+    def qcfs(self) -> Path:
+        """The network of QCFS: quantised to `levels` without noise and without a teacher."""
+        return self.finetuned(f"qcfs-L{self.levels}", self.levels, "--noise", 0, "--distill", 0)
+
+    def finetuned(self, name: str, T: int, *options: Any) -> Path:
+        """Weights of a run of tools/finetune.py."""
+        from spikedet.task import finished
+
+        folder = self.out / "weights" / name
+        if not finished(folder, resume=True):
+            resume = ["--resume"] if (folder / "state.pt").is_file() else []
+            words = ["--weights", self.model, "--T", T, *options]
+            words += ["--epochs", self.epochs] if self.epochs else []
+            self.run("finetune", *words, *self.training(), "--out", folder, *resume)
+        return folder / "best.safetensors"
+
+    def name(self, cell: Cell) -> str:
+        """Of the files of a row."""
+        pictures = "" if cell.pictures == self.args.pictures else f"-{cell.pictures}-pictures"
+        return f"{cell.method}{pictures}{'' if cell.end_to_end else '-layer-wise'}-T{cell.T or 0}"
+
+    def weights(self, cell: Cell) -> Path:
+        """Weights of a row."""
+        if cell.method == "float":
+            return self.model
+        if cell.method == "quantised":
+            return self.stage_one(cell.T)
+        args = self.args
+        usual = cell.pictures == args.pictures and cell.end_to_end
+        if cell.method == "two-stage" and usual:
+            ready = self.released("snn", cell.T)
+            if ready:
+                return ready
+        path = self.out / "weights" / f"{self.name(cell)}.safetensors"
+        if path.is_file():
+            return path
+        model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
+        words = ["--model", model, "--method", cell.method, "--T", cell.T]
+        if cell.method.startswith(("stage1", "two")):
+            words += ["--stage1", self.stage_one(cell.T)]
+        if cell.method == "qcfs":
+            words += ["--stage1", self.qcfs()]
+        if cell.pictures == 0:
+            words += ["--no-coarse", "--no-fine", "--end-to-end", 0]
+        else:
+            words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
+            words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
+        self.run("convert", *words, *self.training(), "--out", path)
+        return path
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """What tools/evaluate.py measures of a row."""
+        words = [] if cell.method in ("float", "quantised") else ["--T", cell.T]
+        words += ["--half"] if self.args.half else []
+        half = "-half" if self.args.half else ""
+        (row,) = self.measured("evaluate", cell, half, *words)
+        return row
+
+    def energy(self, cell: Cell) -> dict[str, Any]:
+        """What tools/energy.py counts of a row."""
+        return self.measured("energy", cell, "-energy", "--T", cell.T, "--float", self.model)
+
+    def measured(self, tool: str, cell: Cell, ending: str, *words: Any) -> Any:
+        """What a command that measures the weights of a row writes as JSON."""
+        from spikedet import checkpoint
+
+        args, weights = self.args, self.weights(cell)
+        limit = [] if cell.limit is None else ["--limit", cell.limit]
+        name = "-".join(map(str, [self.name(cell), args.split.replace(":", "."), *limit[1:]]))
+        path = self.out / "rows" / f"{name}{ending}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            first = found[0] if isinstance(found, list) else found
+            if first["weights_sha256"] == checkpoint.sha256(weights):
+                return found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = ["--weights", weights, "--data", *self.data, "--split", args.split, *limit, *words]
+        self.run(tool, *words, "--json", path)
+        return json.loads(path.read_text())
