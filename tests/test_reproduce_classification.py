@@ -266,7 +266,7 @@ def test_weights_of_qcfs_are_trained_without_noise_and_teacher(place, tmp_path, 
     (first, *finetune), (second, *convert) = commands
     assert (first, second) == ("finetune", "convert")
     text = " ".join(map(str, finetune))
-    assert "--T 4 --noise 0 --distill 0" in text
+    assert "--T 4 --qcfs" in text
     assert convert[convert.index("--stage1") + 1].parent.name == "qcfs-L4"
     assert convert[convert.index("--T") + 1] == 8
 
