@@ -12,7 +12,10 @@ from PIL import Image
 from spikedet import checkpoint
 from spikedet.classification import published
 from spikedet.classification.models import build
+from spikedet.classification.task import CLASSIFICATION
+from spikedet.conversion.calibrate import Options
 from spikedet.errors import DataError, UsageError
+from spikedet.task import Plan
 from tools import reproduce
 from tools.reproduction import classification
 from tools.reproduction.workshop import Cell, Workshop
@@ -56,6 +59,16 @@ def parsed(place, out, name, *words):
 
 def lines_of(path):
     return list(csv.DictReader(path.open()))
+
+
+def test_too_few_pictures_for_stage_two(place):
+    made = checkpoint.load(place / "float.safetensors")
+    samples = CLASSIFICATION.read([place / "data"], "train", 2)
+    plain = CLASSIFICATION.untuned(made, samples, 2)
+    with pytest.raises(UsageError, match="2 pictures in batches of 2 are too few for stage II"):
+        CLASSIFICATION.layer_wise(
+            plain, None, samples, Plan(Options(), pictures=2, held=2, batch=2)
+        )
 
 
 def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypatch, capsys):
@@ -257,7 +270,7 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
     assert (tmp_path / made[0]).read_text() == "gap"
 
 
-def test_weights_of_qcfs_are_trained_without_noise_and_teacher(place, tmp_path, monkeypatch):
+def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
     args = parsed(place, tmp_path, "table2")
@@ -266,7 +279,7 @@ def test_weights_of_qcfs_are_trained_without_noise_and_teacher(place, tmp_path, 
     (first, *finetune), (second, *convert) = commands
     assert (first, second) == ("finetune", "convert")
     text = " ".join(map(str, finetune))
-    assert "--T 4 --noise 0 --distill 0" in text
+    assert "--T 4 --qcfs" in text
     assert convert[convert.index("--stage1") + 1].parent.name == "qcfs-L4"
     assert convert[convert.index("--T") + 1] == 8
 

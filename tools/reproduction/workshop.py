@@ -85,8 +85,8 @@ class Workshop:
         return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T)
 
     def qcfs(self) -> Path:
-        """The network of QCFS: quantised to `levels` without noise and without a teacher."""
-        return self.finetuned(f"qcfs-L{self.levels}", self.levels, "--noise", 0, "--distill", 0)
+        """The network of QCFS, quantised to `levels`."""
+        return self.finetuned(f"qcfs-L{self.levels}", self.levels, "--qcfs")
 
     def finetuned(self, name: str, T: int, *options: Any) -> Path:
         """Weights of a run of tools/finetune.py."""
