@@ -253,6 +253,7 @@ class Task(ABC):
         network = self.bare(made)
         if made.stage == "float":
             fold_batch_norm(network, self.example(made.imgsz))
+            network.requires_grad_(False)  # those that folding made, too
         network.to(memory_format=torch.channels_last)
         if made.stage == "snn":
             network = SpikingNetwork(network, made.T, chunk=4 * self.batch)

@@ -213,10 +213,16 @@ def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, mo
 def test_a_classifier_in_python(made, stage):
     classifier = spikedet.load(weights(made, stage), half=False)
     assert isinstance(classifier, Classifier) and classifier.names == CLASSES
-    assert (4 if stage == "snn" else None) == classifier.T
+    steps = classifier.T
+    assert steps == (4 if stage == "snn" else None)
     paths = [made / f"data/test/{name}/000.png" for name in CLASSES]
     arrays = [read_picture(path) for path in paths]
     one = classifier(paths[0])
+    samples = data.read([made / "data"], "test")
+    by_hand = classifier.runner(next(data.batches(samples, classifier.runner.description, 16, 1)))
+    by_hand = by_hand.softmax(1)[0].sort(descending=True)
+    assert np.allclose(one.probabilities, by_hand.values.numpy(), atol=1e-5)
+    assert one.names == tuple(CLASSES[n] for n in by_hand.indices.tolist())
     assert set(one.names) == set(CLASSES) and one.T == classifier.T
     assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
     for found in (classifier(paths), classifier(arrays), classifier([*paths], batch=2)):

@@ -268,6 +268,19 @@ def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer):
     assert not torch.equal(network[1].running_mean, torch.zeros(8))
 
 
+def test_every_epoch_has_all_pictures_in_an_order_of_its_own(tmp_path):
+    network, seen = toy(), []
+    network.register_forward_pre_hook(
+        lambda module, given: (
+            seen.extend(given[0].mean((1, 2, 3)).tolist()) if module.training else None
+        )
+    )
+    run(tmp_path, network, augment="none", epochs=2)
+    first, second = seen[:64], seen[64:]
+    assert sorted(first) == sorted(second) and len(set(first)) == 64
+    assert first != second and first != sorted(first)
+
+
 # ---------------------------------------------------------------------- distillation
 
 

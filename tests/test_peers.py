@@ -366,3 +366,16 @@ def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     later = classified(shades, "qcfs", "--stage1", stage1, steps=7)
     assert (later.T, later.origin["levels"], different(made, later)) == (7, 2, set())
     assert "layer_wise_gain" not in later.origin
+
+
+def test_biases_are_corrected_towards_activations_without_levels(shades, monkeypatch):
+    targets = []
+
+    def look(target, *args):
+        targets.append(target)
+        return calibrate(target, *args)
+
+    monkeypatch.setattr("spikedet.task.calibrate", look)
+    classified(shades, "cap")
+    kinds = {type(module) for module in targets[0].modules()}
+    assert nn.ReLU in kinds and not kinds & {QuantClip, nn.BatchNorm2d}
