@@ -12,10 +12,7 @@ from PIL import Image
 from spikedet import checkpoint
 from spikedet.classification import published
 from spikedet.classification.models import build
-from spikedet.classification.task import CLASSIFICATION
-from spikedet.conversion.calibrate import Options
 from spikedet.errors import DataError, UsageError
-from spikedet.task import Plan
 from tools import reproduce
 from tools.reproduction import classification
 from tools.reproduction.workshop import Cell, Workshop
@@ -59,16 +56,6 @@ def parsed(place, out, name, *words):
 
 def lines_of(path):
     return list(csv.DictReader(path.open()))
-
-
-def test_too_few_pictures_for_stage_two(place):
-    made = checkpoint.load(place / "float.safetensors")
-    samples = CLASSIFICATION.read([place / "data"], "train", 2)
-    plain = CLASSIFICATION.untuned(made, samples, 2)
-    with pytest.raises(UsageError, match="2 pictures in batches of 2 are too few for stage II"):
-        CLASSIFICATION.layer_wise(
-            plain, None, samples, Plan(Options(), pictures=2, held=2, batch=2)
-        )
 
 
 def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypatch, capsys):
