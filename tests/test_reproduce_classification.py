@@ -257,7 +257,7 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
     assert (tmp_path / made[0]).read_text() == "gap"
 
 
-def test_weights_of_qcfs_are_trained_without_noise_and_teacher(place, tmp_path, monkeypatch):
+def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
     args = parsed(place, tmp_path, "table2")
