@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -162,10 +163,25 @@ def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = 
     given = {name: getattr(args, name) for name in _fields()}
     given = {name: value for name, value in given.items() if value is not None}
     settings = SETTINGS[task]
+    if stage_one and "imgsz" in given:
+        raise UsageError("--imgsz: stage I takes the size that its weights were trained at")
     for name in given:
         if name not in settings.FIELD_HELP:
             raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
     return settings.Settings(**((settings.STAGE_ONE if stage_one else {}) | given))
+
+
+def expect_one_process() -> None:
+    """Refuse a start by torchrun, where every process would do the same work.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(
+            "stage II runs in one process; start stage I by torchrun with tools/finetune.py, and "
+            "this command without"
+        )
 
 
 def _fields() -> dict[str, dict[str, Any]]:

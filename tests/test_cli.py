@@ -86,3 +86,17 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch,
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {tmp_path / 'file'}: File exists"
+
+
+def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch):
+    cli.expect_one_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without"):
+        cli.expect_one_process()
+
+
+def test_stage_one_takes_the_picture_size_of_its_weights(parser):
+    args = parse(parser, "--imgsz", 64)
+    assert cli.training_settings(args, "detection").imgsz == 64
+    with pytest.raises(UsageError, match="--imgsz"):
+        cli.training_settings(args, "detection", stage_one=True)

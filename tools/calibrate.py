@@ -176,6 +176,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.errors import UsageError
     from spikedet.task import expect_stage
 
+    cli.expect_one_process()
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
     if made.stage == "snn" and args.teacher is None:

@@ -92,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, tasks
     from spikedet.task import expect_stage
 
+    cli.expect_one_process()
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
