@@ -260,7 +260,7 @@ TRAIN = ["train", "--model", "toy.yaml", "--data", "data", "--imgsz", 16, "--out
 TUNE = ["finetune", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 CONVERT = ["convert", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 MEASURE = ["evaluate", "--weights", "float.safetensors", "--data", "data"]
-FEWER = "2 classes, a, b, ...; the network knows 3, a, b, c"
+FEWER = "2 classes, number 3 is none; the network knows 3, number 3 is c"
 OTHERS = "these weights are for {}; expected {} weights"
 
 

@@ -87,7 +87,8 @@ def test_splits_and_folders_are_joined(folder, tmp_path):
     both = data.read([folder, tmp_path], "test")
     assert len(both) == 16 + 24 and both.labels[16:19] == [0, 0, 0]
     add_pictures(tmp_path / "other", "test", 1, "xy")
-    with pytest.raises(DataError, match="parts of different classes cannot be joined"):
+    words = "other/test: 2 classes, number 1 is x; .*test has 8, number 1 is a"
+    with pytest.raises(DataError, match=words):
         data.read([folder, tmp_path / "other"], "test")
 
 
@@ -102,8 +103,13 @@ def test_a_limit_is_a_fixed_choice_over_all_classes(folder):
 
 def test_classes_must_be_those_of_the_network(folder):
     assert data.read([folder], "test", names=CLASSES).names == CLASSES
-    with pytest.raises(DataError, match="8 classes, a, b, c, ...; the network knows 2, x, y, ..."):
-        data.read([folder], "test", names=("x", "y"))
+    for names, words in {
+        ("x", "y"): "8 classes, number 1 is a; the network knows 2, number 1 is x",
+        (*CLASSES[:-1], "z"): "8 classes, number 8 is h; the network knows 8, number 8 is z",
+        CLASSES[:-1]: "8 classes, number 8 is h; the network knows 7, number 8 is none",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            data.read([folder], "test", names=names)
 
 
 def test_what_is_missing_is_named(folder, tmp_path):

@@ -19,7 +19,7 @@ from spikedet.classification.distillation import divergence
 from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
 from spikedet.conversion.quantize import QuantClip
-from spikedet.errors import TrainingError, UsageError
+from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.training import epochs_done
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,6 +220,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_epoch_before(tmp_pa
 
 
 # ---------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
+    good, cut = samples(32), tmp_path / "cut.png"
+    cut.write_bytes(b"no picture")
+    good.sources[5] = cut
+    out = tmp_path / "run"
+    with pytest.raises(PictureError) as raised:
+        training.train(
+            toy(), good, samples(32, 1), DESCRIPTION, out, settings(workers=workers), save
+        )
+    words = "is not a picture that can be read; expected JPEG, PNG, TIFF, WebP or BMP"
+    assert str(raised.value) == f"{cut}: {words}" and not out.exists()
 
 
 def test_only_weights_decay(tmp_path):

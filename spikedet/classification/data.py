@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from spikedet.classification.models import FOREIGN, FORMS
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, PictureError, UsageError
 from spikedet.pictures import SUFFIXES, read_picture
 
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
@@ -107,23 +108,33 @@ def read(
     Raises:
         DataError: Nothing of that kind there, damaged, or of other classes than `names`.
     """
-    found = [_read(Path(folder), part) for folder in folders for part in split.split("+")]
+    places = [(Path(folder), part) for folder in folders for part in split.split("+")]
+    found = [_read(*place) for place in places]
     first = found[0]
-    for other in found[1:]:
-        if other.names != first.names:
-            raise DataError(f"{split}: parts of different classes cannot be joined")
+    for (folder, part), other in zip(places, found, strict=True):
+        _expect_classes(other.names, first.names, folder / part, f"{Path(*places[0])} has")
     labels = [label for part in found for label in part.labels]
     sources = [source for part in found for source in part.sources]
     samples = Samples(first.names, labels, sources)
-    if names is not None and samples.names != names:
-        raise DataError(
-            f"{folders[0]}: {len(samples.names)} classes, {', '.join(samples.names[:3])}, ...; the "
-            f"network knows {len(names)}, {', '.join(names[:3])}, ..."
-        )
+    if names is not None:
+        _expect_classes(samples.names, names, folders[0], "the network knows")
     if limit is not None and limit < len(samples):
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         samples = samples.select(order[:limit].tolist())
     return samples
+
+
+def _expect_classes(
+    found: tuple[str, ...], known: tuple[str, ...], place: Path, owner: str
+) -> None:
+    """Refuse class names at `place` that are not those that `owner` has."""
+    pairs = enumerate(zip_longest(found, known, fillvalue="none"), 1)
+    for number, (one, other) in pairs:
+        if one != other:
+            raise DataError(
+                f"{place}: {len(found)} classes, number {number} is {one}; {owner} {len(known)}, "
+                f"number {number} is {other}"
+            )
 
 
 def _read(folder: Path, split: str) -> Samples:
@@ -318,6 +329,20 @@ def batches(
             yield transform(torch.stack(pictures))
         else:
             yield torch.stack([transform(picture) for picture in pictures])
+
+
+def loaded(loader: DataLoader) -> Iterator[list[Tensor]]:
+    """The batches of a loader.
+
+    Raises:
+        PictureError: A picture cannot be decoded; in one sentence, where a loader process's error
+            arrives as its whole traceback.
+    """
+    try:
+        yield from loader
+    except PictureError as error:
+        sentence = str(error).rsplit(f"{PictureError.__name__}: ", 1)[-1]
+        raise PictureError(sentence.strip()) from None
 
 
 def augmented(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from spikedet.classification.data import Samples, augmentation
+from spikedet.classification.data import Samples, augmentation, loaded
 from spikedet.classification.distillation import divergence
 from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
@@ -200,7 +200,7 @@ class _Run:
         torch.manual_seed(hash((self.settings.seed, number, self.rank)))
         self.order.set_epoch(number)
         self.model.train()
-        for pictures, labels in self.loader:
+        for pictures, labels in loaded(self.loader):
             pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
             labels = labels.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
