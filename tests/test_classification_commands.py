@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_classification_data import add_pictures
 from test_energy import WEIGHTS, command
 
@@ -101,6 +102,32 @@ def test_every_method_converts(made, tmp_path, monkeypatch, method):
     assert stage1.is_file() == (method == "two-stage")
     classes = spikedet.load(out)(made / "data/test/a/000.png")
     assert classes.T == 2 and classes.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatch, capsys):
+    add_pictures(tmp_path / "in", "train", 51, CLASSES, size=(40, 36))
+    add_pictures(tmp_path / "in", "val", 2, CLASSES, size=(70, 50))
+    Image.new("RGB", (20, 90)).save(tmp_path / "in/val/a/tall.png")
+    description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
+    (tmp_path / "net.yaml").write_text(description + "form: imagenet\n")
+    read, out = ["--data", tmp_path / "in"], tmp_path / "snn.safetensors"
+    words = ["--model", tmp_path / "net.yaml", "--imgsz", 32, *read, *TRAINING]
+    assert command(monkeypatch, "train", *words, "--out", tmp_path / "float") == 0
+    weights = tmp_path / "float/last.safetensors"
+    words = ["--weights", weights, "--T", 2, *read, *TRAINING, *STAGE_TWO, "--out", out]
+    assert command(monkeypatch, "convert", *words) == 0
+    words = ["--weights", weights, out, *read, "--split", "val", "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", *words) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["stage"], row["T"], row["images"]) for row in rows] == [
+        ("float", None, 7), ("snn", 2, 7)
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert command(monkeypatch, "classify", "--weights", out, tmp_path / "in/val/a") == 0
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line.split(".png: ")[1].split(", ") for line in lines]
+    assert len(answers) == 3
+    assert all({answer[0] for answer in answered} == set(CLASSES) for answered in answers)
 
 
 def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
