@@ -277,3 +277,10 @@ def test_devices_that_cannot_be_used(monkeypatch, device, there, words):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(TrainingError, match=words):
         check_devices(device)
+
+
+def test_the_batch_of_stage_one_is_not_that_of_stage_two():
+    words = ["--model", "f", "--T", "4", "--data", "d", "--out", "o", "--batch", "128"]
+    args = convert.arguments().parse_args([*words, "--pictures", "32"])
+    planned = calibrate.plan(args, "detection")
+    assert (planned.batch, planned.pictures, planned.held) == (8, 32, 64)

@@ -25,6 +25,7 @@ from spikedet.methods import METHODS, Method  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
+OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end", "end_rate")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -63,7 +64,8 @@ def plan(args: argparse.Namespace, task: str) -> Plan:
     from spikedet.task import Plan
 
     chosen = dict(SETTINGS[task].STAGE_TWO)
-    chosen |= {k: v for k, v in vars(args).items() if k in chosen and v is not None}
+    given = {name: getattr(args, name) for name in OPTIONS}  # --batch is stage I's
+    chosen |= {name: value for name, value in given.items() if value is not None}
     steps, loss = chosen.pop("layer_steps"), chosen.pop("loss")
     layers = Options(
         coarse=not args.no_coarse,
