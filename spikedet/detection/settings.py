@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spikedet import settings
+
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
 THRESHOLD_SPLIT = "VOC2007:train"  # whose pictures give the thresholds of copied weights
 TUNING = Path(__file__).resolve().parents[2] / "configs/tuning_ids.txt"
@@ -28,18 +30,13 @@ STAGE_TWO = {
 
 
 @dataclass
-class Settings:
-    """How a network is trained; `FIELD_HELP` says what each field means."""
+class Settings(settings.TrainingSettings):
+    """How a detector is trained; `FIELD_HELP` says what each field means."""
 
     epochs: int = 40
     imgsz: int = 320
     batch: int = 32
-    optimizer: str = "SGD"
     rate: float = 0.02
-    final: float = 0.01
-    decay: float = 5e-4
-    threshold_rate: float = 1.0
-    warmup: float = 1.0
     close_mosaic: int = 3
     mosaic: float = 1.0
     mixup: float = 0.0
@@ -47,22 +44,11 @@ class Settings:
     translate: float = 0.1
     grow_from: int | None = None
     ema_tau: float = 2000
-    workers: int = 1
     cache: bool = True
-    seed: int = 0
-    device: str = "cpu"
 
 
 FIELD_HELP = {
-    "epochs": "epochs, each over all training pictures",
-    "imgsz": "input side in pixels",
-    "batch": "pictures a step",
-    "optimizer": "SGD or AdamW",
-    "rate": "learning rate at its peak",
-    "final": "last learning rate as a part of the first (cosine in between)",
-    "decay": "weight decay of convolution weights; nothing else decays",
-    "threshold_rate": "learning rate of firing thresholds as a part of --rate",
-    "warmup": "epochs of warm-up",
+    **settings.FIELD_HELP,
     "close_mosaic": "last epochs without mosaic",
     "mosaic": "probability of mosaic",
     "mixup": "probability of mixing two pictures",
@@ -70,8 +56,5 @@ FIELD_HELP = {
     "translate": "random shift, as a part of the picture",
     "grow_from": "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
     "ema_tau": "time constant in steps of the weights' average",
-    "workers": "loader processes",
     "cache": "hold the resized pictures in memory",
-    "seed": "seed of order, augmentation and initial weights",
-    "device": "cpu, 0, or 0,1 for two GPUs",
 }

@@ -1,0 +1,39 @@
+"""Settings that the training of every task has; light to import, as those of the tasks are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainingSettings:
+    """How a network is trained; `FIELD_HELP` says what each field means."""
+
+    epochs: int
+    imgsz: int
+    batch: int
+    rate: float
+    optimizer: str = "SGD"
+    final: float = 0.01
+    decay: float = 5e-4
+    threshold_rate: float = 1.0
+    warmup: float = 1.0
+    workers: int = 1
+    seed: int = 0
+    device: str = "cpu"
+
+
+FIELD_HELP = {
+    "epochs": "epochs, each over all training pictures",
+    "imgsz": "input side in pixels",
+    "batch": "pictures a step",
+    "rate": "learning rate at its peak",
+    "optimizer": "SGD or AdamW",
+    "final": "last learning rate as a part of the first (cosine in between)",
+    "decay": "weight decay of convolution weights; nothing else decays",
+    "threshold_rate": "learning rate of firing thresholds as a part of --rate",
+    "warmup": "epochs of warm-up",
+    "workers": "loader processes",
+    "seed": "seed of order, augmentation and initial weights",
+    "device": "cpu, 0, or 0,1 for two GPUs",
+}
