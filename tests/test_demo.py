@@ -187,7 +187,7 @@ def test_an_interrupted_video_is_complete(tmp_path):
             time.sleep(0.05)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in errors, errors
