@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_energy import BAD, WEIGHTS, command, devkit  # noqa: F401
+from test_energy import BAD, command, devkit  # noqa: F401
 
 from spikedet.analysis.compare import Comparison, ReadoutError, Reference, cosine
 from spikedet.analysis.record import Recorder
@@ -22,6 +22,7 @@ from spikedet.conversion.replace import (
 )
 from spikedet.conversion.trace import trace
 from spikedet.neurons.layers import IFNeuron
+from spikedet.released import released
 
 T = 8
 
@@ -219,9 +220,7 @@ def test_thresholds_one_a_channel_are_told_apart(stages, pictures):
 # The command
 
 
-released = pytest.mark.skipif(
-    not list(WEIGHTS.glob("*-snn-T8.safetensors")), reason="no released weights"
-)
+needs_weights = pytest.mark.skipif(not released("snn", 8), reason="no released weights")
 
 
 def table(path):
@@ -229,7 +228,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-@released
+@needs_weights
 def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys):  # noqa: F811
     out = tmp_path / "out"
     words = ["--data", devkit, "--split", "VOC2007:val", "--T", 8, "--limit", 1]
@@ -253,11 +252,11 @@ def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys
     assert "stages I + II to stage I" in printed
 
 
-@released
+@needs_weights
 def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch, capsys):  # noqa: F811
     ids = tmp_path / "ids.txt"
     ids.write_text("VOC2007/2\n")
-    weights = next(WEIGHTS.glob("*-snn-T8.safetensors"))
+    weights = released("snn", 8)
     words = ["--data", devkit, "--split", "VOC2007:val", "--T", 2, "--weights", weights]
     words += ["--tuning", ids, "--out", tmp_path / "out"]
     assert command(monkeypatch, "analyze", *words) == 0
@@ -269,7 +268,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
     assert "gap: left out; it needs --stage1 or --float" in printed
 
 
-@released
+@needs_weights
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -282,7 +281,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
 )
 def test_bad_arguments(devkit, tmp_path, monkeypatch, capsys, words, code, message):  # noqa: F811
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    files = {k: next(WEIGHTS.glob(f"*-{k.lower()}*.safetensors")) for k in ("FLOAT", "SNN")}
+    files = {"FLOAT": released("float"), "SNN": released("snn", 8)}
     words = [{**files, "EMPTY": tmp_path / "empty.txt"}.get(word, word) for word in words]
     always = ["--data", devkit, "--split", "VOC2007:val", "--out", tmp_path / "out"]
     assert command(monkeypatch, "analyze", *always, *words) == code
@@ -290,11 +289,11 @@ def test_bad_arguments(devkit, tmp_path, monkeypatch, capsys, words, code, messa
     assert not Path(tmp_path / "out").exists()
 
 
-@released
+@needs_weights
 def test_networks_of_two_descriptions_are_refused(devkit, tmp_path, monkeypatch, capsys):  # noqa: F811
     from spikedet import checkpoint
 
-    other = checkpoint.load(next(WEIGHTS.glob("*-qc-T8.safetensors")))
+    other = checkpoint.load(released("qc", 8))
     other.model = {**other.model, "scale": "n"}
     checkpoint.save(other, tmp_path / "other.safetensors")
     words = ["--data", devkit, "--split", "VOC2007:val", "--out", tmp_path / "out"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_classification_data import add_pictures
-from test_energy import WEIGHTS, command
+from test_energy import command
 
 import spikedet
 from spikedet import checkpoint
@@ -20,6 +20,7 @@ from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
+from spikedet.released import released
 from spikedet.task import Plan
 from tools import analyze
 
@@ -204,9 +205,9 @@ def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatc
     words = ["--weights", weights(made, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
     assert command(monkeypatch, "benchmark", *words, weights(made, "float")) == 0
     assert capsys.readouterr().out.startswith("32 pixels, T=4, ")
-    released = list(WEIGHTS.glob("tiny-yolo*-float.safetensors"))
-    if released:
-        assert command(monkeypatch, "benchmark", *words, released[0]) == 4
+    detector = released("float")
+    if detector:
+        assert command(monkeypatch, "benchmark", *words, detector) == 4
         assert "weights for detection and classification" in capsys.readouterr().err
 
 

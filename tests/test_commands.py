@@ -19,7 +19,7 @@ BUS = Path(find_spec("ultralytics").origin).parent / "assets" / "bus.jpg"
 
 
 pytestmark = pytest.mark.skipif(
-    not list((ROOT / "weights").glob("*-snn-T20.safetensors")),
+    not list((ROOT / "weights").glob("tiny-yolo-s-snn-T20.safetensors")),
     reason="no spiking weights are released yet",
 )
 
@@ -87,7 +87,7 @@ def test_each_step_is_listed_and_drawn(bus, tmp_path):
 
 
 def test_each_step_needs_spikes(bus, tmp_path):
-    weights = next((ROOT / "weights").glob("*-float.safetensors"))
+    weights = next((ROOT / "weights").glob("tiny-yolo-s-float.safetensors"))
     done = run("detect.py", "--each-step", "--weights", weights, "bus.jpg", cwd=tmp_path)
     assert done.returncode == 2 and "expected spiking weights" in done.stderr, done.stderr
 

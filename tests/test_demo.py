@@ -19,7 +19,7 @@ from spikedet.detection.video import VideoFile, open_source
 webcam = import_module("demo.webcam")
 ROOT = Path(__file__).resolve().parents[1]
 needs_weights = pytest.mark.skipif(
-    not list((ROOT / "weights").glob("*-snn-T8.safetensors")),
+    not list((ROOT / "weights").glob("tiny-yolo-s-snn-T8.safetensors")),
     reason="no spiking weights are released yet",
 )
 
@@ -209,7 +209,7 @@ def test_an_interrupted_video_is_complete(tmp_path):
 def test_errors_are_one_sentence(source, tmp_path, arguments, code, words):
     (tmp_path / "text.mp4").write_text("no video")
     before = (tmp_path / source).read_bytes()
-    float_weights = str(next((ROOT / "weights").glob("*-float.safetensors")))
+    float_weights = str(next((ROOT / "weights").glob("tiny-yolo-s-float.safetensors")))
     arguments = [float_weights if word == "FLOAT" else word for word in arguments]
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code and words in done.stderr, done.stderr

@@ -24,9 +24,9 @@ from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.replace import make_spiking, quantize, separate_activations
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.neurons.layers import IFNeuron
+from spikedet.released import released
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "weights"
 
 
 def convert(network, example, T, threshold=1.0):
@@ -319,10 +319,10 @@ def command(monkeypatch, tool, *words):
     return stopped.value.code
 
 
-@pytest.mark.skipif(not list(WEIGHTS.glob("*-snn-T8.safetensors")), reason="no released weights")
+@pytest.mark.skipif(not released("snn", 8), reason="no released weights")
 def test_command(devkit, tmp_path, monkeypatch, capsys):
     path = tmp_path / "energy.json"
-    reference = next(WEIGHTS.glob("*-float.safetensors"))
+    reference = released("float")
     words = ["--data", devkit, "--T", 8, "--json", path, "--float", reference]
     assert command(monkeypatch, "energy", *words) == 0
     result = json.loads(path.read_text())
@@ -357,7 +357,7 @@ BAD = [
 ]
 
 
-@pytest.mark.skipif(not list(WEIGHTS.glob("*-snn-T8.safetensors")), reason="no released weights")
+@pytest.mark.skipif(not released("snn", 8), reason="no released weights")
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -368,7 +368,7 @@ BAD = [
     ],
 )
 def test_bad_arguments(devkit, monkeypatch, capsys, words, code, message):
-    files = {k: next(WEIGHTS.glob(f"*-{k.lower()}*.safetensors")) for k in ("FLOAT", "SNN")}
+    files = {"FLOAT": released("float"), "SNN": released("snn", 8)}
     words = [files.get(word, word) for word in words]
     assert command(monkeypatch, "energy", "--data", devkit, *words) == code
     assert message in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""The released classifier: it runs from the package alone, and is as good as its card says."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_energy import command
+
+import spikedet
+from spikedet.released import default_weights, released
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as tools/evaluate.py takes it
+here = pytest.mark.skipif(not released("snn", 8, "classification"), reason="no released classifier")
+
+
+@here
+def test_it_answers_alike_one_by_one_and_together():
+    classifier = spikedet.load(default_weights(8, "classification"), half=False)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    together, alone = classifier(list(noise)), [classifier(picture) for picture in noise]
+    assert classifier.T == 8 and classifier.names[0] == "airplane" and len(classifier.names) == 10
+    for one, other in zip(together, alone, strict=True):
+        assert one.names == other.names and one.T == 8 and len(one.names) == 5
+        assert np.allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
+@here
+@pytest.mark.skipif(not PICTURES, reason="SPIKEDET_CIFAR10 names no pictures")
+def test_it_reaches_what_its_card_says(tmp_path, monkeypatch):
+    """On 2,000 pictures of the fixed shuffle, less two of their standard errors."""
+    card = (ROOT / "weights/README.md").read_text().split("## The classifier")[1]
+    said = float(re.search(r"stages I \+ II\*\* \| 8 \| ([0-9.]+)", card)[1])
+    words = ["--weights", default_weights(8, "classification"), "--data", PICTURES]
+    words += ["--limit", 2000, "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", *words) == 0
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert 100 * row["top1"] > said - 1.5
