@@ -42,6 +42,7 @@ STEPS = {
     "table6": {"two-stage": (8,)},
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
+METHOD = {"layer-wise": "two-stage"}
 LONG = {"float": (None,), "two-stage": (8,), "spiking-yolo": (500, 2000)}  # on --long-limit
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
@@ -76,10 +77,9 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
     wanted = [
-        Cell("two-stage" if layer_wise else method, T, limit, pictures, not layer_wise)
+        Cell(METHOD.get(method, method), T, limit, pictures, end_to_end=method not in METHOD)
         for method, T, limit in dict.fromkeys(planned)
         for pictures in counts
-        for layer_wise in (method == "layer-wise",)
         if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
     ]
     if not wanted:
