@@ -68,7 +68,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         tensors[name] = tensor.contiguous().clone()
     header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
     metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
-    write_atomic(Path(path), save_tensors(tensors, metadata))
+    write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
 
 
 def load(path: Path) -> Checkpoint:
@@ -106,7 +106,7 @@ def load_plain(path: Path) -> dict[str, Tensor]:
 
 
 def load_plain_into(network: nn.Module, path: Path) -> None:
-    """Put pre-trained layers (written by `save_plain`) into a network.
+    """Put pre-trained layers into a network: those of `save_plain`, or a checkpoint's.
 
     Raises:
         WeightsError: The file holds other shapes, or layers that the network has not.
@@ -117,7 +117,7 @@ def load_plain_into(network: nn.Module, path: Path) -> None:
         if name not in state or state[name].shape != tensor.shape:
             raise WeightsError(
                 f"{path}: {name} {tuple(tensor.shape)} does not fit; "
-                "expected a backbone of the same description and width"
+                "expected layers of the same description and width"
             )
     network.load_state_dict(tensors, strict=False)
 
@@ -151,6 +151,14 @@ def _plausible(made: Checkpoint) -> bool:
         and (made.T is None if made.stage == "float" else type(made.T) is int and made.T > 0)
         and isinstance(made.origin, dict)
     )
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with its header sorted, so that equal contents are equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _widen(tensor: Tensor) -> Tensor:

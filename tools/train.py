@@ -37,7 +37,12 @@ def arguments() -> argparse.ArgumentParser:
         help="instead of the description's: a detector's 'torch.nn.ReLU()'; a classifier's relu or "
         "leaky",
     )
-    parser.add_argument("--pretrained", type=Path, help="a detector's backbone (tools/pretrain.py)")
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        help="start from these layers: a backbone (tools/pretrain.py) or a float network of the "
+        "same description",
+    )
     cli.add_training_arguments(parser)
     return parser
 

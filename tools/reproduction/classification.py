@@ -174,7 +174,7 @@ def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
             None if path == shipped else path,
             "classification",
             folders_of(args, path, made.names),
-            levels=4 if len(made.names) == 10 else 8,  # Bu et al. 2022 for CIFAR-10, CIFAR-100
+            levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
         )
         if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in found):
             raise UsageError(f"{path}: a second {name} of {dataset}; give one at a time")
