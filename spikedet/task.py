@@ -48,6 +48,8 @@ class Plan:
         batch: Pictures that go through a layer at once.
         end_to_end: Steps of the end-to-end pass, 0 for none.
         end_batch: Pictures a step of it.
+        end_imgsz: Their side in pixels; that of the network when None. Half the side is a quarter
+            of the time.
         end_rate: Its relative learning rate.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
@@ -59,6 +61,7 @@ class Plan:
     batch: int = 8
     end_to_end: int = 400
     end_batch: int = 8
+    end_imgsz: int | None = None
     end_rate: float = 4e-3
     truth: float = 1.0
     seed: int = 0
@@ -73,6 +76,7 @@ class Task(ABC):
         columns: The measured values that tables show.
         protocol: How they are measured, with `{imgsz}` for the pixels.
         batch: Pictures that usually go through a network at once.
+        stride: Sides of pictures in pixels are multiples of it.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Task(ABC):
     columns: tuple[str, ...]
     protocol: str
     batch = 8
+    stride = 1
 
     # ------------------------------------------------------------------ what a task says itself
 
@@ -487,6 +492,31 @@ class Task(ABC):
             target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
         )
 
+    def expect_end_size(self, made: Checkpoint, plan: Plan, network: nn.Module) -> None:
+        """Refuse pictures of the end-to-end pass that a spiking network cannot take.
+
+        Raises:
+            UsageError: Not a multiple of the task's stride, or another size than that of the
+                network where each neuron has an initial potential of its own.
+        """
+        size = plan.end_imgsz
+        if size in (None, made.imgsz):
+            return
+        if size % self.stride:
+            raise UsageError(
+                f"the end-to-end pass was given {size} pixels; expected a multiple of {self.stride}"
+            )
+        single = plan.layers.per_neuron or any(
+            tensor.ndim == 3
+            for name, tensor in network.state_dict().items()
+            if name.endswith("initial")
+        )
+        if single:
+            raise UsageError(
+                f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
+                f"the end-to-end pass was given {size}"
+            )
+
     def end_to_end(
         self,
         made: Checkpoint,
@@ -505,7 +535,12 @@ class Task(ABC):
             plan: How much is done.
             teacher: Float checkpoint; the stage-I network teaches when None.
             on_step: Called with the step and its loss.
+
+        Raises:
+            UsageError: As `expect_end_size`.
         """
+        self.expect_end_size(made, plan, network)
+        made = replace(made, imgsz=plan.end_imgsz or made.imgsz)
         guide = self.restore(made).network if teacher is None else self.teacher(made, teacher)
         spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
 

@@ -248,6 +248,38 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     assert after.origin["end_to_end"] and "tuning_AP" in after.origin
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--end-imgsz", 50], "given 50 pixels; expected a multiple of 32"),
+        (["--end-imgsz", 96, "--per-neuron"], "each neuron takes 64 pixels"),
+    ],
+)
+def test_pictures_that_the_end_to_end_pass_cannot_take(
+    stages_done, devkit, tmp_path, monkeypatch, options, reason
+):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    with pytest.raises(UsageError, match=reason):
+        converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
+                  "--out", tmp_path / "out", *options)  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_end_to_end_pass_takes_pictures_of_another_size(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    sizes = []
+    loss = DETECTION.loss
+
+    def watched(network, found, wanted, batch, truth):
+        sizes.append(tuple(batch["img"].shape))
+        return loss(network, found, wanted, batch, truth)
+
+    monkeypatch.setattr(DETECTION, "loss", watched)
+    converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
+              "--end-imgsz", 96, "--end-batch", 3)  # fmt: skip
+    assert sizes and set(sizes) == {(3, 3, 96, 96)}
+
+
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     made = converted(stages_done, devkit, "spiking-yolo")

@@ -25,7 +25,8 @@ from spikedet.methods import METHODS, Method  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
-OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end", "end_rate")
+OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
+OPTIONS += ("end_rate", "end_batch", "end_imgsz")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
     number("--end-to-end", int, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", float, "its learning rate, relative to the weights")
+    number("--end-batch", cli.count, "pictures a step of it")
+    number("--end-imgsz", cli.count, "side of its pictures in pixels, smaller is faster")
 
 
 def plan(args: argparse.Namespace, task: str) -> Plan:
@@ -125,6 +128,7 @@ def calibrate(
     planned.layers.bias = method.bias
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
     network = task.bare(made) if goes_on else task.copied(made, method.initial, method.shift)
+    task.expect_end_size(made, planned, network)
     network.to(memory_format=torch.channels_last)
     start = time.time()
     layers = planned.layers

@@ -27,6 +27,7 @@ class Detection(Task):
     score = "AP"
     columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")
     protocol = PROTOCOL
+    stride = 32
 
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
