@@ -180,6 +180,7 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path):
         ({"epochs": 0}, TrainingError, "epochs is 0; expected 1 or more"),
         ({"batch": 0}, TrainingError, "batch is 0; expected 1 or more"),
         ({"workers": -1}, TrainingError, "workers is -1; expected 0 or more"),
+        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected 0 or more"),
         ({"optimizer": "Adam"}, TrainingError, "optimizer 'Adam'; expected SGD or AdamW"),
         ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
         ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),

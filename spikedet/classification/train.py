@@ -110,7 +110,7 @@ def expect_possible(settings: Settings) -> None:
     Raises:
         TrainingError: Names the setting and what would be right.
     """
-    for name, least in {"epochs": 1, "imgsz": 1, "batch": 1, "workers": 0}.items():
+    for name, least in {"epochs": 1, "imgsz": 1, "batch": 1, "workers": 0, "clip": 0}.items():
         value = getattr(settings, name)
         if value < least:
             raise TrainingError(f"{name} is {value}; expected {least} or more")
@@ -217,6 +217,8 @@ class _Run:
                 )
             self.optimizer.zero_grad()
             loss.backward()
+            if self.settings.clip:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
             self.optimizer.step()
             self.schedule.step()
             total += loss.item() * len(labels)
