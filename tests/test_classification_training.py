@@ -119,6 +119,17 @@ def test_best_is_the_best_epoch_not_the_last(tmp_path, monkeypatch):
     assert [row["tuning_top1"] for row in rows(tmp_path)] == ["0.5", "0.75", "0.25"]
 
 
+def test_a_bound_on_the_gradient_bounds_the_steps(tmp_path):
+    start = dict(toy().named_parameters())
+
+    def moved(folder, clip):
+        made = run(folder, decay=0.0, clip=clip)
+        return max((p - start[name]).abs().max().item() for name, p in made.named_parameters())
+
+    assert moved(tmp_path / "free", 0.0) > 1e-2
+    assert 0 < moved(tmp_path / "bound", 1e-6) < 1e-5
+
+
 @pytest.mark.parametrize("killed", ["between", "within"])
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, killed):
     folder, network = whole
