@@ -26,10 +26,13 @@ and du[t]/du[t-1] = 1 - theta h - (theta / a) h': each factor is 1 - 1 / alpha i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CACHED = 1 << 16  # elements that stay in a core's cache together with what is made of them
 
 
 def integrate_and_fire(
@@ -60,7 +63,9 @@ def integrate_and_fire(
     u = potential.clone()
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
-    for v, potentials, s in zip(parts(currents, 1), parts(u), parts(over_time, 1), strict=True):
+    size = together(u)
+    parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1))
+    for v, potentials, s in zip(*parts, strict=True):
         if slope:
             _advance_signed(v, potentials, threshold, s, slope)
         else:
@@ -99,9 +104,11 @@ def _fire_signed(u: Tensor, threshold: Tensor, slope: float) -> tuple[Tensor, Te
     return above, below
 
 
-def parts(batch: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of the pictures computed together: one on a CPU, where it stays in the cache."""
-    return batch.split(1, dim) if batch.device.type == "cpu" else (batch,)
+def together(batch: Tensor) -> int:
+    """How many pictures of [B, ...] are computed together: on a CPU those that its cache holds."""
+    if batch.device.type != "cpu" or not batch.numel():
+        return max(1, len(batch))
+    return max(1, CACHED // batch[0].numel())
 
 
 def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -> Tensor:
@@ -111,7 +118,11 @@ def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """`integrate_and_fire` with the surrogate gradient; threshold gets no gradient."""
+    """`integrate_and_fire` with the surrogate gradient; threshold gets no gradient.
+
+    Masks are computed as 0.0 and 1.0 and only kept as bool: on a CPU operations that compare into
+    bool, or choose by it, take five times as long.
+    """
 
     @staticmethod
     def forward(
@@ -128,20 +139,10 @@ class _IntegrateAndFire(torch.autograd.Function):
         spikes = _empty_spikes(current, batch, steps, current.dtype)
         near = _empty_spikes(current, batch, steps, torch.bool)
         near_below = torch.empty_like(near) if slope else None
-        low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
         u = potential.clone()
-        for t in range(steps):
-            now = slice(t * batch, (t + 1) * batch)
-            u += (current if ctx.constant else current[now]).float()
-            torch.logical_and(u > low, u < high, out=near[now])
-            if slope:
-                torch.logical_and(u * -slope > low, u * -slope < high, out=near_below[now])
-                above, below = _fire_signed(u, threshold, slope)
-                spikes[now] = above - below
-                continue
-            fired = (u >= threshold).float()
-            spikes[now] = fired
-            u.addcmul_(fired, threshold, value=-1)
+        rows = _pictures(together(u), batch, u, current, spikes, near, near_below)
+        for potentials, currents, fired, inside, below in rows:
+            _advance_watched(potentials, currents, fired, inside, below, threshold, alpha, slope)
         ctx.save_for_backward(near, threshold, near_below)
         ctx.current_dtype = current.dtype
         return spikes, u
@@ -150,25 +151,95 @@ class _IntegrateAndFire(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
         near, threshold, near_below = ctx.saved_tensors
         batch = len(near) // ctx.steps
-        height = 1 / (ctx.alpha * threshold)
-        passed = 1 / ctx.alpha  # theta h inside a window, of either sign
         grad = grad_u.float().clone()
-        grad_current = None if ctx.constant else torch.empty_like(near, dtype=torch.float32)
-        total = torch.zeros_like(grad) if ctx.constant else None
-        for t in reversed(range(ctx.steps)):
-            now = slice(t * batch, (t + 1) * batch)
-            inside, later, grad_s = near[now], grad, grad_spikes[now]
-            # dL/du = h dL/ds + (1 - theta h) dL/du[t]
-            grad = torch.where(inside, later * (1 - passed) + grad_s * height, later)
-            if near_below is not None:
-                change = grad_s * (height * ctx.slope) - later * passed
-                grad = torch.where(near_below[now], grad + change, grad)
-            if total is not None:
-                total += grad
-            else:
-                grad_current[now] = grad
-        grad_current = total if total is not None else grad_current
+        if ctx.constant:
+            grad_current = torch.zeros_like(grad)
+        else:
+            grad_current = torch.empty_like(near, dtype=ctx.current_dtype)
+        rows = _pictures(together(grad), batch, grad, grad_spikes, grad_current, near, near_below)
+        for row in rows:
+            _retreat(*row, threshold, ctx.alpha, ctx.slope)
         return grad_current.to(ctx.current_dtype), grad, None, None, None, None
+
+
+def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """Tensors [B, C, ...] or [T*B, C, ...], a few pictures at a time, as [T, B, C, ...]."""
+    split: list[Sequence[Tensor | None]] = []
+    for tensor in tensors:
+        if tensor is None:
+            split.append([None] * -(-batch // size))
+        else:
+            split.append(tensor.unflatten(0, (-1, batch)).split(size, 1))
+    yield from map(list, zip(*split, strict=True))
+
+
+def _within(u: Tensor, low: Tensor, high: Tensor, out: Tensor, other: Tensor) -> Tensor:
+    """1 where low < u < high, else 0; `other` is overwritten."""
+    torch.gt(u, low, out=out)
+    torch.lt(u, high, out=other)
+    return out.mul_(other)
+
+
+def _advance_watched(
+    potentials: Tensor,
+    currents: Tensor,
+    spikes: Tensor,
+    near: Tensor,
+    near_below: Tensor | None,
+    threshold: Tensor,
+    alpha: float,
+    slope: float,
+) -> None:
+    """Advance potentials [1, B, C, ...] in place; fill spikes and windows [T, B, C, ...]."""
+    u = potentials[0]
+    low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
+    one, other = torch.empty_like(u), torch.empty_like(u)
+    for t in range(len(spikes)):
+        u += currents[t if len(currents) > 1 else 0].float()
+        near[t] = _within(u, low, high, one, other)
+        if near_below is not None:
+            near_below[t] = _within(u * -slope, low, high, one, other)
+            above, below = _fire_signed(u, threshold, slope)
+            spikes[t] = above - below
+            continue
+        fired = torch.ge(u, threshold, out=one)
+        spikes[t] = fired
+        u.addcmul_(fired, threshold, value=-1)
+
+
+def _retreat(
+    grads: Tensor,
+    grad_spikes: Tensor,
+    grad_currents: Tensor,
+    near: Tensor,
+    near_below: Tensor | None,
+    threshold: Tensor,
+    alpha: float,
+    slope: float,
+) -> None:
+    """Take the gradient of the last potentials [1, B, C, ...] back to the first, in place.
+
+    `grad_currents` [T, B, C, ...] is filled; [1, B, C, ...] gets the sum over the steps.
+    """
+    grad = grads[0]
+    height = 1 / (alpha * threshold)
+    passed = 1 / alpha  # theta h inside a window, of either sign
+    inside, kept = torch.empty_like(grad), torch.empty_like(grad)
+    for t in reversed(range(len(near))):
+        # dL/du = h dL/ds + (1 - theta h) dL/du[t] in a window
+        sent = grad_spikes[t].float() * height
+        inside.copy_(near[t].view(torch.uint8))
+        torch.mul(inside, -passed, out=kept).add_(1)
+        if near_below is None:
+            grad.mul_(kept).addcmul_(inside, sent)
+        else:
+            below = near_below[t].view(torch.uint8).to(grad.dtype)
+            kept.sub_(below, alpha=passed)
+            grad.mul_(kept).addcmul_(inside, sent).addcmul_(below, sent, value=slope)
+        if len(grad_currents) == len(near):
+            grad_currents[t] = grad
+        else:
+            grad_currents[0] += grad
 
 
 def integrate_and_fire_surrogate(
