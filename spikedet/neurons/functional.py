@@ -151,7 +151,8 @@ class _IntegrateAndFire(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
         near, threshold, near_below = ctx.saved_tensors
         batch = len(near) // ctx.steps
-        grad = grad_u.float().clone()
+        # in the layout of the spikes: that of grad_u is another where autograd filled it in
+        grad = torch.empty_like(near[:batch], dtype=torch.float32).copy_(grad_u)
         if ctx.constant:
             grad_current = torch.zeros_like(grad)
         else:
