@@ -33,6 +33,7 @@ from spikedet.conversion.replace import (
 )
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import DataError, UsageError, WeightsError
+from spikedet.neurons.layers import Readout
 from spikedet.training import epochs_done
 
 THRESHOLD_PICTURES = 64
@@ -236,6 +237,8 @@ class Task(ABC):
                 stored = made.tensors.get(f"{name}.{key}")
                 if stored is not None and hasattr(module, key):
                     getattr(module, key).data = torch.empty_like(stored)
+            if isinstance(module, Readout) and f"{name}.log_weights" in made.tensors:
+                module.weigh_steps(len(made.tensors[f"{name}.log_weights"]))
         try:
             network.load_state_dict(made.tensors)
         except RuntimeError as error:

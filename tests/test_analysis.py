@@ -140,7 +140,7 @@ def test_recorder_sums_what_the_neurons_received_and_sent(stages, pictures):
         expected = spiking(pictures)
         recorder = Recorder(spiking)
         assert list(recorder.run(pictures, T)) == list(range(1, T + 1))
-        assert torch.allclose(recorder.readouts[0].sent / T, expected.double(), atol=1e-5)
+        assert torch.allclose(recorder.readouts[0].sent, expected.double(), atol=1e-5)
         first = recorder.neurons[0]
         current = stages[1].first(pictures)
     names = [layer.name for layer in recorder.neurons]

@@ -12,7 +12,7 @@ from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import UsageError
-from spikedet.neurons.layers import IFNeuron
+from spikedet.neurons.layers import IFNeuron, Readout
 
 T = 8
 
@@ -134,6 +134,8 @@ def test_distillation_lowers_the_output_error(stages, batches):
     distill(network, endless(), loss, steps=80, rate=5e-3, warmup=5)
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
+    weights = next(m for m in spiking.modules() if isinstance(m, Readout)).log_weights
+    assert weights.shape == (T,) and weights.std() > 0.01  # steps no longer count alike
 
 
 @pytest.mark.parametrize("options", [{"fine": False}, {}], ids=str)

@@ -260,10 +260,14 @@ def test_no_state_leaks_from_one_picture_to_the_next(small_net, pictures):
     assert torch.equal(spiking(pictures[:1]), first)
 
 
+@pytest.mark.parametrize("weigh", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4, 11, 1000])
-def test_any_time_readout_equals_separate_runs(small_net, pictures, chunk):
+def test_any_time_readout_equals_separate_runs(small_net, pictures, chunk, weigh):
     stage_one(small_net, pictures, 8)
     make_spiking(small_net, pictures)
+    if weigh:
+        small_net.last.weigh_steps(5)
+        small_net.last.log_weights.data.copy_(torch.linspace(-1, 2, 5))
     spiking = SpikingNetwork(small_net, 8, chunk)
     steps = dict(spiking.anytime(pictures))
     assert list(steps) == list(range(1, 9))

@@ -134,14 +134,27 @@ def test_threshold_must_be_positive():
         IFNeuron(torch.tensor(0.0))
 
 
-def test_readout_runs_its_layer_on_the_mean_over_time():
+@pytest.mark.parametrize("log_weights", [None, [0.0, -1.0, 1.0]])
+@pytest.mark.parametrize("each_step", [False, True])
+def test_readout_runs_its_layer_on_the_mean_over_time(log_weights, each_step):
     readout = Readout(torch.nn.Linear(3, 2))
-    readout.start(2)
-    spikes = torch.rand(5 * 2, 3).round()
-    expected = readout.layer(spikes.view(5, 2, 3).mean(0))
-    assert torch.allclose(readout(spikes), expected)
-    readout.each_step = True
-    assert torch.equal(readout(spikes.bfloat16()), readout.layer(spikes))
+    counts = torch.ones(5)
+    if log_weights:
+        readout.weigh_steps(3)
+        readout.log_weights.data.copy_(torch.tensor(log_weights))
+        counts = torch.tensor([0.0, -1.0, 1.0, 1.0, 1.0]).exp()  # the last one goes on
+    spikes = torch.rand(5, 2, 3).round()
+    weighted = (spikes * counts.view(5, 1, 1)).cumsum(0) / counts.cumsum(0).view(5, 1, 1)
+    expected = readout.layer(weighted)
+    readout.each_step = each_step
+    for chunks in ([5], [2, 2, 1], [1, 4]):  # however many steps go through at once
+        readout.start(2)
+        done = 0
+        for part in spikes.bfloat16().split(chunks):
+            found = readout(part.flatten(0, 1))
+            done += len(part)
+            wanted = expected[done - len(part) : done] if each_step else expected[done - 1 : done]
+            assert torch.allclose(found, wanted.flatten(0, 1), atol=1e-6)
 
 
 def test_constant_input_runs_once_a_pass():

@@ -19,6 +19,8 @@ from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
 from spikedet.errors import TrainingError, UsageError, WeightsError
+from spikedet.neurons.layers import Readout
+from spikedet.task import spiking_checkpoint
 from spikedet.training import check_devices, epochs_done
 from tools import calibrate, convert
 
@@ -246,6 +248,25 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
     assert after.origin["end_to_end"] and "tuning_AP" in after.origin
+
+
+def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    made = converted(stages_done, devkit, "copy")
+    network = DETECTION.bare(made)
+    plain = DETECTION.restore(made).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
+    readouts = [module for module in network.modules() if isinstance(module, Readout)]
+    for readout in readouts:
+        readout.weigh_steps(made.T)
+        readout.log_weights.data.copy_(torch.linspace(-3, 3, made.T))
+    path = stages_done / "weighed.safetensors"
+    checkpoint.save(spiking_checkpoint(made, network, {}), path, half=True)
+    again = DETECTION.bare(checkpoint.load(path))
+    kept = [module.log_weights for module in again.modules() if isinstance(module, Readout)]
+    assert len(kept) == len(readouts) > 1
+    assert all(torch.equal(weights, readouts[0].log_weights) for weights in kept)
+    weighed = DETECTION.restore(checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
+    assert not torch.equal(plain, weighed)
 
 
 @pytest.mark.parametrize(

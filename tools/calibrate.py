@@ -159,7 +159,7 @@ def calibrate(
     if planned.end_to_end:
         before = tuning_score()
         print(f"{task.score} on {len(tune)} tuning pictures, T={made.T}: {before:.4f}")
-        kept = copy.deepcopy(network.state_dict())
+        kept = copy.deepcopy(network)
         with tqdm(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
             def on_step(step, loss):
@@ -170,8 +170,7 @@ def calibrate(
         after = tuning_score()
         wins = after > before
         print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
-        if not wins:
-            network.load_state_dict(kept)
+        network = network if wins else kept
         best = {f"tuning_{task.score}": max(before, after), "end_to_end": wins or goes_on}
         save(spiking_checkpoint(made, network, {**origin, **best}), args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")

@@ -134,7 +134,7 @@ class Comparison:
     ) -> None:
         """Run on pictures [B, C, H, W]; `stage1` and the float `source` have seen the same."""
         for t in self.recorder.run(pictures, self.T):
-            found = [layer.sent / t for layer in self.recorder.readouts]
+            found = [layer.sent for layer in self.recorder.readouts]
             for gaps, reference in ((self.to_stage1, stage1), (self.to_float, source)):
                 if reference is not None:
                     gaps.setdefault(t, ReadoutError()).add(found, reference.results)

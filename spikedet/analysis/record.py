@@ -47,7 +47,7 @@ class Layer:
         name: Name of the module.
         module: The neurons, or the `Readout`.
         received: Input current [B, C, ...] float64; 0 for a readout.
-        sent: Spikes with their signs [B, C, ...]; the output of a readout.
+        sent: Spikes with their signs [B, C, ...]; of a readout its output, the mean so far.
         fired: Number of spikes of either sign [B, C, ...]; 0 for a readout.
     """
 
@@ -96,8 +96,7 @@ class Recorder:
 
     def _heard(self, module: nn.Module, received: Tensor, sent: Tensor) -> None:
         if isinstance(module, Readout):
-            layer = self._layer(module)
-            layer.sent = layer.sent + sent.double()
+            self._layer(module).sent = sent.double()  # a mean over time already
             return
         spikes = sent.float().sign()
         self.now[module] = spikes.abs()

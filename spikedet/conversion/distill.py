@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikedet.conversion.network import SpikingNetwork
+from spikedet.neurons.layers import Readout
 
 
 def distill(
@@ -26,9 +27,10 @@ def distill(
     warmup: int = 20,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train weights, biases and initial potentials in place; thresholds stay.
+    """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
-    Adam, each tensor at `rate` times its root mean square, linear warm-up, cosine decay to zero.
+    In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
+    weights at `rate`), linear warm-up, cosine decay to zero.
 
     Args:
         spiking: The network.
@@ -39,13 +41,15 @@ def distill(
         warmup: Steps of warm-up.
         on_step: Called with the step and its loss.
     """
-    parameters = list(spiking.parameters())
-    for parameter in parameters:
+    for module in spiking.modules():
+        if isinstance(module, Readout) and module.log_weights is None:
+            module.weigh_steps(spiking.T)
+    parameters, groups = list(spiking.parameters()), []
+    for name, parameter in spiking.named_parameters():
         parameter.requires_grad_(True)
-    groups = []
-    for parameter in parameters:
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
-        groups.append({"params": [parameter], "lr": rate * size})
+        relative = name.endswith("log_weights")
+        groups.append({"params": [parameter], "lr": rate * (1.0 if relative else size)})
     optimiser = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_cosine(steps, warmup))
     try:

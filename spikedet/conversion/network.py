@@ -57,10 +57,10 @@ class SpikingNetwork(nn.Module):
         if len(pictures) > self.chunk:
             parts = [self(part, T) for part in pictures.split(self.chunk)]
             return _join(parts)
-        mean = None
-        for _, result in self.run(pictures, T, steps):
-            mean = result
-        return mean
+        result = None
+        for _, result in self.run(pictures, T, steps):  # noqa: B007
+            pass
+        return result
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after every `steps` steps.
@@ -76,11 +76,10 @@ class SpikingNetwork(nn.Module):
         Raises:
             RuntimeError: Another pass was started before this one was read to its end.
         """
-        mean, done = None, 0
+        done = 0
         for now, output in self._simulate(pictures, T, steps, each_step=False):
             done += now
-            mean = output if mean is None else _blend(mean, output, now / done)
-            yield done, mean
+            yield done, output
 
     def anytime(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
@@ -101,20 +100,19 @@ class SpikingNetwork(nn.Module):
         """
         T, batch = self.T if T is None else T, len(pictures)
         at_once = max(1, (chunk or self.chunk) // batch)
-        mean, done = None, 0
+        done = 0
         for steps, output in self._simulate(pictures, T, at_once, each_step=True):
             for first in range(0, steps * batch, batch):
-                now = _frames(output, first, first + batch)
                 done += 1
-                mean = now if mean is None else _blend(mean, now, 1 / done)
-                yield done, mean
+                yield done, _frames(output, first, first + batch)
 
     def _simulate(
         self, pictures: Tensor, T: int, at_once: int, each_step: bool
     ) -> Iterator[tuple[int, Any]]:
-        """Run T steps, `at_once` at a time: yield their number and the network's output for them.
+        """Run T steps, `at_once` at a time: yield their number and the network's output.
 
-        The output is that of every step, [steps*B, ...], or the mean over the steps, [B, ...].
+        The output is the mean over all steps so far, [B, ...], or that after each of these steps,
+        [steps*B, ...].
         """
         self.reset(len(pictures))
         this = self._pass = object()
@@ -216,21 +214,12 @@ def trace_steps(network: nn.Module, pictures: Tensor, steps: int = 1) -> Trace:
         module.start(len(pictures))
         if isinstance(module, IFNeuron):
             module.steps = steps
+        if isinstance(module, Readout):
+            module.each_step = False
     record = trace(network, pictures)
     for module in timed:
         module.start(0)
     return record
-
-
-def _blend(mean: Any, new: Any, part: float) -> Any:
-    """(1 - part) mean + part new, for nested outputs."""
-    if isinstance(mean, Tensor):
-        return torch.lerp(mean, new, part) if mean.is_floating_point() else new
-    if isinstance(mean, dict):
-        return {key: _blend(value, new[key], part) for key, value in mean.items()}
-    if isinstance(mean, list | tuple):
-        return type(mean)(_blend(a, b, part) for a, b in zip(mean, new, strict=True))
-    return new
 
 
 def _frames(output: Any, start: int, stop: int) -> Any:

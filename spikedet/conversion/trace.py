@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from spikedet.conversion.quantize import QuantClip
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron
+from spikedet.neurons.layers import IFNeuron, mean_over_time
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -73,6 +73,7 @@ LINEAR_FUNCTIONS = {
     F.avg_pool2d,
     F.pad,
     F.dropout,
+    mean_over_time,
 }
 
 

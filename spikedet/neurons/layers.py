@@ -113,29 +113,72 @@ class IFNeuron(nn.Module):
 
 
 class Readout(nn.Module):
-    """A linear layer without a neuron: computed once, on the mean of its input over time.
+    """A linear layer without a neuron: computed on the mean of its input over time.
 
-    With `each_step` it is computed on the input of every step, for an any-time readout.
+    The mean is that of all steps since `start`, in however many calls they came. Steps may count
+    unequally, as later ones know more than the first, whose neurons have seen a single spike of
+    each layer: with `log_weights` w, step t counts exp(w[t]) times, and a step after the last of
+    them as much as that one.
+
+    Args:
+        layer: The linear layer.
+
+    Attributes:
+        log_weights: [T], a parameter; None where all steps count alike.
+        each_step: Compute the layer on the mean over the steps up to each, for an any-time readout.
 
     Shape:
-        spikes [T*B, C, ...] -> mean input potential [B, K, ...], or that of each step [T*B, K, ...]
+        spikes [t*B, C, ...] -> mean input potential [B, K, ...], or that after each step
+        [t*B, K, ...]
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
-        self.batch = 1
+        self.register_parameter("log_weights", None)
         self.each_step = False
+        self.start(1)
+
+    def weigh_steps(self, T: int) -> None:
+        """Give each of T steps a weight of its own, all alike for now."""
+        weights = torch.zeros(T, device=next(self.layer.parameters()).device)
+        self.log_weights = nn.Parameter(weights)
 
     def start(self, batch: int) -> None:
-        """The next call belongs to `batch` new pictures."""
-        self.batch = batch
+        """Forget the last pass; the next calls belong to `batch` new pictures."""
+        self.batch, self.steps = batch, 0
+        self.mean: Tensor | None = None  # of the input so far [B, C, ...]
+        self.mass: Tensor | None = None  # what the steps so far count
 
     def forward(self, spikes: Tensor) -> Tensor:
+        weights = self._weights(len(spikes) // self.batch, spikes.device)
         if self.each_step:
-            return self.layer(spikes.float())
-        rates = spikes.unflatten(0, (-1, self.batch)).mean(0, dtype=torch.float32)
-        return self.layer(rates)
+            means = self._means(spikes.unflatten(0, (-1, self.batch)), weights)
+            return self.layer(means.flatten(0, 1))
+        mean, mass = mean_over_time(spikes, self.batch, weights), weights.sum()
+        if self.mean is not None:
+            mass = self.mass + mass
+            mean = torch.lerp(mean, self.mean, self.mass / mass)
+        self.mean, self.mass = mean, mass
+        return self.layer(mean)
+
+    def _weights(self, steps: int, device: torch.device) -> Tensor:
+        """What each of the next steps counts, [steps]."""
+        first, self.steps = self.steps, self.steps + steps
+        if self.log_weights is None:
+            return torch.ones(steps, device=device)
+        now = torch.arange(first, self.steps, device=device)
+        return self.log_weights[now.clamp(max=len(self.log_weights) - 1)].exp()
+
+    def _means(self, over_time: Tensor, weights: Tensor) -> Tensor:
+        """Mean input up to each of the next steps, [t, B, C, ...]."""
+        sums = (over_time * _leading(weights, over_time.ndim)).cumsum(0)
+        masses = weights.cumsum(0)
+        if self.mean is not None:
+            sums, masses = sums + self.mean * self.mass, masses + self.mass
+        means = sums / _leading(masses, sums.ndim)
+        self.mean, self.mass = means[-1], masses[-1]
+        return means
 
 
 class ConstantInput(nn.Module):
@@ -238,3 +281,26 @@ def per_channel(value: Tensor, ndim: int) -> Tensor:
     if value.ndim == 1:
         return value.view(1, -1, *[1] * (ndim - 2))
     return value
+
+
+def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
+    """Weighted mean of spikes [T*B, C, ...] over time, [B, C, ...] float32.
+
+    Traces record it as one operation.
+
+    Args:
+        spikes: Time-major.
+        batch: B.
+        weights: [T].
+    """
+    if torch.overrides.has_torch_function((spikes,)):
+        return torch.overrides.handle_torch_function(
+            mean_over_time, (spikes,), spikes, batch, weights
+        )
+    over_time = spikes.unflatten(0, (-1, batch))
+    return (over_time * _leading(weights / weights.sum(), over_time.ndim)).sum(0)
+
+
+def _leading(value: Tensor, ndim: int) -> Tensor:
+    """[T] -> broadcastable to [T, ...] of `ndim` dimensions."""
+    return value.view(-1, *[1] * (ndim - 1))
