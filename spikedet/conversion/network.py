@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,9 +58,7 @@ class SpikingNetwork(nn.Module):
         if len(pictures) > self.chunk:
             parts = [self(part, T) for part in pictures.split(self.chunk)]
             return _join(parts)
-        result = None
-        for _, result in self.run(pictures, T, steps):  # noqa: B007
-            pass
+        _, result = deque(self.run(pictures, T, steps), maxlen=1).pop()
         return result
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
