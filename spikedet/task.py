@@ -34,7 +34,7 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.neurons.layers import Readout
-from spikedet.training import epochs_done
+from spikedet.training import epochs_done, growing_side
 
 THRESHOLD_PICTURES = 64
 
@@ -49,8 +49,9 @@ class Plan:
         batch: Pictures that go through a layer at once.
         end_to_end: Steps of the end-to-end pass, 0 for none.
         end_batch: Pictures a step of it.
-        end_imgsz: Their side in pixels; that of the network when None. Half the side is a quarter
-            of the time.
+        end_grow_from: Their side in pixels at first, growing to that of the network in 3/4 of the
+            steps, as half the side is a quarter of the time; always that of the network when None.
+            A pass at a smaller side alone leaves a network that is worse at its own.
         end_rate: Its relative learning rate.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
@@ -62,7 +63,7 @@ class Plan:
     batch: int = 8
     end_to_end: int = 400
     end_batch: int = 8
-    end_imgsz: int | None = None
+    end_grow_from: int | None = None
     end_rate: float = 4e-3
     truth: float = 1.0
     seed: int = 0
@@ -499,15 +500,16 @@ class Task(ABC):
         """Refuse pictures of the end-to-end pass that a spiking network cannot take.
 
         Raises:
-            UsageError: Not a multiple of the task's stride, or another size than that of the
-                network where each neuron has an initial potential of its own.
+            UsageError: Larger than the network's, not a multiple of the task's stride, or smaller
+                where each neuron has an initial potential of its own.
         """
-        size = plan.end_imgsz
+        size = plan.end_grow_from
         if size in (None, made.imgsz):
             return
-        if size % self.stride:
+        if size % self.stride or size > made.imgsz:
             raise UsageError(
-                f"the end-to-end pass was given {size} pixels; expected a multiple of {self.stride}"
+                f"the end-to-end pass was told to grow from {size} pixels; expected a multiple of "
+                f"{self.stride}, {made.imgsz} at most"
             )
         single = plan.layers.per_neuron or any(
             tensor.ndim == 3
@@ -517,7 +519,7 @@ class Task(ABC):
         if single:
             raise UsageError(
                 f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
-                f"the end-to-end pass was given {size}"
+                f"the end-to-end pass was told to grow from {size}"
             )
 
     def end_to_end(
@@ -543,7 +545,6 @@ class Task(ABC):
             UsageError: As `expect_end_size`.
         """
         self.expect_end_size(made, plan, network)
-        made = replace(made, imgsz=plan.end_imgsz or made.imgsz)
         guide = self.restore(made).network if teacher is None else self.teacher(made, teacher)
         spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
 
@@ -555,14 +556,28 @@ class Task(ABC):
                 found = spiking(pictures)
             return self.loss(network, as_float(found), as_float(wanted), batch, plan.truth)
 
+        batches = self.augmented(samples, made, plan.end_batch, plan.seed)
         distill(
             spiking,
-            self.augmented(samples, made, plan.end_batch, plan.seed),
+            self._growing(batches, made.imgsz, plan),
             loss,
             steps=plan.end_to_end,
             rate=plan.end_rate,
             on_step=on_step,
         )
+
+    def _growing(
+        self, batches: Iterator[dict[str, Any]], side: int, plan: Plan
+    ) -> Iterator[dict[str, Any]]:
+        """Batches with the pictures at the side that `plan` wants at each step."""
+        for step, batch in enumerate(batches):
+            first = plan.end_grow_from or side
+            now = growing_side(first, side, step / plan.end_to_end, self.stride)
+            if now != side:
+                batch["img"] = nn.functional.interpolate(
+                    batch["img"], size=(now, now), mode="bilinear", antialias=True
+                )
+            yield batch
 
 
 def expect_stage(made: Checkpoint, *stages: str) -> None:

@@ -97,6 +97,21 @@ def load_state(path: Path, epochs: int) -> dict[str, Any]:
     return state
 
 
+def growing_side(first: int, last: int, done: float, stride: int) -> int:
+    """Side of the pictures in pixels when a part `done` of a training is over.
+
+    It grows from `first` to `last` in three quarters of the training.
+
+    Args:
+        first: At the start.
+        last: At the end.
+        done: 0 to 1.
+        stride: The side is a multiple of it.
+    """
+    part = min(1.0, done / 0.75)
+    return round((first + (last - first) * part) / stride) * stride
+
+
 def parameter_groups(
     network: nn.Module, rate: float, decay: float, threshold_rate: float
 ) -> list[dict[str, Any]]:

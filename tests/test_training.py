@@ -272,8 +272,9 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--end-imgsz", 50], "given 50 pixels; expected a multiple of 32"),
-        (["--end-imgsz", 96, "--per-neuron"], "each neuron takes 64 pixels"),
+        (["--end-grow-from", 50], "from 50 pixels; expected a multiple of 32, 64 at most"),
+        (["--end-grow-from", 96], "from 96 pixels; expected a multiple of 32, 64 at most"),
+        (["--end-grow-from", 32, "--per-neuron"], "each neuron takes 64 pixels"),
     ],
 )
 def test_pictures_that_the_end_to_end_pass_cannot_take(
@@ -286,19 +287,31 @@ def test_pictures_that_the_end_to_end_pass_cannot_take(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_end_to_end_pass_takes_pictures_of_another_size(stages_done, devkit, monkeypatch):
+def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     sizes = []
-    loss = DETECTION.loss
 
     def watched(network, found, wanted, batch, truth):
         sizes.append(tuple(batch["img"].shape))
-        return loss(network, found, wanted, batch, truth)
+        return found["scores"].square().mean()  # the detector's own loss wants more anchors
 
     monkeypatch.setattr(DETECTION, "loss", watched)
     converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
-              "--end-imgsz", 96, "--end-batch", 3)  # fmt: skip
-    assert sizes and set(sizes) == {(3, 3, 96, 96)}
+              "--end-grow-from", 32, "--end-batch", 3, "--end-to-end", 4)  # fmt: skip
+    assert sizes == [(3, 3, side, side) for side in (32, 32, 64, 64)]
+
+
+def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    scores = iter([0.5, 0.4])
+    monkeypatch.setattr(DETECTION, "measure", lambda *_: ({"AP": next(scores)}, None))
+    options = ["--stage1", stages_done / "qc.safetensors", "--end-to-end", 1]
+    made = converted(stages_done, devkit, "two-stage", *options)
+    assert not made.origin["end_to_end"] and made.origin["tuning_AP"] == 0.5
+    rejected = checkpoint.load(stages_done / "two-stage.last.safetensors")
+    assert rejected.origin["end_to_end"] and rejected.origin["tuning_AP"] == 0.4
+    assert any(name.endswith("log_weights") for name in rejected.tensors)
+    assert not any(name.endswith("log_weights") for name in made.tensors)
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):

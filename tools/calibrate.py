@@ -26,7 +26,7 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-OPTIONS += ("end_rate", "end_batch", "end_imgsz")
+OPTIONS += ("end_rate", "end_batch", "end_grow_from")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--end-to-end", int, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", float, "its learning rate, relative to the weights")
     number("--end-batch", cli.count, "pictures a step of it")
-    number("--end-imgsz", cli.count, "side of its pictures in pixels, smaller is faster")
+    number("--end-grow-from", cli.count, "side in pixels of its first pictures")
 
 
 def plan(args: argparse.Namespace, task: str) -> Plan:
@@ -168,11 +168,14 @@ def calibrate(
 
             task.end_to_end(made, network, train, planned, teacher, on_step)
         after = tuning_score()
-        wins = after > before
-        print(f"end to end {after:.4f}: {'kept' if wins else 'not kept'}")
-        network = network if wins else kept
-        best = {f"tuning_{task.score}": max(before, after), "end_to_end": wins or goes_on}
-        save(spiking_checkpoint(made, network, {**origin, **best}), args.out)
+        wins, score = after > before, f"tuning_{task.score}"
+        path = args.out if wins else args.out.with_suffix(".last.safetensors")
+        print(f"end to end {after:.4f}: {'kept' if wins else f'not kept, but written to {path}'}")
+        trained = {**origin, score: after, "end_to_end": True}
+        save(spiking_checkpoint(made, network, trained), path)
+        if not wins:
+            untrained = {**origin, score: before, "end_to_end": goes_on}
+            save(spiking_checkpoint(made, kept, untrained), args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
 
 

@@ -20,7 +20,7 @@ STAGE_TWO = {
     "batch": 32,
     "end_to_end": 400,
     "end_batch": 64,
-    "end_imgsz": None,
+    "end_grow_from": None,
     "end_rate": 4e-3,
 }
 

@@ -25,7 +25,7 @@ STAGE_TWO = {
     "batch": 8,
     "end_to_end": 600,
     "end_batch": 8,
-    "end_imgsz": None,
+    "end_grow_from": None,
     "end_rate": 4e-3,
 }
 

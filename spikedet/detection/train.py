@@ -28,6 +28,7 @@ from spikedet.task import as_float
 from spikedet.training import (
     check_devices,
     expect_fresh,
+    growing_side,
     load_state,
     parameter_groups,
     random_states,
@@ -214,8 +215,7 @@ class Trainer(DetectionTrainer):
         first = self.settings.grow_from
         if first is None:
             return self.args.imgsz
-        part = min(1.0, epoch / max(1.0, 0.75 * self.epochs))
-        return round((first + (self.args.imgsz - first) * part) / self.stride) * self.stride
+        return growing_side(first, self.args.imgsz, epoch / self.epochs, self.stride)
 
     def _setup_train(self) -> None:
         super()._setup_train()
