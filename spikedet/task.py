@@ -238,8 +238,9 @@ class Task(ABC):
                 stored = made.tensors.get(f"{name}.{key}")
                 if stored is not None and hasattr(module, key):
                     getattr(module, key).data = torch.empty_like(stored)
-            if isinstance(module, Readout) and f"{name}.log_weights" in made.tensors:
-                module.weigh_steps(len(made.tensors[f"{name}.log_weights"]))
+            weights = made.tensors.get(f"{name}.log_weights")
+            if isinstance(module, Readout) and weights is not None:
+                module.weigh_steps(weights.numel())
         try:
             network.load_state_dict(made.tensors)
         except RuntimeError as error:

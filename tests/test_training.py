@@ -267,6 +267,11 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
     assert all(torch.equal(weights, readouts[0].log_weights) for weights in kept)
     weighed = DETECTION.restore(checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     assert not torch.equal(plain, weighed)
+    damaged = checkpoint.load(path)
+    name = next(name for name in damaged.tensors if name.endswith("log_weights"))
+    damaged.tensors[name] = torch.tensor(0.0)
+    with pytest.raises(WeightsError, match="log_weights"):
+        DETECTION.bare(damaged)
 
 
 @pytest.mark.parametrize(
