@@ -34,7 +34,7 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.neurons.layers import Readout
-from spikedet.training import epochs_done, growing_side
+from spikedet.training import epochs_done, growing_side, resized
 
 THRESHOLD_PICTURES = 64
 
@@ -571,14 +571,10 @@ class Task(ABC):
         self, batches: Iterator[dict[str, Any]], side: int, plan: Plan
     ) -> Iterator[dict[str, Any]]:
         """Batches with the pictures at the side that `plan` wants at each step."""
+        first = plan.end_grow_from or side
         for step, batch in enumerate(batches):
-            first = plan.end_grow_from or side
             now = growing_side(first, side, step / plan.end_to_end, self.stride)
-            if now != side:
-                batch["img"] = nn.functional.interpolate(
-                    batch["img"], size=(now, now), mode="bilinear", antialias=True
-                )
-            yield batch
+            yield {**batch, "img": resized(batch["img"], now)}
 
 
 def expect_stage(made: Checkpoint, *stages: str) -> None:

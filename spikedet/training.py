@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spikedet.errors import TrainingError
 
@@ -110,6 +110,13 @@ def growing_side(first: int, last: int, done: float, stride: int) -> int:
     """
     part = min(1.0, done / 0.75)
     return round((first + (last - first) * part) / stride) * stride
+
+
+def resized(pictures: Tensor, side: int) -> Tensor:
+    """Square pictures [B, 3, S, S] at another side, antialiased; bytes are faster than floats."""
+    if side == pictures.shape[-1]:
+        return pictures
+    return nn.functional.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
 
 
 def parameter_groups(

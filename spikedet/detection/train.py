@@ -32,6 +32,7 @@ from spikedet.training import (
     load_state,
     parameter_groups,
     random_states,
+    resized,
     restore_random_states,
 )
 
@@ -191,11 +192,7 @@ class Trainer(DetectionTrainer):
         raise TrainingError(f"optimizer {name!r}: expected SGD or AdamW")
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        side = self.side(self.epoch)
-        if side != batch["img"].shape[-1]:  # bytes resize several times faster than floats
-            batch["img"] = nn.functional.interpolate(
-                batch["img"], size=(side, side), mode="bilinear", antialias=True
-            )
+        batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes
         batch = super().preprocess_batch(batch)
         if self.teacher is not None:
             batch["teacher"] = self._taught(batch["img"]), self.distill
