@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["neurons", "conversion", "analysis", "task", "detection", "classification", "tasks", "cli"]
+ORDER = ["neurons", "conversion", "analysis", "task", "stage_one", "stage_two"]
+ORDER += ["detection", "classification", "tasks", "cli"]
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))
 
 

@@ -12,7 +12,7 @@ from test_classification_data import add_pictures
 from test_energy import command
 
 import spikedet
-from spikedet import checkpoint
+from spikedet import checkpoint, stage_two
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
 from spikedet.classification.predict import Classifier
@@ -21,7 +21,7 @@ from spikedet.errors import DataError, PictureError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
 from spikedet.released import released
-from spikedet.task import Plan
+from spikedet.stage_two import Plan
 from tools import analyze
 
 CLASSES = ("a", "b", "c")
@@ -367,11 +367,13 @@ def test_calibration_with_few_pictures(made):
     plan = Plan(batch=32)
     plan.layers.steps = 1
     for count in (2, 5):
-        network = CLASSIFICATION.copied(given)
-        reports = CLASSIFICATION.layer_wise(given, network, samples.select(range(count)), plan)
+        network = stage_two.copied(CLASSIFICATION, given)
+        reports = stage_two.layer_wise(
+            CLASSIFICATION, given, network, samples.select(range(count)), plan
+        )
         assert all(report.after <= report.before for report in reports) and len(reports) > 19
     with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
-        CLASSIFICATION.layer_wise(given, network, samples.select([0]), plan)
+        stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import spikedet
-from spikedet import checkpoint
+from spikedet import checkpoint, stage_one, stage_two
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
@@ -68,9 +68,11 @@ def weights(tmp_path_factory):
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = [Sample("noise", folder / "noise.png", 64, 64, *nothing)]
-    qc = DETECTION.untuned(made, samples, 4)
+    qc = stage_one.untuned(DETECTION, made, samples, 4)
     checkpoint.save(qc, folder / "qc.safetensors")
-    checkpoint.save(spiking_checkpoint(qc, DETECTION.copied(qc), {}), folder / "snn.safetensors")
+    checkpoint.save(
+        spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {}), folder / "snn.safetensors"
+    )
     return folder
 
 
@@ -82,7 +84,9 @@ def model_file():
 
 def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
     with pytest.raises(WeightsError, match="have one threshold a layer"):
-        DETECTION.quantized(checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True)
+        stage_one.quantized(
+            DETECTION, checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True
+        )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_data import add, annotation
 
-from spikedet import checkpoint
+from spikedet import checkpoint, stage_one
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
@@ -190,7 +190,7 @@ def stages_done(devkit, tmp_path_factory):
     checkpoint.save(made, folder / "float.safetensors")
     samples = read_voc(devkit, "VOC2007:train", cache=folder)
     train, _ = split_off_tuning(samples, devkit.parent / "tuning.txt")
-    checkpoint.save(DETECTION.untuned(made, train, 4), folder / "qc.safetensors")
+    checkpoint.save(stage_one.untuned(DETECTION, made, train, 4), folder / "qc.safetensors")
     return folder
 
 

@@ -100,6 +100,7 @@ def compare(
     import torch
     from tqdm import tqdm
 
+    from spikedet import stage_two
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
     from spikedet.conversion.network import SpikingNetwork
 
@@ -108,7 +109,10 @@ def compare(
     stage1, source = (o and Reference(task.restore(o).network, example) for o in others)
     found = {BOTH: Comparison(task.restore(spiking).network, T)}
     if others[0]:
-        found = {ALONE: Comparison(SpikingNetwork(task.copied(others[0]), T), T), **found}
+        found = {
+            ALONE: Comparison(SpikingNetwork(stage_two.copied(task, others[0]), T), T),
+            **found,
+        }
     between = ReadoutError()
     with tqdm(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in task.pictures(pictures, spiking, args.batch):

@@ -30,7 +30,8 @@ OPTIONS += ("end_rate", "end_batch", "end_grow_from")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Plan, Task
+    from spikedet.stage_two import Plan
+    from spikedet.task import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace, task: str) -> Plan:
     """What `add_arguments` parsed."""
     from spikedet.conversion.calibrate import Options
-    from spikedet.task import Plan
+    from spikedet.stage_two import Plan
 
     chosen = dict(SETTINGS[task].STAGE_TWO)
     given = {name: getattr(args, name) for name in OPTIONS}  # --batch is stage I's
@@ -119,6 +120,7 @@ def calibrate(
     import torch
     from tqdm import tqdm
 
+    from spikedet import stage_two
     from spikedet.checkpoint import save
     from spikedet.task import spiking_checkpoint
 
@@ -127,8 +129,10 @@ def calibrate(
     planned = plan(args, task.name)
     planned.layers.bias = method.bias
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
-    network = task.bare(made) if goes_on else task.copied(made, method.initial, method.shift)
-    task.expect_end_size(made, planned, network)
+    network = (
+        task.bare(made) if goes_on else stage_two.copied(task, made, method.initial, method.shift)
+    )
+    stage_two.expect_end_size(task, made, planned, network)
     network.to(memory_format=torch.channels_last)
     start = time.time()
     layers = planned.layers
@@ -144,7 +148,7 @@ def calibrate(
                 )
 
             targets = teacher if layers.bias else None
-            reports = task.layer_wise(made, network, train, planned, report, targets)
+            reports = stage_two.layer_wise(task, made, network, train, planned, report, targets)
         # a layer without error, as the first one with its constant input, has nothing to gain
         gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
         gain = sum(gains) / max(1, len(gains))
@@ -166,7 +170,7 @@ def calibrate(
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
 
-            task.end_to_end(made, network, train, planned, teacher, on_step)
+            stage_two.end_to_end(task, made, network, train, planned, teacher, on_step)
         after = tuning_score()
         wins, score = after > before, f"tuning_{task.score}"
         path = args.out if wins else args.out.with_suffix(".last.safetensors")

@@ -61,7 +61,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def stage_one(
+def first_stage(
     task: Task,
     made: Checkpoint,
     train: Sequence,
@@ -70,8 +70,8 @@ def stage_one(
     origin: dict[str, Any],
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
-    from spikedet import checkpoint
-    from spikedet.task import expect_stage, finished
+    from spikedet import checkpoint, stage_one
+    from spikedet.task import expect_stage
 
     if args.stage1:
         ready = checkpoint.load(args.stage1)
@@ -83,13 +83,13 @@ def stage_one(
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
-    if not finished(folder, args.resume):
-        task.finetune(made, train, tune, args.T, folder, settings, **options)
+    if not stage_one.finished(folder, args.resume):
+        stage_one.finetune(task, made, train, tune, args.T, folder, settings, **options)
     return checkpoint.load(folder / "best.safetensors")
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, stage_one, stage_two, tasks
     from spikedet.task import expect_stage
 
     cli.expect_one_process()
@@ -102,15 +102,15 @@ def main(args: argparse.Namespace) -> None:
     if args.pooling:
         made.model["spike_pooling"] = args.pooling
     if args.method == "spiking-yolo":
-        checkpoint.save(task.spiking_yolo(made, train, args.T, origin), args.out)
+        checkpoint.save(stage_two.spiking_yolo(task, made, train, args.T, origin), args.out)
         print(f"{args.out}: T={args.T}, {args.method}")
         return
     method = METHODS[args.method]
     args.qcfs |= method.plain
     if method.finetuned:
-        quantised = stage_one(task, made, train, tune, args, origin)
+        quantised = first_stage(task, made, train, tune, args, origin)
     else:
-        quantised = task.untuned(made, train, args.T, args.per_channel, method.maxima)
+        quantised = stage_one.untuned(task, made, train, args.T, args.per_channel, method.maxima)
     args.no_coarse |= not method.coarse
     args.no_fine |= not method.fine
     if not method.end_to_end:

@@ -66,7 +66,7 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     Raises:
         WeightsError: Weights of different tasks or classes.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, stage_one, stage_two, tasks
     from spikedet.errors import WeightsError
     from spikedet.task import spiking_checkpoint
 
@@ -87,12 +87,12 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
             for origin, origin_digest, _ in floats:
                 split = args.threshold_split or tasks.SETTINGS[task.name].THRESHOLD_SPLIT
                 samples = task.read(args.data, split, names=origin.names)
-                plain = task.untuned(origin, samples, made.T)
-                copied = spiking_checkpoint(plain, task.copied(plain), {})
+                plain = stage_one.untuned(task, origin, samples, made.T)
+                copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, made.T))
         found += [(label(made), made, digest, t) for t in steps]
         if args.compare and made.stage == "qc":
-            alone = spiking_checkpoint(made, task.copied(made), {})
+            alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
             found.append(("stage I alone", alone, digest, made.T))
     return found
 

@@ -32,7 +32,7 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Task.finetune` that `add_stage_one_arguments` parsed, but for the teacher."""
+    """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher."""
     return {
         "noise": 0.0 if args.qcfs else args.noise,
         "per_channel": args.per_channel,
@@ -56,14 +56,15 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, stage_one, tasks
 
     made = checkpoint.load(args.weights)
     task = tasks.of(made)
     settings = cli.training_settings(args, task.name, stage_one=True)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    task.finetune(
+    stage_one.finetune(
+        task,
         made,
         train,
         tune,

@@ -90,7 +90,7 @@ class Workshop:
 
     def finetuned(self, name: str, T: int, *options: Any) -> Path:
         """Weights of a run of tools/finetune.py."""
-        from spikedet.task import finished
+        from spikedet.stage_one import finished
 
         folder = self.out / "weights" / name
         if not finished(folder, resume=True):

@@ -1,0 +1,146 @@
+"""Stage I of any task: quantise-clip fine-tuning, from a float checkpoint to one of stage `qc`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spikedet.checkpoint import Checkpoint, save
+from spikedet.conversion.normalize import largest_activations
+from spikedet.conversion.quantize import QuantClip
+from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
+from spikedet.conversion.trace import trace
+from spikedet.errors import WeightsError
+from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage
+from spikedet.training import epochs_done
+
+
+def quantized(
+    task: Task,
+    made: Checkpoint,
+    samples: Sequence,
+    T: int,
+    noise: float = 0.1,
+    per_channel: bool = False,
+    maxima: bool = False,
+) -> nn.Module:
+    """A float network with quantise-clip activations, thresholds estimated on `samples`.
+
+    Stage-I weights of another T keep their thresholds and only change their number of levels.
+
+    Args:
+        task: Of the network.
+        made: Float or stage-I checkpoint.
+        samples: Where thresholds of a float network are estimated.
+        T: Time steps.
+        noise: Probability that an element is not quantised while training.
+        per_channel: One threshold a channel instead of one a layer.
+        maxima: Thresholds are the largest activations, not those of the least error.
+
+    Raises:
+        WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
+    """
+    expect_stage(made, "float", "qc")
+    network = task.bare(made)
+    if made.stage == "qc":
+        scalar = any(t.ndim == 0 for k, t in made.tensors.items() if k.endswith(".threshold"))
+        if per_channel and scalar:
+            raise WeightsError(
+                "these stage-I weights have one threshold a layer; for thresholds of each "
+                "channel start from float weights"
+            )
+        for module in network.modules():
+            if isinstance(module, QuantClip):
+                module.steps, module.noise = T, noise
+        return network
+    example = task.example(made.imgsz)
+    prepare(network, example)
+    record = trace(network, example)
+    pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
+    if maxima:
+        thresholds = largest_activations(network, record, pictures, per_channel)
+    else:
+        thresholds = estimate_thresholds(network, record, pictures, T, per_channel=per_channel)
+    quantize(network, record, thresholds, T, noise)
+    return network
+
+
+def finetune(
+    task: Task,
+    made: Checkpoint,
+    train: Sequence,
+    tune: Sequence,
+    T: int,
+    out: Path,
+    settings: Any,
+    *,
+    noise: float = 0.1,
+    per_channel: bool = False,
+    teacher: Checkpoint | None = None,
+    distill: float = 1.0,
+    clips_rounded: bool = False,
+    resume: bool = False,
+    origin: dict[str, Any] | None = None,
+) -> None:
+    """Stage I (eq 12-15): train the quantised network; best and last checkpoint go to `out`.
+
+    Args:
+        task: Of the network.
+        made: Float checkpoint, or a stage-I checkpoint of another T to go on from.
+        train: Samples to fit.
+        tune: Samples that choose the best epoch.
+        T: Time steps of the quantiser.
+        out: Folder of the run.
+        settings: How to train.
+        noise: Probability that an element is not quantised while training.
+        per_channel: One threshold a channel instead of one a layer.
+        teacher: Float checkpoint to distil from; `made` itself when it is a float one.
+        distill: Weight of the distillation beside the task's loss, 0 for none.
+        clips_rounded: Where gradients pass the quantisers (see `QuantClip`).
+        resume: Go on with the run in `out`.
+        origin: Put into the checkpoints.
+    """
+    network = quantized(task, made, train, T, noise, per_channel)
+    for module in network.modules():
+        if isinstance(module, QuantClip):
+            module.clips_rounded = clips_rounded
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    network.train()
+
+    def write(trained: nn.Module, path: Path) -> None:
+        tensors = trained.state_dict()
+        save(replace(made, stage="qc", tensors=tensors, T=T, origin=origin or {}), path)
+
+    if teacher is None and made.stage == "float":
+        teacher = made
+    guide = task.teacher(made, teacher) if teacher is not None and distill else None
+    task.fit(network, train, tune, made, out, settings, write, resume, guide, distill)
+
+
+def untuned(
+    task: Task,
+    made: Checkpoint,
+    samples: Sequence,
+    T: int,
+    per_channel: bool = False,
+    maxima: bool = False,
+) -> Checkpoint:
+    """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
+
+    Its spiking copy is the simplest conversion ("copied weights").
+    """
+    network = quantized(task, made, samples, T, per_channel=per_channel, maxima=maxima)
+    return replace(made, stage="qc", tensors=network.state_dict(), T=T, origin={})
+
+
+def finished(folder: Path, resume: bool) -> bool:
+    """Whether the stage-I run in `folder` has done all its epochs (only asked when resuming)."""
+    if not resume:
+        return False
+    done, wanted = epochs_done(folder)
+    return done == wanted > 0

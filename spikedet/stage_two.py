@@ -1,0 +1,221 @@
+"""Stage II of any task: from a checkpoint of stage `qc` to a calibrated one of stage `snn`.
+
+The layer-wise pass is the paper's, the end-to-end pass after it ours. What is made here without any
+calibration are the baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.checkpoint import Checkpoint
+from spikedet.conversion.bias import shift_currents
+from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.distill import distill
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.normalize import channel_maxima
+from spikedet.conversion.replace import prepare, quantize
+from spikedet.conversion.trace import trace
+from spikedet.errors import DataError, UsageError
+from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
+from spikedet.training import growing_side, resized
+
+
+@dataclass
+class Plan:
+    """How much stage II does.
+
+    Attributes:
+        layers: Layer-wise calibration.
+        pictures, held: Training pictures to fit, and others to judge each layer by.
+        batch: Pictures that go through a layer at once.
+        end_to_end: Steps of the end-to-end pass, 0 for none.
+        end_batch: Pictures a step of it.
+        end_grow_from: Their side in pixels at first, growing to that of the network in 3/4 of the
+            steps, as half the side is a quarter of the time; always that of the network when None.
+            A pass at a smaller side alone leaves a network that is worse at its own.
+        end_rate: Its relative learning rate.
+        truth: Weight of the task's own loss on the annotations beside the distillation.
+        seed: Which pictures are drawn.
+    """
+
+    layers: Options = field(default_factory=Options)
+    pictures: int = 256
+    held: int = 64
+    batch: int = 8
+    end_to_end: int = 400
+    end_batch: int = 8
+    end_grow_from: int | None = None
+    end_rate: float = 4e-3
+    truth: float = 1.0
+    seed: int = 0
+
+
+def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> nn.Module:
+    """Spiking network with the weights and thresholds of stage I, nothing calibrated.
+
+    Args:
+        task: Of the network.
+        made: Stage-I checkpoint.
+        initial: Potential before the first step in units of the threshold.
+        shift: Add theta / (2 T) to every current (see `shift_currents`).
+    """
+    expect_stage(made, "qc")
+    network = task.bare(made)
+    task.spike(network, made, initial)
+    if shift:
+        shift_currents(network, task.example(made.imgsz), made.T)
+    return network
+
+
+def spiking_yolo(
+    task: Task, made: Checkpoint, samples: Sequence, T: int, origin: dict[str, Any]
+) -> Checkpoint:
+    """The Spiking-YOLO baseline: channel-wise normalisation, potentials that start at zero.
+
+    Args:
+        task: Of the network.
+        made: Float checkpoint.
+        samples: Training samples that the channels' maxima are taken from.
+        T: Time steps.
+        origin: Put into the checkpoint.
+    """
+    expect_stage(made, "float")
+    network, example = task.bare(made), task.example(made.imgsz)
+    prepare(network, example)
+    record = trace(network, example)
+    pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
+    quantize(network, record, channel_maxima(network, record, pictures), T)
+    task.spike(network, made, initial=0.0)
+    return spiking_checkpoint(replace(made, T=T), network, origin)
+
+
+def layer_wise(
+    task: Task,
+    made: Checkpoint,
+    network: nn.Module,
+    samples: Sequence,
+    plan: Plan,
+    report: Callable[[LayerReport, int, int], None] | None = None,
+    teacher: Checkpoint | None = None,
+) -> list[LayerReport]:
+    """Stage II, layer by layer (eq 16-21), in place.
+
+    Args:
+        task: Of the network.
+        made: Stage-I checkpoint.
+        network: The spiking network made from it.
+        samples: Training samples.
+        plan: How much is done.
+        report: Called after each layer.
+        teacher: Whose activations are the targets, in place of `made`: the float checkpoint.
+
+    Raises:
+        DataError: Too few samples to fit to some and judge by others.
+    """
+    chosen = task.pick(samples, plan.pictures + plan.held, plan.seed)
+    if len(chosen) < 2:
+        raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
+    size = min(plan.batch, plan.pictures, len(chosen) // 2)
+    pictures = [
+        batch.contiguous(memory_format=torch.channels_last)
+        for batch in task.pictures(chosen, made, size)
+        if len(batch) == size
+    ]
+    held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
+    held = min(held, len(pictures) - 1)
+    target = task.bare(teacher or made)
+    if teacher is not None:
+        prepare(target, task.example(made.imgsz))
+    target.to(memory_format=torch.channels_last)
+    return calibrate(
+        target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
+    )
+
+
+def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module) -> None:
+    """Refuse pictures of the end-to-end pass that a spiking network cannot take.
+
+    Raises:
+        UsageError: Larger than the network's, not a multiple of the task's stride, or smaller
+            where each neuron has an initial potential of its own.
+    """
+    size = plan.end_grow_from
+    if size in (None, made.imgsz):
+        return
+    if size % task.stride or size > made.imgsz:
+        raise UsageError(
+            f"the end-to-end pass was told to grow from {size} pixels; expected a multiple of "
+            f"{task.stride}, {made.imgsz} at most"
+        )
+    single = plan.layers.per_neuron or any(
+        tensor.ndim == 3
+        for name, tensor in network.state_dict().items()
+        if name.endswith("initial")
+    )
+    if single:
+        raise UsageError(
+            f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
+            f"the end-to-end pass was told to grow from {size}"
+        )
+
+
+def end_to_end(
+    task: Task,
+    made: Checkpoint,
+    network: nn.Module,
+    samples: Sequence,
+    plan: Plan,
+    teacher: Checkpoint | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Distil a teacher into the spiking network, whole, in place.
+
+    Args:
+        task: Of the network.
+        made: Stage-I checkpoint that the spiking network was made from.
+        network: The calibrated spiking network.
+        samples: Training samples, which are augmented.
+        plan: How much is done.
+        teacher: Float checkpoint; the stage-I network teaches when None.
+        on_step: Called with the step and its loss.
+
+    Raises:
+        UsageError: As `expect_end_size`.
+    """
+    expect_end_size(task, made, plan, network)
+    guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
+    spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        pictures = batch["img"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = guide(pictures)
+            found = spiking(pictures)
+        return task.loss(network, as_float(found), as_float(wanted), batch, plan.truth)
+
+    batches = task.augmented(samples, made, plan.end_batch, plan.seed)
+    distill(
+        spiking,
+        _growing(task, batches, made.imgsz, plan),
+        loss,
+        steps=plan.end_to_end,
+        rate=plan.end_rate,
+        on_step=on_step,
+    )
+
+
+def _growing(
+    task: Task, batches: Iterator[dict[str, Any]], side: int, plan: Plan
+) -> Iterator[dict[str, Any]]:
+    """Batches with the pictures at the side that `plan` wants at each step."""
+    first = plan.end_grow_from or side
+    for step, batch in enumerate(batches):
+        now = growing_side(first, side, step / plan.end_to_end, task.stride)
+        yield {**batch, "img": resized(batch["img"], now)}
