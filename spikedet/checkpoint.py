@@ -133,6 +133,13 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def fingerprint(network: nn.Module) -> str:
+    """Twelve hexadecimal digits that tell the tensors of a network from those of another."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
 def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of a checkpoint, tensors not copied."""
     return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}

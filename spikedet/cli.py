@@ -138,7 +138,7 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
         arguments: The parser.
         stage_one: The defaults that are shown are those of stage I.
     """
-    arguments.add_argument("--resume", action="store_true", help="go on from the last epoch")
+    arguments.add_argument("--resume", action="store_true", help="go on after a kill")
     for name, kinds in _fields().items():
         usual = {task: _usual(task, name, stage_one) for task in kinds}
         values = set(map(str, usual.values()))

@@ -6,14 +6,16 @@ calibration are the baselines.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikedet.checkpoint import Checkpoint
+from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate
 from spikedet.conversion.distill import distill
@@ -21,7 +23,8 @@ from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
 from spikedet.conversion.trace import trace
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.files import write_atomic
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
 from spikedet.training import growing_side, resized
 
@@ -172,6 +175,7 @@ def end_to_end(
     samples: Sequence,
     plan: Plan,
     teacher: Checkpoint | None = None,
+    state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Distil a teacher into the spiking network, whole, in place.
@@ -183,10 +187,14 @@ def end_to_end(
         samples: Training samples, which are augmented.
         plan: How much is done.
         teacher: Float checkpoint; the stage-I network teaches when None.
+        state: File that the pass can be taken up from, written after every `distill.ROUND` steps.
+            Where it is there already the pass goes on from it, and ends as if it had not been
+            interrupted.
         on_step: Called with the step and its loss.
 
     Raises:
         UsageError: As `expect_end_size`.
+        TrainingError: The state is damaged, or of another pass.
     """
     expect_end_size(task, made, plan, network)
     guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
@@ -200,22 +208,47 @@ def end_to_end(
             found = spiking(pictures)
         return task.loss(network, as_float(found), as_float(wanted), batch, plan.truth)
 
-    batches = task.augmented(samples, made, plan.end_batch, plan.seed)
+    def batches(first: int) -> Iterator[dict[str, Any]]:
+        seed = (plan.seed << 32) + first
+        torch.manual_seed(seed)  # of augmentation that draws in this process
+        for step, batch in enumerate(task.augmented(samples, made, plan.end_batch, seed), first):
+            start = plan.end_grow_from or made.imgsz
+            side = growing_side(start, made.imgsz, step / plan.end_to_end, task.stride)
+            yield {**batch, "img": resized(batch["img"], side)}
+
+    about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
+    about["begun with"] = fingerprint(network)
+
+    def write(reached: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save({**reached, "about": about}, buffer)
+        write_atomic(state, buffer.getvalue())
+
     distill(
         spiking,
-        _growing(task, batches, made.imgsz, plan),
+        batches,
         loss,
         steps=plan.end_to_end,
         rate=plan.end_rate,
+        state=_reached(state, about),
         on_step=on_step,
+        on_round=write if state else None,
     )
 
 
-def _growing(
-    task: Task, batches: Iterator[dict[str, Any]], side: int, plan: Plan
-) -> Iterator[dict[str, Any]]:
-    """Batches with the pictures at the side that `plan` wants at each step."""
-    first = plan.end_grow_from or side
-    for step, batch in enumerate(batches):
-        now = growing_side(first, side, step / plan.end_to_end, task.stride)
-        yield {**batch, "img": resized(batch["img"], now)}
+def _reached(state: Path | None, about: dict[str, Any]) -> dict[str, Any] | None:
+    """What the file of an interrupted end-to-end pass holds, None without one.
+
+    Raises:
+        TrainingError: Damaged, or of a pass with other settings.
+    """
+    if state is None or not state.is_file():
+        return None
+    try:
+        reached = torch.load(state, map_location="cpu", weights_only=True)
+        held = reached["about"]
+    except Exception as error:
+        raise TrainingError(f"{state}: damaged side-car ({error})") from None
+    if held != about:
+        raise TrainingError(f"{state} holds an end-to-end pass with {held}; this one has {about}")
+    return reached

@@ -1,10 +1,12 @@
 """Stage II on a small network that was trained for a moment."""
 
 import copy
+from itertools import cycle
 
 import pytest
 import torch
 
+from spikedet.conversion import distill as distillation
 from spikedet.conversion.calibrate import Options, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
@@ -122,20 +124,40 @@ def test_distillation_lowers_the_output_error(stages, batches):
     before = output_error(quantised, spiking, batches[24:])
     network = SpikingNetwork(spiking, T)
 
-    def endless():
-        while True:
-            yield from batches[:20]
-
     def loss(batch):
         with torch.no_grad():
             wanted = quantised(batch)
         return (network(batch) - wanted).square().mean()
 
-    distill(network, endless(), loss, steps=80, rate=5e-3, warmup=5)
+    distill(network, lambda first: cycle(batches[:20]), loss, steps=80, rate=5e-3, warmup=5)
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
     weights = next(m for m in spiking.modules() if isinstance(m, Readout)).log_weights
     assert weights.shape == (T,) and weights.std() > 0.01  # steps no longer count alike
+
+
+def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monkeypatch):
+    monkeypatch.setattr(distillation, "ROUND", 3)
+    _, spiking = stages
+    states, others = [], []
+
+    def run(network, state=None, on_round=None):
+        timed = SpikingNetwork(network, T)
+
+        def loss(batch):
+            return (timed(batch) - 1).square().mean()
+
+        options = {"steps": 8, "rate": 5e-3, "state": state, "on_round": on_round}
+        distill(timed, lambda first: iter(batches[first:]), loss, warmup=2, **options)
+        return network.state_dict()
+
+    start = copy.deepcopy(spiking)
+    whole = run(spiking, on_round=lambda state: states.append(copy.deepcopy(state)))
+    assert [state["step"] for state in states] == [3, 6, 8]
+    again = run(copy.deepcopy(start), states[0], others.append)
+    assert [state["step"] for state in others] == [6, 8]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert any(not torch.equal(states[0]["network"][name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("options", [{"fine": False}, {}], ids=str)

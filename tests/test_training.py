@@ -12,6 +12,7 @@ import torch
 from test_data import add, annotation
 
 from spikedet import checkpoint, stage_one
+from spikedet.conversion import distill as distillation
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
@@ -248,6 +249,52 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
     assert after.origin["end_to_end"] and "tuning_AP" in after.origin
+
+
+def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, capsys):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    monkeypatch.setattr(distillation, "ROUND", 1)
+    converted(stages_done, devkit, "copy")
+    floating, out = stages_done / "float.safetensors", stages_done / "killed.safetensors"
+
+    def calibrated(*words):
+        given = ["--weights", stages_done / "copy.safetensors", "--teacher", floating, "--data",
+                 devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt",
+                 "--end-to-end", 3, *words]  # fmt: skip
+        calibrate.main(calibrate.arguments().parse_args([*map(str, given)]))
+
+    def trained(path):
+        rejected = path.with_suffix(".last.safetensors")
+        return checkpoint.load(rejected if rejected.exists() else path).tensors
+
+    with pytest.raises(TrainingError, match="no end-to-end pass to resume here"):
+        calibrated("--out", out, "--resume")
+    steps = []
+
+    def killed(self, count):
+        steps.append(count)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tqdm.tqdm.update", killed)
+        calibrated("--out", out)
+    state = out.with_suffix(".state.pt")
+    assert torch.load(state, weights_only=True)["step"] == 2
+    with pytest.raises(TrainingError, match="a killed run; add --resume, or choose another --out"):
+        calibrated("--out", out)
+    with pytest.raises(TrainingError, match="holds an end-to-end pass with .*'seed': 0"):
+        calibrated("--out", out, "--resume", "--seed", 1)
+    damaged, kept = state.read_bytes()[:100], state.read_bytes()
+    state.write_bytes(damaged)
+    with pytest.raises(TrainingError, match="damaged side-car"):
+        calibrated("--out", out, "--resume")
+    state.write_bytes(kept)
+    calibrated("--out", out, "--resume")
+    assert not state.exists()
+    calibrated("--out", stages_done / "whole.safetensors")
+    resumed, whole = trained(out), trained(stages_done / "whole.safetensors")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch):

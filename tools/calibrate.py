@@ -6,7 +6,8 @@
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
 outputs of the float network (--teacher; of the stage-I network without), which is kept if AP, or a
-classifier's accuracy, on the tuning pictures rises.
+classifier's accuracy, on the tuning pictures rises. Until then the layer-wise result is in --out,
+and what the pass has reached in a file beside it (.state.pt): after a kill --resume goes on there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
 OPTIONS += ("end_rate", "end_batch", "end_grow_from")
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from spikedet.checkpoint import Checkpoint
     from spikedet.stage_two import Plan
     from spikedet.task import Task
@@ -96,6 +99,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher", type=Path, help="float checkpoint that the end-to-end pass distils"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the end-to-end pass of a killed run"
+    )
     cli.add_data_arguments(parser)
     add_arguments(parser)
     return parser
@@ -113,15 +119,13 @@ def calibrate(
 ) -> None:
     """Stage II of a stage-I checkpoint with the options of `add_arguments`; writes `args.out`.
 
-    Of the method counts how neurons start and whether biases are corrected.
+    Of the method counts how neurons start and whether biases are corrected. With `args.resume` an
+    end-to-end pass that was interrupted goes on; where there is none stage II is done anew.
     """
-    import copy
-
     import torch
-    from tqdm import tqdm
 
-    from spikedet import stage_two
-    from spikedet.checkpoint import save
+    from spikedet import checkpoint, stage_two
+    from spikedet.errors import TrainingError
     from spikedet.task import spiking_checkpoint
 
     if args.pooling:
@@ -129,68 +133,124 @@ def calibrate(
     planned = plan(args, task.name)
     planned.layers.bias = method.bias
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
-    network = (
-        task.bare(made) if goes_on else stage_two.copied(task, made, method.initial, method.shift)
-    )
-    stage_two.expect_end_size(task, made, planned, network)
-    network.to(memory_format=torch.channels_last)
     start = time.time()
-    layers = planned.layers
-    if (layers.coarse or layers.fine or layers.bias) and not goes_on:
-        with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
-
-            def report(layer, index, count):
-                bar.total = count
-                bar.update()
-                bar.write(
-                    f"{layer.name:24} error {layer.before:.5f} -> coarse {layer.coarse:.5f} "
-                    f"-> fine {layer.after:.5f}"
-                )
-
+    state = args.out.with_suffix(".state.pt")
+    if state.is_file():
+        if not args.resume:
+            raise TrainingError(f"{state}: a killed run; add --resume, or choose another --out")
+        calibrated = checkpoint.load(args.out)
+        if calibrated.origin.get("parent") != origin["parent"]:
+            raise TrainingError(f"{state}: a run from other weights; choose another --out")
+        network, origin = task.bare(calibrated), calibrated.origin
+        stage_two.expect_end_size(task, made, planned, network)
+    else:
+        if goes_on:
+            network = task.bare(made)
+        else:
+            network = stage_two.copied(task, made, method.initial, method.shift)
+        stage_two.expect_end_size(task, made, planned, network)
+        network.to(memory_format=torch.channels_last)
+        layers = planned.layers
+        if (layers.coarse or layers.fine or layers.bias) and not goes_on:
             targets = teacher if layers.bias else None
-            reports = stage_two.layer_wise(task, made, network, train, planned, report, targets)
-        # a layer without error, as the first one with its constant input, has nothing to gain
-        gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
-        gain = sum(gains) / max(1, len(gains))
-        print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
-        origin = {**origin, "layer_wise_gain": gain}
-    save(spiking_checkpoint(made, network, {**origin, "end_to_end": goes_on}), args.out)
+            origin = {
+                **origin,
+                "layer_wise_gain": layer_wise(task, made, network, train, planned, targets),
+            }
+        origin = {**origin, "end_to_end": goes_on}
+        checkpoint.save(spiking_checkpoint(made, network, origin), args.out)
+    network.to(memory_format=torch.channels_last)
+    if planned.end_to_end:
+        end_to_end(task, made, network, train, tune, planned, args.out, state, origin, teacher)
+    print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
+
+
+def layer_wise(
+    task: Task,
+    made: Checkpoint,
+    network: nn.Module,
+    train: Sequence,
+    planned: Plan,
+    teacher: Checkpoint | None,
+) -> float:
+    """The layer-wise pass, in place; returns by which part the error of a layer fell on average."""
+    from tqdm import tqdm
+
+    from spikedet import stage_two
+
+    with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
+
+        def report(layer, index, count):
+            bar.total = count
+            bar.update()
+            bar.write(
+                f"{layer.name:24} error {layer.before:.5f} -> coarse {layer.coarse:.5f} "
+                f"-> fine {layer.after:.5f}"
+            )
+
+        reports = stage_two.layer_wise(task, made, network, train, planned, report, teacher)
+    # a layer without error, as the first one with its constant input, has nothing to gain
+    gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
+    gain = sum(gains) / max(1, len(gains))
+    print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
+    return gain
+
+
+def end_to_end(
+    task: Task,
+    made: Checkpoint,
+    network: nn.Module,
+    train: Sequence,
+    tune: Sequence,
+    planned: Plan,
+    out: Path,
+    state: Path,
+    origin: dict[str, Any],
+    teacher: Checkpoint | None,
+) -> None:
+    """The end-to-end pass; `out` is replaced if it wins on the tuning samples."""
+    import copy
+
+    from tqdm import tqdm
+
+    from spikedet import stage_two
+    from spikedet.checkpoint import save
+    from spikedet.task import spiking_checkpoint
 
     def tuning_score() -> float:
         runner = task.restore(spiking_checkpoint(made, network, {}))
         return task.measure(runner, tune)[0][task.score]
 
-    if planned.end_to_end:
-        before = tuning_score()
-        print(f"{task.score} on {len(tune)} tuning pictures, T={made.T}: {before:.4f}")
-        kept = copy.deepcopy(network)
-        with tqdm(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
+    before = tuning_score()
+    print(f"{task.score} on {len(tune)} tuning pictures, T={made.T}: {before:.4f}")
+    kept = copy.deepcopy(network)
+    with tqdm(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
-            def on_step(step, loss):
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update()
+        def on_step(step, loss):
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step + 1 - bar.n)
 
-            stage_two.end_to_end(task, made, network, train, planned, teacher, on_step)
-        after = tuning_score()
-        wins, score = after > before, f"tuning_{task.score}"
-        path = args.out if wins else args.out.with_suffix(".last.safetensors")
-        print(f"end to end {after:.4f}: {'kept' if wins else f'not kept, but written to {path}'}")
-        trained = {**origin, score: after, "end_to_end": True}
-        save(spiking_checkpoint(made, network, trained), path)
-        if not wins:
-            untrained = {**origin, score: before, "end_to_end": goes_on}
-            save(spiking_checkpoint(made, kept, untrained), args.out)
-    print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
+        stage_two.end_to_end(task, made, network, train, planned, teacher, state, on_step)
+    after = tuning_score()
+    wins, score = after > before, f"tuning_{task.score}"
+    path = out if wins else out.with_suffix(".last.safetensors")
+    print(f"end to end {after:.4f}: {'kept' if wins else f'not kept, but written to {path}'}")
+    save(spiking_checkpoint(made, network, {**origin, score: after, "end_to_end": True}), path)
+    if not wins:
+        save(spiking_checkpoint(made, kept, {**origin, score: before}), out)
+    state.unlink(missing_ok=True)
 
 
 def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, tasks
-    from spikedet.errors import UsageError
+    from spikedet.errors import TrainingError, UsageError
     from spikedet.task import expect_stage
 
     cli.expect_one_process()
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
+    if args.resume and not args.out.with_suffix(".state.pt").is_file():
+        raise TrainingError(f"{args.out}: no end-to-end pass to resume here; run without --resume")
     if made.stage == "snn" and args.teacher is None:
         raise UsageError(f"{args.weights}: to go on with spiking weights, name their --teacher")
     made.T = args.T or made.T

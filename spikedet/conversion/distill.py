@@ -7,6 +7,7 @@ before conversion, closes much of what is left. Beyond the paper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,31 +17,44 @@ from torch import Tensor
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.neurons.layers import Readout
 
+ROUND = 100  # steps after which a pass can be taken up again
+
 
 def distill(
     spiking: SpikingNetwork,
-    batches: Iterator[Any],
+    batches: Callable[[int], Iterator[Any]],
     loss: Callable[[Any], Tensor],
     *,
     steps: int,
     rate: float,
     warmup: int = 20,
+    state: dict[str, Any] | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
     In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
-    weights at `rate`), linear warm-up, cosine decay to zero.
+    weights at `rate`), linear warm-up, cosine decay to zero. Where `batches` gives a round the same
+    batches again, a pass that was taken up ends with the weights of one that was not interrupted.
 
     Args:
         spiking: The network.
-        batches: Endless batches, of whatever `loss` takes.
+        batches: Called with the first step of each round of `ROUND` steps; gives its batches, of
+            whatever `loss` takes.
         loss: Runs the network on a batch and returns a scalar.
         steps: Steps.
         rate: Relative learning rate at its peak.
         warmup: Steps of warm-up.
+        state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
+        on_round: Called after each round with what the pass can be taken up from: `step`, the steps
+            done, and the states of `network` and `optimizer`.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: The state is of another network.
     """
+    network = spiking.network
     for module in spiking.modules():
         if isinstance(module, Readout) and module.log_weights is None:
             module.weigh_steps(spiking.T)
@@ -49,28 +63,37 @@ def distill(
         parameter.requires_grad_(True)
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
         relative = name.endswith("log_weights")
-        groups.append({"params": [parameter], "lr": rate * (1.0 if relative else size)})
+        groups.append({"params": [parameter], "peak": rate * (1.0 if relative else size)})
     optimiser = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_cosine(steps, warmup))
+    begun = 0
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimizer"])
+        begun = state["step"]
     try:
-        for step in range(steps):
-            value = loss(next(batches))
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            schedule.step()
-            if on_step is not None:
-                on_step(step, value.item())
+        for first in range(begun, steps, ROUND):
+            now = batches(first)
+            last = min(first + ROUND, steps)
+            for step in range(first, last):
+                for group in optimiser.param_groups:
+                    group["lr"] = group["peak"] * _warm_cosine(step, steps, warmup)
+                value = loss(next(now))
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                if on_step is not None:
+                    on_step(step, value.item())
+            if on_round is not None:
+                states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
+                on_round({"step": last, **states})
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
 
-def _warm_cosine(steps: int, warmup: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        part = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(part * torch.pi))))
-
-    return factor
+def _warm_cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning rate of a step as a part of its peak."""
+    if step < warmup:
+        return (step + 1) / warmup
+    part = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(part * math.pi))
