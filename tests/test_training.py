@@ -290,6 +290,8 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     with pytest.raises(TrainingError, match="damaged side-car"):
         calibrated("--out", out, "--resume")
     state.write_bytes(kept)
+    with pytest.raises(TrainingError, match="a run from other weights; choose another --out"):
+        calibrated("--out", out, "--resume", "--weights", stages_done / "qc.safetensors")
     calibrated("--out", out, "--resume")
     assert not state.exists()
     calibrated("--out", stages_done / "whole.safetensors")

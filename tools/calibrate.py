@@ -135,31 +135,28 @@ def calibrate(
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
     start = time.time()
     state = args.out.with_suffix(".state.pt")
-    if state.is_file():
+    resumed = state.is_file()
+    if resumed:
         if not args.resume:
             raise TrainingError(f"{state}: a killed run; add --resume, or choose another --out")
         calibrated = checkpoint.load(args.out)
         if calibrated.origin.get("parent") != origin["parent"]:
             raise TrainingError(f"{state}: a run from other weights; choose another --out")
         network, origin = task.bare(calibrated), calibrated.origin
-        stage_two.expect_end_size(task, made, planned, network)
+    elif goes_on:
+        network = task.bare(made)
     else:
-        if goes_on:
-            network = task.bare(made)
-        else:
-            network = stage_two.copied(task, made, method.initial, method.shift)
-        stage_two.expect_end_size(task, made, planned, network)
-        network.to(memory_format=torch.channels_last)
+        network = stage_two.copied(task, made, method.initial, method.shift)
+    stage_two.expect_end_size(task, made, planned, network)
+    network.to(memory_format=torch.channels_last)
+    if not resumed:
         layers = planned.layers
         if (layers.coarse or layers.fine or layers.bias) and not goes_on:
             targets = teacher if layers.bias else None
-            origin = {
-                **origin,
-                "layer_wise_gain": layer_wise(task, made, network, train, planned, targets),
-            }
+            gain = layer_wise(task, made, network, train, planned, targets)
+            origin = {**origin, "layer_wise_gain": gain}
         origin = {**origin, "end_to_end": goes_on}
         checkpoint.save(spiking_checkpoint(made, network, origin), args.out)
-    network.to(memory_format=torch.channels_last)
     if planned.end_to_end:
         end_to_end(task, made, network, train, tune, planned, args.out, state, origin, teacher)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
