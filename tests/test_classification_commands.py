@@ -89,6 +89,24 @@ def test_every_stage_says_what_it_is_and_where_it_came_from(made):
     assert "tuning_top1" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
 
 
+def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
+    words = ["--model", made / "toy.yaml", "--data", made / "data", *TRAINING, "--imgsz", 16]
+    words += ["--pretrained", weights(made, "float"), "--rate", 0.001, "--epochs", 3]
+    teacher = checkpoint.load(weights(made, "float"))
+    teacher.tensors["fc.bias"] += torch.tensor([6.0, 0.0, 0.0])  # not what the labels say
+    checkpoint.save(teacher, tmp_path / "teacher.safetensors")
+    drawn = {}
+    for weight in (0, 50):
+        guide = ["--teacher", tmp_path / "teacher.safetensors", "--distill", weight]
+        out = tmp_path / str(weight)
+        assert command(monkeypatch, "train", *words, *guide, "--out", out) == 0
+        bias = checkpoint.load(out / "last.safetensors").tensors["fc.bias"]
+        drawn[weight] = (bias[0] - bias[1:].mean()).item()
+    assert drawn[50] > drawn[0] + 0.05
+    guide = ["--teacher", weights(made, "qc"), "--out", tmp_path / "other"]
+    assert command(monkeypatch, "train", *words, *guide) == WeightsError.exit_code
+
+
 @pytest.mark.parametrize("method", [*METHODS, "spiking-yolo"])
 def test_every_method_converts(made, tmp_path, monkeypatch, method):
     out = tmp_path / "out.safetensors"

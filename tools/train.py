@@ -43,6 +43,10 @@ def arguments() -> argparse.ArgumentParser:
         help="start from these layers: a backbone (tools/pretrain.py) or a float network of the "
         "same description",
     )
+    parser.add_argument(
+        "--teacher", type=Path, help="float network of the same classes to distil from as well"
+    )
+    parser.add_argument("--distill", type=float, default=1.0, help="weight of --teacher's outputs")
     cli.add_training_arguments(parser)
     return parser
 
@@ -51,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from spikedet import tasks
-    from spikedet.checkpoint import Checkpoint, load_plain_into, save
+    from spikedet.checkpoint import Checkpoint, load, load_plain_into, save
 
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
@@ -65,12 +69,14 @@ def main(args: argparse.Namespace) -> None:
         load_plain_into(network, args.pretrained)
     origin = {"command": cli.command_line(), "pictures": len(train)}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    teacher = task.teacher(made, load(args.teacher)) if args.teacher else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:
         made.tensors = trained.state_dict()
         save(made, path)
 
-    task.fit(network, train, tune, made, args.out, settings, write, args.resume)
+    guide = (teacher, args.distill)
+    task.fit(network, train, tune, made, args.out, settings, write, args.resume, *guide)
 
 
 if __name__ == "__main__":
