@@ -279,7 +279,8 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("tqdm.tqdm.update", killed)
         calibrated("--out", out)
-    state = out.with_suffix(".state.pt")
+    state, begun = (out.with_suffix(ending) for ending in (".state.pt", ".layers.safetensors"))
+    assert begun.exists() and not out.exists()
     assert torch.load(state, weights_only=True)["step"] == 2
     with pytest.raises(TrainingError, match="a killed run; add --resume, or choose another --out"):
         calibrated("--out", out)
@@ -293,7 +294,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     with pytest.raises(TrainingError, match="a run from other weights; choose another --out"):
         calibrated("--out", out, "--resume", "--weights", stages_done / "qc.safetensors")
     calibrated("--out", out, "--resume")
-    assert not state.exists()
+    assert out.exists() and not state.exists() and not begun.exists()
     calibrated("--out", stages_done / "whole.safetensors")
     resumed, whole = trained(out), trained(stages_done / "whole.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -6,8 +6,8 @@
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
 outputs of the float network (--teacher; of the stage-I network without), which is kept if AP, or a
-classifier's accuracy, on the tuning pictures rises. Until then the layer-wise result is in --out,
-and what the pass has reached in a file beside it (.state.pt): after a kill --resume goes on there.
+classifier's accuracy, on the tuning pictures rises. Until then the layer-wise result and what the
+pass has reached stand beside --out (.layers.safetensors, .state.pt): --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ def calibrate(
     planned.layers.bias = method.bias
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
     start = time.time()
-    state = args.out.with_suffix(".state.pt")
-    resumed = state.is_file()
+    begun = begun_with(args.out)
+    resumed = begun.is_file()
     if resumed:
         if not args.resume:
-            raise TrainingError(f"{state}: a killed run; add --resume, or choose another --out")
-        calibrated = checkpoint.load(args.out)
+            raise TrainingError(f"{begun}: a killed run; add --resume, or choose another --out")
+        calibrated = checkpoint.load(begun)
         if calibrated.origin.get("parent") != origin["parent"]:
-            raise TrainingError(f"{state}: a run from other weights; choose another --out")
+            raise TrainingError(f"{begun}: a run from other weights; choose another --out")
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
@@ -156,10 +156,16 @@ def calibrate(
             gain = layer_wise(task, made, network, train, planned, targets)
             origin = {**origin, "layer_wise_gain": gain}
         origin = {**origin, "end_to_end": goes_on}
-        checkpoint.save(spiking_checkpoint(made, network, origin), args.out)
+        target = begun if planned.end_to_end else args.out
+        checkpoint.save(spiking_checkpoint(made, network, origin), target)
     if planned.end_to_end:
-        end_to_end(task, made, network, train, tune, planned, args.out, state, origin, teacher)
+        end_to_end(task, made, network, train, tune, planned, args.out, origin, teacher)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
+
+
+def begun_with(out: Path) -> Path:
+    """Where the network before the end-to-end pass stands until that is over."""
+    return out.with_suffix(".layers.safetensors")
 
 
 def layer_wise(
@@ -201,11 +207,10 @@ def end_to_end(
     tune: Sequence,
     planned: Plan,
     out: Path,
-    state: Path,
     origin: dict[str, Any],
     teacher: Checkpoint | None,
 ) -> None:
-    """The end-to-end pass; `out` is replaced if it wins on the tuning samples."""
+    """The end-to-end pass; writes what does better on the tuning samples to `out`."""
     import copy
 
     from tqdm import tqdm
@@ -227,6 +232,7 @@ def end_to_end(
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(step + 1 - bar.n)
 
+        state = out.with_suffix(".state.pt")
         stage_two.end_to_end(task, made, network, train, planned, teacher, state, on_step)
     after = tuning_score()
     wins, score = after > before, f"tuning_{task.score}"
@@ -235,7 +241,8 @@ def end_to_end(
     save(spiking_checkpoint(made, network, {**origin, score: after, "end_to_end": True}), path)
     if not wins:
         save(spiking_checkpoint(made, kept, {**origin, score: before}), out)
-    state.unlink(missing_ok=True)
+    for path in (state, begun_with(out)):
+        path.unlink(missing_ok=True)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -246,7 +253,7 @@ def main(args: argparse.Namespace) -> None:
     cli.expect_one_process()
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
-    if args.resume and not args.out.with_suffix(".state.pt").is_file():
+    if args.resume and not begun_with(args.out).is_file():
         raise TrainingError(f"{args.out}: no end-to-end pass to resume here; run without --resume")
     if made.stage == "snn" and args.teacher is None:
         raise UsageError(f"{args.weights}: to go on with spiking weights, name their --teacher")

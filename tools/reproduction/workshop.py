@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet.errors import SpikedetError
+from tools.calibrate import begun_with
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +132,7 @@ class Workshop:
         else:
             words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
             words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
+        words += ["--resume"] if begun_with(path).is_file() else []
         self.run("convert", *words, *self.training(), "--out", path)
         return path
 
