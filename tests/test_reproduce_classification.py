@@ -15,6 +15,7 @@ from spikedet.classification.models import build
 from spikedet.errors import DataError, UsageError
 from tools import reproduce
 from tools.reproduction import classification
+from tools.calibrate import begun_with
 from tools.reproduction.workshop import Cell, Workshop
 
 NAMES = tuple("abcdefghij")
@@ -269,6 +270,19 @@ def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypa
     assert "--T 4 --qcfs" in text
     assert convert[convert.index("--stage1") + 1].parent.name == "qcfs-L4"
     assert convert[convert.index("--T") + 1] == 8
+
+
+def test_an_end_to_end_pass_that_was_killed_goes_on(place, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(Workshop, "stage_one", lambda self, T: f"stage1-T{T}")
+    args = parsed(place, tmp_path, "table2")
+    shop = Workshop(args, tmp_path, args.model[0], "classification", args.data)
+    path = shop.weights(Cell("two-stage", 8, None, 256))
+    begun_with(path).parent.mkdir()
+    begun_with(path).touch()
+    shop.weights(Cell("two-stage", 8, None, 256))
+    assert ["--resume" in words for words in commands] == [False, True]
 
 
 @pytest.mark.parametrize(
