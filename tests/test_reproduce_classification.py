@@ -14,8 +14,8 @@ from spikedet.classification import published
 from spikedet.classification.models import build
 from spikedet.errors import DataError, UsageError
 from tools import reproduce
-from tools.reproduction import classification
 from tools.calibrate import begun_with
+from tools.reproduction import classification
 from tools.reproduction.workshop import Cell, Workshop
 
 NAMES = tuple("abcdefghij")
