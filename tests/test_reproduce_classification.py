@@ -15,7 +15,7 @@ from spikedet.classification.models import build
 from spikedet.errors import DataError, UsageError
 from tools import reproduce
 from tools.calibrate import begun_with
-from tools.reproduction import classification
+from tools.reproduction import classification, tables
 from tools.reproduction.workshop import Cell, Workshop
 
 NAMES = tuple("abcdefghij")
@@ -97,16 +97,16 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
 
 
 def network(name, dataset="CIFAR-10", leaky=False):
-    return classification.Network(name, dataset, leaky, shop=None)
+    return tables.Network(name, dataset, leaky, shop=None)
 
 
 def asked(name, networks, *words):
     """(method, network, T, pictures) of what a table would measure, without the float network."""
     args = reproduce.arguments().parse_args([name, "--data", "d", *map(str, words)])
     found = set()
-    for line in classification.planned(classification.TABLES[name], networks):
+    for line in tables.planned(tables.TABLES[name], networks):
         for T in line.steps:
-            cell = classification.wanted(args, line, T)
+            cell = tables.wanted(args, line, T)
             if cell:
                 found.add((cell.method, line.network.name, T, cell.pictures))
     return found
@@ -121,7 +121,7 @@ def test_published_rows_are_run_with_the_network_and_data_set_they_are_of():
     assert asked("table4", wide) == set()  # no ImageNet
     assert asked("table9", wide) == set()  # not leaky
     assert asked("table2", [network("resnet18", leaky=True)]) == set()
-    table = classification.planned(classification.TABLES["table2"], wide)
+    table = tables.planned(tables.TABLES["table2"], wide)
     hundred = [line for line in table if line.row.dataset == "CIFAR-100"]
     assert hundred and all(line.network is None for line in hundred)
 
@@ -143,9 +143,9 @@ def test_calibration_pictures_and_the_ablation():
     assert asked("table6", [network("resnet20")], "--T", 4) == {
         ("two-stage", "resnet20", 4, pictures) for pictures in counts
     }
-    line = classification.planned(classification.TABLES["table6"], [network("resnet18")])[0]
+    line = tables.planned(tables.TABLES["table6"], [network("resnet18")])[0]
     args = reproduce.arguments().parse_args(["table6", "--data", "d"])
-    assert classification.wanted(args, line, 2).end_to_end is False
+    assert tables.wanted(args, line, 2).end_to_end is False
     ablation = {method for method, *_ in asked("figure7", [network("resnet20")])}
     assert ablation == {"copy", "stage1", "stage2", "stage1-coarse", "stage1-fine", "two-stage"}
     leaky = asked("table9", [network("vgg16", leaky=True)], "--methods", "copy")
@@ -153,7 +153,7 @@ def test_calibration_pictures_and_the_ablation():
 
 
 def test_a_method_that_the_tools_have_not_is_not_run(monkeypatch):
-    monkeypatch.delitem(classification.METHODS, "stage2")
+    monkeypatch.delitem(tables.METHODS, "stage2")
     methods = {method for method, *_ in asked("table9", [network("vgg16", leaky=True)])}
     assert methods == {"copy", "stage1", "two-stage"}
 

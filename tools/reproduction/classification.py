@@ -3,138 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spikedet.classification import published
-from spikedet.classification.published import NOT_PRINTED, Row
+from spikedet.classification.published import NOT_PRINTED
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
-from spikedet.methods import METHODS
 from spikedet.tasks import SETTINGS
+from tools.reproduction.tables import COSTS, OURS, TABLES, Line, Network, planned, wanted
 from tools.reproduction.workshop import Cell, Workshop
 
-OURS = {  # what tools/convert.py calls the paper's methods
-    "RMP": "rmp",
-    "OPT": "opt",
-    "CAP": "cap",
-    "OPI": "opi",
-    "QCFS": "qcfs",
-    "Ours": "two-stage",
-    "Baseline": "copy",
-    "Stage-I": "stage1",
-    "Stage-II": "stage2",
-    "Stage-I + Stage-II": "two-stage",
-    "Stage-I + CC": "stage1-coarse",
-    "Stage-I + FC": "stage1-fine",
-    "QC-ANN": "quantised",  # the stage-I network itself, the ceiling of stage II
-}
-COMPARED = ("RMP", "OPT", "CAP", "OPI", "QCFS", "QC-ANN", "Ours")
-STAGES = ("Baseline", "Stage-I", "Stage-II", "Stage-I + Stage-II")
-ABLATED = (*STAGES, "Stage-I + CC", "Stage-I + FC")
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
 UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
 UNITS |= {"ratio": "energy ratio, %, paper's accounting"}
 UNITS |= {"energy_ours": "energy, uJ, ours", "ratio_ours": "energy ratio, %, ours"}
-COSTS = ("gsop", "energy", "ratio", "energy_ours", "ratio_ours")
 ENERGY_PICTURES = 1024  # section VI-A
 ANALYSED_STEPS = (8,)
 ANALYSED_PICTURES = 64
 NOT_RUN = "not run"
 TORCHVISION_NAMES = {"vgg16_bn": "vgg16", "mobilenet_v2": "mobilenetv2"}
-
-
-@dataclass(frozen=True)
-class Network:
-    """A float classifier that was given.
-
-    Attributes:
-        name: As in `configs/models`, with the width where it is not 1.
-        dataset: `CIFAR-10`, `CIFAR-100`, `ImageNet`, or with how many classes it has.
-        leaky: Its activation is the leaky ReLU of table IX.
-        shop: Makes its weights and rows.
-    """
-
-    name: str
-    dataset: str
-    leaky: bool
-    shop: Workshop
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper, and what else is measured for the networks that were given.
-
-    Attributes:
-        rows: As printed.
-        steps: Columns of rows that the paper has not.
-        methods: The paper's names of methods that are measured even where it prints no row.
-        fits: Whether a network belongs in it.
-        measures: What is measured of each.
-        pictures: Numbers of calibration pictures, of table VI.
-    """
-
-    rows: Sequence[Row]
-    steps: Sequence[int]
-    methods: Sequence[str]
-    fits: Callable[[Network], bool]
-    measures: Sequence[str] = ("top1",)
-    pictures: Sequence[int | None] = (None,)
-
-
-def _plain(network: Network) -> bool:
-    return not network.leaky
-
-
-def _cifar(network: Network) -> bool:
-    return _plain(network) and network.dataset.startswith("CIFAR")
-
-
-def _imagenet(network: Network) -> bool:
-    return _plain(network) and not network.dataset.startswith("CIFAR")
-
-
-def _complex(network: Network) -> bool:
-    return _plain(network) and network.name in {row.network for row in published.TABLE_8}
-
-
-TABLES = {
-    "table2": Table(published.TABLE_2, published.STEPS_2, COMPARED, _cifar),
-    "table3": Table(
-        published.TABLE_3, published.STEPS_3, COMPARED, _plain, measures=("relative_loss",)
-    ),
-    "table4": Table(published.TABLE_4, published.STEPS_4, COMPARED, _imagenet),
-    "table5": Table(published.TABLE_5, published.STEPS_5, ("Ours",), _cifar),
-    "table6": Table(
-        published.TABLE_6,
-        published.STEPS_6,
-        ("Ours",),
-        _plain,
-        pictures=tuple(dict.fromkeys(row.pictures for row in published.TABLE_6)),
-    ),
-    "table7": Table(
-        published.TABLE_7,
-        published.STEPS_7,
-        ("OPI", "CAP", "QCFS", "Ours"),
-        _plain,
-        measures=("top1", *COSTS),
-    ),
-    "table8": Table(published.TABLE_8, published.STEPS_8, STAGES, _complex),
-    "table9": Table(published.TABLE_9, published.STEPS_9, STAGES, lambda n: n.leaky),
-    "figure7": Table((), published.STEPS_2, ABLATED, _plain),
-}
 FIGURES = ("figure4", "figure5")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of what is printed: the paper's, if there is one, and the network to measure."""
-
-    row: Row
-    steps: tuple[int, ...]
-    network: Network | None
 
 
 def make(args: argparse.Namespace, models: list[Path]) -> None:
@@ -207,52 +98,6 @@ def folders_of(args: argparse.Namespace, path: Path, names: tuple[str, ...]) -> 
             f"({', '.join(names[:3])}, ...)"
         )
     return folders
-
-
-def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
-    """The paper's rows, then those that it has not, of the given networks."""
-    fitting = {(n.dataset, n.name): n for n in networks if table.fits(n)}
-    columns: dict[tuple[str, str], set[int]] = {}
-    for row in table.rows:
-        columns.setdefault((row.dataset, row.network), set()).update(row.cells)
-    lines = []
-    for row in table.rows:
-        network = fitting.get((row.dataset, row.network))
-        measured = network is not None and can_run(OURS.get(row.method))
-        steps = columns[row.dataset, row.network] if measured else row.cells
-        lines.append(Line(row, tuple(sorted(steps)), network))
-    there = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
-    for key, network in fitting.items():
-        steps = tuple(sorted(columns.get(key, table.steps)))
-        lines += [
-            Line(Row(*key, method, NOT_PRINTED, {}, measure, pictures), steps, network)
-            for measure in table.measures
-            for method in table.methods
-            for pictures in table.pictures
-            if (*key, method, measure, pictures) not in there
-        ]
-    return lines
-
-
-def wanted(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
-    """What has to be measured of a line at T (None: of its float network), if anything."""
-    method = OURS.get(line.row.method)
-    if line.network is None or not can_run(method):
-        return None
-    if T is None:
-        return Cell("float", None, args.limit, args.pictures)
-    if (args.methods and method not in args.methods) or (args.T and T not in args.T):
-        return None
-    pictures = line.row.pictures
-    if pictures is None:
-        return Cell(method, T, args.limit, args.pictures)
-    # the end-to-end pass sees all training pictures, so that their number would mean nothing
-    return Cell(method, T, args.limit, pictures, end_to_end=False)
-
-
-def can_run(method: str | None) -> bool:
-    """Whether the tools know a method."""
-    return method in METHODS or method == "quantised"
 
 
 def value(line: Line, cell: Cell | None) -> tuple[float | None, dict[str, Any]]:
