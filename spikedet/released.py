@@ -31,6 +31,12 @@ def released(stage: str, T: int | None = None, task: str = "detection") -> Path 
     return path if path.is_file() else None
 
 
+def released_leaky() -> Path | None:
+    """The released leaky ReLU detector, a float network that Spiking-YOLO starts from, or None."""
+    path = weights_folder() / "tiny-yolo-leaky-s-float.safetensors"
+    return path if path.is_file() else None
+
+
 def all_released(task: str = "detection") -> list[Path]:
     """Released weights of all stages."""
     return sorted(weights_folder().glob(f"{NAMES[task]}-*.safetensors"))

@@ -59,7 +59,11 @@ def arguments() -> argparse.ArgumentParser:
     cli.add_data_arguments(parser)
     add("--train-split", help="pictures to convert with; those of the training tools if left out")
     add("--model", type=Path, nargs="+", help="float checkpoints; the released one if left out")
-    add("--leaky", type=Path, help="leaky ReLU float checkpoint for the Spiking-YOLO rows")
+    add(
+        "--leaky",
+        type=Path,
+        help="leaky ReLU float detector of the Spiking-YOLO rows; the released one",
+    )
     add("--out", type=Path, default=Path("results"), help="folder of results and made weights")
     add("--T", type=cli.time_steps, nargs="+", help="only these time steps")
     add("--methods", nargs="+", help="only these methods")

@@ -9,6 +9,7 @@ from typing import Any
 from spikedet.detection.published import MEASURES, TABLE_10
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
+from spikedet.released import released_leaky
 from tools.reproduction.workshop import Cell, Workshop
 
 SPLIT = "VOC2007:val"
@@ -58,6 +59,7 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
     args.split = args.split or SPLIT
     model = models[0] if models else None
+    args.leaky = args.leaky or (None if model else released_leaky())
     shop = Workshop(args, args.out, model, "detection", args.data, EPOCHS)
     if args.name == "figure8":
         steps_of_one_picture(args, shop)
