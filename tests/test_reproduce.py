@@ -14,9 +14,10 @@ from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.published import TABLE_10
 from spikedet.errors import SpikedetError, UsageError
+from spikedet.released import released_leaky
 from tools import reproduce
 from tools.reproduction import detection
-from tools.reproduction.workshop import Workshop
+from tools.reproduction.workshop import Cell, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 BUS = Path(find_spec("ultralytics").origin).parent / "assets" / "bus.jpg"
@@ -111,6 +112,20 @@ def test_the_checkpoints_say_which_task_a_name_is_of(place):
         reproduce.task_of("table2", [float_one])
     with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
         reproduce.main(parsed(place, "figure7", "--model", float_one, float_one))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch, own):
+    made, commands = place / "results/weights/spiking-yolo-T20.safetensors", []
+    args = parsed(place, "table10", "--T", 20)
+    models = [place / "float.safetensors"] if own else []
+    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(detection, "table", lambda args, shop: shop.weights(spiking_yolo))
+    spiking_yolo = Cell("spiking-yolo", 20, None, 256)
+    detection.make(args, models)
+    ((tool, *words),) = commands
+    assert tool == "convert" and words[words.index("--out") + 1] == made
+    assert words[words.index("--model") + 1] == (models[0] if own else released_leaky())
 
 
 def test_a_command_that_fails_ends_it(place):
