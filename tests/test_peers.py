@@ -375,7 +375,7 @@ def test_biases_are_corrected_towards_activations_without_levels(shades, monkeyp
         targets.append(target)
         return calibrate(target, *args)
 
-    monkeypatch.setattr("spikedet.task.calibrate", look)
+    monkeypatch.setattr("spikedet.stage_two.calibrate", look)
     classified(shades, "cap")
     kinds = {type(module) for module in targets[0].modules()}
     assert nn.ReLU in kinds and not kinds & {QuantClip, nn.BatchNorm2d}
