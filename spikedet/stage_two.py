@@ -6,7 +6,6 @@ calibration are the baselines.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +23,8 @@ from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.files import write_atomic
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
-from spikedet.training import growing_side, resized
+from spikedet.training import growing_side, read_state, resized, save_state
 
 
 @dataclass
@@ -220,9 +218,7 @@ def end_to_end(
     about["begun with"] = fingerprint(network)
 
     def write(reached: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save({**reached, "about": about}, buffer)
-        write_atomic(state, buffer.getvalue())
+        save_state({**reached, "about": about}, state)
 
     distill(
         spiking,
@@ -244,11 +240,8 @@ def _reached(state: Path | None, about: dict[str, Any]) -> dict[str, Any] | None
     """
     if state is None or not state.is_file():
         return None
-    try:
-        reached = torch.load(state, map_location="cpu", weights_only=True)
-        held = reached["about"]
-    except Exception as error:
-        raise TrainingError(f"{state}: damaged side-car ({error})") from None
+    reached = read_state(state, "about")
+    held = reached["about"]
     if held != about:
         raise TrainingError(f"{state} holds an end-to-end pass with {held}; this one has {about}")
     return reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.errors import TrainingError
+from spikedet.files import write_atomic
 
 
 def check_devices(device: str) -> None:
@@ -81,18 +83,35 @@ def expect_fresh(folder: Path, resume: bool) -> None:
         raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
 
 
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write the side-car of a run, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_state(path: Path, key: str) -> dict[str, Any]:
+    """What `save_state` wrote, which must hold `key`.
+
+    Raises:
+        TrainingError: Damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state[key]
+    except Exception as error:
+        raise TrainingError(f"{path}: damaged side-car ({error})") from None
+    return state
+
+
 def load_state(path: Path, epochs: int) -> dict[str, Any]:
-    """The side-car of a run that goes on.
+    """The side-car of a run of so many epochs that goes on.
 
     Raises:
         TrainingError: Damaged, or all `epochs` are done.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        done = state["epoch"] + 1
-    except Exception as error:
-        raise TrainingError(f"{path}: damaged side-car ({error})") from None
-    if done >= epochs:
+    state = read_state(path, "epoch")
+    if state["epoch"] + 1 >= epochs:
         raise TrainingError(f"{path}: all {epochs} epochs are done already")
     return state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -23,8 +22,14 @@ from spikedet.classification.distillation import divergence
 from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
 from spikedet.errors import TrainingError
-from spikedet.files import write_atomic, write_csv
-from spikedet.training import check_devices, expect_fresh, load_state, parameter_groups
+from spikedet.files import write_csv
+from spikedet.training import (
+    check_devices,
+    expect_fresh,
+    load_state,
+    parameter_groups,
+    save_state,
+)
 
 log = logging.getLogger(__name__)
 OPTIMIZERS = {
@@ -99,9 +104,7 @@ def train(
                 save(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
             state = {"epoch": epoch, "epochs": settings.epochs, "best": best, "rows": rows}
-            buffer = io.BytesIO()
-            torch.save({**state, "run": run.state_dict()}, buffer)
-            write_atomic(folder / "state.pt", buffer.getvalue())
+            save_state({**state, "run": run.state_dict()}, folder / "state.pt")
 
 
 def expect_possible(settings: Settings) -> None:

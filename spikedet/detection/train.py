@@ -7,7 +7,6 @@ channels-last, a loader process beside the network).
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from spikedet.detection.model import Detector
 from spikedet.detection.settings import Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
-from spikedet.files import write_atomic
 from spikedet.task import as_float
 from spikedet.training import (
     check_devices,
@@ -34,6 +32,7 @@ from spikedet.training import (
     random_states,
     resized,
     restore_random_states,
+    save_state,
 )
 
 log = logging.getLogger(__name__)
@@ -238,9 +237,7 @@ class Trainer(DetectionTrainer):
             "scaler": self.scaler.state_dict(),
             "random": random_states(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.state_path, buffer.getvalue())
+        save_state(state, self.state_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.plot_metrics()
