@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,16 +196,8 @@ def end_to_end(
         TrainingError: The state is damaged, or of another pass.
     """
     expect_end_size(task, made, plan, network)
-    guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
-
-    def loss(batch: dict[str, Any]) -> Tensor:
-        pictures = batch["img"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(pictures.device.type, torch.bfloat16):
-            with torch.no_grad():
-                wanted = guide(pictures)
-            found = spiking(pictures)
-        return task.loss(network, as_float(found), as_float(wanted), batch, plan.truth)
+    loss = _end_loss(task, made, spiking, plan, teacher)
 
     def batches(first: int) -> Iterator[dict[str, Any]]:
         seed = (plan.seed << 32) + first
@@ -230,6 +223,57 @@ def end_to_end(
         on_step=on_step,
         on_round=write if state else None,
     )
+
+
+def tuning_loss(
+    task: Task,
+    made: Checkpoint,
+    network: nn.Module,
+    samples: Sequence,
+    plan: Plan,
+    teacher: Checkpoint | None = None,
+) -> float:
+    """Mean loss of the end-to-end pass on samples that are augmented alike at every call.
+
+    Of two networks the one with the lower loss is the better one with less doubt than by AP or
+    accuracy on as few samples: rounding alone moves AP of 300 pictures by a point.
+
+    Args:
+        task: Of the network.
+        made: Stage-I checkpoint that the spiking network was made from.
+        network: The spiking network.
+        samples: Kept aside from training.
+        plan: How much is done; batches and the weight of the annotations count.
+        teacher: As of `end_to_end`.
+    """
+    spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
+    loss = _end_loss(task, made, spiking, plan, teacher)
+    count = max(1, len(samples) // plan.end_batch)
+    torch.manual_seed(0)  # of augmentation that draws in this process
+    batches = islice(task.augmented(samples, made, plan.end_batch, 0), count)
+    with torch.no_grad():
+        return sum(loss(batch).item() for batch in batches) / count
+
+
+def _end_loss(
+    task: Task,
+    made: Checkpoint,
+    spiking: SpikingNetwork,
+    plan: Plan,
+    teacher: Checkpoint | None,
+) -> Callable[[dict[str, Any]], Tensor]:
+    """The loss of the end-to-end pass, of a batch of `task.augmented`."""
+    guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        pictures = batch["img"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = guide(pictures)
+            found = spiking(pictures)
+        return task.loss(spiking.network, as_float(found), as_float(wanted), batch, plan.truth)
+
+    return loss
 
 
 def _reached(state: Path | None, about: dict[str, Any]) -> dict[str, Any] | None:

@@ -37,7 +37,6 @@ class Task(ABC):
 
     Attributes:
         name: As checkpoints have it.
-        score: The measured value that choices are made by, the higher the better.
         columns: The measured values that tables show.
         protocol: How they are measured, with `{imgsz}` for the pixels.
         batch: Pictures that usually go through a network at once.
@@ -45,7 +44,6 @@ class Task(ABC):
     """
 
     name: str
-    score: str
     columns: tuple[str, ...]
     protocol: str
     batch = 8

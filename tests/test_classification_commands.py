@@ -86,7 +86,7 @@ def test_every_stage_says_what_it_is_and_where_it_came_from(made):
     assert found["float"].origin["pictures"] == 150  # 3 are kept aside
     assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
     assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
-    assert "tuning_top1" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
+    assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
 
 
 def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_every_method_converts(made, tmp_path, monkeypatch, method):
     assert command(monkeypatch, "convert", *words, *TRAINING, *STAGE_TWO, "--method", method) == 0
     found = checkpoint.load(out)
     assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
-    assert ("tuning_top1" in found.origin) == (method == "two-stage")
+    assert ("tuning_loss" in found.origin) == (method == "two-stage")
     stage1 = tmp_path / "out.safetensors.stage1/best.safetensors"
     assert stage1.is_file() == (method == "two-stage")
     classes = spikedet.load(out)(made / "data/test/a/000.png")

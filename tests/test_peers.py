@@ -346,7 +346,7 @@ def test_classifiers_convert(shades, method):
     runner = CLASSIFICATION.restore(made)
     samples = CLASSIFICATION.read([shades], "test")
     values, rate = CLASSIFICATION.measure(runner, samples)
-    assert 0 <= values[CLASSIFICATION.score] <= 100 and 0 < rate < 1
+    assert 0 <= values["top1"] <= 100 and 0 < rate < 1
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_data import add, annotation
 
-from spikedet import checkpoint, stage_one
+from spikedet import checkpoint, stage_one, stage_two
 from spikedet.conversion import distill as distillation
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
@@ -230,9 +230,9 @@ def test_each_method_trains_what_it_says(stages_done, devkit, monkeypatch):
     assert {"weight", "bias", "initial"} >= different(fine, alone) >= {"weight"}
     second = converted(stages_done, devkit, "stage2")
     assert different(second, alone) >= {"weight"} and "layer_wise_gain" in second.origin
-    assert not second.origin["end_to_end"] and "tuning_AP" not in second.origin
+    assert not second.origin["end_to_end"] and "tuning_loss" not in second.origin
     both = converted(stages_done, devkit, "two-stage", *ready)
-    assert "tuning_AP" in both.origin  # the end-to-end pass was tried, and judged by it
+    assert "tuning_loss" in both.origin  # the end-to-end pass was tried, and judged by it
 
 
 def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, monkeypatch):
@@ -248,7 +248,7 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
-    assert after.origin["end_to_end"] and "tuning_AP" in after.origin
+    assert after.origin["end_to_end"] and "tuning_loss" in after.origin
 
 
 def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, capsys):
@@ -353,18 +353,38 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setattr(DETECTION, "loss", watched)
     converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
               "--end-grow-from", 32, "--end-batch", 3, "--end-to-end", 4)  # fmt: skip
-    assert sizes == [(3, 3, side, side) for side in (32, 32, 64, 64)]
+    sides = (64, 32, 32, 64, 64, 64)  # of the batch that judges before, of four steps, after
+    assert sizes == [(3, 3, side, side) for side in sides]
+
+
+def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done):
+    floating = checkpoint.load(stages_done / "float.safetensors")
+    made = checkpoint.load(stages_done / "qc.safetensors")
+    network = stage_two.copied(DETECTION, made)
+
+    def judged(truth):
+        plan = stage_two.Plan(truth=truth)
+        return stage_two.tuning_loss(DETECTION, made, network, sides[1], plan, floating)
+
+    assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
+    near = judged(0.0)
+    for module in network.modules():
+        if isinstance(module, Readout):
+            for parameter in module.parameters():
+                parameter += 5
+    assert judged(0.0) > near + 1
 
 
 def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
-    scores = iter([0.5, 0.4])
-    monkeypatch.setattr(DETECTION, "measure", lambda *_: ({"AP": next(scores)}, None))
+    losses = iter([0.4, 0.5])
+    monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(losses))
     options = ["--stage1", stages_done / "qc.safetensors", "--end-to-end", 1]
     made = converted(stages_done, devkit, "two-stage", *options)
-    assert not made.origin["end_to_end"] and made.origin["tuning_AP"] == 0.5
     rejected = checkpoint.load(stages_done / "two-stage.last.safetensors")
-    assert rejected.origin["end_to_end"] and rejected.origin["tuning_AP"] == 0.4
+    assert not made.origin["end_to_end"] and rejected.origin["end_to_end"]
+    for found in (made, rejected):
+        assert (found.origin["tuning_loss_before"], found.origin["tuning_loss"]) == (0.4, 0.5)
     assert any(name.endswith("log_weights") for name in rejected.tensors)
     assert not any(name.endswith("log_weights") for name in made.tensors)
 

@@ -5,9 +5,9 @@
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
-outputs of the float network (--teacher; of the stage-I network without), which is kept if AP, or a
-classifier's accuracy, on the tuning pictures rises. Until then the layer-wise result and what the
-pass has reached stand beside --out (.layers.safetensors, .state.pt): --resume goes on from there.
+outputs of the float network (--teacher; of the stage-I network without), which is kept if the loss
+on the tuning pictures falls. Until then the layer-wise result and what the pass has reached stand
+beside --out (.layers.safetensors, .state.pt): --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def end_to_end(
     origin: dict[str, Any],
     teacher: Checkpoint | None,
 ) -> None:
-    """The end-to-end pass; writes what does better on the tuning samples to `out`."""
+    """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`."""
     import copy
 
     from tqdm import tqdm
@@ -219,12 +219,10 @@ def end_to_end(
     from spikedet.checkpoint import save
     from spikedet.task import spiking_checkpoint
 
-    def tuning_score() -> float:
-        runner = task.restore(spiking_checkpoint(made, network, {}))
-        return task.measure(runner, tune)[0][task.score]
+    def loss() -> float:
+        return stage_two.tuning_loss(task, made, network, tune, planned, teacher)
 
-    before = tuning_score()
-    print(f"{task.score} on {len(tune)} tuning pictures, T={made.T}: {before:.4f}")
+    before = loss()
     kept = copy.deepcopy(network)
     with tqdm(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
@@ -234,13 +232,15 @@ def end_to_end(
 
         state = out.with_suffix(".state.pt")
         stage_two.end_to_end(task, made, network, train, planned, teacher, state, on_step)
-    after = tuning_score()
-    wins, score = after > before, f"tuning_{task.score}"
+    after = loss()
+    wins = after < before
     path = out if wins else out.with_suffix(".last.safetensors")
-    print(f"end to end {after:.4f}: {'kept' if wins else f'not kept, but written to {path}'}")
-    save(spiking_checkpoint(made, network, {**origin, score: after, "end_to_end": True}), path)
+    print(f"loss on {len(tune)} tuning pictures: {before:.4f} before, {after:.4f} after")
+    print("kept" if wins else f"not kept, but written to {path}")
+    losses = {"tuning_loss": after, "tuning_loss_before": before}
+    save(spiking_checkpoint(made, network, {**origin, **losses, "end_to_end": True}), path)
     if not wins:
-        save(spiking_checkpoint(made, kept, {**origin, score: before}), out)
+        save(spiking_checkpoint(made, kept, {**origin, **losses}), out)
     for path in (state, begun_with(out)):
         path.unlink(missing_ok=True)
 

@@ -53,7 +53,6 @@ class Classification(Task):
     """One label a picture: folders of pictures, our and torchvision's networks, accuracy."""
 
     name = "classification"
-    score = "top1"
     columns = ("top1", "top5")
     protocol = PROTOCOL
     batch = 64

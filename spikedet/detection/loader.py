@@ -29,7 +29,7 @@ def augmented(
 
     Yields:
         `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls`, `bboxes` as its loss
-        takes them.
+        takes them; B is `batch`, or all samples where they are fewer.
     """
     from spikedet.detection.train import SampleDataset
     from spikedet.detection.ultra import training_options
@@ -46,7 +46,7 @@ def augmented(
     generator = torch.Generator().manual_seed(seed)
     loader = torch.utils.data.DataLoader(
         dataset,
-        batch,
+        min(batch, len(samples)),
         shuffle=True,
         drop_last=True,
         num_workers=1,

@@ -24,7 +24,6 @@ class Detection(Task):
     """Boxes of objects: PASCAL VOC samples, ultralytics' networks, average precision."""
 
     name = "detection"
-    score = "AP"
     columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")
     protocol = PROTOCOL
     stride = 32
