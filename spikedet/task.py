@@ -155,11 +155,24 @@ class Task(ABC):
 
     @abstractmethod
     def measure(
-        self, runner: Any, samples: Sequence, *, T: int | None = None, **options: Any
-    ) -> tuple[dict[str, Any], float | None]:
+        self,
+        runner: Any,
+        samples: Sequence,
+        *,
+        steps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> list[tuple[dict[str, Any], float | None]]:
         """Values by name, `columns` among them, and spikes per neuron and step.
 
-        Options: `batch`, pictures at once, and `on_batch`, called with the pictures done so far.
+        Args:
+            runner: The network.
+            samples: To measure it on.
+            steps: Time steps of a spiking network, ascending, all measured in one run; None for its
+                own T, and for a network without time.
+            options: `batch`, pictures at once, and `on_batch`, called with how many are done.
+
+        Returns:
+            For each of `steps`; of one entry where they are None.
         """
 
     # ------------------------------------------------------------------ networks of all stages

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.conversion.fold import fold_batch_norm, fold_thresholds
-from spikedet.conversion.network import SpikingNetwork, StepRates
+from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import (
     best_threshold,
@@ -276,6 +276,19 @@ def test_any_time_readout_equals_separate_runs(small_net, pictures, chunk, weigh
     assert not torch.allclose(steps[3], steps[8], atol=1e-2)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 12, 1000])
+def test_one_run_is_read_out_after_several_steps(small_net, pictures, chunk):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    frames = []
+    small_net.mix.register_forward_hook(lambda module, inputs, output: frames.append(len(output)))
+    spiking = SpikingNetwork(small_net, 8, chunk)
+    found = spiking.after(pictures, [1, 3, 7])
+    assert sum(frames) == 7 * len(pictures) and max(frames) <= chunk
+    for t, output in zip([1, 3, 7], found, strict=True):
+        assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+
+
 def test_run_computes_nothing_ahead(small_net, pictures):
     stage_one(small_net, pictures, 8)
     make_spiking(small_net, pictures)
@@ -358,12 +371,13 @@ def test_spike_rate_of_each_step(small_net, pictures, chunk, kind):
         if isinstance(module, IFNeuron):
             module.__class__ = kind
     spiking = SpikingNetwork(small_net, 6, chunk)
-    with StepRates(spiking) as rates:
+    with SpikeRates(spiking) as rates:
         found = [rates.mean(t) for t, _ in spiking.anytime(pictures)]
     for t, rate in enumerate(found, 1):
-        spiking.count_spikes()
-        spiking(pictures, t)
-        assert rate == pytest.approx(spiking.spike_rate())
+        with SpikeRates(spiking) as rates:
+            for one in pictures.split(3):  # of several passes together
+                spiking(one, t)
+        assert rate == pytest.approx(rates.mean(t))
     assert found[0] != found[-1] and min(found) > 0
     assert not any(neuron._forward_hooks for neuron in small_net.modules())
 
@@ -381,10 +395,10 @@ def test_spike_rate_counts_every_neuron(small_net, pictures):
         if isinstance(neuron, IFNeuron):
             neuron.register_forward_hook(count)
     spiking = SpikingNetwork(small_net, 4, chunk=5)
-    spiking.count_spikes()
-    spiking(pictures)
-    assert spiking.spike_rate() == pytest.approx(total[0] / total[1])
-    assert 0 < spiking.spike_rate() < 1
+    with SpikeRates(spiking) as rates:
+        spiking(pictures)
+    assert rates.mean(4) == pytest.approx(total[0] / total[1])
+    assert 0 < rates.mean(4) < 1
 
 
 def test_bfloat16_spiking_layers_stay_near_float32(small_net, pictures):

@@ -20,7 +20,7 @@ from spikedet.analysis.operations import (
     picojoules,
 )
 from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.conversion.replace import make_spiking, quantize, separate_activations
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.neurons.layers import IFNeuron
@@ -269,9 +269,9 @@ def test_brute_force_on_a_random_network(mixed, small_net, pictures):
 
 def test_every_picture_for_itself_and_rates_as_the_network_counts_them(small_net, pictures):
     spiking = convert(small_net, pictures, 5, threshold=0.5)
-    spiking.count_spikes()
-    spiking(pictures)
-    expected = spiking.spike_rate()
+    with SpikeRates(spiking) as rates:
+        spiking(pictures)
+    expected = rates.mean(5)
     together = measure_cost(spiking, [pictures], 5)
     apart = measure_cost(spiking, [pictures[:3], pictures[3:]], 5)
     assert together.rate().mean().item() == pytest.approx(expected)

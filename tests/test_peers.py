@@ -345,7 +345,7 @@ def test_classifiers_convert(shades, method):
     assert made.stage == "snn" and all(bool((v == 0).all()) for v in starts) == (method != "opi")
     runner = CLASSIFICATION.restore(made)
     samples = CLASSIFICATION.read([shades], "test")
-    values, rate = CLASSIFICATION.measure(runner, samples)
+    ((values, rate),) = CLASSIFICATION.measure(runner, samples)
     assert 0 <= values["top1"] <= 100 and 0 < rate < 1
 
 

@@ -5,7 +5,8 @@
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
-Without --weights the released detector for that T is measured. --compare prints the whole story in
+Without --weights the released detector for that T is measured. With --weights one run of the
+longest --T gives the rows of all of them (any-time readout). --compare prints the whole story in
 one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
 weights copied into spiking neurons (stage I alone), and stages I + II.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +62,10 @@ def chosen(args: argparse.Namespace) -> list[tuple[Path, list[int] | None]]:
     return [(path, None) for path in wanted]
 
 
-def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | None]]:
-    """(method, checkpoint, sha256 of its file, T) of every row to measure.
+def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
+    """(method, checkpoint, sha256 of its file, time steps) of everything to measure.
+
+    Each has a row for each of its time steps, or one row where they are None.
 
     Raises:
         WeightsError: Weights of different tasks or classes.
@@ -81,7 +85,7 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []
     for made, digest, wanted in loaded:
-        steps = wanted if wanted and made.stage == "snn" else [made.T]
+        steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
         if args.compare and made.stage == "qc":
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest, _ in floats:
@@ -89,11 +93,11 @@ def rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, int | Non
                 samples = task.read(args.data, split, names=origin.names)
                 plain = stage_one.untuned(task, origin, samples, made.T)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
-                found.append(("copied weights", copied, origin_digest, made.T))
-        found += [(label(made), made, digest, t) for t in steps]
+                found.append(("copied weights", copied, origin_digest, None))
+        found.append((label(made), made, digest, steps))
         if args.compare and made.stage == "qc":
             alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
-            found.append(("stage I alone", alone, digest, made.T))
+            found.append(("stage I alone", alone, digest, None))
     return found
 
 
@@ -112,45 +116,51 @@ def main(args: argparse.Namespace) -> None:
 
     from spikedet import tasks
 
-    planned = rows(args)
+    planned = planned_rows(args)
     task, names = tasks.of(planned[0][1]), planned[0][1].names
     if args.classes and task.name != "detection":
         raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, names)
     entries: list[dict[str, Any]] = []
-    for method, made, digest, T in planned:
-        if not entries:
-            print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=made.imgsz)}")
-            print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
-            titles = "".join(f"{name:>11}" for name in task.columns)
-            print(f"{'':20}{'T':>5} {titles}  spike rate")
+    print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
+    print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
+    titles = "".join(f"{name:>11}" for name in task.columns)
+    print(f"{'':20}{'T':>5} {titles}  spike rate")
+    for method, made, digest, steps in planned:
         runner = task.restore(made, args.half).to(args.device)
-        steps = T if made.stage == "snn" else None
-        with tqdm(total=len(samples), desc=f"{method} T={T}", unit="picture", leave=False) as bar:
+        title = f"{method} T={made.T}" if steps is None else f"{method} T={steps[-1]}"
+        with tqdm(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
             options = {"batch": args.batch or task.batch, "on_batch": advance}
-            values, rate = task.measure(runner, samples, T=steps, **options)
-        per_class = values.pop("per_class", None)
-        entry = {"stage": made.stage, "method": method, "T": T, **values}
-        entry = {key: none_if_undefined(value) for key, value in entry.items()}
-        entry |= {"images": len(samples), "spike_rate": rate, "weights_sha256": digest}
-        if per_class is not None:
-            entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
-        entries.append(entry)
-        values = [entry[name] for name in task.columns]
-        shown = "".join(f"{'-' if value is None else f'{value:.4f}':>11}" for value in values)
-        print(f"{method:20}{T or '-':>5} {shown}  {'-' if rate is None else f'{rate:.4f}'}")
-        if args.classes:
-            for name, value in entry.get("per_class", {}).items():
-                print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")
+            measured = task.measure(runner, samples, steps=steps, **options)
+        for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
+            per_class = values.pop("per_class", None)
+            entry = {"stage": made.stage, "method": method, "T": T, **values}
+            entry = {key: none_if_undefined(value) for key, value in entry.items()}
+            entry |= {"images": len(samples), "spike_rate": rate, "weights_sha256": digest}
+            if per_class is not None:
+                entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
+            entries.append(entry)
+            show(entry, task.columns, args.classes)
     if args.json:
         from spikedet.files import write_atomic
 
         write_atomic(args.json, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
+    """Print a row."""
+    text = "".join(f"{'-' if entry[c] is None else f'{entry[c]:.4f}':>11}" for c in columns)
+    rate = entry["spike_rate"]
+    rate = "-" if rate is None else f"{rate:.4f}"
+    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate}")
+    if classes:
+        for name, value in entry.get("per_class", {}).items():
+            print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")
 
 
 def none_if_undefined(value: Any) -> Any:

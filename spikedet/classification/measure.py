@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spikedet.classification.data import Samples, batches
+from spikedet.conversion.network import SpikeRates
 
 
 @dataclass(frozen=True)
@@ -21,60 +22,68 @@ class Accuracy:
     images: int
 
 
-@torch.no_grad()
 def accuracy(
     classify: Callable[[Tensor], Tensor],
     samples: Samples,
     description: dict[str, Any],
     imgsz: int,
     batch: int = 250,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Accuracy:
-    """Accuracy of a classifier.
+    """Accuracy of a classifier: as `accuracies`, of one that gives logits [B, C]."""
+    (found,) = accuracies(lambda x: [classify(x)], samples, description, imgsz, batch)
+    return found
+
+
+@torch.no_grad()
+def accuracies(
+    classify: Callable[[Tensor], list[Tensor]],
+    samples: Samples,
+    description: dict[str, Any],
+    imgsz: int,
+    batch: int = 250,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Accuracy]:
+    """Accuracy of every answer of a classifier that gives several.
 
     Args:
-        classify: Normalised pictures [B, 3, H, W] -> logits [B, C] on the CPU.
+        classify: Normalised pictures [B, 3, H, W] -> logits [B, C] of each answer.
         samples: Labelled pictures.
         description: Says how they are normalised.
         imgsz: Side in pixels.
         batch: Pictures at a time.
         on_batch: Called with the number of pictures done.
     """
-    first = five = done = 0
+    hits: Any = 0  # [answers, 2]: first, among the first five
+    done = 0
     for pictures in batches(samples, description, imgsz, batch):
-        logits = classify(pictures)
-        truth = torch.tensor(samples.labels[done : done + len(logits)])
-        best = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
-        first, five = first + int(best[:, 0].sum()), five + int(best.any(1).sum())
-        done += len(logits)
+        logits = torch.stack(classify(pictures)).cpu()  # [answers, B, C]
+        now = logits.shape[1]
+        truth = torch.tensor(samples.labels[done : done + now])
+        best = logits.topk(min(5, logits.shape[2])).indices == truth[:, None]
+        hits = hits + torch.stack([best[..., 0], best.any(2)], 2).sum(1)
+        done += now
         if on_batch is not None:
             on_batch(done)
-    return Accuracy(first / done, five / done, done)
+    return [Accuracy(first / done, five / done, done) for first, five in hits.tolist()]
 
 
 def measure(
-    runner: Any, samples: Samples, *, T: int | None = None, **options: Any
-) -> tuple[Accuracy, float | None]:
+    runner: Any, samples: Samples, *, steps: Sequence[int] | None = None, **options: Any
+) -> list[tuple[Accuracy, float | None]]:
     """Accuracy, and spikes per neuron and step (None without spikes).
 
     Args:
         runner: `classification.task.Runner`.
         samples: Labelled pictures.
-        T: Time steps, the network's own by default.
-        options: As `accuracy`.
+        steps: As of `Task.measure`.
+        options: As of `accuracies`.
     """
     device = next(runner.network.parameters()).device
-    spiking = runner.stage == "snn"
-    if spiking:
-        runner.network.count_spikes(True)
-    found = accuracy(
-        lambda pictures: runner(pictures.to(device), T).cpu(),
-        samples,
-        runner.description,
-        runner.imgsz,
-        **options,
-    )
-    rate = runner.network.spike_rate() if spiking else None
-    if spiking:
-        runner.network.count_spikes(False)
-    return found, rate
+    about = (samples, runner.description, runner.imgsz)
+    if runner.stage != "snn":
+        found = accuracies(lambda x: [runner(x.to(device))], *about, **options)
+        return [(one, None) for one in found]
+    steps = steps or [runner.T]
+    with SpikeRates(runner.network) as rates:
+        found = accuracies(lambda x: runner.after(x.to(device), steps), *about, **options)
+    return [(one, rates.mean(T)) for T, one in zip(steps, found, strict=True)]

@@ -48,6 +48,11 @@ class Runner:
         spiking = isinstance(self.network, SpikingNetwork)
         return (self.network(pictures, T) if spiking else self.network(pictures)).float()
 
+    def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return [logits.float() for logits in self.network.after(pictures, steps)]
+
 
 class Classification(Task):
     """One label a picture: folders of pictures, our and torchvision's networks, accuracy."""
@@ -157,12 +162,19 @@ class Classification(Task):
         )
 
     def measure(
-        self, runner: Runner, samples: data.Samples, *, T: int | None = None, **options: Any
-    ) -> tuple[dict[str, Any], float | None]:
+        self,
+        runner: Runner,
+        samples: data.Samples,
+        *,
+        steps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> list[tuple[dict[str, Any], float | None]]:
         from spikedet.classification.measure import measure
 
-        accuracy, rate = measure(runner, samples, T=T, **options)
-        return {name: getattr(accuracy, name) for name in self.columns}, rate
+        return [
+            ({name: getattr(found, name) for name in self.columns}, rate)
+            for found, rate in measure(runner, samples, steps=steps, **options)
+        ]
 
 
 CLASSIFICATION = Classification()

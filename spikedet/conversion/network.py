@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +41,7 @@ class SpikingNetwork(nn.Module):
         self._readouts = [m for m in network.modules() if isinstance(m, Readout)]
         self._turns = [m for m in network.modules() if isinstance(m, CalledInTurn)]
         self._pass: object | None = None  # the pass that the potentials belong to
+        self.done = 0  # its steps before those that are computed now
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
         """Mean output over T steps.
@@ -53,13 +53,24 @@ class SpikingNetwork(nn.Module):
         Returns:
             What the network returns, its tensors averaged over time, [B, ...].
         """
-        T = self.T if T is None else T
-        steps = max(1, self.chunk // len(pictures))
+        (output,) = self.after(pictures, [self.T if T is None else T])
+        return output
+
+    def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Any]:
+        """Mean outputs over the first t steps for each t of `steps`, all from one run.
+
+        Neurons are causal: each output is that of a run of its own with t steps.
+
+        Args:
+            pictures: [B, 3, H, W].
+            steps: Time steps, ascending.
+        """
         if len(pictures) > self.chunk:
-            parts = [self(part, T) for part in pictures.split(self.chunk)]
-            return _join(parts)
-        _, result = deque(self.run(pictures, T, steps), maxlen=1).pop()
-        return result
+            parts = [self.after(part, steps) for part in pictures.split(self.chunk)]
+            return [_join(outputs) for outputs in zip(*parts, strict=True)]
+        parts = _parts(steps, max(1, self.chunk // len(pictures)))
+        outputs = dict(self._simulate(pictures, parts, each_step=False))
+        return [outputs[t] for t in steps]
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after every `steps` steps.
@@ -75,10 +86,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             RuntimeError: Another pass was started before this one was read to its end.
         """
-        done = 0
-        for now, output in self._simulate(pictures, T, steps, each_step=False):
-            done += now
-            yield done, output
+        yield from self._simulate(pictures, _parts([T], steps), each_step=False)
 
     def anytime(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
@@ -98,33 +106,34 @@ class SpikingNetwork(nn.Module):
             RuntimeError: Another pass was started before this one was read to its end.
         """
         T, batch = self.T if T is None else T, len(pictures)
-        at_once = max(1, (chunk or self.chunk) // batch)
-        done = 0
-        for steps, output in self._simulate(pictures, T, at_once, each_step=True):
-            for first in range(0, steps * batch, batch):
-                done += 1
-                yield done, _frames(output, first, first + batch)
+        parts = _parts([T], max(1, (chunk or self.chunk) // batch))
+        read = 0
+        for done, output in self._simulate(pictures, parts, each_step=True):
+            for first in range(0, (done - read) * batch, batch):
+                read += 1
+                yield read, _frames(output, first, first + batch)
 
     def _simulate(
-        self, pictures: Tensor, T: int, at_once: int, each_step: bool
+        self, pictures: Tensor, parts: Iterable[int], each_step: bool
     ) -> Iterator[tuple[int, Any]]:
-        """Run T steps, `at_once` at a time: yield their number and the network's output.
+        """Run so many steps at once, part after part: yield all so far and the network's output.
 
-        The output is the mean over all steps so far, [B, ...], or that after each of these steps,
-        [steps*B, ...].
+        The output is the mean over all steps so far, [B, ...], or that after each step of the last
+        part, [steps*B, ...].
         """
         self.reset(len(pictures))
         this = self._pass = object()
         try:
-            for done in range(0, T, at_once):
+            for steps in parts:
                 if self._pass is not this:
                     raise RuntimeError("another pass of this network has begun; read one at a time")
-                steps = min(at_once, T - done)
                 for neuron in self._neurons:
                     neuron.steps = steps
                 for readout in self._readouts:
                     readout.each_step = each_step
-                yield steps, self.network(pictures)
+                output = self.network(pictures)
+                self.done += steps
+                yield self.done, output
         finally:
             if self._pass is this:
                 self.reset(0)
@@ -147,39 +156,31 @@ class SpikingNetwork(nn.Module):
 
     def reset(self, batch: int) -> None:
         """Forget all potentials; the next pass has `batch` pictures."""
+        self.done = 0
         for module in self._timed:
             module.start(batch)
         for module in self._turns:
             module.turn = 0
 
-    def count_spikes(self, on: bool = True) -> None:
-        """Start counting the spikes of all neurons from zero, or stop."""
-        for neuron in self._neurons:
-            neuron.count_spikes(on)
 
-    def spike_rate(self) -> float:
-        """Spikes per neuron and step since `count_spikes`, over all layers."""
-        total = sum(neuron.spike_sum.item() for neuron in self._neurons)
-        return total / max(1, sum(neuron.spike_size for neuron in self._neurons))
+class SpikeRates:
+    """Counts the spikes of every step of all passes that run inside the `with` block.
 
-
-class StepRates:
-    """Spikes per neuron in every step of the one pass that runs inside the `with` block.
-
-    `SpikingNetwork.count_spikes` sums over steps and passes; this tells the steps of a pass apart,
-    for an any-time readout. Whatever travels for a spike, it counts as one.
+    Whatever travels for a spike, it counts as one.
 
     Args:
         network: Its neurons are watched.
     """
 
     def __init__(self, network: SpikingNetwork):
-        self._counts: dict[nn.Module, list[Tensor]] = {neuron: [] for neuron in network._neurons}
-        self._size: dict[nn.Module, int] = {}
+        self._network = network
+        self._spikes: dict[int, Tensor] = {}  # float64, of all neurons in each step of the passes
+        self._size: dict[int, int] = {}  # neurons of all pictures, by step too
         self._handles: list[Any] = []
 
-    def __enter__(self) -> StepRates:
-        self._handles = [neuron.register_forward_hook(self._count) for neuron in self._counts]
+    def __enter__(self) -> SpikeRates:
+        neurons = self._network._neurons
+        self._handles = [neuron.register_forward_hook(self._count) for neuron in neurons]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,14 +188,24 @@ class StepRates:
             handle.remove()
 
     def _count(self, neuron: IFNeuron, inputs: tuple, spikes: Tensor) -> None:
-        counts = count_spikes(spikes.detach())
-        self._counts[neuron].append(counts.view(neuron.steps, -1).sum(1))
-        self._size[neuron] = spikes.numel() // neuron.steps
+        counts = count_spikes(spikes.detach()).view(neuron.steps, -1).sum(1, dtype=torch.float64)
+        for step, count in enumerate(counts, self._network.done):
+            self._spikes[step] = self._spikes.get(step, 0) + count
+            self._size[step] = self._size.get(step, 0) + spikes.numel() // neuron.steps
 
     def mean(self, t: int) -> float:
-        """Spikes per neuron and step over the first t steps, which must have been computed."""
-        layers = torch.stack([torch.cat(counts)[:t] for counts in self._counts.values()])
-        return layers.sum(dtype=torch.float64).item() / (t * sum(self._size.values()))
+        """Spikes per neuron and step over the first t steps of the passes, once computed."""
+        spikes = torch.stack([self._spikes[step] for step in range(t)])
+        return spikes.sum().item() / sum(self._size[step] for step in range(t))
+
+
+def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:
+    """Numbers of steps, `at_once` at most, that come by each of `stops` (ascending)."""
+    done = 0
+    for stop in stops:
+        while done < stop:
+            yield min(at_once, stop - done)
+            done += min(at_once, stop - done)
 
 
 def trace_steps(network: nn.Module, pictures: Tensor, steps: int = 1) -> Trace:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spikedet.conversion.network import SpikeRates
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.evaluate import Precision, average_precision
@@ -25,40 +26,58 @@ def detect_all(
     runner: Runner,
     samples: Sequence[Sample],
     *,
-    T: int | None = None,
+    steps: Sequence[int] | None = None,
     batch: int = 8,
     on_batch: Callable[[int], None] | None = None,
-) -> list[Detections]:
+) -> list[list[Detections]]:
     """Detections of every sample, boxes in pixels of the original pictures.
 
     Args:
         runner: The network.
         samples: Pictures.
-        T: Time steps, the network's own by default.
+        steps: Time steps of a spiking network after which it is read out, ascending; None for
+            another network.
         batch: Pictures at a time.
         on_batch: Called with the number of pictures done.
+
+    Returns:
+        After each of `steps` (one of them in a network without time): those of every sample.
     """
     device = next(runner.network.parameters()).device
-    found: list[Detections] = []
+    found: list[list[Detections]] = [[] for _ in steps or [None]]
+    done = 0
     for pictures, fitted in batches(samples, runner.imgsz, batch):
-        for raw, frame in zip(runner(pictures.to(device), T).cpu(), fitted, strict=True):
-            boxes, scores, labels = select(raw, CONFIDENCE, IOU, MOST)
-            boxes = frame.to_original(np.asarray(boxes))
-            found.append(Detections(boxes, np.asarray(scores), np.asarray(labels), runner.names, T))
+        pictures = pictures.to(device)
+        outputs = runner.after(pictures, steps) if steps else [runner(pictures)]
+        for T, output, detections in zip(steps or [None], outputs, found, strict=True):
+            for raw, frame in zip(output.cpu(), fitted, strict=True):
+                boxes, scores, labels = select(raw, CONFIDENCE, IOU, MOST)
+                boxes = frame.to_original(np.asarray(boxes))
+                detections.append(
+                    Detections(boxes, np.asarray(scores), np.asarray(labels), runner.names, T)
+                )
+        done += len(fitted)
         if on_batch is not None:
-            on_batch(len(found))
+            on_batch(done)
     return found
 
 
 def measure(
-    runner: Runner, samples: Sequence[Sample], *, T: int | None = None, **options: Any
-) -> tuple[Precision, float | None]:
-    """Average precision, and spikes per neuron and step (None without spikes)."""
-    spiking = runner.stage == "snn"
-    if spiking:
-        runner.network.count_spikes(True)
-    found = detect_all(runner, samples, T=T, **options)
-    rate = runner.network.spike_rate() if spiking else None
-    if spiking:
-        runner.network.count_spikes(False)
-    return average_precision(found, samples, runner.names), rate
+    runner: Runner, samples: Sequence[Sample], *, steps: Sequence[int] | None = None, **options: Any
+) -> list[tuple[Precision, float | None]]:
+    """Average precision, and spikes per neuron and step (None without spikes).
+
+    Args:
+        runner: The network.
+        samples: Pictures.
+        steps: As of `Task.measure`.
+        options: As of `detect_all`.
+    """
+    if runner.stage != "snn":
+        (found,) = detect_all(runner, samples, **options)
+        return [(average_precision(found, samples, runner.names), None)]
+    steps = steps or [runner.T]
+    with SpikeRates(runner.network) as rates:
+        each = detect_all(runner, samples, steps=steps, **options)
+    precisions = [average_precision(found, samples, runner.names) for found in each]
+    return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]

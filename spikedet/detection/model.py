@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from spikedet import checkpoint
-from spikedet.conversion.network import SpikingNetwork, StepRates
+from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
 from spikedet.errors import UsageError
@@ -162,6 +162,11 @@ class Runner:
         """
         return self.decode(self.raw(pictures, T))
 
+    def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return [self.decode(raw) for raw in self.network.after(pictures, steps)]
+
     def steps(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
     ) -> Iterator[tuple[int, Tensor, float]]:
@@ -171,7 +176,7 @@ class Runner:
             t = 1..T, what `__call__` gives with t steps, and spikes per neuron and step so far.
         """
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with StepRates(self.network) as rates:
+        with SpikeRates(self.network) as rates:
             for t, raw in self.network.anytime(pictures, T, chunk):
                 yield t, self.decode(raw), rates.mean(t)
 

@@ -102,13 +102,23 @@ class Detection(Task):
         ).train()
 
     def measure(
-        self, runner: Runner, samples: Sequence[Sample], *, T: int | None = None, **options: Any
-    ) -> tuple[dict[str, Any], float | None]:
+        self,
+        runner: Runner,
+        samples: Sequence[Sample],
+        *,
+        steps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> list[tuple[dict[str, Any], float | None]]:
         from spikedet.detection.measure import measure
 
-        precision, rate = measure(runner, samples, T=T, **options)
-        values = {name: getattr(precision, name) for name in self.columns}
-        return values | {"per_class": precision.per_class}, rate
+        return [
+            (
+                {name: getattr(found, name) for name in self.columns}
+                | {"per_class": found.per_class},
+                rate,
+            )
+            for found, rate in measure(runner, samples, steps=steps, **options)
+        ]
 
 
 DETECTION = Detection()

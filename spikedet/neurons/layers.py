@@ -52,8 +52,6 @@ class IFNeuron(nn.Module):
         self.spike_dtype: torch.dtype | None = None  # that of the current
         self.steps, self.batch = 1, 1
         self.potential: Tensor | None = None
-        self.spike_sum: Tensor | None = None
-        self.spike_size = 0
 
     def start(self, batch: int) -> None:
         """Forget the last pass; the next calls belong to `batch` new pictures."""
@@ -73,9 +71,6 @@ class IFNeuron(nn.Module):
                 current, potential, threshold, self.steps, self.spike_dtype, self.slope
             )
         self.potential = potential
-        if self.spike_sum is not None:
-            self.spike_sum += count_spikes(spikes.detach()).sum(dtype=torch.float64)
-            self.spike_size += spikes.numel()
         return self.on_wire(spikes)
 
     def first_potential(self, current: Tensor, batch: int) -> Tensor:
@@ -99,12 +94,6 @@ class IFNeuron(nn.Module):
         if self.folded:
             return spikes
         return spikes * per_channel(self.threshold, spikes.ndim).to(spikes.dtype)
-
-    def count_spikes(self, on: bool) -> None:
-        """Start counting spikes from zero, or stop."""
-        device = self.threshold.device
-        self.spike_sum = torch.zeros((), dtype=torch.float64, device=device) if on else None
-        self.spike_size = 0
 
     def extra_repr(self) -> str:
         wire = "" if self.folded else ", theta on the wire"
