@@ -72,6 +72,20 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
         reproduce.main(args)
 
 
+def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
+    commands, run = [], Workshop.run
+    monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
+    args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20, 8)
+    reproduce.main(args)
+    assert commands == ["convert", "evaluate"]
+    lines = list(csv.DictReader((place / "results/table10.csv").open()))
+    assert [(line["T"], line["paper_AP"]) for line in lines] == [
+        ("8", ""), ("20", str(TABLE_10["spiking-yolo", 20][0])),
+    ]  # fmt: skip
+    monkeypatch.setattr(Workshop, "run", None)
+    reproduce.main(args)  # nothing is made again
+
+
 def test_figure8_follows_one_run(place):
     reproduce.main(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
@@ -94,6 +108,10 @@ def test_cells_of_every_table():
         *(("spiking-yolo", t, 200) for t in (500, 2000)), ("two-stage", 8, 200),
         ("float", None, None), ("float", None, 200),
     }  # fmt: skip
+    together = {(c.T, c.steps) for c in table if c.method == "spiking-yolo"}
+    short, long = (8, 20, 40, 60), (500, 2000)  # each read out from one run, on other pictures
+    assert together == {*((t, short) for t in short), *((t, long) for t in long)}
+    assert all(not c.steps for c in table if c.method != "spiking-yolo")
     assert len(table) == len(set(table))
     ablation = {(c.method, c.T) for c in planned("figure7")}
     assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation

@@ -44,6 +44,7 @@ STEPS = {
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
 METHOD = {"layer-wise": "two-stage"}
+ANY_T = ("spiking-yolo",)  # nothing in its network depends on T: one run gives all rows
 LONG = {"float": (None,), "two-stage": (8,), "spiking-yolo": (500, 2000)}  # on --long-limit
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
@@ -77,12 +78,28 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     if args.name == "table10" and (not args.T or max(args.T) >= 500):
         limit = min(args.long_limit, args.limit or args.long_limit)
         planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
+    planned = [
+        (method, T, limit)
+        for method, T, limit in dict.fromkeys(planned)
+        if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
+    ]
+    together = {
+        (method, limit): tuple(sorted(t for m, t, n in planned if (m, n) == (method, limit)))
+        for method, _, limit in planned
+        if method in ANY_T
+    }
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
     wanted = [
-        Cell(METHOD.get(method, method), T, limit, pictures, end_to_end=method not in METHOD)
-        for method, T, limit in dict.fromkeys(planned)
+        Cell(
+            METHOD.get(method, method),
+            T,
+            limit,
+            pictures,
+            end_to_end=method not in METHOD,
+            steps=together.get((method, limit), ()),
+        )
+        for method, T, limit in planned
         for pictures in counts
-        if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
     ]
     if not wanted:
         known = ", ".join(STEPS[args.name])

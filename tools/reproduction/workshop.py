@@ -20,13 +20,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Cell:
-    """One row to measure: a method at T, on the first `limit` pictures."""
+    """One row to measure: a method at T, on the first `limit` pictures.
+
+    Attributes:
+        pictures: That calibrate it.
+        end_to_end: Whether it has this pass, where the method does.
+        steps: All T of rows of the same network, read out from one run; empty for a network of its
+            own.
+    """
 
     method: str
     T: int | None
     limit: int | None
-    pictures: int  # that calibrate it
-    end_to_end: bool = True  # where the method has this pass
+    pictures: int
+    end_to_end: bool = True
+    steps: tuple[int, ...] = ()
+
+    @property
+    def longest(self) -> int | None:
+        """The T that its network is run for."""
+        return max(self.steps) if self.steps else self.T
 
 
 class Workshop:
@@ -104,7 +117,8 @@ class Workshop:
     def name(self, cell: Cell) -> str:
         """Of the files of a row."""
         pictures = "" if cell.pictures == self.args.pictures else f"-{cell.pictures}-pictures"
-        return f"{cell.method}{pictures}{'' if cell.end_to_end else '-layer-wise'}-T{cell.T or 0}"
+        layers = "" if cell.end_to_end else "-layer-wise"
+        return f"{cell.method}{pictures}{layers}-T{cell.longest or 0}"
 
     def weights(self, cell: Cell) -> Path:
         """Weights of a row."""
@@ -122,7 +136,7 @@ class Workshop:
         if path.is_file():
             return path
         model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
-        words = ["--model", model, "--method", cell.method, "--T", cell.T]
+        words = ["--model", model, "--method", cell.method, "--T", cell.longest]
         if cell.method.startswith(("stage1", "two")):
             words += ["--stage1", self.stage_one(cell.T)]
         if cell.method == "qcfs":
@@ -138,11 +152,12 @@ class Workshop:
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """What tools/evaluate.py measures of a row."""
-        words = [] if cell.method in ("float", "quantised") else ["--T", cell.T]
+        steps = cell.steps or (cell.T,)
+        words = [] if cell.method in ("float", "quantised") else ["--T", *steps]
         words += ["--half"] if self.args.half else []
-        half = "-half" if self.args.half else ""
-        (row,) = self.measured("evaluate", cell, half, *words)
-        return row
+        ending = "".join(f"-{T}" for T in cell.steps) + ("-half" if self.args.half else "")
+        rows = self.measured("evaluate", cell, ending, *words)
+        return next(row for row in rows if row["T"] == cell.T)
 
     def energy(self, cell: Cell) -> dict[str, Any]:
         """What tools/energy.py counts of a row."""
