@@ -1,6 +1,7 @@
 """Tracing, folding, quantising and replacing on a small network."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -287,6 +288,21 @@ def test_one_run_is_read_out_after_several_steps(small_net, pictures, chunk):
     assert sum(frames) == 7 * len(pictures) and max(frames) <= chunk
     for t, output in zip([1, 3, 7], found, strict=True):
         assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+
+
+def test_a_long_run_keeps_only_what_is_read_out(small_net, pictures):
+    stage_one(small_net, pictures, 8)
+    make_spiking(small_net, pictures)
+    outputs, alive = [], []
+
+    def watch(module, inputs, output):
+        alive.append(sum(kept() is not None for kept in outputs))
+        outputs.append(weakref.ref(output))
+
+    small_net.register_forward_hook(watch)
+    found = SpikingNetwork(small_net, 8, len(pictures)).after(pictures, [3, 40])
+    assert len(outputs) == 40 and len(found) == 2
+    assert max(alive) <= 2  # that of step 3, and the last one
 
 
 def test_run_computes_nothing_ahead(small_net, pictures):

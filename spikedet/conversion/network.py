@@ -69,7 +69,8 @@ class SpikingNetwork(nn.Module):
             parts = [self.after(part, steps) for part in pictures.split(self.chunk)]
             return [_join(outputs) for outputs in zip(*parts, strict=True)]
         parts = _parts(steps, max(1, self.chunk // len(pictures)))
-        outputs = dict(self._simulate(pictures, parts, each_step=False))
+        simulated = self._simulate(pictures, parts, each_step=False)
+        outputs = {t: output for t, output in simulated if t in steps}  # the others are let go
         return [outputs[t] for t in steps]
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
