@@ -67,6 +67,18 @@ def count(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """Type of numbers of steps that may be none: a whole number of 0 or more."""
+    return 0 if text.strip() == "0" else count(text)
+
+
+def json_file(text: str) -> Path:
+    """Type of `--json`: a name that ends so, for the file may be written over."""
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} is to be written; expected a name in .json")
+    return Path(text)
+
+
 def fraction(text: str) -> float:
     """Type of confidences and IoU thresholds: a number in 0..1."""
     try:

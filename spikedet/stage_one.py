@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from spikedet.checkpoint import Checkpoint, save
+from spikedet.checkpoint import Checkpoint, load, save
 from spikedet.conversion.normalize import largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
 from spikedet.conversion.trace import trace
-from spikedet.errors import WeightsError
+from spikedet.errors import TrainingError, WeightsError
 from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage
 from spikedet.training import epochs_done
 
@@ -103,7 +103,13 @@ def finetune(
         clips_rounded: Where gradients pass the quantisers (see `QuantClip`).
         resume: Go on with the run in `out`.
         origin: Put into the checkpoints.
+
+    Raises:
+        TrainingError: The run in `out` is for another T.
     """
+    last = out / "last.safetensors"
+    if resume and last.is_file() and (begun := load(last).T) != T:
+        raise TrainingError(f"{out}: a run with T={begun}; this one has T={T}")
     network = quantized(task, made, train, T, noise, per_channel)
     for module in network.modules():
         if isinstance(module, QuantClip):

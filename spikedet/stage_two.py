@@ -208,6 +208,7 @@ def end_to_end(
             yield {**batch, "img": resized(batch["img"], side)}
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
+    about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about["begun with"] = fingerprint(network)
 
     def write(reached: dict[str, Any]) -> None:

@@ -178,11 +178,14 @@ class Task(ABC):
     # ------------------------------------------------------------------ networks of all stages
 
     def expect_convertible(self, description: dict[str, Any], classes: int, imgsz: int) -> None:
-        """Refuse a network before it is trained which could not be converted afterwards.
+        """Refuse a network before it is trained which could not be used or converted afterwards.
 
         Raises:
+            UsageError: Its pictures are of a size that it cannot take.
             ConversionError: Names the layer, and says what to put in its place.
         """
+        if imgsz % self.stride:
+            raise UsageError(f"imgsz is {imgsz}; expected a multiple of {self.stride}")
         prepare(self.network(description, classes), self.example(imgsz))
 
     def bare(self, made: Checkpoint) -> nn.Module:

@@ -9,6 +9,7 @@ import yaml
 from spikedet import cli
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic
+from tools import calibrate, detect
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,3 +101,17 @@ def test_stage_one_takes_the_picture_size_of_its_weights(parser):
     assert cli.training_settings(args, "detection").imgsz == 64
     with pytest.raises(UsageError, match="--imgsz"):
         cli.training_settings(args, "detection", stage_one=True)
+
+
+def test_json_is_written_to_names_in_json_only(capsys):
+    assert cli.json_file("a/rows.json") == Path("a/rows.json")
+    with pytest.raises(SystemExit):
+        detect.arguments().parse_args(["--T", "20", "--json", "image.jpg"])
+    assert "'image.jpg' is to be written; expected a name in .json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--pictures", "0"], ["--held", "-1"], ["--end-to-end", "-3"]])
+def test_numbers_that_stage_two_cannot_do(words, capsys):
+    with pytest.raises(SystemExit):
+        calibrate.arguments().parse_args(["--weights", "w", "--data", "d", "--out", "o", *words])
+    assert "is not a whole number of 1 or more" in capsys.readouterr().err

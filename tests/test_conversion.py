@@ -430,3 +430,11 @@ def test_bfloat16_spiking_layers_stay_near_float32(small_net, pictures):
     types = {name: p.dtype for name, p in network.named_parameters() if name.endswith("weight")}
     assert torch.bfloat16 in types.values()
     assert types["last.layer.weight"] == torch.float32
+
+
+def test_a_forward_of_the_instance_survives_tracing(small_net, pictures):
+    wanted = small_net(pictures)[:1]
+    plain = small_net.forward
+    small_net.forward = lambda x: plain(x)[:1]
+    trace(small_net, pictures)
+    assert torch.equal(small_net(pictures), wanted)

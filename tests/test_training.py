@@ -159,6 +159,14 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
     assert checkpoint.load(one).stage == "qc"
+    done = run("convert.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
+               tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
+    assert done.returncode == 6 and "with another T or from other weights" in done.stderr
+    done = run("finetune.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
+               one.parent, cache=tmp_path)  # fmt: skip
+    assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
+    done = run("train.py", *data, *small, "--imgsz", 80, "--out", tmp_path / "g", cache=tmp_path)
+    assert done.returncode == 2 and "imgsz is 80; expected a multiple of 32" in done.stderr
     done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 4
@@ -293,8 +301,16 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     state.write_bytes(kept)
     with pytest.raises(TrainingError, match="a run from other weights; choose another --out"):
         calibrated("--out", out, "--resume", "--weights", stages_done / "qc.safetensors")
+    layers = begun.read_bytes()
     calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
+    kept = out.with_name("kept.safetensors")
+    begun = kept.with_suffix(".layers.safetensors")
+    begun.write_bytes(layers)
+    with pytest.raises(TrainingError, match="a run with T=4; choose another --out"):
+        calibrated("--out", kept, "--resume", "--T", 8)
+    calibrated("--out", kept, "--resume", "--end-to-end", 0)  # what was done is enough
+    assert kept.read_bytes() == layers and not begun.exists()
     calibrated("--out", stages_done / "whole.safetensors")
     resumed, whole = trained(out), trained(stages_done / "whole.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -387,6 +403,12 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
         assert (found.origin["tuning_loss_before"], found.origin["tuning_loss"]) == (0.4, 0.5)
     assert any(name.endswith("log_weights") for name in rejected.tensors)
     assert not any(name.endswith("log_weights") for name in made.tensors)
+
+
+def test_runs_beside_names_with_a_dot_are_apart():
+    folder = Path("runs")
+    assert calibrate.begun_with(folder / "a0.1") != calibrate.begun_with(folder / "a0.2")
+    assert calibrate.state_of(folder / "a.safetensors") == folder / "a.state.pt"
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):

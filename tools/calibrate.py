@@ -50,16 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def number(option: str, kind: Callable[[str], Any], help: str) -> None:
         add(option, type=kind, help=f"{help} ({usual(option[2:].replace('-', '_'))})")
 
-    number("--pictures", int, "training pictures that layers are fitted to")
-    number("--held", int, "other training pictures that judge each layer")
-    number("--layer-steps", int, "most fine-calibration steps a layer")
+    number("--pictures", cli.count, "training pictures that layers are fitted to")
+    number("--held", cli.whole, "other training pictures that judge each layer")
+    number("--layer-steps", cli.whole, "most fine-calibration steps a layer")
     add("--no-coarse", action="store_true", help="leave out coarse calibration (eq 18)")
     add("--no-fine", action="store_true", help="leave out fine calibration (eq 19-21)")
     add("--per-neuron", action="store_true", help="initial potentials of neurons, not channels")
     add("--loss", choices=LOSSES, help=f"what fine calibration lowers ({usual('loss')})")
     add("--layers", nargs="+", help="only these, names or patterns like 'model.1.*' (all)")
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
-    number("--end-to-end", int, "steps of the end-to-end pass, 0 for none")
+    number("--end-to-end", cli.whole, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", float, "its learning rate, relative to the weights")
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
@@ -142,6 +142,8 @@ def calibrate(
         calibrated = checkpoint.load(begun)
         if calibrated.origin.get("parent") != origin["parent"]:
             raise TrainingError(f"{begun}: a run from other weights; choose another --out")
+        if calibrated.T != made.T:
+            raise TrainingError(f"{begun}: a run with T={calibrated.T}; choose another --out")
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
@@ -160,12 +162,31 @@ def calibrate(
         checkpoint.save(spiking_checkpoint(made, network, origin), target)
     if planned.end_to_end:
         end_to_end(task, made, network, train, tune, planned, args.out, origin, teacher)
+    elif resumed:
+        checkpoint.save(calibrated, args.out)
+        forget(args.out)
     print(f"{args.out}: T={made.T}, {(time.time() - start) / 60:.1f} minutes")
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A file of the run that makes `out`."""
+    return out.with_name(out.name.removesuffix(".safetensors") + ending)
 
 
 def begun_with(out: Path) -> Path:
     """Where the network before the end-to-end pass stands until that is over."""
-    return out.with_suffix(".layers.safetensors")
+    return beside(out, ".layers.safetensors")
+
+
+def state_of(out: Path) -> Path:
+    """What the end-to-end pass has reached until it is over."""
+    return beside(out, ".state.pt")
+
+
+def forget(out: Path) -> None:
+    """Delete what an end-to-end pass would go on from."""
+    for path in (state_of(out), begun_with(out)):
+        path.unlink(missing_ok=True)
 
 
 def layer_wise(
@@ -230,19 +251,17 @@ def end_to_end(
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(step + 1 - bar.n)
 
-        state = out.with_suffix(".state.pt")
-        stage_two.end_to_end(task, made, network, train, planned, teacher, state, on_step)
+        stage_two.end_to_end(task, made, network, train, planned, teacher, state_of(out), on_step)
     after = loss()
     wins = after < before
-    path = out if wins else out.with_suffix(".last.safetensors")
+    path = out if wins else beside(out, ".last.safetensors")
     print(f"loss on {len(tune)} tuning pictures: {before:.4f} before, {after:.4f} after")
     print("kept" if wins else f"not kept, but written to {path}")
     losses = {"tuning_loss": after, "tuning_loss_before": before}
     save(spiking_checkpoint(made, network, {**origin, **losses, "end_to_end": True}), path)
     if not wins:
         save(spiking_checkpoint(made, kept, {**origin, **losses}), out)
-    for path in (state, begun_with(out)):
-        path.unlink(missing_ok=True)
+    forget(out)
 
 
 def main(args: argparse.Namespace) -> None:

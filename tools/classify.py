@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--top", type=cli.count, default=5, help="classes named for each picture")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=None)
-    add("--json", type=Path, help="write all answers to this file")
+    add("--json", type=cli.json_file, help="write all answers to this file")
     return parser
 
 

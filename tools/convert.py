@@ -71,6 +71,7 @@ def first_stage(
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
     from spikedet import checkpoint, stage_one
+    from spikedet.errors import TrainingError
     from spikedet.task import expect_stage
 
     if args.stage1:
@@ -85,7 +86,13 @@ def first_stage(
     options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
     if not stage_one.finished(folder, args.resume):
         stage_one.finetune(task, made, train, tune, args.T, folder, settings, **options)
-    return checkpoint.load(folder / "best.safetensors")
+    best = folder / "best.safetensors"
+    ready = checkpoint.load(best)
+    if (ready.T, ready.origin.get("parent")) != (args.T, origin["parent"]):
+        raise TrainingError(
+            f"{best}: made with another T or from other weights; choose another --out"
+        )
+    return ready
 
 
 def main(args: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     cli.add_half(parser, default=None)
     add("--each-step", action="store_true", help="the detections after every step up to T as well")
     add("--out", type=Path, default=Path("detections"), help="folder of annotated pictures")
-    add("--json", type=Path, help="write all detections to this file")
+    add("--json", type=cli.json_file, help="write all detections to this file")
     return parser
 
 

@@ -53,7 +53,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=cli.count, default=4, help="pictures at a time")
     add("--pj-ac", type=picojoules, default=0.9, help="pJ of an accumulate")
     add("--pj-mac", type=picojoules, default=4.6, help="pJ of a multiply-accumulate")
-    add("--json", type=Path, help="write everything to this file")
+    add("--json", type=cli.json_file, help="write everything to this file")
     return parser
 
 

@@ -44,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=False)
-    add("--json", type=Path, help="write the rows to this file")
+    add("--json", type=cli.json_file, help="write the rows to this file")
     return parser
 
 

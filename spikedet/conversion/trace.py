@@ -281,6 +281,7 @@ class _Recorder(TorchFunctionMode):
         names: dict[nn.Module, str] = {}
         for name, module in network.named_modules():
             names.setdefault(module, name or type(network).__name__)
+        own = {m: m.__dict__["forward"] for m in names if "forward" in m.__dict__}
         for module, name in names.items():
             module.forward = self.wrap(module, name, module.forward)
         try:
@@ -288,6 +289,8 @@ class _Recorder(TorchFunctionMode):
         finally:
             for module in names:
                 del module.forward
+            for module, forward in own.items():
+                module.forward = forward
 
     def wrap(self, module: nn.Module, name: str, forward: Callable) -> Callable:
         leaf = isinstance(module, LEAVES)
