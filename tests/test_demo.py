@@ -183,9 +183,9 @@ def test_an_interrupted_video_is_complete(tmp_path):
     try:
         process.stdout.readline()
         until = time.monotonic() + 120
-        while time.monotonic() < until and not (tmp_path / "out.avi").exists():
+        out, written = tmp_path / "out.avi", 1 << 16  # more than a header: frames have come
+        while time.monotonic() < until and not (out.exists() and out.stat().st_size > written):
             time.sleep(0.05)
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=240)
     finally:
