@@ -179,7 +179,7 @@ def test_an_interrupted_video_is_complete(tmp_path):
     process = subprocess.Popen(
         command("--source", "long.mp4", "--T", 8, "--out", "out.avi"),
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         process.stdout.readline()
