@@ -66,7 +66,7 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
     before = (place / "results/table10.csv").read_text()
     reproduce.main(args)
     assert (place / "results/table10.csv").read_text() == before
-    weights = place / "results/weights/spiking-yolo-T20.safetensors"
+    (weights,) = place.glob("results/*/weights/spiking-yolo-T20.safetensors")
     weights.write_bytes((place / "float.safetensors").read_bytes())
     with pytest.raises(AssertionError, match="evaluate was run again"):  # other weights, other row
         reproduce.main(args)
@@ -84,6 +84,24 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(Workshop, "run", None)
     reproduce.main(args)  # nothing is made again
+
+
+def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monkeypatch):
+    words = ("figure7", "--methods", "copy", "--T", 4, "--layer-steps")
+    reproduce.main(parsed(place, *words, 1))
+    (line,) = csv.DictReader((place / "results/figure7.csv").open())
+    assert (line["method"], line["calibration_pictures"]) == ("copy", "0")
+    with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
+        reproduce.main(parsed(place, *words, 2))
+    other = place / "other.safetensors"
+    made = checkpoint.load(place / "float.safetensors")
+    made.tensors = {name: tensor + 1 for name, tensor in made.tensors.items()}
+    checkpoint.save(made, other)
+    folders = []
+    monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
+    for path in (place / "float.safetensors", other):
+        reproduce.main(parsed(place, *words, 2, "--model", path))
+    assert len(set(folders)) == 2
 
 
 def test_figure8_follows_one_run(place):
@@ -115,7 +133,8 @@ def test_cells_of_every_table():
     assert len(table) == len(set(table))
     ablation = {(c.method, c.T) for c in planned("figure7")}
     assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation
-    assert [c.pictures for c in planned("table6")] == list(detection.CALIBRATION_PICTURES)
+    counted = [(c.pictures, c.end_to_end) for c in planned("table6")]
+    assert counted == [(count, False) for count in detection.CALIBRATION_PICTURES]
     assert {c.T for c in planned("figure9")} == {None, 30}
     with pytest.raises(UsageError, match="its methods are float, copy"):
         planned("figure7", "--methods", "magic")
@@ -134,7 +153,7 @@ def test_the_checkpoints_say_which_task_a_name_is_of(place):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch, own):
-    made, commands = place / "results/weights/spiking-yolo-T20.safetensors", []
+    commands = []
     args = parsed(place, "table10", "--T", 20)
     models = [place / "float.safetensors"] if own else []
     monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
@@ -142,7 +161,8 @@ def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch,
     spiking_yolo = Cell("spiking-yolo", 20, None, 256)
     detection.make(args, models)
     ((tool, *words),) = commands
-    assert tool == "convert" and words[words.index("--out") + 1] == made
+    assert tool == "convert"
+    assert words[words.index("--out") + 1].name == "spiking-yolo-T20.safetensors"
     assert words[words.index("--model") + 1] == (models[0] if own else released_leaky())
 
 

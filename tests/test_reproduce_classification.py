@@ -279,7 +279,6 @@ def test_an_end_to_end_pass_that_was_killed_goes_on(place, tmp_path, monkeypatch
     args = parsed(place, tmp_path, "table2")
     shop = Workshop(args, tmp_path, args.model[0], "classification", args.data)
     path = shop.weights(Cell("two-stage", 8, None, 256))
-    begun_with(path).parent.mkdir()
     begun_with(path).touch()
     shop.weights(Cell("two-stage", 8, None, 256))
     assert ["--resume" in words for words in commands] == [False, True]

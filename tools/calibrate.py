@@ -157,6 +157,9 @@ def calibrate(
             targets = teacher if layers.bias else None
             gain = layer_wise(task, made, network, train, planned, targets)
             origin = {**origin, "layer_wise_gain": gain}
+            origin["calibration_pictures"] = planned.pictures
+        elif not goes_on:
+            origin = {**origin, "calibration_pictures": 0}
         origin = {**origin, "end_to_end": goes_on}
         target = begun if planned.end_to_end else args.out
         checkpoint.save(spiking_checkpoint(made, network, origin), target)

@@ -27,10 +27,11 @@ The detector:
     figure8   one picture after several time steps of one run
     figure9   AP of every class at T = 30
 
-Weights that are not released are made in --out by tools/finetune.py and tools/convert.py, and
-measured by tools/evaluate.py and tools/energy.py; each command is printed before it runs. What is
-there already is not made again, so an interrupted run goes on where it stopped. NAME.csv and
-NAME.png are written after every row.
+Weights that are not released are made in --out, in a folder of their float network, by
+tools/finetune.py and tools/convert.py, and measured by tools/evaluate.py and tools/energy.py; each
+command is printed before it runs. What is there already is not made again, so an interrupted run
+goes on where it stopped; with other settings it is refused. NAME.csv and NAME.png are written after
+every row.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     choices = sorted({name for names in NAMES.values() for name in names})
     add("name", choices=choices, help="what to make")
-    cli.add_data_arguments(parser)
+    cli.add_data_arguments(parser, test=True)
+    add("--tuning", type=Path, help="list of training pictures kept aside (detection)")
     add("--train-split", help="pictures to convert with; those of the training tools if left out")
     add("--model", type=Path, nargs="+", help="float checkpoints; the released one if left out")
     add(
@@ -64,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         help="leaky ReLU float detector of the Spiking-YOLO rows; the released one",
     )
-    add("--out", type=Path, default=Path("results"), help="folder of results and made weights")
+    add("--out", type=Path, default=Path("results"), help="folder of results, made weights inside")
     add("--T", type=cli.time_steps, nargs="+", help="only these time steps")
     add("--methods", nargs="+", help="only these methods")
     add("--long-limit", type=cli.count, default=200, help="pictures of the rows with T >= 500")

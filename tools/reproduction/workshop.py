@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.errors import SpikedetError
+from spikedet.errors import SpikedetError, UsageError
+from spikedet.files import write_atomic
 from tools.calibrate import begun_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,15 @@ class Cell:
     def longest(self) -> int | None:
         """The T that its network is run for."""
         return max(self.steps) if self.steps else self.T
+
+
+def described(word: Any) -> str:
+    """A word of a command wherever its files lie: a path by name, a checkpoint also by content."""
+    from spikedet.checkpoint import sha256
+
+    if not isinstance(word, Path):
+        return str(word)
+    return f"{word.name}@{sha256(word)[:8]}" if word.is_file() else word.name
 
 
 class Workshop:
@@ -94,6 +104,20 @@ class Workshop:
         words += ["--split", args.train_split] if args.train_split else []
         return [*words, "--tuning", args.tuning] if args.tuning else words
 
+    def settle(self, out: Path, *words: Any) -> None:
+        """Note beside weights that are to be made how they are made.
+
+        Raises:
+            UsageError: They are there, or begun, and were made in another way.
+        """
+        now, note = " ".join(map(described, words)), out.with_name(out.name + ".txt")
+        before = note.read_text() if note.is_file() else None
+        if before is None and not out.exists():
+            write_atomic(note, now.encode())
+        elif before != now:
+            was = f"with '{before}'" if before else "nobody knows how"
+            raise UsageError(f"{out}: made {was}, now wanted with '{now}'; choose another --out")
+
     def stage_one(self, T: int) -> Path:
         """Stage-I weights for T."""
         return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T)
@@ -107,11 +131,13 @@ class Workshop:
         from spikedet.stage_one import finished
 
         folder = self.out / "weights" / name
+        words = ["finetune", "--weights", self.model, "--T", T, *options]
+        words += ["--epochs", self.epochs] if self.epochs else []
+        words += self.training()
+        self.settle(folder, *words)
         if not finished(folder, resume=True):
             resume = ["--resume"] if (folder / "state.pt").is_file() else []
-            words = ["--weights", self.model, "--T", T, *options]
-            words += ["--epochs", self.epochs] if self.epochs else []
-            self.run("finetune", *words, *self.training(), "--out", folder, *resume)
+            self.run(*words, "--out", folder, *resume)
         return folder / "best.safetensors"
 
     def name(self, cell: Cell) -> str:
@@ -133,10 +159,8 @@ class Workshop:
             if ready:
                 return ready
         path = self.out / "weights" / f"{self.name(cell)}.safetensors"
-        if path.is_file():
-            return path
         model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
-        words = ["--model", model, "--method", cell.method, "--T", cell.longest]
+        words = ["convert", "--model", model, "--method", cell.method, "--T", cell.longest]
         if cell.method.startswith(("stage1", "two")):
             words += ["--stage1", self.stage_one(cell.T)]
         if cell.method == "qcfs":
@@ -146,8 +170,11 @@ class Workshop:
         else:
             words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
             words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
-        words += ["--resume"] if begun_with(path).is_file() else []
-        self.run("convert", *words, *self.training(), "--out", path)
+        words += self.training()
+        self.settle(path, *words)
+        if not path.is_file():
+            resume = ["--resume"] if begun_with(path).is_file() else []
+            self.run(*words, "--out", path, *resume)
         return path
 
     def row(self, cell: Cell) -> dict[str, Any]:
@@ -165,7 +192,7 @@ class Workshop:
 
     def measured(self, tool: str, cell: Cell, ending: str, *words: Any) -> Any:
         """What a command that measures the weights of a row writes as JSON."""
-        from spikedet import checkpoint
+        from spikedet.checkpoint import sha256
 
         args, weights = self.args, self.weights(cell)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
@@ -174,7 +201,7 @@ class Workshop:
         if path.is_file():
             found = json.loads(path.read_text())
             first = found[0] if isinstance(found, list) else found
-            if first["weights_sha256"] == checkpoint.sha256(weights):
+            if first["weights_sha256"] == sha256(weights):
                 return found
         path.parent.mkdir(parents=True, exist_ok=True)
         words = ["--weights", weights, "--data", *self.data, "--split", args.split, *limit, *words]
