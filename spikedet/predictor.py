@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 from spikedet import checkpoint
-from spikedet.conversion.network import has_bfloat16
 from spikedet.errors import UsageError
+from spikedet.precision import has_bfloat16
 from spikedet.task import Task
 
 

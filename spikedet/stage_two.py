@@ -24,6 +24,7 @@ from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.precision import mixed
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
 from spikedet.training import growing_side, read_state, resized, save_state
 
@@ -268,7 +269,7 @@ def _end_loss(
 
     def loss(batch: dict[str, Any]) -> Tensor:
         pictures = batch["img"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(pictures.device.type, torch.bfloat16):
+        with mixed(pictures.device.type):
             with torch.no_grad():
                 wanted = guide(pictures)
             found = spiking(pictures)

@@ -49,6 +49,12 @@ def test_ultralytics_is_imported_in_one_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_file_decides_where_bfloat16_pays(path):
+    if path.name != "precision.py":
+        assert "autocast(" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_the_command_line_prints_or_exits(path):
     if path.name == "cli.py":
         return

@@ -23,6 +23,7 @@ from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
 from spikedet.errors import TrainingError
 from spikedet.files import write_csv
+from spikedet.precision import mixed
 from spikedet.training import (
     check_devices,
     expect_fresh,
@@ -206,7 +207,7 @@ class _Run:
         for pictures, labels in loaded(self.loader):
             pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
             labels = labels.to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with mixed(self.device.type):
                 logits = self.model(pictures)
                 with torch.no_grad():
                     wanted = None if self.teacher is None else self.teacher(pictures)

@@ -22,6 +22,7 @@ from spikedet.conversion.stored import Site, Stored, fire
 from spikedet.conversion.trace import ACTIVATIONS
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import per_channel
+from spikedet.precision import mixed
 
 LOSSES = ("mse", "kl")
 
@@ -187,7 +188,7 @@ class _Layer:
         """Error of minibatch m, see `LayerReport`."""
         sources = self.student.sources(self.site, m)
         half = alpha is not None and self.options.half
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with mixed("cpu", half):
             current = self.student.run(self.site, sources)
         current = current.float()
         if not self.is_neuron:

@@ -254,9 +254,3 @@ def _join(parts: list[Any]) -> Any:
     if isinstance(first, list | tuple):
         return type(first)(_join([part[i] for part in parts]) for i in range(len(first)))
     return first
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; without, it is slower than float32."""
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(known and known())

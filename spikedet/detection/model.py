@@ -15,6 +15,7 @@ from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
 from spikedet.errors import UsageError
+from spikedet.precision import mixed
 from spikedet.task import as_float
 
 
@@ -58,7 +59,7 @@ class Detector(DetectionModel):
             if picture.device.type == "cpu":
                 picture = picture.contiguous(memory_format=torch.channels_last)
                 enabled = self.autocast_cpu and self.training
-                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                with mixed("cpu", enabled):
                     preds = self.forward(picture)
                 preds = as_float(preds)
             else:

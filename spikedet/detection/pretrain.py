@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.errors import DataError
+from spikedet.precision import mixed
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -156,7 +157,7 @@ def pretrain(
             batches = [c for c in shuffled.split(batch) if len(c) == batch]
             for chosen in batches:
                 views = random_views(pictures[chosen], side, generator)
-                with torch.autocast("cpu", torch.bfloat16):
+                with mixed("cpu"):
                     scores = network(views.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(scores.float(), labels[chosen])
                 optimiser.zero_grad()

@@ -22,6 +22,7 @@ from spikedet.detection.model import Detector
 from spikedet.detection.settings import Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
+from spikedet.precision import mixed
 from spikedet.task import as_float
 from spikedet.training import (
     check_devices,
@@ -203,7 +204,7 @@ class Trainer(DetectionTrainer):
         on_cpu = pictures.device.type == "cpu"
         self.teacher.to(pictures.device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+        with mixed("cpu", on_cpu):
             return as_float(self.teacher(pictures))
 
     def side(self, epoch: int) -> int:
