@@ -14,7 +14,7 @@ def has_bfloat16() -> bool:
 def mixed(device: str, enabled: bool = True) -> torch.autocast:
     """Autocast to bfloat16 on a kind of device, but on no CPU that would only imitate it.
 
-    Measured for a training step of ResNet-20 on a CPU with AVX2 alone: 10 times as long as in float32.
+    A training step of ResNet-20 on a CPU with AVX2 alone takes 10 times as long as in float32.
     """
     enabled = enabled and (device != "cpu" or has_bfloat16())
     return torch.autocast(device, torch.bfloat16, enabled=enabled)
