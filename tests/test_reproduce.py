@@ -67,7 +67,15 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
     reproduce.main(args)
     assert (place / "results/table10.csv").read_text() == before
     (weights,) = place.glob("results/*/weights/spiking-yolo-T20.safetensors")
-    weights.write_bytes((place / "float.safetensors").read_bytes())
+    kept = weights.read_bytes()
+    weights.unlink()
+    reproduce.main(args)  # the row stands, as it is known how they were made
+    note = weights.with_name(weights.name + ".txt")
+    note.rename(place / "note")
+    with pytest.raises(AssertionError, match="convert was run again"):
+        reproduce.main(args)
+    (place / "note").rename(note)
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     with pytest.raises(AssertionError, match="evaluate was run again"):  # other weights, other row
         reproduce.main(args)
 
@@ -90,7 +98,8 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     words = ("figure7", "--methods", "copy", "--T", 4, "--layer-steps")
     reproduce.main(parsed(place, *words, 1))
     (line,) = csv.DictReader((place / "results/figure7.csv").open())
-    assert (line["method"], line["calibration_pictures"]) == ("copy", "0")
+    made = [line[key] for key in ("method", "T", "weights_for_T", "calibration_pictures")]
+    assert made == ["copy", "4", "4", "0"]
     with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
         reproduce.main(parsed(place, *words, 2))
     other = place / "other.safetensors"
@@ -108,7 +117,7 @@ def test_figure8_follows_one_run(place):
     reproduce.main(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
     assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
-        ("spiking-yolo", "2", "4"), ("spiking-yolo", "4", "4"),
+        ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
     assert (place / "results/figure8.png").stat().st_size > 1000
 
@@ -126,10 +135,16 @@ def test_cells_of_every_table():
         *(("spiking-yolo", t, 200) for t in (500, 2000)), ("two-stage", 8, 200),
         ("float", None, None), ("float", None, 200),
     }  # fmt: skip
-    together = {(c.T, c.steps) for c in table if c.method == "spiking-yolo"}
-    short, long = (8, 20, 40, 60), (500, 2000)  # each read out from one run, on other pictures
-    assert together == {*((t, short) for t in short), *((t, long) for t in long)}
-    assert all(not c.steps for c in table if c.method != "spiking-yolo")
+    runs = {(c.method, c.made_for, c.steps, c.limit) for c in table}
+    assert runs == {
+        ("float", None, (), None), ("float", None, (), 200),
+        *(("quantised", t, (), None) for t in (4, 8, 20)),
+        *(("two-stage", t, (t,), None) for t in (4, 8)), ("two-stage", 8, (8,), 200),
+        ("two-stage", 20, (16, 20, 32, 40, 60), None),
+        *((m, 8, (8,), None) for m in ("copy", "stage1")),
+        *((m, 20, (20, 40, 60), None) for m in ("copy", "stage1")),
+        ("spiking-yolo", 20, (8, 20, 40, 60), None), ("spiking-yolo", 20, (500, 2000), 200),
+    }  # fmt: skip
     assert len(table) == len(set(table))
     ablation = {(c.method, c.T) for c in planned("figure7")}
     assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation

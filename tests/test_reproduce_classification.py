@@ -248,7 +248,7 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Workshop, "run", run)
     monkeypatch.setattr(Workshop, "weights", lambda self, cell: f"{cell.method}-T{cell.T}")
-    monkeypatch.setattr(Workshop, "stage_one", lambda self, T: f"stage1-T{T}")
+    monkeypatch.setattr(Workshop, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
     reproduce.main(parsed(place, tmp_path, "figure5", "--T", 4))
     ((tool, words),) = commands
     assert tool == "analyze" and words[:4] == ["--weights", "two-stage-T4", "--stage1", "stage1-T4"]
@@ -275,7 +275,7 @@ def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypa
 def test_an_end_to_end_pass_that_was_killed_goes_on(place, tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
-    monkeypatch.setattr(Workshop, "stage_one", lambda self, T: f"stage1-T{T}")
+    monkeypatch.setattr(Workshop, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
     args = parsed(place, tmp_path, "table2")
     shop = Workshop(args, tmp_path, args.model[0], "classification", args.data)
     path = shop.weights(Cell("two-stage", 8, None, 256))

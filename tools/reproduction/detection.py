@@ -21,7 +21,7 @@ STEPS = {
         "float": (None,),
         "copy": (8, 20, 40, 60),
         "spiking-yolo": (8, 20, 40, 60),
-        "quantised": (4, 8, 16, 20, 32, 40, 60),
+        "quantised": (4, 8, 20),
         "stage1": (8, 20, 40, 60),
         "two-stage": (4, 8, 16, 20, 32, 40, 60),
     },
@@ -44,7 +44,10 @@ STEPS = {
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
 METHOD = {"layer-wise": "two-stage"}
-ANY_T = ("spiking-yolo",)  # nothing in its network depends on T: one run gives all rows
+# Networks are made for these T. A row of another T is read out from a run of the next greater one,
+# and after the greatest that network runs on, as tools/detect.py does.
+MADE_FOR = (4, 8, 20)
+ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
 LONG = {"float": (None,), "two-stage": (8,), "spiking-yolo": (500, 2000)}  # on --long-limit
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
@@ -87,11 +90,10 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         for method, T, limit in dict.fromkeys(planned)
         if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
     ]
-    together = {
-        (method, limit): tuple(sorted(t for m, t, n in planned if (m, n) == (method, limit)))
-        for method, _, limit in planned
-        if method in ANY_T
-    }
+    runs: dict[Any, list[int]] = {}  # what is read out from one run
+    for method, T, limit in planned:
+        if T is not None and method != "quantised":
+            runs.setdefault((method, made_for(method, T), limit), []).append(T)
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
     wanted = [
         Cell(
@@ -101,7 +103,8 @@ def cells(args: argparse.Namespace) -> list[Cell]:
             pictures,
             # the end-to-end pass sees all training pictures: their number would mean nothing
             end_to_end=method not in METHOD and args.name != "table6",
-            steps=together.get((method, limit), ()),
+            made_for=made_for(method, T),
+            steps=tuple(sorted(runs.get((method, made_for(method, T), limit), ()))),
         )
         for method, T, limit in planned
         for pictures in counts
@@ -112,10 +115,19 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     return sorted(wanted, key=lambda cell: cell.T or 0)
 
 
-def entry(cell: Cell, row: dict[str, Any], pictures: int | None) -> dict[str, Any]:
-    """A line of the CSV file, of weights that so many pictures calibrated, if that is known."""
+def made_for(method: str, T: int | None) -> int | None:
+    """T that the network of a row is made for."""
+    if T is None:
+        return None
+    greater = [] if method in ANY_T else [t for t in MADE_FOR if t >= T]
+    return min(greater, default=MADE_FOR[-1])
+
+
+def entry(cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the CSV file."""
     method = cell.method if cell.end_to_end else "layer-wise"
-    line = {"method": method, "T": cell.T or "", "calibration_pictures": pictures}
+    line = {"method": method, "T": cell.T or "", "weights_for_T": cell.made_for or ""}
+    line["calibration_pictures"] = row["calibration_pictures"]
     line |= {name: row[name] for name in MEASURES} | {"images": row["images"]}
     published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
     return line | {f"paper_{name}": v for name, v in zip(MEASURES, published, strict=True)}
@@ -140,13 +152,10 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
 
 def table(args: argparse.Namespace, shop: Workshop) -> None:
     """Measure the rows of a table and write them, after each."""
-    from spikedet import checkpoint
-
     lines, rows = [], []
     for cell in cells(args):
         row = shop.row(cell)
-        origin = checkpoint.load(shop.weights(cell)).origin
-        line = entry(cell, row, origin.get("calibration_pictures"))
+        line = entry(cell, row)
         if args.name == "figure9":
             line |= {f"AP_{key}": value for key, value in row["per_class"].items()}
         rows.append({**row, "method": line["method"]})
@@ -180,13 +189,13 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
     truth = spikedet.load(shop.model)(picture)
     shown.append(("float", [truth]))
     for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
-        made_for = 20 if method == "two-stage" else T
-        weights = shop.weights(Cell(method, made_for, None, args.pictures))
-        detector = spikedet.load(weights, made_for, half=args.half)
+        own = made_for(method, T)
+        weights = shop.weights(Cell(method, T, None, args.pictures, made_for=own))
+        detector = spikedet.load(weights, own, half=args.half)
         steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
-            {"method": method, "T": f.T, "weights_for_T": made_for, "objects": len(f),
+            {"method": method, "T": f.T, "weights_for_T": own, "objects": len(f),
              "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
             for f in steps
         ]  # fmt: skip

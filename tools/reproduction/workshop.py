@@ -26,8 +26,8 @@ class Cell:
     Attributes:
         pictures: That calibrate it.
         end_to_end: Whether it has this pass, where the method does.
-        steps: All T of rows of the same network, read out from one run; empty for a network of its
-            own.
+        made_for: T that its network is made for, if not T.
+        steps: All T of rows that are read out from one run of that network; T alone if empty.
     """
 
     method: str
@@ -35,21 +35,18 @@ class Cell:
     limit: int | None
     pictures: int
     end_to_end: bool = True
+    made_for: int | None = None
     steps: tuple[int, ...] = ()
 
     @property
-    def longest(self) -> int | None:
-        """The T that its network is run for."""
-        return max(self.steps) if self.steps else self.T
+    def weights_T(self) -> int | None:
+        """T that its network is made for."""
+        return self.made_for or self.T
 
 
-def described(word: Any) -> str:
-    """A word of a command wherever its files lie: a path by name, a checkpoint also by content."""
-    from spikedet.checkpoint import sha256
-
-    if not isinstance(word, Path):
-        return str(word)
-    return f"{word.name}@{sha256(word)[:8]}" if word.is_file() else word.name
+def note_of(made: Path) -> Path:
+    """Where it stands how weights, or the folder of a run, were made."""
+    return made.with_name(made.name + ".txt")
 
 
 class Workshop:
@@ -104,85 +101,96 @@ class Workshop:
         words += ["--split", args.train_split] if args.train_split else []
         return [*words, "--tuning", args.tuning] if args.tuning else words
 
-    def settle(self, out: Path, *words: Any) -> None:
-        """Note beside weights that are to be made how they are made.
+    def weights(self, cell: Cell, make: bool = True) -> Path:
+        """Weights of a row; without `make` only where they are, or would be.
 
         Raises:
             UsageError: They are there, or begun, and were made in another way.
         """
-        now, note = " ".join(map(described, words)), out.with_name(out.name + ".txt")
-        before = note.read_text() if note.is_file() else None
-        if before is None and not out.exists():
-            write_atomic(note, now.encode())
-        elif before != now:
-            was = f"with '{before}'" if before else "nobody knows how"
-            raise UsageError(f"{out}: made {was}, now wanted with '{now}'; choose another --out")
+        if cell.method == "float":
+            return self.model
+        if cell.method == "quantised":
+            return self.stage_one(cell.weights_T, make)
+        args = self.args
+        usual = cell.pictures == args.pictures and cell.end_to_end
+        ready = self.released("snn", cell.weights_T)
+        if cell.method == "two-stage" and usual and ready:
+            return ready
+        path = self.out / "weights" / f"{self.name(cell)}.safetensors"
+        make = make and not path.is_file()
+        model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
+        words = ["convert", "--model", model, "--method", cell.method, "--T", cell.weights_T]
+        if cell.method.startswith(("stage1", "two")):
+            words += ["--stage1", self.stage_one(cell.weights_T, make)]
+        if cell.method == "qcfs":
+            words += ["--stage1", self.qcfs(make)]
+        if cell.pictures == 0:
+            words += ["--no-coarse", "--no-fine", "--end-to-end", 0]
+        else:
+            words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
+            words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
+        return self.made(path, [*words, *self.training()], make, begun_with(path).is_file())
 
-    def stage_one(self, T: int) -> Path:
+    def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
-        return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T)
+        return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T, make)
 
-    def qcfs(self) -> Path:
+    def qcfs(self, make: bool = True) -> Path:
         """The network of QCFS, quantised to `levels`."""
-        return self.finetuned(f"qcfs-L{self.levels}", self.levels, "--qcfs")
+        return self.finetuned(f"qcfs-L{self.levels}", self.levels, make, "--qcfs")
 
-    def finetuned(self, name: str, T: int, *options: Any) -> Path:
+    def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
         """Weights of a run of tools/finetune.py."""
         from spikedet.stage_one import finished
 
         folder = self.out / "weights" / name
         words = ["finetune", "--weights", self.model, "--T", T, *options]
         words += ["--epochs", self.epochs] if self.epochs else []
-        words += self.training()
-        self.settle(folder, *words)
-        if not finished(folder, resume=True):
-            resume = ["--resume"] if (folder / "state.pt").is_file() else []
-            self.run(*words, "--out", folder, *resume)
+        make = make and not finished(folder, resume=True)
+        self.made(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
         return folder / "best.safetensors"
+
+    def made(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
+        """`out`, which a command makes now, or has made; what it was told stands beside it.
+
+        Raises:
+            UsageError: It is there, or begun, and was made in another way.
+        """
+        told, note = " ".join(map(self.described, words)), note_of(out)
+        before = note.read_text() if note.is_file() else None
+        if before != told and (before is not None or out.exists()):
+            was = f"with '{before}'" if before else "nobody knows how"
+            raise UsageError(f"{out}: made {was}, now wanted with '{told}'; choose another --out")
+        if make:
+            write_atomic(note, told.encode())
+            self.run(*words, "--out", out, *(["--resume"] if begun else []))
+        return out
+
+    def described(self, word: Any) -> str:
+        """A word of a command wherever files lie: paths by name, weights from outside by content.
+
+        What lies in this folder has a note of its own.
+        """
+        from spikedet.checkpoint import sha256
+
+        if not isinstance(word, Path):
+            return str(word)
+        foreign = word.is_file() and self.out not in word.parents
+        return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
 
     def name(self, cell: Cell) -> str:
         """Of the files of a row."""
         pictures = "" if cell.pictures == self.args.pictures else f"-{cell.pictures}-pictures"
         layers = "" if cell.end_to_end else "-layer-wise"
-        return f"{cell.method}{pictures}{layers}-T{cell.longest or 0}"
-
-    def weights(self, cell: Cell) -> Path:
-        """Weights of a row."""
-        if cell.method == "float":
-            return self.model
-        if cell.method == "quantised":
-            return self.stage_one(cell.T)
-        args = self.args
-        usual = cell.pictures == args.pictures and cell.end_to_end
-        if cell.method == "two-stage" and usual:
-            ready = self.released("snn", cell.T)
-            if ready:
-                return ready
-        path = self.out / "weights" / f"{self.name(cell)}.safetensors"
-        model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
-        words = ["convert", "--model", model, "--method", cell.method, "--T", cell.longest]
-        if cell.method.startswith(("stage1", "two")):
-            words += ["--stage1", self.stage_one(cell.T)]
-        if cell.method == "qcfs":
-            words += ["--stage1", self.qcfs()]
-        if cell.pictures == 0:
-            words += ["--no-coarse", "--no-fine", "--end-to-end", 0]
-        else:
-            words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
-            words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
-        words += self.training()
-        self.settle(path, *words)
-        if not path.is_file():
-            resume = ["--resume"] if begun_with(path).is_file() else []
-            self.run(*words, "--out", path, *resume)
-        return path
+        return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """What tools/evaluate.py measures of a row."""
         steps = cell.steps or (cell.T,)
         words = [] if cell.method in ("float", "quantised") else ["--T", *steps]
         words += ["--half"] if self.args.half else []
-        ending = "".join(f"-{T}" for T in cell.steps) + ("-half" if self.args.half else "")
+        ending = "" if steps == (cell.weights_T,) else "-at" + "".join(f"-{T}" for T in steps)
+        ending += "-half" if self.args.half else ""
         rows = self.measured("evaluate", cell, ending, *words)
         return next(row for row in rows if row["T"] == cell.T)
 
@@ -191,19 +199,36 @@ class Workshop:
         return self.measured("energy", cell, "-energy", "--T", cell.T, "--float", self.model)
 
     def measured(self, tool: str, cell: Cell, ending: str, *words: Any) -> Any:
-        """What a command that measures the weights of a row writes as JSON."""
+        """What a command that measures the weights of a row writes as JSON.
+
+        What was measured of weights that were deleted since counts, if they would be made alike.
+        """
         from spikedet.checkpoint import sha256
 
-        args, weights = self.args, self.weights(cell)
+        args, weights = self.args, self.weights(cell, make=False)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
         name = "-".join(map(str, [self.name(cell), args.split.replace(":", "."), *limit[1:]]))
         path = self.out / "rows" / f"{name}{ending}.json"
         if path.is_file():
             found = json.loads(path.read_text())
             first = found[0] if isinstance(found, list) else found
-            if first["weights_sha256"] == sha256(weights):
+            there, notes = weights.is_file(), map(note_of, (weights, weights.parent))
+            if (
+                first["weights_sha256"] == sha256(weights)
+                if there
+                else any(map(Path.is_file, notes))
+            ):
                 return found
         path.parent.mkdir(parents=True, exist_ok=True)
-        words = ["--weights", weights, "--data", *self.data, "--split", args.split, *limit, *words]
+        words = [
+            "--weights",
+            self.weights(cell),
+            "--data",
+            *self.data,
+            "--split",
+            args.split,
+            *limit,
+            *words,
+        ]
         self.run(tool, *words, "--json", path)
         return json.loads(path.read_text())
