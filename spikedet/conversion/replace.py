@@ -264,6 +264,7 @@ def make_spiking(
     """
     record = trace(network, example)
     refuse_mixed_times(record)
+    refuse_spikes_as_output(record)
     channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
 
     def neuron(name: str, quantiser: QuantClip) -> IFNeuron:
@@ -309,3 +310,18 @@ def refuse_mixed_times(record: Trace) -> None:
                     f"{call.where}: max-pooling after the last activation has no spiking "
                     "counterpart; put it before that activation"
                 )
+
+
+def refuse_spikes_as_output(record: Trace) -> None:
+    """Refuse a network that ends without a readout, whose outputs would be those of every step.
+
+    Raises:
+        ConversionError: Names the operation whose result such an output is.
+    """
+    spikes = set(slots(record.output)) & record.over_time()
+    for call in record.calls:
+        if spikes & set(slots(call.result)):
+            raise ConversionError(
+                f"{call.where}: this output of the network is made of spikes; let a convolution "
+                "or a linear layer without an activation be the last layer"
+            )

@@ -75,6 +75,8 @@ LINEAR_FUNCTIONS = {
     F.dropout,
     mean_over_time,
 }
+# What they write or return cannot be followed.
+UNTRACEABLE = (Tensor.__setitem__, Tensor.item, Tensor.tolist, Tensor.numpy)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def trace(network: nn.Module, example: Tensor, strict: bool = True) -> Trace:
     Args:
         network: Any network; its forward runs as it is.
         example: Input [B, C, H, W] of the shape that will be used.
-        strict: Refuse operations that have no spiking counterpart.
+        strict: Refuse what has no spiking counterpart, and what cannot be followed.
 
     Returns:
         The record.
@@ -216,8 +218,11 @@ def trace(network: nn.Module, example: Tensor, strict: bool = True) -> Trace:
     """
     recorder = _Recorder(strict)
     recorder.adopt(example)
+    recorder.know([vars(module) for module in network.modules()])
     with torch.no_grad(), recorder.listening(network), recorder:
         output = network(example)
+    if strict:
+        recorder.expect_followed(type(network).__name__, output)
     return Trace(recorder.calls, recorder.replace(output), recorder.shapes)
 
 
@@ -231,6 +236,7 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self.path: list[tuple[str, str]] = []  # names and kinds of the modules around
         self.inside_leaf = False
+        self.constants: dict[int, Tensor] = {}  # by id: what does not depend on the picture
 
     def adopt(self, tensor: Tensor) -> Slot:
         self.numbers[id(tensor)] = number = len(self.alive)
@@ -254,6 +260,24 @@ class _Recorder(TorchFunctionMode):
             return type(value)(self.replace(item, new) for item in value)
         return value
 
+    def know(self, value: Any) -> None:
+        """The tensors of a nested value do not depend on the picture."""
+        self.constants.update((id(tensor), tensor) for tensor in _tensors(value))
+
+    def expect_followed(self, where: str, value: Any) -> None:
+        """Refuse tensors of unknown origin.
+
+        Raises:
+            ConversionError: There is one in a nested value.
+        """
+        for tensor in _tensors(value):
+            if id(tensor) not in self.numbers and id(tensor) not in self.constants:
+                raise ConversionError(
+                    f"{where}: it cannot be followed how this tensor {list(tensor.shape)} was made "
+                    "(a function of torch.jit leaves no trace); make it by modules and functions "
+                    "of torch, or register it as a buffer if it is a constant"
+                )
+
     def record(self, where: str, module, function, args, kwargs, result) -> None:
         seen = self.replace(args), self.replace(kwargs)
         if any(True for _ in slots(seen)) and _has_tensor(result):
@@ -262,10 +286,14 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.inside_leaf or not _has_tensor(result):
+        if self.inside_leaf or not (_has_tensor(result) or func in UNTRACEABLE):
             return result
         where, kind = self.path[-1]
-        if any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
+        if self.strict:
+            self.expect_followed(f"{where} ({kind})", (args, kwargs))
+        if not any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
+            self.know(result)
+        else:
             if self.strict and func not in LINEAR_FUNCTIONS and not _nearest(func, kwargs):
                 name = resolve_name(func) or getattr(func, "__name__", str(func))
                 raise ConversionError(
@@ -310,6 +338,8 @@ class _Recorder(TorchFunctionMode):
                     f"{name}: up-sampling by {module.mode} makes values between spikes; "
                     "use mode='nearest'"
                 )
+            if self.strict:
+                self.expect_followed(name, (args, kwargs))
             self.inside_leaf = True
             try:
                 result = forward(*args, **kwargs)
@@ -340,12 +370,20 @@ def _nearest(func: Callable, kwargs: dict) -> bool:
     return func is F.interpolate and kwargs.get("mode", "nearest") == "nearest"
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in a nested value."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_has_tensor(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_has_tensor(item) for item in value)
-    return isinstance(value, Tensor)
+    return any(True for _ in _tensors(value))
 
 
 def _names(kinds: tuple[type, ...]) -> str:

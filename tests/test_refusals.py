@@ -1,0 +1,81 @@
+"""Networks of other people that would be converted silently wrong: refused by name, or right."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.trace import trace
+from spikedet.errors import ConversionError
+
+T = 64
+
+
+def conv(inputs, outputs=4):
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+class Net(nn.Module):
+    """Some modules by name, and a forward pass that gets them."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def convert(network, pictures):
+    """(quantised, spiking) copies of a network with fresh weights."""
+    quantised = copy.deepcopy(network).eval()
+    prepare(quantised, pictures[:1])
+    record = trace(quantised, pictures[:1])
+    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
+    quantised.eval()
+    spiking = copy.deepcopy(quantised)
+    make_spiking(spiking, pictures[:1])
+    return quantised, SpikingNetwork(spiking, T)
+
+
+def refuse(network, pictures, words):
+    with pytest.raises(ConversionError, match=words):
+        convert(network, pictures)
+
+
+@torch.jit.script
+def scripted(x):
+    return x * torch.relu(x)
+
+
+def assigned(net, x):
+    y = net.b(net.relu(net.a(x)))
+    z = torch.zeros(len(y), 4, 16, 16)
+    z[:, :4] = y
+    return z
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda net, x: net.relu(net.b(net.relu(net.a(x)))), r"relu.*: this output .* of spikes"),
+        (lambda net, x: (net.b(net.relu(net.a(x))), net.a(x).flatten(2)), None),
+        (lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]}, "spikes"),
+        (assigned, r"Net \(Net\): the function torch.Tensor.__setitem__"),
+        (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"Net: .* \[1, 4, 16, 16\] was made"),
+        (lambda net, x: net.b(scripted(net.relu(net.a(x)))), "b: it cannot be followed"),
+        (lambda net, x: net.b(scripted(net.a(x)) + net.relu(net.a(x))), "Net .*: it cannot be"),
+        (lambda net, x: net.b(net.relu(net.a(x)) + net.shift), None),
+    ],
+)
+def test_outputs_are_readouts_and_everything_is_followed(run, words, pictures):
+    network = Net(run, a=conv(3), b=conv(4), relu=nn.ReLU(), shift=torch.ones(1, 4, 1, 1))
+    if words is None:
+        convert(network, pictures)
+    else:
+        refuse(network, pictures, words)
