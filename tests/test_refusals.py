@@ -48,9 +48,12 @@ def refuse(network, pictures, words):
         convert(network, pictures)
 
 
-@torch.jit.script
-def scripted(x):
+def gate(x):
     return x * torch.relu(x)
+
+
+def scripted(x):
+    return torch.jit.script(gate)(x)
 
 
 def assigned(net, x):
@@ -60,6 +63,7 @@ def assigned(net, x):
     return z
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize(
     ("run", "words"),
     [
@@ -79,3 +83,44 @@ def test_outputs_are_readouts_and_everything_is_followed(run, words, pictures):
         convert(network, pictures)
     else:
         refuse(network, pictures, words)
+
+
+class Squaring(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+class Named(nn.Conv2d):
+    """As torch computes it."""
+
+
+class NormAct(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+def patched():
+    layer = conv(4)
+    layer.forward = lambda x: -x
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (Squaring(4, 4, 1), "Conv2d"),
+        (nn.utils.spectral_norm(conv(4)), "Conv2d"),
+        (nn.utils.parametrizations.weight_norm(conv(4)), "Conv2d"),
+        (nn.utils.parametrizations.spectral_norm(conv(4)), "Conv2d"),
+        (nn.Sequential(conv(4), NormAct(4)), "BatchNorm2d"),
+        (patched(), "Conv2d"),
+        (Named(4, 4, 1), None),
+    ],
+)
+def test_a_layer_that_only_looks_like_one_is_refused(layer, kind, pictures):
+    network = nn.Sequential(conv(3), nn.ReLU(), layer, nn.ReLU(), conv(4)).eval()
+    if kind is None:
+        prepare(network, pictures)
+    else:
+        with pytest.raises(ConversionError, match=rf"2.*: this {kind} has a forward of its own"):
+            prepare(network, pictures)

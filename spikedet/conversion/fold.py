@@ -10,6 +10,7 @@ from spikedet.conversion.trace import (
     POOLS,
     WEIGHTED,
     Trace,
+    expect_plain,
     fill,
     slots,
     store,
@@ -42,7 +43,8 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
         example: Input [B, C, H, W].
 
     Raises:
-        ConversionError: A batch norm that does not directly follow a weighted layer of its own.
+        ConversionError: A batch norm that does not directly follow a weighted layer of its own, or
+            one of the two only looks like what it is (see `expect_plain`).
     """
     record = trace(network, example, strict=False)
     made_by = {slot: call for call in record.of(WEIGHTED) for slot in slots(call.result)}
@@ -57,6 +59,8 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
                 f"{call.where}: batch norm does not directly follow a convolution or a linear "
                 "layer of its own, so it cannot be folded"
             )
+        for place in (made_by[source], call):
+            expect_plain(place.module, place.where, place.module.forward)
         _fold(made_by[source].module, call.module)
         set_module(network, call.where, nn.Identity())
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from spikedet.conversion.quantize import QuantClip
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron, mean_over_time
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -38,6 +38,7 @@ LINEAR = (
 )
 CONVERTIBLE = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.MaxPool2d)  # as named to the user
 LEAVES = WEIGHTED + NORMS + ACTIVATIONS + POOLS + LINEAR
+OURS = (QuantClip, IFNeuron, SpikingMaxPool)
 
 LINEAR_FUNCTIONS = {
     torch.cat,
@@ -339,6 +340,7 @@ class _Recorder(TorchFunctionMode):
                     "use mode='nearest'"
                 )
             if self.strict:
+                expect_plain(module, name, forward)
                 self.expect_followed(name, (args, kwargs))
             self.inside_leaf = True
             try:
@@ -364,6 +366,24 @@ class _Recorder(TorchFunctionMode):
                 "description as `activation: torch.nn.ReLU()`, and fine-tune"
             )
         raise ConversionError(f"{name}: {kind.__name__} has no spiking counterpart; {advice}")
+
+
+def expect_plain(module: nn.Module, name: str, forward: Callable) -> None:
+    """Refuse a leaf that does not compute what its kind does.
+
+    Raises:
+        ConversionError: Its forward is another one, or its weight is computed in every pass.
+    """
+    kind = next(kind for kind in LEAVES if isinstance(module, kind))
+    plain = isinstance(module, OURS) or getattr(forward, "__func__", None) is kind.forward
+    if isinstance(module, WEIGHTED + NORMS):
+        plain &= {"weight", "bias"} <= module._parameters.keys()
+    if not plain:
+        raise ConversionError(
+            f"{name}: this {kind.__name__} has a forward of its own or a parametrised weight (as "
+            f"by weight_norm), which conversion would ignore; put a plain {kind.__name__} in its "
+            "place, for instance by torch.nn.utils.parametrize.remove_parametrizations"
+        )
 
 
 def _nearest(func: Callable, kwargs: dict) -> bool:
