@@ -124,3 +124,31 @@ def test_a_layer_that_only_looks_like_one_is_refused(layer, kind, pictures):
     else:
         with pytest.raises(ConversionError, match=rf"2.*: this {kind} has a forward of its own"):
             prepare(network, pictures)
+
+
+def read_before_and_after(net, x):
+    current = net.a(x)
+    part = current[:, 2:]
+    spikes = net.inplace(current)
+    return net.b(spikes), net.c(net.relu(net.d(part)))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda net, x: net.b(net.inplace(net.a(x)) + net.relu(net.a(x))), None),
+        (lambda net, x: (y := net.a(x), net.b(net.inplace(y)), net.c(y))[1:], "c: this reads what"),
+        (lambda net, x: (y := net.a(x), net.b(net.inplace(y) + y))[1], "Net .*: this reads what"),
+        (lambda net, x: (y := net.a(x), net.c(net.relu(y)), net.b(net.inplace(y)))[1:], None),
+        (read_before_and_after, "d: this reads what inplace changes in place"),
+    ],
+)
+def test_what_an_activation_overwrites_is_not_read_again(run, words, pictures):
+    layers = {"a": conv(3), "b": conv(4), "c": conv(4), "d": conv(2)}
+    network = Net(run, **layers, relu=nn.ReLU(), inplace=nn.ReLU(inplace=True)).eval()
+    if words is None:
+        prepare(network, pictures)
+        assert network.inplace.inplace
+    else:
+        with pytest.raises(ConversionError, match=words):
+            prepare(network, pictures)

@@ -238,6 +238,7 @@ class _Recorder(TorchFunctionMode):
         self.path: list[tuple[str, str]] = []  # names and kinds of the modules around
         self.inside_leaf = False
         self.constants: dict[int, Tensor] = {}  # by id: what does not depend on the picture
+        self.overwritten: dict[int, str] = {}  # storages that activations work in, and their names
 
     def adopt(self, tensor: Tensor) -> Slot:
         self.numbers[id(tensor)] = number = len(self.alive)
@@ -266,7 +267,7 @@ class _Recorder(TorchFunctionMode):
         self.constants.update((id(tensor), tensor) for tensor in _tensors(value))
 
     def expect_followed(self, where: str, value: Any) -> None:
-        """Refuse tensors of unknown origin.
+        """Refuse tensors of unknown origin, and those that an activation changed in place.
 
         Raises:
             ConversionError: There is one in a nested value.
@@ -277,6 +278,12 @@ class _Recorder(TorchFunctionMode):
                     f"{where}: it cannot be followed how this tensor {list(tensor.shape)} was made "
                     "(a function of torch.jit leaves no trace); make it by modules and functions "
                     "of torch, or register it as a buffer if it is a constant"
+                )
+            if (changed := _storage(tensor)) in self.overwritten:
+                raise ConversionError(
+                    f"{where}: this reads what {self.overwritten[changed]} changes in place, which "
+                    "neurons do not; set inplace=False there, and read its result where that is "
+                    "meant"
                 )
 
     def record(self, where: str, module, function, args, kwargs, result) -> None:
@@ -339,12 +346,16 @@ class _Recorder(TorchFunctionMode):
                     f"{name}: up-sampling by {module.mode} makes values between spikes; "
                     "use mode='nearest'"
                 )
-            if self.strict:
-                expect_plain(module, name, forward)
-                self.expect_followed(name, (args, kwargs))
             self.inside_leaf = True
             try:
-                result = forward(*args, **kwargs)
+                if self.strict:
+                    expect_plain(module, name, forward)
+                    self.expect_followed(name, (args, kwargs))
+                with _not_in_place(module):
+                    result = forward(*args, **kwargs)
+                if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
+                    inputs = _tensors((args, kwargs))
+                    self.overwritten.update((_storage(tensor), name) for tensor in inputs)
             finally:
                 self.inside_leaf = False
             self.record(name, module, module, args, kwargs, result)
@@ -384,6 +395,24 @@ def expect_plain(module: nn.Module, name: str, forward: Callable) -> None:
             f"by weight_norm), which conversion would ignore; put a plain {kind.__name__} in its "
             "place, for instance by torch.nn.utils.parametrize.remove_parametrizations"
         )
+
+
+@contextmanager
+def _not_in_place(module: nn.Module) -> Iterator[None]:
+    """Let a module return a tensor of its own, as the neurons that will stand in its place do."""
+    inplace = getattr(module, "inplace", False)
+    if inplace:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        if inplace:
+            module.inplace = True
+
+
+def _storage(tensor: Tensor) -> int:
+    """The same number for all views of one tensor."""
+    return tensor.untyped_storage()._cdata
 
 
 def _nearest(func: Callable, kwargs: dict) -> bool:
