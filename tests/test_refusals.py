@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet.analysis.operations import measure_cost
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.trace import trace
@@ -152,3 +153,23 @@ def test_what_an_activation_overwrites_is_not_read_again(run, words, pictures):
     else:
         with pytest.raises(ConversionError, match=words):
             prepare(network, pictures)
+
+
+def test_a_layer_behind_the_readout_works_on_the_mean(pictures):
+    """Whatever the chunk: every rate is its quantised level, the neurons' currents are constant."""
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(3), nn.ReLU(), conv(4), nn.AvgPool2d(2), conv(4, 3)).eval()
+    quantised, spiking = convert(network, pictures)
+    with torch.no_grad():
+        wanted = quantised(pictures)
+        for chunk in (4, 20, 1000):
+            spiking.chunk = chunk
+            assert torch.allclose(spiking(pictures), wanted, atol=1e-5)
+        for t, output in spiking.anytime(pictures, 9):
+            assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+        cost = measure_cost(spiking, [pictures], 8)
+        spiking.use_bfloat16(pictures)
+        assert torch.allclose(spiking(pictures), wanted, atol=1e-5)
+    assert [name for name, _ in spiking.network.named_children()] == ["0", "1", "2", "3", "4"]
+    assert type(spiking.network[4]) is nn.Conv2d
+    assert cost.multiplies["4"].tolist() == [4 * 3 * 64] * 4  # once, not in every step

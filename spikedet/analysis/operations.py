@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from spikedet.analysis.record import Recorder
 from spikedet.conversion.network import SpikingNetwork, trace_steps
 from spikedet.conversion.trace import ACTIVATIONS, WEIGHTED, Call, Trace, fill, slots, store, trace
-from spikedet.neurons.layers import ConstantInput, Readout
 
 PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # 32-bit floating point, table VII
 
@@ -165,8 +164,8 @@ class _Counter:
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
         self.batch = len(pictures)
         self.record = trace_steps(spiking.network, pictures)
-        timed = [m for m in spiking.modules() if isinstance(m, Readout | ConstantInput)]
-        self.once = {module.layer for module in timed}
+        often = {call.module for call in self.record.run_in_every_step()}
+        self.once = {call.module for call in self.record.of(WEIGHTED)} - often
         self.readers = self._readers()
         self.counted = {
             r.name: torch.zeros(self.batch, dtype=torch.float64, device=pictures.device)

@@ -293,8 +293,7 @@ def refuse_mixed_times(record: Trace) -> None:
             the first neuron, or after a readout) to spikes, or max-pooling after a readout.
     """
     changing = record.over_time()
-    last = [call for call in record.readouts() if changing & set(call.inputs)]
-    read_out = {slot for call in last for slot in slots(call.result)}
+    read_out = {slot for call in record.readouts() for slot in slots(call.result)}
     for call in record.calls:
         inputs = set(call.inputs)
         if inputs & changing and inputs - changing:

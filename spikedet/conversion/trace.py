@@ -131,6 +131,14 @@ class Trace:
         return [call for call in self.calls if isinstance(call.module, kinds)]
 
     def readouts(self) -> list[Call]:
+        """Weighted layers that read spikes and from which no neuron is reached.
+
+        Those that read the output of another one are none: it is the same in every step.
+        """
+        changing = self.over_time()
+        return [call for call in self._last() if changing & set(call.inputs)]
+
+    def _last(self) -> list[Call]:
         """Weighted layers from which no neuron is reached."""
         fed: set[int] = set()  # slots from which a neuron is reached through linear operations
         last = []
@@ -153,13 +161,18 @@ class Trace:
                 first.append(call)
         return first
 
+    def run_in_every_step(self) -> list[Call]:
+        """Weighted layers that are neither before the first neuron nor behind the last."""
+        changing = self.over_time()
+        return [call for call in self.of(WEIGHTED) if changing & set(slots(call.result))]
+
     def over_time(self) -> set[int]:
         """Slots that hold another value in every time step, [T*B, ...] in a spiking network.
 
         The others are the same in every step: the picture and what is computed from it before the
         first neuron, and readouts and what is computed from them.
         """
-        last = {id(call) for call in self.readouts()}
+        last = {id(call) for call in self._last()}
         changing: set[int] = set()
         for call in self.calls:
             spiking = isinstance(call.module, ACTIVATIONS) or changing & set(call.inputs)
