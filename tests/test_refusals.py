@@ -173,3 +173,53 @@ def test_a_layer_behind_the_readout_works_on_the_mean(pictures):
     assert [name for name, _ in spiking.network.named_children()] == ["0", "1", "2", "3", "4"]
     assert type(spiking.network[4]) is nn.Conv2d
     assert cost.multiplies["4"].tolist() == [4 * 3 * 64] * 4  # once, not in every step
+
+
+def norm():
+    made = nn.BatchNorm2d(4)
+    nn.init.uniform_(made.running_mean, -0.3, 0.3)
+    nn.init.uniform_(made.running_var, 0.3, 2)
+    nn.init.uniform_(made.bias)
+    return made
+
+
+def tied():
+    first, second = conv(4), conv(4)
+    second.weight = first.weight
+    return first, second
+
+
+def flipped(x):
+    return x.transpose(2, 3)
+
+
+SHARED = {
+    "block": lambda net, x: net.last(net.block(net.block(net.relu(net.first(x))))),
+    "two norms": lambda net, x: net.last(
+        net.relu(net.m(net.c(net.relu(net.n(net.c(net.relu(net.first(x))))))))
+    ),
+    "first": lambda net, x: net.last(net.relu(net.first(x)) + net.relu(net.first(flipped(x)))),
+    "readout": lambda net, x: (y := net.relu(net.first(x)), net.last(y), net.last(flipped(y)))[1:],
+    "weight": lambda net, x: net.last(net.relu(net.e(net.relu(net.d(net.relu(net.first(x))))))),
+    "name": lambda net, x: net.last(net.relu(net.again(net.relu(net.c(net.relu(net.first(x))))))),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_several_places_share_is_converted_for_each(name, pictures):
+    torch.manual_seed(0)
+    c, (d, e) = conv(4), tied()
+    block = nn.Sequential(conv(4), norm(), nn.ReLU())
+    network = Net(
+        SHARED[name], first=nn.Conv2d(3, 4, 3, padding=1), block=block, c=c, again=c, d=d, e=e,
+        n=norm(), m=norm(), relu=nn.ReLU(), last=conv(4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        wanted = network(pictures)
+        quantised, spiking = convert(network, pictures)
+        found = spiking(pictures, 512), spiking(pictures, 512)
+        spiking.chunk = 4
+        steps = spiking(pictures, 512)
+    for one, again, other, truth in zip(*found, steps, wanted, strict=True):
+        assert torch.equal(one, again) and torch.allclose(one, other, atol=1e-4)
+        assert (one - truth).abs().mean() < 0.03 * truth.std()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from spikedet.conversion.trace import (
     trace,
 )
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.layers import CalledInTurn, IFNeuron, per_channel
 
 # What ultralytics writes on the layers of a network: number, where the input comes from, kind.
 ROUTE = ("i", "f", "type")
@@ -34,9 +36,42 @@ def set_module(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
+def separate_layers(network: nn.Module, example: Tensor) -> None:
+    """Give every call of a weighted layer or a batch norm a module of its own, in place.
+
+    One module may stand at many places or be called several times in one forward pass, and two
+    may share a parameter; each place needs a scale, a state and a calibration of its own. The
+    copies are equal, so that the network computes what it did.
+
+    Args:
+        network: In evaluation mode.
+        example: Input [B, C, H, W].
+    """
+    seen: set[int] = set()
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, WEIGHTED + NORMS):
+            shared = {id(module), *map(id, module.parameters())}
+            if shared & seen:
+                set_module(network, name, copy.deepcopy(module))
+            seen |= shared
+    call_in_turn(network, trace(network, example, strict=False), WEIGHTED + NORMS)
+
+
+def call_in_turn(network: nn.Module, record: Trace, kinds: tuple[type, ...]) -> None:
+    """Put copies of a module that is called several times in its place, one a call."""
+    names = [call.where for call in record.of(kinds)]
+    for name in dict.fromkeys(names):
+        if (count := names.count(name)) > 1:
+            module = network.get_submodule(name)
+            copies = [copy.deepcopy(module) for _ in range(count)]
+            set_module(network, name, CalledInTurn(copies))
+
+
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
     """Fold each batch norm into the weighted layer before it, in place (eq 5).
+
+    Layers that several places share become layers of their own (see `separate_layers`).
 
     Args:
         network: In evaluation mode.
@@ -46,6 +81,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
         ConversionError: A batch norm that does not directly follow a weighted layer of its own, or
             one of the two only looks like what it is (see `expect_plain`).
     """
+    separate_layers(network, example)
     record = trace(network, example, strict=False)
     made_by = {slot: call for call in record.of(WEIGHTED) for slot in slots(call.result)}
     readers: dict[int, int] = {}
@@ -92,23 +128,19 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
     depends on the wiring alone and never on the values of the thresholds.
 
     Args:
-        network: With `IFNeuron` in place of every activation.
+        network: With `IFNeuron` in place of every activation; no layer is called twice.
         record: Its trace.
-
-    Raises:
-        ConversionError: A layer used at two places that read different thresholds.
     """
     for neuron in _unfoldable(record):
         neuron.folded = False
     neurons = [call.module for call in record.of((IFNeuron,))]
     values = _probe(record, {n: n.threshold.double() for n in neurons if n.folded})
     ones = _probe(record, {})
-    folded: dict[nn.Module, Tensor] = {}
     for call in record.of(WEIGHTED):
         number = call.inputs[0]
         if number in values:
             _, scale = _channel_range(values[number], ones[number])
-            _scale_inputs(call, scale.to(call.module.weight), folded)
+            _scale_inputs(call.module, scale.to(call.module.weight))
 
 
 def _unfoldable(record: Trace) -> set[IFNeuron]:
@@ -181,16 +213,8 @@ def _probe(record: Trace, values: dict[IFNeuron, Tensor], others: float = 1.0) -
     return tensors
 
 
-def _scale_inputs(call, scale: Tensor, folded: dict[nn.Module, Tensor]) -> None:
-    layer = call.module
-    if layer in folded:
-        if not torch.allclose(folded[layer], scale):
-            raise ConversionError(
-                f"{call.where}: this layer reads spikes of different thresholds at its two places; "
-                "give each place a layer of its own"
-            )
-        return
-    folded[layer] = scale
+def _scale_inputs(layer: nn.Module, scale: Tensor) -> None:
+    """Multiply the weights of a layer by a scale for each of its input channels, [C]."""
     if getattr(layer, "groups", 1) > 1:
         per_group = scale.view(layer.groups, 1, -1)
         rows = per_group.expand(-1, len(layer.weight) // layer.groups, -1)

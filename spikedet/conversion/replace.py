@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.fold import fold_batch_norm, fold_thresholds, set_module
+from spikedet.conversion.fold import (
+    call_in_turn,
+    fold_batch_norm,
+    fold_thresholds,
+    set_module,
+)
 from spikedet.conversion.quantize import QuantClip, levels
 from spikedet.conversion.trace import ACTIVATIONS, POOLS, WEIGHTED, Call, Trace, slots, trace
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import (
-    CalledInTurn,
-    ConstantInput,
-    IFNeuron,
-    Readout,
-    SpikingMaxPool,
-)
+from spikedet.neurons.layers import ConstantInput, IFNeuron, Readout, SpikingMaxPool
 
 # Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
@@ -27,7 +26,8 @@ SAMPLE, CHANNEL_SAMPLE = 20_000, 500
 def prepare(network: nn.Module, example: Tensor) -> None:
     """Make a float network ready for `quantize`, in place.
 
-    Folds batch norm, gives linear bottlenecks a neuron and every activation a module of its own.
+    Gives every call of a layer or an activation a module of its own, folds batch norm, and gives
+    linear bottlenecks a neuron.
 
     Args:
         network: In evaluation mode.
@@ -102,12 +102,7 @@ def separate_activations(network: nn.Module, example: Tensor) -> None:
     record = trace(network, example)
     if not record.of(ACTIVATIONS):
         raise ConversionError(f"{type(network).__name__}: no activation to convert")
-    names = [call.where for call in record.of(ACTIVATIONS + POOLS)]
-    for name in dict.fromkeys(names):
-        module, count = network.get_submodule(name), names.count(name)
-        if count > 1 and not isinstance(module, CalledInTurn):
-            copies = [copy.deepcopy(module) for _ in range(count)]
-            set_module(network, name, CalledInTurn(copies))
+    call_in_turn(network, record, ACTIVATIONS + POOLS)
 
 
 def replace_activations(
@@ -263,6 +258,7 @@ def make_spiking(
         ConversionError: Names what cannot be converted.
     """
     record = trace(network, example)
+    refuse_shared_layers(record)
     refuse_mixed_times(record)
     refuse_spikes_as_output(record)
     channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
@@ -283,6 +279,22 @@ def make_spiking(
         set_module(network, call.where, ConstantInput(call.module))
     for call in record.readouts():
         set_module(network, call.where, Readout(call.module))
+
+
+def refuse_shared_layers(record: Trace) -> None:
+    """Refuse a layer that is called twice: the thresholds before its places are not the same.
+
+    Raises:
+        ConversionError: There is one; `prepare` leaves none.
+    """
+    seen: set[nn.Module] = set()
+    for call in record.of(WEIGHTED):
+        if call.module in seen:
+            raise ConversionError(
+                f"{call.where}: this layer is called at several places; `prepare` the network, "
+                "which gives each a layer of its own"
+            )
+        seen.add(call.module)
 
 
 def refuse_mixed_times(record: Trace) -> None:
