@@ -258,8 +258,8 @@ def make_spiking(
         ConversionError: Names what cannot be converted.
     """
     record = trace(network, example)
-    refuse_shared_layers(record)
     refuse_mixed_times(record)
+    refuse_shared_layers(record)
     refuse_spikes_as_output(record)
     channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
 
