@@ -10,7 +10,7 @@ a target), so the cost is O(layers) and the memory bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -78,7 +78,6 @@ class LayerReport:
     before: float
     coarse: float
     after: float
-    history: list[float] = field(default_factory=list, repr=False)
 
 
 def calibrate(
@@ -170,7 +169,6 @@ class _Layer:
     def calibrate(self, fit: range, held: range) -> LayerReport:
         name = self.site.call.where
         before = best = self.error(held)
-        history = [before]
         if self.options.bias and self.is_neuron:
             self.correct_bias(fit)
             best = self.error(held)
@@ -184,8 +182,8 @@ class _Layer:
                 self.restore(saved)
         coarse = best
         if self.options.fine:
-            best = self.fine(fit, held, best, history)
-        return LayerReport(name, before, coarse, best, history)
+            best = self.fine(fit, held, best)
+        return LayerReport(name, before, coarse, best)
 
     def state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.parameters]
@@ -249,7 +247,7 @@ class _Layer:
         shifted = neuron.initial + self.student.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
-    def fine(self, fit: range, held: range, best: float, history: list[float]) -> float:
+    def fine(self, fit: range, held: range, best: float) -> float:
         """Adam on weights, biases and initial potentials; the best state on `held` stays."""
         options = self.options
         groups = []
@@ -272,7 +270,6 @@ class _Layer:
             schedule.step()
             if (step + 1) % options.check == 0 or step + 1 == options.steps:
                 error = self.error(held)
-                history.append(error)
                 if error < best:
                     best, worse, saved = error, 0, self.state()
                 else:
