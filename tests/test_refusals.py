@@ -73,6 +73,7 @@ def assigned(net, x):
         (lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]}, "spikes"),
         (assigned, r"Net \(Net\): the function torch.Tensor.__setitem__"),
         (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"Net: .* \[1, 4, 16, 16\] was made"),
+        (lambda net, x: net.b(net.relu(net.a(x)) + float(net.a(x).mean())), "Tensor.__float__ has"),
         (lambda net, x: net.b(scripted(net.relu(net.a(x)))), "b: it cannot be followed"),
         (lambda net, x: net.b(scripted(net.a(x)) + net.relu(net.a(x))), "Net .*: it cannot be"),
         (lambda net, x: net.b(net.relu(net.a(x)) + net.shift), None),
@@ -127,6 +128,12 @@ def test_a_layer_that_only_looks_like_one_is_refused(layer, kind, pictures):
             prepare(network, pictures)
 
 
+def added_to_a_part(net, x):
+    whole = torch.zeros(len(x), 4, 16, 16)
+    whole[:, 2:].add_(net.relu(net.a(x))[:, 2:])
+    return net.b(whole)
+
+
 def read_before_and_after(net, x):
     current = net.a(x)
     part = current[:, 2:]
@@ -141,7 +148,9 @@ def read_before_and_after(net, x):
         (lambda net, x: (y := net.a(x), net.b(net.inplace(y)), net.c(y))[1:], "c: this reads what"),
         (lambda net, x: (y := net.a(x), net.b(net.inplace(y) + y))[1], "Net .*: this reads what"),
         (lambda net, x: (y := net.a(x), net.c(net.relu(y)), net.b(net.inplace(y)))[1:], None),
-        (read_before_and_after, "d: this reads what inplace changes in place"),
+        (read_before_and_after, "d: this reads what inplace changed in place"),
+        (added_to_a_part, "b: this reads what Net changed in place"),
+        (lambda net, x: (y := net.relu(net.a(x)), y.add_(net.relu(net.a(x))), net.b(y))[2], None),
     ],
 )
 def test_what_an_activation_overwrites_is_not_read_again(run, words, pictures):

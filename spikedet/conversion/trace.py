@@ -76,8 +76,18 @@ LINEAR_FUNCTIONS = {
     F.dropout,
     mean_over_time,
 }
+IN_PLACE = {Tensor.add_, Tensor.__iadd__}
 # What they write or return cannot be followed.
-UNTRACEABLE = (Tensor.__setitem__, Tensor.item, Tensor.tolist, Tensor.numpy)
+UNTRACEABLE = {
+    Tensor.__setitem__,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.item,
+    Tensor.numpy,
+    Tensor.tolist,
+}
 
 
 @dataclass(frozen=True)
@@ -251,7 +261,8 @@ class _Recorder(TorchFunctionMode):
         self.path: list[tuple[str, str]] = []  # names and kinds of the modules around
         self.inside_leaf = False
         self.constants: dict[int, Tensor] = {}  # by id: what does not depend on the picture
-        self.overwritten: dict[int, str] = {}  # storages that activations work in, and their names
+        # storages that were changed in place: by what, and which slots were there before
+        self.overwritten: dict[int, tuple[str, int]] = {}
 
     def adopt(self, tensor: Tensor) -> Slot:
         self.numbers[id(tensor)] = number = len(self.alive)
@@ -280,7 +291,7 @@ class _Recorder(TorchFunctionMode):
         self.constants.update((id(tensor), tensor) for tensor in _tensors(value))
 
     def expect_followed(self, where: str, value: Any) -> None:
-        """Refuse tensors of unknown origin, and those that an activation changed in place.
+        """Refuse tensors of unknown origin, and those that were changed since by another name.
 
         Raises:
             ConversionError: There is one in a nested value.
@@ -292,12 +303,18 @@ class _Recorder(TorchFunctionMode):
                     "(a function of torch.jit leaves no trace); make it by modules and functions "
                     "of torch, or register it as a buffer if it is a constant"
                 )
-            if (changed := _storage(tensor)) in self.overwritten:
+            by, slot = self.overwritten.get(_storage(tensor), ("", -1))
+            if self.numbers.get(id(tensor), -1) < slot:
                 raise ConversionError(
-                    f"{where}: this reads what {self.overwritten[changed]} changes in place, which "
-                    "neurons do not; set inplace=False there, and read its result where that is "
-                    "meant"
+                    f"{where}: this reads what {by} changed in place, which cannot be followed; "
+                    "set inplace=False there, or write x = x + y, and read the result where that "
+                    "is meant"
                 )
+
+    def overwrite(self, where: str, changed: Any) -> None:
+        """Whoever reads the storage of these tensors must do so by a slot that is yet to come."""
+        for tensor in _tensors(changed):
+            self.overwritten[_storage(tensor)] = (where, len(self.alive))
 
     def record(self, where: str, module, function, args, kwargs, result) -> None:
         seen = self.replace(args), self.replace(kwargs)
@@ -321,6 +338,8 @@ class _Recorder(TorchFunctionMode):
                     f"{where} ({kind}): the function {name} has no spiking counterpart; use "
                     f"modules of {_names(CONVERTIBLE)}, or linear operations, instead"
                 )
+            if func in IN_PLACE or "out" in kwargs:
+                self.overwrite(where, result)
             self.record(where, None, func, args, kwargs, result)
         return result
 
@@ -367,8 +386,7 @@ class _Recorder(TorchFunctionMode):
                 with _not_in_place(module):
                     result = forward(*args, **kwargs)
                 if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
-                    inputs = _tensors((args, kwargs))
-                    self.overwritten.update((_storage(tensor), name) for tensor in inputs)
+                    self.overwrite(name, (args, kwargs))
             finally:
                 self.inside_leaf = False
             self.record(name, module, module, args, kwargs, result)
