@@ -68,9 +68,16 @@ def assigned(net, x):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda net, x: net.relu(net.b(net.relu(net.a(x)))), r"relu.*: this output .* of spikes"),
+        (
+            lambda net, x: net.relu(net.b(net.relu(net.a(x)))).mean(2),
+            r"^relu\.neurons\.1: what this",
+        ),
         (lambda net, x: (net.b(net.relu(net.a(x))), net.a(x).flatten(2)), None),
-        (lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]}, "spikes"),
+        (
+            lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]},
+            "an output",
+        ),
+        (lambda net, x: (y := net.b(net.relu(net.a(x))), net.b(net.relu(y))), r"^b\.neurons\.0: "),
         (assigned, r"Net \(Net\): the function torch.Tensor.__setitem__"),
         (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"Net: .* \[1, 4, 16, 16\] was made"),
         (lambda net, x: net.b(net.relu(net.a(x)) + float(net.a(x).mean())), "Tensor.__float__ has"),

@@ -327,12 +327,15 @@ def refuse_spikes_as_output(record: Trace) -> None:
     """Refuse a network that ends without a readout, whose outputs would be those of every step.
 
     Raises:
-        ConversionError: Names the operation whose result such an output is.
+        ConversionError: Names the neurons, or the layer, that such an output comes from.
     """
-    spikes = set(slots(record.output)) & record.over_time()
-    for call in record.calls:
-        if spikes & set(slots(call.result)):
+    sent = set(slots(record.output)) & record.over_time()
+    for call in reversed(record.calls):
+        if not sent & set(slots(call.result)):
+            continue
+        if isinstance(call.module, ACTIVATIONS + WEIGHTED):
             raise ConversionError(
-                f"{call.where}: this output of the network is made of spikes; let a convolution "
-                "or a linear layer without an activation be the last layer"
+                f"{call.where}: what this sends in every time step is an output of the network; "
+                "let it be made by a convolution or a linear layer that no activation follows"
             )
+        sent.update(call.inputs)
