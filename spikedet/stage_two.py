@@ -26,7 +26,7 @@ from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.precision import mixed
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
-from spikedet.training import growing_side, read_state, resized, save_state
+from spikedet.training import expect_growth, growing_side, read_state, resized, save_state
 
 
 @dataclass
@@ -145,17 +145,13 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
     """Refuse pictures of the end-to-end pass that a spiking network cannot take.
 
     Raises:
-        UsageError: Larger than the network's, not a multiple of the task's stride, or smaller
-            where each neuron has an initial potential of its own.
+        UsageError: Larger than the network's, not a multiple of its stride, or smaller where each
+            neuron has an initial potential of its own.
     """
     size = plan.end_grow_from
     if size in (None, made.imgsz):
         return
-    if size % task.stride or size > made.imgsz:
-        raise UsageError(
-            f"the end-to-end pass was told to grow from {size} pixels; expected a multiple of "
-            f"{task.stride}, {made.imgsz} at most"
-        )
+    expect_growth("the end-to-end pass", size, made.imgsz, task.stride(network))
     single = plan.layers.per_neuron or any(
         tensor.ndim == 3
         for name, tensor in network.state_dict().items()
@@ -205,7 +201,7 @@ def end_to_end(
         torch.manual_seed(seed)  # of augmentation that draws in this process
         for step, batch in enumerate(task.augmented(samples, made, plan.end_batch, seed), first):
             start = plan.end_grow_from or made.imgsz
-            side = growing_side(start, made.imgsz, step / plan.end_to_end, task.stride)
+            side = growing_side(start, made.imgsz, step / plan.end_to_end, task.stride(network))
             yield {**batch, "img": resized(batch["img"], side)}
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}

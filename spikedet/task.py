@@ -40,14 +40,12 @@ class Task(ABC):
         columns: The measured values that tables show.
         protocol: How they are measured, with `{imgsz}` for the pixels.
         batch: Pictures that usually go through a network at once.
-        stride: Sides of pictures in pixels are multiples of it.
     """
 
     name: str
     columns: tuple[str, ...]
     protocol: str
     batch = 8
-    stride = 1
 
     # ------------------------------------------------------------------ what a task says itself
 
@@ -175,18 +173,27 @@ class Task(ABC):
             For each of `steps`; of one entry where they are None.
         """
 
+    def stride(self, network: nn.Module) -> int:
+        """Sides of a network's pictures in pixels are multiples of it."""
+        return 1
+
     # ------------------------------------------------------------------ networks of all stages
 
     def expect_convertible(self, description: dict[str, Any], classes: int, imgsz: int) -> None:
         """Refuse a network before it is trained which could not be used or converted afterwards.
 
+        One with fresh weights is converted, and thrown away.
+
         Raises:
-            UsageError: Its pictures are of a size that it cannot take.
+            UsageError: Its pictures are of a size that it cannot take, or its description asks for
+                what conversion does not know.
             ConversionError: Names the layer, and says what to put in its place.
         """
-        if imgsz % self.stride:
-            raise UsageError(f"imgsz is {imgsz}; expected a multiple of {self.stride}")
-        prepare(self.network(description, classes), self.example(imgsz))
+        network = self.network(description, classes)
+        stride = self.stride(network)
+        if imgsz < stride or imgsz % stride:
+            raise UsageError(f"imgsz is {imgsz}; expected a multiple of {stride}")
+        self._convert(network, Checkpoint("snn", self.name, description, (), imgsz, {}, T=1))
 
     def bare(self, made: Checkpoint) -> nn.Module:
         """The module of a checkpoint in evaluation mode.
@@ -203,13 +210,7 @@ class Task(ABC):
                 f"the network description in the weights is damaged: {error}"
             ) from None
         if made.stage != "float":
-            example = self.example(made.imgsz)
-            prepare(network, example)
-            record = trace(network, example)
-            ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
-            quantize(network, record, ones, made.T)
-            if made.stage == "snn":
-                self.spike(network, made)
+            self._convert(network, made)
         for name, module in network.named_modules():
             for key in ("threshold", "initial"):  # one a layer, a channel or a neuron
                 stored = made.tensors.get(f"{name}.{key}")
@@ -226,6 +227,16 @@ class Task(ABC):
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         return network
+
+    def _convert(self, network: nn.Module, made: Checkpoint) -> None:
+        """Give a float network the modules of a checkpoint's stage, in place; thresholds are 1."""
+        example = self.example(made.imgsz)
+        prepare(network, example)
+        record = trace(network, example)
+        ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
+        quantize(network, record, ones, made.T)
+        if made.stage == "snn":
+            self.spike(network, made)
 
     def restore(self, made: Checkpoint, half: bool = False) -> Any:
         """The network of a checkpoint, ready to run.

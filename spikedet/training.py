@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikedet.errors import TrainingError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 
 
@@ -114,6 +114,25 @@ def load_state(path: Path, epochs: int) -> dict[str, Any]:
     if state["epoch"] + 1 >= epochs:
         raise TrainingError(f"{path}: all {epochs} epochs are done already")
     return state
+
+
+def expect_growth(what: str, first: int | None, last: int, stride: int) -> None:
+    """Refuse pictures that cannot grow from one side to another (see `growing_side`).
+
+    Args:
+        what: Of what the pictures are.
+        first: Side in pixels at the start, None if they do not grow.
+        last: At the end.
+        stride: Of the network.
+
+    Raises:
+        UsageError: Says what is possible.
+    """
+    if first is not None and (first % stride or not stride <= first <= last):
+        raise UsageError(
+            f"{what} was told to grow from {first} pixels; expected a multiple of {stride}, {last} "
+            "at most"
+        )
 
 
 def growing_side(first: int, last: int, done: float, stride: int) -> int:

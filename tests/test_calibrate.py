@@ -265,3 +265,51 @@ def test_leaky_layers_are_calibrated_as_they_run(batches):
     assert seen[0].min() == -1 and first.min() < 0
     error = (seen[1].unflatten(0, (T, -1)).mean(0) - second).square().mean().item()
     assert reports[1].after == pytest.approx(error, rel=1e-3)
+
+
+class Fork(torch.nn.Module):
+    """`a` feeds neurons by itself, and others together with `b`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b = (torch.nn.Conv2d(n, 4, 3, 1, 1) for n in (3, 4, 4))
+        self.relus = torch.nn.ModuleList(torch.nn.ReLU() for _ in range(3))
+        self.last = torch.nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.relus[0](self.first(x))
+        current = self.a(x)
+        alone, both = self.relus[1](current), self.relus[2](current + self.b(x))
+        return self.last(torch.cat([alone, both], 1))
+
+
+@pytest.mark.parametrize("layers", [None, ["relus.2"]])
+def test_a_layer_that_feeds_two_is_calibrated_with_the_first(batches, layers):
+    torch.manual_seed(0)
+    network = Fork().eval()
+    prepare(network, batches[0])
+    record = trace(network, batches[0])
+    quantize(network, record, estimate_thresholds(network, record, batches[:2], T), T)
+    network.eval()
+    spiking = copy.deepcopy(network)
+    make_spiking(spiking, batches[0])
+    start_empty(spiking)
+    before = {name: tensor.clone() for name, tensor in spiking.state_dict().items()}
+    options = Options(coarse=False, steps=20, check=5, half=False, layers=layers)
+    reports = calibrate(network, spiking, batches[:8], batches[8:9], T, options)
+    changed = {
+        n for n, tensor in spiking.state_dict().items() if not torch.equal(tensor, before[n])
+    }
+    if layers:  # what was not chosen runs as before
+        assert changed == {"relus.2.initial", "b.weight", "b.bias"}
+        return
+    assert {"a.weight", "b.weight"} <= changed
+    seen = []
+    for found in (spiking, network):
+        found.relus[1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    with torch.no_grad():
+        SpikingNetwork(spiking, T)(batches[8])
+        network(batches[8])
+    rate = seen[0].unflatten(0, (T, -1)).mean(0)
+    error = (rate - seen[1] / network.relus[1].threshold.abs()).square().mean().item()
+    assert reports[1].name == "relus.1" and reports[1].after == pytest.approx(error, rel=1e-4)

@@ -168,22 +168,40 @@ def test_layers_without_a_neuron_between_multiply_in_every_step(spot):
     assert cost.multiplies["3"].tolist() == [2 * 49 * 2 * 3]
 
 
-class HalfReal(nn.Module):
-    """Spikes and a real current side by side in the input of one layer."""
+def test_a_current_that_is_pooled_is_none_that_spikes_carry(spot):
+    network = passing(
+        nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 1, 1), nn.ReLU(), nn.Conv2d(2, 5, 1)
+    )
+    cost = measure_cost(convert(network, spot, 2), [spot], 2)
+    assert {name: n.tolist() for name, n in cost.accumulates.items() if n.any()} == {"2": [34]}
 
-    def __init__(self):
+
+def test_pooled_spikes_are_spikes(spot):
+    network = passing(nn.MaxPool2d(3, 1, 1), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1))
+    cost = measure_cost(convert(network, spot, 2), [spot], 2)
+    # every window holds the centre, which fires first; four hold the corner, which fires again
+    assert cost.accumulates["3"].tolist() == [9 + 4] and cost.multiplies["3"].tolist() == [0]
+
+
+class HalfReal(nn.Module):
+    """Spikes and a real current side by side in the input of one layer, pooled or not."""
+
+    def __init__(self, pool):
         super().__init__()
+        self.pool = pool
         self.first, self.relu = passing()
         self.linear = nn.Conv2d(1, 1, 1)
         self.mix, self.relu2, self.last = nn.Conv2d(2, 1, 3, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)
 
     def forward(self, x):
         x = self.relu(self.first(x))
-        return self.last(self.relu2(self.mix(torch.cat([x, x + self.linear(x)], 1))))
+        pair = self.pool(torch.cat([x, x + self.linear(x)], 1))
+        return self.last(self.relu2(self.mix(pair)))
 
 
-def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(spot):
-    cost = measure_cost(convert(HalfReal(), spot, 2), [spot], 2)
+@pytest.mark.parametrize("pool", [nn.Identity(), nn.MaxPool2d(1)])
+def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(pool, spot):
+    cost = measure_cost(convert(HalfReal(pool), spot, 2), [spot], 2)
     assert cost.accumulates["linear"].tolist() == [3]
     assert cost.accumulates["mix"].tolist() == [2 * 4 + 9]
     assert cost.multiplies["mix"].tolist() == [2 * 49]

@@ -102,6 +102,41 @@ def test_is_refused_by_name(name, activation, words):
         DETECTION.expect_convertible(model.read_description(name, None, activation), 20, 64)
 
 
+PICTURE_BESIDE_SPIKES = {
+    "nc": 20,
+    "activation": RELU,
+    "backbone": [
+        [-1, 1, "nn.MaxPool2d", [2]],
+        [-1, 1, "Conv", [16, 3, 1]],
+        [[0, 1], 1, "Concat", [1]],
+        [-1, 1, "Conv", [16, 3, 2]],
+    ],
+    "head": [[[3], 1, "Detect", ["nc"]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("description", "imgsz", "error", "words"),
+    [
+        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2: spikes meet a signal"),
+        ({"activation": "torch.nn.LeakyReLU(1.5)"}, 64, ConversionError, "act: a leaky ReLU of"),
+        ({"spike_pooling": "mean"}, 64, UsageError, "spike_pooling: mean; expected count or step"),
+        ({}, 80, UsageError, "imgsz is 80; expected a multiple of 32"),
+        ({}, 0, UsageError, "imgsz is 0; expected a multiple of 32"),
+        ("yolov8n-p6.yaml", 96, UsageError, "imgsz is 96; expected a multiple of 64"),
+    ],
+)
+def test_what_quantising_and_spiking_refuse_is_refused_before_training(
+    description, imgsz, error, words
+):
+    if description == "yolov8n-p6.yaml":
+        description = model.read_description(description, None, RELU)
+    if "head" not in description:
+        description = model.read_description(MODELS / "tiny-yolo.yaml", "n") | description
+    with pytest.raises(error, match=words):
+        DETECTION.expect_convertible(description, 20, imgsz)
+
+
 def test_training_refuses_before_it_begins(tmp_path):
     """The command takes a stock description by its name, and says what to do about SiLU."""
     command = [sys.executable, MODELS.parents[1] / "tools/train.py", "--model", "yolov8n.yaml"]

@@ -49,3 +49,22 @@ def test_a_layer_that_never_fires_stays_silent():
     picture = torch.rand(1, 1, 4, 4)
     (found,) = channel_maxima(network, trace(network, picture), [picture]).values()
     assert torch.equal(found, torch.ones(2))
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+def test_negative_activations_count_by_their_size(slope):
+    """As of a linear bottleneck: signed neurons fire once a step at most, in either direction."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.LeakyReLU(slope), nn.Conv2d(2, 2, 1), nn.ReLU(),
+        nn.Conv2d(2, 1, 1),
+    ).eval()  # fmt: skip
+    network[0].weight.data = torch.tensor([1.0, -4.0]).view(2, 1, 1, 1)
+    picture = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = network(picture)
+    record = trace(network, picture)
+    maxima = channel_maxima(network, record, [picture], percentile=100)
+    assert maxima["1"].tolist() == pytest.approx([1.0, 4 * slope], rel=0.05)
+    quantize(network, record, maxima, 8)
+    make_spiking(network, picture, initial=0.0)
+    assert (SpikingNetwork(network, 512)(picture) - wanted).abs().max() < 0.05

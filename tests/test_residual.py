@@ -50,6 +50,11 @@ JOINS = {
     "halves of one": (lambda p, q, r: torch.cat([p[:, :2] + p[:, 2:], q], 1), 6, "p"),
     "pooled sum": (lambda p, q, r: nn.functional.avg_pool2d(p + q, 2), 4, "pq"),
     "padded": (lambda p, q, r: nn.functional.pad(p, (1, 1, 1, 1)), 4, ""),
+    "difference": (lambda p, q, r: torch.add(p, q, alpha=-1), 4, "pq"),
+    "difference to itself": (lambda p, q, r: torch.add(p, p.transpose(2, 3), alpha=-1), 4, ""),
+    "negative constant": (lambda p, q, r: p + torch.full((4, 1, 1), -1.0), 4, "p"),
+    "another negative constant": (lambda p, q, r: p + -0.5, 4, "p"),
+    "padded by a constant": (lambda p, q, r: nn.functional.pad(p, (1, 1, 1, 1), value=-2), 4, "p"),
     "average at the border": (lambda p, q, r: nn.functional.avg_pool2d(q, 3, 2, 1), 4, ""),
 }
 

@@ -49,10 +49,10 @@ def sides(devkit, tmp_path, monkeypatch):
     return split_off_tuning(read_voc(devkit, "VOC2007:train"), devkit.parent / "tuning.txt")
 
 
-def trainer(sides, folder, resume=False, epochs=3):
+def trainer(sides, folder, resume=False, epochs=3, **more):
     torch.manual_seed(0)
     network = model.build(model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
-    settings = Settings(epochs=epochs, imgsz=64, batch=8, close_mosaic=1, workers=0)
+    settings = Settings(epochs=epochs, imgsz=64, batch=8, close_mosaic=1, workers=0, **more)
 
     def save(averaged, path):
         tensors = averaged.state_dict()
@@ -60,6 +60,19 @@ def trainer(sides, folder, resume=False, epochs=3):
         checkpoint.save(made, path)
 
     return Trainer(network, *sides, VOC_CLASSES, folder, settings, save, resume)
+
+
+@pytest.mark.parametrize(("first", "fits"), [(None, 1), (32, 1), (64, 1), (0, 0), (10, 0), (96, 0)])
+def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tmp_path):
+    def begin():
+        trainer(sides, tmp_path / "run", grow_from=first)
+
+    if fits:
+        begin()
+    else:
+        words = f"from {first} pixels; expected a multiple of 32, 64 at most"
+        with pytest.raises(UsageError, match=words):
+            begin()
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):

@@ -23,7 +23,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--T", type=cli.time_steps, default=20, help="time steps")
-    add("--imgsz", type=cli.count, default=416, help="input side in pixels, a multiple of 32")
+    add("--imgsz", type=cli.count, default=416, help="input side in pixels")
     add("--float", type=Path, help="float weights; the released ones if left out")
     add("--weights", type=Path, help="spiking weights; the released ones for T if left out")
     add("--rounds", type=cli.count, default=10, help="rounds; the best of each kind counts")
@@ -39,8 +39,6 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.errors import UsageError, WeightsError
     from spikedet.released import released
 
-    if args.imgsz % 32:
-        raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of 32")
     spiking = spikedet.load(args.weights, args.T, args.device, args.half)
     reference = spikedet.load(
         args.float or released("float", task=spiking.task.name), device=args.device
@@ -48,6 +46,9 @@ def main(args: argparse.Namespace) -> None:
     if reference.task is not spiking.task:
         kinds = f"{reference.task.name} and {spiking.task.name}"
         raise WeightsError(f"weights for {kinds}; expected those of one task")
+    stride = reference.task.stride(reference.runner.network)
+    if args.imgsz % stride:
+        raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of {stride}")
     runners = {"float": reference.runner, "spiking": spiking.runner}
     picture = torch.rand(1, 3, args.imgsz, args.imgsz, device=args.device)
     best = dict.fromkeys(runners, float("inf"))

@@ -16,7 +16,7 @@ What is counted, for each picture and all its T steps:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from spikedet.analysis.record import Recorder
 from spikedet.conversion.network import SpikingNetwork, trace_steps
 from spikedet.conversion.trace import ACTIVATIONS, WEIGHTED, Call, Trace, fill, slots, store, trace
-from spikedet.neurons.layers import ConstantInput, Readout
+from spikedet.neurons.layers import SpikingMaxPool
 
 PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # 32-bit floating point, table VII
 
@@ -165,8 +165,9 @@ class _Counter:
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
         self.batch = len(pictures)
         self.record = trace_steps(spiking.network, pictures)
-        timed = [m for m in spiking.modules() if isinstance(m, Readout | ConstantInput)]
-        self.once = {module.layer for module in timed}
+        often = {call.module for call in self.record.run_in_every_step()}
+        self.once = {call.module for call in self.record.of(WEIGHTED)} - often
+        self.pools: dict[nn.Module, Tensor] = {}  # where they send spikes and not real currents
         self.readers = self._readers()
         self.counted = {
             r.name: torch.zeros(self.batch, dtype=torch.float64, device=pictures.device)
@@ -175,16 +176,18 @@ class _Counter:
 
     def _readers(self) -> list[_Reader]:
         """What reads spikes or analog values, found by following ones from where each starts."""
-        analog = _follow(
-            self.record,
-            lambda call: self._ones(call) if _weighted(call) else None,
-            {0: torch.ones(self.record.shapes[0])},
-        )
-        spikes = _follow(self.record, lambda call: None if _weighted(call) else self._ones(call))
+        start = {0: torch.ones(self.record.shapes[0])}
+        analog = _follow(self.record, self._ones(WEIGHTED), start)
+        spikes = _follow(self.record, self._ones(ACTIVATIONS))
+        for call in self.record.of((SpikingMaxPool,)):
+            number = next(slots(call.result))
+            if number in spikes:
+                real = analog.get(number, torch.zeros(()))
+                self.pools[call.module] = (spikes[number] > 0) & (real == 0)
         readers = []
         for call in self.record.calls:
             slot = call.inputs[0]
-            if _weighted(call):
+            if isinstance(call.module, WEIGHTED):
                 readers.append(self._weighted_reader(call, analog.get(slot)))
             elif isinstance(call.module, ACTIVATIONS) and slot in spikes:
                 readers.append(_Reader(call.where, slot, torch.ones(()), 0.0, False))
@@ -199,12 +202,16 @@ class _Counter:
         multiplies = (uses * real).sum(dtype=torch.float64).item() / self.batch
         return _Reader(call.where, slot, uses * ~real, multiplies, once)
 
-    def _ones(self, call: Call) -> Tensor:
-        return torch.ones(self.record.shapes[next(slots(call.result))])
+    def _ones(self, kinds: tuple[type, ...]) -> dict[nn.Module, Tensor]:
+        """Ones as the output of each module of some kinds."""
+        shapes = self.record.shapes
+        return {c.module: torch.ones(shapes[next(slots(c.result))]) for c in self.record.of(kinds)}
 
     def step(self, fired: dict[nn.Module, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""
-        events = _follow(self.record, lambda call: None if _weighted(call) else fired[call.module])
+        sent = {m: spikes for m, spikes in fired.items() if isinstance(m, ACTIVATIONS)}
+        pooled = {m: fired[m] * places.to(fired[m].device) for m, places in self.pools.items()}
+        events = _follow(self.record, sent | pooled)
         for reader in self.readers:
             if not reader.once and reader.slot in events:
                 operations = events[reader.slot] * reader.accumulates
@@ -219,18 +226,14 @@ class _Counter:
         return self.counted, multiplies
 
 
-def _weighted(call: Call) -> bool:
-    return isinstance(call.module, WEIGHTED)
-
-
 def _follow(
-    record: Trace, sent: Callable[[Call], Tensor | None], start: dict[int, Tensor] | None = None
+    record: Trace, sent: dict[nn.Module, Tensor], start: dict[int, Tensor] | None = None
 ) -> dict[int, Tensor]:
-    """Follow numbers through everything that is neither weighted nor a source of spikes.
+    """Follow numbers through everything that is neither weighted nor a neuron.
 
     Args:
         record: Calls of one step.
-        sent: Output of a weighted layer or of a module that sends spikes; None for nothing.
+        sent: Outputs by module; weighted layers and neurons that are left out send nothing.
         start: Known before the first call.
 
     Returns:
@@ -238,10 +241,10 @@ def _follow(
     """
     tensors = dict(start or {})
     for call in record.calls:
-        if _weighted(call) or hasattr(call.module, "start"):
-            value = sent(call)
-            if value is not None:
-                store(call.result, value, tensors)
+        if call.module in sent:
+            store(call.result, sent[call.module], tensors)
+        elif isinstance(call.module, WEIGHTED + ACTIVATIONS):
+            continue
         elif reached := [tensors[n] for n in call.inputs if n in tensors]:
             device = reached[0].device
             nothing = {n: torch.zeros(record.shapes[n], device=device) for n in call.inputs}
@@ -250,9 +253,11 @@ def _follow(
 
 
 def _sum_of(call: Call, tensors: dict[int, Tensor]) -> Tensor:
-    """What a call gives, sums in place of averages."""
+    """What a call gives, sums in place of averages; maxima of these numbers alone."""
     args, kwargs = fill(call.args, tensors), fill(call.kwargs, tensors)
     module, x = call.module, args[0]
+    if isinstance(module, SpikingMaxPool):
+        return nn.MaxPool2d.forward(module, x)
     if isinstance(module, nn.AvgPool2d):
         keys = ("kernel_size", "stride", "padding", "ceil_mode")
         return F.avg_pool2d(x, *(getattr(module, key) for key in keys), divisor_override=1)

@@ -80,20 +80,19 @@ class Periodic:
 
 
 @torch.no_grad()
-def periodic(T: int, count: int = 100, seed: int = 0) -> list[Periodic]:
+def periodic(T: int, count: int = 100) -> list[Periodic]:
     """Quantiser against neuron (figure 5a): currents of the same means, spread differently.
 
     Args:
         T: Time steps.
         count: Mean currents, drawn evenly from [-0.25, 1.25] theta.
-        seed: Of the draw.
 
     Returns:
         One result for each course: `constant`; `every second step`; `first half` and `last half`,
         which leave the other half without current; and `sine 1` to `sine 3`, so many periods of
         amplitude theta around the mean.
     """
-    mean = torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 1.5 - 0.25
+    mean = torch.rand(count, generator=torch.Generator().manual_seed(0)) * 1.5 - 0.25
     return [_response(name, mean, current) for name, current in _courses(mean, T).items()]
 
 

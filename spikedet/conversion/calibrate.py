@@ -1,6 +1,7 @@
 """Stage II: layer-wise calibration of a spiking network, coarse and fine (eq 16-21).
 
-Layers are visited in execution order. The inputs of a layer are the spikes of the layers already
+Layers are visited in execution order; a convolution that feeds the neurons of several is calibrated
+with the first of them and stays. The inputs of a layer are the spikes of the layers already
 calibrated, its targets the activations of the stage-I network on the same pictures. Spikes and
 targets are advanced one layer at a time and kept packed (one bit a spike, two with signs; one byte
 a target), so the cost is O(layers) and the memory bounded.
@@ -9,7 +10,7 @@ a target), so the cost is O(layers) and the memory bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -78,7 +79,6 @@ class LayerReport:
     before: float
     coarse: float
     after: float
-    history: list[float] = field(default_factory=list, repr=False)
 
 
 def calibrate(
@@ -119,15 +119,18 @@ def calibrate(
     pairs = list(zip(student.sites, teacher.sites, strict=True))
     chosen = _choose([site.call.where for site in student.sites], options.layers)
     reports = []
+    fixed: set[nn.Module] = set()  # what they feed was advanced already
     for index, (site, truth) in enumerate(pairs):
         if site.call.where in chosen:
             if options.per_neuron:
                 student.free_every_neuron(site)
             targets = [teacher.target(truth, m) for m in range(len(pictures))]
-            layer = _Layer(student, site, targets, options)
+            free = [module for module in site.layers if module not in fixed]
+            layer = _Layer(student, site, free, targets, options)
             reports.append(layer.calibrate(*numbers))
             if report is not None:
                 report(reports[-1], len(reports) - 1, len(chosen))
+        fixed.update(site.layers)
         student.advance(index)
         teacher.advance(index)
     return reports
@@ -144,12 +147,19 @@ def _choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
 
 
 class _Layer:
-    """One layer's calibration."""
+    """One layer's calibration; `free` are the weighted layers that may change."""
 
-    def __init__(self, student: Stored, site: Site, targets: list[Tensor], options: Options):
+    def __init__(
+        self,
+        student: Stored,
+        site: Site,
+        free: list[nn.Module],
+        targets: list[Tensor],
+        options: Options,
+    ):
         self.student, self.site, self.targets, self.options = student, site, targets, options
         self.is_neuron = isinstance(site.call.module, ACTIVATIONS)
-        self.parameters = [p for layer in site.layers for p in layer.parameters()]
+        self.parameters = [p for layer in free for p in layer.parameters()]
         if self.is_neuron:
             self.parameters.append(site.call.module.initial)
             self.unit = None
@@ -160,7 +170,6 @@ class _Layer:
     def calibrate(self, fit: range, held: range) -> LayerReport:
         name = self.site.call.where
         before = best = self.error(held)
-        history = [before]
         if self.options.bias and self.is_neuron:
             self.correct_bias(fit)
             best = self.error(held)
@@ -174,8 +183,8 @@ class _Layer:
                 self.restore(saved)
         coarse = best
         if self.options.fine:
-            best = self.fine(fit, held, best, history)
-        return LayerReport(name, before, coarse, best, history)
+            best = self.fine(fit, held, best)
+        return LayerReport(name, before, coarse, best)
 
     def state(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.parameters]
@@ -239,7 +248,7 @@ class _Layer:
         shifted = neuron.initial + self.student.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
-    def fine(self, fit: range, held: range, best: float, history: list[float]) -> float:
+    def fine(self, fit: range, held: range, best: float) -> float:
         """Adam on weights, biases and initial potentials; the best state on `held` stays."""
         options = self.options
         groups = []
@@ -262,7 +271,6 @@ class _Layer:
             schedule.step()
             if (step + 1) % options.check == 0 or step + 1 == options.steps:
                 error = self.error(held)
-                history.append(error)
                 if error < best:
                     best, worse, saved = error, 0, self.state()
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.trace import WEIGHTED, Trace, trace
+from spikedet.conversion.trace import Trace, trace
 from spikedet.neurons.layers import (
     CalledInTurn,
     ConstantInput,
@@ -148,10 +148,8 @@ class SpikingNetwork(nn.Module):
         Args:
             example: Input [B, C, H, W].
         """
-        called = trace_steps(self.network, example).of(WEIGHTED)
-        exact = {m.layer for m in self._timed if isinstance(m, Readout | ConstantInput)}
-        for module in {call.module for call in called} - exact:
-            module.to(torch.bfloat16)
+        for call in trace_steps(self.network, example).run_in_every_step():
+            call.module.to(torch.bfloat16)
         for neuron in self._neurons:
             neuron.spike_dtype = torch.bfloat16
 

@@ -57,22 +57,20 @@ def channel_maxima(
     record: Trace,
     batches: Iterable[Tensor],
     percentile: float = 99.9,
-    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Nearly the largest activation of every channel.
+    """Nearly the largest activation of every channel, negative ones by their size.
 
     Args:
         network: Batch norm folded, activations separate.
         record: Its trace.
         batches: Pictures [B, C, H, W].
         percentile: Which percentile of a channel's activations counts as its maximum.
-        seed: Which places are looked at.
 
     Returns:
         Thresholds [C] by module name; a channel that never fires gets the median of its layer's
         others (1 when none fires), so that it stays silent.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def sample(currents: Tensor) -> Tensor:
         values = currents.transpose(0, 1).flatten(1)  # [C, B * H * W]
@@ -82,7 +80,7 @@ def channel_maxima(
 
     seen = look(network, record, batches, sample)
     return {
-        call.where: _largest(call.module(torch.cat(seen[call.where], 1)), percentile)
+        call.where: _largest(call.module(torch.cat(seen[call.where], 1)).abs(), percentile)
         for call in record.of(ACTIVATIONS)
     }
 

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.fold import fold_batch_norm, fold_thresholds, set_module
+from spikedet.conversion.fold import (
+    call_in_turn,
+    fold_batch_norm,
+    fold_thresholds,
+    set_module,
+)
 from spikedet.conversion.quantize import QuantClip, levels
 from spikedet.conversion.trace import ACTIVATIONS, POOLS, WEIGHTED, Call, Trace, slots, trace
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import (
-    CalledInTurn,
-    ConstantInput,
-    IFNeuron,
-    Readout,
-    SpikingMaxPool,
-)
+from spikedet.neurons.layers import ConstantInput, IFNeuron, Readout, SpikingMaxPool
 
 # Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
@@ -27,7 +26,8 @@ SAMPLE, CHANNEL_SAMPLE = 20_000, 500
 def prepare(network: nn.Module, example: Tensor) -> None:
     """Make a float network ready for `quantize`, in place.
 
-    Folds batch norm, gives linear bottlenecks a neuron and every activation a module of its own.
+    Gives every call of a layer or an activation a module of its own, folds batch norm, and gives
+    linear bottlenecks a neuron.
 
     Args:
         network: In evaluation mode.
@@ -102,12 +102,7 @@ def separate_activations(network: nn.Module, example: Tensor) -> None:
     record = trace(network, example)
     if not record.of(ACTIVATIONS):
         raise ConversionError(f"{type(network).__name__}: no activation to convert")
-    names = [call.where for call in record.of(ACTIVATIONS + POOLS)]
-    for name in dict.fromkeys(names):
-        module, count = network.get_submodule(name), names.count(name)
-        if count > 1 and not isinstance(module, CalledInTurn):
-            copies = [copy.deepcopy(module) for _ in range(count)]
-            set_module(network, name, CalledInTurn(copies))
+    call_in_turn(network, record, ACTIVATIONS + POOLS)
 
 
 def replace_activations(
@@ -264,6 +259,8 @@ def make_spiking(
     """
     record = trace(network, example)
     refuse_mixed_times(record)
+    refuse_shared_layers(record)
+    refuse_spikes_as_output(record)
     channels = {call.where: record.shapes[call.inputs[0]][1] for call in record.of(ACTIVATIONS)}
 
     def neuron(name: str, quantiser: QuantClip) -> IFNeuron:
@@ -284,6 +281,22 @@ def make_spiking(
         set_module(network, call.where, Readout(call.module))
 
 
+def refuse_shared_layers(record: Trace) -> None:
+    """Refuse a layer that is called twice: the thresholds before its places are not the same.
+
+    Raises:
+        ConversionError: There is one; `prepare` leaves none.
+    """
+    seen: set[nn.Module] = set()
+    for call in record.of(WEIGHTED):
+        if call.module in seen:
+            raise ConversionError(
+                f"{call.where}: this layer is called at several places; `prepare` the network, "
+                "which gives each a layer of its own"
+            )
+        seen.add(call.module)
+
+
 def refuse_mixed_times(record: Trace) -> None:
     """Refuse what would need the picture, or the mean over time, at every single time step.
 
@@ -292,8 +305,7 @@ def refuse_mixed_times(record: Trace) -> None:
             the first neuron, or after a readout) to spikes, or max-pooling after a readout.
     """
     changing = record.over_time()
-    last = [call for call in record.readouts() if changing & set(call.inputs)]
-    read_out = {slot for call in last for slot in slots(call.result)}
+    read_out = {slot for call in record.readouts() for slot in slots(call.result)}
     for call in record.calls:
         inputs = set(call.inputs)
         if inputs & changing and inputs - changing:
@@ -309,3 +321,21 @@ def refuse_mixed_times(record: Trace) -> None:
                     f"{call.where}: max-pooling after the last activation has no spiking "
                     "counterpart; put it before that activation"
                 )
+
+
+def refuse_spikes_as_output(record: Trace) -> None:
+    """Refuse a network that ends without a readout, whose outputs would be those of every step.
+
+    Raises:
+        ConversionError: Names the neurons, or the layer, that such an output comes from.
+    """
+    sent = set(slots(record.output)) & record.over_time()
+    for call in reversed(record.calls):
+        if not sent & set(slots(call.result)):
+            continue
+        if isinstance(call.module, ACTIVATIONS + WEIGHTED):
+            raise ConversionError(
+                f"{call.where}: what this sends in every time step is an output of the network; "
+                "let it be made by a convolution or a linear layer that no activation follows"
+            )
+        sent.update(call.inputs)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from spikedet.conversion.quantize import QuantClip
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import IFNeuron, mean_over_time
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -38,6 +38,7 @@ LINEAR = (
 )
 CONVERTIBLE = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.MaxPool2d)  # as named to the user
 LEAVES = WEIGHTED + NORMS + ACTIVATIONS + POOLS + LINEAR
+OURS = (QuantClip, IFNeuron, SpikingMaxPool)
 
 LINEAR_FUNCTIONS = {
     torch.cat,
@@ -74,6 +75,18 @@ LINEAR_FUNCTIONS = {
     F.pad,
     F.dropout,
     mean_over_time,
+}
+IN_PLACE = {Tensor.add_, Tensor.__iadd__}
+# What they write or return cannot be followed.
+UNTRACEABLE = {
+    Tensor.__setitem__,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.item,
+    Tensor.numpy,
+    Tensor.tolist,
 }
 
 
@@ -128,6 +141,14 @@ class Trace:
         return [call for call in self.calls if isinstance(call.module, kinds)]
 
     def readouts(self) -> list[Call]:
+        """Weighted layers that read spikes and from which no neuron is reached.
+
+        Those that read the output of another one are none: it is the same in every step.
+        """
+        changing = self.over_time()
+        return [call for call in self._last() if changing & set(call.inputs)]
+
+    def _last(self) -> list[Call]:
         """Weighted layers from which no neuron is reached."""
         fed: set[int] = set()  # slots from which a neuron is reached through linear operations
         last = []
@@ -150,13 +171,18 @@ class Trace:
                 first.append(call)
         return first
 
+    def run_in_every_step(self) -> list[Call]:
+        """Weighted layers that are neither before the first neuron nor behind the last."""
+        changing = self.over_time()
+        return [call for call in self.of(WEIGHTED) if changing & set(slots(call.result))]
+
     def over_time(self) -> set[int]:
         """Slots that hold another value in every time step, [T*B, ...] in a spiking network.
 
         The others are the same in every step: the picture and what is computed from it before the
         first neuron, and readouts and what is computed from them.
         """
-        last = {id(call) for call in self.readouts()}
+        last = {id(call) for call in self._last()}
         changing: set[int] = set()
         for call in self.calls:
             spiking = isinstance(call.module, ACTIVATIONS) or changing & set(call.inputs)
@@ -206,7 +232,7 @@ def trace(network: nn.Module, example: Tensor, strict: bool = True) -> Trace:
     Args:
         network: Any network; its forward runs as it is.
         example: Input [B, C, H, W] of the shape that will be used.
-        strict: Refuse operations that have no spiking counterpart.
+        strict: Refuse what has no spiking counterpart, and what cannot be followed.
 
     Returns:
         The record.
@@ -216,8 +242,11 @@ def trace(network: nn.Module, example: Tensor, strict: bool = True) -> Trace:
     """
     recorder = _Recorder(strict)
     recorder.adopt(example)
+    recorder.know([vars(module) for module in network.modules()])
     with torch.no_grad(), recorder.listening(network), recorder:
         output = network(example)
+    if strict:
+        recorder.expect_followed(type(network).__name__, output)
     return Trace(recorder.calls, recorder.replace(output), recorder.shapes)
 
 
@@ -231,6 +260,9 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self.path: list[tuple[str, str]] = []  # names and kinds of the modules around
         self.inside_leaf = False
+        self.constants: dict[int, Tensor] = {}  # by id: what does not depend on the picture
+        # storages that were changed in place: by what, and which slots were there before
+        self.overwritten: dict[int, tuple[str, int]] = {}
 
     def adopt(self, tensor: Tensor) -> Slot:
         self.numbers[id(tensor)] = number = len(self.alive)
@@ -254,6 +286,36 @@ class _Recorder(TorchFunctionMode):
             return type(value)(self.replace(item, new) for item in value)
         return value
 
+    def know(self, value: Any) -> None:
+        """The tensors of a nested value do not depend on the picture."""
+        self.constants.update((id(tensor), tensor) for tensor in _tensors(value))
+
+    def expect_followed(self, where: str, value: Any) -> None:
+        """Refuse tensors of unknown origin, and those that were changed since by another name.
+
+        Raises:
+            ConversionError: There is one in a nested value.
+        """
+        for tensor in _tensors(value):
+            if id(tensor) not in self.numbers and id(tensor) not in self.constants:
+                raise ConversionError(
+                    f"{where}: it cannot be followed how this tensor {list(tensor.shape)} was made "
+                    "(a function of torch.jit leaves no trace); make it by modules and functions "
+                    "of torch, or register it as a buffer if it is a constant"
+                )
+            by, slot = self.overwritten.get(_storage(tensor), ("", -1))
+            if self.numbers.get(id(tensor), -1) < slot:
+                raise ConversionError(
+                    f"{where}: this reads what {by} changed in place, which cannot be followed; "
+                    "set inplace=False there, or write x = x + y, and read the result where that "
+                    "is meant"
+                )
+
+    def overwrite(self, where: str, changed: Any) -> None:
+        """Whoever reads the storage of these tensors must do so by a slot that is yet to come."""
+        for tensor in _tensors(changed):
+            self.overwritten[_storage(tensor)] = (where, len(self.alive))
+
     def record(self, where: str, module, function, args, kwargs, result) -> None:
         seen = self.replace(args), self.replace(kwargs)
         if any(True for _ in slots(seen)) and _has_tensor(result):
@@ -262,16 +324,22 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.inside_leaf or not _has_tensor(result):
+        if self.inside_leaf or not (_has_tensor(result) or func in UNTRACEABLE):
             return result
         where, kind = self.path[-1]
-        if any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
+        if self.strict:
+            self.expect_followed(f"{where} ({kind})", (args, kwargs))
+        if not any(True for _ in slots((self.replace(args), self.replace(kwargs)))):
+            self.know(result)
+        else:
             if self.strict and func not in LINEAR_FUNCTIONS and not _nearest(func, kwargs):
                 name = resolve_name(func) or getattr(func, "__name__", str(func))
                 raise ConversionError(
                     f"{where} ({kind}): the function {name} has no spiking counterpart; use "
                     f"modules of {_names(CONVERTIBLE)}, or linear operations, instead"
                 )
+            if func in IN_PLACE or "out" in kwargs:
+                self.overwrite(where, result)
             self.record(where, None, func, args, kwargs, result)
         return result
 
@@ -312,7 +380,13 @@ class _Recorder(TorchFunctionMode):
                 )
             self.inside_leaf = True
             try:
-                result = forward(*args, **kwargs)
+                if self.strict:
+                    expect_plain(module, name, forward)
+                    self.expect_followed(name, (args, kwargs))
+                with _not_in_place(module):
+                    result = forward(*args, **kwargs)
+                if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
+                    self.overwrite(name, (args, kwargs))
             finally:
                 self.inside_leaf = False
             self.record(name, module, module, args, kwargs, result)
@@ -336,16 +410,60 @@ class _Recorder(TorchFunctionMode):
         raise ConversionError(f"{name}: {kind.__name__} has no spiking counterpart; {advice}")
 
 
+def expect_plain(module: nn.Module, name: str, forward: Callable) -> None:
+    """Refuse a leaf that does not compute what its kind does.
+
+    Raises:
+        ConversionError: Its forward is another one, or its weight is computed in every pass.
+    """
+    kind = next(kind for kind in LEAVES if isinstance(module, kind))
+    plain = isinstance(module, OURS) or getattr(forward, "__func__", None) is kind.forward
+    if isinstance(module, WEIGHTED + NORMS):
+        plain &= {"weight", "bias"} <= module._parameters.keys()
+    if not plain:
+        raise ConversionError(
+            f"{name}: this {kind.__name__} has a forward of its own or a parametrised weight (as "
+            f"by weight_norm), which conversion would ignore; put a plain {kind.__name__} in its "
+            "place, for instance by torch.nn.utils.parametrize.remove_parametrizations"
+        )
+
+
+@contextmanager
+def _not_in_place(module: nn.Module) -> Iterator[None]:
+    """Let a module return a tensor of its own, as the neurons that will stand in its place do."""
+    inplace = getattr(module, "inplace", False)
+    if inplace:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        if inplace:
+            module.inplace = True
+
+
+def _storage(tensor: Tensor) -> int:
+    """The same number for all views of one tensor."""
+    return tensor.untyped_storage()._cdata
+
+
 def _nearest(func: Callable, kwargs: dict) -> bool:
     return func is F.interpolate and kwargs.get("mode", "nearest") == "nearest"
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in a nested value."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_has_tensor(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_has_tensor(item) for item in value)
-    return isinstance(value, Tensor)
+    return any(True for _ in _tensors(value))
 
 
 def _names(kinds: tuple[type, ...]) -> str:

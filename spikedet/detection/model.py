@@ -26,10 +26,11 @@ class Head(Detect):
     """
 
     def forward_head(self, x, box_head=None, cls_head=None):
-        boxes = [branch(f).flatten(2) for branch, f in zip(box_head, x, strict=True)]
+        boxes = [branch(f) for branch, f in zip(box_head, x, strict=True)]
         scores = [branch(f).flatten(2) for branch, f in zip(cls_head, x, strict=True)]
-        features = [f[: len(boxes[0])] for f in x]  # only their shapes are read
-        return {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": features}
+        flat = torch.cat([box.flatten(2) for box in boxes], -1)
+        # of the features only height and width are read
+        return {"boxes": flat, "scores": torch.cat(scores, -1), "feats": boxes}
 
 
 class Detector(DetectionModel):

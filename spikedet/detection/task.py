@@ -26,7 +26,6 @@ class Detection(Task):
     name = "detection"
     columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")
     protocol = PROTOCOL
-    stride = 32
 
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
@@ -40,6 +39,9 @@ class Detection(Task):
 
     def example(self, imgsz: int) -> Tensor:
         return torch.zeros(1, 3, 64, 64)
+
+    def stride(self, network: Detector) -> int:
+        return int(network.stride.max())
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)

@@ -27,6 +27,7 @@ from spikedet.task import as_float
 from spikedet.training import (
     check_devices,
     expect_fresh,
+    expect_growth,
     growing_side,
     load_state,
     parameter_groups,
@@ -102,6 +103,8 @@ class Trainer(DetectionTrainer):
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
         check_devices(settings.device)
+        stride = int(network.stride.max())
+        expect_growth("the training", settings.grow_from, settings.imgsz, stride)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
         expect_fresh(folder, resume)
@@ -212,7 +215,8 @@ class Trainer(DetectionTrainer):
         first = self.settings.grow_from
         if first is None:
             return self.args.imgsz
-        return growing_side(first, self.args.imgsz, epoch / self.epochs, self.stride)
+        stride = int(self.network.stride.max())
+        return growing_side(first, self.args.imgsz, epoch / self.epochs, stride)
 
     def _setup_train(self) -> None:
         super()._setup_train()

@@ -48,7 +48,7 @@ class IFNeuron(nn.Module):
         if initial is None:
             initial = threshold / 2
         self.initial = nn.Parameter(initial.detach().float().clone())
-        self.slope, self.folded, self.alpha = slope, True, 1.0
+        self.slope, self.folded = slope, True
         self.spike_dtype: torch.dtype | None = None  # that of the current
         self.steps, self.batch = 1, 1
         self.potential: Tensor | None = None
@@ -64,7 +64,7 @@ class IFNeuron(nn.Module):
             potential = self.first_potential(current, self.batch)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
             spikes, potential = integrate_and_fire_surrogate(
-                current, potential, threshold, self.steps, self.alpha, self.slope
+                current, potential, threshold, self.steps, slope=self.slope
             )
         else:
             spikes, potential = integrate_and_fire(

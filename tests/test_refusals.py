@@ -1,0 +1,241 @@
+"""Networks of other people that would be converted silently wrong: refused by name, or right."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spikedet.analysis.operations import measure_cost
+from spikedet.conversion.network import SpikingNetwork
+from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.trace import trace
+from spikedet.errors import ConversionError
+
+T = 64
+
+
+def conv(inputs, outputs=4):
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+class Net(nn.Module):
+    """Some modules by name, and a forward pass that gets them."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def convert(network, pictures):
+    """(quantised, spiking) copies of a network with fresh weights."""
+    quantised = copy.deepcopy(network).eval()
+    prepare(quantised, pictures[:1])
+    record = trace(quantised, pictures[:1])
+    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
+    quantised.eval()
+    spiking = copy.deepcopy(quantised)
+    make_spiking(spiking, pictures[:1])
+    return quantised, SpikingNetwork(spiking, T)
+
+
+def refuse(network, pictures, words):
+    with pytest.raises(ConversionError, match=words):
+        convert(network, pictures)
+
+
+def gate(x):
+    return x * torch.relu(x)
+
+
+def scripted(x):
+    return torch.jit.script(gate)(x)
+
+
+def assigned(net, x):
+    y = net.b(net.relu(net.a(x)))
+    z = torch.zeros(len(y), 4, 16, 16)
+    z[:, :4] = y
+    return z
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (
+            lambda net, x: net.relu(net.b(net.relu(net.a(x)))).mean(2),
+            r"^relu\.neurons\.1: what this",
+        ),
+        (lambda net, x: (net.b(net.relu(net.a(x))), net.a(x).flatten(2)), None),
+        (
+            lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]},
+            "an output",
+        ),
+        (lambda net, x: (y := net.b(net.relu(net.a(x))), net.b(net.relu(y))), r"^b\.neurons\.0: "),
+        (assigned, r"Net \(Net\): the function torch.Tensor.__setitem__"),
+        (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"Net: .* \[1, 4, 16, 16\] was made"),
+        (lambda net, x: net.b(net.relu(net.a(x)) + float(net.a(x).mean())), "Tensor.__float__ has"),
+        (lambda net, x: net.b(scripted(net.relu(net.a(x)))), "b: it cannot be followed"),
+        (lambda net, x: net.b(scripted(net.a(x)) + net.relu(net.a(x))), "Net .*: it cannot be"),
+        (lambda net, x: net.b(net.relu(net.a(x)) + net.shift), None),
+    ],
+)
+def test_outputs_are_readouts_and_everything_is_followed(run, words, pictures):
+    network = Net(run, a=conv(3), b=conv(4), relu=nn.ReLU(), shift=torch.ones(1, 4, 1, 1))
+    if words is None:
+        convert(network, pictures)
+    else:
+        refuse(network, pictures, words)
+
+
+class Squaring(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+class Named(nn.Conv2d):
+    """As torch computes it."""
+
+
+class NormAct(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+def patched():
+    layer = conv(4)
+    layer.forward = lambda x: -x
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (Squaring(4, 4, 1), "Conv2d"),
+        (nn.utils.spectral_norm(conv(4)), "Conv2d"),
+        (nn.utils.parametrizations.weight_norm(conv(4)), "Conv2d"),
+        (nn.utils.parametrizations.spectral_norm(conv(4)), "Conv2d"),
+        (nn.Sequential(conv(4), NormAct(4)), "BatchNorm2d"),
+        (patched(), "Conv2d"),
+        (Named(4, 4, 1), None),
+    ],
+)
+def test_a_layer_that_only_looks_like_one_is_refused(layer, kind, pictures):
+    network = nn.Sequential(conv(3), nn.ReLU(), layer, nn.ReLU(), conv(4)).eval()
+    if kind is None:
+        prepare(network, pictures)
+    else:
+        with pytest.raises(ConversionError, match=rf"2.*: this {kind} has a forward of its own"):
+            prepare(network, pictures)
+
+
+def added_to_a_part(net, x):
+    whole = torch.zeros(len(x), 4, 16, 16)
+    whole[:, 2:].add_(net.relu(net.a(x))[:, 2:])
+    return net.b(whole)
+
+
+def read_before_and_after(net, x):
+    current = net.a(x)
+    part = current[:, 2:]
+    spikes = net.inplace(current)
+    return net.b(spikes), net.c(net.relu(net.d(part)))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda net, x: net.b(net.inplace(net.a(x)) + net.relu(net.a(x))), None),
+        (lambda net, x: (y := net.a(x), net.b(net.inplace(y)), net.c(y))[1:], "c: this reads what"),
+        (lambda net, x: (y := net.a(x), net.b(net.inplace(y) + y))[1], "Net .*: this reads what"),
+        (lambda net, x: (y := net.a(x), net.c(net.relu(y)), net.b(net.inplace(y)))[1:], None),
+        (read_before_and_after, "d: this reads what inplace changed in place"),
+        (added_to_a_part, "b: this reads what Net changed in place"),
+        (lambda net, x: (y := net.relu(net.a(x)), y.add_(net.relu(net.a(x))), net.b(y))[2], None),
+    ],
+)
+def test_what_an_activation_overwrites_is_not_read_again(run, words, pictures):
+    layers = {"a": conv(3), "b": conv(4), "c": conv(4), "d": conv(2)}
+    network = Net(run, **layers, relu=nn.ReLU(), inplace=nn.ReLU(inplace=True)).eval()
+    if words is None:
+        prepare(network, pictures)
+        assert network.inplace.inplace
+    else:
+        with pytest.raises(ConversionError, match=words):
+            prepare(network, pictures)
+
+
+def test_a_layer_behind_the_readout_works_on_the_mean(pictures):
+    """Whatever the chunk: every rate is its quantised level, the neurons' currents are constant."""
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(3), nn.ReLU(), conv(4), nn.AvgPool2d(2), conv(4, 3)).eval()
+    quantised, spiking = convert(network, pictures)
+    with torch.no_grad():
+        wanted = quantised(pictures)
+        for chunk in (4, 20, 1000):
+            spiking.chunk = chunk
+            assert torch.allclose(spiking(pictures), wanted, atol=1e-5)
+        for t, output in spiking.anytime(pictures, 9):
+            assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
+        cost = measure_cost(spiking, [pictures], 8)
+        spiking.use_bfloat16(pictures)
+        assert torch.allclose(spiking(pictures), wanted, atol=1e-5)
+    assert [name for name, _ in spiking.network.named_children()] == ["0", "1", "2", "3", "4"]
+    assert type(spiking.network[4]) is nn.Conv2d
+    assert cost.multiplies["4"].tolist() == [4 * 3 * 64] * 4  # once, not in every step
+
+
+def norm():
+    made = nn.BatchNorm2d(4)
+    nn.init.uniform_(made.running_mean, -0.3, 0.3)
+    nn.init.uniform_(made.running_var, 0.3, 2)
+    nn.init.uniform_(made.bias)
+    return made
+
+
+def tied():
+    first, second = conv(4), conv(4)
+    second.weight = first.weight
+    return first, second
+
+
+def flipped(x):
+    return x.transpose(2, 3)
+
+
+SHARED = {
+    "block": lambda net, x: net.last(net.block(net.block(net.relu(net.first(x))))),
+    "two norms": lambda net, x: net.last(
+        net.relu(net.m(net.c(net.relu(net.n(net.c(net.relu(net.first(x))))))))
+    ),
+    "first": lambda net, x: net.last(net.relu(net.first(x)) + net.relu(net.first(flipped(x)))),
+    "readout": lambda net, x: (y := net.relu(net.first(x)), net.last(y), net.last(flipped(y)))[1:],
+    "weight": lambda net, x: net.last(net.relu(net.e(net.relu(net.d(net.relu(net.first(x))))))),
+    "name": lambda net, x: net.last(net.relu(net.again(net.relu(net.c(net.relu(net.first(x))))))),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_several_places_share_is_converted_for_each(name, pictures):
+    torch.manual_seed(0)
+    c, (d, e) = conv(4), tied()
+    block = nn.Sequential(conv(4), norm(), nn.ReLU())
+    network = Net(
+        SHARED[name], first=nn.Conv2d(3, 4, 3, padding=1), block=block, c=c, again=c, d=d, e=e,
+        n=norm(), m=norm(), relu=nn.ReLU(), last=conv(4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        wanted = network(pictures)
+        quantised, spiking = convert(network, pictures)
+        found = spiking(pictures, 512), spiking(pictures, 512)
+        spiking.chunk = 4
+        steps = spiking(pictures, 512)
+    for one, again, other, truth in zip(*found, steps, wanted, strict=True):
+        assert torch.equal(one, again) and torch.allclose(one, other, atol=1e-4)
+        assert (one - truth).abs().mean() < 0.03 * truth.std()
