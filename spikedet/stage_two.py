@@ -24,7 +24,7 @@ from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.precision import mixed
+from spikedet.precision import layout, mixed
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
 from spikedet.training import expect_growth, growing_side, read_state, resized, save_state
 
@@ -126,7 +126,7 @@ def layer_wise(
         raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
     size = min(plan.batch, plan.pictures, len(chosen) // 2)
     pictures = [
-        batch.contiguous(memory_format=torch.channels_last)
+        batch.contiguous(memory_format=layout(network))
         for batch in task.pictures(chosen, made, size)
         if len(batch) == size
     ]
@@ -135,7 +135,7 @@ def layer_wise(
     target = task.bare(teacher or made)
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
-    target.to(memory_format=torch.channels_last)
+    target.to(memory_format=layout(target))
     return calibrate(
         target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
     )
@@ -264,7 +264,7 @@ def _end_loss(
     guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
 
     def loss(batch: dict[str, Any]) -> Tensor:
-        pictures = batch["img"].contiguous(memory_format=torch.channels_last)
+        pictures = batch["img"].contiguous(memory_format=layout(spiking))
         with mixed(pictures.device.type):
             with torch.no_grad():
                 wanted = guide(pictures)

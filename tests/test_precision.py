@@ -17,3 +17,13 @@ def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, known, wanted):
     if torch.cuda.is_available():
         with precision.mixed("cuda"):
             assert torch.is_autocast_enabled("cuda")
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "stride", "safe"),
+    [(4, 1, 2, False), (16, 1, 2, True), (4, 1, 1, True), (4, 3, 2, True)],
+)
+def test_networks_train_in_a_layout_that_is_safe(channels, size, stride, safe):
+    network = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, size, stride))
+    wanted = torch.channels_last if safe else torch.contiguous_format
+    assert precision.layout(network) == wanted

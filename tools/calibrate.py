@@ -122,10 +122,10 @@ def calibrate(
     Of the method counts how neurons start and whether biases are corrected. With `args.resume` an
     end-to-end pass that was interrupted goes on; where there is none stage II is done anew.
     """
-    import torch
 
     from spikedet import checkpoint, stage_two
     from spikedet.errors import TrainingError
+    from spikedet.precision import layout
     from spikedet.task import spiking_checkpoint
 
     if args.pooling:
@@ -150,7 +150,7 @@ def calibrate(
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
     stage_two.expect_end_size(task, made, planned, network)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=layout(network))
     if not resumed:
         layers = planned.layers
         if (layers.coarse or layers.fine or layers.bias) and not goes_on:

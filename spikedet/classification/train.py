@@ -23,7 +23,7 @@ from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
 from spikedet.errors import TrainingError
 from spikedet.files import write_csv
-from spikedet.precision import mixed
+from spikedet.precision import layout, mixed
 from spikedet.training import (
     check_devices,
     expect_fresh,
@@ -171,7 +171,8 @@ class _Run:
         )
         if not len(self.loader):
             raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.layout = layout(network)
+        self.network = network.to(device, memory_format=self.layout)
         self.model: nn.Module = self.network
         if world > 1:
             ids = None if device.type == "cpu" else [device.index]
@@ -195,7 +196,7 @@ class _Run:
 
     def classify(self, pictures: Tensor) -> Tensor:
         """Logits of a batch, in float32."""
-        pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+        pictures = pictures.to(self.device).contiguous(memory_format=self.layout)
         return self.network(pictures).float().cpu()
 
     def epoch(self, number: int) -> dict[str, float]:
@@ -205,7 +206,7 @@ class _Run:
         self.order.set_epoch(number)
         self.model.train()
         for pictures, labels in loaded(self.loader):
-            pictures = pictures.to(self.device).contiguous(memory_format=torch.channels_last)
+            pictures = pictures.to(self.device).contiguous(memory_format=self.layout)
             labels = labels.to(self.device)
             with mixed(self.device.type):
                 logits = self.model(pictures)

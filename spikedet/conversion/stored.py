@@ -19,7 +19,11 @@ from spikedet.conversion.trace import (
     slots,
     store,
 )
-from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
+from spikedet.neurons.functional import (
+    integrate_and_fire,
+    integrate_and_fire_surrogate,
+    memory_format,
+)
 from spikedet.neurons.layers import SpikingMaxPool, per_channel
 
 
@@ -134,7 +138,7 @@ class Stored:
         spikes = bits.view(signs, *shape).float()
         spikes = spikes[0] - spikes[1] if maker.slope else spikes[0]
         if spikes.ndim == 4:
-            spikes = spikes.contiguous(memory_format=torch.channels_last)
+            spikes = spikes.contiguous(memory_format=memory_format(self.pictures[m]))
         return maker.on_wire(spikes)
 
 

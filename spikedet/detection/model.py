@@ -15,7 +15,7 @@ from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
 from spikedet.errors import UsageError
-from spikedet.precision import mixed
+from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 
 
@@ -58,7 +58,7 @@ class Detector(DetectionModel):
         if preds is None:
             picture = batch["img"]
             if picture.device.type == "cpu":
-                picture = picture.contiguous(memory_format=torch.channels_last)
+                picture = picture.contiguous(memory_format=layout(self))
                 enabled = self.autocast_cpu and self.training
                 with mixed("cpu", enabled):
                     preds = self.forward(picture)

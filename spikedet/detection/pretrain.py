@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.errors import DataError
-from spikedet.precision import mixed
+from spikedet.precision import layout, mixed
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -137,7 +137,8 @@ def pretrain(
         channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
     network = nn.Sequential(
         backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, int(labels.max()) + 1)
-    ).to(memory_format=torch.channels_last)
+    )
+    network.to(memory_format=layout(network))
     groups = [
         {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -158,7 +159,7 @@ def pretrain(
             for chosen in batches:
                 views = random_views(pictures[chosen], side, generator)
                 with mixed("cpu"):
-                    scores = network(views.contiguous(memory_format=torch.channels_last))
+                    scores = network(views.contiguous(memory_format=layout(network)))
                 loss = F.cross_entropy(scores.float(), labels[chosen])
                 optimiser.zero_grad()
                 loss.backward()

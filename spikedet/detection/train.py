@@ -22,7 +22,7 @@ from spikedet.detection.model import Detector
 from spikedet.detection.settings import Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
-from spikedet.precision import mixed
+from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 from spikedet.training import (
     check_devices,
@@ -183,7 +183,7 @@ class Trainer(DetectionTrainer):
     def setup_model(self) -> None:
         self.model = self.network
         if self.device.type == "cpu":
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=layout(self.model))
 
     def build_optimizer(self, model, name="SGD", lr=0.01, momentum=0.9, decay=0.0, iterations=0):
         """Convolution weights decay; biases, norms and thresholds do not; thresholds own a rate."""
