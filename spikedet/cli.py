@@ -96,8 +96,11 @@ def device(text: str) -> str:
 
     try:
         chosen = torch.device(text)
+        known = chosen.type in ("cpu", "cuda")
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device; try cpu or cuda:0") from None
+        known = False
+    if not known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device here; try cpu or cuda:0")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
@@ -183,6 +186,23 @@ def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = 
     return settings.Settings(**((settings.STAGE_ONE if stage_one else {}) | given))
 
 
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        args: The parsed arguments.
+        names: Options that are None or False where they are not given.
+        why: They would be ignored.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
 def expect_one_process() -> None:
     """Refuse a start by torchrun, where every process would do the same work.
 
@@ -221,7 +241,8 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     """Put the options of a `--config` file before the words of the command line, which win.
 
     The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
-    options without dashes. `true` and `false` switch, a list gives several values.
+    options without dashes. `true` and `false` switch, a list gives several values, and what is
+    `null` counts as left out.
 
     Raises:
         UsageError: No such file, not YAML of that form, or an option that the command has not.
@@ -231,26 +252,42 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     path = finder.parse_known_args(words)[0].config
     if path is None:
         return words
-    import yaml
+    from spikedet.files import read_yaml
 
     section = Path(arguments.prog).stem
-    try:
-        options = yaml.safe_load(path.read_text())[section]
-        items = list(options.items())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; see configs/experiments") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path}: expected YAML with a section {section!r} of options") from None
-    known = {action.dest for action in arguments._actions}
+    options = read_yaml(path).get(section)
+    if not isinstance(options, dict):
+        raise UsageError(f"{path}: expected a section {section!r} of options")
     before = []
-    for name, value in items:
-        if str(name).replace("-", "_") not in known:
-            raise UsageError(f"{path}: {section} has no option {name!r}")
-        if isinstance(value, bool):
-            before.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            before += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return before + words
+    for name, value in options.items():
+        try:
+            before += _option_words(arguments, str(name), value)
+        except UsageError as error:
+            raise UsageError(f"{path}: {section} {error}") from None
+    # a list ends where the next option begins
+    return [*before, "--config", str(path), *words]
+
+
+def _option_words(arguments: argparse.ArgumentParser, name: str, value: Any) -> list[str]:
+    """One option of a `--config` file as on a command line."""
+    options = {word: action for action in arguments._actions for word in action.option_strings}
+    word = f"--{name.replace('_', '-')}"
+    if word not in options or word in ("--config", "--help"):
+        raise UsageError(f"has no option {name!r}")
+    if value is None:
+        return []
+    nargs = options[word].nargs
+    if nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"has {name}: {value}; expected true or false")
+        off = word.replace("--", "--no-", 1)
+        return [word] if value else [off] if off in options else []
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(v) not in (str, int, float) for v in values):
+        raise UsageError(f"has {name}: {value}; expected text (perhaps in quotes) or a number")
+    if nargs is None and len(values) > 1:
+        raise UsageError(f"has {name}: {value}; expected a single value")
+    return [f"{word}={values[0]}"] if nargs is None else [word, *map(str, values)]
 
 
 def keep_freed_memory() -> None:
@@ -295,6 +332,3 @@ def run(
         code = 1
     sys.stdout.flush()
     sys.exit(code)
-
-
-__all__ = ["UsageError", "device", "fraction", "parser", "run", "time_steps"]

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old file or the new one, never half."""
+"""Reading what users write; writing so that a kill leaves the old file or the new, never half."""
 
 from __future__ import annotations
 
@@ -9,6 +9,46 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from spikedet.errors import DataError, UsageError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file.
+
+    Raises:
+        UsageError: No such file, or not of that form.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; see configs") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: not readable as YAML with keys and values; see configs")
+    return found
+
+
+def read_lines(path: Path, what: str = "list") -> list[str]:
+    """Lines of a text file, without blanks at their ends.
+
+    Args:
+        path: The file.
+        what: Errors call it so.
+
+    Raises:
+        DataError: No such file, or not text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {what}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: {what}: not text; expected one entry a line") from None
+    return [line.strip() for line in text.splitlines()]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from spikedet.checkpoint import Checkpoint, load, save
+from spikedet.checkpoint import Checkpoint, save
 from spikedet.conversion.normalize import largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
 from spikedet.conversion.trace import trace
-from spikedet.errors import TrainingError, WeightsError
+from spikedet.errors import WeightsError
 from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage
-from spikedet.training import epochs_done
+from spikedet.training import epochs_done, expect_same_run
 
 
 def quantized(
@@ -105,11 +105,11 @@ def finetune(
         origin: Put into the checkpoints.
 
     Raises:
-        TrainingError: The run in `out` is for another T.
+        TrainingError: The run in `out` is for another T, or of another network.
     """
-    last = out / "last.safetensors"
-    if resume and last.is_file() and (begun := load(last).T) != T:
-        raise TrainingError(f"{out}: a run with T={begun}; this one has T={T}")
+    wanted = replace(made, stage="qc", T=T, origin=origin or {})
+    if resume:
+        expect_same_run(out, wanted)
     network = quantized(task, made, train, T, noise, per_channel)
     for module in network.modules():
         if isinstance(module, QuantClip):
@@ -119,8 +119,7 @@ def finetune(
     network.train()
 
     def write(trained: nn.Module, path: Path) -> None:
-        tensors = trained.state_dict()
-        save(replace(made, stage="qc", tensors=tensors, T=T, origin=origin or {}), path)
+        save(replace(wanted, tensors=trained.state_dict()), path)
 
     if teacher is None and made.stage == "float":
         teacher = made

@@ -292,8 +292,8 @@ class Task(ABC):
         return self.restore(teacher).network
 
 
-def expect_stage(made: Checkpoint, *stages: str) -> None:
-    """Refuse a checkpoint of another stage.
+def expect_stage(made: Any, *stages: str) -> None:
+    """Refuse a checkpoint, or what runs it, of another stage.
 
     Raises:
         WeightsError: Says what it is and what was expected.

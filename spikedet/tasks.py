@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spikedet.classification import settings as classification
 from spikedet.detection import settings as detection
 from spikedet.errors import WeightsError
+from spikedet.files import read_yaml
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -41,11 +42,7 @@ def of(made: Checkpoint) -> Task:
 
 def of_description(path: Path) -> Task:
     """The task of a network description: what its `task:` says, detection if it does not."""
-    import yaml
-
-    try:
-        description = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError):
-        return named("detection")  # which knows more descriptions, and says what is wrong
-    task = description.get("task") if isinstance(description, dict) else None
-    return named(task if task in SETTINGS else "detection")
+    if not Path(path).is_file():
+        return named("detection")  # which knows more descriptions, by their names
+    task = read_yaml(path).get("task")
+    return named(task if task in tuple(SETTINGS) else "detection")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import random
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
+from spikedet.settings import TrainingSettings
+
+OPTIMIZERS = ("SGD", "AdamW")
+LEAST = {"epochs": 1, "imgsz": 1, "batch": 1} | dict.fromkeys(
+    ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
+)
+PARTS = ("final", "decay", "smoothing", "mosaic", "mixup", "scale", "translate")
+
+
+def expect_possible(settings: TrainingSettings) -> None:
+    """Refuse settings that no run can have, of any task.
+
+    Raises:
+        TrainingError: Names the setting and what would be right.
+    """
+    for name, value in vars(settings).items():
+        if name in LEAST and value is not None and not LEAST[name] <= value < math.inf:
+            raise TrainingError(f"{name} is {value}; expected {LEAST[name]} or more")
+        if name in PARTS and not 0 <= value <= 1:
+            raise TrainingError(f"{name} is {value}; expected a number between 0 and 1")
+    if settings.optimizer not in OPTIMIZERS:
+        raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
+    check_devices(settings.device)
 
 
 def check_devices(device: str) -> None:
@@ -62,11 +88,15 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 def epochs_done(folder: Path) -> tuple[int, int]:
-    """Epochs done and wanted of the run in `folder`; (0, 0) when there is none."""
+    """Epochs done and wanted of the run in `folder`; (0, 0) when there is none.
+
+    Raises:
+        TrainingError: Its side-car is damaged.
+    """
     path = Path(folder) / "state.pt"
     if not path.is_file():
         return 0, 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path, "epoch", "epochs")
     return state["epoch"] + 1, state["epochs"]
 
 
@@ -90,18 +120,59 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_state(path: Path, key: str) -> dict[str, Any]:
-    """What `save_state` wrote, which must hold `key`.
+def read_state(path: Path, *keys: str) -> dict[str, Any]:
+    """What `save_state` wrote, which must hold `keys`.
 
     Raises:
         TrainingError: Damaged.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state[key]
-    except Exception as error:
-        raise TrainingError(f"{path}: damaged side-car ({error})") from None
+        for key in keys:
+            state[key]
+    except Exception:  # whatever its bytes make of the reader
+        raise TrainingError(
+            f"{path}: damaged side-car, from which no run can go on; choose another --out"
+        ) from None
     return state
+
+
+def expect_same_run(folder: Path, made: Checkpoint) -> None:
+    """Refuse to go on with a run that made something else.
+
+    Args:
+        folder: Of the run.
+        made: What is to be made now; all but its tensors and its origin counts.
+
+    Raises:
+        TrainingError: Names the first difference.
+    """
+    last = Path(folder) / "last.safetensors"
+    if not last.is_file():
+        return
+    begun, wanted = (
+        {"stage": one.stage, "T": one.T, "imgsz": one.imgsz, "names": one.names} | one.model
+        for one in (load(last), made)
+    )
+    for key in {**begun, **wanted}:
+        before, now = begun.get(key), wanted.get(key)
+        if before != now:
+            raise TrainingError(
+                f"{folder}: a run with {key}={reprlib.repr(before)}; this one has "
+                f"{key}={reprlib.repr(now)}; choose another --out"
+            )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser of the same kind.
+
+    Raises:
+        KeyError, ValueError: It is of another kind, or for other parameters.
+    """
+    optimizer.load_state_dict(state)
+    missing = optimizer.defaults.keys() - optimizer.param_groups[0].keys()
+    if missing:
+        raise KeyError(*missing)
 
 
 def load_state(path: Path, epochs: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
 def test_every_method_converts(made, tmp_path, monkeypatch, method):
     out = tmp_path / "out.safetensors"
     words = ["--weights", weights(made, "float"), "--T", 2, "--data", made / "data", "--out", out]
-    if method != "two-stage":
+    if method != "two-stage" and method in METHODS and METHODS[method].finetuned:
         words += ["--stage1", weights(made, "qc")]
     assert command(monkeypatch, "convert", *words, *TRAINING, *STAGE_TWO, "--method", method) == 0
     found = checkpoint.load(out)
@@ -219,6 +219,16 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
 
 
+def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(made, tmp_path):
+    spiking = checkpoint.load(weights(made, "snn"))
+    spiking.model["spike_pooling"] = "step"
+    checkpoint.save(spiking, tmp_path / "step.safetensors")
+    words = ["--stage1", weights(made, "qc"), "--float", weights(made, "float"), "--data", "d"]
+    words = ["--weights", tmp_path / "step.safetensors", *words, "--out", tmp_path]
+    loaded = analyze.load(analyze.arguments().parse_args([*map(str, words)]))
+    assert [one.model["spike_pooling"] for one in loaded] == ["step"] * 3
+
+
 def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatch, capsys):
     words = ["--weights", weights(made, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
     assert command(monkeypatch, "benchmark", *words, weights(made, "float")) == 0
@@ -306,6 +316,9 @@ TRAIN = ["train", "--model", "toy.yaml", "--data", "data", "--imgsz", 16, "--out
 TUNE = ["finetune", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 CONVERT = ["convert", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 MEASURE = ["evaluate", "--weights", "float.safetensors", "--data", "data"]
+GO_ON = ["calibrate", "--weights", "snn.safetensors", "--teacher", "float.safetensors"]
+GO_ON += ["--data", "data", "--out", "OUT"]
+QC = ["--weights", "qc.safetensors"]
 FEWER = "2 classes, number 3 is none; the network knows 3, number 3 is c"
 OTHERS = "these weights are for {}; expected {} weights"
 
@@ -342,6 +355,35 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--model", "arch.yaml"], 2, "arch: lenet; there are"),
         ([*TRAIN, "--model", "form.yaml"], 2, "form: mnist; resnet20 has cifar"),
         ([*TRAIN, "--augment", "mixup"], 2, "augment is 'mixup'; expected none"),
+        ([*MEASURE, "--T", 8], 2, "--T: only spiking weights run with it"),
+        ([*MEASURE, *QC, "--T", 8], 2, "--T: only spiking weights run with it"),
+        ([*MEASURE, *QC, "--compare", "--T", 16], 2, "--T: --compare has weights of T=4 here"),
+        ([*MEASURE, "--threshold-split", "train"], 2, "--threshold-split: no row of copied"),
+        (["benchmark", "--weights", "float.safetensors", "--float", "float.safetensors"], 4,
+         "these are float weights; expected snn weights"),
+        (["benchmark", "--weights", "snn.safetensors", "--float", "qc.safetensors"], 4,
+         "these are qc weights; expected float weights"),
+        ([*TRAIN, "--distill", 2], 2, "--distill: name the --teacher"),
+        ([*TUNE, *QC, "--data", "data", "--distill", 2], 2, "--distill: stage-I weights cannot"),
+        ([*TUNE, "--data", "data", "--qcfs", "--noise", 0], 2, "--noise: QCFS trains without"),
+        ([*GO_ON, "--pictures", 8], 2, "--pictures: spiking weights only go on"),
+        ([*GO_ON, "--held", 0], 2, "--held: spiking weights only go on"),
+        ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only go on"),
+        ([*GO_ON, *QC, "--no-fine", "--loss", "kl"], 2, "--loss: --no-fine leaves"),
+        ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--stage1", "qc.safetensors"], 2,
+         "--stage1: copy has no stage I"),
+        ([*TRAIN, "--model", "float.safetensors"], 2, "not readable as YAML"),
+        ([*TRAIN, "--config", "float.safetensors"], 2, "not readable as YAML"),
+        ([*MEASURE, "--device", "mps"], 2, "'mps' is not a device here"),
+        ([*TRAIN, "--device", "mps"], 6, "device 'mps': this machine has"),
+        ([*TRAIN, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
+        ([*TRAIN, "--smoothing", 2], 6, "smoothing is 2.0; expected a number between 0 and 1"),
+        ([*TRAIN, "--out", "float", "--resume", "--width", 0.5], 6, "width=0.25; this one has"),
+        ([*TRAIN, "--out", "float", "--resume", "--imgsz", 32], 6, "imgsz=16; this one has"),
+        ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--optimizer", "AdamW"], 6,
+         "a run of another network or optimizer"),
+        ([*CONVERT, "--data", "data", "--out", "damaged", "--resume"], 6, "damaged side-car"),
         ([*TRAIN, "--epochs", 0], 6, "epochs is 0; expected 1 or more"),
         ([*TRAIN, "--device", "9"], 6, "CUDA devices; expected cpu"),
         ([*TRAIN, "--resume"], 6, "nothing to resume here"),
@@ -353,9 +395,11 @@ def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, me
     add_pictures(tmp_path / "fewer", "test", 1, "ab", size=(16, 16))
     given = checkpoint.load(weights(made, "float"))
     checkpoint.save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
+    (tmp_path / "damaged.stage1").mkdir()
+    (tmp_path / "damaged.stage1/state.pt").write_bytes(b"damaged")
     (tmp_path / "arch.yaml").write_text(DESCRIPTION.replace("resnet20", "lenet"))
     (tmp_path / "form.yaml").write_text(DESCRIPTION + "form: mnist\n")
-    places = {"OUT": tmp_path / "out", "DETECTOR": detector}
+    places = {"OUT": tmp_path / "out", "DETECTOR": detector, "damaged": tmp_path / "damaged"}
     places |= {p.name: p for p in tmp_path.iterdir()}
     tool, *words = [places.get(word, word) for word in words]
     assert command(monkeypatch, tool, *words) == code
@@ -368,7 +412,7 @@ def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, me
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "No such file"), ("a: [", "not YAML"), ("- 3", "expected keys and values")],
+    [(None, "No such file"), ("a: [", "not readable as YAML"), ("\0", "not readable as YAML")],
 )
 def test_descriptions_that_cannot_be_read(tmp_path, text, words):
     path = tmp_path / "x.yaml"

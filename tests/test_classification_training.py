@@ -107,7 +107,7 @@ def test_best_is_the_best_epoch_not_the_last(tmp_path, monkeypatch):
     found = training.accuracy
 
     def given(*arguments):
-        return type(found(*arguments))(next(scores), 1.0, 32)
+        return type(found(*arguments))(next(scores), 1.0)
 
     monkeypatch.setattr(training, "accuracy", given)
     saved = []

@@ -1,5 +1,6 @@
 """Options from a file."""
 
+from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
 
@@ -36,6 +37,31 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(parse
     assert args.batch == parse(parser).batch
 
 
+@pytest.mark.parametrize("words", [["a.jpg", "--config", "FILE"], ["--config", "FILE", "a.jpg"]])
+def test_false_null_and_lists_in_a_file(tmp_path, words):
+    made = detect.arguments()
+    made.prog, path = "detect.py", tmp_path / "x.yaml"
+    path.write_text("detect: {each-step: false, T: null, half: false, classes: [cat, dog]}")
+    words = [str(path) if word == "FILE" else word for word in words]
+    args = made.parse_args(cli.with_config(made, words))
+    assert (args.each_step, args.T, args.half, args.classes) == (False, None, False, ["cat", "dog"])
+    assert args.sources == ["a.jpg"]
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "gpu"])
+def test_devices_that_are_not_here(device):
+    with pytest.raises(ArgumentTypeError, match=f"'{device}'"):
+        cli.device(device)
+
+
+def test_an_option_that_would_be_ignored_is_refused(parser):
+    with pytest.raises(UsageError, match="--close-mosaic: there is no mosaic"):
+        cli.refuse(
+            parse(parser, "--close-mosaic", 0), ["resume", "close_mosaic"], "there is no mosaic"
+        )
+    cli.refuse(parse(parser), ["resume", "close_mosaic"], "")
+
+
 def test_another_option_that_begins_alike_is_not_a_file():
     made = cli.parser("test")
     made.add_argument("--conf", type=cli.fraction)
@@ -48,8 +74,15 @@ def test_another_option_that_begins_alike_is_not_a_file():
         (None, "No such file"),
         ("finetune: {epochs: 3}", "a section 'train'"),
         ("train: 3", "a section 'train'"),
-        ("a: [", "expected YAML"),
+        ("a: [", "not readable as YAML"),
+        ("- 3", "not readable as YAML"),
+        ("train: \0", "not readable as YAML"),
         ("train: {epocs: 3}", "train has no option 'epocs'"),
+        ("train: {help: true}", "train has no option 'help'"),
+        ("train: {resume: 3}", "train has resume: 3; expected true or false"),
+        ("train: {epochs: true}", "train has epochs: True; expected text"),
+        ("train: {data: [a, {b: 1}]}", "train has data: .*; expected text"),
+        ("train: {epochs: [1, 2]}", "train has epochs: .1, 2.; expected a single value"),
     ],
 )
 def test_bad_files(parser, tmp_path, text, words):

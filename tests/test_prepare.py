@@ -1,4 +1,4 @@
-"""Downloading and checking VOC, against a server on this machine."""
+"""Downloading and checking VOC, against a server on this machine, and importing other boxes."""
 
 import functools
 import hashlib
@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from test_data import add, annotation
+from test_energy import command
 
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.data import read_annotation
 from spikedet.detection.prepare import check_split, download, unpack
 from spikedet.errors import DataError
 
@@ -189,3 +192,80 @@ def test_command_downloads_only_what_is_missing(tmp_path):
     done = run(tmp_path, *nowhere)
     assert done.returncode == 3 and "error: http://127.0.0.1:9/voc2007/VOCtrainval" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------- boxes in other formats
+
+
+@pytest.fixture
+def boxes(tmp_path, monkeypatch):
+    """Pictures a, b and c of 60 x 40 pixels, their boxes as XML and as a list; here."""
+    names = {"a": ("dog", "zebra"), "b": ("couch",), "c": ("zebra",)}
+    for name, classes in names.items():
+        objects = [(label, (11, 11, 30, 30), False) for label in classes]
+        add(tmp_path, "from", name, annotation(*objects))
+    (tmp_path / "names").write_text("dog\ncouch\nzebra\n")
+    (tmp_path / "list").write_text(
+        "x/a.jpg 10,10,30,30,0 10,10,30,30,2\nx/b.jpg 10,10,30,30,1\n\nx/c.jpg 10,10,30,30,2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+LIST = ["--pictures", "from", "--names", "names", "--out", "to", "--list", "list"]
+XML = ["--pictures", "from", "--xml", "from/Annotations", "--out", "to"]
+
+
+@pytest.mark.parametrize("words", [LIST, XML])
+def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, words):
+    for _ in range(2):  # what is there already is the same
+        assert command(monkeypatch, "import_boxes", *words) == 0
+        shown = capsys.readouterr().out
+        assert shown == "to: 2 pictures, split train; 1 more are without an object of a VOC class\n"
+    assert check_split(boxes / "to", "train") == (2, 2, 2, [])
+    for name, label in (("a", "dog"), ("b", "sofa")):
+        width, height, found, labels, _ = read_annotation(boxes / f"to/Annotations/{name}.xml")
+        assert (width, height, found.tolist()) == (60, 40, [[10, 10, 30, 30]])
+        assert [VOC_CLASSES[number] for number in labels] == [label]
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "code", "message"),
+    [
+        ("a.jpg 1,2,3", LIST, 3, "a.jpg: box '1,2,3'; expected x1,y1,x2,y2,class with a class of"),
+        ("a.jpg 1,2,3,x,0", LIST, 3, "box '1,2,3,x,0'; expected"),
+        ("a.jpg 1,2,inf,9,0", LIST, 3, "box '1,2,inf,9,0'; expected"),
+        ("a.jpg 1,2,9,9,3", LIST, 3, "with a class of 0 to 2"),
+        ("a.jpg 1,2,9,9,-1", LIST, 3, "with a class of 0 to 2"),
+        ("gone.jpg 1,2,9,9,0", LIST, 3, "list: gone.jpg: no such picture in --pictures"),
+        ("c.jpg 1,2,9,9,2", LIST, 3, "none of 1 annotated pictures has an object of a VOC class"),
+        ("a.jpg", [*LIST[:-1], "gone"], 3, "gone: list: No such file"),
+        ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not text"),
+        ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is not a picture"),
+        ("a.jpg", [*LIST[:2], *LIST[4:]], 2, "--list needs --names"),
+        ("a.jpg", [*XML, "--names", "names"], 2, "--names: VOC XML has the names"),
+        ("a.jpg", [*XML[:2], "--xml", "cut", *XML[4:]], 3, "cut/a.xml: not readable as VOC XML"),
+    ],
+)
+def test_boxes_that_cannot_be_imported(boxes, monkeypatch, capsys, line, words, code, message):
+    (boxes / "list").write_text(line)
+    (boxes / "from/JPEGImages/empty.jpg").touch()
+    (boxes / "cut").mkdir()
+    (boxes / "cut/a.xml").write_text("<annotation>")
+    assert command(monkeypatch, "import_boxes", *words) == code
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.splitlines()) == 1
+    assert not (boxes / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["ImageSets/Main/train.txt", "Annotations/b.xml", "JPEGImages/b.jpg"]
+)
+def test_an_import_writes_over_nothing(boxes, monkeypatch, capsys, path):
+    kept = boxes / "to" / path
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    assert command(monkeypatch, "import_boxes", *LIST) == 3
+    assert f"{path}: is there already" in capsys.readouterr().err
+    assert [p for p in (boxes / "to").rglob("*") if p.is_file()] == [kept]
+    assert kept.read_text() == "mine"

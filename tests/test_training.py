@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_data import add, annotation
+from test_energy import command
 
 from spikedet import checkpoint, stage_one, stage_two
 from spikedet.conversion import distill as distillation
@@ -22,7 +24,7 @@ from spikedet.detection.train import Trainer
 from spikedet.errors import TrainingError, UsageError, WeightsError
 from spikedet.neurons.layers import Readout
 from spikedet.task import spiking_checkpoint
-from spikedet.training import check_devices, epochs_done
+from spikedet.training import check_devices, epochs_done, expect_same_run
 from tools import calibrate, convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,10 +51,11 @@ def sides(devkit, tmp_path, monkeypatch):
     return split_off_tuning(read_voc(devkit, "VOC2007:train"), devkit.parent / "tuning.txt")
 
 
-def trainer(sides, folder, resume=False, epochs=3, **more):
+def trainer(sides, folder, resume=False, width="n", **settings):
     torch.manual_seed(0)
-    network = model.build(model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
-    settings = Settings(epochs=epochs, imgsz=64, batch=8, close_mosaic=1, workers=0, **more)
+    network = model.build(model.read_description(ROOT / "configs/models/tiny-yolo.yaml", width), 20)
+    small = {"epochs": 3, "imgsz": 64, "batch": 8, "close_mosaic": 1, "workers": 0}
+    settings = Settings(**{**small, **settings})
 
     def save(averaged, path):
         tensors = averaged.state_dict()
@@ -124,6 +127,37 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
 def test_nothing_to_resume(sides, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         trainer(sides, tmp_path / "new", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"batch": -1}, "batch is -1; expected 1 or more"),
+        ({"mosaic": 2.0}, "mosaic is 2.0; expected a number between 0 and 1"),
+        ({"optimizer": "Adam"}, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"device": "mps"}, "device 'mps': this machine has"),
+    ],
+)
+def test_settings_that_no_run_can_have(sides, tmp_path, setting, words):
+    with pytest.raises(TrainingError, match=words):
+        trainer(sides, tmp_path / "run", **setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_network_is_not_resumed(sides, tmp_path):
+    folder = tmp_path / "run"
+    trainer(sides, folder, epochs=1).train()
+    files = ("last.safetensors", "best.safetensors", "results.csv", "state.pt")
+    kept = [(folder / name).read_bytes() for name in files]
+    for other in ({"width": "s"}, {"optimizer": "AdamW"}):
+        with pytest.raises(TrainingError, match="holds a run of another network or optimizer"):
+            trainer(sides, folder, resume=True, epochs=2, **other).train()
+    assert kept == [(folder / name).read_bytes() for name in files]
+    made = checkpoint.load(folder / "last.safetensors")
+    expect_same_run(folder, made)
+    with pytest.raises(TrainingError, match="a run with scale=None; this one has scale='s'"):
+        expect_same_run(folder, replace(made, model={"scale": "s"}))
 
 
 def test_thresholds_and_norms_do_not_decay(sides, tmp_path):
@@ -437,6 +471,45 @@ def test_convert_wants_float_weights(stages_done, devkit):
     one = ["--model", str(stages_done / "qc.safetensors"), "--T", "4", "--data", str(devkit)]
     with pytest.raises(WeightsError, match="these are qc weights; expected float weights"):
         convert.main(convert.arguments().parse_args([*one, "--out", str(stages_done / "x")]))
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Folders of two classes with twelve small pictures each."""
+    for label, name in enumerate("ab"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for number in range(12):
+            picture = np.full((32, 32, 3), 40 + 120 * label + number, np.uint8)
+            cv2.imwrite(str(tmp_path / "classes" / name / f"{number}.png"), picture)
+    return tmp_path / "classes"
+
+
+def pretrained(monkeypatch, classes, *words):
+    given = ["--pictures", classes, "--out", classes.parent / "backbone.safetensors"]
+    return command(monkeypatch, "pretrain", *given, "--width", "n", "--schedule", "1x32", *words)
+
+
+def test_a_backbone_of_few_pictures_is_not_written_over(classes, monkeypatch, capsys):
+    assert pretrained(monkeypatch, classes, "--batch", 22) == 0
+    assert capsys.readouterr().out.startswith("24 pictures of 2 classes\nepoch 1 side 32 loss ")
+    kept = (classes.parent / "backbone.safetensors").read_bytes()
+    assert pretrained(monkeypatch, classes, "--batch", 22, "--seed", 1) == 6
+    assert "is there already; choose another --out" in capsys.readouterr().err
+    assert (classes.parent / "backbone.safetensors").read_bytes() == kept
+
+
+def test_pictures_that_no_backbone_is_trained_on(classes, monkeypatch, capsys):
+    assert pretrained(monkeypatch, classes) == 3
+    shown = capsys.readouterr().err
+    assert "24 pictures, 2 of them kept aside, do not fill a batch of 128" in shown
+    whole = (classes / "a/1.png").read_bytes()
+    for data, words in ((b"", "1.png: is empty"), (whole[:-30], "1.png: truncated or damaged")):
+        (classes / "a/1.png").write_bytes(data)
+        assert pretrained(monkeypatch, classes) == 3 and words in capsys.readouterr().err
+    assert pretrained(monkeypatch, classes / "a") == 3
+    (classes / "a/empty").mkdir()
+    assert pretrained(monkeypatch, classes / "a") == 3
+    assert "a: no pictures here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

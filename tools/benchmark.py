@@ -38,11 +38,14 @@ def main(args: argparse.Namespace) -> None:
     import spikedet
     from spikedet.errors import UsageError, WeightsError
     from spikedet.released import released
+    from spikedet.task import expect_stage
 
     spiking = spikedet.load(args.weights, args.T, args.device, args.half)
     reference = spikedet.load(
         args.float or released("float", task=spiking.task.name), device=args.device
     )
+    expect_stage(spiking.runner, "snn")
+    expect_stage(reference.runner, "float")
     if reference.task is not spiking.task:
         kinds = f"{reference.task.name} and {spiking.task.name}"
         raise WeightsError(f"weights for {kinds}; expected those of one task")

@@ -27,7 +27,10 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-OPTIONS += ("end_rate", "end_batch", "end_grow_from")
+END = ("end_rate", "end_batch", "end_grow_from")
+OPTIONS += END
+FINE = ("layer_steps", "loss")
+LAYERS = ("pictures", "held", "no_coarse", "no_fine", "per_neuron", "layers", *FINE)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -279,6 +282,12 @@ def main(args: argparse.Namespace) -> None:
         raise TrainingError(f"{args.out}: no end-to-end pass to resume here; run without --resume")
     if made.stage == "snn" and args.teacher is None:
         raise UsageError(f"{args.weights}: to go on with spiking weights, name their --teacher")
+    if made.stage == "snn":
+        cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
+    if args.no_fine:
+        cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
+    if args.end_to_end == 0:
+        cli.refuse(args, END, "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T
     task = tasks.of(made)
     train, tune = cli.samples(args, task, made.names)

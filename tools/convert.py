@@ -103,6 +103,11 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
+    method = METHODS.get(args.method)
+    if method is None or not method.finetuned:
+        cli.refuse(args, ["stage1", "teacher"], f"{args.method} has no stage I")
+    elif args.stage1:
+        cli.refuse(args, ["teacher"], "--stage1 is trained already")
     train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method
@@ -112,7 +117,6 @@ def main(args: argparse.Namespace) -> None:
         checkpoint.save(stage_two.spiking_yolo(task, made, train, args.T, origin), args.out)
         print(f"{args.out}: T={args.T}, {args.method}")
         return
-    method = METHODS[args.method]
     args.qcfs |= method.plain
     if method.finetuned:
         quantised = first_stage(task, made, train, tune, args, origin)

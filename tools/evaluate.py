@@ -8,7 +8,7 @@
 Without --weights the released detector for that T is measured. With --weights one run of the
 longest --T gives the rows of all of them (any-time readout). --compare prints the whole story in
 one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
-weights copied into spiking neurons (stage I alone), and stages I + II.
+weights copied into spiking neurons (stage I alone), and stages I + II; --T then says of which T.
 """
 
 from __future__ import annotations
@@ -48,18 +48,31 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(args: argparse.Namespace) -> list[tuple[Path, list[int] | None]]:
-    """Weights to measure and the time steps to run each with, None for its own."""
+def chosen(args: argparse.Namespace) -> list[tuple[Checkpoint, str, list[int] | None]]:
+    """Weights to measure, the sha256 of their files, and the time steps to run them with.
+
+    Those are None for its own T.
+
+    Raises:
+        UsageError: --T where none of the weights run with it.
+    """
+    from spikedet import checkpoint
     from spikedet.released import all_released, default_weights
 
-    if args.weights:
-        return [(path, None if args.compare else args.T) for path in args.weights]
-    if not args.compare:
-        return [(default_weights(t), t and [t]) for t in args.T or [None]]
-    files = all_released()
-    steps = {f"T{t}" for t in args.T or ()}
-    wanted = [f for f in files if not steps or "float" in f.stem or f.stem.split("-")[-1] in steps]
-    return [(path, None) for path in wanted]
+    if args.weights or args.compare:
+        steps = None if args.compare else args.T
+        files = [(path, steps) for path in args.weights or all_released()]
+    else:
+        files = [(default_weights(t), t and [t]) for t in args.T or [None]]
+    loaded = [(checkpoint.load(path), checkpoint.sha256(path), steps) for path, steps in files]
+    if args.T and args.compare:
+        there = sorted({made.T for made, *_ in loaded if made.T})
+        if not set(args.T) <= set(there):
+            raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
+        loaded = [item for item in loaded if item[0].T in (None, *args.T)]
+    elif args.T and all(made.stage != "snn" for made, *_ in loaded):
+        raise UsageError("--T: only spiking weights run with it, and there are none among these")
+    return loaded
 
 
 def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
@@ -69,12 +82,13 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
 
     Raises:
         WeightsError: Weights of different tasks or classes.
+        UsageError: An option that says nothing about these rows.
     """
-    from spikedet import checkpoint, stage_one, stage_two, tasks
+    from spikedet import stage_one, stage_two, tasks
     from spikedet.errors import WeightsError
     from spikedet.task import spiking_checkpoint
 
-    loaded = [(checkpoint.load(p), checkpoint.sha256(p), steps) for p, steps in chosen(args)]
+    loaded = chosen(args)
     kinds = sorted({made.task for made, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
@@ -98,6 +112,8 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
         if args.compare and made.stage == "qc":
             alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
             found.append(("stage I alone", alone, digest, None))
+    if "copied weights" not in {method for method, *_ in found}:
+        cli.refuse(args, ["threshold_split"], "no row of copied weights; it needs --compare")
     return found
 
 

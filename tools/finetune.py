@@ -20,23 +20,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 
+NOISE, DISTILL = 0.1, 1.0
+
 
 def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of stage I beside those of every training, shared with tools/convert.py."""
     add = parser.add_argument
-    add("--noise", type=cli.fraction, default=0.1, help="eq 14's p")
+    add("--noise", type=cli.fraction, help=f"eq 14's p ({NOISE})")
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
-    add("--distill", type=float, default=1.0, help="weight of the float network's outputs")
+    add("--distill", type=float, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
 def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher."""
+    """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher.
+
+    Raises:
+        UsageError: Noise or distillation for QCFS.
+    """
+    if args.qcfs:
+        why = "QCFS trains without noise and distillation"
+        cli.refuse(args, ["noise", "distill", "teacher"], why)
+    noise, distill = (0.0, 0.0) if args.qcfs else (NOISE, DISTILL)
     return {
-        "noise": 0.0 if args.qcfs else args.noise,
+        "noise": noise if args.noise is None else args.noise,
         "per_channel": args.per_channel,
-        "distill": 0.0 if args.qcfs else args.distill,
+        "distill": distill if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
         "resume": args.resume,
     }
@@ -60,6 +70,9 @@ def main(args: argparse.Namespace) -> None:
 
     made = checkpoint.load(args.weights)
     task = tasks.of(made)
+    options = stage_one_options(args)
+    if made.stage == "qc" and args.teacher is None:
+        cli.refuse(args, ["distill"], "stage-I weights cannot be distilled from; name a --teacher")
     settings = cli.training_settings(args, task.name, stage_one=True)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None
@@ -71,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         args.T,
         args.out,
         settings,
-        **stage_one_options(args),
+        **options,
         teacher=teacher,
         origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
     )

@@ -2,8 +2,10 @@
 """Turn pictures with another annotation format into a data set of the VOCdevkit layout.
 
 Two inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
-numbered as in --names), or a folder of VOC XML files. Boxes of classes that VOC does not have are
-dropped, and so are pictures without any VOC object. Pictures are linked, not copied.
+numbered as in --names), or a folder of VOC XML files. Objects of classes that VOC does not have are
+left out, and so are pictures without any other object; how many is printed. Pictures are linked,
+not copied. No file that is there is written over: what is the same is left alone, anything else is
+refused before anything is written.
 
     tools/import_boxes.py --pictures coco/val2017 --list val2017.txt --names coco.names \\
         --out devkit/COCO2017 --split voc
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.detection.boxes import VOC_CLASSES  # noqa: E402
-from spikedet.errors import DataError  # noqa: E402
+from spikedet.errors import DataError, PictureError, UsageError  # noqa: E402
+from spikedet.files import read_lines, write_atomic  # noqa: E402
 
 SYNONYMS = {
     "airplane": "aeroplane",
@@ -49,7 +52,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def write_xml(path: Path, size: tuple[int, int], objects: list[tuple[str, list[int]]]) -> None:
+Objects = list[tuple[str, list[int]]]
+
+
+def xml_of_boxes(size: tuple[int, int], objects: Objects) -> bytes:
+    """VOC XML of a picture of `size` (width, height) with these objects."""
     root = ElementTree.Element("annotation")
     node = ElementTree.SubElement(root, "size")
     for key, value in zip(("width", "height", "depth"), (*size, 3), strict=True):
@@ -61,61 +68,126 @@ def write_xml(path: Path, size: tuple[int, int], objects: list[tuple[str, list[i
         node = ElementTree.SubElement(item, "bndbox")
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
             ElementTree.SubElement(node, key).text = str(value)
-    ElementTree.ElementTree(root).write(path)
+    return ElementTree.tostring(root)
 
 
-def list_objects(line: str, names: list[str], size: tuple[int, int]) -> list[tuple[str, list[int]]]:
-    """Objects of VOC classes in one line of a box list, in VOC's 1-based inclusive pixels."""
+def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> Objects:
+    """Objects of VOC classes in one line of a box list, in VOC's 1-based inclusive pixels.
+
+    Raises:
+        DataError: A box that is not of that form.
+    """
     objects = []
     for box in line.split()[1:]:
-        x1, y1, x2, y2, label = (float(v) for v in box.split(","))
-        name = SYNONYMS.get(names[int(label)], names[int(label)])
-        x1, y1 = max(round(x1), 0) + 1, max(round(y1), 0) + 1
-        x2, y2 = min(round(x2), size[0]), min(round(y2), size[1])
+        try:
+            x1, y1, x2, y2, label = (float(v) for v in box.split(","))
+            x1, y1 = max(round(x1), 0) + 1, max(round(y1), 0) + 1
+            x2, y2 = min(round(x2), size[0]), min(round(y2), size[1])
+            name = names[label]
+        except (ValueError, OverflowError, KeyError):
+            raise DataError(
+                f"{line.split()[0]}: box {box!r}; expected x1,y1,x2,y2,class with a class of 0 to "
+                f"{len(names) - 1}"
+            ) from None
+        name = SYNONYMS.get(name, name)
         if name in VOC_CLASSES and x2 > x1 and y2 > y1:
             objects.append((name, [x1, y1, x2, y2]))
     return objects
 
 
-def main(args: argparse.Namespace) -> None:
+def annotations_of_list(
+    path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture in a box list; None where no VOC object is left."""
     from PIL import Image
 
-    skip = {line.split()[0] for path in args.skip for line in path.read_text().splitlines() if line}
+    classes = dict(enumerate(read_lines(names)))
+    for line in filter(None, read_lines(path)):
+        stem = Path(line.split()[0]).stem
+        if stem in skip:
+            continue
+        if stem not in pictures:
+            raise DataError(f"{path}: {line.split()[0]}: no such picture in --pictures")
+        try:
+            with Image.open(pictures[stem]) as picture:
+                size = picture.size
+        except (OSError, SyntaxError, ValueError):
+            raise PictureError(f"{pictures[stem]}: is not a picture that can be read") from None
+        objects = list_objects(line, classes, size)
+        yield stem, xml_of_boxes(size, objects) if objects else None
+
+
+def annotations_of_folder(
+    folder: Path, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture with a VOC XML; None where no VOC object is left."""
+    for stem in pictures.keys() - skip:
+        path = folder / f"{stem}.xml"
+        if not path.is_file():
+            continue
+        try:
+            root = ElementTree.parse(path).getroot()
+        except ElementTree.ParseError as error:
+            raise DataError(f"{path}: not readable as VOC XML ({error})") from None
+        for item in root.findall("object"):
+            name = item.findtext("name", "").strip()
+            name = SYNONYMS.get(name, name)
+            if name in VOC_CLASSES:
+                item.find("name").text = name
+            else:
+                root.remove(item)
+        yield stem, None if root.find("object") is None else ElementTree.tostring(root)
+
+
+def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[str, Path]) -> None:
+    """Write annotations, links to the pictures, and at last the list of both.
+
+    Raises:
+        DataError: Something else is there already; nothing is written then.
+    """
+    listed = out / "ImageSets/Main" / f"{split}.txt"
+    ids = ("\n".join(annotations) + "\n").encode()
+    files = {out / "Annotations" / f"{stem}.xml": xml for stem, xml in annotations.items()}
+    links = {out / "JPEGImages" / f"{stem}.jpg": path for stem, path in pictures.items()}
+    for path, content in {**files, listed: ids}.items():
+        if path.exists() and path.read_bytes() != content:
+            raise DataError(f"{path}: is there already, with other content; choose another --out")
+    for link, picture in links.items():
+        if os.path.lexists(link) and link.resolve() != picture:
+            raise DataError(f"{link}: is there already, another picture; choose another --out")
+    for folder in ("Annotations", "JPEGImages"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        path.write_bytes(content)
+    for link, picture in links.items():
+        if not os.path.lexists(link):
+            link.symlink_to(picture)
+    write_atomic(listed, ids)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.list and args.names is None:
+        raise UsageError("--list needs --names, the class names its numbers stand for")
+    if args.xml:
+        cli.refuse(args, ["names"], "VOC XML has the names of its classes itself")
+    skip = {line.split()[0] for path in args.skip for line in read_lines(path) if line}
     pictures = {p.stem: p for d in args.pictures for p in sorted(d.rglob("*.jpg"))}
     if not pictures:
         raise DataError(f"{args.pictures[0]}: no .jpg pictures here")
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (args.out / name).mkdir(parents=True, exist_ok=True)
+    # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
+    skip |= {stem for stem in pictures if stem.startswith("2007_")}
     if args.list:
-        if args.names is None:
-            raise DataError("--list needs --names, the class names its numbers stand for")
-        names = [n.strip() for n in args.names.read_text().splitlines()]
-        lines = {
-            Path(x.split()[0]).stem: x for x in args.list.read_text().splitlines() if x.strip()
-        }
-        sources = [stem for stem in pictures if stem in lines]
+        found = dict(annotations_of_list(args.list, args.names, pictures, skip))
     else:
-        sources = [stem for stem in pictures if (args.xml / f"{stem}.xml").is_file()]
-    ids = []
-    for stem in sorted(sources):
-        if stem in skip or re.match("2007_", stem):
-            continue
-        if args.list:
-            with Image.open(pictures[stem]) as picture:
-                size = picture.size
-            objects = list_objects(lines[stem], names, size)
-            if not objects:
-                continue
-            write_xml(args.out / "Annotations" / f"{stem}.xml", size, objects)
-        else:
-            xml = args.out / "Annotations" / f"{stem}.xml"
-            xml.write_bytes((args.xml / xml.name).read_bytes())
-        link = args.out / "JPEGImages" / f"{stem}.jpg"
-        if not link.exists():
-            os.symlink(pictures[stem].resolve(), link)
-        ids.append(stem)
-    (args.out / "ImageSets/Main" / f"{args.split}.txt").write_text("\n".join(ids) + "\n")
-    print(f"{args.out}: {len(ids)} pictures, split {args.split}")
+        found = dict(annotations_of_folder(args.xml, pictures, skip))
+    kept = {stem: xml for stem, xml in sorted(found.items()) if xml is not None}
+    if not kept:
+        raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")
+    write(args.out, args.split, kept, {stem: pictures[stem].resolve() for stem in kept})
+    print(
+        f"{args.out}: {len(kept)} pictures, split {args.split}; {len(found) - len(kept)} more are "
+        "without an object of a VOC class"
+    )
 
 
 if __name__ == "__main__":

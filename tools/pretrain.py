@@ -41,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
         help="phases, each EPOCHSxPIXELS",
     )
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
-    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
+    parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     return parser
 
@@ -53,7 +53,10 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection import model
     from spikedet.detection.boxes import VOC_CLASSES
     from spikedet.detection.pretrain import load_class_folder, pretrain
+    from spikedet.errors import TrainingError
 
+    if args.out.exists():
+        raise TrainingError(f"{args.out} is there already; choose another --out")
     torch.manual_seed(args.seed)
     network = model.build(model.read_description(args.model, args.width), len(VOC_CLASSES))
     layers = len(network.yaml["backbone"])

@@ -46,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher", type=Path, help="float network of the same classes to distil from as well"
     )
-    parser.add_argument("--distill", type=float, default=1.0, help="weight of --teacher's outputs")
+    parser.add_argument("--distill", type=float, help="weight of --teacher's outputs (1.0)")
     cli.add_training_arguments(parser)
     return parser
 
@@ -56,7 +56,10 @@ def main(args: argparse.Namespace) -> None:
 
     from spikedet import tasks
     from spikedet.checkpoint import Checkpoint, load, load_plain_into, save
+    from spikedet.training import expect_same_run
 
+    if args.teacher is None:
+        cli.refuse(args, ["distill"], "name the --teacher to distil from")
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)
@@ -75,7 +78,9 @@ def main(args: argparse.Namespace) -> None:
         made.tensors = trained.state_dict()
         save(made, path)
 
-    guide = (teacher, args.distill)
+    if args.resume:
+        expect_same_run(args.out, made)
+    guide = (teacher, 1.0 if args.distill is None else args.distill)
     task.fit(network, train, tune, made, args.out, settings, write, args.resume, *guide)
 
 

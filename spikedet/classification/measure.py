@@ -19,7 +19,6 @@ class Accuracy:
 
     top1: float
     top5: float
-    images: int
 
 
 def accuracy(
@@ -64,7 +63,7 @@ def accuracies(
         done += now
         if on_batch is not None:
             on_batch(done)
-    return [Accuracy(first / done, five / done, done) for first, five in hits.tolist()]
+    return [Accuracy(first / done, five / done) for first, five in hits.tolist()]
 
 
 def measure(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from spikedet.classification.models import build
 from spikedet.classification.settings import PROTOCOL, Settings
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.errors import UsageError
+from spikedet.files import read_yaml
 from spikedet.task import Task
 
 
@@ -65,14 +65,7 @@ class Classification(Task):
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
     ) -> dict[str, Any]:
-        try:
-            description = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}; see configs/models") from None
-        except yaml.YAMLError:
-            raise UsageError(f"{path}: not YAML; see configs/models") from None
-        if not isinstance(description, dict):
-            raise UsageError(f"{path}: expected keys and values; see configs/models")
+        description = read_yaml(path)
         if width is not None:
             try:
                 description["width"] = float(width)

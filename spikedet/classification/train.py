@@ -25,10 +25,11 @@ from spikedet.errors import TrainingError
 from spikedet.files import write_csv
 from spikedet.precision import layout, mixed
 from spikedet.training import (
-    check_devices,
     expect_fresh,
+    expect_possible,
     load_state,
     parameter_groups,
+    restore_optimizer,
     save_state,
 )
 
@@ -72,6 +73,7 @@ def train(
         TrainingError: A run that cannot start, resume or go on.
     """
     expect_possible(settings)
+    expect_enough_devices(settings)
     expect_fresh(folder, resume)
     state = load_state(folder / "state.pt", settings.epochs) if resume else None
     with processes(settings.device) as (rank, world, device):
@@ -108,19 +110,12 @@ def train(
             save_state({**state, "run": run.state_dict()}, folder / "state.pt")
 
 
-def expect_possible(settings: Settings) -> None:
-    """Refuse settings that no run can have.
+def expect_enough_devices(settings: Settings) -> None:
+    """Refuse fewer devices than torchrun started processes.
 
     Raises:
-        TrainingError: Names the setting and what would be right.
+        TrainingError: Says how many there are.
     """
-    for name, least in {"epochs": 1, "imgsz": 1, "batch": 1, "workers": 0, "clip": 0}.items():
-        value = getattr(settings, name)
-        if value < least:
-            raise TrainingError(f"{name} is {value}; expected {least} or more")
-    if settings.optimizer not in OPTIMIZERS:
-        raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
-    check_devices(settings.device)
     world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
     if settings.device != "cpu" and len(devices) < world:
         raise TrainingError(f"device {settings.device!r} is too few for {world} processes")
@@ -190,9 +185,9 @@ class _Run:
         return {name: part.state_dict() for name, part in zip(("n", "o", "s"), parts, strict=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        parts = (self.network, self.optimizer, self.schedule)
-        for name, part in zip(("n", "o", "s"), parts, strict=True):
-            part.load_state_dict(state[name])
+        self.network.load_state_dict(state["n"])
+        restore_optimizer(self.optimizer, state["o"])
+        self.schedule.load_state_dict(state["s"])
 
     def classify(self, pictures: Tensor) -> Tensor:
         """Logits of a batch, in float32."""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.errors import DataError
-from spikedet.files import write_atomic
+from spikedet.files import read_lines, write_atomic
 
 CACHE_VERSION = 2
 
@@ -139,7 +139,7 @@ def read_ids(folder: Path, split: str) -> list[str]:
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise DataError(f"{path}: no such split; {folder.name} has {', '.join(there) or 'none'}")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    ids = [line.split()[0] for line in read_lines(path) if line]
     if not ids:
         raise DataError(f"{path}: the split is empty; expected one picture id a line")
     if folder.name != "VOC2007":
@@ -153,7 +153,6 @@ def read_voc(
     *,
     names: Sequence[str] = VOC_CLASSES,
     limit: int | None = None,
-    skip: Iterable[str] = (),
     cache: Path | None = None,
 ) -> list[Sample]:
     """Read annotated pictures.
@@ -163,7 +162,6 @@ def read_voc(
         splits: For instance `VOC2007:train+VOC2012:trainval`.
         names: Known classes.
         limit: Only the first so many pictures.
-        skip: Sample ids (`VOC2007/000005`) to leave out.
         cache: Folder for parsed annotations; `cache_folder()` by default.
 
     Returns:
@@ -174,7 +172,6 @@ def read_voc(
             several are wrong, the first is named and the others are counted.
     """
     devkits = [devkits] if isinstance(devkits, str | Path) else list(devkits)
-    skip = set(skip)
     samples: dict[str, Sample] = {}
     for dataset, split in parse_splits(splits):
         folder = next((Path(d) / dataset for d in devkits if (Path(d) / dataset).is_dir()), None)
@@ -183,8 +180,7 @@ def read_voc(
                 f"{Path(devkits[0]) / dataset}: no such folder; expected the VOCdevkit layout "
                 f"({dataset}/JPEGImages, {dataset}/Annotations, {dataset}/ImageSets/Main)"
             )
-        done = skip | samples.keys()
-        ids = [i for i in read_ids(folder, split) if f"{dataset}/{i}" not in done]
+        ids = [i for i in read_ids(folder, split) if f"{dataset}/{i}" not in samples]
         if limit is not None:
             ids = ids[: limit - len(samples)]
         for sample in _read_folder(folder, ids, split, names, cache or cache_folder()):
@@ -258,13 +254,10 @@ def tuning_ids(path: Path) -> list[str]:
     """Sample ids of a committed list, one `VOC2007/000005` a line, `#` starts a comment.
 
     Raises:
-        DataError: No such list.
+        DataError: No such list, or not text.
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise DataError(f"{path}: list of tuning pictures: {error.strerror}") from None
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    lines = read_lines(path, "list of tuning pictures")
+    lines = (line.split("#")[0].strip() for line in lines)
     return [line for line in lines if line]
 
 

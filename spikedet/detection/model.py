@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from spikedet import checkpoint
@@ -15,6 +14,7 @@ from spikedet.conversion.network import SpikeRates, SpikingNetwork
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionModel, stock_description
 from spikedet.errors import UsageError
+from spikedet.files import read_yaml
 from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 
@@ -95,10 +95,10 @@ def read_description(
                 "ultralytics' as in yolov8n.yaml"
             )
         file, scale = stock
-    description = yaml.safe_load(file.read_text())
+    description = read_yaml(file)
     width = width or scale
     if width is not None:
-        scales = description.get("scales", {})
+        scales = description.get("scales") or {}
         if width not in scales:
             raise UsageError(f"width {width!r}: {path} has {', '.join(scales) or 'no widths'}")
         description["scale"] = width
@@ -111,11 +111,12 @@ def build(description: dict[str, Any], classes: int) -> Detector:
     """A network with fresh weights from its description.
 
     Raises:
-        UsageError: It names a layer or an activation that does not exist, or has no Detect head.
+        UsageError: It names a layer or an activation that does not exist, has no Detect head, or
+            its layers do not fit together.
     """
     try:
         return Detector(dict(description), classes)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"the network description cannot be built: {error}") from error
 
 

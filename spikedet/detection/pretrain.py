@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.errors import DataError
+from spikedet.pictures import read_picture
 from spikedet.precision import layout, mixed
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -36,7 +35,7 @@ def load_class_folder(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str
         Pictures [N, 3, side, side] uint8 RGB, labels [N] int64, and the class names.
 
     Raises:
-        DataError: No class folder, or a picture that cannot be decoded.
+        DataError: No class folder or no pictures, or one that cannot be read.
     """
     classes = sorted(d.name for d in folder.iterdir() if d.is_dir()) if folder.is_dir() else []
     if not classes:
@@ -47,19 +46,14 @@ def load_class_folder(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in PICTURE_SUFFIXES
     ]
+    if not files:
+        raise DataError(f"{folder}: no pictures here; expected {folder}/<class>/*.jpg")
     pictures = torch.empty((len(files), 3, side, side), dtype=torch.uint8)
-
-    def read(index: int) -> None:
-        path = files[index][0]
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise DataError(f"{path}: not a readable picture")
+    for index, (path, _) in enumerate(files):
+        picture = read_picture(path)
         if picture.shape[:2] != (side, side):
             picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
         pictures[index] = torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(read, range(len(files)), chunksize=256))
     return pictures, torch.tensor([label for _, label in files]), classes
 
 
@@ -122,13 +116,22 @@ def pretrain(
         batch: Pictures a step.
         rate: Peak learning rate.
         decay: Weight decay, convolution and classifier weights only.
-        held_out: Pictures kept from training to measure accuracy on.
+        held_out: Pictures kept from training to measure accuracy on, a tenth of them at most.
         seed: Seed of order and augmentation.
         on_epoch: Called with one line of text after each epoch.
 
     Returns:
         Accuracy in 0..1 on the held-out pictures.
+
+    Raises:
+        DataError: Fewer pictures to train on than a batch.
     """
+    held_out = max(1, min(held_out, len(pictures) // 10))
+    if len(pictures) - held_out < batch:
+        raise DataError(
+            f"{len(pictures)} pictures, {held_out} of them kept aside, do not fill a batch of "
+            f"{batch}"
+        )
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     order = torch.randperm(len(pictures), generator=generator)

@@ -25,14 +25,15 @@ from spikedet.errors import TrainingError
 from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 from spikedet.training import (
-    check_devices,
     expect_fresh,
     expect_growth,
+    expect_possible,
     growing_side,
     load_state,
     parameter_groups,
     random_states,
     resized,
+    restore_optimizer,
     restore_random_states,
     save_state,
 )
@@ -102,7 +103,7 @@ class Trainer(DetectionTrainer):
         self.teacher, self.distill = teacher, distill
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
-        check_devices(settings.device)
+        expect_possible(settings)
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
         show_progress()
@@ -190,9 +191,7 @@ class Trainer(DetectionTrainer):
         groups = parameter_groups(model, lr, decay, self.settings.threshold_rate)
         if name == "SGD":
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
-        if name == "AdamW":
-            return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
-        raise TrainingError(f"optimizer {name!r}: expected SGD or AdamW")
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes
@@ -238,7 +237,6 @@ class Trainer(DetectionTrainer):
             "ema": network.state_dict(),
             "updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.last_epoch,
             "scaler": self.scaler.state_dict(),
             "random": random_states(),
         }
@@ -252,14 +250,20 @@ class Trainer(DetectionTrainer):
         if not self.take_up:
             return
         state = load_state(self.state_path, self.epochs)
-        _plain(self.model).load_state_dict(state["model"])
-        self.ema.ema.load_state_dict(state["ema"])
-        self.ema.updates = state["updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.best_fitness = state["best_fitness"]
+        try:
+            _plain(self.model).load_state_dict(state["model"])
+            self.ema.ema.load_state_dict(state["ema"])
+            self.ema.updates = state["updates"]
+            restore_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.best_fitness = state["best_fitness"]
+            restore_random_states(state["random"])
+        except (KeyError, ValueError, RuntimeError):
+            raise TrainingError(
+                f"{self.state_path.parent} holds a run of another network or optimizer; choose "
+                "another --out"
+            ) from None
         self.start_epoch = state["epoch"] + 1
-        restore_random_states(state["random"])
         log.info("resuming after epoch %d of %d", self.start_epoch, self.epochs)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
