@@ -21,6 +21,7 @@ from spikedet.neurons.layers import ConstantInput, IFNeuron, Readout, SpikingMax
 
 # Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
+CANDIDATES = 100  # thetas that are tried for a threshold
 
 
 def prepare(network: nn.Module, example: Tensor) -> None:
@@ -172,16 +173,15 @@ def look(
     return seen
 
 
-def best_threshold(
-    values: Tensor, steps: int, activation: nn.Module | None = None, candidates: int = 100
-) -> Tensor:
+def best_threshold(values: Tensor, steps: int, activation: nn.Module | None = None) -> Tensor:
     """Theta whose quantise-clip of `values` is nearest to their activation (least MSE).
+
+    Of `CANDIDATES`, evenly spaced up to the largest activation.
 
     Args:
         values: Pre-activations, [N] for a scalar theta or [N, C] for one a channel.
         steps: T of the quantiser.
         activation: ReLU when None.
-        candidates: Thetas tried, evenly spaced up to the largest activation.
 
     Returns:
         Theta, scalar or [C]. A channel that is silent in `values` gets 1/20 of the largest
@@ -191,7 +191,7 @@ def best_threshold(
     slope = leak(activation)
     top = largest(truth)
     # the largest first: it is taken where several do equally well
-    grid = torch.stack([top * (k / candidates) for k in range(candidates, 0, -1)])
+    grid = torch.stack([top * (k / CANDIDATES) for k in range(CANDIDATES, 0, -1)])
     errors = [(levels(values / t, steps, slope) * t - truth).square().mean(0) for t in grid]
     return grid.gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
 

@@ -32,7 +32,6 @@ class Precision:
         AP_small, AP_medium, AP_large: For boxes below 32^2, below 96^2, and above, square pixels.
         VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
         per_class: AP of each class.
-        images: Pictures measured on.
     """
 
     AP: float
@@ -43,7 +42,6 @@ class Precision:
     AP_large: float
     VOC07_AP50: float
     per_class: dict[str, float] = field(repr=False)
-    images: int
 
 
 def average_precision(
@@ -78,7 +76,6 @@ def average_precision(
         AP_large=mean(area=3),
         VOC07_AP50=voc07_ap50(detections, samples, len(names)),
         per_class={name: mean(label=index) for index, name in enumerate(names)},
-        images=len(samples),
     )
 
 
