@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.errors import SpikedetError, UsageError
+from spikedet.errors import SpikedetError, TrainingError, UsageError
 from spikedet.tasks import SETTINGS
 
 if TYPE_CHECKING:
@@ -201,6 +201,16 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
         value = getattr(args, name)
         if value is not None and value is not False:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+def expect_new(path: Path) -> None:
+    """Refuse to write over what took hours to make.
+
+    Raises:
+        TrainingError: There is such a file.
+    """
+    if path.exists():
+        raise TrainingError(f"{path} is there already; choose another --out")
 
 
 def expect_one_process() -> None:

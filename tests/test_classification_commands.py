@@ -160,7 +160,7 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
     for row in rows:
         assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
-                            "weights_sha256"}  # fmt: skip
+                            "weights_sha256", "calibration_pictures"}  # fmt: skip
         assert row["images"] == 9 and 0 <= row["top1"] <= 1
         assert row["top5"] == 1  # three classes
         assert (row["spike_rate"] is None) == (row["stage"] != "snn")

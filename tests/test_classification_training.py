@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet import precision
 from spikedet.checkpoint import load_plain, save_plain
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples
@@ -282,7 +283,8 @@ def test_rates_of_a_run_are_those_of_the_schedule(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer):
+def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     network, kinds = toy(), []
     network[3].register_forward_hook(lambda *seen: kinds.append(seen[2].dtype))
     rate = 0.1 if optimizer == "SGD" else 0.01

@@ -206,8 +206,12 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
     assert checkpoint.load(one).stage == "qc"
-    done = run("convert.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
-               tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
+    again = ["convert.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
+             tmp_path / "snn.safetensors"]  # fmt: skip
+    done = run(*again, cache=tmp_path)
+    assert done.returncode == 6 and "is there already; choose another --out" in done.stderr
+    kept = (tmp_path / "snn.safetensors").rename(tmp_path / "kept.safetensors")
+    done = run(*again, cache=tmp_path)
     assert done.returncode == 6 and "with another T or from other weights" in done.stderr
     done = run("finetune.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
                one.parent, cache=tmp_path)  # fmt: skip
@@ -218,7 +222,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 4
     assert "these are float weights; expected qc or snn weights" in done.stderr
-    done = run("finetune.py", "--weights", tmp_path / "snn.safetensors", "--T", 4, *data, "--out",
+    done = run("finetune.py", "--weights", kept, "--T", 4, *data, "--out",
                tmp_path / "y", cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "expected float or qc weights" in done.stderr
     done = run("finetune.py", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
@@ -226,7 +230,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(tmp_path / "z" / "best.safetensors").T == 6
     done = run("evaluate.py", "--data", devkit, "--split", "VOC2007:train", "--compare",
-               "--weights", floating, one, tmp_path / "snn.safetensors", "--threshold-split",
+               "--weights", floating, one, kept, "--threshold-split",
                "VOC2007:train", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     methods = [line[:20].strip() for line in done.stdout.splitlines()[3:]]

@@ -276,6 +276,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.task import expect_stage
 
     cli.expect_one_process()
+    cli.expect_new(args.out)
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
     if args.resume and not begun_with(args.out).is_file():

@@ -100,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.task import expect_stage
 
     cli.expect_one_process()
+    cli.expect_new(args.out)
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)

@@ -53,10 +53,8 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection import model
     from spikedet.detection.boxes import VOC_CLASSES
     from spikedet.detection.pretrain import load_class_folder, pretrain
-    from spikedet.errors import TrainingError
 
-    if args.out.exists():
-        raise TrainingError(f"{args.out} is there already; choose another --out")
+    cli.expect_new(args.out)
     torch.manual_seed(args.seed)
     network = model.build(model.read_description(args.model, args.width), len(VOC_CLASSES))
     layers = len(network.yaml["backbone"])
