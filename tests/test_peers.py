@@ -323,6 +323,7 @@ def shades(tmp_path_factory):
 def classified(folder, method, *words, steps=4):
     """The network that tools/convert.py makes of the classifier."""
     out = folder / f"{method}-{steps}.safetensors"
+    out.unlink(missing_ok=True)
     given = [
         "--model",
         folder / "float.safetensors",
@@ -330,8 +331,6 @@ def classified(folder, method, *words, steps=4):
         method,
         "--T",
         steps,
-        "--out",
-        out,
     ]
     small = ["--out", out, "--data", folder, "--pictures", 64, "--held", 32, "--end-to-end", 0]
     convert.main(convert.arguments().parse_args([*map(str, [*given, *small, *words])]))
