@@ -1,15 +1,12 @@
 """Networks of other people that would be converted silently wrong: refused by name, or right."""
 
-import copy
-
 import pytest
 import torch
+from test_classifiers import stages
 from torch import nn
 
 from spikedet.analysis.operations import measure_cost
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
-from spikedet.conversion.trace import trace
+from spikedet.conversion.replace import prepare
 from spikedet.errors import ConversionError
 
 T = 64
@@ -32,21 +29,9 @@ class Net(nn.Module):
         return self.run(self, x)
 
 
-def convert(network, pictures):
-    """(quantised, spiking) copies of a network with fresh weights."""
-    quantised = copy.deepcopy(network).eval()
-    prepare(quantised, pictures[:1])
-    record = trace(quantised, pictures[:1])
-    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
-    quantised.eval()
-    spiking = copy.deepcopy(quantised)
-    make_spiking(spiking, pictures[:1])
-    return quantised, SpikingNetwork(spiking, T)
-
-
 def refuse(network, pictures, words):
     with pytest.raises(ConversionError, match=words):
-        convert(network, pictures)
+        stages(network, pictures, T)
 
 
 def gate(x):
@@ -89,7 +74,7 @@ def assigned(net, x):
 def test_outputs_are_readouts_and_everything_is_followed(run, words, pictures):
     network = Net(run, a=conv(3), b=conv(4), relu=nn.ReLU(), shift=torch.ones(1, 4, 1, 1))
     if words is None:
-        convert(network, pictures)
+        stages(network, pictures, T)
     else:
         refuse(network, pictures, words)
 
@@ -175,7 +160,7 @@ def test_a_layer_behind_the_readout_works_on_the_mean(pictures):
     """Whatever the chunk: every rate is its quantised level, the neurons' currents are constant."""
     torch.manual_seed(0)
     network = nn.Sequential(conv(3), nn.ReLU(), conv(4), nn.AvgPool2d(2), conv(4, 3)).eval()
-    quantised, spiking = convert(network, pictures)
+    quantised, spiking = stages(network, pictures, T)
     with torch.no_grad():
         wanted = quantised(pictures)
         for chunk in (4, 20, 1000):
@@ -232,7 +217,7 @@ def test_what_several_places_share_is_converted_for_each(name, pictures):
     ).eval()  # fmt: skip
     with torch.no_grad():
         wanted = network(pictures)
-        quantised, spiking = convert(network, pictures)
+        quantised, spiking = stages(network, pictures, T)
         found = spiking(pictures, 512), spiking(pictures, 512)
         spiking.chunk = 4
         steps = spiking(pictures, 512)
