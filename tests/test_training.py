@@ -258,6 +258,7 @@ def converted(folder, devkit, method, *words):
     """The network that tools/convert.py makes, and its origin."""
     parser = convert.arguments()
     out = folder / f"{method}.safetensors"
+    out.unlink(missing_ok=True)
     small = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
