@@ -34,6 +34,11 @@ class Method:
     shift: bool = False
     bias: bool = False
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether layers are fitted to pictures."""
+        return self.coarse or self.fine or self.bias
+
 
 METHODS = {
     "copy": Method("copied weights", finetuned=False),

@@ -14,6 +14,7 @@ from typing import Any
 
 from spikedet.errors import SpikedetError, UsageError
 from spikedet.files import write_atomic
+from spikedet.methods import METHODS
 from tools.calibrate import begun_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,11 +125,13 @@ class Workshop:
             words += ["--stage1", self.stage_one(cell.weights_T, make)]
         if cell.method == "qcfs":
             words += ["--stage1", self.qcfs(make)]
-        if cell.pictures == 0:
-            words += ["--no-coarse", "--no-fine", "--end-to-end", 0]
-        else:
+        method = METHODS.get(cell.method)
+        if method and method.calibrated and cell.pictures:
             words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
-            words += ["--end-to-end", args.end_to_end if cell.end_to_end else 0]
+        elif method and method.calibrated:
+            words += ["--no-coarse", "--no-fine"]
+        if method and method.end_to_end:
+            words += ["--end-to-end", args.end_to_end if cell.end_to_end and cell.pictures else 0]
         return self.made(path, [*words, *self.training()], make, begun_with(path).is_file())
 
     def stage_one(self, T: int, make: bool = True) -> Path:
@@ -157,12 +160,12 @@ class Workshop:
             UsageError: It is there, or begun, and was made in another way.
         """
         told, note = " ".join(map(self.described, words)), note_of(out)
-        before = note.read_text() if note.is_file() else None
+        before = note.read_text().strip() if note.is_file() else None
         if before != told and (before is not None or out.exists()):
             was = f"with '{before}'" if before else "nobody knows how"
             raise UsageError(f"{out}: made {was}, now wanted with '{told}'; choose another --out")
         if make:
-            write_atomic(note, told.encode())
+            write_atomic(note, f"{told}\n".encode())
             self.run(*words, "--out", out, *(["--resume"] if begun else []))
         return out
 
