@@ -215,23 +215,13 @@ class Workshop:
         if path.is_file():
             found = json.loads(path.read_text())
             first = found[0] if isinstance(found, list) else found
-            there, notes = weights.is_file(), map(note_of, (weights, weights.parent))
-            if (
-                first["weights_sha256"] == sha256(weights)
-                if there
-                else any(map(Path.is_file, notes))
-            ):
+            if weights.is_file():
+                stands = first["weights_sha256"] == sha256(weights)
+            else:
+                stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
+            if stands:
                 return found
         path.parent.mkdir(parents=True, exist_ok=True)
-        words = [
-            "--weights",
-            self.weights(cell),
-            "--data",
-            *self.data,
-            "--split",
-            args.split,
-            *limit,
-            *words,
-        ]
-        self.run(tool, *words, "--json", path)
+        given = ["--weights", self.weights(cell), "--data", *self.data, "--split", args.split]
+        self.run(tool, *given, *limit, *words, "--json", path)
         return json.loads(path.read_text())
