@@ -22,7 +22,11 @@ T = 8
 @pytest.fixture
 def stages(trained, batches):
     """(quantised, spiking) after a moment of training."""
-    network = trained
+    return converted(trained, batches)
+
+
+def converted(network, batches):
+    """(quantised, spiking): the network itself, and a copy."""
     prepare(network, batches[0])
     record = trace(network, batches[0])
     quantize(network, record, estimate_thresholds(network, record, batches[:2], T), T)
@@ -286,13 +290,7 @@ class Fork(torch.nn.Module):
 @pytest.mark.parametrize("layers", [None, ["relus.2"]])
 def test_a_layer_that_feeds_two_is_calibrated_with_the_first(batches, layers):
     torch.manual_seed(0)
-    network = Fork().eval()
-    prepare(network, batches[0])
-    record = trace(network, batches[0])
-    quantize(network, record, estimate_thresholds(network, record, batches[:2], T), T)
-    network.eval()
-    spiking = copy.deepcopy(network)
-    make_spiking(spiking, batches[0])
+    network, spiking = converted(Fork().eval(), batches)
     start_empty(spiking)
     before = {name: tensor.clone() for name, tensor in spiking.state_dict().items()}
     options = Options(coarse=False, steps=20, check=5, half=False, layers=layers)

@@ -193,14 +193,7 @@ class Trace:
 
 def slots(value: Any) -> Iterator[int]:
     """Slot numbers in a nested value."""
-    if isinstance(value, Slot):
-        yield value.number
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from slots(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from slots(item)
+    return (leaf.number for leaf in _leaves(value) if isinstance(leaf, Slot))
 
 
 def fill(value: Any, tensors: dict[int, Tensor]) -> Any:
@@ -452,14 +445,18 @@ def _nearest(func: Callable, kwargs: dict) -> bool:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Tensors in a nested value."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What the dictionaries, lists and tuples of a nested value hold."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _has_tensor(value: Any) -> bool:
