@@ -125,8 +125,9 @@ def layer_wise(
     if len(chosen) < 2:
         raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
     size = min(plan.batch, plan.pictures, len(chosen) // 2)
+    form = layout(network)
     pictures = [
-        batch.contiguous(memory_format=layout(network))
+        batch.contiguous(memory_format=form)
         for batch in task.pictures(chosen, made, size)
         if len(batch) == size
     ]
@@ -135,7 +136,7 @@ def layer_wise(
     target = task.bare(teacher or made)
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
-    target.to(memory_format=layout(target))
+    target.to(memory_format=form)
     return calibrate(
         target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
     )
@@ -263,8 +264,10 @@ def _end_loss(
     """The loss of the end-to-end pass, of a batch of `task.augmented`."""
     guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
 
+    form = layout(spiking)
+
     def loss(batch: dict[str, Any]) -> Tensor:
-        pictures = batch["img"].contiguous(memory_format=layout(spiking))
+        pictures = batch["img"].contiguous(memory_format=form)
         with mixed(pictures.device.type):
             with torch.no_grad():
                 wanted = guide(pictures)

@@ -141,7 +141,8 @@ def pretrain(
     network = nn.Sequential(
         backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, int(labels.max()) + 1)
     )
-    network.to(memory_format=layout(network))
+    form = layout(network)
+    network.to(memory_format=form)
     groups = [
         {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -162,7 +163,7 @@ def pretrain(
             for chosen in batches:
                 views = random_views(pictures[chosen], side, generator)
                 with mixed("cpu"):
-                    scores = network(views.contiguous(memory_format=layout(network)))
+                    scores = network(views.contiguous(memory_format=form))
                 loss = F.cross_entropy(scores.float(), labels[chosen])
                 optimiser.zero_grad()
                 loss.backward()
