@@ -19,14 +19,16 @@ def load(
     T: int | None = None,
     device: str = "cpu",
     half: bool | None = None,
+    task: str = "detection",
 ) -> Predictor | Classifier:
     """Load a detector or a classifier.
 
     Args:
-        path: Weights of any stage; the released spiking detector for T when None.
+        path: Weights of any stage; the released spiking network for T when None.
         T: Time steps used by default; those the weights were calibrated for when None.
         device: `cpu` or `cuda:N`.
         half: Compute spiking layers in bfloat16, twice as fast on CPUs that know it; None: there.
+        task: Of the released network: `detection`, or `classification` (CIFAR-10).
 
     Returns:
         A `Predictor`: call it with a picture, get its `Detections`; for weights of a classifier a
@@ -34,7 +36,7 @@ def load(
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
-        UsageError: T below 1.
+        UsageError: T is not a whole number of 1 or more.
 
     Example:
         >>> detector = spikedet.load(T=20)
@@ -44,15 +46,15 @@ def load(
     from pathlib import Path
 
     from spikedet import checkpoint
-    from spikedet.errors import UsageError
-
-    if T is not None and T < 1:
-        raise UsageError(f"T is {T}; expected a whole number of 1 or more")
-    if path and checkpoint.load(Path(path)).task == "classification":
-        from spikedet.classification.predict import Classifier
-
-        return Classifier(Path(path), T, device, half)
-    from spikedet.detection.predict import Predictor
+    from spikedet.predictor import expect_counts
     from spikedet.released import default_weights
 
-    return Predictor(Path(path) if path else default_weights(T), T, device, half)
+    expect_counts(T=T)
+    path = Path(path) if path else default_weights(T, task)
+    if checkpoint.load(path).task == "classification":
+        from spikedet.classification.predict import Classifier
+
+        return Classifier(path, T, device, half)
+    from spikedet.detection.predict import Predictor
+
+    return Predictor(path, T, device, half)

@@ -91,9 +91,10 @@ def fraction(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """Type of `--device`: `cpu`, `cuda` or `cuda:N`, present on this machine."""
+    """Type of `--device`: `cpu`, `cuda`, `cuda:N` or `N`, present on this machine."""
     import torch
 
+    text = f"cuda:{text}" if text.isdigit() else text
     try:
         chosen = torch.device(text)
         known = chosen.type in ("cpu", "cuda")
@@ -101,10 +102,22 @@ def device(text: str) -> str:
         known = False
     if not known:
         raise argparse.ArgumentTypeError(f"{text!r} is not a device here; try cpu or cuda:0")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cpu":
+        return "cpu"
+    if (chosen.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
-    return text
+    return f"cuda:{chosen.index or 0}"
+
+
+def devices(text: str) -> str:
+    """Type of a training command's `--device`: `0,1` in place of `cuda:0,cuda:1`."""
+    return text.replace("cuda:", "").replace("cuda", "0")
+
+
+def add_device(arguments: argparse.ArgumentParser) -> None:
+    """`--device` of a command that runs networks on a single one."""
+    arguments.add_argument("--device", type=device, default="cpu", help="cpu or cuda:N")
 
 
 def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> None:
@@ -166,6 +179,7 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
             arguments.add_argument(option, action=argparse.BooleanOptionalAction, help=help)
         else:
             kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+            kind = devices if name == "device" else kind
             arguments.add_argument(option, type=kind, help=help)
 
 

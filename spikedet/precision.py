@@ -1,4 +1,4 @@
-"""Number formats and memory layouts that train fast on the device at hand."""
+"""Devices, and the number formats and memory layouts that are fast on them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16; without, it is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known and known())
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network runs: that of its first parameter."""
+    return next(network.parameters()).device
 
 
 def mixed(device: str, enabled: bool = True) -> torch.autocast:

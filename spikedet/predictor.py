@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 from spikedet import checkpoint
 from spikedet.errors import UsageError
 from spikedet.precision import has_bfloat16
 from spikedet.task import Task
+
+
+def expect_counts(**values: int | None) -> None:
+    """Refuse numbers that should count something; None is left to others.
+
+    Raises:
+        UsageError: One that is not a whole number of 1 or more.
+    """
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, Integral) and value >= 1):
+            raise UsageError(f"{name} is {value!r}; expected a whole number of 1 or more")
 
 
 class BasePredictor:
@@ -31,6 +43,7 @@ class BasePredictor:
         device: str = "cpu",
         half: bool | None = None,
     ):
+        expect_counts(T=T)
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
         self.runner = self.task.restore(checkpoint.load(self.weights), self.half).to(device)
@@ -41,6 +54,7 @@ class BasePredictor:
 
     def _time_steps(self, T: int | None) -> int | None:
         """The T to run with; warns once of one that the weights were not made for."""
+        expect_counts(T=T)
         made_for = self.runner.T if self.runner.stage == "snn" else None
         if T is None or made_for is None:
             if T is not None and T not in self._told:
@@ -48,8 +62,6 @@ class BasePredictor:
                 what = f"{self.weights.name}: {self.runner.stage} weights"
                 warnings.warn(f"{what}; T={T} is ignored", stacklevel=3)
             return made_for
-        if T < 1:
-            raise UsageError(f"T is {T}; expected a whole number of 1 or more")
         if made_for != T and T not in self._told:
             self._told.add(T)
             warnings.warn(

@@ -48,9 +48,11 @@ def default_weights(T: int | None = None, task: str = "detection") -> Path:
     Without T: those with the most steps.
 
     Raises:
-        WeightsError: There are none.
+        WeightsError: There are none, of this task or at all.
     """
     found = {}
+    if task not in NAMES:
+        raise WeightsError(f"no {task} network is released; expected {' or '.join(NAMES)}")
     for path in all_released(task):
         match = re.search(r"-snn-T(\d+)$", path.stem)
         if match:

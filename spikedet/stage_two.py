@@ -24,7 +24,7 @@ from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.precision import layout, mixed
+from spikedet.precision import device_of, layout, mixed
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
 from spikedet.training import expect_growth, growing_side, read_state, resized, save_state
 
@@ -107,7 +107,7 @@ def layer_wise(
     report: Callable[[LayerReport, int, int], None] | None = None,
     teacher: Checkpoint | None = None,
 ) -> list[LayerReport]:
-    """Stage II, layer by layer (eq 16-21), in place.
+    """Stage II, layer by layer (eq 16-21), in place, on the network's device.
 
     Args:
         task: Of the network.
@@ -125,9 +125,9 @@ def layer_wise(
     if len(chosen) < 2:
         raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
     size = min(plan.batch, plan.pictures, len(chosen) // 2)
-    form = layout(network)
+    form, device = layout(network), device_of(network)
     pictures = [
-        batch.contiguous(memory_format=form)
+        batch.to(device, memory_format=form)
         for batch in task.pictures(chosen, made, size)
         if len(batch) == size
     ]
@@ -136,7 +136,7 @@ def layer_wise(
     target = task.bare(teacher or made)
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
-    target.to(memory_format=form)
+    target.to(device, memory_format=form)
     return calibrate(
         target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
     )
@@ -175,7 +175,7 @@ def end_to_end(
     state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Distil a teacher into the spiking network, whole, in place.
+    """Distil a teacher into the spiking network, whole, in place, on its device.
 
     Args:
         task: Of the network.
@@ -264,11 +264,12 @@ def _end_loss(
     """The loss of the end-to-end pass, of a batch of `task.augmented`."""
     guide = task.restore(made).network if teacher is None else task.teacher(made, teacher)
 
-    form = layout(spiking)
+    form, device = layout(spiking), device_of(spiking)
+    guide.to(device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
-        pictures = batch["img"].contiguous(memory_format=form)
-        with mixed(pictures.device.type):
+        pictures = batch["img"].to(device, memory_format=form)
+        with mixed(device.type):
             with torch.no_grad():
                 wanted = guide(pictures)
             found = spiking(pictures)

@@ -3,8 +3,10 @@
 import copy
 from itertools import cycle
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.calibrate import Options, calibrate
@@ -311,3 +313,51 @@ def test_a_layer_that_feeds_two_is_calibrated_with_the_first(batches, layers):
     rate = seen[0].unflatten(0, (T, -1)).mean(0)
     error = (rate - seen[1] / network.relus[1].threshold.abs()).square().mean().item()
     assert reports[1].name == "relus.1" and reports[1].after == pytest.approx(error, rel=1e-4)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Tensors without values that may lie on a GPU; those of two devices refuse each other."""
+    fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
+    kinds = {torch.bool: bool, torch.uint8: "uint8", torch.int8: "int8"}
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: 1.0)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda tensor: None)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "numpy",
+        lambda tensor: np.zeros(tuple(tensor.shape), kinds.get(tensor.dtype, "float32")),
+    )
+    monkeypatch.setattr(torch, "randperm", lambda count, generator: Order(range(count)))
+    return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class Order(list):
+    def tolist(self):
+        return list(self)
+
+
+def pretend(network):
+    """Give a network tensors on the pretended GPU."""
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    there = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    is_buffer = tensors is module._buffers
+                    tensors[name] = there if is_buffer else nn.Parameter(there)
+    return network.requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("options", [{}, {"per_neuron": True, "loss": "kl"}, {"bias": True}])
+def test_stage_two_stays_on_the_device_of_the_network(stages, batches, pretended_gpu, options):
+    quantised, spiking = stages
+    with pretended_gpu:
+        pictures = [torch.zeros(batch.shape, device="cuda") for batch in batches[:4]]
+        wanted = Options(steps=2, check=1, **options)
+        reports = calibrate(
+            pretend(quantised), pretend(spiking), pictures[:3], pictures[3:], T, wanted
+        )
+        assert len(reports) == 4
+        with pytest.raises(RuntimeError, match="device"):
+            calibrate(quantised, spiking, [p.cpu() for p in pictures[:3]], pictures[3:], T, wanted)

@@ -260,3 +260,23 @@ def test_status_is_a_dark_strip_with_light_text_below(shape):
 def test_only_some_classes():
     found = Detections(np.zeros((2, 4)), np.array([0.9, 0.8]), np.array([0, 1]), ("cat", "dog"))
     assert found.only(["dog"]).classes == ["dog"] and found.only(["cow"]).classes == []
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "4"])
+def test_counts_of_the_python_interface_are_checked(weights, picture, value):
+    detector = spikedet.load(weights / "snn.safetensors")
+    wanted = f"is {value!r}; expected a whole number of 1 or more"
+    for call in (
+        lambda: spikedet.load(T=value),
+        lambda: detector(picture, T=value),
+        lambda: detector(picture, batch=value),
+        lambda: detector.steps(picture, chunk=value),
+    ):
+        with pytest.raises(UsageError, match=wanted):
+            call()
+
+
+def test_the_released_classifier_is_loaded_by_its_task():
+    assert spikedet.load(T=8, task="classification").names[0] == "airplane"
+    with pytest.raises(WeightsError, match="no speech network is released; expected detection or"):
+        spikedet.load(task="speech")

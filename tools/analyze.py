@@ -46,6 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="not only pictures kept aside for every choice")
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--batch", type=cli.count, default=4, help="pictures at a time")
+    cli.add_device(parser)
     add("--out", type=Path, required=True, help="folder for CSV files and plots")
     return parser
 
@@ -108,18 +109,20 @@ def compare(
     from spikedet.conversion.network import SpikingNetwork
 
     spiking, *others = made
-    example = task.example(spiking.imgsz)
-    stage1, source = (o and Reference(task.restore(o).network, example) for o in others)
-    found = {BOTH: Comparison(task.restore(spiking).network, T)}
+    example = task.example(spiking.imgsz).to(args.device)
+
+    def restored(checkpoint: Checkpoint) -> torch.nn.Module:
+        return task.restore(checkpoint).to(args.device).network
+
+    stage1, source = (o and Reference(restored(o), example) for o in others)
+    found = {BOTH: Comparison(restored(spiking), T)}
     if others[0]:
-        found = {
-            ALONE: Comparison(SpikingNetwork(stage_two.copied(task, others[0]), T), T),
-            **found,
-        }
+        copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(args.device)
+        found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
     with tqdm(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in task.pictures(pictures, spiking, args.batch):
-            batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = batch.to(args.device, memory_format=torch.channels_last)
             for reference in filter(None, (stage1, source)):
                 reference.see(batch)
             if stage1 and source:

@@ -27,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--float", type=Path, help="float weights; the released ones if left out")
     add("--weights", type=Path, help="spiking weights; the released ones for T if left out")
     add("--rounds", type=cli.count, default=10, help="rounds; the best of each kind counts")
-    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_device(parser)
     cli.add_half(parser, default=None)
     return parser
 

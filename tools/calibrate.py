@@ -105,6 +105,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the end-to-end pass of a killed run"
     )
+    cli.add_device(parser)
     cli.add_data_arguments(parser)
     add_arguments(parser)
     return parser
@@ -153,7 +154,8 @@ def calibrate(
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
     stage_two.expect_end_size(task, made, planned, network)
-    network.to(memory_format=layout(network))
+    device = args.device or "cpu"
+    network.to(f"cuda:{device}" if device.isdigit() else device, memory_format=layout(network))
     if not resumed:
         layers = planned.layers
         if (layers.coarse or layers.fine or layers.bias) and not goes_on:

@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--weights", type=Path, help="classifier of any stage; the released one if left out")
     add("--top", type=cli.count, default=5, help="classes named for each picture")
-    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_device(parser)
     cli.add_half(parser, default=None)
     add("--json", type=cli.json_file, help="write all answers to this file")
     return parser

@@ -98,9 +98,11 @@ def first_stage(
 def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, stage_one, stage_two, tasks
     from spikedet.task import expect_stage
+    from spikedet.training import check_devices
 
     cli.expect_one_process()
     cli.expect_new(args.out)
+    check_devices(args.device or "cpu")
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)

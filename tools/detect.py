@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--conf", type=cli.fraction, default=0.25, help="least score")
     add("--iou", type=cli.fraction, default=0.6, help="overlap at which boxes count as one object")
     add("--classes", nargs="+", help="only these classes")
-    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_device(parser)
     cli.add_half(parser, default=None)
     add("--each-step", action="store_true", help="the detections after every step up to T as well")
     add("--out", type=Path, default=Path("detections"), help="folder of annotated pictures")

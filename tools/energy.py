@@ -51,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.set_defaults(limit=100)
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--batch", type=cli.count, default=4, help="pictures at a time")
+    cli.add_device(parser)
     add("--pj-ac", type=picojoules, default=0.9, help="pJ of an accumulate")
     add("--pj-mac", type=picojoules, default=4.6, help="pJ of a multiply-accumulate")
     add("--json", type=cli.json_file, help="write everything to this file")
@@ -168,7 +169,8 @@ def main(args: argparse.Namespace) -> None:
     samples = task.read(args.data, split, args.limit, made.names)
     pictures = task.pictures(samples, made, args.batch)
     steps = tqdm(pictures, desc=f"T={T}", unit="batch", leave=False)
-    cost = measure_cost(task.restore(made).network, steps, T)
+    network = task.restore(made).to(args.device).network
+    cost = measure_cost(network, (batch.to(args.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
     result |= {"weights_sha256": checkpoint.sha256(path), "weights_T": made.T}

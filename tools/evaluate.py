@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--classes", action="store_true", help="AP of every class as well (detection)")
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
-    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_device(parser)
     cli.add_half(parser, default=False)
     add("--json", type=cli.json_file, help="write the rows to this file")
     return parser

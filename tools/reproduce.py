@@ -74,8 +74,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--epochs", type=cli.count, help=f"epochs of stage I where it must be run ({usual})")
     add("--pictures", type=cli.count, default=256, help="calibration pictures")
     add("--layer-steps", type=cli.count, default=120, help="most fine-calibration steps a layer")
-    add("--end-to-end", type=int, default=400, help="steps of stage II's end-to-end pass")
+    add("--end-to-end", type=cli.whole, default=400, help="steps of stage II's end-to-end pass")
     add("--picture", type=Path, help="picture of figure8; a street scene if left out")
+    cli.add_device(parser)
     cli.add_half(parser, default=False)
     return parser
 

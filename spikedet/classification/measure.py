@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spikedet.classification.data import Samples, batches
 from spikedet.conversion.network import SpikeRates
+from spikedet.precision import device_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def measure(
         steps: As of `Task.measure`.
         options: As of `accuracies`.
     """
-    device = next(runner.network.parameters()).device
+    device = device_of(runner.network)
     about = (samples, runner.description, runner.imgsz)
     if runner.stage != "snn":
         found = accuracies(lambda x: [runner(x.to(device))], *about, **options)

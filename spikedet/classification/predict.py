@@ -11,9 +11,8 @@ import torch
 
 from spikedet.classification import data
 from spikedet.classification.task import CLASSIFICATION
-from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
-from spikedet.predictor import BasePredictor
+from spikedet.predictor import BasePredictor, expect_counts
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ class Classifier(BasePredictor):
             PictureError: A picture that cannot be read, or an array that is no picture.
             UsageError: T, `top` or `batch` below 1.
         """
-        for name, value in {"top": top, "batch": batch}.items():
-            if value < 1:
-                raise UsageError(f"{name} is {value}; expected a whole number of 1 or more")
+        expect_counts(top=top, batch=batch)
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)

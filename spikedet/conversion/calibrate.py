@@ -96,7 +96,7 @@ def calibrate(
         quantized: Stage-I network in evaluation mode; or a float one that was prepared for it, then
             the targets are activations without quantisation and clipping.
         spiking: The same network after `make_spiking`.
-        fit: Batches of pictures [B, C, H, W] to fit, all of one size.
+        fit: Batches of pictures [B, C, H, W] to fit, all of one size, on the networks' device.
         held: Batches to judge by, of the same size, other pictures.
         T: Time steps.
         options: How much is done.
@@ -197,7 +197,7 @@ class _Layer:
         """Error of minibatch m, see `LayerReport`."""
         sources = self.student.sources(self.site, m)
         half = alpha is not None and self.options.half
-        with mixed("cpu", half):
+        with mixed(self.student.pictures[m].device.type, half):
             current = self.student.run(self.site, sources)
         current = current.float()
         if not self.is_neuron:

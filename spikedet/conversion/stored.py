@@ -41,7 +41,8 @@ class Stored:
     """A network with the outputs of its neurons for all pictures, one layer advanced at a time.
 
     With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser, or
-    the activations themselves of a network that is not quantised.
+    the activations themselves of a network that is not quantised. They are kept in main memory;
+    the network runs where the pictures are.
     """
 
     def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
@@ -120,22 +121,23 @@ class Stored:
 
     def pack(self, site: Site, m: int) -> np.ndarray:
         if self.T is None:
-            return self.target(site, m).numpy()
+            return self.target(site, m).cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
         signs = [spikes > 0, spikes < 0] if site.call.module.slope else [spikes.bool()]
-        return np.packbits(torch.stack(signs).numpy())
+        return np.packbits(torch.stack(signs).cpu().numpy())
 
     def unpack(self, number: int, m: int) -> Tensor:
         stored, shape = self.kept[number][m], self.trace.shapes[number]
+        device = self.pictures[m].device
         maker = next(c.module for c in self.neurons if number in slots(c.result))
         if self.T is None and not isinstance(maker, QuantClip):
-            return torch.from_numpy(stored).clone()  # the network may go on in place
+            return torch.from_numpy(stored).to(device, copy=True)  # it may go on in place
         if self.T is None:
             unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
-            return torch.from_numpy(stored).float() * unit
+            return torch.from_numpy(stored).to(device).float() * unit
         signs = 2 if maker.slope else 1
         bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
-        spikes = bits.view(signs, *shape).float()
+        spikes = bits.to(device).view(signs, *shape).float()
         spikes = spikes[0] - spikes[1] if maker.slope else spikes[0]
         if spikes.ndim == 4:
             spikes = spikes.contiguous(memory_format=memory_format(self.pictures[m]))

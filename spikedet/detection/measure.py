@@ -19,6 +19,7 @@ from spikedet.detection.loader import batches
 from spikedet.detection.model import Runner
 from spikedet.detection.predict import select
 from spikedet.detection.settings import CONFIDENCE, IOU, MOST
+from spikedet.precision import device_of
 
 
 @torch.inference_mode()
@@ -43,7 +44,7 @@ def detect_all(
     Returns:
         After each of `steps` (one of them in a network without time): those of every sample.
     """
-    device = next(runner.network.parameters()).device
+    device = device_of(runner.network)
     found: list[list[Detections]] = [[] for _ in steps or [None]]
     done = 0
     for pictures, fitted in batches(samples, runner.imgsz, batch):

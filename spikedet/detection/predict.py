@@ -16,7 +16,7 @@ from spikedet.detection.letterbox import Letterbox, letterbox
 from spikedet.detection.task import DETECTION
 from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
-from spikedet.predictor import BasePredictor
+from spikedet.predictor import BasePredictor, expect_counts
 
 CANDIDATES = 30_000
 
@@ -74,9 +74,10 @@ class Predictor(BasePredictor):
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T below 1, or a threshold outside 0..1.
+            UsageError: T or `batch` below 1, or a threshold outside 0..1.
         """
         _check_fractions(conf=conf, iou=iou)
+        expect_counts(batch=batch)
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)
@@ -109,9 +110,11 @@ class Predictor(BasePredictor):
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T below 1, a threshold outside 0..1, or weights without time steps.
+            UsageError: T or `chunk` below 1, a threshold outside 0..1, or weights without time
+                steps.
         """
         _check_fractions(conf=conf, iou=iou)
+        expect_counts(chunk=chunk)
         if self.runner.stage != "snn":
             raise UsageError(
                 f"{self.weights.name}: {self.runner.stage} weights have no time steps to read "

@@ -186,12 +186,12 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
 
     picture, T = args.picture or SAMPLE, max(args.T or SHOWN_STEPS)
     shown, lines = [], []
-    truth = spikedet.load(shop.model)(picture)
+    truth = spikedet.load(shop.model, device=args.device)(picture)
     shown.append(("float", [truth]))
     for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(method, T)
         weights = shop.weights(Cell(method, T, None, args.pictures, made_for=own))
-        detector = spikedet.load(weights, own, half=args.half)
+        detector = spikedet.load(weights, own, args.device, args.half)
         steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [

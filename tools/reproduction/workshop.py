@@ -83,7 +83,9 @@ class Workshop:
         Raises:
             SpikedetError: It failed; it has said why.
         """
-        command = [f"tools/{tool}.py", *map(str, words)]
+        # not among what is noted: it makes no other network
+        device = [] if self.args.device == "cpu" else ["--device", self.args.device]
+        command = [f"tools/{tool}.py", *map(str, words), *device]
         print("$ " + shlex.join(command), flush=True)
         done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]])
         if done.returncode:
