@@ -95,6 +95,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def fingerprint(self, samples: Sequence) -> str:
+        """Twelve hexadecimal digits that tell annotated samples, just read, from others."""
+
+    @abstractmethod
     def names(self, samples: Sequence) -> tuple[str, ...]:
         """Class names of samples that were read without saying any."""
 

@@ -13,7 +13,7 @@ from spikedet import checkpoint
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.published import TABLE_10
-from spikedet.errors import SpikedetError, UsageError
+from spikedet.errors import DataError, SpikedetError, UsageError
 from spikedet.released import released_leaky
 from tools import reproduce
 from tools.reproduction import detection
@@ -90,8 +90,32 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     assert [(line["T"], line["paper_AP"]) for line in lines] == [
         ("8", ""), ("20", str(TABLE_10["spiking-yolo", 20][0])),
     ]  # fmt: skip
+    before = (place / "results/table10.csv").read_text()
+    args.T = [40]
+    reproduce.main(args)  # only this one is measured, beside the others
+    assert commands == ["convert", "evaluate", "evaluate"]
+    assert (place / "results/table10.csv").read_text().startswith(before)
     monkeypatch.setattr(Workshop, "run", None)
-    reproduce.main(args)  # nothing is made again
+    for T in ([8], [20, 40]):
+        args.T = T
+        reproduce.main(args)  # nothing is made again, and no row is lost
+        lines = list(csv.DictReader((place / "results/table10.csv").open()))
+        assert [line["T"] for line in lines] == ["8", "20", "40"]
+
+
+def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeypatch):
+    words = ("table10", "--methods", "float")
+    reproduce.main(parsed(place, *words))
+    monkeypatch.setattr(Workshop, "run", None)
+    reproduce.main(parsed(place, *words))
+    with pytest.raises(DataError, match="nowhere/VOC2007: no such folder"):
+        reproduce.main(parsed(place, *words, "--data", place / "nowhere"))
+    monkeypatch.setattr(detection, "SPLIT", "VOC2007:train")
+    box = ("bus", (24, 231, 805, 757), False)
+    add(place / "other", "VOC2007", "1", annotation(box, size=(810, 1080)))
+    shutil.copy(BUS, place / "other/VOC2007/JPEGImages/1.jpg")
+    with pytest.raises(UsageError, match="measured on other pictures than those of --data; choose"):
+        reproduce.main(parsed(place, *words, "--data", place / "other"))
 
 
 def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monkeypatch):
@@ -136,19 +160,21 @@ def test_cells_of_every_table():
         given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
         return detection.cells(given)
 
-    table = planned("table10")
+    table = planned("table10", "--leaky", "leaky.safetensors")
     assert {(c.method, c.T, c.limit) for c in table} >= {
         *((m, t, None) for m in ("copy", "spiking-yolo", "stage1", "two-stage")
           for t in (8, 20, 40, 60)),
         *(("two-stage", t, None) for t in (4, 16, 32)),
-        *(("spiking-yolo", t, 200) for t in (500, 2000)), ("two-stage", 8, 200),
-        ("float", None, None), ("float", None, 200),
+        *(("spiking-yolo", t, 200) for t in (500, 2000)),
+        *((m, 8, 200) for m in ("copy", "stage1", "quantised", "two-stage")),
+        *((m, None, limit) for m in ("float", "float-leaky") for limit in (None, 200)),
     }  # fmt: skip
     runs = {(c.method, c.made_for, c.steps, c.limit) for c in table}
     assert runs == {
-        ("float", None, (), None), ("float", None, (), 200),
-        *(("quantised", t, (), None) for t in (4, 8, 20)),
-        *(("two-stage", t, (t,), None) for t in (4, 8)), ("two-stage", 8, (8,), 200),
+        *((m, None, (), limit) for m in ("float", "float-leaky") for limit in (None, 200)),
+        *(("quantised", t, (), None) for t in (4, 8, 20)), ("quantised", 8, (), 200),
+        *(("two-stage", t, (t,), None) for t in (4, 8)),
+        *((m, 8, (8,), 200) for m in ("copy", "stage1", "two-stage")),
         ("two-stage", 20, (16, 20, 32, 40, 60), None),
         *((m, 8, (8,), None) for m in ("copy", "stage1")),
         *((m, 20, (20, 40, 60), None) for m in ("copy", "stage1")),
@@ -160,8 +186,18 @@ def test_cells_of_every_table():
     counted = [(c.pictures, c.end_to_end) for c in planned("table6")]
     assert counted == [(count, False) for count in detection.CALIBRATION_PICTURES]
     assert {c.T for c in planned("figure9")} == {None, 30}
-    with pytest.raises(UsageError, match="its methods are float, copy"):
-        planned("figure7", "--methods", "magic")
+    own = planned("table10", "--made-for", "20", "60", "--methods", "stage1")
+    assert {(c.T, c.made_for) for c in own if c.limit is None} == {
+        (8, 20), (20, 20), (40, 60), (60, 60),
+    }  # fmt: skip
+    assert not any(c.method == "float-leaky" for c in planned("table10"))
+    for words, wanted in {
+        ("--methods", "magic"): "--methods magic: figure7 has no such row; it has float; copy at 4",
+        ("--methods", "copy", "spiking-yolo"): "--methods spiking-yolo: figure7 has no such row",
+        ("--methods", "copy", "--T", "8", "9"): "--T 9: figure7 has no such row",
+    }.items():
+        with pytest.raises(UsageError, match=wanted):
+            planned("figure7", *words)
 
 
 def test_the_checkpoints_say_which_task_a_name_is_of(place):
@@ -195,6 +231,7 @@ def test_a_command_that_fails_ends_it(place):
     args.leaky = place / "gone.safetensors"
     with pytest.raises(SpikedetError, match="tools/convert.py ended with exit code 4"):
         reproduce.main(args)
+    assert not list(place.glob("results/*/weights/*"))  # no note that would stand in the way
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tools.calibrate import begun_with
 from tools.reproduction import classification, tables
 from tools.reproduction.workshop import Cell, Workshop
 
-NAMES = tuple("abcdefghij")
+NAMES = published.CLASSES["CIFAR-10"]
 
 
 def description(**more):
@@ -60,7 +60,7 @@ def lines_of(path):
 
 
 def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypatch, capsys):
-    args = parsed(place, tmp_path, "table2", "--methods", "stage2", "two-stage", "--T", 2)
+    args = parsed(place, tmp_path, "table2", "--methods", "stage2", "layer-wise", "--T", 2)
     runs = []
 
     def run(self, tool, *words):
@@ -78,7 +78,7 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
     assert {(line["network"], line["dataset"]) for line in run} == {("resnet20-x0.25", "CIFAR-10")}
     spiking = [line for line in run if line["method"] != "float"]
     assert [(line["method"], line["T"], line["images"]) for line in spiking] == [
-        ("two-stage", "2", "20")
+        ("layer-wise", "2", "20")
     ]
     (line,) = spiking
     assert float(line["value"]) == pytest.approx(100 * float(line["top1"]))
@@ -100,14 +100,22 @@ def network(name, dataset="CIFAR-10", leaky=False):
     return tables.Network(name, dataset, leaky, shop=None)
 
 
+def cells_of(name, networks):
+    """All that a table would measure."""
+    args = reproduce.arguments().parse_args([name, "--data", "d"])
+    lines = tables.planned(tables.TABLES[name], networks)
+    found = [tables.cell_of(args, line, T) for line in lines for T in line.steps]
+    return [cell for cell in found if cell]
+
+
 def asked(name, networks, *words):
     """(method, network, T, pictures) of what a table would measure, without the float network."""
     args = reproduce.arguments().parse_args([name, "--data", "d", *map(str, words)])
     found = set()
     for line in tables.planned(tables.TABLES[name], networks):
         for T in line.steps:
-            cell = tables.wanted(args, line, T)
-            if cell:
+            cell = tables.cell_of(args, line, T)
+            if cell and tables.wanted(args, line, T):
                 found.add((cell.method, line.network.name, T, cell.pictures))
     return found
 
@@ -116,6 +124,9 @@ def test_published_rows_are_run_with_the_network_and_data_set_they_are_of():
     wide = [network("resnet20-wide")]
     methods = {(method, T) for method, _, T, _ in asked("table2", wide)}
     assert {("two-stage", T) for T in published.STEPS_2} <= methods
+    assert {c.end_to_end for c in cells_of("table2", wide) if c.method == "two-stage"} == {
+        True, False,
+    }  # fmt: skip
     assert {("quantised", T) for T in published.STEPS_2} <= methods
     assert asked("table2", []) == set()
     assert asked("table4", wide) == set()  # no ImageNet
@@ -145,7 +156,7 @@ def test_calibration_pictures_and_the_ablation():
     }
     line = tables.planned(tables.TABLES["table6"], [network("resnet18")])[0]
     args = reproduce.arguments().parse_args(["table6", "--data", "d"])
-    assert tables.wanted(args, line, 2).end_to_end is False
+    assert tables.cell_of(args, line, 2).end_to_end is False
     ablation = {method for method, *_ in asked("figure7", [network("resnet20")])}
     assert ablation == {"copy", "stage1", "stage2", "stage1-coarse", "stage1-fine", "two-stage"}
     leaky = asked("table9", [network("vgg16", leaky=True)], "--methods", "copy")
@@ -161,11 +172,15 @@ def test_a_method_that_the_tools_have_not_is_not_run(monkeypatch):
 class Shop:
     """Rows that are there already."""
 
-    def row(self, cell):
+    def row(self, cell, make=True):
+        if not make:
+            return None
         top1 = {"float": 0.8, "two-stage": 0.6}[cell.method]
         return {"top1": top1, "top5": 0.9, "images": 50}
 
-    def energy(self, cell):
+    def energy(self, cell, make=True):
+        if not make:
+            return None
         self.limit = cell.limit
         each = {"mean": 30e6, "std": None}, {"mean": 5e6, "std": None}
         totals = {"accumulates": each[0], "multiply_accumulates": each[1]}
@@ -186,13 +201,13 @@ def measured(tmp_path, name, *words):
 
 
 def test_relative_loss(tmp_path):
-    _, values = measured(tmp_path, "table3", "--T", "32", "--methods", "two-stage")
+    _, values = measured(tmp_path, "table3", "--T", "32", "--methods", "layer-wise")
     assert float(values["relative_loss", "32"]) == pytest.approx(25)
     assert values["relative_loss", "64"] == "not run"
 
 
 def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
-    shop, values = measured(tmp_path, "table7", "--T", "2", "--methods", "two-stage")
+    shop, values = measured(tmp_path, "table7", "--T", "2", "--methods", "layer-wise")
     assert shop.limit == 1024
     found = {key: float(value) for key, value in values.items() if value != "not run"}
     wanted = {("top1", ""): 80, ("top1", "2"): 60, ("gsop", ""): 100, ("gsop", "2"): 35}
@@ -206,15 +221,17 @@ def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("classes", "more", "wanted"),
     [
-        (10, {}, ("resnet20", "CIFAR-10")),
-        (100, {"width": 0.5}, ("resnet20-x0.5", "CIFAR-100")),
+        (published.CLASSES["CIFAR-10"], {}, ("resnet20", "CIFAR-10")),
+        (published.CLASSES["CIFAR-100"], {"width": 0.5}, ("resnet20-x0.5", "CIFAR-100")),
+        (10, {}, ("resnet20", "10 classes")),
+        (published.CLASSES["CIFAR-10"][::-1], {}, ("resnet20", "10 classes")),
         (1000, {"arch": "torchvision/vgg16_bn"}, ("vgg16", "ImageNet")),
         (10, {"arch": "torchvision/mobilenet_v2"}, ("mobilenetv2", "ImageNet-10")),
         (10, {"arch": "resnet34", "form": "imagenet"}, ("resnet34", "ImageNet-10")),
     ],
 )
 def test_names_of_networks(classes, more, wanted):
-    names = tuple(map(str, range(classes)))
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
     made = checkpoint.Checkpoint("float", "classification", description(**more), names, 8, {})
     assert classification.described(made) == wanted
 
@@ -231,6 +248,11 @@ def test_bad_input(place, tmp_path):
         reproduce.main(parsed(place, tmp_path, "table10"))
     with pytest.raises(UsageError, match="no method 'magic' here; there are cap, copy"):
         reproduce.main(parsed(place, tmp_path, "table2", "--methods", "magic"))
+    with pytest.raises(UsageError, match="--T 3 99: table2 has no such column; it has 2, 4, 8"):
+        reproduce.main(parsed(place, tmp_path, "table2", "--T", 2, 3, 99))
+    leaky = save(tmp_path / "leaky.safetensors", width=0.25, activation="leaky")
+    with pytest.raises(UsageError, match="figure7 has no row for leaky resnet20-x0.25 of CIFAR-10"):
+        reproduce.main(parsed(place, tmp_path, "figure7", "--model", leaky))
     assert not list(tmp_path.glob("*.csv"))
 
 

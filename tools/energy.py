@@ -167,13 +167,14 @@ def main(args: argparse.Namespace) -> None:
     reference = float_multiplies(task, args.float, made.imgsz) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, made.names)
+    data = task.fingerprint(samples)
     pictures = task.pictures(samples, made, args.batch)
     steps = tqdm(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = task.restore(made).to(args.device).network
     cost = measure_cost(network, (batch.to(args.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
-    result |= {"weights_sha256": checkpoint.sha256(path), "weights_T": made.T}
+    result |= {"weights_sha256": checkpoint.sha256(path), "weights_T": made.T, "data": data}
     result |= {"pj_ac": args.pj_ac, "pj_mac": args.pj_mac, "spike_rate": statistics(cost.rate())}
     result |= {**by_layer(cost), "totals": energies(cost, reference, args)}
     print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")

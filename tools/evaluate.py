@@ -138,6 +138,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, names)
+    data = task.fingerprint(samples)
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
     print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
@@ -157,7 +158,8 @@ def main(args: argparse.Namespace) -> None:
             per_class = values.pop("per_class", None)
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
-            entry |= {"images": len(samples), "spike_rate": rate, "weights_sha256": digest}
+            entry |= {"images": len(samples), "spike_rate": rate}
+            entry |= {"weights_sha256": digest, "data": data}
             entry["calibration_pictures"] = made.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}

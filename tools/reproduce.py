@@ -31,7 +31,7 @@ Weights that are not released are made in --out, in a folder of their float netw
 tools/finetune.py and tools/convert.py, and measured by tools/evaluate.py and tools/energy.py; each
 command is printed before it runs. What is there already is not made again, so an interrupted run
 goes on where it stopped; with other settings it is refused. NAME.csv and NAME.png are written after
-every row.
+every row, with the rows that earlier runs measured on the same pictures.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("results"), help="folder of results, made weights inside")
     add("--T", type=cli.time_steps, nargs="+", help="only these time steps")
     add("--methods", nargs="+", help="only these methods")
+    made = "T that networks are made for; rows of others are read out of the next greater one's run"
+    default = " ".join(map(str, detection.MADE_FOR))
+    add("--made-for", type=cli.time_steps, nargs="+", help=f"{made} (detection: {default})")
     add("--long-limit", type=cli.count, default=200, help="pictures of the rows with T >= 500")
     usual = f"{detection.EPOCHS} for detection; as tools/finetune.py for classification"
     add("--epochs", type=cli.count, help=f"epochs of stage I where it must be run ({usual})")

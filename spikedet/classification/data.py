@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -122,6 +123,17 @@ def read(
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         samples = samples.select(order[:limit].tolist())
     return samples
+
+
+def fingerprint(samples: Samples) -> str:
+    """Twelve hexadecimal digits of class names, labels, and pixels or names and sizes of files."""
+    digest = hashlib.sha256("\n".join(samples.names).encode())
+    for label, source in zip(samples.labels, samples.sources, strict=True):
+        is_file = isinstance(source, Path)
+        what = f"{source.name} {source.stat().st_size}".encode() if is_file else source.numpy()
+        digest.update(f"\n{label} ".encode())
+        digest.update(what)
+    return digest.hexdigest()[:12]
 
 
 def _expect_classes(

@@ -93,6 +93,9 @@ class Classification(Task):
     ) -> data.Samples:
         return data.read(folders, split, limit, names)
 
+    def fingerprint(self, samples: data.Samples) -> str:
+        return data.fingerprint(samples)
+
     def names(self, samples: data.Samples) -> tuple[str, ...]:
         return samples.names
 

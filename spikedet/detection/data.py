@@ -188,6 +188,16 @@ def read_voc(
     return list(samples.values())
 
 
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Twelve hexadecimal digits of ids, annotations and sizes of the picture files."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.id} {sample.path.stat().st_size}\n".encode())
+        for values in (sample.boxes, sample.labels, sample.difficult):
+            digest.update(values.tobytes())
+    return digest.hexdigest()[:12]
+
+
 def cache_folder() -> Path:
     """Folder for derived files: `$SPIKEDET_CACHE`, else `$XDG_CACHE_HOME/spikedet`."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

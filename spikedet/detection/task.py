@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.detection.boxes import VOC_CLASSES
-from spikedet.detection.data import Sample, read_voc, split_off_tuning
+from spikedet.detection.data import Sample, fingerprint, read_voc, split_off_tuning
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches
 from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
@@ -54,6 +54,9 @@ class Detection(Task):
         names: tuple[str, ...] | None = None,
     ) -> list[Sample]:
         return read_voc(folders, split, limit=limit, names=names or VOC_CLASSES)
+
+    def fingerprint(self, samples: Sequence[Sample]) -> str:
+        return fingerprint(samples)
 
     def names(self, samples: Sequence[Sample]) -> tuple[str, ...]:
         return VOC_CLASSES

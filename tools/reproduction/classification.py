@@ -13,7 +13,17 @@ from spikedet.classification.published import NOT_PRINTED
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.tasks import SETTINGS
-from tools.reproduction.tables import COSTS, OURS, TABLES, Line, Network, planned, wanted
+from tools.reproduction.tables import (
+    COSTS,
+    END,
+    OURS,
+    TABLES,
+    Line,
+    Network,
+    cell_of,
+    planned,
+    wanted,
+)
 from tools.reproduction.workshop import Cell, Workshop
 
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
@@ -57,8 +67,9 @@ def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
     for path in models or ([shipped] if shipped else []):
         made = checkpoint.load(path)
         name, dataset = described(made)
+        place = dataset.replace(" ", "-")
         leaky = made.model.get("activation") == "leaky"
-        folder = f"{dataset}-{name}{'-leaky' if leaky else ''}-{checkpoint.sha256(path)[:8]}"
+        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.sha256(path)[:8]}"
         shop = Workshop(
             args,
             args.out / folder.lower(),
@@ -84,7 +95,8 @@ def described(made: Any) -> tuple[str, str]:
     classes = len(made.names)
     if foreign or made.model.get("form", "cifar") == "imagenet":
         return name, "ImageNet" if classes == 1000 else f"ImageNet-{classes}"
-    return name, f"CIFAR-{classes}"
+    cifar = (dataset for dataset, names in published.CLASSES.items() if names == made.names)
+    return name, next(cifar, f"{classes} classes")
 
 
 def folders_of(args: argparse.Namespace, path: Path, names: tuple[str, ...]) -> list[Path]:
@@ -100,8 +112,11 @@ def folders_of(args: argparse.Namespace, path: Path, names: tuple[str, ...]) -> 
     return folders
 
 
-def value(line: Line, cell: Cell | None) -> tuple[float | None, dict[str, Any]]:
-    """What a cell holds, in the unit of its table, and the row that it comes from."""
+def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | None, dict[str, Any]]:
+    """What a cell holds, in the unit of its table, and the row that it comes from.
+
+    None where it cannot be measured, or without `make` was not yet.
+    """
     if cell is None:
         return None, {}
     shop, measure = line.network.shop, line.row.measure
@@ -109,9 +124,11 @@ def value(line: Line, cell: Cell | None) -> tuple[float | None, dict[str, Any]]:
         limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
         if cell.method == "float":
             return None, {}  # filled in from what is counted beside the spiking network
-        found = shop.energy(replace(cell, limit=limit))
-        return cost(found, measure), found
-    row = shop.row(cell)
+        found = shop.energy(replace(cell, limit=limit), make)
+        return (cost(found, measure), found) if found else (None, {})
+    row = shop.row(cell, make)
+    if row is None:
+        return None, {}
     if measure == "relative_loss":
         source = shop.row(Cell("float", None, cell.limit, cell.pictures))["top1"]
         return (100 * (source - row["top1"]) / source if source else None), row
@@ -140,18 +157,39 @@ def source_cost(found: dict[str, Any], measure: str) -> float:
 
 
 def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
-    """Measure what the given networks allow, few time steps first; write after each, print."""
+    """Measure what is asked for of the given networks, few time steps first.
+
+    All that is known of the table is written after each, and printed at the end.
+
+    Raises:
+        UsageError: A T of which the table has no column.
+    """
     lines = planned(TABLES[args.name], networks)
+    if networks and not any(line.network for line in lines):
+        given = ", ".join(f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks)
+        raise UsageError(f"{args.name} has no row for {given}")
     entries = {
         (number, T): entry(line, T)
         for number, line in enumerate(lines)
         for T in (None, *line.steps)
         if not (T is None and line.row.measure == "relative_loss")
     }
-    for number, T in sorted(entries, key=lambda key: key[1] or 0):
-        line = lines[number]
-        cell = wanted(args, line, T)
-        found, row = value(line, cell)
+    columns = {T for _, T in entries if T is not None}
+    if absent := set(args.T or ()) - columns:
+        raise UsageError(
+            f"--T {' '.join(map(str, sorted(absent)))}: {args.name} has no such column; it has "
+            f"{', '.join(map(str, sorted(columns)))}"
+        )
+    cells = {(number, T): cell_of(args, lines[number], T) for number, T in entries}
+    asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(args, lines[n], T)}
+    for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
+        line, make = lines[number], (number, T) in asked
+        try:
+            found, row = value(line, cells[number, T], make)
+        except UsageError:  # of weights that were made in another way
+            if make:
+                raise
+            continue
         if found is None:
             continue
         entries[number, T] |= filled(line, found, row)
@@ -226,6 +264,10 @@ def show(
             ]
             print("  ".join(aligned).rstrip())
     print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
+    if any(line.row.method.endswith(END) for line in lines if line.network):
+        print("+ end to end: a pass over all training pictures after stage II, not in the paper.")
+    if any(line.row.method == "QCFS" for line in lines if line.network):
+        print("QCFS as measured: fine-tuned from the float network, in the epochs of our stage I.")
 
 
 def shown(entry: dict[str, Any] | None) -> str:

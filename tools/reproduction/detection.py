@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ EPOCHS = 2  # of stage I, where it must be run
 STEPS = {
     "table10": {
         "float": (None,),
+        "float-leaky": (None,),  # what spiking-yolo is made from
         "copy": (8, 20, 40, 60),
         "spiking-yolo": (8, 20, 40, 60),
         "quantised": (4, 8, 20),
@@ -44,11 +46,16 @@ STEPS = {
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
 METHOD = {"layer-wise": "two-stage"}
-# Networks are made for these T. A row of another T is read out from a run of the next greater one,
-# and after the greatest that network runs on, as tools/detect.py does.
+# Networks are made for these T unless --made-for names others. A row of another T is read out from
+# a run of the next greater one, after the greatest that network runs on, as tools/detect.py does.
 MADE_FOR = (4, 8, 20)
 ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
-LONG = {"float": (None,), "two-stage": (8,), "spiking-yolo": (500, 2000)}  # on --long-limit
+LONG = {  # on --long-limit pictures
+    "float": (None,),
+    "float-leaky": (None,),
+    **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
+    "spiking-yolo": (500, 2000),
+}
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
@@ -66,6 +73,8 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
     args.split = args.split or SPLIT
     model = models[0] if models else None
     args.leaky = args.leaky or (None if model else released_leaky())
+    if args.leaky is None:
+        print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
     folder = args.out / f"detector-{checkpoint.sha256(source)[:8]}"
     shop = Workshop(args, folder, model, "detection", args.data, EPOCHS)
@@ -76,10 +85,10 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
-    """Rows of `args.name`, cheap ones first.
+    """Rows of `args.name`, cheap ones first: those of --T and --methods, with the float network.
 
     Raises:
-        UsageError: None is left by --T and --methods.
+        UsageError: A method or T of which it has no row.
     """
     planned = [(m, t, args.limit) for m, steps in STEPS[args.name].items() for t in steps]
     if args.name == "table10" and (not args.T or max(args.T) >= 500):
@@ -88,14 +97,29 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     planned = [
         (method, T, limit)
         for method, T, limit in dict.fromkeys(planned)
-        if (T is None or not args.T or T in args.T) and (not args.methods or method in args.methods)
+        if (T is None or not args.T or T in args.T)
+        and (not args.methods or method in args.methods)
+        and (method != "float-leaky" or args.leaky)
     ]
+    for option, wanted, there in (
+        ("--methods", args.methods, {method for method, *_ in planned}),
+        ("--T", args.T, {T for _, T, _ in planned}),
+    ):
+        if absent := set(wanted or ()) - there:
+            rows = "; ".join(
+                f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method
+                for method, steps in STEPS[args.name].items()
+            )
+            raise UsageError(
+                f"{option} {' '.join(map(str, sorted(absent)))}: {args.name} has no such row; it "
+                f"has {rows}"
+            )
     runs: dict[Any, list[int]] = {}  # what is read out from one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
-            runs.setdefault((method, made_for(method, T), limit), []).append(T)
+            runs.setdefault((method, made_for(args, method, T), limit), []).append(T)
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
-    wanted = [
+    found = [
         Cell(
             METHOD.get(method, method),
             T,
@@ -103,24 +127,22 @@ def cells(args: argparse.Namespace) -> list[Cell]:
             pictures,
             # the end-to-end pass sees all training pictures: their number would mean nothing
             end_to_end=method not in METHOD and args.name != "table6",
-            made_for=made_for(method, T),
-            steps=tuple(sorted(runs.get((method, made_for(method, T), limit), ()))),
+            made_for=made_for(args, method, T),
+            steps=tuple(sorted(runs.get((method, made_for(args, method, T), limit), ()))),
         )
         for method, T, limit in planned
         for pictures in counts
     ]
-    if not wanted:
-        known = ", ".join(STEPS[args.name])
-        raise UsageError(f"{args.name} has no row of that method and T; its methods are {known}")
-    return sorted(wanted, key=lambda cell: cell.T or 0)
+    return sorted(found, key=lambda cell: cell.T or 0)
 
 
-def made_for(method: str, T: int | None) -> int | None:
+def made_for(args: argparse.Namespace, method: str, T: int | None) -> int | None:
     """T that the network of a row is made for."""
     if T is None:
         return None
-    greater = [] if method in ANY_T else [t for t in MADE_FOR if t >= T]
-    return min(greater, default=MADE_FOR[-1])
+    there = args.made_for or MADE_FOR
+    greater = [] if method in ANY_T else [t for t in there if t >= T]
+    return min(greater, default=max(there))
 
 
 def entry(cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +163,7 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
     images = lines[0]["images"]
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
-        merged = [{**line, **row} for row, line in zip(rows, lines, strict=True)]
+        merged = [{**row, **line} for row, line in zip(rows, lines, strict=True)]
         figures.per_class(merged, path, f"AP of each class, {images} pictures")
     elif spiking:
         key = "calibration_pictures" if name == "table6" else "T"
@@ -151,17 +173,22 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
 
 
 def table(args: argparse.Namespace, shop: Workshop) -> None:
-    """Measure the rows of a table and write them, after each."""
-    lines, rows = [], []
-    for cell in cells(args):
-        row = shop.row(cell)
-        line = entry(cell, row)
-        if args.name == "figure9":
-            line |= {f"AP_{key}": value for key, value in row["per_class"].items()}
-        rows.append({**row, "method": line["method"]})
-        lines.append(line)
+    """Measure the rows that were asked for, and write all there are of a table, after each."""
+    wanted = cells(args)
+    everything = cells(argparse.Namespace(**{**vars(args), "T": None, "methods": None}))
+    measured = {}
+    for cell in everything:
+        with contextlib.suppress(UsageError):  # of weights that were made in another way
+            measured[cell] = shop.row(cell, make=False)
+    for cell in wanted:
+        measured[cell] = shop.row(cell)
+        rows = [(c, measured[c]) for c in dict.fromkeys([*everything, *wanted]) if measured.get(c)]
+        lines = [entry(*pair) for pair in rows]
+        for line, (_, row) in zip(lines, rows, strict=True):
+            if args.name == "figure9":
+                line |= {f"AP_{key}": value for key, value in row["per_class"].items()}
         write_csv(args.out / f"{args.name}.csv", lines)
-        plot(args.name, lines, rows, args.out / f"{args.name}.png")
+        plot(args.name, lines, [row for _, row in rows], args.out / f"{args.name}.png")
     show(lines)
 
 
@@ -189,7 +216,7 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
     truth = spikedet.load(shop.model, device=args.device)(picture)
     shown.append(("float", [truth]))
     for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
-        own = made_for(method, T)
+        own = made_for(args, method, T)
         weights = shop.weights(Cell(method, T, None, args.pictures, made_for=own))
         detector = spikedet.load(weights, own, args.device, args.half)
         steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]

@@ -11,23 +11,27 @@ from spikedet.classification.published import NOT_PRINTED, Row
 from spikedet.methods import METHODS
 from tools.reproduction.workshop import Cell, Workshop
 
-OURS = {  # what tools/convert.py calls the paper's methods
+END = " + end to end"  # the pass after stage II, which the paper has not
+LAYER_WISE = "layer-wise"  # `two-stage` as in the paper, without that pass
+OURS = {  # what tools/convert.py calls the paper's methods, and our own
     "RMP": "rmp",
     "OPT": "opt",
     "CAP": "cap",
     "OPI": "opi",
     "QCFS": "qcfs",
-    "Ours": "two-stage",
+    "Ours": LAYER_WISE,
+    f"Ours{END}": "two-stage",
     "Baseline": "copy",
     "Stage-I": "stage1",
     "Stage-II": "stage2",
-    "Stage-I + Stage-II": "two-stage",
+    "Stage-I + Stage-II": LAYER_WISE,
+    f"Stage-I + Stage-II{END}": "two-stage",
     "Stage-I + CC": "stage1-coarse",
     "Stage-I + FC": "stage1-fine",
     "QC-ANN": "quantised",  # the stage-I network itself, the ceiling of stage II
 }
-COMPARED = ("RMP", "OPT", "CAP", "OPI", "QCFS", "QC-ANN", "Ours")
-STAGES = ("Baseline", "Stage-I", "Stage-II", "Stage-I + Stage-II")
+COMPARED = ("RMP", "OPT", "CAP", "OPI", "QCFS", "QC-ANN", "Ours", f"Ours{END}")
+STAGES = ("Baseline", "Stage-I", "Stage-II", "Stage-I + Stage-II", f"Stage-I + Stage-II{END}")
 ABLATED = (*STAGES, "Stage-I + CC", "Stage-I + FC")
 COSTS = ("gsop", "energy", "ratio", "energy_ours", "ratio_ours")
 
@@ -92,7 +96,7 @@ TABLES = {
         published.TABLE_3, published.STEPS_3, COMPARED, _plain, measures=("relative_loss",)
     ),
     "table4": Table(published.TABLE_4, published.STEPS_4, COMPARED, _imagenet),
-    "table5": Table(published.TABLE_5, published.STEPS_5, ("Ours",), _cifar),
+    "table5": Table(published.TABLE_5, published.STEPS_5, ("Ours", f"Ours{END}"), _cifar),
     "table6": Table(
         published.TABLE_6,
         published.STEPS_6,
@@ -103,7 +107,7 @@ TABLES = {
     "table7": Table(
         published.TABLE_7,
         published.STEPS_7,
-        ("OPI", "CAP", "QCFS", "Ours"),
+        ("OPI", "CAP", "QCFS", "Ours", f"Ours{END}"),
         _plain,
         measures=("top1", *COSTS),
     ),
@@ -147,22 +151,26 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
     return lines
 
 
-def wanted(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
-    """What has to be measured of a line at T (None: of its float network), if anything."""
+def cell_of(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
+    """What can be measured of a line at T (None: of its float network), if anything."""
     method = OURS.get(line.row.method)
     if line.network is None or not can_run(method):
         return None
     if T is None:
         return Cell("float", None, args.limit, args.pictures)
-    if (args.methods and method not in args.methods) or (args.T and T not in args.T):
-        return None
-    pictures = line.row.pictures
-    if pictures is None:
-        return Cell(method, T, args.limit, args.pictures)
-    # the end-to-end pass sees all training pictures, so that their number would mean nothing
-    return Cell(method, T, args.limit, pictures, end_to_end=False)
+    pictures = args.pictures if line.row.pictures is None else line.row.pictures
+    tool = "two-stage" if method == LAYER_WISE else method
+    return Cell(tool, T, args.limit, pictures, end_to_end=method != LAYER_WISE)
+
+
+def wanted(args: argparse.Namespace, line: Line, T: int | None) -> bool:
+    """Whether --methods and --T ask for it; float networks are measured in any case."""
+    if T is None:
+        return True
+    asked = not args.methods or OURS.get(line.row.method) in args.methods
+    return asked and (not args.T or T in args.T)
 
 
 def can_run(method: str | None) -> bool:
     """Whether the tools know a method."""
-    return method in METHODS or method == "quantised"
+    return method in METHODS or method in ("quantised", LAYER_WISE)

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from spikedet.methods import METHODS
 from tools.calibrate import begun_with
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("float", "float-leaky")  # networks that are given
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Cell:
     pictures: int
     end_to_end: bool = True
     made_for: int | None = None
-    steps: tuple[int, ...] = ()
+    steps: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def weights_T(self) -> int | None:
@@ -76,6 +77,7 @@ class Workshop:
         self.args, self.out, self.task, self.data = args, out, task, data
         self.epochs, self.levels, self.given = args.epochs or epochs, levels, model is not None
         self.model = model or self.released("float")
+        self._pictures: dict[int | None, str] = {}
 
     def run(self, tool: str, *words: Any) -> None:
         """Print a command and run it.
@@ -110,8 +112,8 @@ class Workshop:
         Raises:
             UsageError: They are there, or begun, and were made in another way.
         """
-        if cell.method == "float":
-            return self.model
+        if cell.method in SOURCES:
+            return self.model if cell.method == "float" else self.args.leaky
         if cell.method == "quantised":
             return self.stage_one(cell.weights_T, make)
         args = self.args
@@ -168,7 +170,12 @@ class Workshop:
             raise UsageError(f"{out}: made {was}, now wanted with '{told}'; choose another --out")
         if make:
             write_atomic(note, f"{told}\n".encode())
-            self.run(*words, "--out", out, *(["--resume"] if begun else []))
+            try:
+                self.run(*words, "--out", out, *(["--resume"] if begun else []))
+            except SpikedetError:
+                if not out.exists() and not begun_with(out).exists():
+                    note.unlink()  # nothing was begun that it would tell about
+                raise
         return out
 
     def described(self, word: Any) -> str:
@@ -189,41 +196,74 @@ class Workshop:
         layers = "" if cell.end_to_end else "-layer-wise"
         return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
 
-    def row(self, cell: Cell) -> dict[str, Any]:
-        """What tools/evaluate.py measures of a row."""
+    def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
+        """What tools/evaluate.py measures of a row; without `make` None where it did not yet."""
         steps = cell.steps or (cell.T,)
-        words = [] if cell.method in ("float", "quantised") else ["--T", *steps]
-        words += ["--half"] if self.args.half else []
-        ending = "" if steps == (cell.weights_T,) else "-at" + "".join(f"-{T}" for T in steps)
-        ending += "-half" if self.args.half else ""
-        rows = self.measured("evaluate", cell, ending, *words)
-        return next(row for row in rows if row["T"] == cell.T)
+        path = self.place(cell, "-half" if self.args.half else "")
+        rows = {row["T"]: row for row in self.read(path, cell) or []}
+        if cell.T not in rows and make:
+            words = ["--half"] if self.args.half else []
+            if cell.method not in (*SOURCES, "quantised"):
+                words += ["--T", *(T for T in steps if T not in rows)]
+            rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
+            kept = sorted(rows.values(), key=lambda row: row["T"] or 0)
+            write_atomic(path, (json.dumps(kept, indent=2) + "\n").encode())
+        return rows.get(cell.T)
 
-    def energy(self, cell: Cell) -> dict[str, Any]:
-        """What tools/energy.py counts of a row."""
-        return self.measured("energy", cell, "-energy", "--T", cell.T, "--float", self.model)
+    def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
+        """What tools/energy.py counts of a row; without `make` None where it did not yet."""
+        path = self.place(cell, f"-energy-at-{cell.T}")
+        found = self.read(path, cell)
+        if found is None and make:
+            return self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+        return found
 
-    def measured(self, tool: str, cell: Cell, ending: str, *words: Any) -> Any:
-        """What a command that measures the weights of a row writes as JSON.
+    def place(self, cell: Cell, ending: str) -> Path:
+        """Where what is measured of the weights of a row is kept."""
+        limit = [] if cell.limit is None else [cell.limit]
+        name = "-".join(map(str, [self.name(cell), self.args.split.replace(":", "."), *limit]))
+        return self.out / "rows" / f"{name}{ending}.json"
+
+    def read(self, path: Path, cell: Cell) -> Any:
+        """What is kept there of the weights of a row, None if it is of other weights.
 
         What was measured of weights that were deleted since counts, if they would be made alike.
+
+        Raises:
+            UsageError: It is of other pictures than those of --data.
         """
         from spikedet.checkpoint import sha256
 
-        args, weights = self.args, self.weights(cell, make=False)
-        limit = [] if cell.limit is None else ["--limit", cell.limit]
-        name = "-".join(map(str, [self.name(cell), args.split.replace(":", "."), *limit[1:]]))
-        path = self.out / "rows" / f"{name}{ending}.json"
-        if path.is_file():
-            found = json.loads(path.read_text())
-            first = found[0] if isinstance(found, list) else found
-            if weights.is_file():
-                stands = first["weights_sha256"] == sha256(weights)
-            else:
-                stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
-            if stands:
-                return found
+        weights = self.weights(cell, make=False)
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text())
+        first = found[0] if isinstance(found, list) else found
+        if weights.is_file():
+            stands = first["weights_sha256"] == sha256(weights)
+        else:
+            stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
+        if stands and first["data"] != self.pictures(cell.limit):
+            raise UsageError(
+                f"{path}: measured on other pictures than those of --data; choose another --out"
+            )
+        return found if stands else None
+
+    def pictures(self, limit: int | None) -> str:
+        """Fingerprint of the pictures that are measured on."""
+        from spikedet import checkpoint, tasks
+
+        if limit not in self._pictures:
+            task, names = tasks.named(self.task), checkpoint.load(self.model).names
+            samples = task.read(self.data, self.args.split, limit, names)
+            self._pictures[limit] = task.fingerprint(samples)
+        return self._pictures[limit]
+
+    def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
+        """What a command that measures the weights of a row writes as JSON, to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        given = ["--weights", self.weights(cell), "--data", *self.data, "--split", args.split]
-        self.run(tool, *given, *limit, *words, "--json", path)
-        return json.loads(path.read_text())
+        limit = [] if cell.limit is None else ["--limit", cell.limit]
+        given = ["--weights", self.weights(cell), "--data", *self.data, "--split", self.args.split]
+        made = path.with_suffix(".new.json")
+        self.run(tool, *given, *limit, *words, "--json", made)
+        return json.loads(made.replace(path).read_text())
