@@ -174,12 +174,20 @@ def _closed() -> bool:
     return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or with a number the first name beside it that no file has."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
 def main(args: argparse.Namespace) -> None:
     from spikedet.detection.predict import Predictor
     from spikedet.detection.video import VideoFile, open_source
     from spikedet.released import default_weights
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if args.out:
+        cli.expect_new(args.out)
     path = args.weights or default_weights(args.T)
     detector = Predictor(path, args.T, args.device, args.half)
     if detector.T is None:
@@ -187,9 +195,7 @@ def main(args: argparse.Namespace) -> None:
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
     window = has_display()
-    out = args.out or (None if window else FALLBACK)
-    if out is not None and out.resolve() == Path(args.source).resolve():
-        raise UsageError(f"{out}: is the source; choose another --out")
+    out = args.out or (None if window else free_name(FALLBACK))
     frames, frame_rate = open_source(args.source, repeat=window)
     controls = Controls(detector.T)
     with contextlib.ExitStack() as stack:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import sys
 import typing
@@ -42,6 +43,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
     made.add_argument("--config", type=Path, help="YAML file with options; see configs/experiments")
+    made.set_defaults(configured=())
     return made
 
 
@@ -77,6 +79,17 @@ def json_file(text: str) -> Path:
     if not text.endswith(".json"):
         raise argparse.ArgumentTypeError(f"{text!r} is to be written; expected a name in .json")
     return Path(text)
+
+
+def positive(text: str) -> float:
+    """Type of rates and prices: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def fraction(text: str) -> float:
@@ -201,7 +214,7 @@ def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = 
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Refuse options that would be ignored.
+    """Refuse options that would be ignored; those of a `--config` file may be for other methods.
 
     Args:
         args: The parsed arguments.
@@ -213,18 +226,37 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """
     for name in names:
         value = getattr(args, name)
-        if value is not None and value is not False:
+        if value is not None and value is not False and name not in args.configured:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
 
 
 def expect_new(path: Path) -> None:
-    """Refuse to write over what took hours to make.
+    """Refuse to write over what took hours to make, or where nothing can be written.
 
     Raises:
         TrainingError: There is such a file.
+        UsageError: As `expect_writable`.
     """
     if path.exists():
         raise TrainingError(f"{path} is there already; choose another --out")
+    expect_writable(path)
+
+
+def expect_writable(path: Path | None) -> None:
+    """Refuse an output that cannot be written, before the work for it is done.
+
+    Raises:
+        UsageError: It is a folder, or its own would have to lie in a file, or is write-protected.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; expected the name of a file to write")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: {folder} is not a folder that can be written to")
 
 
 def expect_one_process() -> None:
@@ -238,6 +270,11 @@ def expect_one_process() -> None:
             "stage II runs in one process; start stage I by torchrun with tools/finetune.py, and "
             "this command without"
         )
+
+
+def training_options() -> list[str]:
+    """The options of `add_training_arguments`, but for `--resume`."""
+    return list(_fields())
 
 
 def _fields() -> dict[str, dict[str, Any]]:
@@ -268,9 +305,12 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     options without dashes. `true` and `false` switch, a list gives several values, and what is
     `null` counts as left out.
 
+    The parser notes which options the file gives, as `args.configured`.
+
     Raises:
         UsageError: No such file, not YAML of that form, or an option that the command has not.
     """
+    arguments.set_defaults(configured=())
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     path = finder.parse_known_args(words)[0].config
@@ -283,6 +323,7 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     if not isinstance(options, dict):
         raise UsageError(f"{path}: expected a section {section!r} of options")
     before = []
+    arguments.set_defaults(configured=tuple(str(name).replace("-", "_") for name in options))
     for name, value in options.items():
         try:
             before += _option_words(arguments, str(name), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,21 @@ METHODS = {
     "qcfs": Method("QCFS", finetuned=True, plain=True),
     "cap": Method("CAP", finetuned=False, initial=0.0, shift=True, bias=True),
 }
+
+
+def label(stage: str, origin: dict[str, Any]) -> str:
+    """What tables call the weights of a stage, by what their record says was done to them."""
+    if stage != "snn":
+        return {"float": "float", "qc": "stage I, quantised"}[stage]
+    name = origin.get("method", "two-stage")
+    if name not in METHODS:
+        return str(name)
+    if name != "two-stage" or origin.get("end_to_end", True):
+        return METHODS[name].label
+    done = tuple(origin.get(part, True) for part in ("coarse", "fine"))
+    return {
+        (True, True): f"{METHODS[name].label}, layer by layer",
+        (True, False): METHODS["stage1-coarse"].label,
+        (False, True): METHODS["stage1-fine"].label,
+        (False, False): METHODS["stage1"].label,
+    }[done]

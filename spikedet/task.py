@@ -98,6 +98,10 @@ class Task(ABC):
     def fingerprint(self, samples: Sequence) -> str:
         """Twelve hexadecimal digits that tell annotated samples, just read, from others."""
 
+    def trained_on(self, samples: Sequence) -> int:
+        """How many of the samples released networks were trained on, as far as is known."""
+        return 0
+
     @abstractmethod
     def names(self, samples: Sequence) -> tuple[str, ...]:
         """Class names of samples that were read without saying any."""

@@ -23,6 +23,7 @@ OPTIMIZERS = ("SGD", "AdamW")
 LEAST = {"epochs": 1, "imgsz": 1, "batch": 1} | dict.fromkeys(
     ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
 )
+FREE = ("epochs", "rate", "decay", "device", "workers", "cache")  # a resumed run may have others
 PARTS = ("final", "decay", "smoothing", "mosaic", "mixup", "scale", "translate")
 
 
@@ -106,11 +107,15 @@ def expect_fresh(folder: Path, resume: bool) -> None:
     Raises:
         TrainingError: Says what to do.
     """
-    state = Path(folder) / "state.pt"
+    state, *weights = (
+        Path(folder) / name for name in ("state.pt", "best.safetensors", "last.safetensors")
+    )
     if resume and not state.is_file():
         raise TrainingError(f"{state}: nothing to resume here; run without --resume")
     if not resume and state.is_file():
         raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
+    if not resume and any(path.exists() for path in weights):
+        raise TrainingError(f"{folder} holds the weights of a run; choose another --out")
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -164,26 +169,42 @@ def expect_same_run(folder: Path, made: Checkpoint) -> None:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an optimiser of the same kind.
+    """Load the state of an optimiser of the same kind; its rates and decays stay as they are.
 
     Raises:
         KeyError, ValueError: It is of another kind, or for other parameters.
     """
+    kept = ("lr", "initial_lr", "weight_decay")
+    own = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
     missing = optimizer.defaults.keys() - optimizer.param_groups[0].keys()
     if missing:
         raise KeyError(*missing)
 
 
-def load_state(path: Path, epochs: int) -> dict[str, Any]:
-    """The side-car of a run of so many epochs that goes on.
+def held(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that a resumed run must have as well, for its side-car."""
+    return {name: value for name, value in vars(settings).items() if name not in FREE}
+
+
+def load_state(path: Path, settings: TrainingSettings) -> dict[str, Any]:
+    """The side-car of a run that goes on with these settings.
 
     Raises:
-        TrainingError: Damaged, or all `epochs` are done.
+        TrainingError: Damaged, all epochs are done, or the run had other settings.
     """
     state = read_state(path, "epoch")
-    if state["epoch"] + 1 >= epochs:
-        raise TrainingError(f"{path}: all {epochs} epochs are done already")
+    if state["epoch"] + 1 >= settings.epochs:
+        raise TrainingError(f"{path}: all {settings.epochs} epochs are done already")
+    before = state.get("settings", {})
+    for name, value in held(settings).items():
+        if before.get(name, value) != value:
+            raise TrainingError(
+                f"{path}: a run with {name}={before[name]}; resume it so, not with {name}={value}, "
+                "or choose another --out"
+            )
     return state
 
 

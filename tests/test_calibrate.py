@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from spikedet.conversion import distill as distillation
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import Options, _Layer, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.stored import Stored
 from spikedet.conversion.trace import trace
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, Readout
@@ -211,6 +212,22 @@ def divergence(rates, targets):
     """Kullback-Leibler divergence of soft-maxes over C*H*W, mean over pictures, written out."""
     p, q = targets.flatten(1).softmax(1), rates.flatten(1).softmax(1)
     return (p * (p / q).log()).sum(1).mean().item()
+
+
+def test_kl_is_blind_to_a_constant_that_is_added_and_mse_is_not(stages, batches):
+    quantised, spiking = stages
+    losses = {}
+    for shift in (0.0, 0.25):
+        for kind in ("kl", "mse"):
+            student = Stored(spiking, batches[:1], T)
+            site = student.sites[0]
+            target = Stored(quantised, batches[:1], None).target(student.sites[0], 0) / T
+            layer = _Layer(student, site, site.layers, [target], Options(loss=kind))
+            theta = site.call.module.threshold
+            layer.targets = [theta * (target + shift)]
+            losses[kind, shift] = layer.error([0])
+    assert losses["kl", 0.25] == pytest.approx(losses["kl", 0.0], abs=1e-5)
+    assert losses["mse", 0.25] > losses["mse", 0.0] + 0.02
 
 
 def test_kl_loss_against_its_definition(stages, batches):

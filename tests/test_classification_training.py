@@ -103,6 +103,27 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
 
 
+def test_a_resumed_run_takes_the_rate_it_is_told_and_refuses_another_batch(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(TrainingError, match="a run with batch=16; resume it so, not with batch=8"):
+        run(tmp_path, resume=True, batch=8)
+    run(tmp_path, resume=True, rate=0.01, decay=0.25)
+    first, second, _ = (float(row["rate"]) for row in rows(tmp_path))
+    part = 0.5 * (1 + math.cos(math.pi * 4 / 8))  # of three epochs of 4 steps the first is warm-up
+    assert first == pytest.approx(0.1 * (1 + math.cos(0)) / 2)
+    assert second == pytest.approx(0.01 * part)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["run"]["o"]["param_groups"]] == [0.25, 0, 0]
+
+
+@pytest.mark.parametrize("left", ["best.safetensors", "last.safetensors"])
+def test_weights_without_their_run_are_not_written_over(tmp_path, left):
+    (tmp_path / left).write_bytes(b"hours of work")
+    with pytest.raises(TrainingError, match="holds the weights of a run; choose another --out"):
+        run(tmp_path)
+    assert (tmp_path / left).read_bytes() == b"hours of work"
+
+
 def test_best_is_the_best_epoch_not_the_last(tmp_path, monkeypatch):
     scores = iter([0.5, 0.75, 0.25])
     found = training.accuracy

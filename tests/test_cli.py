@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spikedet import cli
-from spikedet.errors import UsageError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from tools import calibrate, detect
 
@@ -148,3 +148,23 @@ def test_numbers_that_stage_two_cannot_do(words, capsys):
     with pytest.raises(SystemExit):
         calibrate.arguments().parse_args(["--weights", "w", "--data", "d", "--out", "o", *words])
     assert "is not a whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, words in {
+        "": "is a folder; expected",
+        "file/a/b.json": "file is not a folder",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            cli.expect_writable(tmp_path / name)
+    with pytest.raises(TrainingError, match="is there already"):
+        cli.expect_new(tmp_path / "file")
+    cli.expect_new(tmp_path / "new/folder/file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much"])
+def test_rates_and_prices_are_above_zero(text):
+    with pytest.raises(ArgumentTypeError, match="is not a number above 0"):
+        cli.positive(text)

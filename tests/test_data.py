@@ -8,6 +8,7 @@ import pytest
 
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
+from spikedet.detection.settings import TUNING
 from spikedet.errors import DataError
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -184,3 +185,38 @@ def test_tuning_pictures_are_kept_apart(devkit, tmp_path):
 def test_the_committed_tuning_list():
     ids = data.tuning_ids(Path(__file__).parents[1] / "configs/tuning_ids.txt")
     assert len(set(ids)) == 300 and all(i.startswith("VOC2007/") for i in ids)
+
+
+def test_our_own_splits_need_no_file_in_the_devkit(tmp_path):
+    for number in data.SPLITS.joinpath("VOC2007-spikedet-val.txt").read_text().split()[:2]:
+        add(tmp_path, "VOC2007", number, annotation())
+    samples = read_voc(tmp_path, "VOC2007:spikedet-val", limit=2, cache=tmp_path)
+    assert [sample.id for sample in samples] == ["VOC2007/000005", "VOC2007/000007"]
+    assert data.trained_on(samples) == 0
+    add(tmp_path, "VOC2007", "000012", annotation())  # of spikedet-train
+    assert data.trained_on(read_voc(tmp_path, "VOC2007:train", cache=tmp_path)) == 1
+    with pytest.raises(DataError, match="no such split; VOC2007 has train"):
+        read_voc(tmp_path, "VOC2007:spikedet-test", cache=tmp_path)
+
+
+def test_what_was_measured_on_was_never_trained_on():
+    lists = {p.stem: set(p.read_text().split()) for p in data.SPLITS.glob("*.txt")}
+    assert len(lists["VOC2007-spikedet-val"]) == 1000
+    assert not lists["VOC2007-spikedet-val"] & lists["VOC2007-spikedet-train"]
+    tuning = {line.split("/")[1] for line in data.read_lines(TUNING) if line.startswith("VOC")}
+    assert len(tuning) == 300 and tuning < lists["VOC2007-spikedet-train"]
+
+
+def test_a_fingerprint_knows_pictures_and_annotations(tmp_path):
+    add(tmp_path, "VOC2007", "1", annotation(("dog", (1, 1, 9, 9), False)))
+
+    def found():
+        return data.fingerprint(read_voc(tmp_path, "VOC2007:train", cache=tmp_path / "cache"))
+
+    first = found()
+    assert first == found() and len(first) == 12
+    (tmp_path / "VOC2007/Annotations/1.xml").write_text(annotation(("dog", (1, 1, 9, 8), False)))
+    second = found()
+    with (tmp_path / "VOC2007/JPEGImages/1.jpg").open("ab") as file:
+        file.write(b"0")
+    assert len({first, second, found()}) == 3

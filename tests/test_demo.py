@@ -201,8 +201,8 @@ def test_an_interrupted_video_is_complete(tmp_path):
     [
         (["--source", "987"], 3, "camera 987 cannot be opened"),
         (["--source", "text.mp4"], 3, "text.mp4: is not a video"),
-        (["--source", "in.mp4", "--out", "in.mp4"], 2, "in.mp4: is the source"),
-        (["--source", "in.mp4", "--out", "text.mp4/out.mp4"], 2, "cannot be written"),
+        (["--source", "in.mp4", "--out", "in.mp4"], 6, "in.mp4 is there already; choose another"),
+        (["--source", "in.mp4", "--out", "text.mp4/out.mp4"], 2, "is not a folder that can be"),
         (["--source", "in.mp4", "--weights", "FLOAT"], 2, "expected spiking weights"),
         (["--source", "in.mp4", "--T", "0"], 2, "T is '0'"),
     ],

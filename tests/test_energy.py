@@ -381,8 +381,8 @@ BAD = [
     [
         *BAD,
         (["--float", "SNN"], 4, "these are snn weights; expected float weights"),
-        (["--pj-ac", "0"], 2, "'0' is not a number of picojoules above 0"),
-        (["--pj-mac", "much"], 2, "'much' is not a number of picojoules"),
+        (["--pj-ac", "0"], 2, "'0' is not a number above 0"),
+        (["--pj-mac", "much"], 2, "'much' is not a number above 0"),
     ],
 )
 def test_bad_arguments(devkit, monkeypatch, capsys, words, code, message):

@@ -13,7 +13,7 @@ import torch
 from test_data import add, annotation
 from test_energy import command
 
-from spikedet import checkpoint, stage_one, stage_two
+from spikedet import checkpoint, cli, stage_one, stage_two
 from spikedet.conversion import distill as distillation
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
@@ -21,7 +21,8 @@ from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
-from spikedet.errors import TrainingError, UsageError, WeightsError
+from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
+from spikedet.methods import METHODS, label
 from spikedet.neurons.layers import Readout
 from spikedet.task import spiking_checkpoint
 from spikedet.training import check_devices, epochs_done, expect_same_run
@@ -259,13 +260,82 @@ def converted(folder, devkit, method, *words):
     parser = convert.arguments()
     out = folder / f"{method}.safetensors"
     out.unlink(missing_ok=True)
-    small = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
+    does = METHODS.get(method)
+    small = ["--pictures", 8, "--held", 8] if does and does.calibrated else []
+    small += ["--layer-steps", 4] if does and does.fine else []
+    small += ["--end-to-end", 2] if does and does.end_to_end else []
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
     convert.main(parser.parse_args([*map(str, [*given, *data, *small, *words])]))
     made = checkpoint.load(out)
     assert (made.stage, made.T) == ("snn", 4)
     return made
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "refusal"),
+    [
+        ("copy", ["--pictures", 7], "--pictures: copy calibrates no layers"),
+        ("copy", ["--epochs", 3], "--epochs: copy has no stage I"),
+        ("rmp", ["--noise", 0.5], "--noise: rmp has no stage I"),
+        ("opi", ["--per-neuron"], "--per-neuron: opi calibrates no layers"),
+        ("cap", ["--layer-steps", 5], "--layer-steps: cap has no fine calibration"),
+        ("stage1", ["--stage1", "qc", "--epochs", 3], "--epochs: --stage1 is trained already"),
+        ("stage1", ["--stage1", "qc", "--end-to-end", 5], "--end-to-end: stage1 has no end-to-end"),
+        ("stage1-coarse", ["--no-coarse"], "--no-coarse: stage1-coarse says which half"),
+        ("stage1-coarse", ["--loss", "kl"], "--loss: stage1-coarse has no fine calibration"),
+        ("stage2", ["--end-rate", 0.1], "--end-rate: there is no end-to-end pass"),
+        ("two-stage", ["--no-fine", "--layer-steps", 3], "--layer-steps: --no-fine leaves fine"),
+        ("spiking-yolo", ["--noise", 0.3], "--noise: spiking-yolo has neither stage"),
+    ],
+)
+def test_options_that_a_method_would_ignore_are_refused(stages_done, method, words, refusal):
+    given = ["--model", stages_done / "float.safetensors", "--method", method, "--T", 4, "--data",
+             "nowhere", "--out", stages_done / "none.safetensors", *words]  # fmt: skip
+    with pytest.raises(UsageError, match=refusal):
+        convert.main(convert.arguments().parse_args([*map(str, given)]))
+
+
+def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_path):
+    (tmp_path / "x.yaml").write_text("convert: {epochs: 3, end-to-end: 5}")
+    parser = convert.arguments()
+    parser.prog = "convert.py"
+    given = ["--config", tmp_path / "x.yaml", "--model", stages_done / "float.safetensors",
+             "--method", "copy", "--T", 4, "--data", "nowhere", "--out", tmp_path / "o"]  # fmt: skip
+    with pytest.raises(DataError, match="nowhere"):  # no earlier refusal
+        convert.main(parser.parse_args(cli.with_config(parser, [*map(str, given)])))
+
+
+@pytest.mark.parametrize("change", ["classes", "network", "pixels"])
+def test_stage_one_of_another_network_is_refused(stages_done, devkit, change):
+    other = checkpoint.load(stages_done / "qc.safetensors")
+    if change == "classes":
+        other.names = other.names[::-1]
+    elif change == "network":
+        other.model["scale"] = "s"
+    else:
+        other.imgsz = 96
+    checkpoint.save(other, stages_done / f"{change}.safetensors")
+    with pytest.raises(WeightsError, match=f"of another {change} than --model; expected stage I"):
+        converted(stages_done, devkit, "stage1", "--stage1", stages_done / f"{change}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        ([], "stages I + II"),
+        (["--end-to-end", 0], "stages I + II, layer by layer"),
+        (["--end-to-end", 0, "--no-coarse"], "stage I + fine"),
+    ],
+)
+def test_tables_call_a_network_what_was_done_to_it(stages_done, devkit, monkeypatch, words, called):
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
+    falling = iter([2.0, 1.0])
+    ready = ["--stage1", stages_done / "qc.safetensors"]
+    made = converted(stages_done, devkit, "two-stage", *ready, *words)
+    assert label(made.stage, made.origin) == called
+    assert made.origin["calibration_pictures"] == 8
 
 
 def different(a, b):
@@ -308,7 +378,8 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
-    assert after.origin["end_to_end"] and "tuning_loss" in after.origin
+    assert after.origin["end_to_end"] is not None and "tuning_loss" in after.origin
+    assert after.origin["method"] == "copy" and after.origin["calibration_pictures"] == 0
 
 
 def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, capsys):

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.methods import label  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.analysis.compare import Comparison, ReadoutError
     from spikedet.checkpoint import Checkpoint
     from spikedet.task import Task
 
-ALONE, BOTH = "stage I alone", "stages I + II"
+ALONE = "stage I alone"
 Rows = list[dict[str, Any]]
 
 
@@ -115,8 +116,8 @@ def compare(
         return task.restore(checkpoint).to(args.device).network
 
     stage1, source = (o and Reference(restored(o), example) for o in others)
-    found = {BOTH: Comparison(restored(spiking), T)}
-    if others[0]:
+    found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
+    if others[0] and ALONE not in found:
         copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(args.device)
         found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
@@ -158,9 +159,9 @@ def similarity_rows(found: dict[str, Comparison], T: int) -> Rows:
 
 def layer_rows(found: dict[str, Comparison], T: int) -> Rows:
     """Error of every layer and readout before and after stage II."""
-    if ALONE not in found:
+    if len(found) < 2:
         return []
-    before, after = (layer_errors(found[name], T) for name in (ALONE, BOTH))
+    before, after = (layer_errors(comparison, T) for comparison in found.values())
     return [
         {"layer": name, "T": T, "before": value, "after": after[name]}
         for name, value in before.items()
@@ -219,13 +220,15 @@ def write(folder: Path, name: str, rows: Rows, T: int) -> None:
 def show(tables: dict[str, Rows]) -> None:
     """Print a line for each layer and network."""
     cosines = {(r["network"], r["layer"]): r["cosine"] for r in tables["similarity"]}
-    errors = {r["layer"]: {ALONE: r["before"], BOTH: r["after"]} for r in tables["layers"]}
-    print(f"{'':15}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
+    own = tables["residual"][-1]["network"]
+    errors = {r["layer"]: {ALONE: r["before"], own: r["after"]} for r in tables["layers"]}
+    width = max(len(row["network"]) for row in tables["residual"]) + 2
+    print(f"{'':{width}}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
     for row in tables["residual"]:
         network, layer = row["network"], row["layer"]
         likeness, error = cosines.get((network, layer)), errors.get(layer, {}).get(network)
         print(
-            f"{network:15}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
+            f"{network:{width}}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
             f"{'-' if likeness is None else f'{likeness:.4f}':>8}"
             f"{'-' if error is None else f'{error:.5f}':>10}"
         )
@@ -239,6 +242,7 @@ def show(tables: dict[str, Rows]) -> None:
 def main(args: argparse.Namespace) -> None:
     from spikedet import tasks
 
+    cli.expect_writable(args.out / "residual.csv")
     made = load(args)
     T = args.T or made[0].T
     task = tasks.of(made[0])

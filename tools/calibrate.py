@@ -30,6 +30,9 @@ OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
 END = ("end_rate", "end_batch", "end_grow_from")
 OPTIONS += END
 FINE = ("layer_steps", "loss")
+# what the record of weights goes on to say after another end-to-end pass
+RECORD = ("method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end")
+RECORD += ("end_to_end_steps",)
 LAYERS = ("pictures", "held", "no_coarse", "no_fine", "per_neuron", "layers", *FINE)
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", nargs="+", help="only these, names or patterns like 'model.1.*' (all)")
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
     number("--end-to-end", cli.whole, "steps of the end-to-end pass, 0 for none")
-    number("--end-rate", float, "its learning rate, relative to the weights")
+    number("--end-rate", cli.positive, "its learning rate, relative to the weights")
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
 
@@ -151,6 +154,8 @@ def calibrate(
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
+        kept = {name: made.origin[name] for name in RECORD if name in made.origin}
+        origin = {**kept, **origin}
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
     stage_two.expect_end_size(task, made, planned, network)
@@ -165,7 +170,8 @@ def calibrate(
             origin["calibration_pictures"] = planned.pictures
         elif not goes_on:
             origin = {**origin, "calibration_pictures": 0}
-        origin = {**origin, "end_to_end": goes_on}
+        if not goes_on:
+            origin |= {"coarse": layers.coarse, "fine": layers.fine, "end_to_end": False}
         target = begun if planned.end_to_end else args.out
         checkpoint.save(spiking_checkpoint(made, network, origin), target)
     if planned.end_to_end:
@@ -266,7 +272,9 @@ def end_to_end(
     print(f"loss on {len(tune)} tuning pictures: {before:.4f} before, {after:.4f} after")
     print("kept" if wins else f"not kept, but written to {path}")
     losses = {"tuning_loss": after, "tuning_loss_before": before}
-    save(spiking_checkpoint(made, network, {**origin, **losses, "end_to_end": True}), path)
+    passed = {"end_to_end": True}
+    passed["end_to_end_steps"] = origin.get("end_to_end_steps", 0) + planned.end_to_end
+    save(spiking_checkpoint(made, network, {**origin, **losses, **passed}), path)
     if not wins:
         save(spiking_checkpoint(made, kept, {**origin, **losses}), out)
     forget(out)

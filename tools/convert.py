@@ -37,9 +37,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-from spikedet.methods import METHODS  # noqa: E402
-from tools.calibrate import add_arguments, calibrate  # noqa: E402
+from spikedet.methods import METHODS, Method  # noqa: E402
+from tools.calibrate import END, FINE, LAYERS, add_arguments, calibrate, plan  # noqa: E402
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
+
+STAGE_ONE = ("noise", "distill", "qcfs", "teacher")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -61,6 +63,39 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def expect_used(args: argparse.Namespace, method: Method | None) -> None:
+    """Refuse options that this method would ignore, or that make another method of it.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    name = args.method
+    training = [n for n in cli.training_options() if n not in ("seed", "device")]
+    if method is None:
+        why = f"{name} has neither stage"
+        ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")
+        cli.refuse(args, ignored, why)
+        return
+    if not method.finetuned:
+        cli.refuse(args, ["stage1", *STAGE_ONE, *training, "resume"], f"{name} has no stage I")
+    elif args.stage1:
+        cli.refuse(args, [*STAGE_ONE, *training, "per_channel"], "--stage1 is trained already")
+    if not method.calibrated:
+        cli.refuse(args, LAYERS, f"{name} calibrates no layers")
+    if not method.fine:
+        cli.refuse(args, FINE, f"{name} has no fine calibration")
+    if not (method.coarse or method.fine):
+        cli.refuse(args, ["per_neuron"], f"{name} leaves initial potentials as they are")
+    if not (method.coarse and method.fine):
+        cli.refuse(args, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
+    if args.no_fine:
+        cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
+    if not method.end_to_end and args.end_to_end:
+        cli.refuse(args, ["end_to_end"], f"{name} has no end-to-end pass")
+    if not method.end_to_end or args.end_to_end == 0:
+        cli.refuse(args, END, "there is no end-to-end pass")
+
+
 def first_stage(
     task: Task,
     made: Checkpoint,
@@ -70,16 +105,19 @@ def first_stage(
     origin: dict[str, Any],
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
-    from spikedet import checkpoint, stage_one
+    from spikedet import checkpoint, stage_one, stage_two
     from spikedet.errors import TrainingError
     from spikedet.task import expect_stage
 
     if args.stage1:
         ready = checkpoint.load(args.stage1)
         expect_stage(ready, "qc")
-        origin["levels"] = ready.T
+        expect_same_network(args.stage1, ready, made)
+        origin |= {"levels": ready.T, "stage1": checkpoint.sha256(args.stage1)}
         ready.T = args.T
         return ready
+    planned = plan(args, task.name)  # before the hours that stage I takes
+    stage_two.expect_end_size(task, made, planned, task.bare(made))
     settings = cli.training_settings(args, task.name, stage_one=True)
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
@@ -95,6 +133,26 @@ def first_stage(
     return ready
 
 
+def expect_same_network(path: Path, ready: Checkpoint, made: Checkpoint) -> None:
+    """Refuse stage-I weights that cannot have been made from a float checkpoint.
+
+    Raises:
+        WeightsError: Of another task, network, size or other classes.
+    """
+    from spikedet.errors import WeightsError
+
+    def identity(one: Checkpoint) -> dict[str, Any]:
+        model = {key: value for key, value in one.model.items() if key != "spike_pooling"}
+        return {"task": one.task, "classes": one.names, "network": model, "pixels": one.imgsz}
+
+    found, wanted = identity(ready), identity(made)
+    for key, value in found.items():
+        if value != wanted[key]:
+            raise WeightsError(
+                f"{path}: of another {key} than --model; expected stage I of the same network"
+            )
+
+
 def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, stage_one, stage_two, tasks
     from spikedet.task import expect_stage
@@ -107,10 +165,7 @@ def main(args: argparse.Namespace) -> None:
     expect_stage(made, "float")
     task = tasks.of(made)
     method = METHODS.get(args.method)
-    if method is None or not method.finetuned:
-        cli.refuse(args, ["stage1", "teacher"], f"{args.method} has no stage I")
-    elif args.stage1:
-        cli.refuse(args, ["teacher"], "--stage1 is trained already")
+    expect_used(args, method)
     train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
     from spikedet.task import Task
 
 
-def picojoules(text: str) -> float:
-    """Type of `--pj-ac` and `--pj-mac`: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of picojoules above 0")
-    return value
-
-
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
@@ -52,8 +40,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--batch", type=cli.count, default=4, help="pictures at a time")
     cli.add_device(parser)
-    add("--pj-ac", type=picojoules, default=0.9, help="pJ of an accumulate")
-    add("--pj-mac", type=picojoules, default=4.6, help="pJ of a multiply-accumulate")
+    add("--pj-ac", type=cli.positive, default=0.9, help="pJ of an accumulate")
+    add("--pj-mac", type=cli.positive, default=4.6, help="pJ of a multiply-accumulate")
     add("--json", type=cli.json_file, help="write everything to this file")
     return parser
 
@@ -159,6 +147,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.released import default_weights
     from spikedet.task import expect_stage
 
+    cli.expect_writable(args.json)
     path = args.weights or default_weights(args.T)
     made = checkpoint.load(path)
     expect_stage(made, "snn")

@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.errors import UsageError  # noqa: E402
+from spikedet.methods import label  # noqa: E402
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
+    from spikedet.task import Task
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +40,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--compare", action="store_true", help="float, stage-I and spiking rows, with baselines")
     add(
         "--threshold-split",
-        help="training pictures that give the thresholds of the copied-weights row",
+        help="training pictures that give the thresholds of the copied-weights row (as of "
+        "tools/convert.py)",
     )
     add("--classes", action="store_true", help="AP of every class as well (detection)")
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
@@ -103,12 +106,13 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
         if args.compare and made.stage == "qc":
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest, _ in floats:
-                split = args.threshold_split or tasks.SETTINGS[task.name].THRESHOLD_SPLIT
-                samples = task.read(args.data, split, names=origin.names)
+                split = args.threshold_split or tasks.SETTINGS[task.name].TRAIN_SPLIT
+                read = task.read(args.data, split, names=origin.names)
+                samples = task.split_off_tuning(read, None)[0]  # as tools/convert.py does
                 plain = stage_one.untuned(task, origin, samples, made.T)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, None))
-        found.append((label(made), made, digest, steps))
+        found.append((label(made.stage, made.origin), made, digest, steps))
         if args.compare and made.stage == "qc":
             alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
             found.append(("stage I alone", alone, digest, None))
@@ -117,27 +121,19 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
     return found
 
 
-def label(made: Checkpoint) -> str:
-    """What the table calls a checkpoint."""
-    from spikedet.methods import METHODS
-
-    if made.stage != "snn":
-        return {"float": "float", "qc": "stage I, quantised"}[made.stage]
-    method = made.origin.get("method", "two-stage")
-    return METHODS[method].label if method in METHODS else str(method)
-
-
 def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from spikedet import tasks
 
+    cli.expect_writable(args.json)
     planned = planned_rows(args)
     task, names = tasks.of(planned[0][1]), planned[0][1].names
     if args.classes and task.name != "detection":
         raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, names)
+    warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
     data = task.fingerprint(samples)
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
@@ -169,6 +165,20 @@ def main(args: argparse.Namespace) -> None:
         from spikedet.files import write_atomic
 
         write_atomic(args.json, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
+    """Say so where released weights are measured on what they were trained on."""
+    from spikedet import checkpoint
+    from spikedet.released import all_released
+
+    seen = task.trained_on(samples)
+    if seen and digests & set(map(checkpoint.sha256, all_released(task.name))):
+        print(
+            f"warning: the released networks were trained on {seen} of these pictures; measure on "
+            "VOC2007:spikedet-val or VOC2007:test",
+            file=sys.stderr,
+        )
 
 
 def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from spikedet import settings
 
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
-THRESHOLD_SPLIT = "train"  # whose pictures give the thresholds of copied weights
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
 # Batch norm is folded in stage I: without a bound on the gradient it fails at this rate.

@@ -27,6 +27,7 @@ from spikedet.precision import layout, mixed
 from spikedet.training import (
     expect_fresh,
     expect_possible,
+    held,
     load_state,
     parameter_groups,
     restore_optimizer,
@@ -75,7 +76,7 @@ def train(
     expect_possible(settings)
     expect_enough_devices(settings)
     expect_fresh(folder, resume)
-    state = load_state(folder / "state.pt", settings.epochs) if resume else None
+    state = load_state(folder / "state.pt", settings) if resume else None
     with processes(settings.device) as (rank, world, device):
         run = _Run(network, train, description, settings, teacher, distill, rank, world, device)
         rows: list[dict[str, Any]] = []
@@ -107,6 +108,7 @@ def train(
                 save(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
             state = {"epoch": epoch, "epochs": settings.epochs, "best": best, "rows": rows}
+            state["settings"] = held(settings)
             save_state({**state, "run": run.state_dict()}, folder / "state.pt")
 
 
@@ -188,6 +190,10 @@ class _Run:
         self.network.load_state_dict(state["n"])
         restore_optimizer(self.optimizer, state["o"])
         self.schedule.load_state_dict(state["s"])
+        now = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+        self.schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * now
 
     def classify(self, pictures: Tensor) -> Tensor:
         """Logits of a batch, in float32."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.settings import SPLITS
 from spikedet.errors import DataError
 from spikedet.files import read_lines, write_atomic
 
@@ -132,10 +133,16 @@ def read_annotation(
 def read_ids(folder: Path, split: str) -> list[str]:
     """Picture ids of `folder/ImageSets/Main/<split>.txt`, in its order.
 
+    Splits that data sets do not bring are those of `configs/splits`: `spikedet-val`, the pictures
+    that the released detectors were measured on, and `spikedet-train`, which they were trained on
+    (or, of VOC 2007, chosen by).
+
     VOC 2012 holds copies of VOC 2007 pictures under ids `2007_NNNNNN`; those are dropped, because
     some of them are evaluation pictures of the other year.
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file() and (own := SPLITS / f"{folder.name}-{split}.txt").is_file():
+        path = own
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise DataError(f"{path}: no such split; {folder.name} has {', '.join(there) or 'none'}")
@@ -186,6 +193,16 @@ def read_voc(
         for sample in _read_folder(folder, ids, split, names, cache or cache_folder()):
             samples[sample.id] = sample
     return list(samples.values())
+
+
+def trained_on(samples: Sequence[Sample]) -> int:
+    """How many of the samples the released detectors were trained on, or chosen by."""
+    known = {
+        f"{path.name.split('-')[0]}/{number}"
+        for path in SPLITS.glob("*-spikedet-train.txt")
+        for number in read_lines(path)
+    }
+    return sum(sample.id in known for sample in samples)
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from spikedet import settings
 
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
-THRESHOLD_SPLIT = "VOC2007:train"  # whose pictures give the thresholds of copied weights
-TUNING = Path(__file__).resolve().parents[2] / "configs/tuning_ids.txt"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TUNING = CONFIGS / "tuning_ids.txt"
+SPLITS = CONFIGS / "splits"  # of our own, DATASET-SPLIT.txt
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.detection.boxes import VOC_CLASSES
-from spikedet.detection.data import Sample, fingerprint, read_voc, split_off_tuning
+from spikedet.detection.data import Sample, fingerprint, read_voc, split_off_tuning, trained_on
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches
 from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
@@ -57,6 +57,9 @@ class Detection(Task):
 
     def fingerprint(self, samples: Sequence[Sample]) -> str:
         return fingerprint(samples)
+
+    def trained_on(self, samples: Sequence[Sample]) -> int:
+        return trained_on(samples)
 
     def names(self, samples: Sequence[Sample]) -> tuple[str, ...]:
         return VOC_CLASSES

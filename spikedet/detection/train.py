@@ -29,6 +29,7 @@ from spikedet.training import (
     expect_growth,
     expect_possible,
     growing_side,
+    held,
     load_state,
     parameter_groups,
     random_states,
@@ -232,6 +233,7 @@ class Trainer(DetectionTrainer):
         state = {
             "epoch": self.epoch,
             "epochs": self.epochs,
+            "settings": held(self.settings),
             "best_fitness": float(self.best_fitness),
             "model": _plain(self.model).state_dict(),
             "ema": network.state_dict(),
@@ -249,7 +251,7 @@ class Trainer(DetectionTrainer):
     def resume_training(self, ckpt: Any) -> None:
         if not self.take_up:
             return
-        state = load_state(self.state_path, self.epochs)
+        state = load_state(self.state_path, self.settings)
         try:
             _plain(self.model).load_state_dict(state["model"])
             self.ema.ema.load_state_dict(state["ema"])

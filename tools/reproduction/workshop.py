@@ -131,7 +131,8 @@ class Workshop:
             words += ["--stage1", self.qcfs(make)]
         method = METHODS.get(cell.method)
         if method and method.calibrated and cell.pictures:
-            words += ["--pictures", cell.pictures, "--layer-steps", args.layer_steps]
+            words += ["--pictures", cell.pictures]
+            words += ["--layer-steps", args.layer_steps] if method.fine else []
         elif method and method.calibrated:
             words += ["--no-coarse", "--no-fine"]
         if method and method.end_to_end:
