@@ -301,7 +301,8 @@ def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_pa
     parser = convert.arguments()
     parser.prog = "convert.py"
     given = ["--config", tmp_path / "x.yaml", "--model", stages_done / "float.safetensors",
-             "--method", "copy", "--T", 4, "--data", "nowhere", "--out", tmp_path / "o"]  # fmt: skip
+             "--method", "copy", "--T", 4, "--data", "nowhere",
+             "--out", tmp_path / "o"]  # fmt: skip
     with pytest.raises(DataError, match="nowhere"):  # no earlier refusal
         convert.main(parser.parse_args(cli.with_config(parser, [*map(str, given)])))
 
@@ -552,10 +553,10 @@ def test_convert_wants_float_weights(stages_done, devkit):
 @pytest.fixture
 def classes(tmp_path):
     """Folders of two classes with twelve small pictures each."""
-    for label, name in enumerate("ab"):
+    for which, name in enumerate("ab"):
         (tmp_path / "classes" / name).mkdir(parents=True)
         for number in range(12):
-            picture = np.full((32, 32, 3), 40 + 120 * label + number, np.uint8)
+            picture = np.full((32, 32, 3), 40 + 120 * which + number, np.uint8)
             cv2.imwrite(str(tmp_path / "classes" / name / f"{number}.png"), picture)
     return tmp_path / "classes"
 

@@ -1,0 +1,92 @@
+"""Trained weights of other people's networks become float checkpoints that convert."""
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from spikedet import checkpoint, tasks
+from spikedet.detection import model
+from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
+from tools import import_weights
+
+RESNET = "configs/models/imagenet-resnet18.yaml"
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """A state dict of torchvision's ResNet-18 with three classes, its names, and the network."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "state.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    return network
+
+
+def imported(folder, *words, model=RESNET, state="state.pth", imgsz=64, out="w.safetensors"):
+    given = ["--model", model, "--state", folder / state, "--names", folder / "names.txt",
+             "--imgsz", imgsz, "--out", folder / out, *words]  # fmt: skip
+    import_weights.main(import_weights.arguments().parse_args([*map(str, given)]))
+    return checkpoint.load(folder / out)
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_torchvision_weights_compute_the_same(resnet, tmp_path, kind):
+    if kind == "safetensors":
+        save_file(resnet.state_dict(), tmp_path / "state.safetensors")
+    made = imported(tmp_path, state="state.pth" if kind == "torch" else "state.safetensors")
+    assert (made.stage, made.task, made.names) == ("float", "classification", ("a", "b", "c"))
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        found = tasks.of(made).restore(made)(pictures)
+        assert torch.allclose(found, resnet(pictures), atol=1e-4)
+
+
+def test_a_relu_detector_of_ultralytics(tmp_path):
+    torch.manual_seed(0)
+    description = model.read_description("yolov8n.yaml", activation="torch.nn.ReLU()")
+    source = model.build(description, 2)
+    torch.save(source.state_dict(), tmp_path / "state.pt")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    words = ("--activation", "torch.nn.ReLU()")
+    made = imported(tmp_path, *words, model="yolov8n.yaml", state="state.pt")
+    assert all(torch.equal(t, made.tensors[name]) for name, t in source.state_dict().items())
+    with pytest.raises(UsageError, match="imgsz is 65; expected a multiple of 32"):
+        imported(tmp_path, *words, model="yolov8n.yaml", state="state.pt", imgsz=65, out="x")
+    with pytest.raises(Exception, match="SiLU"):
+        imported(tmp_path, model="yolov8n.yaml", state="state.pt", out="x")
+    assert not (tmp_path / "x").exists()
+
+
+class Model(torch.nn.Module):
+    """Pickled whole."""
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: torch.save(Model(), path), "holds more than tensors.*state_dict"),
+        (lambda path: torch.save({"model": {}}, path), "not a state dict"),
+        (lambda path: path.write_bytes(b"no weights"), "damaged, or holds more"),
+        (lambda path: None, "cannot be read"),
+        (lambda path: torch.save({"fc.bias": torch.zeros(3)}, path), "Missing key.*conv1.weight"),
+    ],
+)
+def test_what_is_no_state_dict_of_the_network(tmp_path, write, words):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    write(tmp_path / "state.pth")
+    with pytest.raises(WeightsError, match=words):
+        imported(tmp_path)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    with pytest.raises(WeightsError, match="does not fit .* with 2 classes: size mismatch for fc"):
+        imported(tmp_path)
+    (tmp_path / "names.txt").write_text("a\na\n")
+    with pytest.raises(DataError, match="names.txt: expected class names, one a line, each once"):
+        imported(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingError, match="is there already"):
+        imported(tmp_path)
