@@ -69,6 +69,14 @@ def count(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """Type of `--seed`: a whole number that every generator takes."""
+    number = whole(text)
+    if number >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large; expected less than 2 ** 31")
+    return number
+
+
 def whole(text: str) -> int:
     """Type of numbers of steps that may be none: a whole number of 0 or more."""
     return 0 if text.strip() == "0" else count(text)
@@ -192,7 +200,7 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
             arguments.add_argument(option, action=argparse.BooleanOptionalAction, help=help)
         else:
             kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
-            kind = devices if name == "device" else kind
+            kind = {"device": devices, "seed": seed}.get(name, kind)
             arguments.add_argument(option, type=kind, help=help)
 
 

@@ -201,7 +201,11 @@ class Task(ABC):
         stride = self.stride(network)
         if imgsz < stride or imgsz % stride:
             raise UsageError(f"imgsz is {imgsz}; expected a multiple of {stride}")
-        self._convert(network, Checkpoint("snn", self.name, description, (), imgsz, {}, T=1))
+        try:
+            self._convert(network, Checkpoint("snn", self.name, description, (), imgsz, {}, T=1))
+        except RuntimeError as error:  # of torch: its layers do not fit
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"imgsz is {imgsz}, which the network cannot take: {reason}") from None
 
     def bare(self, made: Checkpoint) -> nn.Module:
         """The module of a checkpoint in evaluation mode.

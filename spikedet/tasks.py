@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -38,6 +39,15 @@ def named(name: str) -> Task:
 def of(made: Checkpoint) -> Task:
     """The task of a checkpoint."""
     return named(made.task)
+
+
+def of_data(folders: Sequence[Path]) -> str:
+    """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
+    classes = ("train", "val", "test", "cifar-10-batches-py", "cifar-100-python")
+    for folder in map(Path, folders):
+        if any((folder / name).is_dir() for name in classes) and not any(folder.glob("VOC*")):
+            return "classification"
+    return "detection"
 
 
 def of_description(path: Path) -> Task:

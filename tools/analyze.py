@@ -52,11 +52,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def shipped(T: int | None) -> tuple[Path, Path | None, Path | None]:
-    """The released spiking weights for T, and those of stage I and the float network beside."""
+def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
+    """The released spiking weights of a task for T, and those of stage I and the float network beside."""
     from spikedet.released import default_weights
 
-    path = default_weights(T)
+    path = default_weights(T, task)
     beside = path.name.replace("-snn-", "-qc-"), re.sub(r"-snn-T\d+", "-float", path.name)
     stage1, source = (path.with_name(name) for name in beside)
     return path, stage1 if stage1.is_file() else None, source if source.is_file() else None
@@ -64,13 +64,16 @@ def shipped(T: int | None) -> tuple[Path, Path | None, Path | None]:
 
 def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
     from spikedet.errors import WeightsError
     from spikedet.task import expect_stage
 
     paths = args.weights, args.stage1, args.float
     if args.weights is None:
-        paths = [given or found for given, found in zip(paths, shipped(args.T), strict=True)]
+        paths = [
+            given or found
+            for given, found in zip(paths, shipped(args.T, tasks.of_data(args.data)), strict=True)
+        ]
     found = []
     for path, stage in zip(paths, ("snn", "qc", "float"), strict=True):
         made = path and checkpoint.load(path)

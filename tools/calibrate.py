@@ -99,7 +99,7 @@ def arguments() -> argparse.ArgumentParser:
         required=True,
         help="stage-I checkpoint, or a spiking one to go on with the end-to-end pass",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="which pictures are drawn")
     parser.add_argument("--T", type=cli.time_steps, help="time steps; those of the weights if left")
     parser.add_argument("--out", type=Path, required=True, help="spiking checkpoint to write")
     parser.add_argument(

@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.task import expect_stage
 
     cli.expect_writable(args.json)
-    path = args.weights or default_weights(args.T)
+    path = args.weights or default_weights(args.T, tasks.of_data(args.data))
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = args.T or made.T

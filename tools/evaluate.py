@@ -5,7 +5,8 @@
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
-Without --weights the released detector for that T is measured. With --weights one run of the
+Without --weights the released detector for that T is measured, on class folders or CIFAR the released
+classifier. With --weights one run of the
 longest --T gives the rows of all of them (any-time readout). --compare prints the whole story in
 one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
 weights copied into spiking neurons (stage I alone), and stages I + II; --T then says of which T.
@@ -59,14 +60,15 @@ def chosen(args: argparse.Namespace) -> list[tuple[Checkpoint, str, list[int] | 
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
     from spikedet.released import all_released, default_weights
 
+    task = tasks.of_data(args.data)
     if args.weights or args.compare:
         steps = None if args.compare else args.T
-        files = [(path, steps) for path in args.weights or all_released()]
+        files = [(path, steps) for path in args.weights or all_released(task)]
     else:
-        files = [(default_weights(t), t and [t]) for t in args.T or [None]]
+        files = [(default_weights(t, task), t and [t]) for t in args.T or [None]]
     loaded = [(checkpoint.load(path), checkpoint.sha256(path), steps) for path, steps in files]
     if args.T and args.compare:
         there = sorted({made.T for made, *_ in loaded if made.T})
@@ -98,6 +100,8 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
     task = tasks.named(kinds[0])
     if len({made.names for made, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
+    if args.compare and all(made.stage == "snn" for made, *_ in loaded):
+        raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     found = []

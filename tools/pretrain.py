@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
     parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of everything random")
     return parser
 
 
