@@ -110,23 +110,38 @@ def test_thresholds_of_each_channel_have_gradients_of_their_own():
     assert quantiser.threshold.grad.tolist() == [1, -1]
 
 
+@pytest.mark.parametrize("steps", [4, 16])
+def test_a_neuron_of_slope_one_rounds_both_sides(steps):
+    theta, z = torch.tensor(2.0), torch.linspace(-1.2, 1.2, 1001)
+    u0 = torch.full_like(z, 1.0)[None]
+    spikes, u = integrate_and_fire((z * theta)[None], u0, theta, steps, slope=1.0)
+    rate = spikes.mean(0)
+    wanted = (z * steps).add(0.5).floor().div(steps).clamp(-1, 1)
+    edge = ((z * steps + 0.5) % 1 - 0.5).abs() > 0.49  # where rounding of the sum decides
+    assert torch.equal(rate[~edge], wanted[~edge])
+    assert torch.equal(levels(z, steps, 1.0), wanted)
+    within = z.abs() < 1
+    assert bool((u[0, within] > -1e-5).all()) and bool((u[0, within] < 2 + 1e-5).all())
+    assert (rate - z)[within & ~edge].mean().abs() < 0.01  # no side is short
+
+
 def reference(current, u, theta, steps, alpha, slope):
     """Back-propagation through time by autograd; each threshold is a step of its own potential."""
     fire = step_function(alpha)
     spikes = []
     for now in current.chunk(steps):
         u = u + now
-        above, below = fire(u / theta), fire(-u * slope / theta)
+        above, below = fire(u / theta), fire(float(slope == 1) - u * slope / theta)
         u = u - theta * above + theta / slope * below
         spikes.append(above - below)
     return torch.cat(spikes), u
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("theta", [0.3, 4.0])
-def test_surrogate_gradient(theta, alpha):
+@pytest.mark.parametrize(("theta", "slope"), [(0.3, 0.25), (4.0, 0.25), (4.0, 1.0)])
+def test_surrogate_gradient(theta, slope, alpha):
     torch.manual_seed(0)
-    theta, slope = torch.tensor(theta), 0.25
+    theta = torch.tensor(theta)
     current = (torch.randn(6 * 2, 3, 4, 4) * 3 * theta).requires_grad_()
     u0 = (torch.rand(2, 3, 4, 4) * theta).requires_grad_()
     weight, weight_u = torch.randn(12, 3, 4, 4), torch.randn(2, 3, 4, 4)

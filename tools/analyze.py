@@ -53,7 +53,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
-    """The released spiking weights of a task for T, and those of stage I and the float network beside."""
+    """The released spiking weights of a task for T, and of its stage I and float network."""
     from spikedet.released import default_weights
 
     path = default_weights(T, task)

@@ -5,11 +5,11 @@
     tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
-Without --weights the released detector for that T is measured, on class folders or CIFAR the released
-classifier. With --weights one run of the
-longest --T gives the rows of all of them (any-time readout). --compare prints the whole story in
-one table: float, then for each T weights copied without any fine-tuning, the stage-I network, its
-weights copied into spiking neurons (stage I alone), and stages I + II; --T then says of which T.
+Without --weights the released detector for that T is measured, on class folders or CIFAR the
+released classifier. With --weights one run of the longest --T gives the rows of all of them
+(any-time readout). --compare prints the whole story in one table: float, then for each T weights
+copied without any fine-tuning, the stage-I network, its weights copied into spiking neurons (stage
+I alone), and stages I + II; --T then says of which T.
 """
 
 from __future__ import annotations

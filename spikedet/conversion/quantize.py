@@ -58,7 +58,7 @@ def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None
 
     For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 13); for z < 0
     -clip(floor(slope (|z| T - 1/2)) / T, 0, 1): towards the lower threshold the start at theta / 2
-    is half a threshold of the upper one further away, whatever the slope (eq 22).
+    is half a threshold of the upper one further away (eq 22). With slope 1 both sides are rounded.
 
     Args:
         z: Pre-activation in units of the threshold, any shape, float32.
@@ -70,7 +70,7 @@ def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None
         Levels k / T, -1..1, in the shape of z.
     """
     level = (z * steps).add_(0.5).floor_()
-    if slope:
+    if 0 < slope < 1:
         level = torch.where(z < 0, -((-0.5 - z * steps) * slope).floor_().clamp_(min=0), level)
     level.div_(steps)
     if keep is not None:

@@ -47,9 +47,9 @@ def spike_linear_bottlenecks(network: nn.Module, example: Tensor) -> None:
 
     A linear bottleneck (MobileNetV2) is a weighted layer whose output reaches another weighted
     layer, directly or through linear operations such as additions, without an activation between.
-    It gets the identity as its activation, a leaky ReLU of slope 1, which `quantize` clips at
-    +-theta and `make_spiking` turns into signed neurons. Layers that read the picture itself (they
-    run once) and readouts stay as they are.
+    It gets the identity as its activation, a leaky ReLU of slope 1, which `quantize` rounds and
+    clips at +-theta and `make_spiking` turns into signed neurons. Layers that read the picture
+    itself (they run once) and readouts stay as they are.
 
     Args:
         network: Batch norm folded.

@@ -22,6 +22,10 @@ own normalised potential, a u / theta:
     h' = ds/du = a / (alpha theta)   where |a u / theta + 1| < alpha / 2, else 0
 
 and du[t]/du[t-1] = 1 - theta h - (theta / a) h': each factor is 1 - 1 / alpha in its window.
+
+With a = 1, the neuron of a linear bottleneck, the second threshold is 0: s[t] = -1 if u[t] < 0. The
+potential then ends within 0 and theta, as that of the neuron of a ReLU, so that with a start at
+theta / 2 rates are rounded on both sides. At -theta the negative side would be a whole level short.
 """
 
 from __future__ import annotations
@@ -99,7 +103,7 @@ def _advance_signed(
 def _fire_signed(u: Tensor, threshold: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     """Where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
     depth = threshold / slope
-    above, below = (u >= threshold).float(), (u <= -depth).float()
+    above, below = (u >= threshold).float(), (u < 0 if slope == 1 else u <= -depth).float()
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
     return above, below
 
@@ -199,7 +203,9 @@ def _advance_watched(
         u += currents[t if len(currents) > 1 else 0].float()
         near[t] = _within(u, low, high, one, other)
         if near_below is not None:
-            near_below[t] = _within(u * -slope, low, high, one, other)
+            # the same window around the lower threshold, which is 0 or -theta / slope
+            depth = threshold - u if slope == 1 else u * -slope
+            near_below[t] = _within(depth, low, high, one, other)
             above, below = _fire_signed(u, threshold, slope)
             spikes[t] = above - below
             continue
