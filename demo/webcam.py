@@ -44,8 +44,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--source", default="0", help="number of a camera, a video file or a picture")
     add("--T", type=cli.time_steps, help="time steps to begin with; those of the weights if absent")
     add("--weights", type=Path, help="spiking weights; the released ones if left out")
-    add("--conf", type=cli.fraction, default=0.25, help="least score")
-    add("--iou", type=cli.fraction, default=0.6, help="overlap at which boxes count as one object")
+    add("--conf", type=cli.fraction, default=0.25, help="confidence threshold")
+    add("--iou", type=cli.fraction, default=0.6, help="IoU threshold of non-maximum suppression")
     add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
     cli.add_half(parser, default=None)
     add(

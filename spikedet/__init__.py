@@ -27,7 +27,8 @@ def load(
         path: Weights of any stage; the released spiking network for T when None.
         T: Time steps used by default; those the weights were calibrated for when None.
         device: `cpu` or `cuda:N`.
-        half: Compute spiking layers in bfloat16, twice as fast on CPUs that know it; None: there.
+        half: Compute spiking layers in bfloat16, twice as fast where a CPU supports it;
+            None: there.
         task: Of the released network: `detection`, or `classification` (CIFAR-10).
 
     Returns:

@@ -147,7 +147,7 @@ def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> Non
         "--half",
         action=argparse.BooleanOptionalAction,
         default=default,
-        help="spiking layers in bfloat16" + (", if the CPU knows it" if default is None else ""),
+        help="spiking layers in bfloat16" + (", if the CPU supports it" if default is None else ""),
     )
 
 
@@ -189,9 +189,11 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
     """
     arguments.add_argument("--resume", action="store_true", help="go on after a kill")
     for name, kinds in _fields().items():
+        if stage_one and name == "imgsz":
+            continue  # that of its weights
         usual = {task: _usual(task, name, stage_one) for task in kinds}
         values = set(map(str, usual.values()))
-        shown = "; ".join(f"{value} for {task}" for task, value in usual.items())
+        shown = "; ".join(f"{_shown(value)} for {task}" for task, value in usual.items())
         if len(values) == 1 and len(usual) == len(SETTINGS):
             shown = values.pop()
         help = f"{SETTINGS[next(iter(kinds))].FIELD_HELP[name]} ({shown})"
@@ -210,11 +212,9 @@ def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = 
     Raises:
         UsageError: An option of another task.
     """
-    given = {name: getattr(args, name) for name in _fields()}
+    given = {name: getattr(args, name, None) for name in _fields()}
     given = {name: value for name, value in given.items() if value is not None}
     settings = SETTINGS[task]
-    if stage_one and "imgsz" in given:
-        raise UsageError("--imgsz: stage I takes the size that its weights were trained at")
     for name in given:
         if name not in settings.FIELD_HELP:
             raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
@@ -292,6 +292,11 @@ def _fields() -> dict[str, dict[str, Any]]:
         for name, kind in typing.get_type_hints(settings.Settings).items():
             found.setdefault(name, {})[task] = kind
     return found
+
+
+def _shown(value: Any) -> Any:
+    """A default in the help."""
+    return "off" if value is None else value
 
 
 def _usual(task: str, name: str, stage_one: bool) -> Any:

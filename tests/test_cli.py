@@ -129,11 +129,15 @@ def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch)
         cli.expect_one_process()
 
 
-def test_stage_one_takes_the_picture_size_of_its_weights(parser):
+def test_stage_one_takes_the_picture_size_of_its_weights(parser, capsys):
     args = parse(parser, "--imgsz", 64)
     assert cli.training_settings(args, "detection").imgsz == 64
-    with pytest.raises(UsageError, match="--imgsz"):
-        cli.training_settings(args, "detection", stage_one=True)
+    own = cli.parser("test")
+    cli.add_training_arguments(own, stage_one=True)
+    assert cli.training_settings(own.parse_args([]), "detection", stage_one=True).epochs == 4
+    with pytest.raises(SystemExit):
+        own.parse_args(["--imgsz", "64"])
+    assert "unrecognized arguments: --imgsz" in capsys.readouterr().err
 
 
 def test_json_is_written_to_names_in_json_only(capsys):

@@ -16,7 +16,7 @@ from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.bias import own_bias, shift_currents
 from spikedet.conversion.calibrate import Options, calibrate
 from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import largest_activations
+from spikedet.conversion.normalize import channel_maxima, largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.stored import Stored
@@ -28,6 +28,7 @@ from tools import convert
 
 T = 8
 UNTRAINED = ("rmp", "opt", "opi", "cap")
+PARTS = ("stage1", "stage2", "stage1-coarse", "stage1-fine")
 
 
 def train(network, teacher, batches, plain):
@@ -270,7 +271,7 @@ def errors(trained, batches):
     with torch.no_grad():
         wanted = trained(pictures)
     found = {}
-    for method in ("copy", "stage2", *UNTRAINED, "qcfs", "two-stage"):
+    for method in ("copy", *PARTS, *UNTRAINED, "qcfs", "two-stage"):
         network = spiking(trained, method, batches)
         with torch.no_grad():
             found[method] = (network(pictures) - wanted).square().mean().item()
@@ -283,6 +284,28 @@ def test_the_order_of_errors(errors):
     assert errors["cap"] < errors["opt"]
     untrained = min(errors[method] for method in ("copy", "stage2", *UNTRAINED))
     assert errors["two-stage"] < 0.9 * untrained and errors["qcfs"] < 0.9 * untrained
+    assert errors["stage2"] < errors["copy"] and errors["stage1"] < errors["copy"]
+    assert errors["two-stage"] < errors["stage1"] and errors["stage1-fine"] < errors["stage1"]
+    assert errors["stage1-coarse"] < 1.1 * errors["stage1"]  # judged by layers, not by outputs
+
+
+def test_spiking_yolo_is_behind_stage_two(trained, batches):
+    """Both convert a leaky network, which Spiking-YOLO needs, at the few steps of this test."""
+    trained.relu = nn.LeakyReLU(0.1)
+    pictures = torch.cat(batches[24:])
+
+    def error(network):
+        with torch.no_grad():
+            return (network(pictures) - trained(pictures)).square().mean().item()
+
+    normalised = copy.deepcopy(trained)
+    prepare(normalised, batches[0])
+    record = trace(normalised, batches[0])
+    quantize(normalised, record, channel_maxima(normalised, record, batches[:4]), T)
+    make_spiking(normalised, batches[0], 0.0)
+    behind = error(SpikingNetwork(normalised, T))
+    assert error(spiking(trained, "stage2", batches)) < 0.8 * behind
+    assert error(spiking(trained, "copy", batches)) < behind
 
 
 def test_detectors_convert(stages_done, devkit, monkeypatch):  # noqa: F811

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
 
     def usual(name: str) -> str:
-        return "; ".join(f"{s.STAGE_TWO[name]} for {task}" for task, s in SETTINGS.items())
+        found = {task: s.STAGE_TWO[name] for task, s in SETTINGS.items()}
+        return "; ".join(f"{'off' if v is None else v} for {task}" for task, v in found.items())
 
     def number(option: str, kind: Callable[[str], Any], help: str) -> None:
         add(option, type=kind, help=f"{help} ({usual(option[2:].replace('-', '_'))})")

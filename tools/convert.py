@@ -7,7 +7,8 @@
 
     two-stage       stage I, then stage II layer by layer and end to end
     stage1          stage I, its weights copied into spiking neurons
-    stage2          stage II of the float network with estimated thresholds
+    stage2          stage II of the float network with estimated thresholds; its targets are the
+                    activations of that network, rounded and clipped, as after stage I
     stage1-coarse   stage I and the coarse half of stage II (initial potentials)
     stage1-fine     stage I and the fine half of stage II (weights and potentials)
     copy            float weights and estimated thresholds, nothing trained
@@ -70,7 +71,7 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
         UsageError: Names the option.
     """
     name = args.method
-    training = [n for n in cli.training_options() if n not in ("seed", "device")]
+    training = [n for n in cli.training_options() if n not in ("seed", "device", "imgsz")]
     if method is None:
         why = f"{name} has neither stage"
         ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")

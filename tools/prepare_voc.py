@@ -29,7 +29,13 @@ SHOWN = 5
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="where VOCdevkit is or will be")
-    parser.add_argument("--years", nargs="+", default=["2007", "2012"], choices=["2007", "2012"])
+    parser.add_argument(
+        "--years",
+        nargs="+",
+        default=["2007", "2012"],
+        choices=["2007", "2012"],
+        help="which challenges",
+    )
     parser.add_argument("--check", action="store_true", help="only say what is there and missing")
     parser.add_argument("--server", help="address that holds the archives, instead of the official")
     parser.add_argument("--keep", action="store_true", help="keep the archives after unpacking")

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SCHEDULE = [(9, 64), (6, 96), (1, 128)]
 sys.path.insert(0, str(ROOT))
 
 from spikedet import cli  # noqa: E402
@@ -31,14 +32,18 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--pictures", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--out", type=Path, required=True, help="backbone to write")
-    parser.add_argument("--model", type=Path, default=ROOT / "configs/models/tiny-yolo.yaml")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=ROOT / "configs/models/tiny-yolo.yaml",
+        help="network description",
+    )
     parser.add_argument("--width", help="one of the description's scales, n s m l")
     parser.add_argument(
         "--schedule",
         type=phase,
         nargs="+",
-        default=[(9, 64), (6, 96), (1, 128)],
-        help="phases, each EPOCHSxPIXELS",
+        help="phases, each EPOCHSxPIXELS (9x64 6x96 1x128)",
     )
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
     parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")
@@ -55,10 +60,11 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection.pretrain import load_class_folder, pretrain
 
     cli.expect_new(args.out)
+    schedule = args.schedule or SCHEDULE
     torch.manual_seed(args.seed)
     network = model.build(model.read_description(args.model, args.width), len(VOC_CLASSES))
     layers = len(network.yaml["backbone"])
-    pictures, labels, classes = load_class_folder(args.pictures, args.schedule[0][1])
+    pictures, labels, classes = load_class_folder(args.pictures, schedule[0][1])
     print(f"{len(pictures)} pictures of {len(classes)} classes")
 
     def after_epoch(line: str) -> None:
@@ -71,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         torch.nn.Sequential(*network.model[:layers]),
         pictures,
         labels,
-        schedule=args.schedule,
+        schedule=schedule,
         batch=args.batch,
         rate=args.rate,
         seed=args.seed,

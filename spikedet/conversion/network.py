@@ -140,7 +140,7 @@ class SpikingNetwork(nn.Module):
                 self.reset(0)
 
     def use_bfloat16(self, example: Tensor) -> None:
-        """Compute the layers that read spikes in bfloat16, twice as fast where a CPU knows it.
+        """Compute the layers that read spikes in bfloat16, twice as fast where a CPU supports it.
 
         0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
         layers, potentials and readouts stay in float32. There is no way back.

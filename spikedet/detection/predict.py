@@ -28,8 +28,8 @@ def select(
 
     Args:
         raw: [4 + C, A]: centre x, centre y, width, height in pixels, then class scores.
-        confidence: Least score, exclusive. One box may count for several classes.
-        iou: Overlap above which the lower score of the same class is dropped.
+        confidence: Threshold of scores, exclusive. One box may count for several classes.
+        iou: IoU above which the lower score of the same class is dropped.
         most: Most boxes that are kept.
 
     Returns:
@@ -65,8 +65,8 @@ class Predictor(BasePredictor):
         Args:
             pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of them.
             T: Time steps, `self.T` by default.
-            conf: Least score.
-            iou: Overlap at which two boxes of one class are taken for one object.
+            conf: Confidence threshold.
+            iou: IoU threshold of non-maximum suppression, class by class.
             batch: Pictures that go through the network at once.
 
         Returns:
@@ -100,8 +100,8 @@ class Predictor(BasePredictor):
         Args:
             picture: A path or a picture [H, W, 3] uint8 BGR (or [H, W] grey).
             T: Time steps, `self.T` by default.
-            conf: Least score.
-            iou: Overlap at which two boxes of one class are taken for one object.
+            conf: Confidence threshold.
+            iou: IoU threshold of non-maximum suppression, class by class.
             chunk: Steps computed at once; fewer give the first results sooner, all of them later.
 
         Returns:
