@@ -151,8 +151,15 @@ def test_a_run_of_another_network_is_not_resumed(sides, tmp_path):
     trainer(sides, folder, epochs=1).train()
     files = ("last.safetensors", "best.safetensors", "results.csv", "state.pt")
     kept = [(folder / name).read_bytes() for name in files]
-    for other in ({"width": "s"}, {"optimizer": "AdamW"}):
-        with pytest.raises(TrainingError, match="holds a run of another network or optimizer"):
+    for other, words in (
+        ({"width": "s"}, "holds a run of another network or optimizer"),
+        (
+            {"optimizer": "AdamW"},
+            "a run with optimizer=SGD; resume it so, not with optimizer=AdamW",
+        ),
+        ({"mosaic": 0.5}, "a run with mosaic=.*; resume it so, not with mosaic=0.5"),
+    ):
+        with pytest.raises(TrainingError, match=words):
             trainer(sides, folder, resume=True, epochs=2, **other).train()
     assert kept == [(folder / name).read_bytes() for name in files]
     made = checkpoint.load(folder / "last.safetensors")

@@ -41,8 +41,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--compare", action="store_true", help="float, stage-I and spiking rows, with baselines")
     add(
         "--threshold-split",
-        help="training pictures that give the thresholds of the copied-weights row (as of "
-        "tools/convert.py)",
+        help="pictures that give the thresholds of the copied-weights row (those that "
+        "tools/convert.py takes, which leaves tuning pictures out)",
     )
     add("--classes", action="store_true", help="AP of every class as well (detection)")
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
@@ -111,8 +111,9 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
             floats = [item for item in loaded if item[0].stage == "float"]
             for origin, origin_digest, _ in floats:
                 split = args.threshold_split or tasks.SETTINGS[task.name].TRAIN_SPLIT
-                read = task.read(args.data, split, names=origin.names)
-                samples = task.split_off_tuning(read, None)[0]  # as tools/convert.py does
+                samples = task.read(args.data, split, names=origin.names)
+                if not args.threshold_split:
+                    samples = task.split_off_tuning(samples, None)[0]
                 plain = stage_one.untuned(task, origin, samples, made.T)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, None))
