@@ -355,7 +355,8 @@ def classified(folder, method, *words, steps=4):
         "--T",
         steps,
     ]
-    small = ["--out", out, "--data", folder, "--pictures", 64, "--held", 32, "--end-to-end", 0]
+    small = ["--out", out, "--data", folder]
+    small += ["--pictures", 64, "--held", 32] if METHODS[method].calibrated else []
     convert.main(convert.arguments().parse_args([*map(str, [*given, *small, *words])]))
     return checkpoint.load(out)
 
