@@ -111,9 +111,15 @@ def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
 def test_every_method_converts(made, tmp_path, monkeypatch, method):
     out = tmp_path / "out.safetensors"
     words = ["--weights", weights(made, "float"), "--T", 2, "--data", made / "data", "--out", out]
-    if method != "two-stage" and method in METHODS and METHODS[method].finetuned:
+    does = METHODS.get(method)
+    if method == "two-stage":
+        words += TRAINING
+    elif does and does.finetuned:
         words += ["--stage1", weights(made, "qc")]
-    assert command(monkeypatch, "convert", *words, *TRAINING, *STAGE_TWO, "--method", method) == 0
+    words += ["--pictures", 8, "--held", 4] if does and does.calibrated else []
+    words += ["--layer-steps", 2] if does and does.fine else []
+    words += ["--end-to-end", 1] if does and does.end_to_end else []
+    assert command(monkeypatch, "convert", *words, "--method", method) == 0
     found = checkpoint.load(out)
     assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
     assert ("tuning_loss" in found.origin) == (method == "two-stage")
@@ -160,7 +166,7 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
     for row in rows:
         assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
-                            "weights_sha256", "calibration_pictures"}  # fmt: skip
+                            "weights_sha256", "calibration_pictures", "data"}  # fmt: skip
         assert row["images"] == 9 and 0 <= row["top1"] <= 1
         assert row["top5"] == 1  # three classes
         assert (row["spike_rate"] is None) == (row["stage"] != "snn")
@@ -381,8 +387,8 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--smoothing", 2], 6, "smoothing is 2.0; expected a number between 0 and 1"),
         ([*TRAIN, "--out", "float", "--resume", "--width", 0.5], 6, "width=0.25; this one has"),
         ([*TRAIN, "--out", "float", "--resume", "--imgsz", 32], 6, "imgsz=16; this one has"),
-        ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--optimizer", "AdamW"], 6,
-         "a run of another network or optimizer"),
+        ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--batch", 50, "--optimizer",
+          "AdamW"], 6, "a run with optimizer=SGD; resume it so, not with optimizer=AdamW"),
         ([*CONVERT, "--data", "data", "--out", "damaged", "--resume"], 6, "damaged side-car"),
         ([*TRAIN, "--epochs", 0], 6, "epochs is 0; expected 1 or more"),
         ([*TRAIN, "--device", "9"], 6, "CUDA devices; expected cpu"),
