@@ -207,8 +207,7 @@ class Workshop:
             if cell.method not in (*SOURCES, "quantised"):
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
-            kept = sorted(rows.values(), key=lambda row: row["T"] or 0)
-            write_atomic(path, (json.dumps(kept, indent=2) + "\n").encode())
+            self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
         return rows.get(cell.T)
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
@@ -216,7 +215,8 @@ class Workshop:
         path = self.place(cell, f"-energy-at-{cell.T}")
         found = self.read(path, cell)
         if found is None and make:
-            return self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+            found = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.keep(path, found)
         return found
 
     def place(self, cell: Cell, ending: str) -> Path:
@@ -261,10 +261,15 @@ class Workshop:
         return self._pictures[limit]
 
     def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
-        """What a command that measures the weights of a row writes as JSON, to `path`."""
+        """What a command that measures the weights of a row writes as JSON, beside `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
         given = ["--weights", self.weights(cell), "--data", *self.data, "--split", self.args.split]
         made = path.with_suffix(".new.json")
         self.run(tool, *given, *limit, *words, "--json", made)
-        return json.loads(made.replace(path).read_text())
+        return json.loads(made.read_text())
+
+    def keep(self, path: Path, found: Any) -> None:
+        """Put what was measured there, with what was there before, in the place of both."""
+        write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
+        path.with_suffix(".new.json").unlink()
