@@ -323,7 +323,6 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     Raises:
         UsageError: No such file, not YAML of that form, or an option that the command has not.
     """
-    arguments.set_defaults(configured=())
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     path = finder.parse_known_args(words)[0].config

@@ -182,11 +182,12 @@ class Shop:
         if not make:
             return None
         self.limit = cell.limit
-        each = {"mean": 30e6, "std": None}, {"mean": 5e6, "std": None}
+        each = {"mean": 30e6, "std": 2e6}, {"mean": 5e6, "std": 0.0}
         totals = {"accumulates": each[0], "multiply_accumulates": each[1]}
         totals["float"] = {"multiply_accumulates": 100_000_000, "pJ": 460e6}
-        totals["paper"] = {"pJ": {"mean": 31.5e6}, "ratio": {"mean": 0.0685}}
-        totals["ours"] = {"pJ": {"mean": 50e6}, "ratio": {"mean": 0.1087}}
+        totals["paper"] = {"pJ": {"mean": 31.5e6, "std": 1e6}, "ratio": {"mean": 0.0685}}
+        totals["paper"]["ratio"]["std"] = None
+        totals["ours"] = {"pJ": {"mean": 50e6, "std": 1e6}, "ratio": {"mean": 0.1087, "std": 0.01}}
         return {"totals": totals, "images": 50}
 
 
@@ -215,7 +216,8 @@ def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
     wanted |= {("energy_ours", ""): 460, ("energy_ours", "2"): 50, ("ratio_ours", "2"): 10.87}
     wanted |= {("ratio", ""): 100, ("ratio_ours", ""): 100}
     assert found == pytest.approx(wanted)
-    assert "not run (433.7±17.2)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "not run (433.7±17.2)" in text and "35.00±2.00" in text and "31.50±1.00" in text
 
 
 @pytest.mark.parametrize(

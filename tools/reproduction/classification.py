@@ -135,17 +135,21 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
     return 100 * row["top1"], row
 
 
-def cost(found: dict[str, Any], measure: str) -> float:
-    """GSOP x 1e-3, uJ or % of what tools/energy.py wrote."""
+def cost(found: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
+    """GSOP x 1e-3, uJ or % of what tools/energy.py wrote; None for the deviation of one picture."""
     totals = found["totals"]
-    if measure == "gsop":
-        counted = totals["accumulates"], totals["multiply_accumulates"]
-        return sum(part["mean"] for part in counted) * 1e-6
     kind, _, ours = measure.partition("_")
     accounting = totals["ours" if ours else "paper"]
-    if kind == "energy":
-        return accounting["pJ"]["mean"] * 1e-6
-    return 100 * accounting["ratio"]["mean"]
+    if measure == "gsop":  # multiply-accumulates are the same in all pictures
+        part, unit = totals["accumulates"], 1e-6
+    elif kind == "energy":
+        part, unit = accounting["pJ"], 1e-6
+    else:
+        part, unit = accounting["ratio"], 100
+    if part[statistic] is None:
+        return None
+    constant = totals["multiply_accumulates"]["mean"] if measure == "gsop" else 0
+    return (part[statistic] + (constant if statistic == "mean" else 0)) * unit
 
 
 def source_cost(found: dict[str, Any], measure: str) -> float:
@@ -194,6 +198,9 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
             continue
         entries[number, T] |= filled(line, found, row)
         if line.row.measure in COSTS:
+            deviation = cost(row, line.row.measure, "std")
+            entries[number, T]["std"] = "" if deviation is None else deviation
+        if line.row.measure in COSTS:
             entries[number, None] |= filled(line, source_cost(row, line.row.measure), row)
         write(args, entries)
     write(args, entries)
@@ -207,7 +214,7 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
     made = {"method": method, "paper_method": row.method, "network": row.network}
     made |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
-    made |= {"measure": row.measure, "value": NOT_RUN, "top1": NOT_RUN, "top5": NOT_RUN}
+    made |= {"measure": row.measure, "value": NOT_RUN, "std": "", "top1": NOT_RUN, "top5": NOT_RUN}
     made |= {"images": "", "paper": "" if printed == NOT_PRINTED else printed}
     return made | {"paper_value": published.number(printed)}
 
@@ -276,6 +283,7 @@ def shown(entry: dict[str, Any] | None) -> str:
         return "-"
     found = entry["value"]
     text = found if found == NOT_RUN else f"{found:.2f}"
+    text += f"±{entry['std']:.2f}" if entry["std"] != "" else ""
     return text + (f" ({entry['paper']})" if entry["paper"] else "")
 
 
