@@ -94,18 +94,22 @@ def _advance_signed(
     currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float
 ) -> None:
     """`_advance` for neurons with a negative threshold."""
+    above, below = torch.empty_like(u), torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
-        above, below = _fire_signed(u, threshold, slope)
-        spikes[t] = above - below
+        _fire_signed(u, threshold, slope, above, below)
+        spikes[t] = above.sub_(below)
 
 
-def _fire_signed(u: Tensor, threshold: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
+def _fire_signed(u: Tensor, threshold: Tensor, slope: float, above: Tensor, below: Tensor) -> None:
+    """Fill in where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
     depth = threshold / slope
-    above, below = (u >= threshold).float(), (u < 0 if slope == 1 else u <= -depth).float()
+    torch.ge(u, threshold, out=above)
+    if slope == 1:
+        torch.lt(u, torch.zeros_like(depth), out=below)
+    else:
+        torch.le(u, -depth, out=below)
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
-    return above, below
 
 
 def together(batch: Tensor) -> int:
@@ -206,8 +210,8 @@ def _advance_watched(
             # the same window around the lower threshold, which is 0 or -theta / slope
             depth = threshold - u if slope == 1 else u * -slope
             near_below[t] = _within(depth, low, high, one, other)
-            above, below = _fire_signed(u, threshold, slope)
-            spikes[t] = above - below
+            _fire_signed(u, threshold, slope, one, other)
+            spikes[t] = one.sub_(other)
             continue
         fired = torch.ge(u, threshold, out=one)
         spikes[t] = fired
