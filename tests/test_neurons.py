@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
-from spikedet.neurons.layers import CalledInTurn, ConstantInput, IFNeuron, Readout
+from spikedet.neurons.layers import (
+    CalledInTurn,
+    ConstantInput,
+    IFNeuron,
+    Readout,
+    mean_over_time,
+)
 
 
 def run(current, u0, theta, steps):
@@ -155,6 +161,16 @@ def test_readout_runs_its_layer_on_the_mean_over_time(log_weights, each_step):
             done += len(part)
             wanted = expected[done - len(part) : done] if each_step else expected[done - 1 : done]
             assert torch.allclose(found, wanted.flatten(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mean_over_time_in_every_layout(layout, dtype):
+    spikes = (torch.rand(3 * 2, 5, 4, 6) > 0.5).to(dtype).contiguous(memory_format=layout)
+    mean = mean_over_time(spikes, 2, weights=torch.tensor([1.0, 1.0, 2.0]))
+    first, second, third = spikes.float().unflatten(0, (3, 2))
+    torch.testing.assert_close(mean, first / 4 + second / 4 + third / 2)
+    assert mean.is_contiguous(memory_format=layout)  # no copy before the next layer
 
 
 def test_constant_input_runs_once_a_pass():

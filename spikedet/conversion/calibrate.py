@@ -22,7 +22,7 @@ from spikedet.conversion.bias import own_bias
 from spikedet.conversion.stored import Site, Stored, fire
 from spikedet.conversion.trace import ACTIVATIONS
 from spikedet.errors import UsageError
-from spikedet.neurons.layers import per_channel
+from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 
 LOSSES = ("mse", "kl")
@@ -182,7 +182,7 @@ class _Layer:
             else:
                 self.restore(saved)
         coarse = best
-        if self.options.fine:
+        if self.options.fine and best > 0:  # as it is in a first layer, whose current is constant
             best = self.fine(fit, held, best)
         return LayerReport(name, before, coarse, best)
 
@@ -211,7 +211,7 @@ class _Layer:
     def rate(self, current: Tensor, alpha: float | None = None) -> Tensor:
         batch, T = self.student.batch, self.student.T
         spikes, _ = fire(self.site, current, batch, T, alpha)
-        return spikes.unflatten(0, (T, batch)).mean(0)
+        return mean_over_time(spikes, batch, torch.ones(T, device=spikes.device))
 
     def target(self, m: int) -> Tensor:
         target = self.targets[m]
