@@ -46,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="spiking weights; the released ones if left out")
     add("--conf", type=cli.fraction, default=0.25, help="confidence threshold")
     add("--iou", type=cli.fraction, default=0.6, help="IoU threshold of non-maximum suppression")
-    add("--device", type=cli.device, default="cpu", help="cpu or cuda:N")
+    cli.add_device(parser)
     cli.add_half(parser, default=None)
     add(
         "--each-step",

@@ -115,7 +115,7 @@ def device(text: str) -> str:
     """Type of `--device`: `cpu`, `cuda`, `cuda:N` or `N`, present on this machine."""
     import torch
 
-    text = f"cuda:{text}" if text.isdigit() else text
+    text = torch_device(text)
     try:
         chosen = torch.device(text)
         known = chosen.type in ("cpu", "cuda")
@@ -129,6 +129,11 @@ def device(text: str) -> str:
         count = torch.cuda.device_count()
         raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
     return f"cuda:{chosen.index or 0}"
+
+
+def torch_device(text: str) -> str:
+    """`cuda:0` of a training command's `0`."""
+    return f"cuda:{text}" if text.isdigit() else text
 
 
 def devices(text: str) -> str:

@@ -5,6 +5,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from test_data import add, annotation
@@ -152,7 +153,12 @@ def test_figure8_follows_one_run(place):
     assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
         ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
-    assert (place / "results/figure8.png").stat().st_size > 1000
+    drawn = plt.imread(place / "results/figure8.png")
+    reproduce.main(
+        parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4, "--boxes-only")
+    )
+    empty = plt.imread(place / "results/figure8.png")
+    assert drawn.shape == empty.shape and empty.mean() > drawn.mean()  # no dark photograph in it
 
 
 def test_cells_of_every_table():

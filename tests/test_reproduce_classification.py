@@ -248,7 +248,7 @@ def test_bad_input(place, tmp_path):
         reproduce.main(parsed(place, tmp_path, "table2", "--model", other))
     with pytest.raises(UsageError, match="for classification; table10 is of detection"):
         reproduce.main(parsed(place, tmp_path, "table10"))
-    with pytest.raises(UsageError, match="no method 'magic' here; there are cap, copy"):
+    with pytest.raises(UsageError, match="--methods magic: expected some of cap, copy"):
         reproduce.main(parsed(place, tmp_path, "table2", "--methods", "magic"))
     with pytest.raises(UsageError, match="--T 3 99: table2 has no such column; it has 2, 4, 8"):
         reproduce.main(parsed(place, tmp_path, "table2", "--T", 2, 3, 99))

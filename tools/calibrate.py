@@ -160,8 +160,7 @@ def calibrate(
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
     stage_two.expect_end_size(task, made, planned, network)
-    device = args.device or "cpu"
-    network.to(f"cuda:{device}" if device.isdigit() else device, memory_format=layout(network))
+    network.to(cli.torch_device(args.device or "cpu"), memory_format=layout(network))
     if not resumed:
         layers = planned.layers
         if (layers.coarse or layers.fine or layers.bias) and not goes_on:

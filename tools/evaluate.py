@@ -104,16 +104,14 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
         raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
+    floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
+    copies = args.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
+    samples = threshold_samples(args, task, loaded[0][0].names) if copies else []
     found = []
     for made, digest, wanted in loaded:
         steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
         if args.compare and made.stage == "qc":
-            floats = [item for item in loaded if item[0].stage == "float"]
-            for origin, origin_digest, _ in floats:
-                split = args.threshold_split or tasks.SETTINGS[task.name].TRAIN_SPLIT
-                samples = task.read(args.data, split, names=origin.names)
-                if not args.threshold_split:
-                    samples = task.split_off_tuning(samples, None)[0]
+            for origin, origin_digest in floats:
                 plain = stage_one.untuned(task, origin, samples, made.T)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, None))
@@ -124,6 +122,16 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
     if "copied weights" not in {method for method, *_ in found}:
         cli.refuse(args, ["threshold_split"], "no row of copied weights; it needs --compare")
     return found
+
+
+def threshold_samples(args: argparse.Namespace, task: Task, names: tuple[str, ...]) -> Sequence:
+    """Training pictures that give the thresholds of copied weights."""
+    from spikedet import tasks
+
+    if args.threshold_split:
+        return task.read(args.data, args.threshold_split, names=names)
+    samples = task.read(args.data, tasks.SETTINGS[task.name].TRAIN_SPLIT, names=names)
+    return task.split_off_tuning(samples, None)[0]
 
 
 def main(args: argparse.Namespace) -> None:

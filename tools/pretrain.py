@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
         "--schedule",
         type=phase,
         nargs="+",
-        help="phases, each EPOCHSxPIXELS (9x64 6x96 1x128)",
+        help=f"phases, each EPOCHSxPIXELS ({' '.join(f'{e}x{side}' for e, side in SCHEDULE)})",
     )
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
     parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")

@@ -79,6 +79,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--layer-steps", type=cli.count, default=120, help="most fine-calibration steps a layer")
     add("--end-to-end", type=cli.whole, default=400, help="steps of stage II's end-to-end pass")
     add("--picture", type=Path, help="picture of figure8; a street scene if left out")
+    hidden = "draw figure8 on an empty canvas, where its picture is not yours to publish"
+    add("--boxes-only", action="store_true", help=hidden)
     cli.add_device(parser)
     cli.add_half(parser, default=False)
     return parser

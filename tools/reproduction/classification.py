@@ -24,7 +24,7 @@ from tools.reproduction.tables import (
     planned,
     wanted,
 )
-from tools.reproduction.workshop import Cell, Workshop
+from tools.reproduction.workshop import Cell, Workshop, expect_there
 
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
 UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
@@ -47,9 +47,7 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
     """
     args.split = args.split or SETTINGS["classification"].TEST_SPLIT
     known = {"float", *OURS.values()}  # the float network is measured in any case
-    for method in args.methods or ():
-        if method not in known:
-            raise UsageError(f"no method {method!r} here; there are {', '.join(sorted(known))}")
+    expect_there("--methods", args.methods, known, f"expected some of {', '.join(sorted(known))}")
     networks = given(args, models)
     if args.name in FIGURES:
         analyse(args, networks)
@@ -179,11 +177,8 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
         if not (T is None and line.row.measure == "relative_loss")
     }
     columns = {T for _, T in entries if T is not None}
-    if absent := set(args.T or ()) - columns:
-        raise UsageError(
-            f"--T {' '.join(map(str, sorted(absent)))}: {args.name} has no such column; it has "
-            f"{', '.join(map(str, sorted(columns)))}"
-        )
+    have = f"{args.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
+    expect_there("--T", args.T, columns, have)
     cells = {(number, T): cell_of(args, lines[number], T) for number, T in entries}
     asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(args, lines[n], T)}
     for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
@@ -200,7 +195,6 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
-        if line.row.measure in COSTS:
             entries[number, None] |= filled(line, source_cost(row, line.row.measure), row)
         write(args, entries)
     write(args, entries)

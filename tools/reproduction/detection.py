@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from spikedet.detection.boxes import Detections
 from spikedet.detection.published import MEASURES, TABLE_10
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
-from tools.reproduction.workshop import Cell, Workshop
+from tools.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
 
 SPLIT = "VOC2007:val"
 EPOCHS = 2  # of stage I, where it must be run
@@ -37,15 +41,15 @@ STEPS = {
                 "stage2",
                 "stage1-coarse",
                 "stage1-fine",
-                "layer-wise",
+                LAYER_WISE,
                 "two-stage",
             )
         },
     },
-    "table6": {"two-stage": (8,)},
+    # the end-to-end pass sees all training pictures: their number would mean nothing
+    "table6": {LAYER_WISE: (8,)},
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
-METHOD = {"layer-wise": "two-stage"}
 # Networks are made for these T unless --made-for names others. A row of another T is read out from
 # a run of the next greater one, after the greatest that network runs on, as tools/detect.py does.
 MADE_FOR = (4, 8, 20)
@@ -101,32 +105,24 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         and (not args.methods or method in args.methods)
         and (method != "float-leaky" or args.leaky)
     ]
-    for option, wanted, there in (
-        ("--methods", args.methods, {method for method, *_ in planned}),
-        ("--T", args.T, {T for _, T, _ in planned}),
-    ):
-        if absent := set(wanted or ()) - there:
-            rows = "; ".join(
-                f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method
-                for method, steps in STEPS[args.name].items()
-            )
-            raise UsageError(
-                f"{option} {' '.join(map(str, sorted(absent)))}: {args.name} has no such row; it "
-                f"has {rows}"
-            )
+    rows = "; ".join(
+        f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method
+        for method, steps in STEPS[args.name].items()
+    )
+    have = f"{args.name} has no such row; it has {rows}"
+    expect_there("--methods", args.methods, {method for method, *_ in planned}, have)
+    expect_there("--T", args.T, {T for _, T, _ in planned}, have)
     runs: dict[Any, list[int]] = {}  # what is read out from one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
             runs.setdefault((method, made_for(args, method, T), limit), []).append(T)
     counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
     found = [
-        Cell(
-            METHOD.get(method, method),
+        Cell.of(
+            method,
             T,
             limit,
             pictures,
-            # the end-to-end pass sees all training pictures: their number would mean nothing
-            end_to_end=method not in METHOD and args.name != "table6",
             made_for=made_for(args, method, T),
             steps=tuple(sorted(runs.get((method, made_for(args, method, T), limit), ()))),
         )
@@ -145,14 +141,16 @@ def made_for(args: argparse.Namespace, method: str, T: int | None) -> int | None
     return min(greater, default=max(there))
 
 
-def entry(cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
-    """A line of the CSV file."""
-    method = cell.method if cell.end_to_end else "layer-wise"
+def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the CSV file `name`."""
+    method = cell.method if cell.end_to_end else LAYER_WISE
     line = {"method": method, "T": cell.T or "", "weights_for_T": cell.made_for or ""}
     line["calibration_pictures"] = row["calibration_pictures"]
-    line |= {name: row[name] for name in MEASURES} | {"images": row["images"]}
+    line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
     published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
-    return line | {f"paper_{name}": v for name, v in zip(MEASURES, published, strict=True)}
+    line |= {f"paper_{measure}": v for measure, v in zip(MEASURES, published, strict=True)}
+    classes = row["per_class"] if name == "figure9" else {}
+    return line | {f"AP_{key}": value for key, value in classes.items()}
 
 
 def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
@@ -183,10 +181,7 @@ def table(args: argparse.Namespace, shop: Workshop) -> None:
     for cell in wanted:
         measured[cell] = shop.row(cell)
         rows = [(c, measured[c]) for c in dict.fromkeys([*everything, *wanted]) if measured.get(c)]
-        lines = [entry(*pair) for pair in rows]
-        for line, (_, row) in zip(lines, rows, strict=True):
-            if args.name == "figure9":
-                line |= {f"AP_{key}": value for key, value in row["per_class"].items()}
+        lines = [entry(args.name, *pair) for pair in rows]
         write_csv(args.out / f"{args.name}.csv", lines)
         plot(args.name, lines, [row for _, row in rows], args.out / f"{args.name}.png")
     show(lines)
@@ -227,12 +222,19 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
             for f in steps
         ]  # fmt: skip
     write_csv(args.out / "figure8.csv", lines)
+    if args.boxes_only:
+        shown = [(method, [emptied(found) for found in steps]) for method, steps in shown]
     figures.grid(shown, args.out / "figure8.png")
     for line in lines:
         print(
             f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "
             f"{line['found_of_float']} of the float network's {line['float_objects']}"
         )
+
+
+def emptied(found: Detections) -> Detections:
+    """The same detections on an empty canvas."""
+    return replace(found, picture=np.full_like(found.picture, 245))
 
 
 def agreeing(found, truth) -> int:

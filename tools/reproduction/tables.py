@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED, Row
 from spikedet.methods import METHODS
-from tools.reproduction.workshop import Cell, Workshop
+from tools.reproduction.workshop import LAYER_WISE, Cell, Workshop
 
 END = " + end to end"  # the pass after stage II, which the paper has not
-LAYER_WISE = "layer-wise"  # `two-stage` as in the paper, without that pass
 OURS = {  # what tools/convert.py calls the paper's methods, and our own
     "RMP": "rmp",
     "OPT": "opt",
@@ -159,8 +158,7 @@ def cell_of(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
     if T is None:
         return Cell("float", None, args.limit, args.pictures)
     pictures = args.pictures if line.row.pictures is None else line.row.pictures
-    tool = "two-stage" if method == LAYER_WISE else method
-    return Cell(tool, T, args.limit, pictures, end_to_end=method != LAYER_WISE)
+    return Cell.of(method, T, args.limit, pictures)
 
 
 def wanted(args: argparse.Namespace, line: Line, T: int | None) -> bool:

@@ -7,7 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tools.calibrate import begun_with
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("float", "float-leaky")  # networks that are given
+LAYER_WISE = "layer-wise"  # the row of `two-stage` as in the paper, without the end-to-end pass
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,32 @@ class Cell:
     made_for: int | None = None
     steps: tuple[int, ...] = field(default=(), compare=False)
 
+    @classmethod
+    def of(cls, row: str, *place: Any, **options: Any) -> Cell:
+        """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
+        method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
+        return cls(method, *place, **({"end_to_end": passes} | options))
+
     @property
     def weights_T(self) -> int | None:
         """T that its network is made for."""
         return self.made_for or self.T
+
+
+def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, have: str) -> None:
+    """Refuse what was asked for and is not there.
+
+    Args:
+        option: Its name.
+        asked: Its values.
+        there: What it may be.
+        have: What there is instead, in words.
+
+    Raises:
+        UsageError: A value that it cannot be.
+    """
+    if absent := set(asked or ()) - set(there):
+        raise UsageError(f"{option} {' '.join(map(str, sorted(absent)))}: {have}")
 
 
 def note_of(made: Path) -> Path:
