@@ -290,7 +290,8 @@ def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
     channels_last = memory_format(spikes) == torch.channels_last
     frames = spikes.permute(0, 2, 3, 1) if channels_last else spikes
     over_time = frames.unflatten(0, (len(weights), batch)).flatten(1).to(weights.dtype)
-    mean = (weights / weights.sum() @ over_time).view(batch, *frames.shape[1:])
+    with torch.autocast(spikes.device.type, enabled=False):
+        mean = (weights / weights.sum() @ over_time).view(batch, *frames.shape[1:])
     return mean.permute(0, 3, 1, 2) if channels_last else mean
 
 
