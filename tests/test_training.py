@@ -125,6 +125,27 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
         trainer(sides, folder, resume=True).train()
 
 
+@pytest.mark.parametrize(("workers", "tau"), [(0, 2000), (1, 0)])
+def test_a_resumed_run_ends_as_one_that_went_on(sides, tmp_path, workers, tau):
+    settings = {"workers": workers, "ema_tau": tau}
+    trainer(sides, tmp_path / "whole", **settings).train()
+    killed = trainer(sides, tmp_path / "killed", **settings)
+
+    def kill(running):
+        if running.epoch == 1:
+            raise KeyboardInterrupt
+
+    killed.add_callback("on_train_batch_start", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    trainer(sides, tmp_path / "killed", resume=True, **settings).train()
+    whole, resumed = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "killed")
+    )
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, resumed[part][key]) for key, value in whole[part].items())
+
+
 def test_nothing_to_resume(sides, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         trainer(sides, tmp_path / "new", resume=True)

@@ -221,6 +221,14 @@ class Trainer(DetectionTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         self.ema.decay = _ramp(self.settings.ema_tau)
+        first = self.train_loader.generator.initial_seed()
+
+        def draw_anew(running: Trainer) -> None:
+            """Let a resumed run see the pictures of one that went on, not those of its start."""
+            running.train_loader.generator.manual_seed((first + (running.epoch << 32)) % (1 << 64))
+            running.train_loader.reset()
+
+        self.add_callback("on_train_epoch_start", draw_anew)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -286,5 +294,8 @@ def _plain(network: nn.Module) -> nn.Module:
 
 
 def _ramp(tau: float) -> Callable[[int], float]:
-    """Decay of the average: small at first, 0.9999 in the end, as ultralytics ramps it."""
-    return lambda updates: 0.9999 * (1 - np.exp(-updates / tau))
+    """Decay of the average: small at first, 0.9999 in the end, as ultralytics ramps it.
+
+    With tau = 0 there is no average.
+    """
+    return lambda updates: 0.9999 * (1 - np.exp(-updates / tau)) if tau else 0.0
