@@ -133,10 +133,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Twelve hexadecimal digits that tell the tensors of a network from those of another."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
+    there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in there.items()})
     return hashlib.sha256(data).hexdigest()[:12]
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from spikedet.checkpoint import Checkpoint, save
+from spikedet.checkpoint import Checkpoint, fingerprint, save
 from spikedet.conversion.normalize import largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
 from spikedet.conversion.trace import trace
 from spikedet.errors import WeightsError
 from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage
-from spikedet.training import epochs_done, expect_same_run
+from spikedet.training import expect_same_run, state_of
 
 
 def quantized(
@@ -69,6 +69,28 @@ def quantized(
     return network
 
 
+def planned(
+    task: Task,
+    made: Checkpoint,
+    train: Sequence,
+    T: int,
+    *,
+    teacher: Checkpoint | None = None,
+    clips_rounded: bool = False,
+    origin: dict[str, Any] | None = None,
+    **options: Any,
+) -> Checkpoint:
+    """What `finetune` makes of these arguments, without its tensors.
+
+    Its origin says in `run` what a run must agree in with the one that it resumes.
+    """
+    origin = origin or {}
+    run = {"parent": origin.get("parent"), "data": task.fingerprint(train), **options}
+    run["qcfs"] = clips_rounded
+    run["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
+    return replace(made, stage="qc", T=T, origin={**origin, "run": run}, tensors={})
+
+
 def finetune(
     task: Task,
     made: Checkpoint,
@@ -105,9 +127,11 @@ def finetune(
         origin: Put into the checkpoints.
 
     Raises:
-        TrainingError: The run in `out` is for another T, or of another network.
+        TrainingError: The run in `out` is for another T, of another network or of other options.
     """
-    wanted = replace(made, stage="qc", T=T, origin=origin or {})
+    options = {"noise": noise, "per_channel": per_channel, "teacher": teacher, "distill": distill}
+    options |= {"clips_rounded": clips_rounded, "origin": origin}
+    wanted = planned(task, made, train, T, **options)
     if resume:
         expect_same_run(out, wanted)
     network = quantized(task, made, train, T, noise, per_channel)
@@ -143,9 +167,19 @@ def untuned(
     return replace(made, stage="qc", tensors=network.state_dict(), T=T, origin={})
 
 
-def finished(folder: Path, resume: bool) -> bool:
-    """Whether the stage-I run in `folder` has done all its epochs (only asked when resuming)."""
-    if not resume:
+def finished(folder: Path, wanted: Checkpoint, settings: Any) -> bool:
+    """Whether the run in `folder` has done all the epochs that it would be resumed for.
+
+    Args:
+        folder: Of the run.
+        wanted: What it is to make (see `planned`).
+        settings: How.
+
+    Raises:
+        TrainingError: It made something else, or had other settings.
+    """
+    if not (folder / "state.pt").is_file():
         return False
-    done, wanted = epochs_done(folder)
-    return done == wanted > 0
+    expect_same_run(folder, wanted)
+    settings = replace(settings, imgsz=wanted.imgsz)  # as `Task.fit` trains
+    return state_of(folder / "state.pt", settings)["epoch"] + 1 >= settings.epochs

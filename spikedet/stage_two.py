@@ -207,7 +207,9 @@ def end_to_end(
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
-    about["begun with"] = fingerprint(network)
+    about["begun with"] = fingerprint(network.state_dict())
+    about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
+    about["data"] = task.fingerprint(samples)
 
     def write(reached: dict[str, Any]) -> None:
         save_state({**reached, "about": about}, state)

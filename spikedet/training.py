@@ -143,11 +143,12 @@ def read_state(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def expect_same_run(folder: Path, made: Checkpoint) -> None:
-    """Refuse to go on with a run that made something else.
+    """Refuse to go on with a run that made something else, or from something else.
 
     Args:
         folder: Of the run.
-        made: What is to be made now; all but its tensors and its origin counts.
+        made: What is to be made now; all but its tensors counts, and of its origin `run`: what
+            beside the settings makes it what it becomes.
 
     Raises:
         TrainingError: Names the first difference.
@@ -156,7 +157,9 @@ def expect_same_run(folder: Path, made: Checkpoint) -> None:
     if not last.is_file():
         return
     begun, wanted = (
-        {"stage": one.stage, "T": one.T, "imgsz": one.imgsz, "names": one.names} | one.model
+        {"stage": one.stage, "T": one.T, "imgsz": one.imgsz, "names": one.names}
+        | one.model
+        | one.origin.get("run", {})
         for one in (load(last), made)
     )
     for key in {**begun, **wanted}:
@@ -195,9 +198,19 @@ def load_state(path: Path, settings: TrainingSettings) -> dict[str, Any]:
     Raises:
         TrainingError: Damaged, all epochs are done, or the run had other settings.
     """
-    state = read_state(path, "epoch")
+    state = state_of(path, settings)
     if state["epoch"] + 1 >= settings.epochs:
         raise TrainingError(f"{path}: all {settings.epochs} epochs are done already")
+    return state
+
+
+def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
+    """The side-car of a run with these settings, whether it is to go on or not.
+
+    Raises:
+        TrainingError: Damaged, or the run had other settings.
+    """
+    state = read_state(path, "epoch")
     before = state.get("settings", {})
     for name, value in held(settings).items():
         if before.get(name, value) != value:

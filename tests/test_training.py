@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -241,7 +242,16 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert done.returncode == 6 and "is there already; choose another --out" in done.stderr
     kept = (tmp_path / "snn.safetensors").rename(tmp_path / "kept.safetensors")
     done = run(*again, cache=tmp_path)
-    assert done.returncode == 6 and "with another T or from other weights" in done.stderr
+    assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
+    for option, words in (
+        (["--noise", 0.3], "a run with noise=0.1; this one has noise=0.3"),
+        (["--qcfs"], "a run with distill=1.0; this one has distill=0.0"),
+        (["--limit", 16], "a run with data="),
+        (["--teacher", kept], "a run with teacher=None"),
+        (["--mosaic", 0.5], "a run with mosaic=1.0; resume it so"),
+    ):
+        done = run(*again[:4], 4, *again[5:], "--per-channel", *option, cache=tmp_path)
+        assert done.returncode == 6 and words in done.stderr, option
     done = run("finetune.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
                one.parent, cache=tmp_path)  # fmt: skip
     assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
@@ -454,6 +464,10 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     with pytest.raises(TrainingError, match="a run from other weights; choose another --out"):
         calibrated("--out", out, "--resume", "--weights", stages_done / "qc.safetensors")
     layers = begun.read_bytes()
+    with pytest.raises(TrainingError, match="calibrated, or are pooled, in another way"):
+        calibrated("--out", out, "--resume", "--pooling", "step")
+    with pytest.raises(TrainingError, match="holds an end-to-end pass with"):
+        calibrated("--out", out, "--resume", "--limit", 12)
     calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
     kept = out.with_name("kept.safetensors")
@@ -463,6 +477,18 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         calibrated("--out", kept, "--resume", "--T", 8)
     calibrated("--out", kept, "--resume", "--end-to-end", 0)  # what was done is enough
     assert kept.read_bytes() == layers and not begun.exists()
+    other = [
+        "--out",
+        stages_done / "other.safetensors",
+        "--weights",
+        stages_done / "qc.safetensors",
+    ]
+    other += ["--held", 1, "--layer-steps", 1, "--pictures"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(calibrate, "end_to_end", Mock(side_effect=KeyboardInterrupt))
+        calibrated(*other, 2)
+    with pytest.raises(TrainingError, match="calibrated, or are pooled, in another way"):
+        calibrated(*other, 3, "--resume")
     calibrated("--out", stages_done / "whole.safetensors")
     resumed, whole = trained(out), trained(stages_done / "whole.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

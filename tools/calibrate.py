@@ -140,6 +140,7 @@ def calibrate(
         made.model["spike_pooling"] = args.pooling
     planned = plan(args, task.name)
     planned.layers.bias = method.bias
+    layers_told = {**vars(planned.layers), "pictures": planned.pictures, "held": planned.held}
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
     start = time.time()
     begun = begun_with(args.out)
@@ -152,6 +153,11 @@ def calibrate(
             raise TrainingError(f"{begun}: a run from other weights; choose another --out")
         if calibrated.T != made.T:
             raise TrainingError(f"{begun}: a run with T={calibrated.T}; choose another --out")
+        if calibrated.model != made.model or calibrated.origin.get("layers") != layers_told:
+            raise TrainingError(
+                f"{begun}: a run whose layers were calibrated, or are pooled, in another way; "
+                "choose another --out"
+            )
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
@@ -172,6 +178,7 @@ def calibrate(
             origin = {**origin, "calibration_pictures": 0}
         if not goes_on:
             origin |= {"coarse": layers.coarse, "fine": layers.fine, "end_to_end": False}
+        origin["layers"] = layers_told
         target = begun if planned.end_to_end else args.out
         checkpoint.save(spiking_checkpoint(made, network, origin), target)
     if planned.end_to_end:

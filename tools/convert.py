@@ -75,6 +75,7 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
     if method is None:
         why = f"{name} has neither stage"
         ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")
+        ignored += ("device", "resume")
         cli.refuse(args, ignored, why)
         return
     if not method.finetuned:
@@ -107,7 +108,6 @@ def first_stage(
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
     from spikedet import checkpoint, stage_one, stage_two
-    from spikedet.errors import TrainingError
     from spikedet.task import expect_stage
 
     if args.stage1:
@@ -123,15 +123,11 @@ def first_stage(
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
-    if not stage_one.finished(folder, args.resume):
+    wanted = stage_one.planned(task, made, train, args.T, **options)
+    if not (args.resume and stage_one.finished(folder, wanted, settings)):
+        options["resume"] = args.resume
         stage_one.finetune(task, made, train, tune, args.T, folder, settings, **options)
-    best = folder / "best.safetensors"
-    ready = checkpoint.load(best)
-    if (ready.T, ready.origin.get("parent")) != (args.T, origin["parent"]):
-        raise TrainingError(
-            f"{best}: made with another T or from other weights; choose another --out"
-        )
-    return ready
+    return checkpoint.load(folder / "best.safetensors")
 
 
 def expect_same_network(path: Path, ready: Checkpoint, made: Checkpoint) -> None:

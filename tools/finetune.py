@@ -28,7 +28,7 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--noise", type=cli.fraction, help=f"eq 14's p ({NOISE})")
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
-    add("--distill", type=float, help=f"weight of the float network's outputs ({DISTILL})")
+    add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
@@ -48,7 +48,6 @@ def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
         "per_channel": args.per_channel,
         "distill": distill if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
-        "resume": args.resume,
     }
 
 
@@ -85,6 +84,7 @@ def main(args: argparse.Namespace) -> None:
         args.out,
         settings,
         **options,
+        resume=args.resume,
         teacher=teacher,
         origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
     )

@@ -46,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher", type=Path, help="float network of the same classes to distil from as well"
     )
-    parser.add_argument("--distill", type=float, help="weight of --teacher's outputs (1.0)")
+    parser.add_argument("--distill", type=cli.weight, help="weight of --teacher's outputs (1.0)")
     cli.add_training_arguments(parser)
     return parser
 
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from spikedet import tasks
-    from spikedet.checkpoint import Checkpoint, load, load_plain_into, save
+    from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
     from spikedet.training import expect_same_run
 
     if args.teacher is None:
@@ -71,8 +71,12 @@ def main(args: argparse.Namespace) -> None:
     if args.pretrained:
         load_plain_into(network, args.pretrained)
     origin = {"command": cli.command_line(), "pictures": len(train)}
+    taught = load(args.teacher) if args.teacher else None
+    distill = 1.0 if args.distill is None else args.distill
+    origin["run"] = {"data": task.fingerprint(train), "distill": distill}
+    origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
-    teacher = task.teacher(made, load(args.teacher)) if args.teacher else None
+    teacher = task.teacher(made, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:
         made.tensors = trained.state_dict()
@@ -80,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.resume:
         expect_same_run(args.out, made)
-    guide = (teacher, 1.0 if args.distill is None else args.distill)
+    guide = (teacher, distill)
     task.fit(network, train, tune, made, args.out, settings, write, args.resume, *guide)
 
 
