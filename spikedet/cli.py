@@ -100,6 +100,17 @@ def positive(text: str) -> float:
     return value
 
 
+def weight(text: str) -> float:
+    """Type of what a part of a loss counts: a number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
 def fraction(text: str) -> float:
     """Type of confidences and IoU thresholds: a number in 0..1."""
     try:

@@ -47,7 +47,7 @@ def read_picture(path: str | Path) -> np.ndarray:
                         f"expected at most {MOST_PIXELS // 1_000_000} million"
                     )
                 picture.load()
-                rgb = _eight_bit_rgb(ImageOps.exif_transpose(picture), path)
+                rgb = _eight_bit_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         what = "is empty" if path.stat().st_size == 0 else "is not a picture that can be read"
         raise PictureError(f"{path}: {what}; expected JPEG, PNG, TIFF, WebP or BMP") from None
@@ -58,7 +58,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
-def _eight_bit_rgb(picture: Image.Image, path: Path) -> np.ndarray:
+def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 RGB of any Pillow mode."""
     if picture.mode in {"I;16", "I;16B", "I;16L", "I", "F"}:
         values = np.asarray(picture).astype(np.float64)

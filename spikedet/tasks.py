@@ -45,7 +45,8 @@ def of_data(folders: Sequence[Path]) -> str:
     """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
     classes = ("train", "val", "test", "cifar-10-batches-py", "cifar-100-python")
     for folder in map(Path, folders):
-        if any((folder / name).is_dir() for name in classes) and not any(folder.glob("VOC*")):
+        inside = any((folder / name).is_dir() for name in classes)
+        if folder.name in classes[3:] or (inside and not any(folder.glob("VOC*"))):
             return "classification"
     return "detection"
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from spikedet import tasks
 from spikedet.classification import data
 from spikedet.errors import DataError, PictureError, UsageError
 from tools import prepare_cifar
@@ -356,3 +357,11 @@ def test_training_batches_never_end_and_have_their_labels(folder):
     first = next(data.augmented(samples, plain, 32, 6, seed=1))["label"]
     assert torch.equal(first, taken[0]["label"])
     assert len(next(data.augmented(samples, plain, 32, 99))["label"]) == 16
+
+
+def test_the_task_of_data_folders(tmp_path):
+    for name in ("cifar10/cifar-10-batches-py", "folders/train", "VOCdevkit/VOC2007"):
+        (tmp_path / name).mkdir(parents=True)
+    folders = ("cifar10", "cifar10/cifar-10-batches-py", "folders", "VOCdevkit")
+    found = [tasks.of_data([tmp_path / name]) for name in folders]
+    assert found == ["classification"] * 3 + ["detection"]

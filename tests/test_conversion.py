@@ -233,7 +233,7 @@ def test_folded_thresholds_leave_the_output_unchanged(small_net, pictures):
     record = trace(small_net, pictures)
     replace_activations(small_net, record, lambda _, q: IFNeuron(q.threshold))
     thresholds = [c.module.threshold for c in trace(small_net, pictures).of(ACTIVATIONS)]
-    fold_thresholds(small_net, trace(small_net, pictures))
+    fold_thresholds(trace(small_net, pictures))
     mixed = torch.cat([thresholds[0].expand(8), thresholds[1].expand(12)])
     folded = weights["mix.weight"] * mixed.view(1, -1, 1, 1)
     assert torch.allclose(small_net.mix.weight, folded)

@@ -242,6 +242,8 @@ def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, wo
         ("a.jpg", [*LIST[:-1], "gone"], 3, "gone: list: No such file"),
         ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not text"),
         ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is not a picture"),
+        ("x/a.jpg 1,2,9,9,0\ny/a.jpg 1,2,9,9,0", LIST, 3, "list: two lines for pictures named a"),
+        ("a.jpg", [LIST[0], "from", "twin", *LIST[2:]], 3, "two pictures of one name"),
         ("a.jpg", [*LIST[:2], *LIST[4:]], 2, "--list needs --names"),
         ("a.jpg", [*XML, "--names", "names"], 2, "--names: VOC XML has the names"),
         ("a.jpg", [*XML[:2], "--xml", "cut", *XML[4:]], 3, "cut/a.xml: not readable as VOC XML"),
@@ -250,6 +252,8 @@ def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, wo
 def test_boxes_that_cannot_be_imported(boxes, monkeypatch, capsys, line, words, code, message):
     (boxes / "list").write_text(line)
     (boxes / "from/JPEGImages/empty.jpg").touch()
+    (boxes / "twin").mkdir()
+    (boxes / "twin/a.jpg").touch()
     (boxes / "cut").mkdir()
     (boxes / "cut/a.xml").write_text("<annotation>")
     assert command(monkeypatch, "import_boxes", *words) == code

@@ -161,6 +161,11 @@ def test_figure8_follows_one_run(place):
     assert drawn.shape == empty.shape and empty.mean() > drawn.mean()  # no dark photograph in it
 
 
+def test_options_of_another_name_are_refused(place):
+    with pytest.raises(UsageError, match="--boxes-only: only figure8 draws a picture"):
+        reproduce.main(parsed(place, "table10", "--boxes-only"))
+
+
 def test_cells_of_every_table():
     def planned(name, *words):
         given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
@@ -204,6 +209,8 @@ def test_cells_of_every_table():
     }.items():
         with pytest.raises(UsageError, match=wanted):
             planned("figure7", *words)
+    with pytest.raises(UsageError, match="--methods quantised: table10 has no such row"):
+        planned("table10", "--methods", "quantised", "--T", "4", "--made-for", "8")
 
 
 def test_the_checkpoints_say_which_task_a_name_is_of(place):

@@ -93,6 +93,8 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Check
 def samples(args: argparse.Namespace, task: Task, made: Checkpoint) -> Sequence:
     """The pictures to run on."""
     read = task.read(args.data, cli.split(args, task.name), names=made.names)
+    if args.all:
+        cli.refuse(args, ["tuning"], "--all keeps no pictures aside")
     found = read if args.all else task.split_off_tuning(read, args.tuning)[1]
     return task.pick(found, args.limit)  # at random: classes may come one after another
 

@@ -90,7 +90,7 @@ def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> O
                 f"{len(names) - 1}"
             ) from None
         name = SYNONYMS.get(name, name)
-        if name in VOC_CLASSES and x2 > x1 and y2 > y1:
+        if name in VOC_CLASSES and x2 >= x1 and y2 >= y1:
             objects.append((name, [x1, y1, x2, y2]))
     return objects
 
@@ -171,15 +171,23 @@ def main(args: argparse.Namespace) -> None:
     if args.xml:
         cli.refuse(args, ["names"], "VOC XML has the names of its classes itself")
     skip = {line.split()[0] for path in args.skip for line in read_lines(path) if line}
-    pictures = {p.stem: p for d in args.pictures for p in sorted(d.rglob("*.jpg"))}
+    pictures: dict[str, Path] = {}
+    for path in (p for folder in args.pictures for p in sorted(folder.rglob("*.jpg"))):
+        if path.resolve() != pictures.setdefault(path.stem, path).resolve():
+            raise DataError(f"{path} and {pictures[path.stem]}: two pictures of one name")
     if not pictures:
         raise DataError(f"{args.pictures[0]}: no .jpg pictures here")
     # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
     skip |= {stem for stem in pictures if stem.startswith("2007_")}
     if args.list:
-        found = dict(annotations_of_list(args.list, args.names, pictures, skip))
+        annotations = annotations_of_list(args.list, args.names, pictures, skip)
     else:
-        found = dict(annotations_of_folder(args.xml, pictures, skip))
+        annotations = annotations_of_folder(args.xml, pictures, skip)
+    found: dict[str, bytes | None] = {}
+    for stem, xml in annotations:
+        if stem in found:
+            raise DataError(f"{args.list}: two lines for pictures named {stem}")
+        found[stem] = xml
     kept = {stem: xml for stem, xml in sorted(found.items()) if xml is not None}
     if not kept:
         raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")

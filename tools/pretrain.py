@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
         nargs="+",
         help=f"phases, each EPOCHSxPIXELS ({' '.join(f'{e}x{side}' for e, side in SCHEDULE)})",
     )
-    parser.add_argument("--rate", type=float, default=0.2, help="learning rate at its peak")
+    parser.add_argument("--rate", type=cli.positive, default=0.2, help="learning rate at its peak")
     parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of everything random")
     return parser

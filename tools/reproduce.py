@@ -72,7 +72,8 @@ def arguments() -> argparse.ArgumentParser:
     made = "T that networks are made for; rows of others are read out of the next greater one's run"
     default = " ".join(map(str, detection.MADE_FOR))
     add("--made-for", type=cli.time_steps, nargs="+", help=f"{made} (detection: {default})")
-    add("--long-limit", type=cli.count, default=200, help="pictures of the rows with T >= 500")
+    few = f"pictures of the rows with T >= 500 (detection: {detection.LONG_LIMIT})"
+    add("--long-limit", type=cli.count, help=few)
     usual = f"{detection.EPOCHS} for detection; as tools/finetune.py for classification"
     add("--epochs", type=cli.count, help=f"epochs of stage I where it must be run ({usual})")
     add("--pictures", type=cli.count, default=256, help="calibration pictures")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.trace import ACTIVATIONS
-from spikedet.neurons.layers import Readout
+from spikedet.neurons.layers import Readout, SpikingMaxPool
 
 
 @contextmanager
@@ -89,8 +89,8 @@ class Recorder:
     def run(self, pictures: Tensor, T: int) -> Iterator[int]:
         """Yield t after each of the T steps of a pass over pictures [B, C, H, W]."""
         self.layers, self.now = {}, {}
-        timed = [module for module in self._names if hasattr(module, "start")]
-        with listening(timed, self._heard):
+        heard = (*ACTIVATIONS, SpikingMaxPool, Readout)
+        with listening([m for m in self._names if isinstance(m, heard)], self._heard):
             for t, _ in self.spiking.run(pictures, T):
                 yield t
 

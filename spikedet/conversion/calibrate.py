@@ -26,6 +26,7 @@ from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 
 LOSSES = ("mse", "kl")
+NOTHING = 1e-8  # error of a layer without one: a first layer, whose current is constant
 
 
 @dataclass
@@ -182,7 +183,7 @@ class _Layer:
             else:
                 self.restore(saved)
         coarse = best
-        if self.options.fine and best > 0:  # as it is in a first layer, whose current is constant
+        if self.options.fine and best > NOTHING:
             best = self.fine(fit, held, best)
         return LayerReport(name, before, coarse, best)
 

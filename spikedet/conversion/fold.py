@@ -116,7 +116,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fold_thresholds(network: nn.Module, record: Trace) -> None:
+def fold_thresholds(record: Trace) -> None:
     """Scale weights so that 0/1 travels between layers, in place.
 
     A neuron's spike stands for theta. Which theta an input channel of a layer carries is found by
@@ -128,8 +128,8 @@ def fold_thresholds(network: nn.Module, record: Trace) -> None:
     depends on the wiring alone and never on the values of the thresholds.
 
     Args:
-        network: With `IFNeuron` in place of every activation; no layer is called twice.
-        record: Its trace.
+        record: Trace of a network with `IFNeuron` in place of every activation, where no layer is
+            called twice.
     """
     for neuron in _unfoldable(record):
         neuron.folded = False

@@ -67,8 +67,8 @@ def channel_maxima(
         percentile: Which percentile of a channel's activations counts as its maximum.
 
     Returns:
-        Thresholds [C] by module name; a channel that never fires gets the median of its layer's
-        others (1 when none fires), so that it stays silent.
+        Thresholds [C] by module name; a channel whose percentile is 0, as it fires at fewer
+        places than that, gets the median of its layer's others (1 where there are none).
     """
     generator = torch.Generator().manual_seed(0)
 

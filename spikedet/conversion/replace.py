@@ -270,7 +270,7 @@ def make_spiking(
 
     replace_activations(network, record, neuron)
     record = trace(network, example)
-    fold_thresholds(network, record)
+    fold_thresholds(record)
     changing = record.over_time()
     for call in record.of(POOLS):
         if changing & set(call.inputs):

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.errors import DataError
-from spikedet.pictures import read_picture
+from spikedet.pictures import SUFFIXES, read_picture
 from spikedet.precision import layout, mixed
-
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def load_class_folder(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -44,7 +42,7 @@ def load_class_folder(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in PICTURE_SUFFIXES
+        if path.suffix.lower() in SUFFIXES
     ]
     if not files:
         raise DataError(f"{folder}: no pictures here; expected {folder}/<class>/*.jpg")

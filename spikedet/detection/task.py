@@ -41,7 +41,7 @@ class Detection(Task):
         return torch.zeros(1, 3, 64, 64)
 
     def stride(self, network: Detector) -> int:
-        return int(network.stride.max())
+        return max(32, int(network.stride.max()))  # ultralytics trains at multiples of 32
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)

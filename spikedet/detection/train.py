@@ -19,7 +19,7 @@ from torch import nn
 
 from spikedet.detection.data import Sample
 from spikedet.detection.model import Detector
-from spikedet.detection.settings import Settings
+from spikedet.detection.settings import MOST, Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import TrainingError
 from spikedet.precision import layout, mixed
@@ -154,7 +154,7 @@ class Trainer(DetectionTrainer):
             "plots": False,
             "patience": 0,
             "workers": s.workers,
-            "max_det": 100,
+            "max_det": MOST,
         }
 
     # ------------------------------------------------------------------ what ultralytics asks for

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spikedet import cli
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED
 from spikedet.errors import DataError, UsageError
@@ -34,6 +35,7 @@ ENERGY_PICTURES = 1024  # section VI-A
 ANALYSED_STEPS = (8,)
 ANALYSED_PICTURES = 64
 NOT_RUN = "not run"
+DETECTORS = ("leaky", "made_for", "long_limit", "picture", "boxes_only")
 TORCHVISION_NAMES = {"vgg16_bn": "vgg16", "mobilenet_v2": "mobilenetv2"}
 FIGURES = ("figure4", "figure5")
 
@@ -46,6 +48,7 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
         DataError: None of the data folders holds the classes of a network.
     """
     args.split = args.split or SETTINGS["classification"].TEST_SPLIT
+    cli.refuse(args, DETECTORS, f"{args.name} of classifiers has no use for it")
     known = {"float", *OURS.values()}  # the float network is measured in any case
     expect_there("--methods", args.methods, known, f"expected some of {', '.join(sorted(known))}")
     networks = given(args, models)
@@ -191,11 +194,11 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
             continue
         if found is None:
             continue
-        entries[number, T] |= filled(line, found, row)
+        entries[number, T] |= filled(found, row)
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
-            entries[number, None] |= filled(line, source_cost(row, line.row.measure), row)
+            entries[number, None] |= filled(source_cost(row, line.row.measure), row)
         write(args, entries)
     write(args, entries)
     show(args, lines, entries)
@@ -213,7 +216,7 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     return made | {"paper_value": published.number(printed)}
 
 
-def filled(line: Line, found: float, row: dict[str, Any]) -> dict[str, Any]:
+def filled(found: float, row: dict[str, Any]) -> dict[str, Any]:
     """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
     accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
     return {"value": found, **accuracy, "images": row["images"]}

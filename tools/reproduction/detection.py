@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from spikedet import cli
 from spikedet.detection.boxes import Detections
 from spikedet.detection.published import MEASURES, TABLE_10
 from spikedet.errors import UsageError
@@ -60,6 +61,7 @@ LONG = {  # on --long-limit pictures
     **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
     "spiking-yolo": (500, 2000),
 }
+LONG_LIMIT = 200
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
@@ -74,6 +76,8 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
 
     if len(models) > 1:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
+    if args.name != "figure8":
+        cli.refuse(args, ["picture", "boxes_only"], "only figure8 draws a picture")
     args.split = args.split or SPLIT
     model = models[0] if models else None
     args.leaky = args.leaky or (None if model else released_leaky())
@@ -96,7 +100,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     """
     planned = [(m, t, args.limit) for m, steps in STEPS[args.name].items() for t in steps]
     if args.name == "table10" and (not args.T or max(args.T) >= 500):
-        limit = min(args.long_limit, args.limit or args.long_limit)
+        limit = min(filter(None, (args.long_limit or LONG_LIMIT, args.limit)))
         planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
     planned = [
         (method, T, limit)
@@ -104,6 +108,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         if (T is None or not args.T or T in args.T)
         and (not args.methods or method in args.methods)
         and (method != "float-leaky" or args.leaky)
+        and (method != "quantised" or T in (args.made_for or MADE_FOR))
     ]
     rows = "; ".join(
         f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method

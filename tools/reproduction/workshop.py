@@ -172,12 +172,13 @@ class Workshop:
 
     def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
         """Weights of a run of tools/finetune.py."""
-        from spikedet.stage_one import finished
+        from spikedet.training import epochs_done
 
         folder = self.out / "weights" / name
         words = ["finetune", "--weights", self.model, "--T", T, *options]
         words += ["--epochs", self.epochs] if self.epochs else []
-        make = make and not finished(folder, resume=True)
+        done, asked = epochs_done(folder)
+        make = make and not done == asked > 0
         self.made(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
         return folder / "best.safetensors"
 
