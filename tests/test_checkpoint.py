@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_energy import command
 
 from spikedet import checkpoint
 from spikedet.checkpoint import FORMAT, Checkpoint
@@ -47,6 +48,19 @@ def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
         assert torch.equal(again[name], made.tensors[name])
     assert again["weight"].dtype == torch.float32
     assert torch.equal(again["weight"], made.tensors["weight"].half().float())
+
+
+def test_the_command_that_halves(tmp_path, made, monkeypatch):
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    checkpoint.save(made, full)
+    words = ["halve", "--weights", full, "--out", half]
+    assert command(monkeypatch, *words) == 0
+    again = checkpoint.load(half)
+    assert again.origin == {"command": "x", "in_full": checkpoint.sha256(full)}
+    assert torch.equal(again.tensors["weight"], made.tensors["weight"].half().float())
+    assert torch.equal(again.tensors["act.threshold"], made.tensors["act.threshold"])
+    before = half.read_bytes()
+    assert command(monkeypatch, *words) == 6 and half.read_bytes() == before
 
 
 def test_saving_leaves_the_network_alone(tmp_path, made):
