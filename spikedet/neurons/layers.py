@@ -14,6 +14,7 @@ from spikedet.neurons.functional import (
     integrate_and_fire_surrogate,
     memory_format,
 )
+from spikedet.precision import mixed
 
 
 class IFNeuron(nn.Module):
@@ -290,7 +291,7 @@ def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
     channels_last = memory_format(spikes) == torch.channels_last
     frames = spikes.permute(0, 2, 3, 1) if channels_last else spikes
     over_time = frames.unflatten(0, (len(weights), batch)).flatten(1).to(weights.dtype)
-    with torch.autocast(spikes.device.type, enabled=False):
+    with mixed(spikes.device.type, False):
         mean = (weights / weights.sum() @ over_time).view(batch, *frames.shape[1:])
     return mean.permute(0, 3, 1, 2) if channels_last else mean
 
