@@ -359,6 +359,14 @@ def test_training_batches_never_end_and_have_their_labels(folder):
     assert len(next(data.augmented(samples, plain, 32, 99))["label"]) == 16
 
 
+def test_fingerprint_stays_when_pictures_were_looked_at(tmp_path):
+    add_pictures(tmp_path, "train", 2, "ab", size=(8, 8))
+    samples = data.read([tmp_path], "train")
+    before = data.fingerprint(samples)
+    assert samples.picture(0) is samples.picture(0)  # decoded once
+    assert data.fingerprint(samples) == before
+
+
 def test_the_task_of_data_folders(tmp_path):
     for name in ("cifar10/cifar-10-batches-py", "folders/train", "VOCdevkit/VOC2007"):
         (tmp_path / name).mkdir(parents=True)

@@ -39,6 +39,7 @@ class Samples(Dataset):
         aside: Whether each is kept aside for choices; every 50th of a class when None.
 
     Attributes:
+        decoded: Small pictures of files, by their number, once looked at.
         transform: Applied to a picture that is taken by its number.
     """
 
@@ -53,6 +54,7 @@ class Samples(Dataset):
     ):
         self.names, self.labels, self.sources = names, labels, list(sources)
         self.aside = _every_fiftieth(labels) if aside is None else aside
+        self.decoded: dict[int, Tensor] = {}
         self.transform: Any = None
 
     def __len__(self) -> int:
@@ -68,12 +70,12 @@ class Samples(Dataset):
         Raises:
             PictureError: It cannot be decoded.
         """
-        source = self.sources[number]
+        source = self.decoded.get(number, self.sources[number])
         if isinstance(source, Tensor):
             return source
         picture = torch.from_numpy(read_picture(source)[..., ::-1].copy()).permute(2, 0, 1)
         if picture[0].numel() <= self.KEPT:
-            self.sources[number] = picture
+            self.decoded[number] = picture
         return picture
 
     def select(self, numbers: Sequence[int]) -> Samples:
