@@ -91,10 +91,7 @@ def json_file(text: str) -> Path:
 
 def positive(text: str) -> float:
     """Type of rates and prices: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
@@ -102,10 +99,7 @@ def positive(text: str) -> float:
 
 def weight(text: str) -> float:
     """Type of what a part of a loss counts: a number of 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return value
@@ -113,13 +107,18 @@ def weight(text: str) -> float:
 
 def fraction(text: str) -> float:
     """Type of confidences and IoU thresholds: a number in 0..1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return value
+
+
+def _number(text: str) -> float:
+    """A number; NaN, which lies in no range, for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def device(text: str) -> str:

@@ -80,17 +80,21 @@ def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tm
             begin()
 
 
-def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
-    folder = tmp_path / "run"
-    first = trainer(sides, folder)
+def killed_in(epoch, trained):
+    """Train until an epoch (0-based) begins, and be interrupted."""
 
     def kill(running):
-        if running.epoch == 2:
+        if running.epoch == epoch:
             raise KeyboardInterrupt
 
-    first.add_callback("on_train_batch_start", kill)
+    trained.add_callback("on_train_batch_start", kill)
     with pytest.raises(KeyboardInterrupt):
-        first.train()
+        trained.train()
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
+    folder = tmp_path / "run"
+    killed_in(2, trainer(sides, folder))
     assert epochs_done(folder) == (2, 3)
     state = torch.load(folder / "state.pt", weights_only=True)
     assert all(v.dtype == torch.float32 for v in state["ema"].values() if v.is_floating_point())
@@ -130,15 +134,7 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
 def test_a_resumed_run_ends_as_one_that_went_on(sides, tmp_path, workers, tau):
     settings = {"workers": workers, "ema_tau": tau}
     trainer(sides, tmp_path / "whole", **settings).train()
-    killed = trainer(sides, tmp_path / "killed", **settings)
-
-    def kill(running):
-        if running.epoch == 1:
-            raise KeyboardInterrupt
-
-    killed.add_callback("on_train_batch_start", kill)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train()
+    killed_in(1, trainer(sides, tmp_path / "killed", **settings))
     trainer(sides, tmp_path / "killed", resume=True, **settings).train()
     whole, resumed = (
         torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "killed")

@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> None:
 
     if args.resume:
         expect_same_run(args.out, made)
-    guide = (teacher, distill)
-    task.fit(network, train, tune, made, args.out, settings, write, args.resume, *guide)
+    how = (made, args.out, settings, write, args.resume)
+    task.fit(network, train, tune, *how, teacher, distill)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Cell:
     def of(cls, row: str, *place: Any, **options: Any) -> Cell:
         """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
         method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
-        return cls(method, *place, **({"end_to_end": passes} | options))
+        return cls(method, *place, end_to_end=passes, **options)
 
     @property
     def weights_T(self) -> int | None:
