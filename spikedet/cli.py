@@ -138,6 +138,7 @@ def device(text: str) -> str:
     if (chosen.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on a CPU
     return f"cuda:{chosen.index or 0}"
 
 

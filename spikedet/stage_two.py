@@ -43,6 +43,7 @@ class Plan:
             steps, as half the side is a quarter of the time; always that of the network when None.
             A pass at a smaller side alone leaves a network that is worse at its own.
         end_rate: Its relative learning rate.
+        end_workers: Loader processes of it, on which the random numbers of its pictures depend.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
     """
@@ -55,6 +56,7 @@ class Plan:
     end_batch: int = 8
     end_grow_from: int | None = None
     end_rate: float = 4e-3
+    end_workers: int = 0
     truth: float = 1.0
     seed: int = 0
 
@@ -200,13 +202,15 @@ def end_to_end(
     def batches(first: int) -> Iterator[dict[str, Any]]:
         seed = (plan.seed << 32) + first
         torch.manual_seed(seed)  # of augmentation that draws in this process
-        for step, batch in enumerate(task.augmented(samples, made, plan.end_batch, seed), first):
+        drawn = task.augmented(samples, made, plan.end_batch, seed, plan.end_workers)
+        for step, batch in enumerate(drawn, first):
             start = plan.end_grow_from or made.imgsz
             side = growing_side(start, made.imgsz, step / plan.end_to_end, task.stride(network))
             yield {**batch, "img": resized(batch["img"], side)}
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
+    about["workers"] = plan.end_workers
     about["begun with"] = fingerprint(network.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
@@ -251,7 +255,7 @@ def tuning_loss(
     loss = _end_loss(task, made, spiking, plan, teacher)
     count = max(1, len(samples) // plan.end_batch)
     torch.manual_seed(0)  # of augmentation that draws in this process
-    batches = islice(task.augmented(samples, made, plan.end_batch, 0), count)
+    batches = islice(task.augmented(samples, made, plan.end_batch, 0, plan.end_workers), count)
     with torch.no_grad():
         return sum(loss(batch).item() for batch in batches) / count
 

@@ -120,9 +120,12 @@ class Task(ABC):
 
     @abstractmethod
     def augmented(
-        self, samples: Sequence, made: Checkpoint, batch: int, seed: int
+        self, samples: Sequence, made: Checkpoint, batch: int, seed: int, workers: int
     ) -> Iterator[dict[str, Any]]:
-        """Endless training batches; `img` is [B, 3, H, W], the rest is for `loss`."""
+        """Endless training batches, made by so many loader processes, in this one where 0.
+
+        `img` is [B, 3, H, W], the rest is for `loss`.
+        """
 
     @abstractmethod
     def loss(

@@ -27,7 +27,7 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-END = ("end_rate", "end_batch", "end_grow_from")
+END = ("end_rate", "end_batch", "end_grow_from", "end_workers")
 OPTIONS += END
 FINE = ("layer_steps", "loss")
 # what the record of weights goes on to say after another end-to-end pass
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--end-to-end", cli.whole, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", cli.positive, "its learning rate, relative to the weights")
     number("--end-batch", cli.count, "pictures a step of it")
+    number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
 
 

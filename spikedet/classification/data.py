@@ -78,6 +78,16 @@ class Samples(Dataset):
             self.decoded[number] = picture
         return picture
 
+    def decode(self) -> None:
+        """Decode small pictures now, as loader processes would each do so anew in every epoch.
+
+        Raises:
+            PictureError: One of them cannot be decoded.
+        """
+        for number in range(len(self)):
+            if self.picture(number)[0].numel() > self.KEPT:
+                return
+
     def select(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers, in this order."""
         labels, sources, aside = (
@@ -360,13 +370,25 @@ def loaded(loader: DataLoader) -> Iterator[list[Tensor]]:
 
 
 def augmented(
-    samples: Samples, description: dict[str, Any], imgsz: int, batch: int, seed: int = 0
+    samples: Samples,
+    description: dict[str, Any],
+    imgsz: int,
+    batch: int,
+    seed: int = 0,
+    workers: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless training batches: `img` [B, 3, imgsz, imgsz], `label` [B]; cropped and mirrored."""
+    """Endless training batches: `img` [B, 3, imgsz, imgsz], `label` [B]; cropped and mirrored.
+
+    Made by so many loader processes, in this one where 0.
+    """
+    if workers:
+        samples.decode()
     moved = samples.transformed(augmentation(description, imgsz))
     generator = torch.Generator().manual_seed(seed)
     size = min(batch, len(samples))
-    loader = DataLoader(moved, size, shuffle=True, drop_last=True, generator=generator)
+    loader = DataLoader(
+        moved, size, shuffle=True, drop_last=True, generator=generator, num_workers=workers
+    )
     while True:
         for pictures, labels in loader:
             yield {"img": pictures, "label": labels}

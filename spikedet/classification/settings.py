@@ -21,6 +21,7 @@ STAGE_TWO = {
     "end_batch": 64,
     "end_grow_from": None,
     "end_rate": 4e-3,
+    "end_workers": 0,
 }
 
 

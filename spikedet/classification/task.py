@@ -116,9 +116,9 @@ class Classification(Task):
         return data.batches(samples, made.model, made.imgsz, batch)
 
     def augmented(
-        self, samples: data.Samples, made: Checkpoint, batch: int, seed: int
+        self, samples: data.Samples, made: Checkpoint, batch: int, seed: int, workers: int
     ) -> Iterator[dict[str, Any]]:
-        return data.augmented(samples, made.model, made.imgsz, batch, seed)
+        return data.augmented(samples, made.model, made.imgsz, batch, seed, workers)
 
     def loss(
         self, network: nn.Module, found: Tensor, wanted: Tensor, batch: dict[str, Any], truth: float

@@ -161,6 +161,8 @@ class _Run:
             )
         share = settings.batch // world
         self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
+        if settings.workers:
+            samples.decode()
         samples = samples.transformed(augmentation(description, settings.imgsz, settings.augment))
         self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
         self.loader = DataLoader(

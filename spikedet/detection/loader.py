@@ -23,9 +23,11 @@ def batches(
 
 
 def augmented(
-    samples: Sequence[Sample], side: int, batch: int, seed: int = 0
+    samples: Sequence[Sample], side: int, batch: int, seed: int = 0, workers: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Endless training batches with ultralytics' augmentation, without mosaic.
+
+    Made by so many loader processes, in this one where 0.
 
     Yields:
         `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls`, `bboxes` as its loss
@@ -49,7 +51,7 @@ def augmented(
         min(batch, len(samples)),
         shuffle=True,
         drop_last=True,
-        num_workers=1,
+        num_workers=workers,
         collate_fn=SampleDataset.collate_fn,
         generator=generator,
     )

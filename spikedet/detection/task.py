@@ -76,9 +76,9 @@ class Detection(Task):
         return (pictures for pictures, _ in batches(samples, made.imgsz, batch))
 
     def augmented(
-        self, samples: Sequence[Sample], made: Checkpoint, batch: int, seed: int
+        self, samples: Sequence[Sample], made: Checkpoint, batch: int, seed: int, workers: int
     ) -> Iterator[dict[str, Any]]:
-        return augmented(samples, made.imgsz, batch, seed)
+        return augmented(samples, made.imgsz, batch, seed, workers)
 
     def loss(
         self, network: Detector, found: Any, wanted: Any, batch: dict[str, Any], truth: float
