@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint, save
+from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.normalize import largest_activations
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
@@ -27,6 +29,7 @@ def quantized(
     noise: float = 0.1,
     per_channel: bool = False,
     maxima: bool = False,
+    fold: bool = True,
 ) -> nn.Module:
     """A float network with quantise-clip activations, thresholds estimated on `samples`.
 
@@ -40,6 +43,7 @@ def quantized(
         noise: Probability that an element is not quantised while training.
         per_channel: One threshold a channel instead of one a layer.
         maxima: Thresholds are the largest activations, not those of the least error.
+        fold: Fold batch norm; else it stays beside the quantisers (see `prepare`).
 
     Raises:
         WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
@@ -58,7 +62,7 @@ def quantized(
                 module.steps, module.noise = T, noise
         return network
     example = task.example(made.imgsz)
-    prepare(network, example)
+    prepare(network, example, fold)
     record = trace(network, example)
     pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
     if maxima:
@@ -105,6 +109,7 @@ def finetune(
     teacher: Checkpoint | None = None,
     distill: float = 1.0,
     clips_rounded: bool = False,
+    fold_first: bool = False,
     resume: bool = False,
     origin: dict[str, Any] | None = None,
 ) -> None:
@@ -123,6 +128,8 @@ def finetune(
         teacher: Float checkpoint to distil from; `made` itself when it is a float one.
         distill: Weight of the distillation beside the task's loss, 0 for none.
         clips_rounded: Where gradients pass the quantisers (see `QuantClip`).
+        fold_first: Fold batch norm of a float network before it is trained, not after. With batch
+            norm ten times the learning rate can be borne, which few levels need.
         resume: Go on with the run in `out`.
         origin: Put into the checkpoints.
 
@@ -130,11 +137,11 @@ def finetune(
         TrainingError: The run in `out` is for another T, of another network or of other options.
     """
     options = {"noise": noise, "per_channel": per_channel, "teacher": teacher, "distill": distill}
-    options |= {"clips_rounded": clips_rounded, "origin": origin}
+    options |= {"clips_rounded": clips_rounded, "fold_first": fold_first, "origin": origin}
     wanted = planned(task, made, train, T, **options)
     if resume:
         expect_same_run(out, wanted)
-    network = quantized(task, made, train, T, noise, per_channel)
+    network = quantized(task, made, train, T, noise, per_channel, fold=fold_first)
     for module in network.modules():
         if isinstance(module, QuantClip):
             module.clips_rounded = clips_rounded
@@ -143,7 +150,9 @@ def finetune(
     network.train()
 
     def write(trained: nn.Module, path: Path) -> None:
-        save(replace(wanted, tensors=trained.state_dict()), path)
+        folded = copy.deepcopy(trained).cpu().eval()
+        fold_batch_norm(folded, task.example(made.imgsz))
+        save(replace(wanted, tensors=folded.state_dict()), path)
 
     if teacher is None and made.stage == "float":
         teacher = made

@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from spikedet.classification.models import NAMES, NETWORKS, TORCHVISION, build
+from spikedet.conversion.fold import fold_batch_norm
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.trace import trace
@@ -57,12 +58,16 @@ def stages(network, pictures, T):
 
 
 def expect_equal(quantised, spiking, pictures):
-    """A current on the very edge of a level may be rounded to the other side in one picture."""
     with torch.no_grad():
         wanted, found = quantised(pictures), spiking(pictures)
     assert centred(wanted).abs().amax(1).min() > 0
+    expect_mostly_equal(found, wanted)
+
+
+def expect_mostly_equal(found, wanted):
+    """A current on the very edge of a level may be rounded to the other side in one picture."""
     errors = (found - wanted).abs().amax(1)
-    assert (errors < 1e-3 * wanted.std()).sum() >= len(pictures) - 1, errors
+    assert (errors < 1e-3 * wanted.std()).sum() >= len(wanted) - 1, errors
 
 
 def cosine(a, b):
@@ -105,6 +110,30 @@ def test_one_time_step_equals_the_quantised_network(arch, form, activation):
     expected = {0.0 if activation == "relu" else 0.1}
     assert slopes == (expected | {1.0} if arch == "mobilenetv2" else expected)
     expect_equal(quantised, spiking, pictures)
+
+
+@pytest.mark.parametrize(("arch", "form"), FORMS)
+def test_batch_norm_may_be_folded_after_quantised_training(arch, form):
+    """The same modules as of a network that is folded first, computing what was trained."""
+    network, pictures = alive(describe(arch, form))
+    example = pictures[:1]
+    first, later = copy.deepcopy(network), network
+    networks = {"first": first, "later": later}
+    for name, quantised in networks.items():
+        prepare(quantised, example, fold=name == "first")
+        record = trace(quantised, example)
+        quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], 4), 4, 0.0)
+    with torch.no_grad():
+        expect_mostly_equal(later.eval()(pictures), first.eval()(pictures))
+        for norm in (m for m in later.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean += 0.1 * torch.rand_like(norm.running_mean)  # as training would
+            norm.running_var *= 1.1
+        wanted = later(pictures)
+        fold_batch_norm(later, example)
+        expect_mostly_equal(later(pictures), wanted)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in later.modules())
+    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in networks.values()]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(("arch", "form"), [form for form in FORMS if form[1] == "cifar"])

@@ -42,7 +42,7 @@ from spikedet.methods import METHODS, Method  # noqa: E402
 from tools.calibrate import END, FINE, LAYERS, add_arguments, calibrate, plan  # noqa: E402
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
 
-STAGE_ONE = ("noise", "distill", "qcfs", "teacher")
+STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint

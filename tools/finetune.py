@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Stage I: fold batch norm, quantise and clip the activations, fine-tune with the task's loss.
+"""Stage I: quantise and clip the activations, fine-tune with the task's loss, fold batch norm.
 
     tools/finetune.py --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
 
@@ -30,6 +30,7 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
+    add("--fold-first", action="store_true", help="fold batch norm before stage I, not after it")
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
@@ -48,6 +49,7 @@ def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
         "per_channel": args.per_channel,
         "distill": distill if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
+        "fold_first": args.fold_first,
     }
 
 
@@ -72,6 +74,8 @@ def main(args: argparse.Namespace) -> None:
     options = stage_one_options(args)
     if made.stage == "qc" and args.teacher is None:
         cli.refuse(args, ["distill"], "stage-I weights cannot be distilled from; name a --teacher")
+    if made.stage == "qc":
+        cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
     settings = cli.training_settings(args, task.name, stage_one=True)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None

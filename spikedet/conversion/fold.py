@@ -25,6 +25,10 @@ from spikedet.neurons.layers import CalledInTurn, IFNeuron, per_channel
 ROUTE = ("i", "f", "type")
 
 
+class NormAndActivation(nn.Sequential):
+    """A batch norm, and the activation that stands in its place once it is folded."""
+
+
 def set_module(network: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` at the dotted `name`, in the mode (training or not) of what it replaces."""
     parent, _, child = name.rpartition(".")
@@ -98,7 +102,11 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
         for place in (made_by[source], call):
             expect_plain(place.module, place.where, place.module.forward)
         _fold(made_by[source].module, call.module)
-        set_module(network, call.where, nn.Identity())
+        pair = call.where.rpartition(".")[0]
+        if isinstance(network.get_submodule(pair), NormAndActivation):
+            set_module(network, pair, network.get_submodule(pair)[1])
+        else:
+            set_module(network, call.where, nn.Identity())
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:

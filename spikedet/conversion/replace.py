@@ -9,13 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.fold import (
+    NormAndActivation,
     call_in_turn,
     fold_batch_norm,
     fold_thresholds,
+    separate_layers,
     set_module,
 )
 from spikedet.conversion.quantize import QuantClip, levels
-from spikedet.conversion.trace import ACTIVATIONS, POOLS, WEIGHTED, Call, Trace, slots, trace
+from spikedet.conversion.trace import (
+    ACTIVATIONS,
+    NORMS,
+    POOLS,
+    WEIGHTED,
+    Call,
+    Trace,
+    slots,
+    trace,
+)
 from spikedet.errors import ConversionError
 from spikedet.neurons.layers import ConstantInput, IFNeuron, Readout, SpikingMaxPool
 
@@ -24,7 +35,7 @@ SAMPLE, CHANNEL_SAMPLE = 20_000, 500
 CANDIDATES = 100  # thetas that are tried for a threshold
 
 
-def prepare(network: nn.Module, example: Tensor) -> None:
+def prepare(network: nn.Module, example: Tensor, fold: bool = True) -> None:
     """Make a float network ready for `quantize`, in place.
 
     Gives every call of a layer or an activation a module of its own, folds batch norm, and gives
@@ -33,11 +44,17 @@ def prepare(network: nn.Module, example: Tensor) -> None:
     Args:
         network: In evaluation mode.
         example: Input [B, C, H, W].
+        fold: Fold batch norm now. Else `fold_batch_norm` makes the same modules of it later, once
+            it was trained together with the quantisers.
 
     Raises:
         ConversionError: Names what cannot be converted.
     """
-    fold_batch_norm(network, example)
+    if fold:
+        fold_batch_norm(network, example)
+    else:
+        fold_batch_norm(copy.deepcopy(network), example)  # refuses what cannot be folded
+        separate_layers(network, example)
     spike_linear_bottlenecks(network, example)
     separate_activations(network, example)
 
@@ -52,7 +69,7 @@ def spike_linear_bottlenecks(network: nn.Module, example: Tensor) -> None:
     itself (they run once) and readouts stay as they are.
 
     Args:
-        network: Batch norm folded.
+        network: Batch norm folded, or directly behind a layer of its own.
         example: Input [B, C, H, W].
 
     Raises:
@@ -63,6 +80,9 @@ def spike_linear_bottlenecks(network: nn.Module, example: Tensor) -> None:
         after = [c for c in record.calls if set(c.inputs) & set(slots(call.result))]
         place = after[0].module if len(after) == 1 else None
         identity = nn.LeakyReLU(1.0)
+        if isinstance(place, NORMS):
+            set_module(network, after[0].where, NormAndActivation(place, identity))
+            continue
         if isinstance(place, nn.Identity) and sum(c.module is place for c in record.calls) == 1:
             set_module(network, after[0].where, identity)
             continue
