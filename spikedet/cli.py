@@ -222,8 +222,16 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
             arguments.add_argument(option, type=kind, help=help)
 
 
-def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = False) -> Any:
+def training_settings(
+    args: argparse.Namespace, task: str, *, stage_one: bool = False, folded: bool = False
+) -> Any:
     """The settings of a task that `add_training_arguments` parsed.
+
+    Args:
+        args: The parsed arguments.
+        task: Its name.
+        stage_one: What was not given is as stage I has it.
+        folded: And as stage I without batch norm has it.
 
     Raises:
         UsageError: An option of another task.
@@ -234,7 +242,8 @@ def training_settings(args: argparse.Namespace, task: str, *, stage_one: bool = 
     for name in given:
         if name not in settings.FIELD_HELP:
             raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
-    return settings.Settings(**((settings.STAGE_ONE if stage_one else {}) | given))
+    usual = (settings.STAGE_ONE if stage_one else {}) | (settings.FOLDED if folded else {})
+    return settings.Settings(**(usual | given))
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:

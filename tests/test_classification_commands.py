@@ -1,6 +1,8 @@
 """The commands with a classifier, from pictures to energy, and what they refuse."""
 
+import csv
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -17,7 +19,7 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
 from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
-from spikedet.errors import DataError, PictureError, UsageError, WeightsError
+from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
 from spikedet.released import released
@@ -87,6 +89,29 @@ def test_every_stage_says_what_it_is_and_where_it_came_from(made):
     assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
     assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
     assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
+
+
+def test_stage_one_is_written_with_its_batch_norm_folded(made):
+    """What is written computes what was trained and measured beside its batch norm."""
+    one = checkpoint.load(weights(made, "qc"))
+    assert not any("running_mean" in name for name in one.tensors)
+    _, tune = data.split_off_tuning(data.read([made / "data"], "train"))
+    runner = CLASSIFICATION.restore(one)
+    ((found, _),) = CLASSIFICATION.measure(runner, tune)
+    (row,) = csv.DictReader((made / "qc/results.csv").open())
+    assert found["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
+
+
+def test_where_batch_norm_is_folded_makes_another_run(made, monkeypatch, capsys, tmp_path):
+    shutil.copytree(made / "qc", tmp_path / "qc")
+    shutil.copy(weights(made, "qc"), tmp_path / "qc/last.safetensors")
+    words = ["--data", made / "data", "--T", 4, *TRAINING, "--out", tmp_path / "qc", "--fold-first"]
+    float_weights = ["--weights", weights(made, "float"), "--resume"]
+    assert command(monkeypatch, "finetune", *float_weights, *words) == TrainingError.exit_code
+    assert "fold_first=False; this one has fold_first=True" in capsys.readouterr().err
+    folded = ["--weights", weights(made, "qc")]
+    assert command(monkeypatch, "finetune", *folded, *words) == UsageError.exit_code
+    assert "--fold-first: batch norm of stage-I weights is folded" in capsys.readouterr().err
 
 
 def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):

@@ -140,6 +140,19 @@ def test_stage_one_takes_the_picture_size_of_its_weights(parser, capsys):
     assert "unrecognized arguments: --imgsz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("task", ["detection", "classification"])
+def test_the_usual_rate_of_stage_one_is_lower_without_batch_norm(task):
+    own = cli.parser("test")
+    cli.add_training_arguments(own, stage_one=True)
+
+    def rate(*words, folded):
+        args = own.parse_args(words)
+        return cli.training_settings(args, task, stage_one=True, folded=folded).rate
+
+    assert rate(folded=True) < rate(folded=False)
+    assert rate("--rate", "0.3", folded=True) == rate("--rate", "0.3", folded=False) == 0.3
+
+
 def test_json_is_written_to_names_in_json_only(capsys):
     assert cli.json_file("a/rows.json") == Path("a/rows.json")
     with pytest.raises(SystemExit):

@@ -119,7 +119,7 @@ def first_stage(
         return ready
     planned = plan(args, task.name)  # before the hours that stage I takes
     stage_two.expect_end_size(task, made, planned, task.bare(made))
-    settings = cli.training_settings(args, task.name, stage_one=True)
+    settings = cli.training_settings(args, task.name, stage_one=True, folded=args.fold_first)
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     options = stage_one_options(args) | {"teacher": teacher, "origin": origin}

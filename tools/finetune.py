@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.tasks import SETTINGS  # noqa: E402
 
 NOISE, DISTILL = 0.1, 1.0
 
@@ -30,7 +31,9 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
-    add("--fold-first", action="store_true", help="fold batch norm before stage I, not after it")
+    rate = "; ".join(f"{s.FOLDED['rate']} for {task}" for task, s in SETTINGS.items())
+    help = f"fold batch norm before stage I, not after it; then --rate is usually {rate}"
+    add("--fold-first", action="store_true", help=help)
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
@@ -76,7 +79,8 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, ["distill"], "stage-I weights cannot be distilled from; name a --teacher")
     if made.stage == "qc":
         cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
-    settings = cli.training_settings(args, task.name, stage_one=True)
+    folded = args.fold_first or made.stage == "qc"
+    settings = cli.training_settings(args, task.name, stage_one=True, folded=folded)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None
     stage_one.finetune(
