@@ -359,6 +359,20 @@ def test_training_batches_never_end_and_have_their_labels(folder):
     assert len(next(data.augmented(samples, plain, 32, 99))["label"]) == 16
 
 
+def test_loader_processes_get_decoded_pictures_and_draw_them_alike(folder):
+    samples = data.read([folder], "test")
+    draws = []
+    for begun in (5, 6):  # what this process drew before does not matter
+        torch.manual_seed(begun)
+        endless = data.augmented(samples, DESCRIPTION, 32, 6, seed=1, workers=2)
+        draws.append([next(endless) for _ in range(3)])
+    assert len(samples.decoded) == len(samples) == 16
+    for one, other in zip(*draws, strict=True):
+        assert torch.equal(one["img"], other["img"]) and torch.equal(one["label"], other["label"])
+    alone = next(data.augmented(samples, DESCRIPTION, 32, 6, seed=1))
+    assert torch.equal(alone["label"], draws[0][0]["label"])  # the same pictures
+
+
 def test_fingerprint_stays_when_pictures_were_looked_at(tmp_path):
     add_pictures(tmp_path, "train", 2, "ab", size=(8, 8))
     samples = data.read([tmp_path], "train")
