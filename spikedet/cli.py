@@ -223,7 +223,7 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
 
 
 def training_settings(
-    args: argparse.Namespace, task: str, *, stage_one: bool = False, folded: bool = False
+    args: argparse.Namespace, task: str, *, stage_one: bool = False, folded: bool | None = None
 ) -> Any:
     """The settings of a task that `add_training_arguments` parsed.
 
@@ -231,7 +231,7 @@ def training_settings(
         args: The parsed arguments.
         task: Its name.
         stage_one: What was not given is as stage I has it.
-        folded: And as stage I without batch norm has it.
+        folded: Whether that has no batch norm; as usual when None.
 
     Raises:
         UsageError: An option of another task.
@@ -242,8 +242,7 @@ def training_settings(
     for name in given:
         if name not in settings.FIELD_HELP:
             raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
-    usual = (settings.STAGE_ONE if stage_one else {}) | (settings.FOLDED if folded else {})
-    return settings.Settings(**(usual | given))
+    return settings.Settings(**((_stage_one(task, folded) if stage_one else {}) | given))
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -327,7 +326,15 @@ def _shown(value: Any) -> Any:
 def _usual(task: str, name: str, stage_one: bool) -> Any:
     settings = SETTINGS[task]
     default = getattr(settings.Settings(), name)
-    return settings.STAGE_ONE.get(name, default) if stage_one else default
+    return _stage_one(task).get(name, default) if stage_one else default
+
+
+def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
+    """What stage I has that is not as in the settings of a task."""
+    settings = SETTINGS[task]
+    folded = settings.FOLD_FIRST if folded is None else folded
+    rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
+    return {**settings.STAGE_ONE, "rate": rate}
 
 
 def command_line() -> str:

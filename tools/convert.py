@@ -119,10 +119,11 @@ def first_stage(
         return ready
     planned = plan(args, task.name)  # before the hours that stage I takes
     stage_two.expect_end_size(task, made, planned, task.bare(made))
-    settings = cli.training_settings(args, task.name, stage_one=True, folded=args.fold_first)
+    options = stage_one_options(args, task.name)
+    settings = cli.training_settings(args, task.name, stage_one=True, folded=options["fold_first"])
     folder = args.out.with_name(args.out.name + ".stage1")
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    options = stage_one_options(args) | {"teacher": teacher, "origin": origin}
+    options |= {"teacher": teacher, "origin": origin}
     wanted = stage_one.planned(task, made, train, args.T, **options)
     if not (args.resume and stage_one.finished(folder, wanted, settings)):
         options["resume"] = args.resume

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.errors import UsageError  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 NOISE, DISTILL = 0.1, 1.0
@@ -31,13 +32,22 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
-    rate = "; ".join(f"{s.FOLDED['rate']} for {task}" for task, s in SETTINGS.items())
-    help = f"fold batch norm before stage I, not after it; then --rate is usually {rate}"
-    add("--fold-first", action="store_true", help=help)
+    usual = "; ".join(
+        f"{'on' if s.FOLD_FIRST else 'off'} for {task}, --rate being "
+        f"{s.STAGE_ONE_RATE['folded']} with it, {s.STAGE_ONE_RATE['unfolded']} without"
+        for task, s in SETTINGS.items()
+    )
+    help = f"fold batch norm before stage I, not after it ({usual})"
+    add("--fold-first", action=argparse.BooleanOptionalAction, help=help)
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
-def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
+def folds_first(args: argparse.Namespace, task: str) -> bool:
+    """Whether batch norm of a float network is folded before stage I, as given or as usual."""
+    return SETTINGS[task].FOLD_FIRST if args.fold_first is None else args.fold_first
+
+
+def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher.
 
     Raises:
@@ -52,7 +62,7 @@ def stage_one_options(args: argparse.Namespace) -> dict[str, Any]:
         "per_channel": args.per_channel,
         "distill": distill if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
-        "fold_first": args.fold_first,
+        "fold_first": folds_first(args, task),
     }
 
 
@@ -74,12 +84,12 @@ def main(args: argparse.Namespace) -> None:
 
     made = checkpoint.load(args.weights)
     task = tasks.of(made)
-    options = stage_one_options(args)
+    options = stage_one_options(args, task.name)
     if made.stage == "qc" and args.teacher is None:
         cli.refuse(args, ["distill"], "stage-I weights cannot be distilled from; name a --teacher")
-    if made.stage == "qc":
-        cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
-    folded = args.fold_first or made.stage == "qc"
+    if made.stage == "qc" and args.fold_first is not None and "fold_first" not in args.configured:
+        raise UsageError("--fold-first: batch norm of stage-I weights is folded already")
+    folded = options["fold_first"] or made.stage == "qc"
     settings = cli.training_settings(args, task.name, stage_one=True, folded=folded)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None

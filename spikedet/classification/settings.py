@@ -9,10 +9,10 @@ from spikedet import settings
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
-# FOLDED is the rate of stage I without batch norm, which fails at a higher one, or without a bound
-# on the gradient.
-STAGE_ONE = {"epochs": 6, "rate": 0.05, "warmup": 0.2, "clip": 1.0}
-FOLDED = {"rate": 0.002}
+# Without batch norm stage I fails at a higher rate, or without a bound on the gradient.
+FOLD_FIRST = False
+STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.05}
+STAGE_ONE = {"epochs": 6, "warmup": 0.2, "clip": 1.0}
 STAGE_TWO = {
     "pictures": 256,
     "held": 64,

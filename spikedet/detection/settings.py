@@ -17,9 +17,9 @@ PROTOCOL = (
     f"at most {MOST} boxes a picture, difficult objects ignored"
 )
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
-# FOLDED is the rate of stage I without batch norm.
-STAGE_ONE = {"epochs": 4, "rate": 0.01, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
-FOLDED = {"rate": 0.002}
+FOLD_FIRST = True
+STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.01}
+STAGE_ONE = {"epochs": 4, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
 STAGE_TWO = {
     "pictures": 256,
     "held": 64,
