@@ -26,7 +26,14 @@ from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.precision import device_of, layout, mixed
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
-from spikedet.training import expect_growth, growing_side, read_state, resized, save_state
+from spikedet.training import (
+    expect_growth,
+    growing_side,
+    read_state,
+    resized,
+    save_state,
+    seed_generators,
+)
 
 
 @dataclass
@@ -201,7 +208,7 @@ def end_to_end(
 
     def batches(first: int) -> Iterator[dict[str, Any]]:
         seed = (plan.seed << 32) + first
-        torch.manual_seed(seed)  # of augmentation that draws in this process
+        seed_generators(seed)  # of augmentation that draws in this process
         drawn = task.augmented(samples, made, plan.end_batch, seed, plan.end_workers)
         for step, batch in enumerate(drawn, first):
             start = plan.end_grow_from or made.imgsz
@@ -254,7 +261,7 @@ def tuning_loss(
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
     loss = _end_loss(task, made, spiking, plan, teacher)
     count = max(1, len(samples) // plan.end_batch)
-    torch.manual_seed(0)  # of augmentation that draws in this process
+    seed_generators(0)  # of augmentation that draws in this process
     batches = islice(task.augmented(samples, made, plan.end_batch, 0, plan.end_workers), count)
     with torch.no_grad():
         return sum(loss(batch).item() for batch in batches) / count

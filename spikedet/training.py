@@ -65,6 +65,13 @@ def check_devices(device: str) -> None:
         )
 
 
+def seed_generators(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators: augmentation draws from all of them."""
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
 def random_states() -> dict[str, Any]:
     """States of Python's, numpy's and torch's generators, as values safe to load."""
     name, keys, *rest = np.random.get_state()

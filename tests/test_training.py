@@ -547,13 +547,14 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     assert sizes == [(3, 3, side, side) for side in sides]
 
 
-def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
     floating = checkpoint.load(stages_done / "float.safetensors")
     made = checkpoint.load(stages_done / "qc.safetensors")
     network = stage_two.copied(DETECTION, made)
 
     def judged(truth):
-        plan = stage_two.Plan(truth=truth)
+        plan = stage_two.Plan(truth=truth, end_workers=workers)
         return stage_two.tuning_loss(DETECTION, made, network, sides[1], plan, floating)
 
     assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
