@@ -42,11 +42,6 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
-def folds_first(args: argparse.Namespace, task: str) -> bool:
-    """Whether batch norm of a float network is folded before stage I, as given or as usual."""
-    return SETTINGS[task].FOLD_FIRST if args.fold_first is None else args.fold_first
-
-
 def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher.
 
@@ -57,12 +52,13 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
         why = "QCFS trains without noise and distillation"
         cli.refuse(args, ["noise", "distill", "teacher"], why)
     noise, distill = (0.0, 0.0) if args.qcfs else (NOISE, DISTILL)
+    usual = SETTINGS[task].FOLD_FIRST
     return {
         "noise": noise if args.noise is None else args.noise,
         "per_channel": args.per_channel,
         "distill": distill if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
-        "fold_first": folds_first(args, task),
+        "fold_first": usual if args.fold_first is None else args.fold_first,
     }
 
 
