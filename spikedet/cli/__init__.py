@@ -1,0 +1,60 @@
+"""What the commands share: types of arguments, options, refusals, `--config` files, exit codes.
+
+Nobody else prints or exits. Exit codes: 0 done, 1 some of the work failed, 2 wrong arguments, and
+one for each kind of error in `spikedet.errors`.
+"""
+
+from spikedet.cli.checks import expect_new, expect_one_process, expect_writable, refuse
+from spikedet.cli.command import command_line, parser, run
+from spikedet.cli.config import with_config
+from spikedet.cli.kinds import (
+    count,
+    device,
+    fraction,
+    json_file,
+    positive,
+    seed,
+    time_steps,
+    torch_device,
+    weight,
+    whole,
+)
+from spikedet.cli.options import (
+    add_data_arguments,
+    add_device,
+    add_half,
+    add_training_arguments,
+    samples,
+    split,
+    training_options,
+    training_settings,
+)
+
+__all__ = [
+    "add_data_arguments",
+    "add_device",
+    "add_half",
+    "add_training_arguments",
+    "command_line",
+    "count",
+    "device",
+    "expect_new",
+    "expect_one_process",
+    "expect_writable",
+    "fraction",
+    "json_file",
+    "parser",
+    "positive",
+    "refuse",
+    "run",
+    "samples",
+    "seed",
+    "split",
+    "time_steps",
+    "torch_device",
+    "training_options",
+    "training_settings",
+    "weight",
+    "whole",
+    "with_config",
+]

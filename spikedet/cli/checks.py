@@ -1,0 +1,69 @@
+"""What is refused before the work begins: options without effect, outputs that would be lost."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from spikedet.errors import TrainingError, UsageError
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that would be ignored; those of a `--config` file may be for other methods.
+
+    Args:
+        args: The parsed arguments.
+        names: Options that are None or False where they are not given.
+        why: They would be ignored.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False and name not in args.configured:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+def expect_new(path: Path) -> None:
+    """Refuse to write over what took hours to make, or where nothing can be written.
+
+    Raises:
+        TrainingError: There is such a file.
+        UsageError: As `expect_writable`.
+    """
+    if path.exists():
+        raise TrainingError(f"{path} is there already; choose another --out")
+    expect_writable(path)
+
+
+def expect_writable(path: Path | None) -> None:
+    """Refuse an output that cannot be written, before the work for it is done.
+
+    Raises:
+        UsageError: It is a folder, or its own would have to lie in a file, or is write-protected.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; expected the name of a file to write")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: {folder} is not a folder that can be written to")
+
+
+def expect_one_process() -> None:
+    """Refuse a start by torchrun, where every process would do the same work.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(
+            "stage II runs in one process; start stage I by torchrun with tools/finetune.py, and "
+            "this command without"
+        )

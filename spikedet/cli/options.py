@@ -1,0 +1,142 @@
+"""Options that several commands have, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.cli.kinds import count, device, devices, seed
+from spikedet.errors import UsageError
+from spikedet.tasks import SETTINGS
+
+if TYPE_CHECKING:
+    from spikedet.task import Task
+
+
+def add_device(arguments: argparse.ArgumentParser) -> None:
+    """`--device` of a command that runs networks on a single one."""
+    arguments.add_argument("--device", type=device, default="cpu", help="cpu or cuda:N")
+
+
+def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> None:
+    """`--half/--no-half`; None chooses by the CPU."""
+    arguments.add_argument(
+        "--half",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="spiking layers in bfloat16" + (", if the CPU supports it" if default is None else ""),
+    )
+
+
+def add_data_arguments(arguments: argparse.ArgumentParser, *, test: bool = False) -> None:
+    """`--data --split --limit`, and `--tuning` unless they are for a test.
+
+    A split that is not given is that of the task, see `split`.
+    """
+    kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
+    usual = "; ".join(f"{getattr(s, kind)} for {name}" for name, s in SETTINGS.items())
+    add = arguments.add_argument
+    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit or class folders, several")
+    add("--split", help=f"data sets and splits, joined by + ({usual})")
+    add("--limit", type=count, help="only so many pictures, always the same")
+    if not test:
+        help = "list of training pictures kept aside for every choice (detection)"
+        add("--tuning", type=Path, help=help)
+
+
+def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
+    """The split that was asked for, or the usual one of a task."""
+    return args.split or (SETTINGS[task].TEST_SPLIT if test else SETTINGS[task].TRAIN_SPLIT)
+
+
+def samples(
+    args: argparse.Namespace, task: Task, names: tuple[str, ...] | None = None
+) -> tuple[Sequence, Sequence]:
+    """Training samples of `add_data_arguments`, and those kept aside for every choice."""
+    read = task.read(args.data, split(args, task.name), args.limit, names)
+    return task.split_off_tuning(read, args.tuning)
+
+
+def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: bool = False) -> None:
+    """One option for each field of every task's training settings, and `--resume`.
+
+    Args:
+        arguments: The parser.
+        stage_one: The defaults that are shown are those of stage I.
+    """
+    arguments.add_argument("--resume", action="store_true", help="go on after a kill")
+    for name, kinds in _fields().items():
+        if stage_one and name == "imgsz":
+            continue  # that of its weights
+        usual = {task: _usual(task, name, stage_one) for task in kinds}
+        values = set(map(str, usual.values()))
+        shown = "; ".join(f"{_shown(value)} for {task}" for task, value in usual.items())
+        if len(values) == 1 and len(usual) == len(SETTINGS):
+            shown = values.pop()
+        help = f"{SETTINGS[next(iter(kinds))].FIELD_HELP[name]} ({shown})"
+        option, kind = "--" + name.replace("_", "-"), next(iter(kinds.values()))
+        if kind is bool:
+            arguments.add_argument(option, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+            kind = {"device": devices, "seed": seed}.get(name, kind)
+            arguments.add_argument(option, type=kind, help=help)
+
+
+def training_settings(
+    args: argparse.Namespace, task: str, *, stage_one: bool = False, folded: bool | None = None
+) -> Any:
+    """The settings of a task that `add_training_arguments` parsed.
+
+    Args:
+        args: The parsed arguments.
+        task: Its name.
+        stage_one: What was not given is as stage I has it.
+        folded: Whether that has no batch norm; as usual when None.
+
+    Raises:
+        UsageError: An option of another task.
+    """
+    given = {name: getattr(args, name, None) for name in _fields()}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = SETTINGS[task]
+    for name in given:
+        if name not in settings.FIELD_HELP:
+            raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
+    return settings.Settings(**((_stage_one(task, folded) if stage_one else {}) | given))
+
+
+def training_options() -> list[str]:
+    """The options of `add_training_arguments`, but for `--resume`."""
+    return list(_fields())
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """Types of all settings, by name and task."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, settings in SETTINGS.items():
+        for name, kind in typing.get_type_hints(settings.Settings).items():
+            found.setdefault(name, {})[task] = kind
+    return found
+
+
+def _shown(value: Any) -> Any:
+    """A default in the help."""
+    return "off" if value is None else value
+
+
+def _usual(task: str, name: str, stage_one: bool) -> Any:
+    settings = SETTINGS[task]
+    default = getattr(settings.Settings(), name)
+    return _stage_one(task).get(name, default) if stage_one else default
+
+
+def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
+    """What stage I has that is not as in the settings of a task."""
+    settings = SETTINGS[task]
+    folded = settings.FOLD_FIRST if folded is None else folded
+    rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
+    return {**settings.STAGE_ONE, "rate": rate}
