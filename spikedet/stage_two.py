@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.bias import shift_currents
-from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.calibrate import LayerReport, Options, calibrate, choose
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.normalize import channel_maxima
 from spikedet.conversion.replace import prepare, quantize
+from spikedet.conversion.stored import Stored
 from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.precision import device_of, layout, mixed
+from spikedet.stage_one import untuned
 from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
 from spikedet.training import (
     expect_growth,
@@ -172,6 +174,24 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
             f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
             f"the end-to-end pass was told to grow from {size}"
         )
+
+
+def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -> None:
+    """Refuse names of layers that a float network will not have once it is converted.
+
+    Args:
+        task: Of the network.
+        made: Float checkpoint.
+        samples: Training samples.
+        plan: What is to be done.
+
+    Raises:
+        UsageError: Names the layers that there are.
+    """
+    if plan.layers.layers is not None:
+        roughly = untuned(task, made, task.pick(samples, 1), T=1)
+        spiking = Stored(copied(task, roughly), [task.example(made.imgsz)], T=1)
+        choose(spiking.names, plan.layers.layers)
 
 
 def end_to_end(

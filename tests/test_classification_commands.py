@@ -407,6 +407,8 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only go on"),
         ([*GO_ON, *QC, "--no-fine", "--loss", "kl"], 2, "--loss: --no-fine leaves"),
         ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
+        ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
+         "no layer is named 'model.3'; there are relu, layer1.0.relu.neurons.0, "),
         ([*CONVERT, "--data", "data", "--method", "copy", "--stage1", "qc.safetensors"], 2,
          "--stage1: copy has no stage I"),
         ([*TRAIN, "--model", "float.safetensors"], 2, "not readable as YAML"),
@@ -443,7 +445,7 @@ def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, me
     assert message in shown and "Traceback" not in shown
     if shown.startswith("error: "):
         assert len(shown.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.stage1").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from test_energy import command
 
 from spikedet import checkpoint, cli, stage_one, stage_two
 from spikedet.conversion import distill as distillation
+from spikedet.conversion.calibrate import Options
+from spikedet.conversion.stored import Stored
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
@@ -530,6 +532,22 @@ def test_pictures_that_the_end_to_end_pass_cannot_take(
         converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
                   "--out", tmp_path / "out", *options)  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
+    floating = checkpoint.load(stages_done / "float.safetensors")
+    network = stage_two.copied(DETECTION, checkpoint.load(stages_done / "qc.safetensors"))
+    names = Stored(network, [torch.zeros(1, 3, 64, 64)], 4).names
+    assert len(set(names)) == len(names) > 9
+
+    def expect(name):
+        plan = stage_two.Plan(Options(layers=[name]))
+        stage_two.expect_layers(DETECTION, floating, sides[0], plan)
+
+    for name in names:
+        expect(name)
+    with pytest.raises(UsageError, match=f"no layer is named 'x'; there are {', '.join(names)}"):
+        expect("x")
 
 
 def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):

@@ -119,6 +119,7 @@ def first_stage(
         return ready
     planned = plan(args, task.name)  # before the hours that stage I takes
     stage_two.expect_end_size(task, made, planned, task.bare(made))
+    stage_two.expect_layers(task, made, train, planned)
     options = stage_one_options(args, task.name)
     settings = cli.training_settings(args, task.name, stage_one=True, folded=options["fold_first"])
     folder = args.out.with_name(args.out.name + ".stage1")

@@ -118,7 +118,7 @@ def calibrate(
     student = Stored(spiking, pictures, T)
     teacher = Stored(quantized, pictures, None)
     pairs = list(zip(student.sites, teacher.sites, strict=True))
-    chosen = _choose([site.call.where for site in student.sites], options.layers)
+    chosen = choose(student.names, options.layers)
     reports = []
     fixed: set[nn.Module] = set()  # what they feed was advanced already
     for index, (site, truth) in enumerate(pairs):
@@ -137,8 +137,12 @@ def calibrate(
     return reports
 
 
-def _choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
-    """The layers whose names match one of the patterns."""
+def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
+    """The layers whose names match one of the patterns; all without patterns.
+
+    Raises:
+        UsageError: A pattern that no layer matches.
+    """
     if patterns is None:
         return set(names)
     for pattern in patterns:

@@ -53,6 +53,11 @@ class Stored:
         self.sites = [self._site(call) for call in [*self.neurons, *self.trace.readouts()]]
         self.kept: dict[int, list[np.ndarray]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the layers, in execution order."""
+        return [site.call.where for site in self.sites]
+
     def _site(self, call: Call) -> Site:
         """What lies between the neurons before `call` and its input (its output, for a readout)."""
         is_neuron = isinstance(call.module, ACTIVATIONS)
