@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from spikedet.conversion import distill as distillation
+from spikedet.conversion.batch_norm import batch_norm
 from spikedet.conversion.calibrate import Options, _Layer, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.trace import trace
+from spikedet.conversion.trace import WEIGHTED, trace
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, Readout
 
@@ -141,6 +142,69 @@ def test_distillation_lowers_the_output_error(stages, batches):
     assert not any(p.requires_grad for p in network.parameters())
     weights = next(m for m in spiking.modules() if isinstance(m, Readout)).log_weights
     assert weights.shape == (T,) and weights.std() > 0.01  # steps no longer count alike
+
+
+def normed(spiking):
+    return [m for m in spiking.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def test_batch_norm_of_a_pass_begins_as_nothing(stages, batches):
+    _, spiking = stages
+    timed, names = SpikingNetwork(spiking, T), list(spiking.state_dict())
+    weighted = {m for m in spiking.modules() if isinstance(m, WEIGHTED)}
+    weighted -= {m.layer for m in spiking.modules() if isinstance(m, Readout)}
+    with torch.no_grad():
+        before = timed(batches[8])
+        with batch_norm(spiking, lambda: timed(batches[0])):
+            norms = normed(spiking)
+            assert len(norms) == len(weighted) > 2 and all(norm.training for norm in norms)
+            for norm in norms:
+                norm.eval()
+            inside = timed(batches[8])
+        after = timed(batches[8])
+    assert not normed(spiking) and list(spiking.state_dict()) == names
+    for found in (inside, after):
+        assert (found - before).abs().mean() < 0.01 * before.abs().mean()
+
+
+def test_batch_norm_of_a_pass_is_folded_as_it_was_trained(stages, batches):
+    _, spiking = stages
+    timed = SpikingNetwork(spiking, T)
+    with torch.no_grad():
+        before = timed(batches[8])
+        with batch_norm(spiking, lambda: timed(batches[0])):
+            for norm in normed(spiking):
+                norm.weight *= torch.linspace(0.5, 1.5, len(norm.weight))
+                norm.bias += 0.2
+            for pictures in batches[1:5]:
+                timed(pictures)
+            for norm in normed(spiking):
+                norm.eval()
+            inside = timed(batches[8])
+        after = timed(batches[8])
+    assert (inside - before).abs().mean() > 0.1 * before.abs().mean()
+    assert (after - inside).abs().mean() < 0.01 * before.abs().mean()
+
+
+def test_a_layer_with_one_value_a_channel_is_trained_without_batch_norm():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
+    _, spiking = converted(network, [torch.rand(1, 3, 2, 2)] * 2)
+    timed, seen = SpikingNetwork(spiking, T), []
+    picture = torch.rand(1, 3, 2, 2)
+
+    def loss(batch):
+        seen.append(len(normed(spiking)))
+        return (timed(batch) - 1).square().mean()
+
+    with torch.no_grad():
+        before = loss(picture)
+    distill(timed, lambda first: cycle([picture]), loss, steps=30, rate=0.01, warmup=2)
+    assert max(seen) == 1  # the first layer runs once on one picture, the second in every step
+    with torch.no_grad():
+        assert loss(picture) < before
 
 
 def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monkeypatch):

@@ -22,7 +22,7 @@ STAGE_TWO = {
     "end_to_end": 400,
     "end_batch": 64,
     "end_grow_from": None,
-    "end_rate": 4e-3,
+    "end_rate": 1e-2,
     "end_workers": 0,
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikedet.conversion.batch_norm import batch_norm
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.neurons.layers import Readout
 
@@ -34,9 +35,10 @@ def distill(
 ) -> None:
     """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
-    In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
-    weights at `rate`), linear warm-up, cosine decay to zero. Where `batches` gives a round the same
-    batches again, a pass that was taken up ends with the weights of one that was not interrupted.
+    In place, beside batch norm that is folded afterwards (`batch_norm`). Adam has each tensor at
+    `rate` times its root mean square (the logarithms of step weights at `rate`), with a linear
+    warm-up and a cosine decay to zero. Where `batches` gives a round the same batches again, a pass
+    that was taken up ends with the weights of one that was not interrupted.
 
     Args:
         spiking: The network.
@@ -58,37 +60,42 @@ def distill(
     for module in spiking.modules():
         if isinstance(module, Readout) and module.log_weights is None:
             module.weigh_steps(spiking.T)
-    parameters, groups = list(spiking.parameters()), []
+    try:
+        with batch_norm(network, lambda: loss(next(batches(0)))):
+            optimiser = _optimizer(spiking, rate)
+            begun = 0
+            if state is not None:
+                network.load_state_dict(state["network"])
+                optimiser.load_state_dict(state["optimizer"])
+                begun = state["step"]
+            for first in range(begun, steps, ROUND):
+                now = batches(first)
+                last = min(first + ROUND, steps)
+                for step in range(first, last):
+                    for group in optimiser.param_groups:
+                        group["lr"] = group["peak"] * _warm_cosine(step, steps, warmup)
+                    value = loss(next(now))
+                    optimiser.zero_grad()
+                    value.backward()
+                    optimiser.step()
+                    if on_step is not None:
+                        on_step(step, value.item())
+                if on_round is not None:
+                    states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
+                    on_round({"step": last, **states})
+    finally:
+        spiking.requires_grad_(False)
+
+
+def _optimizer(spiking: SpikingNetwork, rate: float) -> torch.optim.Optimizer:
+    """Adam over all parameters, each with its own learning rate at the peak."""
+    groups = []
     for name, parameter in spiking.named_parameters():
-        parameter.requires_grad_(True)
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
         relative = name.endswith("log_weights")
         groups.append({"params": [parameter], "peak": rate * (1.0 if relative else size)})
-    optimiser = torch.optim.Adam(groups)
-    begun = 0
-    if state is not None:
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimizer"])
-        begun = state["step"]
-    try:
-        for first in range(begun, steps, ROUND):
-            now = batches(first)
-            last = min(first + ROUND, steps)
-            for step in range(first, last):
-                for group in optimiser.param_groups:
-                    group["lr"] = group["peak"] * _warm_cosine(step, steps, warmup)
-                value = loss(next(now))
-                optimiser.zero_grad()
-                value.backward()
-                optimiser.step()
-                if on_step is not None:
-                    on_step(step, value.item())
-            if on_round is not None:
-                states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
-                on_round({"step": last, **states})
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+    spiking.requires_grad_(True)
+    return torch.optim.Adam(groups)
 
 
 def _warm_cosine(step: int, steps: int, warmup: int) -> float:

@@ -101,7 +101,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
             )
         for place in (made_by[source], call):
             expect_plain(place.module, place.where, place.module.forward)
-        _fold(made_by[source].module, call.module)
+        fold(made_by[source].module, call.module)
         pair = call.where.rpartition(".")[0]
         if isinstance(network.get_submodule(pair), NormAndActivation):
             set_module(network, pair, network.get_submodule(pair)[1])
@@ -109,7 +109,9 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
             set_module(network, call.where, nn.Identity())
 
 
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+@torch.no_grad()
+def fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Make a weighted layer compute what it and the batch norm behind it compute (eq 5)."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.affine:
         scale *= norm.weight.double()

@@ -1,0 +1,77 @@
+"""Batch norm for as long as a spiking network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.conversion.fold import fold, set_module
+from spikedet.conversion.trace import WEIGHTED
+from spikedet.neurons.layers import Readout
+
+
+@contextmanager
+def batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[None]:
+    """Put a batch norm behind every weighted layer but the readouts, in place, and fold it again.
+
+    A step that moves the currents of one layer cannot drown those behind it then, so that three
+    times the learning rate can be borne. It starts from the statistics of one batch, with scale and
+    shift that undo them: in evaluation mode the network computes what it did. Inside of the `with`
+    block only batch norms are in training mode; their statistics are those of all frames of a
+    batch, every time step counting alike.
+
+    Args:
+        network: Spiking, its batch norm folded.
+        run: Runs it on a batch.
+    """
+    readouts = {module.layer for module in network.modules() if isinstance(module, Readout)}
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, WEIGHTED) and module not in readouts
+    }
+    norms: dict[str, nn.Module] = {}
+    handles = [
+        layer.register_forward_hook(partial(_measure, norms, name))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, norm in norms.items():
+        set_module(network, name, nn.Sequential(layers[name], norm))
+        norm.train()
+    try:
+        yield
+    finally:
+        for name, norm in norms.items():
+            fold(layers[name], norm)
+            set_module(network, name, layers[name])
+
+
+def _measure(
+    norms: dict[str, nn.Module], name: str, layer: nn.Module, inputs: tuple[Tensor], out: Tensor
+) -> None:
+    """A batch norm that in evaluation mode leaves the output [N, C, ...] of a layer as it is.
+
+    None for features that are not in the second place, or that there is one value of.
+    """
+    flat = isinstance(layer, nn.Linear)
+    if (flat and out.ndim != 2) or out.numel() == out.shape[1]:
+        return
+    kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    norm = kind(out.shape[1], device=out.device)
+    var, mean = torch.var_mean(out.float().transpose(0, 1).flatten(1), 1, correction=0)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
+    norm.weight.data.copy_((norm.running_var + norm.eps).sqrt())
+    norm.bias.data.copy_(mean)
+    norms[name] = norm
