@@ -52,6 +52,9 @@ class Plan:
             steps, as half the side is a quarter of the time; always that of the network when None.
             A pass at a smaller side alone leaves a network that is worse at its own.
         end_rate: Its relative learning rate.
+        end_batch_norm: Train beside batch norm that is folded afterwards. A classifier with batches
+            of 64 bears more than twice the rate then, and 300 steps reach what 1,000 do without; a
+            detector with batches of 8 gains nothing.
         end_workers: Loader processes of it, on which the random numbers of its pictures depend.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
@@ -65,6 +68,7 @@ class Plan:
     end_batch: int = 8
     end_grow_from: int | None = None
     end_rate: float = 4e-3
+    end_batch_norm: bool = False
     end_workers: int = 0
     truth: float = 1.0
     seed: int = 0
@@ -237,7 +241,7 @@ def end_to_end(
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
-    about["workers"] = plan.end_workers
+    about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
     about["begun with"] = fingerprint(network.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
@@ -251,6 +255,7 @@ def end_to_end(
         loss,
         steps=plan.end_to_end,
         rate=plan.end_rate,
+        batch_norm=plan.end_batch_norm,
         state=_reached(state, about),
         on_step=on_step,
         on_round=write if state else None,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikedet.conversion import distill as distillation
-from spikedet.conversion.batch_norm import batch_norm
+from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.calibrate import Options, _Layer, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.network import SpikingNetwork
@@ -126,7 +126,8 @@ def test_thresholds_stay(stages, batches):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_distillation_lowers_the_output_error(stages, batches):
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_distillation_lowers_the_output_error(stages, batches, batch_norm):
     quantised, spiking = stages
     start_empty(spiking)
     before = output_error(quantised, spiking, batches[24:])
@@ -137,7 +138,8 @@ def test_distillation_lowers_the_output_error(stages, batches):
             wanted = quantised(batch)
         return (network(batch) - wanted).square().mean()
 
-    distill(network, lambda first: cycle(batches[:20]), loss, steps=80, rate=5e-3, warmup=5)
+    distill(network, lambda first: cycle(batches[:20]), loss, steps=80, rate=5e-3, warmup=5,
+            batch_norm=batch_norm)  # fmt: skip
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
     weights = next(m for m in spiking.modules() if isinstance(m, Readout)).log_weights
@@ -155,7 +157,7 @@ def test_batch_norm_of_a_pass_begins_as_nothing(stages, batches):
     weighted -= {m.layer for m in spiking.modules() if isinstance(m, Readout)}
     with torch.no_grad():
         before = timed(batches[8])
-        with batch_norm(spiking, lambda: timed(batches[0])):
+        with beside_batch_norm(spiking, lambda: timed(batches[0])):
             norms = normed(spiking)
             assert len(norms) == len(weighted) > 2 and all(norm.training for norm in norms)
             for norm in norms:
@@ -172,7 +174,7 @@ def test_batch_norm_of_a_pass_is_folded_as_it_was_trained(stages, batches):
     timed = SpikingNetwork(spiking, T)
     with torch.no_grad():
         before = timed(batches[8])
-        with batch_norm(spiking, lambda: timed(batches[0])):
+        with beside_batch_norm(spiking, lambda: timed(batches[0])):
             for norm in normed(spiking):
                 norm.weight *= torch.linspace(0.5, 1.5, len(norm.weight))
                 norm.bias += 0.2
@@ -201,13 +203,15 @@ def test_a_layer_with_one_value_a_channel_is_trained_without_batch_norm():
 
     with torch.no_grad():
         before = loss(picture)
-    distill(timed, lambda first: cycle([picture]), loss, steps=30, rate=0.01, warmup=2)
+    distill(timed, lambda first: cycle([picture]), loss, steps=30, rate=0.01, warmup=2,
+            batch_norm=True)  # fmt: skip
     assert max(seen) == 1  # the first layer runs once on one picture, the second in every step
     with torch.no_grad():
         assert loss(picture) < before
 
 
-def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monkeypatch):
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monkeypatch, batch_norm):
     monkeypatch.setattr(distillation, "ROUND", 3)
     _, spiking = stages
     states, others = [], []
@@ -219,6 +223,7 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monke
             return (timed(batch) - 1).square().mean()
 
         options = {"steps": 8, "rate": 5e-3, "state": state, "on_round": on_round}
+        options["batch_norm"] = batch_norm
         distill(timed, lambda first: iter(batches[first:]), loss, warmup=2, **options)
         return network.state_dict()
 

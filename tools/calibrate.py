@@ -27,7 +27,7 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-END = ("end_rate", "end_batch", "end_grow_from", "end_workers")
+END = ("end_rate", "end_batch_norm", "end_batch", "end_grow_from", "end_workers")
 OPTIONS += END
 FINE = ("layer_steps", "loss")
 # what the record of weights goes on to say after another end-to-end pass
@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
     number("--end-to-end", cli.whole, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", cli.positive, "its learning rate, relative to the weights")
+    usually = usual("end_batch_norm").replace("True", "on").replace("False", "off")
+    help = f"train beside batch norm, which is folded afterwards ({usually})"
+    add("--end-batch-norm", action=argparse.BooleanOptionalAction, help=help)
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")

@@ -16,7 +16,7 @@ from spikedet.neurons.layers import Readout
 
 
 @contextmanager
-def batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[None]:
+def beside_batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[None]:
     """Put a batch norm behind every weighted layer but the readouts, in place, and fold it again.
 
     A step that moves the currents of one layer cannot drown those behind it then, so that three

@@ -7,6 +7,7 @@ before conversion, closes much of what is left. Beyond the paper.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikedet.conversion.batch_norm import batch_norm
+from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.network import SpikingNetwork
 from spikedet.neurons.layers import Readout
 
@@ -29,16 +30,16 @@ def distill(
     steps: int,
     rate: float,
     warmup: int = 20,
+    batch_norm: bool = False,
     state: dict[str, Any] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
-    In place, beside batch norm that is folded afterwards (`batch_norm`). Adam has each tensor at
-    `rate` times its root mean square (the logarithms of step weights at `rate`), with a linear
-    warm-up and a cosine decay to zero. Where `batches` gives a round the same batches again, a pass
-    that was taken up ends with the weights of one that was not interrupted.
+    In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
+    weights at `rate`), linear warm-up, cosine decay to zero. Where `batches` gives a round the same
+    batches again, a pass that was taken up ends with the weights of one that was not interrupted.
 
     Args:
         spiking: The network.
@@ -48,6 +49,7 @@ def distill(
         steps: Steps.
         rate: Relative learning rate at its peak.
         warmup: Steps of warm-up.
+        batch_norm: Train beside batch norm, and fold it afterwards (see `beside_batch_norm`).
         state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
         on_round: Called after each round with what the pass can be taken up from: `step`, the steps
@@ -60,8 +62,11 @@ def distill(
     for module in spiking.modules():
         if isinstance(module, Readout) and module.log_weights is None:
             module.weigh_steps(spiking.T)
+    beside = contextlib.nullcontext()
+    if batch_norm:
+        beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
     try:
-        with batch_norm(network, lambda: loss(next(batches(0)))):
+        with beside:
             optimiser = _optimizer(spiking, rate)
             begun = 0
             if state is not None:
