@@ -52,9 +52,8 @@ class Plan:
             steps, as half the side is a quarter of the time; always that of the network when None.
             A pass at a smaller side alone leaves a network that is worse at its own.
         end_rate: Its relative learning rate.
-        end_batch_norm: Train beside batch norm that is folded afterwards. A classifier with batches
-            of 64 bears more than twice the rate then, and 300 steps reach what 1,000 do without; a
-            detector with batches of 8 gains nothing.
+        end_batch_norm: Train beside batch norm that is folded afterwards. Helps few time steps and
+            large batches: weights/README.md has measurements.
         end_workers: Loader processes of it, on which the random numbers of its pictures depend.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.

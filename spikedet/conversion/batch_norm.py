@@ -19,11 +19,10 @@ from spikedet.neurons.layers import Readout
 def beside_batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[None]:
     """Put a batch norm behind every weighted layer but the readouts, in place, and fold it again.
 
-    A step that moves the currents of one layer cannot drown those behind it then, so that more than
-    twice the learning rate can be borne. It starts from the statistics of one batch, with scale and
-    shift that undo them: in evaluation mode the network computes what it did. Inside of the `with`
-    block only batch norms are in training mode; their statistics are those of all frames of a
-    batch, every time step counting alike.
+    A step that moves the currents of one layer cannot drown those behind it then. It starts from
+    the statistics of one batch, with scale and shift that undo them: in evaluation mode the network
+    computes what it did. Inside of the `with` block only batch norms are in training mode; their
+    statistics are those of all frames of a batch, every time step counting alike.
 
     Args:
         network: Spiking, its batch norm folded.
