@@ -68,9 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pooling", choices=("count", "step"), help="how spikes are max-pooled (count)")
     number("--end-to-end", cli.whole, "steps of the end-to-end pass, 0 for none")
     number("--end-rate", cli.positive, "its learning rate, relative to the weights")
-    usually = usual("end_batch_norm").replace("True", "on").replace("False", "off")
-    help = f"train beside batch norm, which is folded afterwards ({usually})"
-    add("--end-batch-norm", action=argparse.BooleanOptionalAction, help=help)
+    help = "train beside batch norm in it, and fold it afterwards"
+    add("--end-batch-norm", action="store_true", help=help)
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")

@@ -23,7 +23,6 @@ STAGE_TWO = {
     "end_batch": 64,
     "end_grow_from": None,
     "end_rate": 1e-2,
-    "end_batch_norm": False,
     "end_workers": 0,
 }
 

@@ -9,10 +9,7 @@ from pathlib import Path
 
 def time_steps(text: str) -> int:
     """Type of `--T`: a whole number of time steps, at least 1."""
-    try:
-        steps = int(text)
-    except ValueError:
-        steps = 0
+    steps = _integer(text)
     if steps < 1:
         raise argparse.ArgumentTypeError(f"T is {text!r}; expected a whole number of 1 or more")
     return steps
@@ -20,10 +17,7 @@ def time_steps(text: str) -> int:
 
 def count(text: str) -> int:
     """Type of `--limit`: a whole number of 1 or more."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
+    number = _integer(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
@@ -71,6 +65,14 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return value
+
+
+def _integer(text: str) -> int:
+    """A whole number; 0, which counts nothing, for what is none."""
+    try:
+        return int(text)
+    except ValueError:
+        return 0
 
 
 def _number(text: str) -> float:

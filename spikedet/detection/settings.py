@@ -30,7 +30,6 @@ STAGE_TWO = {
     "end_batch": 8,
     "end_grow_from": None,
     "end_rate": 4e-3,
-    "end_batch_norm": False,
     "end_workers": 1,
 }
 
