@@ -1,6 +1,7 @@
 """Labelled pictures: both layouts, everything that can be wrong with them, and transforms."""
 
 import hashlib
+import io
 import pickle
 
 import numpy as np
@@ -303,6 +304,32 @@ def test_every_augmentation_gives_the_size_of_the_network(form, kind):
         assert cut == 0 if kind in ("none", "crop") else 6 * 6 <= cut <= 12 * 12
     fixed = torch.equal(transform(picture), transform(picture))
     assert fixed == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", ["none", "crop"])
+def test_what_was_augmented_is_compressed_as_jpeg(kind):
+    plain = {"mean": [0] * 3, "std": [1] * 3}
+    picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    torch.manual_seed(3)
+    moved = (data.augmentation(plain, 32, kind)(picture) * 255).round().to(torch.uint8)
+    torch.manual_seed(3)
+    found = data.augmentation(plain, 32, kind, jpeg=75)(picture)
+    file = io.BytesIO()
+    Image.fromarray(moved.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
+    wanted = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
+    assert (found - wanted).abs().max() < 0.02 < (moved / 255 - wanted).abs().max()
+
+
+def test_cutout_is_cut_behind_the_compression():
+    picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    found = data.augmentation(DESCRIPTION, 32, "cutout", jpeg=50)(picture)
+    assert 8 * 8 <= (found == 0).all(0).sum() <= 16 * 16  # no uint8 is normalised to exactly 0
+
+
+@pytest.mark.parametrize("quality", [-1, 101])
+def test_a_quality_that_jpeg_does_not_have(quality):
+    with pytest.raises(UsageError, match=f"jpeg is {quality}; expected a quality from 1 to 100"):
+        data.augmentation(DESCRIPTION, 32, jpeg=quality)
 
 
 def test_an_augmentation_that_there_is_not():

@@ -218,6 +218,7 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path):
         ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
         ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
         ({"augment": "mixup"}, UsageError, "augment is 'mixup'"),
+        ({"jpeg": 101}, UsageError, "jpeg is 101"),
     ],
 )
 def test_settings_that_no_run_can_have(tmp_path, given, error, words):

@@ -275,11 +275,14 @@ def view(description: dict[str, Any], imgsz: int) -> v2.Transform:
     CIFAR pictures are resized if they have another size; of others the shorter side is resized to
     256/224 of imgsz and the centre is cut out. Then they are normalised.
     """
+    return v2.Compose([*_fitted(description, imgsz), *_ends(description)])
+
+
+def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
+    """uint8 -> uint8 of the side that a network takes."""
     if _form(description) == "cifar":
-        first = [v2.Resize((imgsz, imgsz), antialias=True)]
-    else:
-        first = [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
-    return v2.Compose([*first, *_ends(description)])
+        return [v2.Resize((imgsz, imgsz), antialias=True)]
+    return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
 
 
 def normalized(picture: Tensor, description: dict[str, Any], imgsz: int) -> Tensor:
@@ -287,7 +290,9 @@ def normalized(picture: Tensor, description: dict[str, Any], imgsz: int) -> Tens
     return view(description, imgsz)(picture)
 
 
-def augmentation(description: dict[str, Any], imgsz: int, kind: str = "crop") -> v2.Transform:
+def augmentation(
+    description: dict[str, Any], imgsz: int, kind: str = "crop", jpeg: int = 0
+) -> v2.Transform:
     """The transform of training: [3, H, W] uint8 -> [3, imgsz, imgsz] float32.
 
     Args:
@@ -296,14 +301,19 @@ def augmentation(description: dict[str, Any], imgsz: int, kind: str = "crop") ->
         kind: `none` (as in evaluation), `crop` (CIFAR: 4 pixels of padding; else random size; and
             mirrored), `cutout` (a square of half the side is grey as well, DeVries & Taylor 2017)
             or `autoaugment` (and AutoAugment's policy, Cubuk et al. 2019).
+        jpeg: Quality, 1 to 100, that the picture is compressed with after that, before the square
+            of cutout; 0 for none.
 
     Raises:
-        UsageError: Another kind.
+        UsageError: Another kind or quality.
     """
     if kind not in AUGMENTATIONS:
         raise UsageError(f"augment is {kind!r}; expected {', '.join(AUGMENTATIONS)}")
+    if not 0 <= jpeg <= 100:
+        raise UsageError(f"jpeg is {jpeg}; expected a quality from 1 to 100, or 0 for none")
+    compression = [v2.JPEG((jpeg, jpeg))] if jpeg else []
     if kind == "none":
-        return view(description, imgsz)
+        return v2.Compose([*_fitted(description, imgsz), *compression, *_ends(description)])
     policy = v2.AutoAugmentPolicy.IMAGENET
     if _form(description) == "cifar":
         policy = v2.AutoAugmentPolicy.CIFAR10
@@ -314,7 +324,7 @@ def augmentation(description: dict[str, Any], imgsz: int, kind: str = "crop") ->
     if kind == "autoaugment":
         first.append(v2.AutoAugment(policy))
     last = [] if kind == "crop" else [Cutout(imgsz // 2)]
-    return v2.Compose([*first, *_ends(description), *last])
+    return v2.Compose([*first, *compression, *_ends(description), *last])
 
 
 class Cutout(v2.Transform):

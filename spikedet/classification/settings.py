@@ -38,6 +38,7 @@ class Settings(settings.TrainingSettings):
     final: float = 0.0
     workers: int = 0
     augment: str = "crop"
+    jpeg: int = 0
     smoothing: float = 0.0
     clip: float = 0.0
 
@@ -45,6 +46,8 @@ class Settings(settings.TrainingSettings):
 FIELD_HELP = {
     **settings.FIELD_HELP,
     "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it",
+    "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
+    "pictures that will come as JPEG files, where those of the training do not",
     "smoothing": "label smoothing",
     "clip": "largest norm of the gradient, 0 for no bound",
 }

@@ -163,7 +163,8 @@ class _Run:
         self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
         if settings.workers:
             samples.decode()
-        samples = samples.transformed(augmentation(description, settings.imgsz, settings.augment))
+        moves = augmentation(description, settings.imgsz, settings.augment, settings.jpeg)
+        samples = samples.transformed(moves)
         self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
         self.loader = DataLoader(
             samples, share, sampler=self.order, drop_last=True, num_workers=settings.workers
