@@ -55,7 +55,7 @@ def made(tmp_path_factory):
         assert done == 0
         done = command(patch, "calibrate", "--weights", folder / "qc/best.safetensors", *read,
                        "--teacher", folder / "float/best.safetensors", *STAGE_TWO,
-                       "--out", folder / "snn.safetensors")  # fmt: skip
+                       "--end-batch-norm", "--out", folder / "snn.safetensors")  # fmt: skip
         assert done == 0
     stages = {"float": "float/best", "qc": "qc/best", "snn": "snn"}
     for stage, name in stages.items():
@@ -89,6 +89,7 @@ def test_every_stage_says_what_it_is_and_where_it_came_from(made):
     assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
     assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
     assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
+    assert not any("running_mean" in name for name in found["snn"].tensors)
 
 
 def test_stage_one_is_written_with_its_batch_norm_folded(made):
@@ -215,6 +216,21 @@ def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
     rows = json.loads(path.read_text())
     assert [(row["T"], row["images"]) for row in rows] == [(1, 4), (6, 4)]
     assert rows[0]["spike_rate"] != rows[1]["spike_rate"]
+
+
+def test_evaluate_in_bfloat16(made, tmp_path, monkeypatch, capsys):
+    restore, halves = CLASSIFICATION.restore, []
+
+    def look(one, half=False):
+        halves.append((one.stage, half))
+        return restore(one, half)
+
+    monkeypatch.setattr(CLASSIFICATION, "restore", look)
+    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--half"]
+    assert command(monkeypatch, "evaluate", *words, "--json", tmp_path / "rows.json") == 0
+    assert ("snn", True) in halves and "spiking layers in bfloat16" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["images"] == 9 and 0 < row["spike_rate"] < 1
 
 
 def test_energy_counts_the_float_network_by_hand(made, tmp_path, monkeypatch):

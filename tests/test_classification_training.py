@@ -318,6 +318,18 @@ def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer, monk
     assert not torch.equal(network[1].running_mean, torch.zeros(8))
 
 
+def test_pictures_of_training_are_compressed(tmp_path):
+    contrast = {}
+    for quality in (0, 5):
+        network, seen = toy(), []
+        network.register_forward_pre_hook(
+            lambda module, given, seen=seen: seen.append(given[0].std((2, 3)).mean().item())
+        )
+        run(tmp_path / str(quality), network, augment="none", jpeg=quality, epochs=1)
+        contrast[quality] = sum(seen[:4]) / 4  # the batches of the epoch
+    assert contrast[5] < 0.8 * contrast[0]
+
+
 def test_every_epoch_has_all_pictures_in_an_order_of_its_own(tmp_path):
     network, seen = toy(), []
     network.register_forward_pre_hook(

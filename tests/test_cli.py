@@ -1,5 +1,7 @@
 """Options from a file."""
 
+import re
+import shlex
 from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
@@ -109,6 +111,17 @@ def test_released_configurations_hold_options_of_their_commands(path):
             options["model"] = Path(options["model"])
             assert (ROOT / options["model"]).is_file()
         assert {k: args[k.replace("-", "_")] for k in options} == options
+
+
+@pytest.mark.parametrize("page", ["README.md", "demo/README.md"])
+def test_commands_of_the_pages_have_options_that_there_are(page):
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    found = re.findall(r"python (tools|demo)/(\w+)\.py([^#\n]*)", "".join(blocks))
+    assert found
+    for folder, name, words in found:
+        made = import_module(f"{folder}.{name}").arguments()
+        made.prog = f"{name}.py"
+        made.parse_args(cli.with_config(made, shlex.split(words)))
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):

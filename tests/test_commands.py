@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +39,23 @@ def bus(tmp_path):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_help_shows_defaults(tool, tmp_path):
+def test_help_says_what_a_command_does(tool, tmp_path):
     done = run(tool, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
+    (first,) = re.findall(r'^"""(.+)$', (ROOT / "tools" / tool).read_text(), re.MULTILINE)[:1]
+    assert " ".join(first.split()) in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("tool", "shown"),
+    [
+        ("detect.py", "--conf CONF confidence threshold (default: 0.25)"),
+        ("finetune.py", "--rate RATE learning rate at its peak (0.002 for detection; 0.05 for"),
+    ],
+)
+def test_help_shows_defaults(tool, shown, tmp_path):
+    assert shown in " ".join(run(tool, "--help", cwd=tmp_path).stdout.split())
 
 
 def test_detect_finds_people_and_a_bus(bus, tmp_path):
@@ -174,5 +188,14 @@ def test_evaluate_on_a_devkit_of_one_picture(bus, tmp_path):
         assert row["AP50"] > 0.4 and 0 < row["spike_rate"] < 1 and row["AP_small"] is None
         assert len(row["weights_sha256"]) == 64
     assert rows[0]["weights_sha256"] != rows[1]["weights_sha256"]
+    assert "warning" not in done.stderr
+    add(tmp_path / "devkit", "VOC2007", "000012", annotation(*boxes, size=(810, 1080)), "val")
+    shutil.copy(bus, tmp_path / "devkit/VOC2007/JPEGImages/000012.jpg")
+    done = run("energy.py", "--data", "devkit", "--T", 8, cwd=tmp_path)
+    assert done.returncode == 0 and "trained on 1 of these pictures" in done.stderr
+    words = ["--classes", "--weights", ROOT / "weights/tiny-yolo-s-float.safetensors"]
+    done = run("evaluate.py", "--data", "devkit", *words, cwd=tmp_path)
+    assert done.returncode == 0 and "trained on 1 of these pictures" in done.stderr
+    assert re.search(r"^ +bus +[01]\.\d{4}$", done.stdout, re.MULTILINE), done.stdout
     done = run("evaluate.py", "--data", "devkit", "--split", "VOC2007:test", cwd=tmp_path)
     assert done.returncode == 3 and "no such split; VOC2007 has val" in done.stderr

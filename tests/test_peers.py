@@ -362,14 +362,10 @@ def classified(folder, method, *words, steps=4):
 
 
 @pytest.mark.parametrize("method", UNTRAINED)
-def test_classifiers_convert(shades, method):
+def test_potentials_of_classifiers_start_at_zero_but_those_of_opi(shades, method):
     made = classified(shades, method)
     starts = [v for k, v in made.tensors.items() if k.endswith("initial")]
-    assert made.stage == "snn" and all(bool((v == 0).all()) for v in starts) == (method != "opi")
-    runner = CLASSIFICATION.restore(made)
-    samples = CLASSIFICATION.read([shades], "test")
-    ((values, rate),) = CLASSIFICATION.measure(runner, samples)
-    assert 0 <= values["top1"] <= 100 and 0 < rate < 1
+    assert starts and all(bool((v == 0).all()) for v in starts) == (method != "opi")
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):

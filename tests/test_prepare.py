@@ -229,6 +229,17 @@ def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, wo
         assert [VOC_CLASSES[number] for number in labels] == [label]
 
 
+@pytest.mark.parametrize("words", [LIST, XML])
+def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
+    """Those of --skip, and VOC 2012's copies of VOC 2007, some of which are for evaluation."""
+    add(boxes, "from", "2007_000001", annotation(("dog", (11, 11, 30, 30), False)))
+    with (boxes / "list").open("a") as listed:
+        listed.write("x/2007_000001.jpg 10,10,30,30,0\n")
+    (boxes / "others.txt").write_text("b -1\n\n")
+    assert command(monkeypatch, "import_boxes", *words, "--skip", "others.txt") == 0
+    assert (boxes / "to/ImageSets/Main/train.txt").read_text().split() == ["a"]
+
+
 @pytest.mark.parametrize(
     ("line", "words", "code", "message"),
     [

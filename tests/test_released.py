@@ -10,11 +10,18 @@ import pytest
 from test_energy import command
 
 import spikedet
+from spikedet.checkpoint import sha256
 from spikedet.released import default_weights, released
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as tools/evaluate.py takes it
 here = pytest.mark.skipif(not released("snn", 8, "classification"), reason="no released classifier")
+
+
+def test_the_card_names_the_files_that_are_released():
+    card = (ROOT / "weights/README.md").read_text()
+    told = dict(re.findall(r"^\| `([\w-]+\.safetensors)` \| [\d.]+ \| `(\w{64})` \|$", card, re.M))
+    assert told == {path.name: sha256(path) for path in (ROOT / "weights").glob("*.safetensors")}
 
 
 @here

@@ -213,6 +213,15 @@ def test_cells_of_every_table():
         planned("table10", "--methods", "quantised", "--T", "4", "--made-for", "8")
 
 
+def test_ap_of_every_class_is_written_and_drawn(place):
+    reproduce.main(parsed(place, "figure9", "--methods", "float"))
+    (line,) = csv.DictReader((place / "results/figure9.csv").open())
+    classes = {name: line[f"AP_{name}"] for name in VOC_CLASSES}
+    assert 0 <= float(classes.pop("person")) <= 1 and 0 <= float(classes.pop("bus")) <= 1
+    assert set(classes.values()) == {""}  # no object, no precision
+    assert (place / "results/figure9.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_the_checkpoints_say_which_task_a_name_is_of(place):
     float_one = place / "float.safetensors"
     assert reproduce.task_of("figure7", []) == "detection"

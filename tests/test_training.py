@@ -262,6 +262,12 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     done = run("finetune.py", "--weights", kept, "--T", 4, *data, "--out",
                tmp_path / "y", cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "expected float or qc weights" in done.stderr
+    done = run("finetune.py", "--weights", floating, "--T", 4, *data, *small, "--no-fold-first",
+               "--out", tmp_path / "beside", cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    beside = checkpoint.load(tmp_path / "beside/best.safetensors")
+    assert beside.origin["run"]["fold_first"] is False
+    assert not any("running_mean" in name for name in beside.tensors)
     done = run("finetune.py", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -412,10 +418,13 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     with pytest.raises(UsageError, match="name their --teacher"):
         calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
     words += ["--teacher", stages_done / "float.safetensors"]
+    monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
+    falling = iter([2.0, 1.0])
     calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
-    assert after.origin["end_to_end"] is not None and "tuning_loss" in after.origin
+    assert after.origin["end_to_end"] is True and after.origin["end_to_end_steps"] == 2
+    assert after.origin["tuning_loss"] == 1.0 and different(before, after) >= {"weight"}
     assert after.origin["method"] == "copy" and after.origin["calibration_pictures"] == 0
 
 
@@ -633,6 +642,22 @@ def classes(tmp_path):
 def pretrained(monkeypatch, classes, *words):
     given = ["--pictures", classes, "--out", classes.parent / "backbone.safetensors"]
     return command(monkeypatch, "pretrain", *given, "--width", "n", "--schedule", "1x32", *words)
+
+
+def test_a_detector_begins_with_a_backbone(monkeypatch, classes):
+    assert pretrained(monkeypatch, classes, "--batch", 22) == 0
+    path = classes.parent / "backbone.safetensors"
+
+    def detector(width):
+        description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", width)
+        return model.build(description, 20)
+
+    network = detector("n")
+    checkpoint.load_plain_into(network, path)
+    held, state = checkpoint.load_plain(path), network.state_dict()
+    assert held and all(torch.equal(state[name], tensor) for name, tensor in held.items())
+    with pytest.raises(WeightsError, match="expected layers of the same description and width"):
+        checkpoint.load_plain_into(detector("s"), path)
 
 
 def test_a_backbone_of_few_pictures_is_not_written_over(classes, monkeypatch, capsys):

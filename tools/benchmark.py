@@ -3,7 +3,8 @@
 
     tools/benchmark.py --T 20 --imgsz 416
 
-Prints the best time of each, their ratio, and the peak memory of the process.
+Prints the best time of each, their ratio, and the peak memory of the process. The float network
+computes in float32, the spiking one as --half says.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def main(args: argparse.Namespace) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{args.imgsz} pixels, T={args.T}, {torch.get_num_threads()} threads: "
-        f"float {best['float'] * 1e3:.1f} ms, spiking {best['spiking'] * 1e3:.1f} ms, "
+        f"float {best['float'] * 1e3:.1f} ms (float32), "
+        f"spiking {best['spiking'] * 1e3:.1f} ms ({'bfloat16' if spiking.half else 'float32'}), "
         f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak:.2f} GiB"
     )
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Spikes, synaptic operations and energy of a spiking network, beside the float network.
 
-    tools/energy.py --data VOCdevkit --split VOC2007:val --limit 100 --T 8
+    tools/energy.py --data VOCdevkit --split VOC2007:spikedet-val --limit 100 --T 8
     tools/energy.py --weights W --data cifar10
 
 Accumulates are counted for every spike and every weight that reads it, exact at the borders.
@@ -156,14 +156,15 @@ def main(args: argparse.Namespace) -> None:
     reference = float_multiplies(task, args.float, made.imgsz) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, made.names)
-    data = task.fingerprint(samples)
+    digest, data = checkpoint.sha256(path), task.fingerprint(samples)
+    cli.warn_of_training_pictures(task, samples, {digest})
     pictures = task.pictures(samples, made, args.batch)
     steps = tqdm(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = task.restore(made).to(args.device).network
     cost = measure_cost(network, (batch.to(args.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
-    result |= {"weights_sha256": checkpoint.sha256(path), "weights_T": made.T, "data": data}
+    result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
     result |= {"pj_ac": args.pj_ac, "pj_mac": args.pj_mac, "spike_rate": statistics(cost.rate())}
     result |= {**by_layer(cost), "totals": energies(cost, reference, args)}
     print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Average precision of a detector, accuracy of a classifier; float, quantised or spiking.
 
-    tools/evaluate.py --data VOCdevkit --split VOC2007:val --T 20
-    tools/evaluate.py --data VOCdevkit --split VOC2007:val --compare --json table.json
+    tools/evaluate.py --data VOCdevkit --split VOC2007:spikedet-val --T 20
+    tools/evaluate.py --data VOCdevkit --split VOC2007:spikedet-val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
 
 Without --weights the released detector for that T is measured, on class folders or CIFAR the
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
     samples = task.read(args.data, split, args.limit, names)
-    warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
+    cli.warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
     data = task.fingerprint(samples)
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
@@ -178,20 +178,6 @@ def main(args: argparse.Namespace) -> None:
         from spikedet.files import write_atomic
 
         write_atomic(args.json, (json.dumps(entries, indent=2) + "\n").encode())
-
-
-def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
-    """Say so where released weights are measured on what they were trained on."""
-    from spikedet import checkpoint
-    from spikedet.released import all_released
-
-    seen = task.trained_on(samples)
-    if seen and digests & set(map(checkpoint.sha256, all_released(task.name))):
-        print(
-            f"warning: the released networks were trained on {seen} of these pictures; measure on "
-            "VOC2007:spikedet-val or VOC2007:test",
-            file=sys.stderr,
-        )
 
 
 def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:

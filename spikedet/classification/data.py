@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -311,7 +312,7 @@ def augmentation(
         raise UsageError(f"augment is {kind!r}; expected {', '.join(AUGMENTATIONS)}")
     if not 0 <= jpeg <= 100:
         raise UsageError(f"jpeg is {jpeg}; expected a quality from 1 to 100, or 0 for none")
-    compression = [v2.JPEG((jpeg, jpeg))] if jpeg else []
+    compression = [Jpeg(jpeg)] if jpeg else []
     if kind == "none":
         return v2.Compose([*_fitted(description, imgsz), *compression, *_ends(description)])
     policy = v2.AutoAugmentPolicy.IMAGENET
@@ -325,6 +326,25 @@ def augmentation(
         first.append(v2.AutoAugment(policy))
     last = [] if kind == "crop" else [Cutout(imgsz // 2)]
     return v2.Compose([*first, *compression, *_ends(description), *last])
+
+
+class Jpeg(v2.Transform):
+    """A picture [3, H, W] uint8 RGB after compression as JPEG, with half as many colours as pixels
+    in each direction (4:2:0), as most files have.
+
+    Args:
+        quality: 1 to 100.
+    """
+
+    def __init__(self, quality: int):
+        super().__init__()
+        self.quality = quality
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        told = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], told)
+        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1]
+        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
 
 
 class Cutout(v2.Transform):

@@ -4,7 +4,13 @@ Nobody else prints or exits. Exit codes: 0 done, 1 some of the work failed, 2 wr
 one for each kind of error in `spikedet.errors`.
 """
 
-from spikedet.cli.checks import expect_new, expect_one_process, expect_writable, refuse
+from spikedet.cli.checks import (
+    expect_new,
+    expect_one_process,
+    expect_writable,
+    refuse,
+    warn_of_training_pictures,
+)
 from spikedet.cli.command import command_line, parser, run
 from spikedet.cli.config import with_config
 from spikedet.cli.kinds import (
@@ -54,6 +60,7 @@ __all__ = [
     "torch_device",
     "training_options",
     "training_settings",
+    "warn_of_training_pictures",
     "weight",
     "whole",
     "with_config",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spikedet.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from spikedet.task import Task
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -66,4 +71,24 @@ def expect_one_process() -> None:
         raise UsageError(
             "stage II runs in one process; start stage I by torchrun with tools/finetune.py, and "
             "this command without"
+        )
+
+
+def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
+    """Say so where released weights are measured on what they were trained on.
+
+    Args:
+        task: Of the weights.
+        samples: What they are measured on.
+        digests: SHA-256 of the weights.
+    """
+    from spikedet import checkpoint
+    from spikedet.released import all_released
+
+    seen = task.trained_on(samples)
+    if seen and digests & set(map(checkpoint.sha256, all_released(task.name))):
+        print(
+            f"warning: the released networks were trained on {seen} of these pictures; measure on "
+            "VOC2007:spikedet-val or VOC2007:test",
+            file=sys.stderr,
         )
