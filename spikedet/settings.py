@@ -25,12 +25,12 @@ class TrainingSettings:
 
 FIELD_HELP = {
     "epochs": "epochs, each over all training pictures",
-    "imgsz": "input side in pixels",
+    "imgsz": "input side in pixels; 224 for classifiers of ImageNet's form",
     "batch": "pictures a step",
     "rate": "learning rate at its peak",
     "optimizer": "SGD or AdamW",
     "final": "last learning rate as a part of the first (cosine in between)",
-    "decay": "weight decay of convolution weights; nothing else decays",
+    "decay": "weight decay of convolution and linear weights; nothing else decays",
     "threshold_rate": "learning rate of firing thresholds as a part of --rate",
     "warmup": "epochs of warm-up",
     "workers": "loader processes",

@@ -177,6 +177,15 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
             f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
             f"the end-to-end pass was told to grow from {size}"
         )
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # of torch: its layers do not fit
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the end-to-end pass was told to grow from {size}, which the network cannot take: "
+            f"{reason}"
+        ) from None
 
 
 def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -> None:

@@ -184,6 +184,10 @@ class Task(ABC):
             For each of `steps`; of one entry where they are None.
         """
 
+    def usual_side(self, description: dict[str, Any]) -> int | None:
+        """Side of a network's pictures in pixels where none is given, None for that of settings."""
+        return None
+
     def stride(self, network: nn.Module) -> int:
         """Sides of a network's pictures in pixels are multiples of it."""
         return 1

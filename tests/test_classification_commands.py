@@ -155,6 +155,27 @@ def test_every_method_converts(made, tmp_path, monkeypatch, method):
     assert classes.T == 2 and classes.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(("form", "side"), [("cifar", 32), ("imagenet", 224)])
+def test_networks_for_imagenet_take_its_pictures(made, tmp_path, monkeypatch, form, side):
+    description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
+    (tmp_path / "net.yaml").write_text(description + f"form: {form}\n")
+    sides = []
+    monkeypatch.setattr(CLASSIFICATION, "fit", lambda *given: sides.append(given[3].imgsz))
+    words = ["--model", tmp_path / "net.yaml", "--data", made / "data", "--out", tmp_path / "out"]
+    assert command(monkeypatch, "train", *words) == 0
+    assert command(monkeypatch, "train", *words, "--imgsz", 64) == 0
+    assert sides == [side, 64]
+
+
+def test_pictures_of_the_end_to_end_pass_that_a_network_cannot_pool():
+    description = {"arch": "vgg16", "width": 0.125}
+    network = CLASSIFICATION.network(description, 3)
+    made = Checkpoint("qc", "classification", description, CLASSES, 32, {}, T=2)
+    stage_two.expect_end_size(CLASSIFICATION, made, Plan(end_grow_from=32), network)
+    with pytest.raises(UsageError, match="grow from 16, which the network cannot take: "):
+        stage_two.expect_end_size(CLASSIFICATION, made, Plan(end_grow_from=16), network)
+
+
 def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatch, capsys):
     add_pictures(tmp_path / "in", "train", 51, CLASSES, size=(40, 36))
     add_pictures(tmp_path / "in", "val", 2, CLASSES, size=(70, 50))
@@ -422,6 +443,9 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*GO_ON, "--held", 0], 2, "--held: spiking weights only go on"),
         ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only go on"),
         ([*GO_ON, *QC, "--no-fine", "--loss", "kl"], 2, "--loss: --no-fine leaves"),
+        ([*GO_ON, *QC, "--no-fine", "--no-coarse", "--held", 1], 2, "--held: --no-coarse and --no"),
+        (["classify", "--weights", "snn.safetensors", "data/test/a", "--json", "toy.yaml/x.json"],
+         2, "toy.yaml is not a folder that can be written to"),
         ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
         ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
          "no layer is named 'model.3'; there are relu, layer1.0.relu.neurons.0, "),

@@ -231,8 +231,11 @@ def test_processes_must_share_a_batch_and_have_devices(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(TrainingError, match="device '0' is too few for 2 processes"):
-        run(tmp_path, device="0")
+    for processes, device in (("2", "0"), ("1", "0,1")):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        with pytest.raises(TrainingError, match=f"'{device}', but torchrun started {processes} pr"):
+            run(tmp_path, device=device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="a batch of 15 cannot be shared by 2 processes"):
         training._Run(toy(), samples(64), DESCRIPTION, settings(batch=15), None, 1.0, 0, 2,
                       torch.device("cpu"))  # fmt: skip

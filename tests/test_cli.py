@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
@@ -133,6 +135,15 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch,
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {tmp_path / 'file'}: File exists"
+
+
+def test_who_stops_reading_is_not_told_off():
+    code = "from spikedet import cli; cli.run(lambda _: print('x\\n' * 99999), cli.parser('t'))"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe) as run:
+        assert run.stdout.readline() == b"x\n"
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() == 141
 
 
 def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch):

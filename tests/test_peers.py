@@ -10,7 +10,7 @@ from PIL import Image
 from test_training import converted, devkit, different, stages_done  # noqa: F401
 from torch import nn
 
-from spikedet import checkpoint
+from spikedet import checkpoint, cli, stage_one
 from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.bias import own_bias, shift_currents
@@ -21,7 +21,7 @@ from spikedet.conversion.quantize import QuantClip
 from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
 from spikedet.conversion.stored import Stored
 from spikedet.conversion.trace import ACTIVATIONS, trace
-from spikedet.errors import ConversionError
+from spikedet.errors import ConversionError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.neurons.layers import IFNeuron
 from tools import convert
@@ -366,6 +366,20 @@ def test_potentials_of_classifiers_start_at_zero_but_those_of_opi(shades, method
     made = classified(shades, method)
     starts = [v for k, v in made.tensors.items() if k.endswith("initial")]
     assert starts and all(bool((v == 0).all()) for v in starts) == (method != "opi")
+
+
+def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, monkeypatch):
+    (shades / "x.yaml").write_text("convert: {noise: 0.3, distill: 2.0}")
+    wanted = []
+    monkeypatch.setattr(stage_one, "finetune", lambda *_, **options: wanted.append(options))
+    parser = convert.arguments()
+    parser.prog = "convert.py"
+    words = ["--config", shades / "x.yaml", "--model", shades / "float.safetensors", "--T", 2]
+    words += ["--data", shades, "--method", "qcfs", "--out", shades / "w.safetensors"]
+    args = parser.parse_args(cli.with_config(parser, [*map(str, words)]))
+    with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
+        convert.main(args)
+    assert [(o["noise"], o["distill"]) for o in wanted] == [(0.0, 0.0)]
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):

@@ -33,7 +33,9 @@ FINE = ("layer_steps", "loss")
 # what the record of weights goes on to say after another end-to-end pass
 RECORD = ("method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end")
 RECORD += ("end_to_end_steps",)
-LAYERS = ("pictures", "held", "no_coarse", "no_fine", "per_neuron", "layers", *FINE)
+CHOSEN = ("pictures", "held", "per_neuron", "layers")
+NEITHER = "--no-coarse and --no-fine leave all layers as they are"
+LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,8 +145,11 @@ def calibrate(
         made.model["spike_pooling"] = args.pooling
     planned = plan(args, task.name)
     planned.layers.bias = method.bias
-    layers_told = {**vars(planned.layers), "pictures": planned.pictures, "held": planned.held}
     goes_on = made.stage == "snn"  # its layers were calibrated, the end-to-end pass goes on
+    told = {"weights": checkpoint.fingerprint(made.tensors), "data": task.fingerprint(train)}
+    told |= {"T": made.T, "network": made.model, "seed": planned.seed}
+    if not goes_on:
+        told |= {**vars(planned.layers), "pictures": planned.pictures, "held": planned.held}
     start = time.time()
     begun = begun_with(args.out)
     resumed = begun.is_file()
@@ -152,15 +157,11 @@ def calibrate(
         if not args.resume:
             raise TrainingError(f"{begun}: a killed run; add --resume, or choose another --out")
         calibrated = checkpoint.load(begun)
-        if calibrated.origin.get("parent") != origin["parent"]:
-            raise TrainingError(f"{begun}: a run from other weights; choose another --out")
-        if calibrated.T != made.T:
-            raise TrainingError(f"{begun}: a run with T={calibrated.T}; choose another --out")
-        if calibrated.model != made.model or calibrated.origin.get("layers") != layers_told:
-            raise TrainingError(
-                f"{begun}: a run whose layers were calibrated, or are pooled, in another way; "
-                "choose another --out"
-            )
+        before = calibrated.origin.get("run", {})
+        other = [key for key in told | before if told.get(key) != before.get(key)]
+        if other:
+            others = ", ".join(other)
+            raise TrainingError(f"{begun}: a run with other {others}; choose another --out")
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
@@ -181,7 +182,7 @@ def calibrate(
             origin = {**origin, "calibration_pictures": 0}
         if not goes_on:
             origin |= {"coarse": layers.coarse, "fine": layers.fine, "end_to_end": False}
-        origin["layers"] = layers_told
+        origin["run"] = told
         target = begun if planned.end_to_end else args.out
         checkpoint.save(spiking_checkpoint(made, network, origin), target)
     if planned.end_to_end:
@@ -307,6 +308,8 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
     if args.no_fine:
         cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
+    if args.no_coarse and args.no_fine:
+        cli.refuse(args, CHOSEN, NEITHER)
     if args.end_to_end == 0:
         cli.refuse(args, END, "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T

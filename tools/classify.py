@@ -41,6 +41,7 @@ def main(args: argparse.Namespace) -> int:
     from spikedet.released import default_weights
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    cli.expect_writable(args.json)
     path = args.weights or default_weights(args.T, "classification")
     classifier = Classifier(path, args.T, args.device, args.half)
     paths, errors = find_pictures(args.sources)

@@ -39,7 +39,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.methods import METHODS, Method  # noqa: E402
-from tools.calibrate import END, FINE, LAYERS, add_arguments, calibrate, plan  # noqa: E402
+from tools.calibrate import (  # noqa: E402
+    CHOSEN,
+    END,
+    FINE,
+    LAYERS,
+    NEITHER,
+    add_arguments,
+    calibrate,
+    plan,
+)
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
 
 STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
@@ -92,6 +101,8 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
         cli.refuse(args, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
     if args.no_fine:
         cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
+    if args.no_coarse and args.no_fine:
+        cli.refuse(args, CHOSEN, NEITHER)
     if not method.end_to_end and args.end_to_end:
         cli.refuse(args, ["end_to_end"], f"{name} has no end-to-end pass")
     if not method.end_to_end or args.end_to_end == 0:

@@ -97,6 +97,7 @@ def main(args: argparse.Namespace) -> int:
     if unknown:
         known = ", ".join(detector.names)
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
+    cli.expect_writable(args.json)
     paths, errors = find_pictures(args.sources or [SAMPLE])
     for error in errors:
         print(f"error: {error}", file=sys.stderr)

@@ -28,7 +28,8 @@ NOISE, DISTILL = 0.1, 1.0
 def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of stage I beside those of every training, shared with tools/convert.py."""
     add = parser.add_argument
-    add("--noise", type=cli.fraction, help=f"eq 14's p ({NOISE})")
+    help = f"probability that an element is not quantised in training, eq 14 ({NOISE})"
+    add("--noise", type=cli.fraction, help=help)
     add("--per-channel", action="store_true", help="a threshold for each channel, not each layer")
     add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
@@ -51,12 +52,12 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     if args.qcfs:
         why = "QCFS trains without noise and distillation"
         cli.refuse(args, ["noise", "distill", "teacher"], why)
-    noise, distill = (0.0, 0.0) if args.qcfs else (NOISE, DISTILL)
+        args.noise = args.distill = 0.0  # whatever a --config file says of our stage I
     usual = SETTINGS[task].FOLD_FIRST
     return {
-        "noise": noise if args.noise is None else args.noise,
+        "noise": NOISE if args.noise is None else args.noise,
         "per_channel": args.per_channel,
-        "distill": distill if args.distill is None else args.distill,
+        "distill": DISTILL if args.distill is None else args.distill,
         "clips_rounded": args.qcfs,
         "fold_first": usual if args.fold_first is None else args.fold_first,
     }

@@ -76,9 +76,11 @@ def arguments() -> argparse.ArgumentParser:
     add("--long-limit", type=cli.count, help=few)
     usual = f"{detection.EPOCHS} for detection; as tools/finetune.py for classification"
     add("--epochs", type=cli.count, help=f"epochs of stage I where it must be run ({usual})")
-    add("--pictures", type=cli.count, default=256, help="calibration pictures")
-    add("--layer-steps", type=cli.count, default=120, help="most fine-calibration steps a layer")
-    add("--end-to-end", type=cli.whole, default=400, help="steps of stage II's end-to-end pass")
+    new = "of what is not released"
+    add("--pictures", type=cli.count, default=256, help=f"calibration pictures {new}")
+    most = f"most fine-calibration steps of a layer {new}"
+    add("--layer-steps", type=cli.count, default=120, help=most)
+    add("--end-to-end", type=cli.whole, default=400, help=f"steps of the end-to-end pass {new}")
     add("--picture", type=Path, help="picture of figure8; a street scene if left out")
     hidden = "draw figure8 on an empty canvas, where its picture is not yours to publish"
     add("--boxes-only", action="store_true", help=hidden)

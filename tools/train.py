@@ -64,6 +64,8 @@ def main(args: argparse.Namespace) -> None:
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)
     description = task.describe(args.model, args.width, args.activation)
+    if args.imgsz is None:
+        settings.imgsz = task.usual_side(description) or settings.imgsz
     task.expect_convertible(description, 2, settings.imgsz)
     train, tune = cli.samples(args, task)
     names = task.names(train)

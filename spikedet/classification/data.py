@@ -256,12 +256,17 @@ def _every_fiftieth(labels: list[int]) -> list[bool]:
     return aside
 
 
-def _form(description: dict[str, Any]) -> str:
+def form(description: dict[str, Any]) -> str:
+    """`cifar` or `imagenet`: how the pictures of a network are cut.
+
+    Raises:
+        UsageError: Another form.
+    """
     foreign = str(description.get("arch")).startswith(FOREIGN)
-    form = description.get("form", "imagenet" if foreign else "cifar")
-    if form not in FORMS:
-        raise UsageError(f"form: {form}; there are {', '.join(FORMS)}")
-    return form
+    found = description.get("form", "imagenet" if foreign else "cifar")
+    if found not in FORMS:
+        raise UsageError(f"form: {found}; there are {', '.join(FORMS)}")
+    return found
 
 
 def _ends(description: dict[str, Any]) -> list[Any]:
@@ -281,7 +286,7 @@ def view(description: dict[str, Any], imgsz: int) -> v2.Transform:
 
 def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
     """uint8 -> uint8 of the side that a network takes."""
-    if _form(description) == "cifar":
+    if form(description) == "cifar":
         return [v2.Resize((imgsz, imgsz), antialias=True)]
     return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
 
@@ -316,7 +321,7 @@ def augmentation(
     if kind == "none":
         return v2.Compose([*_fitted(description, imgsz), *compression, *_ends(description)])
     policy = v2.AutoAugmentPolicy.IMAGENET
-    if _form(description) == "cifar":
+    if form(description) == "cifar":
         policy = v2.AutoAugmentPolicy.CIFAR10
         first = [v2.Resize((imgsz, imgsz), antialias=True), v2.RandomCrop(imgsz, padding=4)]
     else:
@@ -420,5 +425,5 @@ def augmented(
         moved, size, shuffle=True, drop_last=True, generator=generator, num_workers=workers
     )
     while True:
-        for pictures, labels in loader:
+        for pictures, labels in loaded(loader):
             yield {"img": pictures, "label": labels}

@@ -45,9 +45,10 @@ class Settings(settings.TrainingSettings):
 
 FIELD_HELP = {
     **settings.FIELD_HELP,
-    "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it",
+    "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it; stage "
+    "II crops and mirrors",
     "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
-    "pictures that will come as JPEG files, where those of the training do not",
+    "pictures that will come as JPEG files, where those of the training do not; stage II has none",
     "smoothing": "label smoothing",
     "clip": "largest norm of the gradient, 0 for no bound",
 }

@@ -75,6 +75,9 @@ class Classification(Task):
             description["activation"] = activation
         return description
 
+    def usual_side(self, description: dict[str, Any]) -> int | None:
+        return 224 if data.form(description) == "imagenet" else None
+
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
         return build(description, classes).eval()
 

@@ -113,14 +113,16 @@ def train(
 
 
 def expect_enough_devices(settings: Settings) -> None:
-    """Refuse fewer devices than torchrun started processes.
+    """Refuse fewer or more devices than torchrun started processes.
 
     Raises:
-        TrainingError: Says how many there are.
+        TrainingError: Says how many processes there are.
     """
     world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
-    if settings.device != "cpu" and len(devices) < world:
-        raise TrainingError(f"device {settings.device!r} is too few for {world} processes")
+    if settings.device != "cpu" and len(devices) != world:
+        raise TrainingError(
+            f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
+        )
 
 
 @contextmanager

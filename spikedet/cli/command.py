@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,15 @@ def run(
     try:
         args = arguments.parse_args(with_config(arguments, sys.argv[1:]))
         code = main(args) or 0
+        sys.stdout.flush()
     except SpikedetError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         code = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:  # an output that cannot be written, a disk that is full
         if error.strerror is None:
@@ -82,5 +85,4 @@ def run(
         name = error.filename2 or error.filename
         print(f"error: {name + ': ' if name else ''}{error.strerror}", file=sys.stderr)
         code = 1
-    sys.stdout.flush()
     sys.exit(code)

@@ -56,7 +56,7 @@ class _QuantClip(torch.autograd.Function):
 def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None) -> Tensor:
     """Rate that a neuron starting at theta / 2 reaches in T steps of a constant current z theta.
 
-    For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 13); for z < 0
+    For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 12); for z < 0
     -clip(floor(slope (|z| T - 1/2)) / T, 0, 1): towards the lower threshold the start at theta / 2
     is half a threshold of the upper one further away (eq 22). With slope 1 both sides are rounded.
 

@@ -285,7 +285,13 @@ def shown(entry: dict[str, Any] | None) -> str:
 
 
 def analyse(args: argparse.Namespace, networks: Sequence[Network]) -> None:
-    """Figures 4 and 5: tools/analyze.py on each network, of which the paper prints no numbers."""
+    """Figures 4 and 5: tools/analyze.py on each network, of which the paper prints no numbers.
+
+    Raises:
+        UsageError: An option that has no effect on them.
+    """
+    why = "figures 4 and 5 compare the same networks on tuning pictures"
+    cli.refuse(args, ["methods", "half"], why)
     names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[args.name]
     ran = False
     for network in networks:

@@ -12,7 +12,7 @@ A description is a plain dict, as it stands in `configs/models` and in checkpoin
     mean: [0.49, 0.48, 0.45]  of red, green, blue in 0..1, subtracted before the network
     std: [0.25, 0.24, 0.26]   by which they are divided then
 
-All but `arch` may be left out.
+All but `task` and `arch` may be left out.
 """
 
 from __future__ import annotations
