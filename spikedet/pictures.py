@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spikedet.errors import PictureError
 
@@ -19,8 +19,9 @@ MOST_PIXELS = 150_000_000
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture as a viewer shows it.
 
-    The rotation tag is applied, transparency is laid on white, 16-bit values are scaled to 8, grey,
-    palette and CMYK pictures become colour; of an animation the first frame is taken. Pillow does
+    The rotation tag is applied, transparency is laid on white, 16-bit values and numbers of 0 to 1
+    are scaled to 8 bits, grey, palette and CMYK pictures become colour; of an animation the first
+    frame is taken. Pillow does
     the reading because OpenCV returns a truncated JPEG with grey rows and no error.
 
     Args:
@@ -47,7 +48,7 @@ def read_picture(path: str | Path) -> np.ndarray:
                         f"expected at most {MOST_PIXELS // 1_000_000} million"
                     )
                 picture.load()
-                rgb = _eight_bit_rgb(ImageOps.exif_transpose(picture))
+                rgb = _eight_bit_rgb(_turned(picture))
     except UnidentifiedImageError:
         what = "is empty" if path.stat().st_size == 0 else "is not a picture that can be read"
         raise PictureError(f"{path}: {what}; expected JPEG, PNG, TIFF, WebP or BMP") from None
@@ -58,11 +59,29 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
+def shown_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as a viewer shows it."""
+    try:
+        on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # as of `_turned`
+        on_its_side = False
+    return picture.size[::-1] if on_its_side else picture.size
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """A picture with its rotation tag applied, as it is where the tags are damaged."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow lets errors of several kinds through
+        return picture
+
+
 def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 RGB of any Pillow mode."""
     if picture.mode in {"I;16", "I;16B", "I;16L", "I", "F"}:
-        values = np.asarray(picture).astype(np.float64)
-        top = 255 if picture.mode == "F" and values.max(initial=0) <= 255 else 65535
+        values = np.nan_to_num(np.asarray(picture).astype(np.float64))
+        tops = (1, 255) if picture.mode == "F" else ()
+        top = next((top for top in tops if values.max(initial=0) <= top), 65535)
         grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
@@ -112,8 +131,9 @@ def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError
         elif path.exists() or not glob.has_magic(source):
             found[path] = None
         else:
-            matches = sorted(Path(p) for p in glob.glob(source, recursive=True))
-            if not matches:
+            matches = map(Path, sorted(glob.glob(source, recursive=True)))
+            files = [path for path in matches if path.is_file()]
+            if not files:
                 errors.append(PictureError(f"{source}: no file matches this pattern"))
-            found.update(dict.fromkeys(p for p in matches if p.is_file()))
+            found.update(dict.fromkeys(files))
     return list(found), errors

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet.analysis import operations
+from spikedet.analysis.operations import measure_cost
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.calibrate import Options, _Layer, calibrate
@@ -445,3 +447,18 @@ def test_stage_two_stays_on_the_device_of_the_network(stages, batches, pretended
         assert len(reports) == 4
         with pytest.raises(RuntimeError, match="device"):
             calibrate(quantised, spiking, [p.cpu() for p in pictures[:3]], pictures[3:], T, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_operations_are_counted_on_the_device_of_the_network(
+    stages, batches, pretended_gpu, monkeypatch
+):
+    _, spiking = stages
+    # pretended tensors cannot be put into fresh layers
+    monkeypatch.setattr(operations, "fan_out", lambda layer, _: layer.weight.sum() * 0 + 9)
+    with pretended_gpu:
+        pictures = torch.zeros(batches[0].shape, device="cuda")
+        cost = measure_cost(SpikingNetwork(pretend(spiking), 4), [pictures], 4)
+        assert cost.accumulates and set(cost.accumulates) == set(cost.multiplies)
+        with pytest.raises(RuntimeError, match="device"):
+            measure_cost(SpikingNetwork(spiking, 4), [pictures.cpu()], 4)

@@ -1,5 +1,6 @@
 """Options from a file."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -144,6 +145,14 @@ def test_who_stops_reading_is_not_told_off():
         assert run.stdout.readline() == b"x\n"
         run.stdout.close()
         assert run.stderr.read() == b"" and run.wait() == 141
+
+
+def test_names_that_are_no_text_are_printed():
+    code = "from spikedet import cli; cli.run(lambda _: print('a\\udcdf.jpg'), cli.parser('t'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          env=environment)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\udcdf.jpg\n", b"")
 
 
 def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch):

@@ -8,7 +8,7 @@ from PIL import Image
 import spikedet.detection.ultra  # noqa: F401  before ultralytics itself
 from spikedet.detection.letterbox import letterbox
 from spikedet.errors import PictureError
-from spikedet.pictures import find_pictures, read_picture
+from spikedet.pictures import find_pictures, read_picture, shown_size
 
 
 @pytest.fixture
@@ -87,7 +87,28 @@ def test_rotation_tag(tmp_path, halves, tag, shape, orange_at):
     Image.fromarray(halves).save(tmp_path / "a.jpg", exif=exif, quality=95)
     picture = read_picture(tmp_path / "a.jpg")
     assert picture.shape[:2] == shape
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert shown_size(opened) == shape[::-1]
     assert near(picture[orange_at], (250, 120, 10), 25)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("tags", [b"II*\0", b"no tags", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+def test_damaged_tags_do_not_hide_a_picture(tmp_path, halves, name, tags):
+    Image.fromarray(halves).save(tmp_path / name, exif=tags, dpi=(72, 72), quality=95)
+    assert near(read_picture(tmp_path / name)[20, 5], (250, 120, 10), 25)
+    with Image.open(tmp_path / name) as picture:
+        assert shown_size(picture) == (60, 40)
+
+
+def test_numbers_of_0_to_1(tmp_path):
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0] = np.nan
+    for factor in (1, 255):
+        Image.fromarray(values * factor).save(tmp_path / "a.tif")
+        picture = read_picture(tmp_path / "a.tif")
+        assert picture[0, 0].tolist() == [0, 0, 0] and picture[7, 7].tolist() == [255] * 3
+        assert abs(int(picture[4, 0, 0]) - 255 * 32 / 63) <= 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -131,8 +152,9 @@ def test_find_pictures(tmp_path, halves):
     assert names([tmp_path / "c[1].jpg"]) == ["c[1].jpg"]
     assert names([tmp_path / "b.jpg", tmp_path]) == ["b.jpg", "a.PNG", "c[1].jpg"]
     assert names([tmp_path / "gone.jpg"]) == ["gone.jpg"]
-    paths, errors = find_pictures([str(tmp_path / "empty"), str(tmp_path / "*.bmp")])
-    assert paths == [] and len(errors) == 2
+    nothing = [str(tmp_path / name) for name in ("empty", "*.bmp", "emp*")]
+    paths, errors = find_pictures(nothing)
+    assert paths == [] and len(errors) == 3
     assert "no pictures in this folder" in str(errors[0]) and "pattern" in str(errors[1])
 
 

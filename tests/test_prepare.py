@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_data import add, annotation
 from test_energy import command
 
@@ -227,6 +228,37 @@ def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, wo
         width, height, found, labels, _ = read_annotation(boxes / f"to/Annotations/{name}.xml")
         assert (width, height, found.tolist()) == (60, 40, [[10, 10, 30, 30]])
         assert [VOC_CLASSES[number] for number in labels] == [label]
+
+
+@pytest.mark.parametrize("words", [LIST, XML])
+def test_no_picture_is_lost_for_its_name(boxes, monkeypatch, capsys, words):
+    """Other endings of JPEG files, and ids that begin like VOC 2012's copies of VOC 2007."""
+    (boxes / "from/JPEGImages/a.jpg").rename(boxes / "from/JPEGImages/a.JPG")
+    add(boxes, "from", "2007_08_15_12", annotation(("dog", (11, 11, 30, 30), False)))
+    with (boxes / "list").open("a") as listed:
+        listed.write("x/2007_08_15_12.jpg 10,10,30,30,0\n")
+    add(boxes, "from", "bare", annotation(("dog", (11, 11, 30, 30), False)))
+    (boxes / "from/JPEGImages/bare.jpg").unlink()
+    assert command(monkeypatch, "import_boxes", *words) == 0
+    listed = (boxes / "to/ImageSets/Main/train.txt").read_text().split()
+    assert listed == ["2007_08_15_12", "a", "b"]
+    told = "1 annotations without a JPEG picture" in capsys.readouterr().out
+    assert told == (words is XML)
+
+
+def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(boxes / "from/JPEGImages/a.jpg", exif=exif)
+    (boxes / "list").write_text("a.jpg 5,45,30,60,0\n")
+    assert command(monkeypatch, "import_boxes", *LIST) == 0
+    width, height, found, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
+    assert (width, height, found.tolist()) == (40, 60, [[5, 45, 30, 60]])
+
+
+def test_pythons_that_cannot_unpack_safely_are_refused_before_the_download(monkeypatch, tmp_path):
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert command(monkeypatch, "prepare_voc", tmp_path) == 2
 
 
 @pytest.mark.parametrize("words", [LIST, XML])

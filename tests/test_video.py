@@ -2,6 +2,7 @@
 
 import threading
 from itertools import islice
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -89,6 +90,13 @@ def test_a_camera_that_is_left_is_released():
     next(frames)
     frames.close()
     assert camera.released
+
+
+def test_a_camera_whose_frame_cannot_be_decoded_ends():
+    camera = Camera(9)
+    camera.read = Mock(side_effect=[(True, np.zeros((2, 2, 3), np.uint8)), cv2.error("broken")])
+    assert len(list(newest_frames(camera))) == 1
+    assert camera.released and camera.read.call_count == 2
 
 
 def test_a_file_gives_every_frame_and_is_released():

@@ -10,7 +10,6 @@ computes in float32, the spiking one as --half says.
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,16 @@ def arguments() -> argparse.ArgumentParser:
     cli.add_device(parser)
     cli.add_half(parser, default=None)
     return parser
+
+
+def peak_memory() -> str:
+    """The most memory that this process has had, where the system says."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return "unknown"
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -64,12 +73,11 @@ def main(args: argparse.Namespace) -> None:
                 if picture.is_cuda:
                     torch.cuda.synchronize()
                 best[name] = min(best[name], time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{args.imgsz} pixels, T={args.T}, {torch.get_num_threads()} threads: "
         f"float {best['float'] * 1e3:.1f} ms (float32), "
         f"spiking {best['spiking'] * 1e3:.1f} ms ({'bfloat16' if spiking.half else 'float32'}), "
-        f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak:.2f} GiB"
+        f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak_memory()}"
     )
 
 

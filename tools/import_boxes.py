@@ -3,9 +3,9 @@
 
 Two inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
 numbered as in --names), or a folder of VOC XML files. Objects of classes that VOC does not have are
-left out, and so are pictures without any other object; how many is printed. Pictures are linked,
-not copied. No file that is there is written over: what is the same is left alone, anything else is
-refused before anything is written.
+left out, and so are pictures without any other object; how many is printed. Pictures are JPEG
+files; they are linked, not copied. No file that is there is written over: what is the same is left
+alone, anything else is refused before anything is written.
 
     tools/import_boxes.py --pictures coco/val2017 --list val2017.txt --names coco.names \\
         --out devkit/COCO2017 --split voc
@@ -24,9 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.detection.boxes import VOC_CLASSES  # noqa: E402
+from spikedet.detection.data import is_copy_of_2007  # noqa: E402
 from spikedet.errors import DataError, PictureError, UsageError  # noqa: E402
 from spikedet.files import read_lines, write_atomic  # noqa: E402
+from spikedet.pictures import shown_size  # noqa: E402
 
+JPEG = {".jpg", ".jpeg"}
 SYNONYMS = {
     "airplane": "aeroplane",
     "motorcycle": "motorbike",
@@ -110,7 +113,7 @@ def annotations_of_list(
             raise DataError(f"{path}: {line.split()[0]}: no such picture in --pictures")
         try:
             with Image.open(pictures[stem]) as picture:
-                size = picture.size
+                size = shown_size(picture)
         except (OSError, SyntaxError, ValueError):
             raise PictureError(f"{pictures[stem]}: is not a picture that can be read") from None
         objects = list_objects(line, classes, size)
@@ -172,13 +175,15 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, ["names"], "VOC XML has the names of its classes itself")
     skip = {line.split()[0] for path in args.skip for line in read_lines(path) if line}
     pictures: dict[str, Path] = {}
-    for path in (p for folder in args.pictures for p in sorted(folder.rglob("*.jpg"))):
+    for path in (p for folder in args.pictures for p in sorted(folder.rglob("*"))):
+        if path.suffix.lower() not in JPEG:
+            continue
         if path.resolve() != pictures.setdefault(path.stem, path).resolve():
             raise DataError(f"{path} and {pictures[path.stem]}: two pictures of one name")
     if not pictures:
-        raise DataError(f"{args.pictures[0]}: no .jpg pictures here")
+        raise DataError(f"{args.pictures[0]}: no JPEG pictures here")
     # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
-    skip |= {stem for stem in pictures if stem.startswith("2007_")}
+    skip |= set(filter(is_copy_of_2007, pictures))
     if args.list:
         annotations = annotations_of_list(args.list, args.names, pictures, skip)
     else:
@@ -192,10 +197,11 @@ def main(args: argparse.Namespace) -> None:
     if not kept:
         raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")
     write(args.out, args.split, kept, {stem: pictures[stem].resolve() for stem in kept})
-    print(
-        f"{args.out}: {len(kept)} pictures, split {args.split}; {len(found) - len(kept)} more are "
-        "without an object of a VOC class"
-    )
+    without = f"{len(found) - len(kept)} more are without an object of a VOC class"
+    if args.xml:
+        alone = {path.stem for path in args.xml.glob("*.xml")} - pictures.keys() - skip
+        without += f", {len(alone)} annotations without a JPEG picture" if alone else ""
+    print(f"{args.out}: {len(kept)} pictures, split {args.split}; {without}")
 
 
 if __name__ == "__main__":

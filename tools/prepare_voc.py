@@ -97,8 +97,9 @@ def fetch(archive: Archive, folder: Path, server: str, keep: bool) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if not args.check:
-        from spikedet.detection.prepare import ARCHIVES, SERVER
+        from spikedet.detection.prepare import ARCHIVES, SERVER, expect_safe_unpacking
 
+        expect_safe_unpacking()
         for year in args.years:
             for archive in ARCHIVES[year]:
                 fetch(archive, args.folder, args.server or SERVER, args.keep)

@@ -30,7 +30,8 @@ def phase(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of class folders")
+    held = "folder of class folders; kept in memory at the side of the first phase"
+    parser.add_argument("--pictures", type=Path, required=True, help=held)
     parser.add_argument("--out", type=Path, required=True, help="backbone to write")
     parser.add_argument(
         "--model",

@@ -163,20 +163,20 @@ class _Counter:
     """
 
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
-        self.batch = len(pictures)
+        self.batch, self.device = len(pictures), pictures.device
         self.record = trace_steps(spiking.network, pictures)
         often = {call.module for call in self.record.run_in_every_step()}
         self.once = {call.module for call in self.record.of(WEIGHTED)} - often
         self.pools: dict[nn.Module, Tensor] = {}  # where they send spikes and not real currents
         self.readers = self._readers()
         self.counted = {
-            r.name: torch.zeros(self.batch, dtype=torch.float64, device=pictures.device)
+            r.name: torch.zeros(self.batch, dtype=torch.float64, device=self.device)
             for r in self.readers
         }
 
     def _readers(self) -> list[_Reader]:
         """What reads spikes or analog values, found by following ones from where each starts."""
-        start = {0: torch.ones(self.record.shapes[0])}
+        start = {0: torch.ones(self.record.shapes[0], device=self.device)}
         analog = _follow(self.record, self._ones(WEIGHTED), start)
         spikes = _follow(self.record, self._ones(ACTIVATIONS))
         for call in self.record.of((SpikingMaxPool,)):
@@ -204,8 +204,10 @@ class _Counter:
 
     def _ones(self, kinds: tuple[type, ...]) -> dict[nn.Module, Tensor]:
         """Ones as the output of each module of some kinds."""
-        shapes = self.record.shapes
-        return {c.module: torch.ones(shapes[next(slots(c.result))]) for c in self.record.of(kinds)}
+        shapes, calls = self.record.shapes, self.record.of(kinds)
+        return {
+            c.module: torch.ones(shapes[next(slots(c.result))], device=self.device) for c in calls
+        }
 
     def step(self, fired: dict[nn.Module, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""

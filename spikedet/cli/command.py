@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,8 @@ def run(
         arguments: The parser.
     """
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         args = arguments.parse_args(with_config(arguments, sys.argv[1:]))

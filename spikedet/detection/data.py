@@ -150,8 +150,13 @@ def read_ids(folder: Path, split: str) -> list[str]:
     if not ids:
         raise DataError(f"{path}: the split is empty; expected one picture id a line")
     if folder.name != "VOC2007":
-        ids = [i for i in ids if not i.startswith("2007_")]
+        ids = [i for i in ids if not is_copy_of_2007(i)]
     return ids
+
+
+def is_copy_of_2007(number: str) -> bool:
+    """Whether a picture of VOC 2012 is one of VOC 2007, by its id."""
+    return re.fullmatch(r"2007_\d{6}", number) is not None
 
 
 def read_voc(

@@ -70,7 +70,8 @@ class Predictor(BasePredictor):
             batch: Pictures that go through the network at once.
 
         Returns:
-            Detections, or a list of them for a list.
+            Detections, or a list of them for a list; each keeps its picture, so give long lists in
+            pieces.
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spikedet.detection.data import read_annotation, read_ids
-from spikedet.errors import DataError
+from spikedet.errors import DataError, UsageError
 
 SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC"
 BLOCK = 1 << 20
@@ -134,6 +135,19 @@ def file_md5(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def expect_safe_unpacking() -> None:
+    """Refuse Pythons whose `tarfile` cannot keep an archive from writing outside its folder.
+
+    Raises:
+        UsageError: This is one of them.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError(
+            f"Python {sys.version.split()[0]} cannot unpack archives safely; expected 3.10.12, "
+            "3.11.4 or newer"
+        )
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -73,7 +73,10 @@ def newest_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
     def read() -> None:
         while not ended.is_set():
-            good, frame = capture.read()
+            try:
+                good, frame = capture.read()
+            except cv2.error:  # of a frame that cannot be decoded
+                good = False
             with changed:
                 if good:
                     waiting[:] = [frame]
