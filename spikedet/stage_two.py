@@ -160,8 +160,8 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
     """Refuse pictures of the end-to-end pass that a spiking network cannot take.
 
     Raises:
-        UsageError: Larger than the network's, not a multiple of its stride, or smaller where each
-            neuron has an initial potential of its own.
+        UsageError: Larger than the network's, not a multiple of its stride, too small for its
+            layers, or smaller where each neuron has an initial potential of its own.
     """
     size = plan.end_grow_from
     if size in (None, made.imgsz):
@@ -179,7 +179,7 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
         )
     try:
         with torch.no_grad():
-            network(torch.zeros(1, 3, size, size))
+            task.network(made.model, len(made.names)).eval()(torch.zeros(1, 3, size, size))
     except RuntimeError as error:  # of torch: its layers do not fit
         reason = str(error).splitlines()[0]
         raise UsageError(
