@@ -52,12 +52,15 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     if args.qcfs:
         why = "QCFS trains without noise and distillation"
         cli.refuse(args, ["noise", "distill", "teacher"], why)
-        args.noise = args.distill = 0.0  # whatever a --config file says of our stage I
+        noise = distill = 0.0  # whatever a --config file says of our stage I
+    else:
+        noise = NOISE if args.noise is None else args.noise
+        distill = DISTILL if args.distill is None else args.distill
     usual = SETTINGS[task].FOLD_FIRST
     return {
-        "noise": NOISE if args.noise is None else args.noise,
+        "noise": noise,
         "per_channel": args.per_channel,
-        "distill": DISTILL if args.distill is None else args.distill,
+        "distill": distill,
         "clips_rounded": args.qcfs,
         "fold_first": usual if args.fold_first is None else args.fold_first,
     }
