@@ -21,8 +21,8 @@ def read_picture(path: str | Path) -> np.ndarray:
 
     The rotation tag is applied, transparency is laid on white, 16-bit values and numbers of 0 to 1
     are scaled to 8 bits, grey, palette and CMYK pictures become colour; of an animation the first
-    frame is taken. Pillow does
-    the reading because OpenCV returns a truncated JPEG with grey rows and no error.
+    frame is taken. Pillow does the reading because OpenCV returns a truncated JPEG with grey rows
+    and no error.
 
     Args:
         path: The file.

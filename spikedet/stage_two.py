@@ -27,7 +27,14 @@ from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.precision import device_of, layout, mixed
 from spikedet.stage_one import untuned
-from spikedet.task import THRESHOLD_PICTURES, Task, as_float, expect_stage, spiking_checkpoint
+from spikedet.task import (
+    THRESHOLD_PICTURES,
+    Task,
+    as_float,
+    expect_stage,
+    fitting,
+    spiking_checkpoint,
+)
 from spikedet.training import (
     expect_growth,
     growing_side,
@@ -177,15 +184,8 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
             f"a network with an initial potential for each neuron takes {made.imgsz} pixels; "
             f"the end-to-end pass was told to grow from {size}"
         )
-    try:
-        with torch.no_grad():
-            task.network(made.model, len(made.names)).eval()(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:  # of torch: its layers do not fit
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"the end-to-end pass was told to grow from {size}, which the network cannot take: "
-            f"{reason}"
-        ) from None
+    with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
+        task.network(made.model, len(made.names)).eval()(torch.zeros(1, 3, size, size))
 
 
 def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ from spikedet.errors import UsageError, WeightsError
 from spikedet.neurons.layers import Readout
 
 THRESHOLD_PICTURES = 64
+
+
+@contextmanager
+def fitting(size: str) -> Iterator[None]:
+    """Say of a size of pictures, in words, that the layers of a network do not fit it.
+
+    Raises:
+        UsageError: In place of torch's `RuntimeError`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{size}, which the network cannot take: {reason}") from None
 
 
 class Task(ABC):
@@ -208,11 +223,8 @@ class Task(ABC):
         stride = self.stride(network)
         if imgsz < stride or imgsz % stride:
             raise UsageError(f"imgsz is {imgsz}; expected a multiple of {stride}")
-        try:
+        with fitting(f"imgsz is {imgsz}"):
             self._convert(network, Checkpoint("snn", self.name, description, (), imgsz, {}, T=1))
-        except RuntimeError as error:  # of torch: its layers do not fit
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"imgsz is {imgsz}, which the network cannot take: {reason}") from None
 
     def bare(self, made: Checkpoint) -> nn.Module:
         """The module of a checkpoint in evaluation mode.

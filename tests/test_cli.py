@@ -1,4 +1,4 @@
-"""Options from a file."""
+"""Options from a file, commands of the pages, and how a command ends."""
 
 import os
 import re

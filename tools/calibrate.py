@@ -34,7 +34,6 @@ FINE = ("layer_steps", "loss")
 RECORD = ("method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end")
 RECORD += ("end_to_end_steps",)
 CHOSEN = ("pictures", "held", "per_neuron", "layers")
-NEITHER = "--no-coarse and --no-fine leave all layers as they are"
 LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
 
 if TYPE_CHECKING:
@@ -75,6 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
+
+
+def expect_halves(args: argparse.Namespace) -> None:
+    """Refuse options of the halves of layer-wise calibration that are left out.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    if args.no_fine:
+        cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
+    if args.no_coarse and args.no_fine:
+        cli.refuse(args, CHOSEN, "--no-coarse and --no-fine leave all layers as they are")
 
 
 def plan(args: argparse.Namespace, task: str) -> Plan:
@@ -158,10 +169,9 @@ def calibrate(
             raise TrainingError(f"{begun}: a killed run; add --resume, or choose another --out")
         calibrated = checkpoint.load(begun)
         before = calibrated.origin.get("run", {})
-        other = [key for key in told | before if told.get(key) != before.get(key)]
+        other = ", ".join(key for key in told | before if told.get(key) != before.get(key))
         if other:
-            others = ", ".join(other)
-            raise TrainingError(f"{begun}: a run with other {others}; choose another --out")
+            raise TrainingError(f"{begun}: a run with other {other}; choose another --out")
         network, origin = task.bare(calibrated), calibrated.origin
     elif goes_on:
         network = task.bare(made)
@@ -306,10 +316,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.weights}: to go on with spiking weights, name their --teacher")
     if made.stage == "snn":
         cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
-    if args.no_fine:
-        cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
-    if args.no_coarse and args.no_fine:
-        cli.refuse(args, CHOSEN, NEITHER)
+    expect_halves(args)
     if args.end_to_end == 0:
         cli.refuse(args, END, "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T

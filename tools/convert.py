@@ -40,13 +40,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikedet import cli  # noqa: E402
 from spikedet.methods import METHODS, Method  # noqa: E402
 from tools.calibrate import (  # noqa: E402
-    CHOSEN,
     END,
     FINE,
     LAYERS,
-    NEITHER,
     add_arguments,
     calibrate,
+    expect_halves,
     plan,
 )
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
@@ -99,10 +98,7 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
         cli.refuse(args, ["per_neuron"], f"{name} leaves initial potentials as they are")
     if not (method.coarse and method.fine):
         cli.refuse(args, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
-    if args.no_fine:
-        cli.refuse(args, FINE, "--no-fine leaves fine calibration out")
-    if args.no_coarse and args.no_fine:
-        cli.refuse(args, CHOSEN, NEITHER)
+    expect_halves(args)
     if not method.end_to_end and args.end_to_end:
         cli.refuse(args, ["end_to_end"], f"{name} has no end-to-end pass")
     if not method.end_to_end or args.end_to_end == 0:
