@@ -20,7 +20,7 @@ from spikedet.files import write_atomic
 from spikedet.settings import TrainingSettings
 
 OPTIMIZERS = ("SGD", "AdamW")
-LEAST = {"epochs": 1, "imgsz": 1, "batch": 1} | dict.fromkeys(
+LEAST = {"epochs": 1, "imgsz": 1, "batch": 1, "temperature": 1} | dict.fromkeys(
     ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
 )
 FREE = ("epochs", "rate", "decay", "device", "workers", "cache")  # a resumed run may have others

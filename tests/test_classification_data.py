@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from spikedet import tasks
-from spikedet.classification import data
+from spikedet.classification import data, transforms
 from spikedet.errors import DataError, PictureError, UsageError
 from tools import prepare_cifar
 
@@ -249,13 +249,21 @@ def test_what_is_kept_aside_does_not_depend_on_a_limit(folder):
 # ---------------------------------------------------------------------- transforms
 
 
+def augmented(picture, *how, **more):
+    """A picture after both transforms of training."""
+    single, whole = transforms.augmentation(*how, **more)
+    moved = single(picture)
+    assert moved.dtype == torch.uint8
+    return whole(moved[None])[0]
+
+
 def test_pictures_are_normalised_by_the_description():
     picture = torch.full((3, 32, 32), 51, dtype=torch.uint8)  # 0.2
-    found = data.normalized(picture, DESCRIPTION, 32)
+    found = transforms.normalized(picture, DESCRIPTION, 32)
     assert found.shape == (3, 32, 32) and found.dtype == torch.float32
     wanted = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
     assert found[:, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6)
-    assert data.normalized(picture[:, :20], DESCRIPTION, 32).shape == (3, 32, 32)
+    assert transforms.normalized(picture[:, :20], DESCRIPTION, 32).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("description", [
@@ -264,20 +272,20 @@ def test_pictures_are_normalised_by_the_description():
 def test_imagenet_pictures_keep_their_shape_and_lose_their_border(description):
     picture = torch.zeros(3, 128, 256, dtype=torch.uint8)
     picture[..., 64:192] = 255  # the middle half
-    found = data.normalized(picture, description, 112)  # 128 on the shorter side, then the centre
+    found = transforms.normalized(picture, description, 112)  # the centre of 128 x 256
     assert found.shape == (3, 112, 112)
-    white = (1 - torch.tensor(data.MEAN)) / torch.tensor(data.STD)
+    white = (1 - torch.tensor(transforms.MEAN)) / torch.tensor(transforms.STD)
     assert torch.allclose(found, white.view(3, 1, 1).expand_as(found), atol=1e-5)
 
 
 def test_a_form_that_there_is_not():
     with pytest.raises(UsageError, match="form: mnist; there are cifar, imagenet"):
-        data.view({"form": "mnist"}, 32)
+        transforms.view({"form": "mnist"}, 32)
 
 
 def test_crops_are_shifted_or_mirrored_copies():
     picture = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
-    transform = data.augmentation({"mean": [0] * 3, "std": [1] * 3}, 32, "crop")
+    plain = {"mean": [0] * 3, "std": [1] * 3}
     padded = torch.nn.functional.pad(picture, [4] * 4)
     copies = {
         bytes(view[:, y : y + 32, x : x + 32].contiguous().numpy())
@@ -286,23 +294,24 @@ def test_crops_are_shifted_or_mirrored_copies():
         for x in range(9)
     }
     torch.manual_seed(0)
-    found = [bytes((transform(picture) * 255).round().to(torch.uint8).numpy()) for _ in range(200)]
+    found = [augmented(picture, plain, 32, "crop") for _ in range(200)]
+    found = [bytes((crop * 255).round().to(torch.uint8).numpy()) for crop in found]
     assert set(found) <= copies and len(set(found)) > 60
 
 
 @pytest.mark.parametrize("form", ["cifar", "imagenet"])
-@pytest.mark.parametrize("kind", data.AUGMENTATIONS)
+@pytest.mark.parametrize("kind", transforms.AUGMENTATIONS)
 def test_every_augmentation_gives_the_size_of_the_network(form, kind):
     torch.manual_seed(0)
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
-    transform = data.augmentation({**DESCRIPTION, "form": form}, 24, kind)
+    how = (picture, {**DESCRIPTION, "form": form}, 24, kind)
     for _ in range(5):
-        found = transform(picture)
+        found = augmented(*how)
         assert found.shape == (3, 24, 24) and found.dtype == torch.float32
         # a normalised uint8 is exactly 0 by no chance; only a cut square is
         cut = int((found == 0).all(0).sum())
         assert cut == 0 if kind in ("none", "crop") else 6 * 6 <= cut <= 12 * 12
-    fixed = torch.equal(transform(picture), transform(picture))
+    fixed = torch.equal(augmented(*how), augmented(*how))
     assert fixed == (kind == "none")
 
 
@@ -311,9 +320,9 @@ def test_what_was_augmented_is_compressed_as_jpeg(kind):
     plain = {"mean": [0] * 3, "std": [1] * 3}
     picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     torch.manual_seed(3)
-    moved = (data.augmentation(plain, 32, kind)(picture) * 255).round().to(torch.uint8)
+    moved = (augmented(picture, plain, 32, kind) * 255).round().to(torch.uint8)
     torch.manual_seed(3)
-    found = data.augmentation(plain, 32, kind, jpeg=75)(picture)
+    found = augmented(picture, plain, 32, kind, jpeg=75)
     file = io.BytesIO()
     Image.fromarray(moved.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
     wanted = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
@@ -322,38 +331,35 @@ def test_what_was_augmented_is_compressed_as_jpeg(kind):
 
 def test_cutout_is_cut_behind_the_compression():
     picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    found = data.augmentation(DESCRIPTION, 32, "cutout", jpeg=50)(picture)
+    found = augmented(picture, DESCRIPTION, 32, "cutout", jpeg=50)
     assert 8 * 8 <= (found == 0).all(0).sum() <= 16 * 16  # no uint8 is normalised to exactly 0
 
 
 @pytest.mark.parametrize("quality", [-1, 101])
 def test_a_quality_that_jpeg_does_not_have(quality):
     with pytest.raises(UsageError, match=f"jpeg is {quality}; expected a quality from 1 to 100"):
-        data.augmentation(DESCRIPTION, 32, jpeg=quality)
+        transforms.augmentation(DESCRIPTION, 32, jpeg=quality)
 
 
 def test_an_augmentation_that_there_is_not():
     with pytest.raises(UsageError, match="'mixup'; expected none, crop, cutout, autoaugment"):
-        data.augmentation(DESCRIPTION, 32, "mixup")
+        transforms.augmentation(DESCRIPTION, 32, "mixup")
 
 
-@pytest.mark.parametrize(
-    ("place", "rows", "columns"),
-    [((-2, -2), (0, 2), (0, 2)), ((3, 1), (3, 7), (1, 5)), ((6, 5), (6, 8), (5, 9))],
-)
-def test_cutout_is_a_square_cut_at_the_border(place, rows, columns):
-    picture = torch.ones(3, 8, 9)
-    found = data.Cutout(4).transform(picture, {"y": place[0], "x": place[1]})
-    wanted = torch.ones(3, 8, 9)
-    wanted[:, slice(*rows), slice(*columns)] = 0
-    assert torch.equal(found, wanted) and bool((picture == 1).all())
+def test_cutout_is_a_square_cut_at_the_border():
+    pictures = torch.ones(3, 3, 8, 9)
+    places = {"y": torch.tensor([[-2], [3], [6]]), "x": torch.tensor([[-2], [1], [5]])}
+    found = transforms.Cutout(4).transform(pictures, places)
+    wanted = torch.ones(3, 3, 8, 9)
+    wanted[0, :, 0:2, 0:2] = wanted[1, :, 3:7, 1:5] = wanted[2, :, 6:8, 5:9] = 0
+    assert torch.equal(found, wanted) and bool((pictures == 1).all())
 
 
 def test_cutout_is_around_any_pixel():
     torch.manual_seed(0)
-    drawn = [data.Cutout(4).make_params([torch.ones(3, 8, 9)]) for _ in range(300)]
-    assert {p["y"] for p in drawn} == set(range(-2, 6))
-    assert {p["x"] for p in drawn} == set(range(-2, 7))
+    drawn = transforms.Cutout(4).make_params([torch.ones(900, 3, 8, 9)])
+    assert set(drawn["y"].flatten().tolist()) == set(range(-2, 6))
+    assert set(drawn["x"].flatten().tolist()) == set(range(-2, 7))
 
 
 # ---------------------------------------------------------------------- batches
@@ -363,7 +369,7 @@ def test_batches_are_in_order_whatever_the_sizes_of_the_pictures(tmp_path, folde
     samples = data.read([folder], "test")
     found = list(data.batches(samples, DESCRIPTION, 32, 7))
     assert [len(b) for b in found] == [7, 7, 2]
-    one_by_one = [data.normalized(samples.picture(n), DESCRIPTION, 32) for n in range(16)]
+    one_by_one = [transforms.normalized(samples.picture(n), DESCRIPTION, 32) for n in range(16)]
     assert torch.equal(torch.cat(found), torch.stack(one_by_one))
     add_pictures(tmp_path, "test", 1, "a", size=(40, 32))
     add_pictures(tmp_path / "more", "test", 1, "a", size=(32, 48))

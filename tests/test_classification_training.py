@@ -356,6 +356,8 @@ def test_divergence_by_hand():
     twice = divergence(found.repeat(2, 1), wanted.repeat(2, 1))  # a mean over the pictures
     assert twice.item() == pytest.approx(by_hand, abs=1e-6)
     assert divergence(wanted + 7, wanted).item() == pytest.approx(0, abs=1e-6)
+    soft = divergence(found / 4, wanted / 4).item()
+    assert divergence(found, wanted, 4).item() == pytest.approx(16 * soft)
 
 
 def test_distillation_brings_the_network_to_its_teacher(whole, tmp_path):

@@ -1,4 +1,4 @@
-"""Labelled pictures: folders of classes and torchvision's CIFAR files, and what is done to them."""
+"""Labelled pictures: folders of classes and torchvision's CIFAR files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
-from torchvision.transforms import v2
 
-from spikedet.classification.models import FOREIGN, FORMS
+from spikedet.classification.transforms import augmentation, view
 from spikedet.errors import DataError, PictureError, UsageError
 from spikedet.pictures import SUFFIXES, read_picture
 
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
-AUGMENTATIONS = ("none", "crop", "cutout", "autoaugment")
 CIFAR = {
     "cifar-10-batches-py": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
     "cifar-100-python": (datasets.CIFAR100, "cifar-100-python.tar.gz"),
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a description names none
 
 
 class Samples(Dataset):
@@ -256,127 +252,6 @@ def _every_fiftieth(labels: list[int]) -> list[bool]:
     return aside
 
 
-def form(description: dict[str, Any]) -> str:
-    """`cifar` or `imagenet`: how the pictures of a network are cut.
-
-    Raises:
-        UsageError: Another form.
-    """
-    foreign = str(description.get("arch")).startswith(FOREIGN)
-    found = description.get("form", "imagenet" if foreign else "cifar")
-    if found not in FORMS:
-        raise UsageError(f"form: {found}; there are {', '.join(FORMS)}")
-    return found
-
-
-def _ends(description: dict[str, Any]) -> list[Any]:
-    """uint8 -> float32, normalised."""
-    mean, std = description.get("mean", MEAN), description.get("std", STD)
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-
-
-def view(description: dict[str, Any], imgsz: int) -> v2.Transform:
-    """The transform of evaluation: [3, H, W] or [B, 3, H, W] uint8 -> [.., 3, imgsz, imgsz].
-
-    CIFAR pictures are resized if they have another size; of others the shorter side is resized to
-    256/224 of imgsz and the centre is cut out. Then they are normalised.
-    """
-    return v2.Compose([*_fitted(description, imgsz), *_ends(description)])
-
-
-def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
-    """uint8 -> uint8 of the side that a network takes."""
-    if form(description) == "cifar":
-        return [v2.Resize((imgsz, imgsz), antialias=True)]
-    return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
-
-
-def normalized(picture: Tensor, description: dict[str, Any], imgsz: int) -> Tensor:
-    """A picture [3, H, W] uint8 RGB as a network takes it (see `view`)."""
-    return view(description, imgsz)(picture)
-
-
-def augmentation(
-    description: dict[str, Any], imgsz: int, kind: str = "crop", jpeg: int = 0
-) -> v2.Transform:
-    """The transform of training: [3, H, W] uint8 -> [3, imgsz, imgsz] float32.
-
-    Args:
-        description: Of the network: `form`, `mean`, `std`.
-        imgsz: Side in pixels.
-        kind: `none` (as in evaluation), `crop` (CIFAR: 4 pixels of padding; else random size; and
-            mirrored), `cutout` (a square of half the side is grey as well, DeVries & Taylor 2017)
-            or `autoaugment` (and AutoAugment's policy, Cubuk et al. 2019).
-        jpeg: Quality, 1 to 100, that the picture is compressed with after that, before the square
-            of cutout; 0 for none.
-
-    Raises:
-        UsageError: Another kind or quality.
-    """
-    if kind not in AUGMENTATIONS:
-        raise UsageError(f"augment is {kind!r}; expected {', '.join(AUGMENTATIONS)}")
-    if not 0 <= jpeg <= 100:
-        raise UsageError(f"jpeg is {jpeg}; expected a quality from 1 to 100, or 0 for none")
-    compression = [Jpeg(jpeg)] if jpeg else []
-    if kind == "none":
-        return v2.Compose([*_fitted(description, imgsz), *compression, *_ends(description)])
-    policy = v2.AutoAugmentPolicy.IMAGENET
-    if form(description) == "cifar":
-        policy = v2.AutoAugmentPolicy.CIFAR10
-        first = [v2.Resize((imgsz, imgsz), antialias=True), v2.RandomCrop(imgsz, padding=4)]
-    else:
-        first = [v2.RandomResizedCrop(imgsz, antialias=True)]
-    first.append(v2.RandomHorizontalFlip())
-    if kind == "autoaugment":
-        first.append(v2.AutoAugment(policy))
-    last = [] if kind == "crop" else [Cutout(imgsz // 2)]
-    return v2.Compose([*first, *compression, *_ends(description), *last])
-
-
-class Jpeg(v2.Transform):
-    """A picture [3, H, W] uint8 RGB after compression as JPEG, with half as many colours as pixels
-    in each direction (4:2:0), as most files have.
-
-    Args:
-        quality: 1 to 100.
-    """
-
-    def __init__(self, quality: int):
-        super().__init__()
-        self.quality = quality
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        told = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], told)
-        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1]
-        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
-
-
-class Cutout(v2.Transform):
-    """A square around a random place becomes 0; it may reach over the border.
-
-    Args:
-        side: Of the square in pixels.
-    """
-
-    def __init__(self, side: int):
-        super().__init__()
-        self.side = side
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
-        height, width = flat_inputs[0].shape[-2:]
-        return {
-            "y": int(torch.randint(height, ())) - self.side // 2,
-            "x": int(torch.randint(width, ())) - self.side // 2,
-        }
-
-    def transform(self, inpt: Tensor, params: dict[str, int]) -> Tensor:
-        top, left = max(0, params["y"]), max(0, params["x"])
-        out = inpt.clone()
-        out[..., top : params["y"] + self.side, left : params["x"] + self.side] = 0
-        return out
-
-
 def batches(
     samples: Samples, description: dict[str, Any], imgsz: int, batch: int
 ) -> Iterator[Tensor]:
@@ -418,12 +293,17 @@ def augmented(
     """
     if workers:
         samples.decode()
-    moved = samples.transformed(augmentation(description, imgsz))
+    single, whole = augmentation(description, imgsz)
     generator = torch.Generator().manual_seed(seed)
     size = min(batch, len(samples))
     loader = DataLoader(
-        moved, size, shuffle=True, drop_last=True, generator=generator, num_workers=workers
+        samples.transformed(single),
+        size,
+        shuffle=True,
+        drop_last=True,
+        generator=generator,
+        num_workers=workers,
     )
     while True:
         for pictures, labels in loaded(loader):
-            yield {"img": pictures, "label": labels}
+            yield {"img": whole(pictures), "label": labels}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spikedet.classification import data
+from spikedet.classification import transforms
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.pictures import as_picture
 from spikedet.predictor import BasePredictor, expect_counts
@@ -77,4 +77,4 @@ class Classifier(BasePredictor):
     def _fitted(self, rgb: np.ndarray) -> torch.Tensor:
         """[H, W, 3] uint8 -> [3, S, S] as the network takes it."""
         picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
-        return data.normalized(picture, self.runner.description, self.imgsz)
+        return transforms.normalized(picture, self.runner.description, self.imgsz)

@@ -40,6 +40,7 @@ class Settings(settings.TrainingSettings):
     augment: str = "crop"
     jpeg: int = 0
     smoothing: float = 0.0
+    temperature: float = 1.0
     clip: float = 0.0
 
 
@@ -50,5 +51,7 @@ FIELD_HELP = {
     "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
     "pictures that will come as JPEG files, where those of the training do not; stage II has none",
     "smoothing": "label smoothing",
+    "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
+    "trained until it was sure of its training pictures",
     "clip": "largest norm of the gradient, 0 for no bound",
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.classification import data
+from spikedet.classification import data, transforms
 from spikedet.classification.distillation import divergence
 from spikedet.classification.models import build
 from spikedet.classification.settings import PROTOCOL, Settings
@@ -76,7 +76,7 @@ class Classification(Task):
         return description
 
     def usual_side(self, description: dict[str, Any]) -> int | None:
-        return 224 if data.form(description) == "imagenet" else None
+        return 224 if transforms.form(description) == "imagenet" else None
 
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
         return build(description, classes).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from spikedet.classification.data import Samples, augmentation, loaded
+from spikedet.classification.data import Samples, loaded
 from spikedet.classification.distillation import divergence
 from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
+from spikedet.classification.transforms import augmentation
 from spikedet.errors import TrainingError
 from spikedet.files import write_csv
 from spikedet.precision import layout, mixed
@@ -165,8 +167,9 @@ class _Run:
         self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
         if settings.workers:
             samples.decode()
-        moves = augmentation(description, settings.imgsz, settings.augment, settings.jpeg)
-        samples = samples.transformed(moves)
+        kind, quality = settings.augment, settings.jpeg
+        single, self.whole = augmentation(description, settings.imgsz, kind, quality)
+        samples = samples.transformed(single)
         self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
         self.loader = DataLoader(
             samples, share, sampler=self.order, drop_last=True, num_workers=settings.workers
@@ -207,12 +210,13 @@ class _Run:
 
     def epoch(self, number: int) -> dict[str, float]:
         """One pass over the pictures: mean loss, training accuracy, last rate, seconds."""
-        start, total, right, count = time.time(), 0.0, 0, 0
+        start = time.time()
+        sums = torch.zeros(2, device=self.device)  # read once: each time a GPU is waited for
         torch.manual_seed(hash((self.settings.seed, number, self.rank)))
         self.order.set_epoch(number)
         self.model.train()
         for pictures, labels in loaded(self.loader):
-            pictures = pictures.to(self.device).contiguous(memory_format=self.layout)
+            pictures = self.whole(pictures.to(self.device)).contiguous(memory_format=self.layout)
             labels = labels.to(self.device)
             with mixed(self.device.type):
                 logits = self.model(pictures)
@@ -220,26 +224,24 @@ class _Run:
                     wanted = None if self.teacher is None else self.teacher(pictures)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.smoothing)
             if wanted is not None:
-                loss = loss + self.distill * divergence(logits.float(), wanted.float())
-            if not loss.isfinite():
-                raise TrainingError(
-                    f"the loss became {loss.item()} in epoch {number + 1}; lower the rate and "
-                    "resume from the epoch before it with --resume"
-                )
+                apart = divergence(logits.float(), wanted.float(), self.settings.temperature)
+                loss = loss + self.distill * apart
             self.optimizer.zero_grad()
             loss.backward()
             if self.settings.clip:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
             self.optimizer.step()
             self.schedule.step()
-            total += loss.item() * len(labels)
-            right += int((logits.argmax(1) == labels).sum())
-            count += len(labels)
-        seconds = time.time() - start
+            sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        loss, right = (sums / len(self.loader)).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {number + 1}; lower the rate and resume from the "
+                "epoch before it with --resume"
+            )
         rate = self.schedule.get_last_lr()[0]
-        return {"rate": rate, "loss": total / count, "training_top1": right / count} | {
-            "seconds": seconds
-        }
+        row = {"rate": rate, "loss": loss, "training_top1": right}
+        return row | {"seconds": time.time() - start}
 
 
 def _rate(step: int, steps: int, warm: float, final: float) -> float:
