@@ -172,7 +172,12 @@ class _Run:
         samples = samples.transformed(single)
         self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
         self.loader = DataLoader(
-            samples, share, sampler=self.order, drop_last=True, num_workers=settings.workers
+            samples,
+            share,
+            sampler=self.order,
+            drop_last=True,
+            num_workers=settings.workers,
+            pin_memory=device.type == "cuda",
         )
         if not len(self.loader):
             raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
@@ -216,8 +221,9 @@ class _Run:
         self.order.set_epoch(number)
         self.model.train()
         for pictures, labels in loaded(self.loader):
-            pictures = self.whole(pictures.to(self.device)).contiguous(memory_format=self.layout)
-            labels = labels.to(self.device)
+            pictures = self.whole(pictures.to(self.device, non_blocking=True))
+            pictures = pictures.contiguous(memory_format=self.layout)
+            labels = labels.to(self.device, non_blocking=True)
             with mixed(self.device.type):
                 logits = self.model(pictures)
                 with torch.no_grad():
