@@ -457,6 +457,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--device", "mps"], 6, "device 'mps': this machine has"),
         ([*TRAIN, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
         ([*TRAIN, "--smoothing", 2], 6, "smoothing is 2.0; expected a number between 0 and 1"),
+        ([*TRAIN, "--temperature", 0.5], 6, "temperature is 0.5; expected 1 or more"),
         ([*TRAIN, "--out", "float", "--resume", "--width", 0.5], 6, "width=0.25; this one has"),
         ([*TRAIN, "--out", "float", "--resume", "--imgsz", 32], 6, "imgsz=16; this one has"),
         ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--batch", 50, "--optimizer",

@@ -373,7 +373,9 @@ def test_distillation_brings_the_network_to_its_teacher(whole, tmp_path):
 
     alone = run(tmp_path / "alone", teacher=teacher, distill=0.0)
     taught = run(tmp_path / "taught", teacher=teacher, distill=4.0)
-    assert distance(taught) < 0.5 * distance(alone)
+    soft = run(tmp_path / "soft", teacher=teacher, distill=4.0, temperature=4.0)
+    assert max(distance(taught), distance(soft)) < 0.5 * distance(alone)
+    assert not same(soft.state_dict(), taught.state_dict())
     assert same(alone.state_dict(), whole[1].state_dict())  # the weight 0 is no distillation
     assert same(teacher.state_dict(), before)
 
