@@ -43,10 +43,12 @@ def of(made: Checkpoint) -> Task:
 
 def of_data(folders: Sequence[Path]) -> str:
     """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
-    classes = ("train", "val", "test", "cifar-10-batches-py", "cifar-100-python")
+    cifar = ("cifar-10-batches-py", "cifar-100-python")
+    archives = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
     for folder in map(Path, folders):
-        inside = any((folder / name).is_dir() for name in classes)
-        if folder.name in classes[3:] or (inside and not any(folder.glob("VOC*"))):
+        inside = any((folder / name).is_dir() for name in ("train", "val", "test", *cifar))
+        inside |= any((folder / name).is_file() for name in archives)
+        if folder.name in cifar or (inside and not any(folder.glob("VOC*"))):
             return "classification"
     return "detection"
 

@@ -417,6 +417,8 @@ def test_fingerprint_stays_when_pictures_were_looked_at(tmp_path):
 def test_the_task_of_data_folders(tmp_path):
     for name in ("cifar10/cifar-10-batches-py", "folders/train", "VOCdevkit/VOC2007"):
         (tmp_path / name).mkdir(parents=True)
-    folders = ("cifar10", "cifar10/cifar-10-batches-py", "folders", "VOCdevkit")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/cifar-100-python.tar.gz").touch()
+    folders = ("cifar10", "cifar10/cifar-10-batches-py", "packed", "folders", "VOCdevkit")
     found = [tasks.of_data([tmp_path / name]) for name in folders]
-    assert found == ["classification"] * 3 + ["detection"]
+    assert found == ["classification"] * 4 + ["detection"]

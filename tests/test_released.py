@@ -40,9 +40,14 @@ def test_it_answers_alike_one_by_one_and_together():
 def test_it_reaches_what_its_card_says(tmp_path, monkeypatch):
     """On 2,000 pictures of the fixed shuffle, less two of their standard errors."""
     card = (ROOT / "weights/README.md").read_text().split("## The classifier")[1]
-    said = float(re.search(r"stages I \+ II\*\* \| 8 \| ([0-9.]+)", card)[1])
-    words = ["--weights", default_weights(8, "classification"), "--data", PICTURES]
-    words += ["--limit", 2000, "--json", tmp_path / "rows.json"]
-    assert command(monkeypatch, "evaluate", *words) == 0
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert 100 * row["top1"] > said - 1.5
+    spiking = r"\*\*stages I \+ II\*\*"
+    lines = (r"float \| -", rf"{spiking} \| 4", rf"{spiking} \| 8")
+    said = [float(re.search(rf"^\| {line} \| ([0-9.]+)", card, re.M)[1]) for line in lines]
+    weights = [released("float", task="classification")]
+    weights += [default_weights(T, "classification") for T in (4, 8)]
+    words = ["--weights", *weights, "--data", PICTURES, "--limit", 2000]
+    assert command(monkeypatch, "evaluate", *words, "--json", tmp_path / "rows.json") == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["T"] for row in rows] == [None, 4, 8]
+    for row, least in zip(rows, said, strict=True):
+        assert 100 * row["top1"] > least - 1.5

@@ -238,6 +238,14 @@ def test_names_of_networks(classes, more, wanted):
     assert classification.described(made) == wanted
 
 
+def test_a_table_without_a_network_of_its_own_is_the_published_one(place, tmp_path, capsys):
+    args = parsed(place, tmp_path, "table4")
+    args.model = None  # the released network, of which table IV has no row
+    reproduce.main(args)
+    assert "not run (73.18)" in capsys.readouterr().out
+    assert {line["value"] for line in lines_of(tmp_path / "table4.csv")} == {"not run"}
+
+
 def test_bad_input(place, tmp_path):
     twice = place / "float.safetensors"
     args = parsed(place, tmp_path, "table2", "--model", twice, twice)

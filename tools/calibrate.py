@@ -180,6 +180,8 @@ def calibrate(
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
     stage_two.expect_end_size(task, made, planned, network)
+    if teacher is not None:
+        task.teacher(made, teacher)  # refuses one that cannot teach, before the layers are fitted
     network.to(cli.torch_device(args.device or "cpu"), memory_format=layout(network))
     if not resumed:
         layers = planned.layers

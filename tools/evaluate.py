@@ -38,7 +38,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--weights", type=Path, nargs="+", help="checkpoints; the shipped ones if left out")
     cli.add_data_arguments(parser, test=True)
     add("--T", type=cli.time_steps, nargs="+", help="time steps; those of the weights if left out")
-    add("--compare", action="store_true", help="float, stage-I and spiking rows, with baselines")
+    help = "float, stage-I and spiking rows, with baselines; --weights then names all of them"
+    add("--compare", action="store_true", help=help)
     add(
         "--threshold-split",
         help="pictures that give the thresholds of the copied-weights row (those that "

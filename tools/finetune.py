@@ -51,11 +51,13 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     """
     if args.qcfs:
         why = "QCFS trains without noise and distillation"
-        cli.refuse(args, ["noise", "distill", "teacher"], why)
+        cli.refuse(args, ["noise", "distill", "teacher", "temperature"], why)
         noise = distill = 0.0  # whatever a --config file says of our stage I
     else:
         noise = NOISE if args.noise is None else args.noise
         distill = DISTILL if args.distill is None else args.distill
+        if not distill:
+            cli.refuse(args, ["temperature"], "--distill 0 distils nothing")
     usual = SETTINGS[task].FOLD_FIRST
     return {
         "noise": noise,
@@ -86,7 +88,8 @@ def main(args: argparse.Namespace) -> None:
     task = tasks.of(made)
     options = stage_one_options(args, task.name)
     if made.stage == "qc" and args.teacher is None:
-        cli.refuse(args, ["distill"], "stage-I weights cannot be distilled from; name a --teacher")
+        why = "stage-I weights cannot be distilled from; name a --teacher"
+        cli.refuse(args, ["distill", "temperature"], why)
     if made.stage == "qc" and args.fold_first is not None and "fold_first" not in args.configured:
         raise UsageError("--fold-first: batch norm of stage-I weights is folded already")
     folded = options["fold_first"] or made.stage == "qc"

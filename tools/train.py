@@ -59,7 +59,9 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.training import expect_same_run
 
     if args.teacher is None:
-        cli.refuse(args, ["distill"], "name the --teacher to distil from")
+        cli.refuse(args, ["distill", "temperature"], "name the --teacher to distil from")
+    if args.distill == 0:
+        cli.refuse(args, ["temperature"], "--distill 0 distils nothing")
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)

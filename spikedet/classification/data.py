@@ -170,7 +170,11 @@ def _read(folder: Path, split: str) -> Samples:
         return _torchvision(folder, CIFAR[there[0]][0], split)
     place = folder / split
     if not place.is_dir():
-        raise DataError(f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures")
+        there = sorted(path.name for path in folder.glob("*") if path.is_dir())
+        raise DataError(
+            f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures"
+            + (f", --split being {' or '.join(there)}" if 0 < len(there) <= 5 else "")
+        )
     names = sorted(path.name for path in place.iterdir() if path.is_dir())
     if not names:
         raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")

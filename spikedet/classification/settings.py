@@ -52,6 +52,6 @@ FIELD_HELP = {
     "pictures that will come as JPEG files, where those of the training do not; stage II has none",
     "smoothing": "label smoothing",
     "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
-    "trained until it was sure of its training pictures",
+    "trained until it was sure of its training pictures; stage II has 1",
     "clip": "largest norm of the gradient, 0 for no bound",
 }

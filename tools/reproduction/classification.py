@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
         UsageError: A T of which the table has no column.
     """
     lines = planned(TABLES[args.name], networks)
-    if networks and not any(line.network for line in lines):
+    if args.model and not any(line.network for line in lines):
         given = ", ".join(f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks)
         raise UsageError(f"{args.name} has no row for {given}")
     entries = {
