@@ -43,11 +43,10 @@ def of(made: Checkpoint) -> Task:
 
 def of_data(folders: Sequence[Path]) -> str:
     """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
-    cifar = ("cifar-10-batches-py", "cifar-100-python")
-    archives = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
+    cifar = classification.CIFAR
     for folder in map(Path, folders):
         inside = any((folder / name).is_dir() for name in ("train", "val", "test", *cifar))
-        inside |= any((folder / name).is_file() for name in archives)
+        inside |= any((folder / name).is_file() for name in cifar.values())
         if folder.name in cifar or (inside and not any(folder.glob("VOC*"))):
             return "classification"
     return "detection"

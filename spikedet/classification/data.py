@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
+from spikedet.classification.settings import CIFAR
 from spikedet.classification.transforms import augmentation, view
 from spikedet.errors import DataError, PictureError, UsageError
 from spikedet.pictures import SUFFIXES, read_picture
 
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
-CIFAR = {
-    "cifar-10-batches-py": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
-    "cifar-100-python": (datasets.CIFAR100, "cifar-100-python.tar.gz"),
-}
+KINDS = dict(zip(CIFAR, (datasets.CIFAR10, datasets.CIFAR100), strict=True))
 
 
 class Samples(Dataset):
@@ -162,12 +160,12 @@ def _read(folder: Path, split: str) -> Samples:
     if folder.is_file():
         raise DataError(f"{folder}: is a file; expected the folder that it unpacks to")
     if folder.name in CIFAR:
-        return _torchvision(folder.parent, CIFAR[folder.name][0], split)
-    there = [n for n, (_, a) in CIFAR.items() if (folder / n).is_dir() or (folder / a).is_file()]
+        return _torchvision(folder.parent, KINDS[folder.name], split)
+    there = [n for n, a in CIFAR.items() if (folder / n).is_dir() or (folder / a).is_file()]
     if len(there) > 1:
         raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
     if there:
-        return _torchvision(folder, CIFAR[there[0]][0], split)
+        return _torchvision(folder, KINDS[there[0]], split)
     place = folder / split
     if not place.is_dir():
         there = sorted(path.name for path in folder.glob("*") if path.is_dir())
