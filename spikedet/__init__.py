@@ -37,7 +37,7 @@ def load(
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
-        UsageError: T is not a whole number of 1 or more.
+        UsageError: T is not a whole number of 1 or more, or no such device is here.
 
     Example:
         >>> detector = spikedet.load(T=20)

@@ -5,11 +5,34 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from spikedet.errors import UsageError
+
 
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16; without, it is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known and known())
+
+
+def present_device(name: str) -> str:
+    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` is the first one.
+
+    Raises:
+        UsageError: No such device here, or one of a kind that nothing here was tested on.
+    """
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"{name!r} is not a device here; try cpu or cuda:0")
+    if chosen.type == "cpu":
+        return "cpu"
+    there = torch.cuda.device_count()
+    if (chosen.index or 0) >= there:
+        raise UsageError(f"{name!r}: this machine has {there} CUDA devices")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on a CPU
+    return f"cuda:{chosen.index or 0}"
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spikedet import checkpoint
 from spikedet.errors import UsageError
-from spikedet.precision import has_bfloat16
+from spikedet.precision import has_bfloat16, present_device
 from spikedet.task import Task
 
 
@@ -44,6 +44,7 @@ class BasePredictor:
         half: bool | None = None,
     ):
         expect_counts(T=T)
+        device = present_device(device)
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
         self.runner = self.task.restore(checkpoint.load(self.weights), self.half).to(device)

@@ -129,6 +129,12 @@ def test_a_T_that_the_weights_were_not_made_for_warns_once_and_runs(weights, pic
         assert detector(picture).T == 4
 
 
+@pytest.mark.parametrize("device", ["mps", "cuda:99", "gpu"])
+def test_devices_that_are_not_here_are_refused_by_name(weights, device):
+    with pytest.raises(UsageError, match=f"'{device}'"):
+        spikedet.load(weights / "snn.safetensors", device=device)
+
+
 def same(one, other):
     assert one.labels.tolist() == other.labels.tolist() and one.T == other.T
     assert np.allclose(one.scores, other.scores, atol=1e-5)

@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from spikedet.errors import UsageError
+
 
 def time_steps(text: str) -> int:
     """Type of `--T`: a whole number of time steps, at least 1."""
@@ -85,23 +87,12 @@ def _number(text: str) -> float:
 
 def device(text: str) -> str:
     """Type of `--device`: `cpu`, `cuda`, `cuda:N` or `N`, present on this machine."""
-    import torch
+    from spikedet.precision import present_device
 
-    text = torch_device(text)
     try:
-        chosen = torch.device(text)
-        known = chosen.type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device here; try cpu or cuda:0")
-    if chosen.type == "cpu":
-        return "cpu"
-    if (chosen.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"{text!r}: this machine has {count} CUDA devices")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on a CPU
-    return f"cuda:{chosen.index or 0}"
+        return present_device(torch_device(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def torch_device(text: str) -> str:
