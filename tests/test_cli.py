@@ -1,10 +1,12 @@
 """Options from a file, commands of the pages, and how a command ends."""
 
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
@@ -218,3 +220,25 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
 def test_rates_and_prices_are_above_zero(text):
     with pytest.raises(ArgumentTypeError, match="is not a number above 0"):
         cli.positive(text)
+
+
+class Stream(io.StringIO):
+    """Standard error that is a terminal, or not."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def test_a_progress_bar_fills_no_log(monkeypatch):
+    shown = {}
+    for terminal in (True, False):
+        stream = Stream(terminal)
+        monkeypatch.setattr(sys, "stderr", stream)
+        for _ in cli.progress(range(4), desc="steps"):
+            time.sleep(0.15)
+        shown[terminal] = stream.getvalue().count("steps: ")
+    assert shown[False] == 2 < shown[True]  # a log has the first and the last state

@@ -108,7 +108,6 @@ def compare(
 ) -> tuple[dict[str, Comparison], ReadoutError]:
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
     import torch
-    from tqdm import tqdm
 
     from spikedet import stage_two
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
@@ -126,7 +125,7 @@ def compare(
         copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(args.device)
         found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
-    with tqdm(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
+    with cli.progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in task.pictures(pictures, spiking, args.batch):
             batch = batch.to(args.device, memory_format=torch.channels_last)
             for reference in filter(None, (stage1, source)):

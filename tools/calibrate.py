@@ -235,11 +235,9 @@ def layer_wise(
     teacher: Checkpoint | None,
 ) -> float:
     """The layer-wise pass, in place; returns by which part the error of a layer fell on average."""
-    from tqdm import tqdm
-
     from spikedet import stage_two
 
-    with tqdm(desc=f"stage II T={made.T}", unit="layer") as bar:
+    with cli.progress(desc=f"stage II T={made.T}", unit="layer") as bar:
 
         def report(layer, index, count):
             bar.total = count
@@ -271,8 +269,6 @@ def end_to_end(
     """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`."""
     import copy
 
-    from tqdm import tqdm
-
     from spikedet import stage_two
     from spikedet.checkpoint import save
     from spikedet.task import spiking_checkpoint
@@ -282,7 +278,7 @@ def end_to_end(
 
     before = loss()
     kept = copy.deepcopy(network)
-    with tqdm(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
+    with cli.progress(total=planned.end_to_end, desc=f"end to end T={made.T}", unit="step") as bar:
 
         def on_step(step, loss):
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)

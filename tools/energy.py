@@ -139,8 +139,6 @@ def float_multiplies(task: Task, path: Path, imgsz: int) -> int:
 
 
 def main(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from spikedet import checkpoint, tasks
     from spikedet.analysis.operations import measure_cost
     from spikedet.files import write_atomic
@@ -159,7 +157,7 @@ def main(args: argparse.Namespace) -> None:
     digest, data = checkpoint.sha256(path), task.fingerprint(samples)
     cli.warn_of_training_pictures(task, samples, {digest})
     pictures = task.pictures(samples, made, args.batch)
-    steps = tqdm(pictures, desc=f"T={T}", unit="batch", leave=False)
+    steps = cli.progress(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = task.restore(made).to(args.device).network
     cost = measure_cost(network, (batch.to(args.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())

@@ -136,8 +136,6 @@ def threshold_samples(args: argparse.Namespace, task: Task, names: tuple[str, ..
 
 
 def main(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from spikedet import tasks
 
     cli.expect_writable(args.json)
@@ -157,7 +155,7 @@ def main(args: argparse.Namespace) -> None:
     for method, made, digest, steps in planned:
         runner = task.restore(made, args.half).to(args.device)
         title = f"{method} T={made.T}" if steps is None else f"{method} T={steps[-1]}"
-        with tqdm(total=len(samples), desc=title, unit="picture", leave=False) as bar:
+        with cli.progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):
                 bar.update(done - bar.n)

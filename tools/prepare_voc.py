@@ -74,8 +74,6 @@ def check(folder: Path) -> int:
 
 def fetch(archive: Archive, folder: Path, server: str, keep: bool) -> None:
     """Download and unpack one archive, unless all it brings is there."""
-    from tqdm import tqdm
-
     from spikedet.detection.prepare import check_split, download, unpack
 
     dataset = folder / "VOCdevkit" / archive.dataset
@@ -83,7 +81,7 @@ def fetch(archive: Archive, folder: Path, server: str, keep: bool) -> None:
         print(f"{archive.dataset} {', '.join(archive.splits)}: already there")
         return
     path = folder / Path(archive.path).name
-    with tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
+    with cli.progress(desc=path.name, unit="B", unit_scale=True) as bar:
 
         def advance(done, size):
             bar.total = size

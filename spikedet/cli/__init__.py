@@ -11,7 +11,7 @@ from spikedet.cli.checks import (
     refuse,
     warn_of_training_pictures,
 )
-from spikedet.cli.command import command_line, parser, run
+from spikedet.cli.command import command_line, parser, progress, run
 from spikedet.cli.config import with_config
 from spikedet.cli.kinds import (
     count,
@@ -51,6 +51,7 @@ __all__ = [
     "json_file",
     "parser",
     "positive",
+    "progress",
     "refuse",
     "run",
     "samples",

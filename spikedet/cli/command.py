@@ -11,9 +11,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.config import with_config
 from spikedet.errors import SpikedetError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LOG_INTERVAL = 60.0  # seconds between two states of a progress bar that goes into a file
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -42,6 +48,19 @@ def command_line() -> str:
     """The command as it was given, for the record; folders are cut to their names."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return " ".join([f"tools/{Path(sys.argv[0]).name}", *words])
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A progress bar of tqdm's on standard error; where that is no terminal, a state a minute.
+
+    Args:
+        *args: As tqdm takes them.
+        **options: As well.
+    """
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
+    return tqdm(*args, mininterval=interval, maxinterval=max(10.0, interval), **options)
 
 
 def keep_freed_memory() -> None:
