@@ -55,7 +55,8 @@ def made(tmp_path_factory):
         assert done == 0
         done = command(patch, "calibrate", "--weights", folder / "qc/best.safetensors", *read,
                        "--teacher", folder / "float/best.safetensors", *STAGE_TWO,
-                       "--end-batch-norm", "--out", folder / "snn.safetensors")  # fmt: skip
+                       "--end-batch-norm", "--end-to-end", 10,
+                       "--out", folder / "snn.safetensors")  # fmt: skip
         assert done == 0
     stages = {"float": "float/best", "qc": "qc/best", "snn": "snn"}
     for stage, name in stages.items():

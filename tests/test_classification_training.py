@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spikedet import precision
 from spikedet.checkpoint import load_plain, save_plain
 from spikedet.classification import train as training
-from spikedet.classification.data import Samples
+from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import divergence
 from spikedet.classification.measure import accuracy
 from spikedet.classification.settings import Settings
@@ -124,21 +125,41 @@ def test_weights_without_their_run_are_not_written_over(tmp_path, left):
     assert (tmp_path / left).read_bytes() == b"hours of work"
 
 
-def test_best_is_the_best_epoch_not_the_last(tmp_path, monkeypatch):
-    scores = iter([0.5, 0.75, 0.25])
-    found = training.accuracy
+@pytest.mark.parametrize(
+    ("follows", "order"),
+    [
+        (False, ["last", "best", "last", "best", "last"]),
+        (True, ["last", "best", "last", "last", "best"]),
+    ],
+)
+def test_accuracy_chooses_the_epoch_and_loss_where_a_teacher_is_followed(
+    tmp_path, monkeypatch, follows, order
+):
+    found = iter([(1.0, 0.5), (2.0, 0.75), (0.5, 0.25)])  # the loss of the third is the least
 
-    def given(*arguments):
-        return type(found(*arguments))(next(scores), 1.0)
+    def judge(*_):
+        return dict(zip(("tuning_loss", "tuning_top1"), next(found), strict=True))
 
-    monkeypatch.setattr(training, "accuracy", given)
+    monkeypatch.setattr(training._Run, "judge", judge)
     saved = []
     training.train(
         toy(), samples(64), samples(32), DESCRIPTION, tmp_path, settings(),
-        lambda _, path: saved.append(path.stem),
+        lambda _, path: saved.append(path.stem), teacher=toy().eval() if follows else None,
     )  # fmt: skip
-    assert saved == ["last", "best", "last", "best", "last"]
+    assert saved == order
     assert [row["tuning_top1"] for row in rows(tmp_path)] == ["0.5", "0.75", "0.25"]
+
+
+def test_the_loss_on_tuning_pictures_is_the_one_that_is_trained(tmp_path):
+    teacher = toy().eval()
+    network = run(tmp_path, epochs=1, teacher=teacher, distill=2.0, temperature=4.0)
+    tune = samples(32, 1)
+    pictures = next(batches(tune, DESCRIPTION, 8, 32))
+    with torch.no_grad():
+        logits, wanted = network.eval()(pictures), teacher(pictures)
+    expected = F.cross_entropy(logits, torch.tensor(tune.labels))
+    expected += 2 * divergence(logits, wanted, 4.0)
+    assert float(rows(tmp_path)[0]["tuning_loss"]) == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_bound_on_the_gradient_bounds_the_steps(tmp_path):
