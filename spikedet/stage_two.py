@@ -62,6 +62,7 @@ class Plan:
         end_batch_norm: Train beside batch norm that is folded afterwards. It helped a classifier at
             T = 4, neither that at T = 8 nor a detector with batches of 8.
         end_workers: Loader processes of it, on which the random numbers of its pictures depend.
+        end_temperature: What a classifier's outputs are divided by that it distils.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
     """
@@ -76,6 +77,7 @@ class Plan:
     end_rate: float = 4e-3
     end_batch_norm: bool = False
     end_workers: int = 0
+    end_temperature: float = 1.0
     truth: float = 1.0
     seed: int = 0
 
@@ -250,6 +252,7 @@ def end_to_end(
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
+    about["temperature"] = plan.end_temperature
     about["begun with"] = fingerprint(network.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
@@ -319,7 +322,7 @@ def _end_loss(
             with torch.no_grad():
                 wanted = guide(pictures)
             found = spiking(pictures)
-        return task.loss(spiking.network, as_float(found), as_float(wanted), batch, plan.truth)
+        return task.loss(spiking.network, as_float(found), as_float(wanted), batch, plan)
 
     return loss
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import UsageError, WeightsError
 from spikedet.neurons.layers import Readout
+
+if TYPE_CHECKING:
+    from spikedet.stage_two import Plan
 
 THRESHOLD_PICTURES = 64
 
@@ -143,10 +146,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(
-        self, network: nn.Module, found: Any, wanted: Any, batch: dict, truth: float
-    ) -> Tensor:
-        """Distance of outputs from a teacher's, and `truth` times that from the annotations."""
+    def loss(self, network: nn.Module, found: Any, wanted: Any, batch: dict, plan: Plan) -> Tensor:
+        """Loss of the end-to-end pass.
+
+        The distance of outputs from a teacher's, and `plan.truth` times that from the annotations.
+        """
 
     @abstractmethod
     def fit(

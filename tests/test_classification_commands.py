@@ -17,6 +17,7 @@ import spikedet
 from spikedet import checkpoint, stage_two
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
+from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
@@ -456,6 +457,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         (["classify", "--weights", "snn.safetensors", "data/test/a", "--json", "toy.yaml/x.json"],
          2, "toy.yaml is not a folder that can be written to"),
         ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
+        ([*GO_ON, "--end-temperature", 0.5], 2, "'0.5' is not a number of 1 or more"),
         ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
          "no layer is named 'model.3'; there are relu, layer1.0.relu.neurons.0, "),
         ([*CONVERT, "--data", "data", "--method", "copy", "--stage1", "qc.safetensors"], 2,
@@ -525,6 +527,28 @@ def test_calibration_with_few_pictures(made):
         assert all(report.after <= report.before for report in reports) and len(reports) > 19
     with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
         stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
+
+
+def test_the_loss_of_the_end_to_end_pass():
+    found, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
+    labels = torch.tensor([0, 2])
+    plan = Plan(truth=0.5, end_temperature=4)
+    loss = CLASSIFICATION.loss(torch.nn.Identity(), found, wanted, {"label": labels}, plan)
+    expected = divergence(found, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(found, labels)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(
+        CLASSIFICATION,
+        "loss",
+        lambda _, out, *given: found.append(given[-1].end_temperature) or out.square().mean(),
+    )
+    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
+             made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
+    assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
+    assert found == [4, 4, 4]  # before, a step, after
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):

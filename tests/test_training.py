@@ -532,9 +532,10 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
         (["--end-grow-from", 50], "from 50 pixels; expected a multiple of 32, 64 at most"),
         (["--end-grow-from", 96], "from 96 pixels; expected a multiple of 32, 64 at most"),
         (["--end-grow-from", 32, "--per-neuron"], "each neuron takes 64 pixels"),
+        (["--end-temperature", 4], "--end-temperature is no option of detection"),
     ],
 )
-def test_pictures_that_the_end_to_end_pass_cannot_take(
+def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
     stages_done, devkit, tmp_path, monkeypatch, options, reason
 ):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))

@@ -27,7 +27,7 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-END = ("end_rate", "end_batch_norm", "end_batch", "end_grow_from", "end_workers")
+END = ("end_rate", "end_batch_norm", "end_batch", "end_grow_from", "end_workers", "end_temperature")
 OPTIONS += END
 FINE = ("layer_steps", "loss")
 # what the record of weights goes on to say after another end-to-end pass
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
 
     def usual(name: str) -> str:
-        found = {task: s.STAGE_TWO[name] for task, s in SETTINGS.items()}
+        found = {t: s.STAGE_TWO[name] for t, s in SETTINGS.items() if name in s.STAGE_TWO}
         return "; ".join(f"{'off' if v is None else v} for {task}" for task, v in found.items())
 
     def number(option: str, kind: Callable[[str], Any], help: str) -> None:
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--end-batch", cli.count, "pictures a step of it")
     number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
+    number("--end-temperature", cli.temperature, "as --temperature of stage I, in this pass")
 
 
 def expect_halves(args: argparse.Namespace) -> None:
@@ -89,13 +90,23 @@ def expect_halves(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace, task: str) -> Plan:
-    """What `add_arguments` parsed."""
+    """What `add_arguments` parsed.
+
+    Raises:
+        UsageError: An option of another task.
+    """
     from spikedet.conversion.calibrate import Options
+    from spikedet.errors import UsageError
     from spikedet.stage_two import Plan
 
     chosen = dict(SETTINGS[task].STAGE_TWO)
     given = {name: getattr(args, name) for name in OPTIONS}  # --batch is stage I's
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    elsewhere = {name for other in SETTINGS.values() for name in other.STAGE_TWO}
+    for name in given:
+        if name in elsewhere - chosen.keys():
+            raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
+    chosen |= given
     steps, loss = chosen.pop("layer_steps"), chosen.pop("loss")
     layers = Options(
         coarse=not args.no_coarse,

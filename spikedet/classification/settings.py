@@ -29,6 +29,7 @@ STAGE_TWO = {
     "end_grow_from": None,
     "end_rate": 1e-2,
     "end_workers": 0,
+    "end_temperature": 1.0,
 }
 
 
@@ -57,6 +58,6 @@ FIELD_HELP = {
     "pictures that will come as JPEG files, where those of the training do not; stage II has none",
     "smoothing": "label smoothing",
     "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
-    "trained until it was sure of its training pictures; stage II has 1",
+    "trained until it was sure of its training pictures",
     "clip": "largest norm of the gradient, 0 for no bound",
 }

@@ -53,6 +53,14 @@ def positive(text: str) -> float:
     return value
 
 
+def temperature(text: str) -> float:
+    """Type of what is divided by before a soft-max: a number of 1 or more."""
+    value = _number(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return value
+
+
 def weight(text: str) -> float:
     """Type of what a part of a loss counts: a number of 0 or more."""
     value = _number(text)
