@@ -322,7 +322,8 @@ def _end_loss(
             with torch.no_grad():
                 wanted = guide(pictures)
             found = spiking(pictures)
-        return task.loss(spiking.network, as_float(found), as_float(wanted), batch, plan)
+        outputs = (as_float(found), as_float(wanted))
+        return task.loss(spiking.network, *outputs, batch, plan.truth, plan.end_temperature)
 
     return loss
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from spikedet.conversion.replace import (
 from spikedet.conversion.trace import ACTIVATIONS, trace
 from spikedet.errors import UsageError, WeightsError
 from spikedet.neurons.layers import Readout
-
-if TYPE_CHECKING:
-    from spikedet.stage_two import Plan
 
 THRESHOLD_PICTURES = 64
 
@@ -146,10 +143,19 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, network: nn.Module, found: Any, wanted: Any, batch: dict, plan: Plan) -> Tensor:
+    def loss(
+        self,
+        network: nn.Module,
+        found: Any,
+        wanted: Any,
+        batch: dict,
+        truth: float,
+        temperature: float,
+    ) -> Tensor:
         """Loss of the end-to-end pass.
 
-        The distance of outputs from a teacher's, and `plan.truth` times that from the annotations.
+        The distance of outputs from a teacher's, and `truth` times that from the annotations. By
+        `temperature` a classifier's outputs are divided before they are compared.
         """
 
     @abstractmethod

@@ -532,8 +532,7 @@ def test_calibration_with_few_pictures(made):
 def test_the_loss_of_the_end_to_end_pass():
     found, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
     labels = torch.tensor([0, 2])
-    plan = Plan(truth=0.5, end_temperature=4)
-    loss = CLASSIFICATION.loss(torch.nn.Identity(), found, wanted, {"label": labels}, plan)
+    loss = CLASSIFICATION.loss(torch.nn.Identity(), found, wanted, {"label": labels}, 0.5, 4)
     expected = divergence(found, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(found, labels)
     assert loss.item() == pytest.approx(expected.item())
 
@@ -543,7 +542,7 @@ def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
     monkeypatch.setattr(
         CLASSIFICATION,
         "loss",
-        lambda _, out, *given: found.append(given[-1].end_temperature) or out.square().mean(),
+        lambda _, out, *given: found.append(given[-1]) or out.square().mean(),
     )
     words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
              made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip

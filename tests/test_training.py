@@ -565,7 +565,7 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     sizes = []
 
-    def watched(network, found, wanted, batch, truth):
+    def watched(network, found, wanted, batch, truth, temperature):
         sizes.append(tuple(batch["img"].shape))
         return found["scores"].square().mean()  # the detector's own loss wants more anchors
 

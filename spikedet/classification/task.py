@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from spikedet.conversion.network import SpikingNetwork
 from spikedet.errors import UsageError
 from spikedet.files import read_yaml
 from spikedet.task import Task
-
-if TYPE_CHECKING:
-    from spikedet.stage_two import Plan
 
 
 class Runner:
@@ -127,11 +124,17 @@ class Classification(Task):
         return data.augmented(samples, made.model, made.imgsz, batch, seed, workers)
 
     def loss(
-        self, network: nn.Module, found: Tensor, wanted: Tensor, batch: dict[str, Any], plan: Plan
+        self,
+        network: nn.Module,
+        found: Tensor,
+        wanted: Tensor,
+        batch: dict[str, Any],
+        truth: float,
+        temperature: float,
     ) -> Tensor:
-        total = divergence(found, wanted, plan.end_temperature)
-        if plan.truth:
-            total = total + plan.truth * F.cross_entropy(found, batch["label"].to(found.device))
+        total = divergence(found, wanted, temperature)
+        if truth:
+            total = total + truth * F.cross_entropy(found, batch["label"].to(found.device))
         return total
 
     def fit(

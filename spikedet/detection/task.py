@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from spikedet.detection.loader import augmented, batches
 from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
 from spikedet.detection.settings import PROTOCOL, TUNING, Settings
 from spikedet.task import Task
-
-if TYPE_CHECKING:
-    from spikedet.stage_two import Plan
 
 
 class Detection(Task):
@@ -84,12 +81,18 @@ class Detection(Task):
         return augmented(samples, made.imgsz, batch, seed, workers)
 
     def loss(
-        self, network: Detector, found: Any, wanted: Any, batch: dict[str, Any], plan: Plan
+        self,
+        network: Detector,
+        found: Any,
+        wanted: Any,
+        batch: dict[str, Any],
+        truth: float,
+        temperature: float,
     ) -> Tensor:
         total = distillation_loss(found, wanted)
-        if plan.truth:
+        if truth:
             network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
-            total = total + plan.truth * network.loss(batch, found)[0].sum() / len(batch["img"])
+            total = total + truth * network.loss(batch, found)[0].sum() / len(batch["img"])
         return total
 
     def fit(
