@@ -18,7 +18,7 @@ from spikedet.checkpoint import load_plain, save_plain
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import divergence
-from spikedet.classification.measure import accuracy
+from spikedet.classification.measure import accuracies
 from spikedet.classification.settings import Settings
 from spikedet.conversion.quantize import QuantClip
 from spikedet.errors import PictureError, TrainingError, UsageError
@@ -99,7 +99,9 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert same(network.state_dict(), load_plain(folder / "last.safetensors"))
     best = toy()
     best.load_state_dict(load_plain(folder / "best.safetensors"))
-    assert accuracy(best.eval(), samples(32, 1), DESCRIPTION, 8).top1 == max(scores)
+    best.eval()
+    (found,) = accuracies(lambda x: [best(x)], samples(32, 1), DESCRIPTION, 8)
+    assert found.top1 == max(scores)
     assert epochs_done(folder) == (3, 3)
     assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
 

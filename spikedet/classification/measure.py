@@ -22,18 +22,6 @@ class Accuracy:
     top5: float
 
 
-def accuracy(
-    classify: Callable[[Tensor], Tensor],
-    samples: Samples,
-    description: dict[str, Any],
-    imgsz: int,
-    batch: int = 250,
-) -> Accuracy:
-    """Accuracy of a classifier: as `accuracies`, of one that gives logits [B, C]."""
-    (found,) = accuracies(lambda x: [classify(x)], samples, description, imgsz, batch)
-    return found
-
-
 @torch.no_grad()
 def accuracies(
     classify: Callable[[Tensor], list[Tensor]],
