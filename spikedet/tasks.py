@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from spikedet.classification import settings as classification
 from spikedet.detection import settings as detection
-from spikedet.errors import WeightsError
+from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.files import read_yaml
 
 if TYPE_CHECKING:
@@ -43,18 +43,43 @@ def of(made: Checkpoint) -> Task:
 
 def of_data(folders: Sequence[Path]) -> str:
     """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
+    kinds = {_kind(Path(folder)) for folder in folders}
+    return "classification" if "classification" in kinds else "detection"
+
+
+def expect_data(task: Task, folders: Sequence[Path]) -> None:
+    """Refuse data folders that are plainly for another task.
+
+    Raises:
+        DataError: Says for which.
+    """
+    for folder in folders:
+        kind = _kind(Path(folder))
+        if kind not in (None, task.name):
+            raise DataError(f"{folder}: pictures for {kind}; the network is for {task.name}")
+
+
+def _kind(folder: Path) -> str | None:
+    """The task that a data folder is for, None where that cannot be seen."""
     cifar = classification.CIFAR
-    for folder in map(Path, folders):
-        inside = any((folder / name).is_dir() for name in ("train", "val", "test", *cifar))
-        inside |= any((folder / name).is_file() for name in cifar.values())
-        if folder.name in cifar or (inside and not any(folder.glob("VOC*"))):
-            return "classification"
-    return "detection"
+    if folder.name in cifar:
+        return "classification"
+    if any(folder.glob("VOC*")):
+        return "detection"
+    inside = any((folder / name).is_dir() for name in ("train", "val", "test", *cifar))
+    inside |= any((folder / name).is_file() for name in cifar.values())
+    return "classification" if inside else None
 
 
 def of_description(path: Path) -> Task:
-    """The task of a network description: what its `task:` says, detection if it does not."""
+    """The task of a network description: what its `task:` says, detection if it says none.
+
+    Raises:
+        UsageError: It says something else.
+    """
     if not Path(path).is_file():
         return named("detection")  # which knows more descriptions, by their names
-    task = read_yaml(path).get("task")
-    return named(task if task in tuple(SETTINGS) else "detection")
+    task = read_yaml(path).get("task", "detection")
+    if task not in tuple(SETTINGS):
+        raise UsageError(f"{path}: task: {task}; expected {' or '.join(SETTINGS)}")
+    return named(task)

@@ -400,7 +400,10 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*CONVERT, "--data", "fewer"], 3, FEWER),
         (["evaluate", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
         (["energy", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
-        ([*TRAIN, "--data", "fewer"], 3, "2 pictures are too few, none of them is kept aside"),
+        ([*TRAIN, "--data", "few"], 3, "3 pictures are too few, none of them is kept aside"),
+        ([*TRAIN, "--data", "half"], 3, "train: 2 classes, number 3 is none; "),
+        ([*MEASURE, "--data", "VOCdevkit"], 3, "for detection; the network is for classification"),
+        ([*TRAIN, "--model", "typo.yaml"], 2, "task: clasification; expected detection or class"),
         ([*MEASURE, "--split", "val"], 3, "CLASS/pictures, --split being test or train"),
         ([*GO_ON, *QC, "--teacher", "DETECTOR"], 4, "the teacher knows 1 classes, dog"),
         ([*TRAIN, "--temperature", 4], 2, "--temperature: name the --teacher to distil from"),
@@ -484,11 +487,16 @@ def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, me
     monkeypatch.chdir(made)
     add_pictures(tmp_path / "fewer", "train", 1, "ab", size=(16, 16))
     add_pictures(tmp_path / "fewer", "test", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "few", "train", 1, "abc", size=(16, 16))
+    add_pictures(tmp_path / "half", "train", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "half", "test", 1, "abc", size=(16, 16))
+    (tmp_path / "VOCdevkit/VOC2007").mkdir(parents=True)
     given = checkpoint.load(weights(made, "float"))
     checkpoint.save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
     (tmp_path / "damaged.stage1").mkdir()
     (tmp_path / "damaged.stage1/state.pt").write_bytes(b"damaged")
     (tmp_path / "arch.yaml").write_text(DESCRIPTION.replace("resnet20", "lenet"))
+    (tmp_path / "typo.yaml").write_text("task: clasification\n")
     (tmp_path / "form.yaml").write_text(DESCRIPTION + "form: mnist\n")
     places = {"OUT": tmp_path / "out", "DETECTOR": detector, "damaged": tmp_path / "damaged"}
     places |= {p.name: p for p in tmp_path.iterdir()}

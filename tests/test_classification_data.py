@@ -1,5 +1,6 @@
 """Labelled pictures: both layouts, everything that can be wrong with them, and transforms."""
 
+import argparse
 import hashlib
 import io
 import pickle
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from spikedet import tasks
+from spikedet import cli, tasks
 from spikedet.classification import data, transforms
 from spikedet.errors import DataError, PictureError, UsageError
 from tools import prepare_cifar
@@ -112,6 +113,18 @@ def test_classes_must_be_those_of_the_network(folder):
     }.items():
         with pytest.raises(DataError, match=words):
             data.read([folder], "test", names=names)
+
+
+def test_a_split_that_lacks_a_class_is_refused(tmp_path):
+    """As when an archive was unpacked in part; ImageNet's test pictures have no classes."""
+    add_pictures(tmp_path, "train", 1, "ab")
+    add_pictures(tmp_path, "val", 1, "abc")
+    words = "train: 2 classes, number 3 is none; .*val has 3, number 3 is c"
+    with pytest.raises(DataError, match=words):
+        data.read([tmp_path], "train")
+    add_pictures(tmp_path, "train", 1, "c")
+    (tmp_path / "test").mkdir()
+    assert data.read([tmp_path], "train").names == ("a", "b", "c")
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
@@ -422,3 +435,27 @@ def test_the_task_of_data_folders(tmp_path):
     folders = ("cifar10", "cifar10/cifar-10-batches-py", "packed", "folders", "VOCdevkit")
     found = [tasks.of_data([tmp_path / name]) for name in folders]
     assert found == ["classification"] * 4 + ["detection"]
+
+
+def test_data_of_another_task_are_refused(tmp_path):
+    for name in ("folders/train", "VOCdevkit/VOC2007", "neither/pictures"):
+        (tmp_path / name).mkdir(parents=True)
+    detection, classification = map(tasks.named, ("detection", "classification"))
+    with pytest.raises(DataError, match="folders: pictures for classification; the network is for"):
+        tasks.expect_data(detection, [tmp_path / "VOCdevkit", tmp_path / "folders"])
+    with pytest.raises(DataError, match="VOCdevkit: pictures for detection; the network is for c"):
+        tasks.expect_data(classification, [tmp_path / "VOCdevkit"])
+    for task in (detection, classification):  # which each reader has its own words for
+        tasks.expect_data(task, [tmp_path / "neither"])
+
+
+def test_a_test_is_on_val_where_there_is_no_test(tmp_path):
+    for name in ("both/test", "both/val", "imagenet/val"):
+        (tmp_path / name).mkdir(parents=True)
+    args = argparse.Namespace(split=None, data=[tmp_path / "imagenet"])
+    assert cli.split(args, "classification", test=True) == "val"
+    assert cli.split(args, "classification") == "train"
+    args.data.append(tmp_path / "both")
+    assert cli.split(args, "classification", test=True) == "test"
+    args.split = "val+test"
+    assert cli.split(args, "classification", test=True) == "val+test"

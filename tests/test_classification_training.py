@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_classification_data import add_pictures
 from torch import nn
 from torch.nn import functional as F
 
@@ -256,10 +257,10 @@ def test_processes_must_share_a_batch_and_have_devices(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "1")
     for processes, device in (("2", "0"), ("1", "0,1")):
         monkeypatch.setenv("WORLD_SIZE", processes)
-        with pytest.raises(TrainingError, match=f"'{device}', but torchrun started {processes} pr"):
+        with pytest.raises(UsageError, match=f"'{device}', but torchrun started {processes} pr"):
             run(tmp_path, device=device)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="a batch of 15 cannot be shared by 2 processes"):
+    with pytest.raises(UsageError, match="a batch of 15 cannot be shared by 2 processes"):
         training._Run(toy(), samples(64), DESCRIPTION, settings(batch=15), None, 1.0, 0, 2,
                       torch.device("cpu"))  # fmt: skip
 
@@ -421,15 +422,20 @@ def run_alike(folder):
     return run(folder, network, augment="none", epochs=1, rate=0.05)
 
 
+def two_processes(*words):
+    """What a script ends with and says when torchrun starts it twice."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return subprocess.run(
+        [*command, "2", *map(str, words)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+
+
 def test_two_processes_train_as_one_does(tmp_path):
     """Without batch norm, whose statistics are those of each process's share of a batch."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    done = subprocess.run(
-        [*command, "2", str(tmp_path / "script.py"), str(tmp_path / "two")],
-        capture_output=True, text=True, timeout=120, env=environment,
-    )  # fmt: skip
+    done = two_processes(tmp_path / "script.py", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     two = load_plain(tmp_path / "two/last.safetensors")
     one, first = run_alike(tmp_path / "one").state_dict(), toy(norm=False).state_dict()
@@ -438,3 +444,17 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert max(moved.values()) > 0.02
     assert max(apart.values()) < 0.05 * max(moved.values())
     assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1"]
+
+
+def test_what_ends_one_of_two_processes_is_said_once(tmp_path):
+    """The other one says no more than that; each would have said what both are told."""
+    add_pictures(tmp_path / "data", "train", 50, "ab", size=(8, 8))
+    (tmp_path / "data/train/b/007.png").write_bytes(b"damaged")
+    words = [ROOT / "tools/train.py", "--model", ROOT / "configs/models/cifar-resnet20.yaml"]
+    words += ["--width", 0.25, "--data", tmp_path / "data", "--imgsz", 8, "--epochs", 4]
+    words += ["--out", tmp_path / "out"]
+    errors = [x for x in two_processes(*words, "--batch", 16).stderr.split("\n") if "error: " in x]
+    assert "b/007.png" in errors[0] and len(errors) <= 2
+    assert errors[1:] in ([], ["error: another process has ended, see what it says"])
+    said = two_processes(*words, "--batch", 15).stderr
+    assert said.count("error: a batch of 15 cannot be shared by 2 processes") == 1

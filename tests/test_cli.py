@@ -157,11 +157,19 @@ def test_names_that_are_no_text_are_printed():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\udcdf.jpg\n", b"")
 
 
-def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch):
-    cli.expect_one_process()
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch, capsys, rank):
+    """By each of them, in the words of the first."""
+    monkeypatch.setattr(sys, "argv", ["tool"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="without"):
-        cli.expect_one_process()
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda _: None, cli.parser("test"))
+    assert stopped.value.code == 2
+    assert ("runs in one process" in capsys.readouterr().err) == (rank == "0")
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda _: None, cli.parser("test"), several=True)
+    assert stopped.value.code == 0
 
 
 def test_stage_one_takes_the_picture_size_of_its_weights(parser, capsys):

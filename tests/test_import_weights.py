@@ -24,8 +24,8 @@ def resnet(tmp_path):
 
 
 def imported(folder, *words, model=RESNET, state="state.pth", imgsz=64, out="w.safetensors"):
-    given = ["--model", model, "--state", folder / state, "--names", folder / "names.txt",
-             "--imgsz", imgsz, "--out", folder / out, *words]  # fmt: skip
+    given = ["--model", model, "--state", folder / state, "--names", folder / "names.txt"]
+    given += ["--out", folder / out, *words, *(["--imgsz", imgsz] if imgsz else [])]
     import_weights.main(import_weights.arguments().parse_args([*map(str, given)]))
     return checkpoint.load(folder / out)
 
@@ -40,6 +40,12 @@ def test_torchvision_weights_compute_the_same(resnet, tmp_path, kind):
     with torch.no_grad():
         found = tasks.of(made).restore(made)(pictures)
         assert torch.allclose(found, resnet(pictures), atol=1e-4)
+
+
+def test_the_side_that_is_usual(resnet, tmp_path):
+    assert imported(tmp_path, imgsz=None).imgsz == 224
+    with pytest.raises(UsageError, match="--imgsz: yolov8n.yaml has no usual one"):
+        imported(tmp_path, model="yolov8n.yaml", imgsz=None, out="x")
 
 
 def test_a_relu_detector_of_ultralytics(tmp_path):

@@ -92,7 +92,7 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Check
 
 def samples(args: argparse.Namespace, task: Task, made: Checkpoint) -> Sequence:
     """The pictures to run on."""
-    read = task.read(args.data, cli.split(args, task.name), names=made.names)
+    read = cli.read(args, task, cli.split(args, task.name), names=made.names)
     if args.all:
         cli.refuse(args, ["tuning"], "--all keeps no pictures aside")
     found = read if args.all else task.split_off_tuning(read, args.tuning)[1]

@@ -315,7 +315,6 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.errors import TrainingError, UsageError
     from spikedet.task import expect_stage
 
-    cli.expect_one_process()
     cli.expect_new(args.out)
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")

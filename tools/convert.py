@@ -164,7 +164,6 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.task import expect_stage
     from spikedet.training import check_devices
 
-    cli.expect_one_process()
     cli.expect_new(args.out)
     check_devices(args.device or "cpu")
     made = checkpoint.load(args.weights)

@@ -93,12 +93,6 @@ def pair(value: dict[str, float | None], scale: float = 1.0, digits: int = 2) ->
     return f"{value['mean'] * scale:.{digits}f} +- {deviation}"
 
 
-def in_unit(value: dict[str, float | None]) -> str:
-    """Energy as `mean +- deviation` in mJ, or in uJ below 0.1 mJ."""
-    scale, unit = (1e-9, "mJ") if value["mean"] >= 1e8 else (1e-6, "uJ")
-    return f"{pair(value, scale, 3)} {unit}"
-
-
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     print(f"{'layer of neurons':28}{'neurons':>10}  spikes per neuron and step")
@@ -118,10 +112,11 @@ def show(result: dict[str, Any]) -> None:
     )
     ac, each = result["pj_ac"], result["pj_mac"]
     print(f"energy per picture at {ac} pJ an accumulate, {each} pJ a multiply-accumulate")
-    print(f"float          {totals['float']['pJ'] * 1e-9:.3f} mJ")
+    scale, unit = (1e-9, "mJ") if totals["float"]["pJ"] >= 1e9 else (1e-6, "uJ")
+    print(f"float          {totals['float']['pJ'] * scale:.3f} {unit}")
     for name, words in (("ours", "ours"), ("paper", "paper's")):
-        ratio = pair(totals[name]["ratio"], 100)
-        print(f"{words:8} T={result['T']:<4} {in_unit(totals[name]['pJ'])}, {ratio} % of float")
+        energy, ratio = pair(totals[name]["pJ"], scale, 3), pair(totals[name]["ratio"], 100)
+        print(f"{words:8} T={result['T']:<4} {energy} {unit}, {ratio} % of float")
 
 
 def float_multiplies(task: Task, path: Path, imgsz: int) -> int:
@@ -153,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     task = tasks.of(made)
     reference = float_multiplies(task, args.float, made.imgsz) if args.float else None
     split = cli.split(args, task.name, test=True)
-    samples = task.read(args.data, split, args.limit, made.names)
+    samples = cli.read(args, task, split, args.limit, made.names)
     digest, data = checkpoint.sha256(path), task.fingerprint(samples)
     cli.warn_of_training_pictures(task, samples, {digest})
     pictures = task.pictures(samples, made, args.batch)

@@ -130,8 +130,8 @@ def threshold_samples(args: argparse.Namespace, task: Task, names: tuple[str, ..
     from spikedet import tasks
 
     if args.threshold_split:
-        return task.read(args.data, args.threshold_split, names=names)
-    samples = task.read(args.data, tasks.SETTINGS[task.name].TRAIN_SPLIT, names=names)
+        return cli.read(args, task, args.threshold_split, names=names)
+    samples = cli.read(args, task, tasks.SETTINGS[task.name].TRAIN_SPLIT, names=names)
     return task.split_off_tuning(samples, None)[0]
 
 
@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
     if args.classes and task.name != "detection":
         raise UsageError(f"--classes is no option of {task.name}")
     split = cli.split(args, task.name, test=True)
-    samples = task.read(args.data, split, args.limit, names)
+    samples = cli.read(args, task, split, args.limit, names)
     cli.warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
     data = task.fingerprint(samples)
     entries: list[dict[str, Any]] = []
@@ -154,7 +154,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{'':20}{'T':>5} {titles}  spike rate")
     for method, made, digest, steps in planned:
         runner = task.restore(made, args.half).to(args.device)
-        title = f"{method} T={made.T}" if steps is None else f"{method} T={steps[-1]}"
+        longest = steps[-1] if steps else made.T
+        title = method if longest is None else f"{method} T={longest}"
         with cli.progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):

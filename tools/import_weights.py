@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--activation", help="instead of the description's, as of tools/train.py")
     add("--state", type=Path, required=True, help="state dict: .safetensors, or of torch.save")
     add("--names", type=Path, required=True, help="class names, one a line")
-    add("--imgsz", type=cli.count, required=True, help="input side in pixels")
+    add("--imgsz", type=cli.count, help="input side in pixels (224 for ImageNet's classifiers)")
     add("--out", type=Path, required=True, help="float checkpoint to write")
     return parser
 
@@ -69,7 +69,7 @@ def state_dict(path: Path) -> dict[str, Tensor]:
 
 def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, tasks
-    from spikedet.errors import DataError, WeightsError
+    from spikedet.errors import DataError, UsageError, WeightsError
     from spikedet.files import read_lines
 
     cli.expect_new(args.out)
@@ -78,6 +78,9 @@ def main(args: argparse.Namespace) -> None:
         raise DataError(f"{args.names}: expected class names, one a line, each once")
     task = tasks.of_description(args.model)
     description = task.describe(args.model, args.width, args.activation)
+    imgsz = args.imgsz or task.usual_side(description)
+    if imgsz is None:
+        raise UsageError(f"--imgsz: {args.model} has no usual one; expected the side in pixels")
     network = task.network(description, len(names))
     tensors = state_dict(args.state)
     try:
@@ -87,13 +90,13 @@ def main(args: argparse.Namespace) -> None:
         raise WeightsError(
             f"{args.state}: does not fit {args.model} with {len(names)} classes: {reason}"
         ) from None
-    task.expect_convertible(description, len(names), args.imgsz)
+    task.expect_convertible(description, len(names), imgsz)
     origin = {"command": cli.command_line(), "state": checkpoint.sha256(args.state)}
     made = checkpoint.Checkpoint(
-        "float", task.name, description, names, args.imgsz, network.state_dict(), origin=origin
+        "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
     checkpoint.save(made, args.out)
-    print(f"{args.out}: {task.name}, {len(names)} classes, {args.imgsz} pixels")
+    print(f"{args.out}: {task.name}, {len(names)} classes, {imgsz} pixels")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ set or method that is not there says "not run"):
 The detector:
 
     table10   every method over T: AP by object size (table X), with the float and quantised rows
-    figure7   the ablation, where --model is a detector or left out
-    table6    AP over the number of calibration pictures, where --model is a detector or left out
+    figure7   the ablation, where --model (without it, --data) is for detection
+    table6    AP over the number of calibration pictures, likewise
     figure8   one picture after several time steps of one run
     figure9   AP of every class at T = 30
 
@@ -89,17 +89,18 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def task_of(name: str, models: list[Path]) -> str:
-    """The task that is meant: by the name, or else by the checkpoints.
+def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
+    """The task that is meant: by the name, or else by the checkpoints, or else by the pictures.
 
     Raises:
         UsageError: The checkpoints are not of one task, or not of that of the name.
     """
     there = [task for task, names in NAMES.items() if name in names]
-    if not models:
-        return there[0]
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
     from spikedet.task import expect_stage
+
+    if not models and len(there) > 1:
+        return tasks.of_data(folders)
 
     for path in models:
         made = checkpoint.load(path)
@@ -112,7 +113,7 @@ def task_of(name: str, models: list[Path]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     models = args.model or []
-    task = task_of(args.name, models)
+    task = task_of(args.name, models, args.data)
     make = {"detection": detection.make, "classification": classification.make}[task]
     make(args, models)
     print(f"results are in {args.out}")

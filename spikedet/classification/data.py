@@ -114,7 +114,8 @@ def read(
         names: Classes that the pictures must have, those of a network.
 
     Raises:
-        DataError: Nothing of that kind there, damaged, or of other classes than `names`.
+        DataError: Nothing of that kind there, damaged, or of other classes than `names` or than
+            another split beside it.
     """
     places = [(Path(folder), part) for folder in folders for part in split.split("+")]
     found = [_read(*place) for place in places]
@@ -173,9 +174,12 @@ def _read(folder: Path, split: str) -> Samples:
             f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures"
             + (f", --split being {' or '.join(there)}" if 0 < len(there) <= 5 else "")
         )
-    names = sorted(path.name for path in place.iterdir() if path.is_dir())
+    names = _classes(place)
     if not names:
         raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
+    for other in ("train", "val", "test"):  # one that was unpacked in part has fewer
+        if there := _classes(folder / other):
+            _expect_classes(names, there, place, f"{folder / other} has")
     labels, sources = [], []
     for label, name in enumerate(names):
         files = sorted(p for p in (place / name).iterdir() if p.suffix.lower() in SUFFIXES)
@@ -183,7 +187,13 @@ def _read(folder: Path, split: str) -> Samples:
             raise DataError(f"{place / name}: no pictures of this class")
         labels += [label] * len(files)
         sources += files
-    return Samples(tuple(names), labels, sources)
+    return Samples(names, labels, sources)
+
+
+def _classes(place: Path) -> tuple[str, ...]:
+    """Names of the class folders at a place, none where there is no such place."""
+    inside = place.iterdir() if place.is_dir() else ()
+    return tuple(sorted(path.name for path in inside if path.is_dir()))
 
 
 def _torchvision(folder: Path, kind: type, split: str) -> Samples:

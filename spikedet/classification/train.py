@@ -22,7 +22,7 @@ from spikedet.classification.data import Samples, batches, loaded
 from spikedet.classification.distillation import divergence
 from spikedet.classification.settings import Settings
 from spikedet.classification.transforms import augmentation
-from spikedet.errors import TrainingError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
 from spikedet.precision import layout, mixed
 from spikedet.training import (
@@ -122,18 +122,22 @@ def expect_enough_devices(settings: Settings) -> None:
     """Refuse fewer or more devices than torchrun started processes.
 
     Raises:
-        TrainingError: Says how many processes there are.
+        UsageError: Says how many processes there are.
     """
     world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
     if settings.device != "cpu" and len(devices) != world:
-        raise TrainingError(
+        raise UsageError(
             f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
         )
 
 
 @contextmanager
 def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
-    """This process among those that torchrun started: its number, how many, and its device."""
+    """This process among those that torchrun started: its number, how many, and its device.
+
+    Raises:
+        TrainingError: Another of them has ended.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield 0, 1, torch.device(device if device == "cpu" else f"cuda:{device}")
@@ -144,6 +148,10 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     try:
         yield torch.distributed.get_rank(), world, place
         torch.distributed.barrier()
+    except RuntimeError as error:  # gloo has no type of its own, nccl has
+        if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistError):
+            raise
+        raise TrainingError("another process has ended, see what it says") from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -164,9 +172,7 @@ class _Run:
         device: torch.device,
     ):
         if settings.batch % world:
-            raise TrainingError(
-                f"a batch of {settings.batch} cannot be shared by {world} processes"
-            )
+            raise UsageError(f"a batch of {settings.batch} cannot be shared by {world} processes")
         share = settings.batch // world
         self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
         if settings.workers:

@@ -61,19 +61,6 @@ def expect_writable(path: Path | None) -> None:
         raise UsageError(f"{path}: {folder} is not a folder that can be written to")
 
 
-def expect_one_process() -> None:
-    """Refuse a start by torchrun, where every process would do the same work.
-
-    Raises:
-        UsageError: There are several.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError(
-            "stage II runs in one process; start stage I by torchrun with tools/finetune.py, and "
-            "this command without"
-        )
-
-
 def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
     """Say so where released weights are measured on what they were trained on.
 

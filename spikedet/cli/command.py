@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.config import with_config
-from spikedet.errors import SpikedetError
+from spikedet.errors import SpikedetError, UsageError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -76,13 +76,17 @@ def keep_freed_memory() -> None:
 
 
 def run(
-    main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser
+    main: Callable[[argparse.Namespace], int | None],
+    arguments: argparse.ArgumentParser,
+    *,
+    several: bool = False,
 ) -> None:
     """Parse, run `main`, turn an expected error into one sentence and an exit code.
 
     Args:
         main: Takes the parsed arguments, returns the exit code or None for 0.
         arguments: The parser.
+        several: Processes that torchrun starts share the work; else each would do the same.
     """
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -90,10 +94,17 @@ def run(
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         args = arguments.parse_args(with_config(arguments, sys.argv[1:]))
+        if not several and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError(
+                "this command runs in one process; torchrun is for tools/train.py and "
+                "tools/finetune.py"
+            )
         code = main(args) or 0
         sys.stdout.flush()
     except SpikedetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        if first or not isinstance(error, UsageError):  # which all of them have
+            print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.kinds import count, device, devices, seed
 from spikedet.errors import UsageError
-from spikedet.tasks import SETTINGS
+from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Task
@@ -48,16 +48,38 @@ def add_data_arguments(arguments: argparse.ArgumentParser, *, test: bool = False
 
 
 def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
-    """The split that was asked for, or the usual one of a task."""
-    return args.split or (SETTINGS[task].TEST_SPLIT if test else SETTINGS[task].TRAIN_SPLIT)
+    """The split that was asked for, or the usual one of a task.
+
+    To test on it is `val` where no folder has the usual one and all have that, as ImageNet's.
+    """
+    usual = SETTINGS[task].TEST_SPLIT if test else SETTINGS[task].TRAIN_SPLIT
+    if test and not any((folder / usual).is_dir() for folder in args.data):
+        usual = "val" if all((folder / "val").is_dir() for folder in args.data) else usual
+    return args.split or usual
+
+
+def read(
+    args: argparse.Namespace,
+    task: Task,
+    split: str,
+    limit: int | None = None,
+    names: tuple[str, ...] | None = None,
+) -> Sequence:
+    """Annotated samples of `--data`, as `Task.read` gives them.
+
+    Raises:
+        DataError: As there, and where the folders are for another task.
+    """
+    expect_data(task, args.data)
+    return task.read(args.data, split, limit, names)
 
 
 def samples(
     args: argparse.Namespace, task: Task, names: tuple[str, ...] | None = None
 ) -> tuple[Sequence, Sequence]:
     """Training samples of `add_data_arguments`, and those kept aside for every choice."""
-    read = task.read(args.data, split(args, task.name), args.limit, names)
-    return task.split_off_tuning(read, args.tuning)
+    found = read(args, task, split(args, task.name), args.limit, names)
+    return task.split_off_tuning(found, args.tuning)
 
 
 def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: bool = False) -> None:

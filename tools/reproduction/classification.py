@@ -13,7 +13,6 @@ from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
-from spikedet.tasks import SETTINGS
 from tools.reproduction.tables import (
     COSTS,
     END,
@@ -21,6 +20,7 @@ from tools.reproduction.tables import (
     TABLES,
     Line,
     Network,
+    can_run,
     cell_of,
     planned,
     wanted,
@@ -47,10 +47,8 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
         UsageError: Two checkpoints of one network and data set, or a method that there is not.
         DataError: None of the data folders holds the classes of a network.
     """
-    args.split = args.split or SETTINGS["classification"].TEST_SPLIT
+    args.split = cli.split(args, "classification", test=True)
     cli.refuse(args, DETECTORS, f"{args.name} of classifiers has no use for it")
-    known = {"float", *OURS.values()}  # the float network is measured in any case
-    expect_there("--methods", args.methods, known, f"expected some of {', '.join(sorted(known))}")
     networks = given(args, models)
     if args.name in FIGURES:
         analyse(args, networks)
@@ -179,6 +177,10 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
         for T in (None, *line.steps)
         if not (T is None and line.row.measure == "relative_loss")
     }
+    rows = {OURS.get(line.row.method) for line in lines if line.network}
+    known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
+    have = f"expected some of {', '.join(sorted(known))}"
+    expect_there("--methods", args.methods, known, have)
     columns = {T for _, T in entries if T is not None}
     have = f"{args.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
     expect_there("--T", args.T, columns, have)
@@ -198,7 +200,9 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
-            entries[number, None] |= filled(source_cost(row, line.row.measure), row)
+            for other, same in enumerate(lines):  # the float network's, whatever the method
+                if (same.network, same.row.measure) == (line.network, line.row.measure):
+                    entries[other, None] |= filled(source_cost(row, line.row.measure), row)
         write(args, entries)
     write(args, entries)
     show(args, lines, entries)
@@ -267,6 +271,8 @@ def show(
                 for number, (word, width) in enumerate(zip(words, widths, strict=True))
             ]
             print("  ".join(aligned).rstrip())
+    counts = sorted({e["images"] for e in entries.values() if e["images"] != ""})
+    print(f"Measured on {' or '.join(map(str, counts)) or 'no'} pictures.")
     print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
     if any(line.row.method.endswith(END) for line in lines if line.network):
         print("+ end to end: a pass over all training pictures after stage II, not in the paper.")
