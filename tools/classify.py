@@ -25,7 +25,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("sources", nargs="+", help="pictures, folders or glob patterns")
-    add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
+    add(
+        "--T",
+        type=cli.time_steps,
+        help="time steps; those of the weights if left out (8 of the released ones)",
+    )
     add("--weights", type=Path, help="classifier of any stage; the released one if left out")
     add("--top", type=cli.count, default=5, help="classes named for each picture")
     cli.add_device(parser)

@@ -27,7 +27,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("sources", nargs="*", help="pictures, folders or glob patterns")
-    add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
+    add(
+        "--T",
+        type=cli.time_steps,
+        help="time steps; those of the weights if left out (20 of the released ones)",
+    )
     add("--weights", type=Path, help="weights of any stage; the released ones if left out")
     add("--conf", type=cli.fraction, default=0.25, help="confidence threshold")
     add("--iou", type=cli.fraction, default=0.6, help="IoU threshold of non-maximum suppression")
