@@ -4,6 +4,7 @@
     tools/evaluate.py --data VOCdevkit --split VOC2007:spikedet-val --T 20
     tools/evaluate.py --data VOCdevkit --split VOC2007:spikedet-val --compare --json table.json
     tools/evaluate.py --weights W --data cifar10 --split test --T 8 --json row.json
+    tools/evaluate.py --weights FLOAT QC SNN --data cifar10 --compare
 
 Without --weights the released detector for that T is measured, on class folders or CIFAR the
 released classifier. With --weights one run of the longest --T gives the rows of all of them
