@@ -222,13 +222,17 @@ def test_ap_of_every_class_is_written_and_drawn(place):
     assert (place / "results/figure9.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_checkpoints_say_which_task_a_name_is_of(place):
+def test_the_checkpoints_or_pictures_say_which_task_a_name_is_of(place, tmp_path):
     float_one = place / "float.safetensors"
-    assert reproduce.task_of("figure7", []) == "detection"
-    assert reproduce.task_of("figure7", [float_one]) == "detection"
-    assert reproduce.task_of("table2", []) == "classification"
+    (tmp_path / "VOC/VOC2007").mkdir(parents=True)
+    (tmp_path / "classes/train").mkdir(parents=True)
+    voc, classes = [tmp_path / "VOC"], [tmp_path / "classes"]
+    assert reproduce.task_of("figure7", [], voc) == "detection"
+    assert reproduce.task_of("figure7", [], classes) == "classification"
+    assert reproduce.task_of("figure7", [float_one], classes) == "detection"
+    assert reproduce.task_of("table2", [], voc) == "classification"
     with pytest.raises(UsageError, match="for detection; table2 is of classification"):
-        reproduce.task_of("table2", [float_one])
+        reproduce.task_of("table2", [float_one], classes)
     with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
         reproduce.main(parsed(place, "figure7", "--model", float_one, float_one))
 
