@@ -52,10 +52,14 @@ def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
 
     To test on it is `val` where no folder has the usual one and all have that, as ImageNet's.
     """
-    usual = SETTINGS[task].TEST_SPLIT if test else SETTINGS[task].TRAIN_SPLIT
-    if test and not any((folder / usual).is_dir() for folder in args.data):
-        usual = "val" if all((folder / "val").is_dir() for folder in args.data) else usual
-    return args.split or usual
+    if args.split:
+        return args.split
+    if not test:
+        return SETTINGS[task].TRAIN_SPLIT
+    usual = SETTINGS[task].TEST_SPLIT
+    if any((folder / usual).is_dir() for folder in args.data):
+        return usual
+    return "val" if all((folder / "val").is_dir() for folder in args.data) else usual
 
 
 def read(

@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
     All that is known of the table is written after each, and printed at the end.
 
     Raises:
-        UsageError: A T of which the table has no column.
+        UsageError: A T of which the table has no column, or a method of which it has no row.
     """
     lines = planned(TABLES[args.name], networks)
     if args.model and not any(line.network for line in lines):
