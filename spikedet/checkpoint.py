@@ -106,7 +106,7 @@ def load_plain(path: Path) -> dict[str, Tensor]:
 
 
 def load_plain_into(network: nn.Module, path: Path) -> None:
-    """Put pre-trained layers into a network: those of `save_plain`, or a checkpoint's.
+    """Put the layers of a checkpoint, or of any safetensors file, into a network.
 
     Raises:
         WeightsError: The file holds other shapes, or layers that the network has not.
@@ -120,12 +120,6 @@ def load_plain_into(network: nn.Module, path: Path) -> None:
                 "expected layers of the same description and width"
             )
     network.load_state_dict(tensors, strict=False)
-
-
-def save_plain(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors without a header, atomically; for parts of a network."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(Path(path), save_tensors(contiguous))
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ class TrainingSettings:
     imgsz: int
     batch: int
     rate: float
+    grow_from: int | None = None
     optimizer: str = "SGD"
     final: float = 0.01
     decay: float = 5e-4
@@ -28,6 +29,7 @@ FIELD_HELP = {
     "imgsz": "input side in pixels; 224 for classifiers of ImageNet's form",
     "batch": "pictures a step",
     "rate": "learning rate at its peak",
+    "grow_from": "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
     "optimizer": "SGD or AdamW",
     "final": "last learning rate as a part of the first (cosine in between)",
     "decay": "weight decay of convolution and linear weights; nothing else decays",

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import reprlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from spikedet.settings import TrainingSettings
 
-OPTIMIZERS = ("SGD", "AdamW")
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "AdamW": torch.optim.AdamW,
+}
 LEAST = {"epochs": 1, "imgsz": 1, "batch": 1, "temperature": 1} | dict.fromkeys(
     ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
 )
@@ -247,19 +251,21 @@ def expect_growth(what: str, first: int | None, last: int, stride: int) -> None:
         )
 
 
-def growing_side(first: int, last: int, done: float, stride: int) -> int:
+def growing_side(first: int | None, last: int, done: float, stride: int) -> int:
     """Side of the pictures in pixels when a part `done` of a training is over.
 
     It grows from `first` to `last` in three quarters of the training.
 
     Args:
-        first: At the start.
+        first: At the start, None if it is the last one all the time.
         last: At the end.
         done: 0 to 1.
-        stride: The side is a multiple of it.
+        stride: The side is a multiple of it, but for `last`.
     """
-    part = min(1.0, done / 0.75)
-    return round((first + (last - first) * part) / stride) * stride
+    if first is None or done >= 0.75:
+        return last
+    side = first + (last - first) * done / 0.75
+    return min(last, round(side / stride) * stride)
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:

@@ -118,7 +118,7 @@ def test_equal_contents_are_equal_bytes(tmp_path, made):
 
 
 def test_plain_files(tmp_path, made):
-    checkpoint.save_plain(made.tensors, tmp_path / "w")
+    save_file(made.tensors, tmp_path / "w")
     again = checkpoint.load_plain(tmp_path / "w")
     assert all(torch.equal(again[k], v) for k, v in made.tensors.items())
     with pytest.raises(WeightsError, match="another program"):

@@ -383,6 +383,7 @@ def test_bad_calls_of_a_classifier(made):
 # ---------------------------------------------------------------------- refusals
 
 TRAIN = ["train", "--model", "toy.yaml", "--data", "data", "--imgsz", 16, "--out", "OUT"]
+BACKBONE = ["pretrain", "--data", "data", "--out", "OUT"]
 TUNE = ["finetune", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 CONVERT = ["convert", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
 MEASURE = ["evaluate", "--weights", "float.safetensors", "--data", "data"]
@@ -446,8 +447,10 @@ OTHERS = "these weights are for {}; expected {} weights"
          "these are qc weights; expected float weights"),
         ([*TRAIN, "--distill", 2], 2, "--distill: name the --teacher"),
         ([*TRAIN, "--distill", -1], 2, "--distill: '-1' is not a number of 0 or more"),
-        (["pretrain", "--pictures", "data", "--out", "OUT", "--rate", -1], 2,
-         "--rate: '-1' is not a number above 0"),
+        ([*BACKBONE, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
+        ([*BACKBONE, "--temperature", 4], 2, "--temperature: nothing is distilled"),
+        ([*BACKBONE, "--width", "x"], 2, "width 'x'"),
+        ([*BACKBONE, "--grow-from", 50], 2, "grow from 50 pixels; expected a multiple of 32, 96"),
         ([*CONVERT, "--data", "data", "--method", "spiking-yolo", "--resume"], 2,
          "--resume: spiking-yolo has neither stage"),
         ([*TUNE, *QC, "--data", "data", "--distill", 2], 2, "--distill: stage-I weights cannot"),

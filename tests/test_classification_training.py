@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_classification_data import add_pictures
 from torch import nn
 from torch.nn import functional as F
 
 from spikedet import precision
-from spikedet.checkpoint import load_plain, save_plain
+from spikedet.checkpoint import load_plain
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import divergence
@@ -57,7 +58,8 @@ def settings(**given):
 
 
 def save(network, path):
-    save_plain(network.state_dict(), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
 
 
 def run(folder, network=None, resume=False, teacher=None, distill=1.0, **given):
@@ -105,6 +107,17 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert found.top1 == max(scores)
     assert epochs_done(folder) == (3, 3)
     assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
+
+
+def test_pictures_grow_in_three_quarters_of_the_epochs(tmp_path):
+    seen = []
+    network = toy()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    run(tmp_path, network, imgsz=90, grow_from=32, epochs=4, batch=64)
+    trained = seen[::2]  # one batch to train on an epoch, one to judge it
+    assert trained == [32, 64, 64, 90] and set(seen[1::2]) == {90}
+    with pytest.raises(UsageError, match="grow from 40 pixels; expected a multiple of 32, 90 at"):
+        run(tmp_path / "x", imgsz=90, grow_from=40)
 
 
 def test_a_resumed_run_takes_the_rate_it_is_told_and_refuses_another_batch(tmp_path):

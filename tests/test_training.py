@@ -1,6 +1,7 @@
 """Training, its resume, and both stages of conversion, on a devkit of a few coloured squares."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -630,25 +631,28 @@ def test_convert_wants_float_weights(stages_done, devkit):
         convert.main(convert.arguments().parse_args([*one, "--out", str(stages_done / "x")]))
 
 
-@pytest.fixture
-def classes(tmp_path):
-    """Folders of two classes with twelve small pictures each."""
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Two classes of fifty small pictures, as Tiny-ImageNet has them: in a folder of each class."""
+    root = tmp_path_factory.mktemp("classes")
     for which, name in enumerate("ab"):
-        (tmp_path / "classes" / name).mkdir(parents=True)
-        for number in range(12):
+        folder = root / "train" / name / "images"
+        folder.mkdir(parents=True)
+        for number in range(50):
             picture = np.full((32, 32, 3), 40 + 120 * which + number, np.uint8)
-            cv2.imwrite(str(tmp_path / "classes" / name / f"{number}.png"), picture)
-    return tmp_path / "classes"
+            cv2.imwrite(str(folder / f"{number}.png"), picture)
+    (root / "val/images").mkdir(parents=True)
+    return root
 
 
-def pretrained(monkeypatch, classes, *words):
-    given = ["--pictures", classes, "--out", classes.parent / "backbone.safetensors"]
-    return command(monkeypatch, "pretrain", *given, "--width", "n", "--schedule", "1x32", *words)
+def pretrained(monkeypatch, classes, out, *words):
+    given = ["--data", classes, "--out", out, "--width", "n", "--imgsz", 64, "--grow-from", 32]
+    return command(monkeypatch, "pretrain", *given, "--batch", 49, "--epochs", *words)
 
 
-def test_a_detector_begins_with_a_backbone(monkeypatch, classes):
-    assert pretrained(monkeypatch, classes, "--batch", 22) == 0
-    path = classes.parent / "backbone.safetensors"
+def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsys):
+    assert pretrained(monkeypatch, classes, tmp_path / "b", 2) == 0
+    path = tmp_path / "b/best.safetensors"
 
     def detector(width):
         description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", width)
@@ -657,32 +661,40 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes):
     network = detector("n")
     checkpoint.load_plain_into(network, path)
     held, state = checkpoint.load_plain(path), network.state_dict()
-    assert held and all(torch.equal(state[name], tensor) for name, tensor in held.items())
+    layers = len(network.yaml["backbone"])
+    assert {int(name.split(".")[1]) for name in held} == set(range(layers))
+    assert all(torch.equal(state[name], tensor) for name, tensor in held.items())
     with pytest.raises(WeightsError, match="expected layers of the same description and width"):
         checkpoint.load_plain_into(detector("s"), path)
+    words = ["--weights", path, "--data", classes, "--split", "train"]
+    assert command(monkeypatch, "evaluate", *words) == 2
+    assert "arch: backbone; there are resnet18" in capsys.readouterr().err
 
 
-def test_a_backbone_of_few_pictures_is_not_written_over(classes, monkeypatch, capsys):
-    assert pretrained(monkeypatch, classes, "--batch", 22) == 0
-    assert capsys.readouterr().out.startswith("24 pictures of 2 classes\nepoch 1 side 32 loss ")
-    kept = (classes.parent / "backbone.safetensors").read_bytes()
-    assert pretrained(monkeypatch, classes, "--batch", 22, "--seed", 1) == 6
-    assert "is there already; choose another --out" in capsys.readouterr().err
-    assert (classes.parent / "backbone.safetensors").read_bytes() == kept
+def test_a_backbone_is_not_written_over(monkeypatch, classes, tmp_path, capsys):
+    assert pretrained(monkeypatch, classes, tmp_path / "b", 1) == 0
+    assert pretrained(monkeypatch, classes, tmp_path / "b", 2, "--resume", "--limit", 99) == 6
+    assert "this one has data=" in capsys.readouterr().err
+    first = (tmp_path / "b/last.safetensors").read_bytes()
+    assert pretrained(monkeypatch, classes, tmp_path / "b", 2) == 6
+    assert "holds a run; add --resume" in capsys.readouterr().err
+    assert (tmp_path / "b/last.safetensors").read_bytes() == first
 
 
-def test_pictures_that_no_backbone_is_trained_on(classes, monkeypatch, capsys):
-    assert pretrained(monkeypatch, classes) == 3
-    shown = capsys.readouterr().err
-    assert "24 pictures, 2 of them kept aside, do not fill a batch of 128" in shown
-    whole = (classes / "a/1.png").read_bytes()
-    for data, words in ((b"", "1.png: is empty"), (whole[:-30], "1.png: truncated or damaged")):
-        (classes / "a/1.png").write_bytes(data)
-        assert pretrained(monkeypatch, classes) == 3 and words in capsys.readouterr().err
-    assert pretrained(monkeypatch, classes / "a") == 3
-    (classes / "a/empty").mkdir()
-    assert pretrained(monkeypatch, classes / "a") == 3
-    assert "a: no pictures here" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("damage", "words"), [(b"", "1.png: is empty"), (None, "1.png: truncated or damaged")]
+)
+def test_pictures_that_no_backbone_is_trained_on(
+    classes, tmp_path, monkeypatch, capsys, damage, words
+):
+    shutil.copytree(classes, tmp_path / "c")
+    picture = tmp_path / "c/train/a/images/1.png"
+    picture.write_bytes(picture.read_bytes()[:-30] if damage is None else damage)
+    assert pretrained(monkeypatch, tmp_path / "c", tmp_path / "b", 1) == 3
+    assert words in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "c/train/a/images")
+    assert pretrained(monkeypatch, tmp_path / "c", tmp_path / "b", 1) == 3
+    assert "a: no pictures of this class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,90 +1,81 @@
 #!/usr/bin/env python
-"""Pre-train the detector's backbone on a folder of classified pictures.
+"""Pre-train the detector's backbone on classified pictures, before it is trained on boxes.
 
-    tools/pretrain.py --pictures tiny-imagenet-200/train --out runs/pretrained.safetensors
+    tools/pretrain.py --data tiny-imagenet-200 --out runs/backbone
+    tools/train.py --data VOCdevkit --pretrained runs/backbone/best.safetensors --out runs/float
 
-Any folder with one sub-folder a class will do. A detector that starts from it is far ahead of one
-from scratch (see the model card in weights/).
+It is trained as a classifier is, behind it the mean of its features and a linear layer, which are
+not kept. A detector that starts from it is far ahead of one from scratch (see the model card in
+weights/). Writes last.safetensors and best.safetensors (best on pictures kept aside), results.csv
+and state.pt into --out after every epoch; --resume goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEDULE = [(9, 64), (6, 96), (1, 128)]
 sys.path.insert(0, str(ROOT))
 
 from spikedet import cli  # noqa: E402
-
-
-def phase(text: str) -> tuple[int, int]:
-    """`9x64`: 9 epochs at 64 pixels."""
-    epochs, _, side = text.partition("x")
-    if not (epochs.isdigit() and side.isdigit() and int(epochs) > 0 and int(side) >= 32):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected EPOCHSxPIXELS, as in 9x64")
-    return int(epochs), int(side)
+from spikedet.detection.settings import BACKBONE  # noqa: E402
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    held = "folder of class folders; kept in memory at the side of the first phase"
-    parser.add_argument("--pictures", type=Path, required=True, help=held)
-    parser.add_argument("--out", type=Path, required=True, help="backbone to write")
+    cli.add_data_arguments(parser, tasks=["classification"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--model",
         type=Path,
         default=ROOT / "configs/models/tiny-yolo.yaml",
-        help="network description",
+        help="description of the detector",
     )
     parser.add_argument("--width", help="one of the description's scales, n s m l")
-    parser.add_argument(
-        "--schedule",
-        type=phase,
-        nargs="+",
-        help=f"phases, each EPOCHSxPIXELS ({' '.join(f'{e}x{side}' for e, side in SCHEDULE)})",
-    )
-    parser.add_argument("--rate", type=cli.positive, default=0.2, help="learning rate at its peak")
-    parser.add_argument("--batch", type=cli.count, default=128, help="pictures a step")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of everything random")
+    cli.add_training_arguments(parser, usual={"classification": BACKBONE})
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     import torch
+    from torch import nn
 
-    from spikedet import checkpoint
+    from spikedet import tasks
+    from spikedet.checkpoint import Checkpoint, save
     from spikedet.detection import model
-    from spikedet.detection.boxes import VOC_CLASSES
-    from spikedet.detection.pretrain import load_class_folder, pretrain
+    from spikedet.training import expect_same_run
 
-    cli.expect_new(args.out)
-    schedule = args.schedule or SCHEDULE
-    torch.manual_seed(args.seed)
-    network = model.build(model.read_description(args.model, args.width), len(VOC_CLASSES))
-    layers = len(network.yaml["backbone"])
-    pictures, labels, classes = load_class_folder(args.pictures, schedule[0][1])
-    print(f"{len(pictures)} pictures of {len(classes)} classes")
+    cli.refuse(args, ["temperature"], "nothing is distilled")
+    task = tasks.named("classification")
+    settings = cli.training_settings(args, task.name, usual=BACKBONE)
+    torch.manual_seed(settings.seed)
+    detector = model.read_description(args.model, args.width)
+    train, tune = cli.samples(args, task)
+    names = task.names(train)
+    network = model.build(detector, 1)
+    backbone = network.model[: len(network.yaml["backbone"])]
+    with torch.no_grad():
+        channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    network = nn.Sequential(OrderedDict(parts, classifier=nn.Linear(channels, len(names)))).train()
+    description = {"arch": "backbone", "form": "imagenet", "detector": detector}
+    description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
+    origin = {"command": cli.command_line(), "pictures": len(train)}
+    origin["run"] = {"data": task.fingerprint(train)}
+    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
-    def after_epoch(line: str) -> None:
-        print(line, flush=True)
-        state = network.state_dict()
-        backbone = {k: v for k, v in state.items() if int(k.split(".")[1]) < layers}
-        checkpoint.save_plain(backbone, args.out)
+    def write(trained: nn.Module, path: Path) -> None:
+        state = trained.state_dict()
+        made.tensors = {key: state[key] for key in state if key.startswith("model.")}
+        save(made, path)
 
-    pretrain(
-        torch.nn.Sequential(*network.model[:layers]),
-        pictures,
-        labels,
-        schedule=schedule,
-        batch=args.batch,
-        rate=args.rate,
-        seed=args.seed,
-        on_epoch=after_epoch,
-    )
+    if args.resume:
+        expect_same_run(args.out, made)
+    task.fit(network, train, tune, made, args.out, settings, write, args.resume)
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), several=True)

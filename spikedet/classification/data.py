@@ -106,8 +106,8 @@ def read(
     """Labelled pictures of a data set.
 
     Args:
-        folders: Each holds `SPLIT/CLASS/picture` (CIFAR as pictures, ImageNet's usual layout), or
-            torchvision's CIFAR-10 or CIFAR-100 files (or is the folder of these).
+        folders: Each holds `SPLIT/CLASS/**/picture` (CIFAR as pictures, ImageNet's usual layout),
+            or torchvision's CIFAR-10 or CIFAR-100 files (or is the folder of these).
         split: `train`, `test`, `val`; several are joined by +.
         limit: Only the first so many of a fixed shuffle, so that all classes appear. Which are
             kept aside for choices does not depend on it.
@@ -178,11 +178,12 @@ def _read(folder: Path, split: str) -> Samples:
     if not names:
         raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
     for other in ("train", "val", "test"):  # one that was unpacked in part has fewer
-        if there := _classes(folder / other):
+        there = _classes(folder / other)
+        if set(there) & set(names):  # else it is no class folders, as in Tiny-ImageNet
             _expect_classes(names, there, place, f"{folder / other} has")
     labels, sources = [], []
     for label, name in enumerate(names):
-        files = sorted(p for p in (place / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise DataError(f"{place / name}: no pictures of this class")
         labels += [label] * len(files)

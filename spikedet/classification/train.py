@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,21 @@ from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
 from spikedet.precision import layout, mixed
 from spikedet.training import (
+    OPTIMIZERS,
     expect_fresh,
+    expect_growth,
     expect_possible,
+    growing_side,
     held,
     load_state,
     parameter_groups,
+    resized,
     restore_optimizer,
     save_state,
 )
 
 log = logging.getLogger(__name__)
-OPTIMIZERS = {
-    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "AdamW": torch.optim.AdamW,
-}
+STRIDE = 32  # of the deepest networks; pictures grow by multiples of it
 
 
 def train(
@@ -79,6 +79,7 @@ def train(
         TrainingError: A run that cannot start, resume or go on.
     """
     expect_possible(settings)
+    expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
     expect_enough_devices(settings)
     expect_fresh(folder, resume)
     state = load_state(folder / "state.pt", settings) if resume else None
@@ -252,9 +253,11 @@ class _Run:
         torch.manual_seed(hash((self.settings.seed, number, self.rank)))
         self.order.set_epoch(number)
         self.model.train()
+        first, last = self.settings.grow_from, self.settings.imgsz
+        side = growing_side(first, last, number / self.settings.epochs, STRIDE)
         for pictures, labels in loaded(self.loader):
             pictures = self.whole(pictures.to(self.device, non_blocking=True))
-            pictures = pictures.contiguous(memory_format=self.layout)
+            pictures = resized(pictures, side).contiguous(memory_format=self.layout)
             labels = labels.to(self.device, non_blocking=True)
             with mixed(self.device.type):
                 logits = self.model(pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Task
+
+FOLDERS = {"detection": "VOCdevkit", "classification": "class folders"}
 
 
 def add_device(arguments: argparse.ArgumentParser) -> None:
@@ -31,18 +33,24 @@ def add_half(arguments: argparse.ArgumentParser, *, default: bool | None) -> Non
     )
 
 
-def add_data_arguments(arguments: argparse.ArgumentParser, *, test: bool = False) -> None:
+def add_data_arguments(
+    arguments: argparse.ArgumentParser,
+    *,
+    test: bool = False,
+    tasks: Sequence[str] = tuple(SETTINGS),
+) -> None:
     """`--data --split --limit`, and `--tuning` unless they are for a test.
 
     A split that is not given is that of the task, see `split`.
     """
     kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
-    usual = "; ".join(f"{getattr(s, kind)} for {name}" for name, s in SETTINGS.items())
+    usual = "; ".join(f"{getattr(SETTINGS[name], kind)} for {name}" for name in tasks)
+    what = " or ".join(FOLDERS[name] for name in tasks)
     add = arguments.add_argument
-    add("--data", type=Path, nargs="+", required=True, help="VOCdevkit or class folders, several")
+    add("--data", type=Path, nargs="+", required=True, help=f"{what}, several")
     add("--split", help=f"data sets and splits, joined by + ({usual})")
     add("--limit", type=count, help="only so many pictures, always the same")
-    if not test:
+    if not test and "detection" in tasks:
         help = "list of training pictures kept aside for every choice (detection)"
         add("--tuning", type=Path, help=help)
 
@@ -83,25 +91,34 @@ def samples(
 ) -> tuple[Sequence, Sequence]:
     """Training samples of `add_data_arguments`, and those kept aside for every choice."""
     found = read(args, task, split(args, task.name), args.limit, names)
-    return task.split_off_tuning(found, args.tuning)
+    return task.split_off_tuning(found, getattr(args, "tuning", None))
 
 
-def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: bool = False) -> None:
+def add_training_arguments(
+    arguments: argparse.ArgumentParser,
+    *,
+    stage_one: bool = False,
+    usual: dict[str, dict[str, Any]] | None = None,
+) -> None:
     """One option for each field of every task's training settings, and `--resume`.
 
     Args:
         arguments: The parser.
         stage_one: The defaults that are shown are those of stage I.
+        usual: The tasks that there are, with those defaults of each that are not as in its
+            settings.
     """
     arguments.add_argument("--resume", action="store_true", help="go on after a kill")
-    for name, kinds in _fields().items():
+    if usual is None:
+        usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
+    for name, kinds in _fields(usual).items():
         if stage_one and name == "imgsz":
             continue  # that of its weights
-        usual = {task: _usual(task, name, stage_one) for task in kinds}
-        values = set(map(str, usual.values()))
-        shown = "; ".join(f"{_shown(value)} for {task}" for task, value in usual.items())
-        if len(values) == 1 and len(usual) == len(SETTINGS):
-            shown = values.pop()
+        default = {task: usual[task].get(name, _default(task, name)) for task in kinds}
+        values = set(map(str, default.values()))
+        shown = "; ".join(f"{_shown(value)} for {task}" for task, value in default.items())
+        if len(values) == 1 and len(default) == len(usual):
+            shown = _shown(next(iter(default.values())))
         help = f"{SETTINGS[next(iter(kinds))].FIELD_HELP[name]} ({shown})"
         option, kind = "--" + name.replace("_", "-"), next(iter(kinds.values()))
         if kind is bool:
@@ -113,7 +130,12 @@ def add_training_arguments(arguments: argparse.ArgumentParser, *, stage_one: boo
 
 
 def training_settings(
-    args: argparse.Namespace, task: str, *, stage_one: bool = False, folded: bool | None = None
+    args: argparse.Namespace,
+    task: str,
+    *,
+    stage_one: bool = False,
+    folded: bool | None = None,
+    usual: dict[str, Any] | None = None,
 ) -> Any:
     """The settings of a task that `add_training_arguments` parsed.
 
@@ -122,29 +144,31 @@ def training_settings(
         task: Its name.
         stage_one: What was not given is as stage I has it.
         folded: Whether that has no batch norm; as usual when None.
+        usual: What was not given, where it is not as in the settings of the task.
 
     Raises:
         UsageError: An option of another task.
     """
-    given = {name: getattr(args, name, None) for name in _fields()}
+    given = {name: getattr(args, name, None) for name in _fields(SETTINGS)}
     given = {name: value for name, value in given.items() if value is not None}
     settings = SETTINGS[task]
     for name in given:
         if name not in settings.FIELD_HELP:
             raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
-    return settings.Settings(**((_stage_one(task, folded) if stage_one else {}) | given))
+    usual = _stage_one(task, folded) if stage_one else usual or {}
+    return settings.Settings(**(usual | given))
 
 
 def training_options() -> list[str]:
     """The options of `add_training_arguments`, but for `--resume`."""
-    return list(_fields())
+    return list(_fields(SETTINGS))
 
 
-def _fields() -> dict[str, dict[str, Any]]:
+def _fields(tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Types of all settings, by name and task."""
     found: dict[str, dict[str, Any]] = {}
-    for task, settings in SETTINGS.items():
-        for name, kind in typing.get_type_hints(settings.Settings).items():
+    for task in tasks:
+        for name, kind in typing.get_type_hints(SETTINGS[task].Settings).items():
             found.setdefault(name, {})[task] = kind
     return found
 
@@ -154,10 +178,8 @@ def _shown(value: Any) -> Any:
     return "off" if value is None else value
 
 
-def _usual(task: str, name: str, stage_one: bool) -> Any:
-    settings = SETTINGS[task]
-    default = getattr(settings.Settings(), name)
-    return _stage_one(task).get(name, default) if stage_one else default
+def _default(task: str, name: str) -> Any:
+    return getattr(SETTINGS[task].Settings(), name)
 
 
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
     f"at most {MOST} boxes a picture, difficult objects ignored"
 )
+# How a backbone learns to tell classes apart before it is a detector's, where not as a classifier.
+BACKBONE = {"epochs": 16, "imgsz": 96, "grow_from": 64, "rate": 0.2, "decay": 5e-5}
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
 FOLD_FIRST = True
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.01}
@@ -47,7 +49,6 @@ class Settings(settings.TrainingSettings):
     mixup: float = 0.0
     scale: float = 0.5
     translate: float = 0.1
-    grow_from: int | None = None
     ema_tau: float = 2000
     cache: bool = True
 
@@ -59,7 +60,6 @@ FIELD_HELP = {
     "mixup": "probability of mixing two pictures",
     "scale": "random scale, plus or minus this part",
     "translate": "random shift, as a part of the picture",
-    "grow_from": "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
     "ema_tau": "time constant in steps of the weights' average",
     "cache": "hold the resized pictures in memory",
 }

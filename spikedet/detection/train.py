@@ -212,10 +212,7 @@ class Trainer(DetectionTrainer):
 
     def side(self, epoch: int) -> int:
         """Input side in pixels at an epoch, a multiple of the largest stride."""
-        first = self.settings.grow_from
-        if first is None:
-            return self.args.imgsz
-        stride = int(self.network.stride.max())
+        first, stride = self.settings.grow_from, int(self.network.stride.max())
         return growing_side(first, self.args.imgsz, epoch / self.epochs, stride)
 
     def _setup_train(self) -> None:
