@@ -61,10 +61,10 @@ def main(args: argparse.Namespace) -> None:
         channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     network = nn.Sequential(OrderedDict(parts, classifier=nn.Linear(channels, len(names)))).train()
-    description = {"arch": "backbone", "form": "imagenet", "detector": detector}
+    description = {"arch": "backbone", "form": "imagenet"}
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
     origin = {"command": cli.command_line(), "pictures": len(train)}
-    origin["run"] = {"data": task.fingerprint(train)}
+    origin["run"] = {"data": task.fingerprint(train), "detector": detector}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
     def write(trained: nn.Module, path: Path) -> None:
