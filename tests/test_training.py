@@ -668,7 +668,7 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsy
         checkpoint.load_plain_into(detector("s"), path)
     words = ["--weights", path, "--data", classes, "--split", "train"]
     assert command(monkeypatch, "evaluate", *words) == 4
-    assert "arch: backbone; there are resnet18" in capsys.readouterr().err
+    assert "arch: backbone; there are resnet20" in capsys.readouterr().err
 
 
 def test_a_backbone_is_not_written_over(monkeypatch, classes, tmp_path, capsys):
