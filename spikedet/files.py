@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the names of the first one's columns, atomically.
+    """Write rows under the names of all their columns, atomically.
+
+    A run that an earlier version began may have rows with fewer.
 
     Raises:
         OSError: As `write_atomic`.
     """
     text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table = csv.DictWriter(text, list(dict.fromkeys(chain(*rows))), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_atomic(path, text.getvalue().encode())

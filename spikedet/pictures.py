@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
     The rotation tag is applied, transparency is laid on white, 16-bit values and numbers of 0 to 1
     are scaled to 8 bits, grey, palette and CMYK pictures become colour; of an animation the first
-    frame is taken. Pillow does the reading because OpenCV returns a truncated JPEG with grey rows
-    and no error.
+    frame is taken. Pillow does the reading, which says what is wrong with a file.
 
     Args:
         path: The file.
@@ -57,6 +57,20 @@ def read_picture(path: str | Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{path}: truncated or damaged picture ({error})") from None
     return np.ascontiguousarray(rgb[..., ::-1])
+
+
+@contextmanager
+def from_loader() -> Iterator[None]:
+    """Let an error of a picture be one sentence, where a loader process sends its whole traceback.
+
+    Raises:
+        PictureError: A picture cannot be decoded.
+    """
+    try:
+        yield
+    except PictureError as error:
+        sentence = str(error).rsplit(f"{PictureError.__name__}: ", 1)[-1]
+        raise PictureError(sentence.strip()) from None
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:

@@ -31,8 +31,13 @@ def present_device(name: str) -> str:
     there = torch.cuda.device_count()
     if (chosen.index or 0) >= there:
         raise UsageError(f"{name!r}: this machine has {there} CUDA devices")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on a CPU
+    full_precision()
     return f"cuda:{chosen.index or 0}"
+
+
+def full_precision() -> None:
+    """Let GPUs compute float32 in float32, as CPUs do, and not in TF32."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -26,7 +26,7 @@ class TrainingSettings:
 
 FIELD_HELP = {
     "epochs": "epochs, each over all training pictures",
-    "imgsz": "input side in pixels; 224 for classifiers of ImageNet's form",
+    "imgsz": "input side in pixels",
     "batch": "pictures a step",
     "rate": "learning rate at its peak",
     "grow_from": "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",

@@ -129,8 +129,10 @@ def layer_wise(
     plan: Plan,
     report: Callable[[LayerReport, int, int], None] | None = None,
     teacher: Checkpoint | None = None,
-) -> list[LayerReport]:
+) -> tuple[list[LayerReport], int]:
     """Stage II, layer by layer (eq 16-21), in place, on the network's device.
+
+    Batches have one size; what is left of the pictures is not used, and of two batches one is held.
 
     Args:
         task: Of the network.
@@ -140,6 +142,9 @@ def layer_wise(
         plan: How much is done.
         report: Called after each layer.
         teacher: Whose activations are the targets, in place of `made`: the float checkpoint.
+
+    Returns:
+        A report for each layer, and how many pictures they were fitted to.
 
     Raises:
         DataError: Too few samples to fit to some and judge by others.
@@ -160,9 +165,8 @@ def layer_wise(
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
     target.to(device, memory_format=form)
-    return calibrate(
-        target, network, pictures[:-held], pictures[-held:], made.T, plan.layers, report
-    )
+    fit, judge = pictures[:-held], pictures[-held:]
+    return calibrate(target, network, fit, judge, made.T, plan.layers, report), size * len(fit)
 
 
 def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module) -> None:

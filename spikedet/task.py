@@ -359,3 +359,27 @@ def as_float(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(as_float(v) for v in value)
     return value
+
+
+def expect_same_network(path: Path, made: Checkpoint, other: Path, wanted: Checkpoint) -> None:
+    """Refuse a checkpoint that is not of the network of another, whatever their stages.
+
+    Args:
+        path: Of the first one.
+        made: The first one.
+        other: Path of the second one.
+        wanted: The second one.
+
+    Raises:
+        WeightsError: Of another task, network or input side, or of other classes.
+    """
+
+    def identity(one: Checkpoint) -> dict[str, Any]:
+        # the conversion chooses how spikes are pooled
+        model = {key: value for key, value in one.model.items() if key != "spike_pooling"}
+        return {"task": one.task, "classes": one.names, "network": model, "pixels": one.imgsz}
+
+    found, expected = identity(made), identity(wanted)
+    for key, value in found.items():
+        if value != expected[key]:
+            raise WeightsError(f"{path}: other {key} than {other}; expected the same network")

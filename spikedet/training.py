@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
+from spikedet.precision import full_precision
 from spikedet.settings import TrainingSettings
 
 OPTIMIZERS = {
@@ -36,6 +37,7 @@ def expect_possible(settings: TrainingSettings) -> None:
 
     Raises:
         TrainingError: Names the setting and what would be right.
+        UsageError: Fewer or more devices than torchrun started processes.
     """
     for name, value in vars(settings).items():
         if name in LEAST and value is not None and not LEAST[name] <= value < math.inf:
@@ -45,10 +47,15 @@ def expect_possible(settings: TrainingSettings) -> None:
     if settings.optimizer not in OPTIMIZERS:
         raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
     check_devices(settings.device)
+    world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
+    if settings.device != "cpu" and len(devices) != world:
+        raise UsageError(
+            f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
+        )
 
 
 def check_devices(device: str) -> None:
-    """Refuse devices that are not there, and several GPUs in one process.
+    """Refuse devices that are not there, and several GPUs in one process; GPUs get full precision.
 
     Raises:
         TrainingError: Says what is there, or how to start.
@@ -67,6 +74,7 @@ def check_devices(device: str) -> None:
             f"device {device!r} needs one process a GPU: start the same command with "
             f"torchrun --nproc_per_node {len(numbers)}"
         )
+    full_precision()
 
 
 def seed_generators(seed: int) -> None:

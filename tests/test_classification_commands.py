@@ -126,6 +126,7 @@ def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
     drawn = {}
     for weight in (0, 50):
         guide = ["--teacher", tmp_path / "teacher.safetensors", "--distill", weight]
+        guide = guide if weight else []
         out = tmp_path / str(weight)
         assert command(monkeypatch, "train", *words, *guide, "--out", out) == 0
         bias = checkpoint.load(out / "last.safetensors").tensors["fc.bias"]
@@ -408,8 +409,6 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*MEASURE, "--split", "val"], 3, "CLASS/pictures, --split being test or train"),
         ([*GO_ON, *QC, "--teacher", "DETECTOR"], 4, "the teacher knows 1 classes, dog"),
         ([*TRAIN, "--temperature", 4], 2, "--temperature: name the --teacher to distil from"),
-        ([*TRAIN, "--teacher", "float.safetensors", "--distill", 0, "--temperature", 4], 2,
-         "--temperature: --distill 0 distils nothing"),
         ([*TUNE, "--data", "data", "--distill", 0, "--temperature", 4], 2,
          "--temperature: --distill 0 distils nothing"),
         ([*TUNE, "--data", "data", "--qcfs", "--temperature", 4], 2, "--temperature: QCFS trains"),
@@ -419,7 +418,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         (["detect", "--weights", "float.safetensors", "data/test/a"], 4,
          OTHERS.format("classification", "detection")),
         (["energy", "--weights", "snn.safetensors", "--float", "DETECTOR", "--data", "data"], 4,
-         OTHERS.format("detection", "classification")),
+         "other task than snn.safetensors"),
         ([*MEASURE, "--weights", "float.safetensors", "DETECTOR"], 4,
          "weights for classification and detection; expected those of one task"),
         ([*MEASURE, "--weights", "float.safetensors", "renamed.safetensors"], 4,
@@ -448,7 +447,19 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--distill", 2], 2, "--distill: name the --teacher"),
         ([*TRAIN, "--distill", -1], 2, "--distill: '-1' is not a number of 0 or more"),
         ([*BACKBONE, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
-        ([*BACKBONE, "--temperature", 4], 2, "--temperature: nothing is distilled"),
+        ([*BACKBONE, "--temperature", 4], 2, "unrecognized arguments: --temperature 4"),
+        ([*BACKBONE, "--model", "yolov8n.yaml"], 5, "SiLU"),
+        ([*TRAIN, "--teacher", "float.safetensors", "--distill", 0], 2,
+         "--teacher: --distill 0 distils nothing"),
+        ([*TUNE, "--data", "data", "--teacher", "float.safetensors", "--distill", 0], 2,
+         "--teacher: --distill 0 distils nothing"),
+        ([*GO_ON, *QC, "--end-to-end", 0], 2, "--teacher: --end-to-end 0 leaves"),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--no-fold-first"], 2,
+         "--fold-first: copy has no stage I"),
+        (["energy", "--weights", "snn.safetensors", "--float", "renamed.safetensors", "--data",
+          "data"], 4, "renamed.safetensors: other classes than snn.safetensors"),
+        (["analyze", "--weights", "snn.safetensors", "--float", "renamed.safetensors", "--data",
+          "data", "--out", "OUT"], 4, "renamed.safetensors: other classes than snn.safetensors"),
         ([*BACKBONE, "--width", "x"], 2, "width 'x'"),
         ([*BACKBONE, "--grow-from", 50], 2, "grow from 50 pixels; expected a multiple of 32, 96"),
         ([*CONVERT, "--data", "data", "--method", "spiking-yolo", "--resume"], 2,
@@ -456,7 +467,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TUNE, *QC, "--data", "data", "--distill", 2], 2, "--distill: stage-I weights cannot"),
         ([*TUNE, "--data", "data", "--qcfs", "--noise", 0], 2, "--noise: QCFS trains without"),
         ([*GO_ON, "--pictures", 8], 2, "--pictures: spiking weights only go on"),
-        ([*GO_ON, "--held", 0], 2, "--held: spiking weights only go on"),
+        ([*GO_ON, "--held", 1], 2, "--held: spiking weights only go on"),
         ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only go on"),
         ([*GO_ON, *QC, "--no-fine", "--loss", "kl"], 2, "--loss: --no-fine leaves"),
         ([*GO_ON, *QC, "--no-fine", "--no-coarse", "--held", 1], 2, "--held: --no-coarse and --no"),
@@ -531,10 +542,11 @@ def test_calibration_with_few_pictures(made):
     plan.layers.steps = 1
     for count in (2, 5):
         network = stage_two.copied(CLASSIFICATION, given)
-        reports = stage_two.layer_wise(
+        reports, fitted = stage_two.layer_wise(
             CLASSIFICATION, given, network, samples.select(range(count)), plan
         )
         assert all(report.after <= report.before for report in reports) and len(reports) > 19
+        assert fitted == {2: 1, 5: 2}[count]
     with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
         stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
 

@@ -33,7 +33,7 @@ def parser():
 
 def parse(parser, *words):
     words = ["--data", "devkit", *map(str, words)]
-    return parser.parse_args(cli.with_config(parser, words))
+    return parser.parse_args(words)
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(parser, tmp_path):
@@ -50,7 +50,7 @@ def test_false_null_and_lists_in_a_file(tmp_path, words):
     made.prog, path = "detect.py", tmp_path / "x.yaml"
     path.write_text("detect: {each-step: false, T: null, half: false, classes: [cat, dog]}")
     words = [str(path) if word == "FILE" else word for word in words]
-    args = made.parse_args(cli.with_config(made, words))
+    args = made.parse_args(words)
     assert (args.each_step, args.T, args.half, args.classes) == (False, None, False, ["cat", "dog"])
     assert args.sources == ["a.jpg"]
 
@@ -67,12 +67,24 @@ def test_an_option_that_would_be_ignored_is_refused(parser):
             parse(parser, "--close-mosaic", 0), ["resume", "close_mosaic"], "there is no mosaic"
         )
     cli.refuse(parse(parser), ["resume", "close_mosaic"], "")
+    with pytest.raises(UsageError, match="--cache: there is nothing"):
+        cli.refuse(parse(parser, "--no-cache"), ["cache"], "there is nothing")
+
+
+def test_an_option_of_a_file_that_would_be_ignored_is_not_refused_unless_it_is_given(
+    parser, tmp_path
+):
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {epochs: 7}\n")
+    cli.refuse(parse(parser, "--config", path), ["epochs"], "")
+    with pytest.raises(UsageError, match="--epochs: nothing is trained"):
+        cli.refuse(parse(parser, "--config", path, "--epochs=9"), ["epochs"], "nothing is trained")
 
 
 def test_another_option_that_begins_alike_is_not_a_file():
     made = cli.parser("test")
     made.add_argument("--conf", type=cli.fraction)
-    assert cli.with_config(made, ["--conf", "0.5"]) == ["--conf", "0.5"]
+    assert made.parse_args(["--conf", "0.5"]).conf == 0.5
 
 
 @pytest.mark.parametrize(
@@ -110,8 +122,7 @@ def test_released_configurations_hold_options_of_their_commands(path):
         required = ["--weights", "w", "--out", "o"] if command == "convert" else ["--out", "o"]
         required = [] if command == "evaluate" else required
         required += ["--T", "8"] if command == "convert" else []
-        words = cli.with_config(made, ["--config", str(path), "--data", "d", *required])
-        args = vars(made.parse_args(words))
+        args = vars(made.parse_args(["--config", str(path), "--data", "d", *required]))
         if "model" in options:
             options["model"] = Path(options["model"])
             assert (ROOT / options["model"]).is_file()
@@ -126,7 +137,7 @@ def test_commands_of_the_pages_have_options_that_there_are(page):
     for folder, name, words in found:
         made = import_module(f"{folder}.{name}").arguments()
         made.prog = f"{name}.py"
-        made.parse_args(cli.with_config(made, shlex.split(words)))
+        made.parse_args(shlex.split(words))
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 from test_training import converted, devkit, different, stages_done  # noqa: F401
 from torch import nn
 
-from spikedet import checkpoint, cli, stage_one
+from spikedet import checkpoint, stage_one
 from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.bias import own_bias, shift_currents
@@ -376,7 +376,7 @@ def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, m
     parser.prog = "convert.py"
     words = ["--config", shades / "x.yaml", "--model", shades / "float.safetensors", "--T", 2]
     words += ["--data", shades, "--method", "qcfs", "--out", shades / "w.safetensors"]
-    args = parser.parse_args(cli.with_config(parser, [*map(str, words)]))
+    args = parser.parse_args([*map(str, words)])
     with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
         convert.main(args)
     assert [(o["noise"], o["distill"]) for o in wanted] == [(0.0, 0.0)]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,17 +16,17 @@ import torch
 from test_data import add, annotation
 from test_energy import command
 
-from spikedet import checkpoint, cli, stage_one, stage_two
+from spikedet import checkpoint, stage_one, stage_two
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.calibrate import Options
 from spikedet.conversion.stored import Stored
-from spikedet.detection import model
+from spikedet.detection import loader, model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc, split_off_tuning
 from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
-from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
+from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS, label
 from spikedet.neurons.layers import Readout
 from spikedet.task import spiking_checkpoint
@@ -81,6 +82,35 @@ def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tm
         words = f"from {first} pixels; expected a multiple of 32, 64 at most"
         with pytest.raises(UsageError, match=words):
             begin()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_decoded_is_one_sentence(
+    devkit, tmp_path, monkeypatch, capsys, workers
+):
+    shutil.copytree(devkit.parent, tmp_path / "data")
+    kit = tmp_path / "data/VOCdevkit"
+    picture = kit / "VOC2007/JPEGImages/000009.jpg"
+    samples = split_off_tuning(read_voc(kit, "VOC2007:train"), devkit.parent / "tuning.txt")[0]
+    picture.write_bytes(picture.read_bytes()[:300])
+    words = ["--data", kit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
+    words += ["--width", "n", "--imgsz", 64, "--batch", 4, "--epochs", 1, "--workers", workers]
+    assert command(monkeypatch, "train", *words, "--no-cache", "--out", tmp_path / "out") == 3
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith(f"error: {picture}: ") and "Traceback" not in shown
+    with pytest.raises(PictureError) as error:
+        list(islice(loader.augmented(samples, 64, 4, workers=workers), 6))
+    assert str(error.value).startswith(f"{picture}: ") and len(str(error.value).splitlines()) == 1
+
+
+def test_processes_that_a_detector_is_not_trained_in(sides, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UsageError, match="on CPUs in one process; leave torchrun out"):
+        trainer(sides, tmp_path / "run")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UsageError, match="'0,1,2', but torchrun started 2 processes"):
+        trainer(sides, tmp_path / "run", device="0,1,2")
 
 
 def killed_in(epoch, trained):
@@ -347,7 +377,7 @@ def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_pa
              "--method", "copy", "--T", 4, "--data", "nowhere",
              "--out", tmp_path / "o"]  # fmt: skip
     with pytest.raises(DataError, match="nowhere"):  # no earlier refusal
-        convert.main(parser.parse_args(cli.with_config(parser, [*map(str, given)])))
+        convert.main(parser.parse_args([*map(str, given)]))
 
 
 @pytest.mark.parametrize("change", ["classes", "network", "pixels"])
@@ -360,7 +390,7 @@ def test_stage_one_of_another_network_is_refused(stages_done, devkit, change):
     else:
         other.imgsz = 96
     checkpoint.save(other, stages_done / f"{change}.safetensors")
-    with pytest.raises(WeightsError, match=f"of another {change} than --model; expected stage I"):
+    with pytest.raises(WeightsError, match=f"other {change} than .*; expected the same network"):
         converted(stages_done, devkit, "stage1", "--stage1", stages_done / f"{change}.safetensors")
 
 

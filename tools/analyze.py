@@ -65,8 +65,7 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
     from spikedet import checkpoint, tasks
-    from spikedet.errors import WeightsError
-    from spikedet.task import expect_stage
+    from spikedet.task import expect_same_network, expect_stage
 
     paths = args.weights, args.stage1, args.float
     if args.weights is None:
@@ -79,13 +78,10 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Check
         made = path and checkpoint.load(path)
         if made:
             expect_stage(made, stage)
-            # the conversion chose how spikes are pooled; a copy of stage I pools them alike
-            spiking = (found or [made])[0].model
-            made.model["spike_pooling"] = spiking.get("spike_pooling", "count")
-            if made.model != spiking:
-                raise WeightsError(
-                    f"{path}: another network than {paths[0]}; expected the one it was made from"
-                )
+            spiking = (found or [made])[0]
+            expect_same_network(path, made, paths[0], spiking)
+            # a copy of stage I pools spikes as the conversion chose
+            made.model["spike_pooling"] = spiking.model.get("spike_pooling", "count")
         found.append(made)
     return tuple(found)
 

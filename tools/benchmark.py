@@ -22,7 +22,7 @@ from spikedet import cli  # noqa: E402
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("--T", type=cli.time_steps, default=20, help="time steps")
+    add("--T", type=cli.time_steps, help="time steps; those of the weights if left out")
     add("--imgsz", type=cli.count, default=416, help="input side in pixels")
     add("--float", type=Path, help="float weights; the released ones if left out")
     add("--weights", type=Path, help="spiking weights; the released ones for T if left out")
@@ -69,12 +69,12 @@ def main(args: argparse.Namespace) -> None:
         for _ in range(args.rounds):
             for name, runner in runners.items():
                 start = time.perf_counter()
-                runner(picture, args.T if name == "spiking" else None)
+                runner(picture, spiking.T if name == "spiking" else None)
                 if picture.is_cuda:
                     torch.cuda.synchronize()
                 best[name] = min(best[name], time.perf_counter() - start)
     print(
-        f"{args.imgsz} pixels, T={args.T}, {torch.get_num_threads()} threads: "
+        f"{args.imgsz} pixels, T={spiking.T}, {torch.get_num_threads()} threads: "
         f"float {best['float'] * 1e3:.1f} ms (float32), "
         f"spiking {best['spiking'] * 1e3:.1f} ms ({'bfloat16' if spiking.half else 'float32'}), "
         f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak_memory()}"

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(option, type=kind, help=f"{help} ({usual(option[2:].replace('-', '_'))})")
 
     number("--pictures", cli.count, "training pictures that layers are fitted to")
-    number("--held", cli.whole, "other training pictures that judge each layer")
+    number("--held", cli.count, "other training pictures that judge each layer")
     number("--layer-steps", cli.whole, "most fine-calibration steps a layer")
     add("--no-coarse", action="store_true", help="leave out coarse calibration (eq 18)")
     add("--no-fine", action="store_true", help="leave out fine calibration (eq 19-21)")
@@ -198,9 +198,8 @@ def calibrate(
         layers = planned.layers
         if (layers.coarse or layers.fine or layers.bias) and not goes_on:
             targets = teacher if layers.bias else None
-            gain = layer_wise(task, made, network, train, planned, targets)
-            origin = {**origin, "layer_wise_gain": gain}
-            origin["calibration_pictures"] = planned.pictures
+            gain, fitted = layer_wise(task, made, network, train, planned, targets)
+            origin = {**origin, "layer_wise_gain": gain, "calibration_pictures": fitted}
         elif not goes_on:
             origin = {**origin, "calibration_pictures": 0}
         if not goes_on:
@@ -219,6 +218,17 @@ def calibrate(
 def beside(out: Path, ending: str) -> Path:
     """A file of the run that makes `out`."""
     return out.with_name(out.name.removesuffix(".safetensors") + ending)
+
+
+def last_of(out: Path) -> Path:
+    """What the end-to-end pass made where that is not what it keeps."""
+    return beside(out, ".last.safetensors")
+
+
+def expect_new(out: Path) -> None:
+    """Refuse an output that would be written over (see `cli.expect_new`)."""
+    for path in (out, last_of(out)):
+        cli.expect_new(path)
 
 
 def begun_with(out: Path) -> Path:
@@ -244,8 +254,12 @@ def layer_wise(
     train: Sequence,
     planned: Plan,
     teacher: Checkpoint | None,
-) -> float:
-    """The layer-wise pass, in place; returns by which part the error of a layer fell on average."""
+) -> tuple[float, int]:
+    """The layer-wise pass, in place.
+
+    Returns:
+        By which part the error of a layer fell on average, and how many pictures were fitted.
+    """
     from spikedet import stage_two
 
     with cli.progress(desc=f"stage II T={made.T}", unit="layer") as bar:
@@ -258,12 +272,13 @@ def layer_wise(
                 f"-> fine {layer.after:.5f}"
             )
 
-        reports = stage_two.layer_wise(task, made, network, train, planned, report, teacher)
+        how = (planned, report, teacher)
+        reports, fitted = stage_two.layer_wise(task, made, network, train, *how)
     # a layer without error, as the first one with its constant input, has nothing to gain
     gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
     gain = sum(gains) / max(1, len(gains))
     print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
-    return gain
+    return gain, fitted
 
 
 def end_to_end(
@@ -298,7 +313,7 @@ def end_to_end(
         stage_two.end_to_end(task, made, network, train, planned, teacher, state_of(out), on_step)
     after = loss()
     wins = after < before
-    path = out if wins else beside(out, ".last.safetensors")
+    path = out if wins else last_of(out)
     print(f"loss on {len(tune)} tuning pictures: {before:.4f} before, {after:.4f} after")
     print("kept" if wins else f"not kept, but written to {path}")
     losses = {"tuning_loss": after, "tuning_loss_before": before}
@@ -315,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.errors import TrainingError, UsageError
     from spikedet.task import expect_stage
 
-    cli.expect_new(args.out)
+    expect_new(args.out)
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
     if args.resume and not begun_with(args.out).is_file():
@@ -326,7 +341,7 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
     expect_halves(args)
     if args.end_to_end == 0:
-        cli.refuse(args, END, "--end-to-end 0 leaves the end-to-end pass out")
+        cli.refuse(args, (*END, "teacher"), "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T
     task = tasks.of(made)
     train, tune = cli.samples(args, task, made.names)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     cli.expect_writable(args.json)
     path = args.weights or default_weights(args.T, "classification")
     classifier = Classifier(path, args.T, args.device, args.half)

@@ -46,6 +46,7 @@ from tools.calibrate import (  # noqa: E402
     add_arguments,
     calibrate,
     expect_halves,
+    expect_new,
     plan,
 )
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
@@ -115,12 +116,12 @@ def first_stage(
 ) -> Checkpoint:
     """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
     from spikedet import checkpoint, stage_one, stage_two
-    from spikedet.task import expect_stage
+    from spikedet.task import expect_same_network, expect_stage
 
     if args.stage1:
         ready = checkpoint.load(args.stage1)
         expect_stage(ready, "qc")
-        expect_same_network(args.stage1, ready, made)
+        expect_same_network(args.stage1, ready, args.weights, made)
         origin |= {"levels": ready.T, "stage1": checkpoint.sha256(args.stage1)}
         ready.T = args.T
         return ready
@@ -139,32 +140,12 @@ def first_stage(
     return checkpoint.load(folder / "best.safetensors")
 
 
-def expect_same_network(path: Path, ready: Checkpoint, made: Checkpoint) -> None:
-    """Refuse stage-I weights that cannot have been made from a float checkpoint.
-
-    Raises:
-        WeightsError: Of another task, network, size or other classes.
-    """
-    from spikedet.errors import WeightsError
-
-    def identity(one: Checkpoint) -> dict[str, Any]:
-        model = {key: value for key, value in one.model.items() if key != "spike_pooling"}
-        return {"task": one.task, "classes": one.names, "network": model, "pixels": one.imgsz}
-
-    found, wanted = identity(ready), identity(made)
-    for key, value in found.items():
-        if value != wanted[key]:
-            raise WeightsError(
-                f"{path}: of another {key} than --model; expected stage I of the same network"
-            )
-
-
 def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, stage_one, stage_two, tasks
     from spikedet.task import expect_stage
     from spikedet.training import check_devices
 
-    cli.expect_new(args.out)
+    expect_new(args.out)
     check_devices(args.device or "cpu")
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -90,7 +89,6 @@ def main(args: argparse.Namespace) -> int:
     from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     path = args.weights or default_weights(args.T)
     detector = Predictor(path, args.T, args.device, args.half)
     if args.each_step and detector.T is None:

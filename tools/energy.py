@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spikedet.analysis.operations import Cost
+    from spikedet.checkpoint import Checkpoint
     from spikedet.task import Task
 
 
@@ -119,18 +120,20 @@ def show(result: dict[str, Any]) -> None:
         print(f"{words:8} T={result['T']:<4} {energy} {unit}, {ratio} % of float")
 
 
-def float_multiplies(task: Task, path: Path, imgsz: int) -> int:
-    """Multiply-accumulates of a float checkpoint for one picture of `imgsz` pixels."""
+def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) -> int:
+    """Multiply-accumulates of the float network of spiking weights, for one picture."""
     import torch
 
     from spikedet import checkpoint
     from spikedet.analysis.operations import multiply_accumulates
-    from spikedet.task import expect_stage
+    from spikedet.task import expect_same_network, expect_stage
 
-    made = checkpoint.load(path)
-    expect_stage(made, "float")
-    picture = torch.zeros(1, 3, imgsz, imgsz)
-    return sum(multiply_accumulates(task.restore(made).network, picture).values())
+    reference = checkpoint.load(path)
+    expect_stage(reference, "float")
+    expect_same_network(path, reference, spiking, made)
+    network = task.restore(reference).network
+    picture = torch.zeros(1, 3, made.imgsz, made.imgsz)
+    return sum(multiply_accumulates(network, picture).values())
 
 
 def main(args: argparse.Namespace) -> None:
@@ -146,7 +149,7 @@ def main(args: argparse.Namespace) -> None:
     expect_stage(made, "snn")
     T = args.T or made.T
     task = tasks.of(made)
-    reference = float_multiplies(task, args.float, made.imgsz) if args.float else None
+    reference = float_multiplies(task, args.float, path, made) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = cli.read(args, task, split, args.limit, made.names)
     digest, data = checkpoint.sha256(path), task.fingerprint(samples)

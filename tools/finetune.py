@@ -19,7 +19,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-from spikedet.errors import UsageError  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 NOISE, DISTILL = 0.1, 1.0
@@ -57,7 +56,7 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
         noise = NOISE if args.noise is None else args.noise
         distill = DISTILL if args.distill is None else args.distill
         if not distill:
-            cli.refuse(args, ["temperature"], "--distill 0 distils nothing")
+            cli.refuse(args, ["teacher", "temperature"], "--distill 0 distils nothing")
     usual = SETTINGS[task].FOLD_FIRST
     return {
         "noise": noise,
@@ -90,8 +89,8 @@ def main(args: argparse.Namespace) -> None:
     if made.stage == "qc" and args.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"
         cli.refuse(args, ["distill", "temperature"], why)
-    if made.stage == "qc" and args.fold_first is not None and "fold_first" not in args.configured:
-        raise UsageError("--fold-first: batch norm of stage-I weights is folded already")
+    if made.stage == "qc":
+        cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
     folded = options["fold_first"] or made.stage == "qc"
     settings = cli.training_settings(args, task.name, stage_one=True, folded=folded)
     train, tune = cli.samples(args, task, made.names)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from spikedet import cli  # noqa: E402
 from spikedet.detection.settings import BACKBONE  # noqa: E402
+from spikedet.errors import UsageError  # noqa: E402
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +36,10 @@ def arguments() -> argparse.ArgumentParser:
         help="description of the detector",
     )
     parser.add_argument("--width", help="one of the description's scales, n s m l")
-    cli.add_training_arguments(parser, usual={"classification": BACKBONE})
+    help = "instead of the description's, as in 'torch.nn.ReLU()'"
+    parser.add_argument("--activation", help=help)
+    without = ("threshold_rate", "temperature")  # there are no thresholds, and nothing is distilled
+    cli.add_training_arguments(parser, usual={"classification": BACKBONE}, without=without)
     return parser
 
 
@@ -48,15 +52,19 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.detection import model
     from spikedet.training import expect_same_run
 
-    cli.refuse(args, ["temperature"], "nothing is distilled")
     task = tasks.named("classification")
     settings = cli.training_settings(args, task.name, usual=BACKBONE)
     torch.manual_seed(settings.seed)
-    detector = model.read_description(args.model, args.width)
+    if args.grow_from is None and settings.imgsz <= BACKBONE["grow_from"]:
+        settings.grow_from = None
+    detector = model.read_description(args.model, args.width, args.activation)
+    tasks.named("detection").expect_convertible(detector, 1, settings.imgsz)
     train, tune = cli.samples(args, task)
     names = task.names(train)
     network = model.build(detector, 1)
     backbone = network.model[: len(network.yaml["backbone"])]
+    if any(layer.f != -1 for layer in backbone[1:]):
+        raise UsageError(f"{args.model}: its backbone branches; only a chain of layers is trained")
     with torch.no_grad():
         channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if args.teacher is None:
         cli.refuse(args, ["distill", "temperature"], "name the --teacher to distil from")
     if args.distill == 0:
-        cli.refuse(args, ["temperature"], "--distill 0 distils nothing")
+        cli.refuse(args, ["teacher", "temperature"], "--distill 0 distils nothing")
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)

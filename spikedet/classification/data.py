@@ -17,8 +17,8 @@ from torchvision import datasets
 
 from spikedet.classification.settings import CIFAR
 from spikedet.classification.transforms import augmentation, view
-from spikedet.errors import DataError, PictureError, UsageError
-from spikedet.pictures import SUFFIXES, read_picture
+from spikedet.errors import DataError, UsageError
+from spikedet.pictures import SUFFIXES, from_loader, read_picture
 
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
 KINDS = dict(zip(CIFAR, (datasets.CIFAR10, datasets.CIFAR100), strict=True))
@@ -278,20 +278,6 @@ def batches(
             yield torch.stack([transform(picture) for picture in pictures])
 
 
-def loaded(loader: DataLoader) -> Iterator[list[Tensor]]:
-    """The batches of a loader.
-
-    Raises:
-        PictureError: A picture cannot be decoded; in one sentence, where a loader process's error
-            arrives as its whole traceback.
-    """
-    try:
-        yield from loader
-    except PictureError as error:
-        sentence = str(error).rsplit(f"{PictureError.__name__}: ", 1)[-1]
-        raise PictureError(sentence.strip()) from None
-
-
 def augmented(
     samples: Samples,
     description: dict[str, Any],
@@ -318,5 +304,6 @@ def augmented(
         num_workers=workers,
     )
     while True:
-        for pictures, labels in loaded(loader):
-            yield {"img": whole(pictures), "label": labels}
+        with from_loader():
+            for pictures, labels in loader:
+                yield {"img": whole(pictures), "label": labels}

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from spikedet.classification.data import Samples, batches, loaded
+from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import divergence
 from spikedet.classification.settings import Settings
 from spikedet.classification.transforms import augmentation
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
+from spikedet.pictures import from_loader
 from spikedet.precision import layout, mixed
 from spikedet.training import (
     OPTIMIZERS,
@@ -80,7 +81,6 @@ def train(
     """
     expect_possible(settings)
     expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
-    expect_enough_devices(settings)
     expect_fresh(folder, resume)
     state = load_state(folder / "state.pt", settings) if resume else None
     with processes(settings.device) as (rank, world, device):
@@ -98,7 +98,8 @@ def train(
             first, rows = state["epoch"] + 1, state["rows"]
             log.info("resuming after epoch %d of %d", first, settings.epochs)
         for epoch in range(first, settings.epochs):
-            row = {"epoch": epoch + 1, **run.epoch(epoch)}
+            with from_loader():
+                row = {"epoch": epoch + 1, **run.epoch(epoch)}
             if rank:
                 continue
             row |= run.judge(tune, description)
@@ -117,19 +118,6 @@ def train(
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
             state["settings"] = held(settings)
             save_state({**state, "run": run.state_dict()}, folder / "state.pt")
-
-
-def expect_enough_devices(settings: Settings) -> None:
-    """Refuse fewer or more devices than torchrun started processes.
-
-    Raises:
-        UsageError: Says how many processes there are.
-    """
-    world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
-    if settings.device != "cpu" and len(devices) != world:
-        raise UsageError(
-            f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
-        )
 
 
 @contextmanager
@@ -255,7 +243,7 @@ class _Run:
         self.model.train()
         first, last = self.settings.grow_from, self.settings.imgsz
         side = growing_side(first, last, number / self.settings.epochs, STRIDE)
-        for pictures, labels in loaded(self.loader):
+        for pictures, labels in self.loader:
             pictures = self.whole(pictures.to(self.device, non_blocking=True))
             pictures = resized(pictures, side).contiguous(memory_format=self.layout)
             labels = labels.to(self.device, non_blocking=True)

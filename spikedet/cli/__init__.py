@@ -1,7 +1,8 @@
 """What the commands share: types of arguments, options, refusals, `--config` files, exit codes.
 
-Nobody else prints or exits. Exit codes: 0 done, 1 some of the work failed, 2 wrong arguments, and
-one for each kind of error in `spikedet.errors`.
+Nobody else prints or exits. Exit codes: 0 done, 1 an output that cannot be written or a failed
+command of tools/reproduce.py, 2 wrong arguments, and one for each kind of error in
+`spikedet.errors`.
 """
 
 from spikedet.cli.checks import (
@@ -11,7 +12,6 @@ from spikedet.cli.checks import (
     warn_of_training_pictures,
 )
 from spikedet.cli.command import command_line, parser, progress, run
-from spikedet.cli.config import with_config
 from spikedet.cli.kinds import (
     count,
     device,
@@ -66,5 +66,4 @@ __all__ = [
     "warn_of_training_pictures",
     "weight",
     "whole",
-    "with_config",
 ]

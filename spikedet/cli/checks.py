@@ -20,15 +20,14 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
 
     Args:
         args: The parsed arguments.
-        names: Options that are None or False where they are not given.
+        names: Options.
         why: They would be ignored.
 
     Raises:
-        UsageError: One of them was given.
+        UsageError: One of them is on the command line.
     """
     for name in names:
-        value = getattr(args, name)
-        if value is not None and value is not False and name not in args.configured:
+        if name in args.given:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
 
 

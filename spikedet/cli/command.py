@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,25 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Puts the options of a `--config` file first; notes those of the command line as `given`."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        found, rest = super().parse_known_args(with_config(self, words), namespace)
+        options = {word: action.dest for action in self._actions for word in action.option_strings}
+        names = {word.partition("=")[0] for word in words}
+        found.given = {options[name] for name in names & options.keys()}
+        return found, rest
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--config`; its help shows defaults and keeps the layout of `description`.
 
     Options are not abbreviated: `--conf` is no `--config`.
     """
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    made = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     made.add_argument("--config", type=Path, help="YAML file with options; see configs/experiments")
-    made.set_defaults(configured=())
     return made
 
 
@@ -91,13 +101,14 @@ def run(
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
-        args = arguments.parse_args(with_config(arguments, sys.argv[1:]))
+        args = arguments.parse_args()
         if not several and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UsageError(
-                "this command runs in one process; torchrun is for tools/train.py and "
-                "tools/finetune.py"
+                "this command runs in one process; torchrun is for tools/train.py, finetune.py and "
+                "pretrain.py"
             )
         code = main(args) or 0
         sys.stdout.flush()

@@ -16,8 +16,6 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     options without dashes. `true` and `false` switch, a list gives several values, and what is
     `null` counts as left out.
 
-    The parser notes which options the file gives, as `args.configured`.
-
     Raises:
         UsageError: No such file, not YAML of that form, or an option that the command has not.
     """
@@ -33,7 +31,6 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     if not isinstance(options, dict):
         raise UsageError(f"{path}: expected a section {section!r} of options")
     before = []
-    arguments.set_defaults(configured=tuple(str(name).replace("-", "_") for name in options))
     for name, value in options.items():
         try:
             before += _option_words(arguments, str(name), value)

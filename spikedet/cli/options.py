@@ -99,6 +99,7 @@ def add_training_arguments(
     *,
     stage_one: bool = False,
     usual: dict[str, dict[str, Any]] | None = None,
+    without: Sequence[str] = (),
 ) -> None:
     """One option for each field of every task's training settings, and `--resume`.
 
@@ -107,13 +108,14 @@ def add_training_arguments(
         stage_one: The defaults that are shown are those of stage I.
         usual: The tasks that there are, with those defaults of each that are not as in its
             settings.
+        without: Settings that have no option.
     """
     arguments.add_argument("--resume", action="store_true", help="go on after a kill")
     if usual is None:
         usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
     for name, kinds in _fields(usual).items():
-        if stage_one and name == "imgsz":
-            continue  # that of its weights
+        if name in without or (stage_one and name == "imgsz"):  # which is that of its weights
+            continue
         default = {task: usual[task].get(name, _default(task, name)) for task in kinds}
         values = set(map(str, default.values()))
         shown = "; ".join(f"{_shown(value)} for {task}" for task, value in default.items())

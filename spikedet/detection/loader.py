@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spikedet.detection.data import Sample
 from spikedet.detection.letterbox import Letterbox, letterbox
-from spikedet.pictures import read_picture
+from spikedet.pictures import from_loader, read_picture
 
 
 def batches(
@@ -56,6 +56,7 @@ def augmented(
         generator=generator,
     )
     while True:
-        for taken in loader:
-            taken["img"] = taken["img"].float() / 255
-            yield taken
+        with from_loader():
+            for taken in loader:
+                taken["img"] = taken["img"].float() / 255
+                yield taken

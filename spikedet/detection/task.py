@@ -17,6 +17,7 @@ from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches
 from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
 from spikedet.detection.settings import PROTOCOL, TUNING, Settings
+from spikedet.pictures import from_loader
 from spikedet.task import Task
 
 
@@ -111,9 +112,10 @@ class Detection(Task):
         from spikedet.detection.train import Trainer
 
         settings.imgsz = made.imgsz
-        Trainer(
-            network, train, tune, made.names, folder, settings, write, resume, teacher, distill
-        ).train()
+        with from_loader():
+            Trainer(
+                network, train, tune, made.names, folder, settings, write, resume, teacher, distill
+            ).train()
 
     def measure(
         self,

@@ -8,6 +8,7 @@ channels-last, a loader process beside the network).
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ from spikedet.detection.data import Sample
 from spikedet.detection.model import Detector
 from spikedet.detection.settings import MOST, Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
-from spikedet.errors import TrainingError
+from spikedet.errors import PictureError, TrainingError, UsageError
+from spikedet.pictures import read_picture
 from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 from spikedet.training import (
@@ -48,6 +50,14 @@ class SampleDataset(YOLODataset):
     def get_img_files(self, img_path: list[Sample]) -> list[str]:
         self.samples = img_path
         return [str(sample.path) for sample in img_path]
+
+    def load_image(self, i: int, *args: Any, **options: Any):
+        """As ultralytics does, but what is wrong with a picture is said."""
+        try:
+            return super().load_image(i, *args, **options)
+        except FileNotFoundError:  # which it raises of damaged ones, too
+            read_picture(self.im_files[i])
+            raise PictureError(f"{self.im_files[i]}: OpenCV cannot decode it") from None
 
     def get_labels(self) -> list[dict[str, Any]]:
         labels = []
@@ -105,6 +115,8 @@ class Trainer(DetectionTrainer):
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
         expect_possible(settings)
+        if settings.device == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
         show_progress()

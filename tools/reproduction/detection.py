@@ -63,6 +63,8 @@ LONG = {  # on --long-limit pictures
 }
 LONG_LIMIT = 200
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
+DRAWN = ("copy", "spiking-yolo", "stage1", "stage2", "stage1-coarse", "stage1-fine", LAYER_WISE)
+DRAWN += ("two-stage",)
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
@@ -76,8 +78,13 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
 
     if len(models) > 1:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
-    if args.name != "figure8":
+    if args.name == "figure8":
+        cli.refuse(args, ["limit"], "figure8 is of one picture")
+        expect_there("--methods", args.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
+    else:
         cli.refuse(args, ["picture", "boxes_only"], "only figure8 draws a picture")
+    if args.name != "table10":
+        cli.refuse(args, ["long_limit"], "only table10 has rows with T >= 500")
     args.split = args.split or SPLIT
     model = models[0] if models else None
     args.leaky = args.leaky or (None if model else released_leaky())
@@ -217,7 +224,7 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
     shown.append(("float", [truth]))
     for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(args, method, T)
-        weights = shop.weights(Cell(method, T, None, args.pictures, made_for=own))
+        weights = shop.weights(Cell.of(method, T, None, args.pictures, made_for=own))
         detector = spikedet.load(weights, own, args.device, args.half)
         steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]
         shown.append((method, steps))
