@@ -66,7 +66,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
             exact = tensor.ndim < 2 or name.endswith(FULL_PRECISION)
             tensor = tensor.to(torch.float32 if exact or not half else torch.float16)
         tensors[name] = tensor.contiguous().clone()
-    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
+    header = {k: v for k, v in vars(checkpoint).items() if k != "tensors"}
     metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
     write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
 
@@ -132,11 +132,6 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     data = save_tensors({name: tensor.contiguous().clone() for name, tensor in there.items()})
     return hashlib.sha256(data).hexdigest()[:12]
-
-
-def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of a checkpoint, tensors not copied."""
-    return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
 
 
 def _plausible(made: Checkpoint) -> bool:

@@ -135,6 +135,8 @@ def finetune(
 
     Raises:
         TrainingError: The run in `out` is for another T, of another network or of other options.
+        WeightsError: A teacher that cannot teach, or as `quantized`.
+        ConversionError: A layer that cannot be converted.
     """
     options = {"noise": noise, "per_channel": per_channel, "teacher": teacher, "distill": distill}
     options |= {"clips_rounded": clips_rounded, "fold_first": fold_first, "origin": origin}

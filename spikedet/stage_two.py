@@ -83,13 +83,16 @@ class Plan:
 
 
 def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> nn.Module:
-    """Spiking network with the weights and thresholds of stage I, nothing calibrated.
+    """Spiking network with the weights and thresholds of stage I, nothing calibrated (eq 16).
 
     Args:
         task: Of the network.
         made: Stage-I checkpoint.
         initial: Potential before the first step in units of the threshold.
         shift: Add theta / (2 T) to every current (see `shift_currents`).
+
+    Raises:
+        WeightsError: Of another stage, or as `Task.bare`.
     """
     expect_stage(made, "qc")
     network = task.bare(made)
@@ -110,6 +113,10 @@ def spiking_yolo(
         samples: Training samples that the channels' maxima are taken from.
         T: Time steps.
         origin: Put into the checkpoint.
+
+    Raises:
+        WeightsError: Of another stage.
+        ConversionError: A layer that cannot be converted.
     """
     expect_stage(made, "float")
     network, example = task.bare(made), task.example(made.imgsz)
@@ -297,6 +304,9 @@ def tuning_loss(
         samples: Kept aside from training.
         plan: How much is done; batches and the weight of the annotations count.
         teacher: As of `end_to_end`.
+
+    Raises:
+        WeightsError: A teacher that cannot teach (see `Task.teacher`).
     """
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
     loss = _end_loss(task, made, spiking, plan, teacher)

@@ -241,6 +241,7 @@ class Task(ABC):
 
         Raises:
             WeightsError: Of another task, or its tensors do not fit its description.
+            ConversionError: A layer that cannot be converted.
         """
         if made.task != self.name:
             raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
@@ -305,6 +306,9 @@ class Task(ABC):
         """Make the quantised network of a checkpoint spiking, in place (see `make_spiking`).
 
         Max-pooling is done as its description says: `spike_pooling: count` (the default) or `step`.
+
+        Raises:
+            UsageError: It says something else.
         """
         pooling = made.model.get("spike_pooling", "count")
         if pooling not in ("count", "step"):

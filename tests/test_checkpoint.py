@@ -14,7 +14,6 @@ from test_energy import command
 from spikedet import checkpoint
 from spikedet.checkpoint import FORMAT, Checkpoint
 from spikedet.errors import WeightsError
-from spikedet.files import write_csv
 
 HEADER = {"stage": "snn", "task": "detection", "model": {}, "names": ["a"], "imgsz": 320, "T": 8}
 
@@ -172,9 +171,3 @@ def test_the_header_of_these_tests_is_a_good_one(tmp_path):
     metadata = {"format": FORMAT, "header": json.dumps(HEADER)}
     save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
     assert checkpoint.load(tmp_path / "w").T == 8
-
-
-def test_rows_of_an_earlier_version_with_fewer_columns(tmp_path):
-    write_csv(tmp_path / "rows.csv", [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "top1": 0.5}])
-    text = (tmp_path / "rows.csv").read_text()
-    assert text == "epoch,loss,top1\n1,2.0,\n2,,0.5\n"

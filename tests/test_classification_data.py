@@ -272,11 +272,11 @@ def augmented(picture, *how, **more):
 
 def test_pictures_are_normalised_by_the_description():
     picture = torch.full((3, 32, 32), 51, dtype=torch.uint8)  # 0.2
-    found = transforms.normalized(picture, DESCRIPTION, 32)
+    found = transforms.view(DESCRIPTION, 32)(picture)
     assert found.shape == (3, 32, 32) and found.dtype == torch.float32
     wanted = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
     assert found[:, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6)
-    assert transforms.normalized(picture[:, :20], DESCRIPTION, 32).shape == (3, 32, 32)
+    assert transforms.view(DESCRIPTION, 32)(picture[:, :20]).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("description", [
@@ -285,7 +285,7 @@ def test_pictures_are_normalised_by_the_description():
 def test_imagenet_pictures_keep_their_shape_and_lose_their_border(description):
     picture = torch.zeros(3, 128, 256, dtype=torch.uint8)
     picture[..., 64:192] = 255  # the middle half
-    found = transforms.normalized(picture, description, 112)  # the centre of 128 x 256
+    found = transforms.view(description, 112)(picture)  # the centre of 128 x 256
     assert found.shape == (3, 112, 112)
     white = (1 - torch.tensor(transforms.MEAN)) / torch.tensor(transforms.STD)
     assert torch.allclose(found, white.view(3, 1, 1).expand_as(found), atol=1e-5)
@@ -382,7 +382,7 @@ def test_batches_are_in_order_whatever_the_sizes_of_the_pictures(tmp_path, folde
     samples = data.read([folder], "test")
     found = list(data.batches(samples, DESCRIPTION, 32, 7))
     assert [len(b) for b in found] == [7, 7, 2]
-    one_by_one = [transforms.normalized(samples.picture(n), DESCRIPTION, 32) for n in range(16)]
+    one_by_one = [transforms.view(DESCRIPTION, 32)(samples.picture(n)) for n in range(16)]
     assert torch.equal(torch.cat(found), torch.stack(one_by_one))
     add_pictures(tmp_path, "test", 1, "a", size=(40, 32))
     add_pictures(tmp_path / "more", "test", 1, "a", size=(32, 48))

@@ -69,10 +69,6 @@ def test_quantiser_against_its_equation():
     wanted = torch.tensor([0, 0.5, 2, 2, 0, 0, -0.5, -1, -1.5, -2, -2])
     quantiser = QuantClip(torch.tensor(2.0), 4, slope=0.5).eval()
     assert torch.equal(quantiser(x), wanted)
-    quantiser.steps = None
-    assert torch.equal(
-        quantiser(torch.tensor([1.0, 3.0, -1.0, -9.0])), torch.tensor([1, 2, -0.5, -2])
-    )
 
 
 def test_quantiser_against_the_neuron_on_1321_constant_currents():
@@ -196,7 +192,7 @@ def test_leaky_network_converts(leaky_net, pictures):
         near = (rate - first).abs() < 1e-5
         for quantiser in quantised.modules():
             if isinstance(quantiser, QuantClip):
-                quantiser.steps = None
+                quantiser.steps = 1 << 20  # as good as none
         errors = [(spiking(pictures, T) - quantised(pictures)).abs().mean() for T in (4, 32, 256)]
     assert near.float().mean() > 0.99  # the first neurons receive a constant current
     assert set(torch.cat([s.unique() for s in seen[:3]]).tolist()) == {-1, 0, 1}

@@ -108,6 +108,11 @@ def _png(figure: Figure, axes: Axes) -> bytes:
     axes.legend(fontsize="small")
     if axes.get_xlabel() == "layer":
         axes.tick_params("x", rotation=90, labelsize="small")
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     return data.getvalue()

@@ -77,4 +77,4 @@ class Classifier(BasePredictor):
     def _fitted(self, rgb: np.ndarray) -> torch.Tensor:
         """[H, W, 3] uint8 -> [3, S, S] as the network takes it."""
         picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
-        return transforms.normalized(picture, self.runner.description, self.imgsz)
+        return transforms.view(self.runner.description, self.imgsz)(picture)

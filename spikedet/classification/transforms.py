@@ -51,11 +51,6 @@ def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
     return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
 
 
-def normalized(picture: Tensor, description: dict[str, Any], imgsz: int) -> Tensor:
-    """A picture [3, H, W] uint8 RGB as a network takes it (see `view`)."""
-    return view(description, imgsz)(picture)
-
-
 def augmentation(
     description: dict[str, Any], imgsz: int, kind: str = "crop", jpeg: int = 0
 ) -> tuple[v2.Transform, v2.Transform]:

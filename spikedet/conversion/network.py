@@ -63,7 +63,7 @@ class SpikingNetwork(nn.Module):
 
         Args:
             pictures: [B, 3, H, W].
-            steps: Time steps, ascending.
+            steps: Time steps, 1 or more, ascending.
         """
         if len(pictures) > self.chunk:
             parts = [self.after(part, steps) for part in pictures.split(self.chunk)]

@@ -105,7 +105,7 @@ class QuantClip(nn.Module):
 
     Args:
         threshold: Scalar, or [C] for one a channel.
-        steps: T; None clips without quantising.
+        steps: T.
         noise: Probability p that an element is not quantised while training.
         slope: Of the negative side: that of the leaky ReLU it stands for, 0 for a ReLU. Values
             are clipped at -theta then (see `levels`).
@@ -118,9 +118,7 @@ class QuantClip(nn.Module):
         [B, C, ...] -> [B, C, ...]
     """
 
-    def __init__(
-        self, threshold: Tensor, steps: int | None, noise: float = 0.1, slope: float = 0.0
-    ):
+    def __init__(self, threshold: Tensor, steps: int, noise: float = 0.1, slope: float = 0.0):
         super().__init__()
         self.threshold = nn.Parameter(threshold.detach().float().clone())
         self.steps, self.noise, self.slope = steps, noise, slope
@@ -130,9 +128,6 @@ class QuantClip(nn.Module):
         threshold = self.threshold.abs().clamp(min=1e-6)
         if threshold.ndim:
             threshold = threshold.view(1, -1, *[1] * (x.ndim - 2))
-        if self.steps is None:
-            line = nn.functional.leaky_relu(x.float(), self.slope)
-            return torch.minimum(line, threshold).maximum(-threshold).to(x.dtype)
         keep = None
         if self.training and self.noise > 0:
             drawn = torch.empty_like(x[:1], dtype=torch.float32).uniform_()

@@ -29,7 +29,14 @@ from spikedet.neurons.layers import SpikingMaxPool, per_channel
 
 @dataclass
 class Site:
-    """A layer to calibrate: the calls from stored spikes to its input current, and the neuron."""
+    """A layer to calibrate.
+
+    Attributes:
+        call: The neuron, or the layer that a readout ends with.
+        segment: The calls from stored outputs to its input current, in order.
+        sources: Numbers of the tensors that they read, as the trace has them; 0 is the picture.
+        layers: Convolutions and linear layers among them, the last one first.
+    """
 
     call: Call
     segment: list[Call]
@@ -74,11 +81,12 @@ class Stored:
         return Site(call, segment[::-1], sorted(sources), layers)
 
     def sources(self, site: Site, m: int) -> dict[int, Tensor]:
-        """Inputs of a site for minibatch `m`: spikes, activations or the pictures themselves."""
+        """Inputs of a site for minibatch `m`: the pictures [B, 3, H, W], spikes [T*B, ...] as they
+        travel, or activations [B, ...] where there is no T; by their numbers in the trace."""
         return {n: self.unpack(n, m) if n else self.pictures[m] for n in site.sources}
 
     def run(self, site: Site, tensors: dict[int, Tensor]) -> Tensor:
-        """Input current of a site (output of a readout)."""
+        """Input current of a site (output of a readout), [T*B, C, H, W] or [B, ...] without T."""
         tensors = dict(tensors)
         for call in site.segment:
             if isinstance(call.module, SpikingMaxPool):
@@ -125,6 +133,12 @@ class Stored:
         self.kept = {n: v for n, v in self.kept.items() if n in needed}
 
     def pack(self, site: Site, m: int) -> np.ndarray:
+        """Outputs of a neuron for minibatch `m` as they are kept.
+
+        With T one bit a spike, eight to a byte: [T*B, ...], or where spikes have either sign
+        [2, T*B, ...], whether each is positive and whether it is negative. Without T what `target`
+        gives.
+        """
         if self.T is None:
             return self.target(site, m).cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
@@ -132,6 +146,7 @@ class Stored:
         return np.packbits(torch.stack(signs).cpu().numpy())
 
     def unpack(self, number: int, m: int) -> Tensor:
+        """Output `number` of the trace for minibatch `m`, as the next layers read it."""
         stored, shape = self.kept[number][m], self.trace.shapes[number]
         device = self.pictures[m].device
         maker = next(c.module for c in self.neurons if number in slots(c.result))
@@ -152,7 +167,18 @@ class Stored:
 def fire(
     site: Site, current: Tensor, batch: int, T: int, alpha: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Spikes and final potential of a site's neurons from their input current."""
+    """Spikes and final potential of a site's neurons from their input current (eq 2-4).
+
+    Args:
+        site: The layer.
+        current: [T*B, C, ...].
+        batch: B.
+        T: Time steps.
+        alpha: Width of the surrogate gradient; no gradient passes a spike when None.
+
+    Returns:
+        Spikes [T*B, C, ...], -1, 0 or 1, and potentials [B, C, ...].
+    """
     neuron = site.call.module
     u0, theta = neuron.first_potential(current, batch), per_channel(neuron.threshold, current.ndim)
     if alpha is None:

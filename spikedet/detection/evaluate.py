@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
-MOST = 100  # detections of one class in one picture that COCO's measure looks at
+COUNTED = 100  # detections of one class in one picture that COCO's measure looks at
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _run_coco(
             }
             side.createIndex()
         evaluation = _Evaluation(truth, results, "bbox")
-        evaluation.params.maxDets = [1, 10, MOST]
+        evaluation.params.maxDets = [1, 10, COUNTED]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

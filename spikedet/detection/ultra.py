@@ -36,7 +36,7 @@ SETTINGS.update(sync=False)
 from ultralytics.cfg import get_cfg as training_options  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
-from ultralytics.nn.modules import Conv, Detect  # noqa: E402
+from ultralytics.nn.modules import Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 
 SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
@@ -70,7 +70,6 @@ def show_progress() -> None:
 
 __all__ = [
     "SAMPLE",
-    "Conv",
     "Detect",
     "DetectionModel",
     "DetectionTrainer",

@@ -174,7 +174,7 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         merged = [{**row, **line} for row, line in zip(rows, lines, strict=True)]
-        figures.per_class(merged, path, f"AP of each class, {images} pictures")
+        write_atomic(path, figures.per_class(merged, f"AP of each class, {images} pictures"))
     elif spiking:
         key = "calibration_pictures" if name == "table6" else "T"
         title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
@@ -236,7 +236,7 @@ def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
     write_csv(args.out / "figure8.csv", lines)
     if args.boxes_only:
         shown = [(method, [emptied(found) for found in steps]) for method, steps in shown]
-    figures.grid(shown, args.out / "figure8.png")
+    write_atomic(args.out / "figure8.png", figures.grid(shown))
     for line in lines:
         print(
             f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "
