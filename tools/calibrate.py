@@ -341,7 +341,8 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
     expect_halves(args)
     if args.end_to_end == 0:
-        cli.refuse(args, (*END, "teacher"), "--end-to-end 0 leaves the end-to-end pass out")
+        useless = END if args.resume else (*END, "teacher")  # a resumed run repeats its own
+        cli.refuse(args, useless, "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T
     task = tasks.of(made)
     train, tune = cli.samples(args, task, made.names)
