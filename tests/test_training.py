@@ -332,7 +332,8 @@ def converted(folder, devkit, method, *words):
     """The network that tools/convert.py makes, and its origin."""
     parser = convert.arguments()
     out = folder / f"{method}.safetensors"
-    out.unlink(missing_ok=True)
+    for path in (out, calibrate.last_of(out)):
+        path.unlink(missing_ok=True)
     does = METHODS.get(method)
     small = ["--pictures", 8, "--held", 8] if does and does.calibrated else []
     small += ["--layer-steps", 4] if does and does.fine else []
