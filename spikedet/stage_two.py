@@ -256,8 +256,8 @@ def end_to_end(
         seed_generators(seed)  # of augmentation that draws in this process
         drawn = task.augmented(samples, made, plan.end_batch, seed, plan.end_workers)
         for step, batch in enumerate(drawn, first):
-            first, part = plan.end_grow_from, step / plan.end_to_end
-            side = growing_side(first, made.imgsz, part, task.stride(network))
+            part, stride = step / plan.end_to_end, task.stride(network)
+            side = growing_side(plan.end_grow_from, made.imgsz, part, stride)
             yield {**batch, "img": resized(batch["img"], side)}
 
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}

@@ -63,8 +63,7 @@ LONG = {  # on --long-limit pictures
 }
 LONG_LIMIT = 200
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
-DRAWN = ("copy", "spiking-yolo", "stage1", "stage2", "stage1-coarse", "stage1-fine", LAYER_WISE)
-DRAWN += ("two-stage",)
+DRAWN = ("spiking-yolo", *(method for method in STEPS["figure7"] if method != "float"))
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
