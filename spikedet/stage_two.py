@@ -63,6 +63,8 @@ class Plan:
             T = 4, neither that at T = 8 nor a detector with batches of 8.
         end_workers: Loader processes of it, on which the random numbers of its pictures depend.
         end_temperature: What a classifier's outputs are divided by that it distils.
+        end_jpeg: Quality, 1 to 100, that a classifier's pictures of it are compressed with after
+            each crop, 0 for none; its tuning pictures are taken as they are.
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
     """
@@ -78,6 +80,7 @@ class Plan:
     end_batch_norm: bool = False
     end_workers: int = 0
     end_temperature: float = 1.0
+    end_jpeg: int = 0
     truth: float = 1.0
     seed: int = 0
 
@@ -254,7 +257,8 @@ def end_to_end(
     def batches(first: int) -> Iterator[dict[str, Any]]:
         seed = (plan.seed << 32) + first
         seed_generators(seed)  # of augmentation that draws in this process
-        drawn = task.augmented(samples, made, plan.end_batch, seed, plan.end_workers)
+        how = (plan.end_batch, seed, plan.end_workers, plan.end_jpeg)
+        drawn = task.augmented(samples, made, *how)
         for step, batch in enumerate(drawn, first):
             part, stride = step / plan.end_to_end, task.stride(network)
             side = growing_side(plan.end_grow_from, made.imgsz, part, stride)
@@ -263,7 +267,7 @@ def end_to_end(
     about = {"T": made.T, "steps": plan.end_to_end, "rate": plan.end_rate, "seed": plan.seed}
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
-    about["temperature"] = plan.end_temperature
+    about |= {"temperature": plan.end_temperature, "jpeg": plan.end_jpeg}
     about["begun with"] = fingerprint(network.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
@@ -312,7 +316,8 @@ def tuning_loss(
     loss = _end_loss(task, made, spiking, plan, teacher)
     count = max(1, len(samples) // plan.end_batch)
     seed_generators(0)  # of augmentation that draws in this process
-    batches = islice(task.augmented(samples, made, plan.end_batch, 0, plan.end_workers), count)
+    drawn = task.augmented(samples, made, plan.end_batch, 0, plan.end_workers, jpeg=0)
+    batches = islice(drawn, count)
     with torch.no_grad():
         return sum(loss(batch).item() for batch in batches) / count
 

@@ -135,11 +135,12 @@ class Task(ABC):
 
     @abstractmethod
     def augmented(
-        self, samples: Sequence, made: Checkpoint, batch: int, seed: int, workers: int
+        self, samples: Sequence, made: Checkpoint, batch: int, seed: int, workers: int, jpeg: int
     ) -> Iterator[dict[str, Any]]:
         """Endless training batches, made by so many loader processes, in this one where 0.
 
-        `img` is [B, 3, H, W], the rest is for `loss`.
+        `img` is [B, 3, H, W], the rest is for `loss`. A classifier's pictures are compressed with
+        quality `jpeg`, where that is not 0.
         """
 
     @abstractmethod

@@ -27,7 +27,8 @@ from spikedet.tasks import SETTINGS  # noqa: E402
 
 LOSSES = ("mse", "kl")
 OPTIONS = ("pictures", "held", "layer_steps", "loss", "end_to_end")
-END = ("end_rate", "end_batch_norm", "end_batch", "end_grow_from", "end_workers", "end_temperature")
+END = ("end_rate", "end_batch_norm", "end_batch", "end_grow_from", "end_workers")
+END += ("end_temperature", "end_jpeg")
 OPTIONS += END
 FINE = ("layer_steps", "loss")
 # what the record of weights goes on to say after another end-to-end pass
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--end-workers", cli.whole, "loader processes of it")
     number("--end-grow-from", cli.count, "side in pixels of its first pictures")
     number("--end-temperature", cli.temperature, "as --temperature of stage I, in this pass")
+    number("--end-jpeg", cli.quality, "as --jpeg of stage I, in this pass")
 
 
 def expect_halves(args: argparse.Namespace) -> None:

@@ -285,14 +285,15 @@ def augmented(
     batch: int,
     seed: int = 0,
     workers: int = 0,
+    jpeg: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Endless training batches: `img` [B, 3, imgsz, imgsz], `label` [B]; cropped and mirrored.
 
-    Made by so many loader processes, in this one where 0.
+    Made by so many loader processes, in this one where 0; compressed as in `augmentation`.
     """
     if workers:
         samples.decode()
-    single, whole = augmentation(description, imgsz)
+    single, whole = augmentation(description, imgsz, jpeg=jpeg)
     generator = torch.Generator().manual_seed(seed)
     size = min(batch, len(samples))
     loader = DataLoader(

@@ -30,6 +30,7 @@ STAGE_TWO = {
     "end_rate": 1e-2,
     "end_workers": 0,
     "end_temperature": 1.0,
+    "end_jpeg": 0,
 }
 
 
@@ -55,7 +56,7 @@ FIELD_HELP = {
     "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it; stage "
     "II crops and mirrors",
     "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
-    "pictures that will come as JPEG files, where those of the training do not; stage II has none",
+    "pictures that will come as JPEG files, where those of the training do not",
     "smoothing": "label smoothing",
     "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
     "trained until it was sure of its training pictures",

@@ -119,9 +119,15 @@ class Classification(Task):
         return data.batches(samples, made.model, made.imgsz, batch)
 
     def augmented(
-        self, samples: data.Samples, made: Checkpoint, batch: int, seed: int, workers: int
+        self,
+        samples: data.Samples,
+        made: Checkpoint,
+        batch: int,
+        seed: int,
+        workers: int,
+        jpeg: int,
     ) -> Iterator[dict[str, Any]]:
-        return data.augmented(samples, made.model, made.imgsz, batch, seed, workers)
+        return data.augmented(samples, made.model, made.imgsz, batch, seed, workers, jpeg)
 
     def loss(
         self,

@@ -38,6 +38,14 @@ def whole(text: str) -> int:
     return 0 if text.strip() == "0" else count(text)
 
 
+def quality(text: str) -> int:
+    """Type of a quality of JPEG: a whole number of 0 (no compression) to 100."""
+    number = whole(text)
+    if number > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 to 100")
+    return number
+
+
 def json_file(text: str) -> Path:
     """Type of `--json`: a name that ends so, for the file may be written over."""
     if not text.endswith(".json"):

@@ -77,7 +77,13 @@ class Detection(Task):
         return (pictures for pictures, _ in batches(samples, made.imgsz, batch))
 
     def augmented(
-        self, samples: Sequence[Sample], made: Checkpoint, batch: int, seed: int, workers: int
+        self,
+        samples: Sequence[Sample],
+        made: Checkpoint,
+        batch: int,
+        seed: int,
+        workers: int,
+        jpeg: int,
     ) -> Iterator[dict[str, Any]]:
         return augmented(samples, made.imgsz, batch, seed, workers)
 
