@@ -475,6 +475,8 @@ OTHERS = "these weights are for {}; expected {} weights"
          2, "toy.yaml is not a folder that can be written to"),
         ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
         ([*GO_ON, "--end-temperature", 0.5], 2, "'0.5' is not a number of 1 or more"),
+        ([*GO_ON, "--end-jpeg", 101], 2, "'101' is not a whole number of 0 to 100"),
+        ([*GO_ON, "--end-to-end", 0, "--end-jpeg", 75], 2, "--end-jpeg: --end-to-end 0 leaves"),
         ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
          "no layer is named 'model.3'; there are relu, layer1.0.relu.neurons.0, "),
         ([*CONVERT, "--data", "data", "--method", "copy", "--stage1", "qc.safetensors"], 2,
@@ -570,6 +572,23 @@ def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
              made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
     assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
     assert found == [4, 4, 4]  # before, a step, after
+
+
+def test_the_end_to_end_pass_compresses_its_pictures_but_not_those_that_judge_it(
+    made, monkeypatch, tmp_path
+):
+    found = []
+    real = data.augmentation
+
+    def watched(*given, **more):
+        found.append(more["jpeg"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(data, "augmentation", watched)
+    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
+             made / "data", "--end-to-end", 1, "--end-jpeg", 75]  # fmt: skip
+    assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
+    assert found == [0, 75, 0]  # before, a step, after
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):

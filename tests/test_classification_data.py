@@ -405,6 +405,19 @@ def test_training_batches_never_end_and_have_their_labels(folder):
     assert len(next(data.augmented(samples, plain, 32, 99))["label"]) == 16
 
 
+def test_training_batches_are_compressed_as_told(folder):
+    samples = data.read([folder], "test")
+    plain = {"mean": [0] * 3, "std": [1] * 3}
+    drawn = []
+    for jpeg in (0, 30):
+        torch.manual_seed(3)
+        drawn.append(next(data.augmented(samples, plain, 32, 6, seed=1, jpeg=jpeg))["img"] * 255)
+    cropped, compressed = drawn
+    wanted = [transforms.Jpeg(30)(p) for p in cropped.round().to(torch.uint8)]
+    assert torch.equal(compressed.round(), torch.stack(wanted).float())
+    assert not torch.equal(compressed.round(), cropped.round())
+
+
 def test_loader_processes_get_decoded_pictures_and_draw_them_alike(folder):
     samples = data.read([folder], "test")
     draws = []
