@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -39,3 +40,8 @@ FIELD_HELP = {
     "seed": "seed of order, augmentation and initial weights",
     "device": "cpu, 0, or 0,1 for two GPUs",
 }
+
+
+def world_size() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))

@@ -19,7 +19,7 @@ from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from spikedet.precision import full_precision
-from spikedet.settings import TrainingSettings
+from spikedet.settings import TrainingSettings, world_size
 
 OPTIMIZERS = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
@@ -47,7 +47,7 @@ def expect_possible(settings: TrainingSettings) -> None:
     if settings.optimizer not in OPTIMIZERS:
         raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
     check_devices(settings.device)
-    world, devices = int(os.environ.get("WORLD_SIZE", 1)), settings.device.split(",")
+    world, devices = world_size(), settings.device.split(",")
     if settings.device != "cpu" and len(devices) != world:
         raise UsageError(
             f"device {settings.device!r}, but torchrun started {world} processes; expected one each"

@@ -25,6 +25,7 @@ from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
 from spikedet.pictures import from_loader
 from spikedet.precision import layout, mixed
+from spikedet.settings import world_size
 from spikedet.training import (
     OPTIMIZERS,
     expect_fresh,
@@ -127,7 +128,7 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     Raises:
         TrainingError: Another of them has ended.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     if world == 1:
         yield 0, 1, torch.device(device if device == "cpu" else f"cuda:{device}")
         return

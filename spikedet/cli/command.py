@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.config import with_config
 from spikedet.errors import SpikedetError, UsageError
+from spikedet.settings import world_size
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -105,7 +106,7 @@ def run(
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         args = arguments.parse_args()
-        if not several and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if not several and world_size() > 1:
             raise UsageError(
                 "this command runs in one process; torchrun is for tools/train.py, finetune.py and "
                 "pretrain.py"

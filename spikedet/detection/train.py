@@ -8,7 +8,6 @@ channels-last, a loader process beside the network).
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progres
 from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.pictures import read_picture
 from spikedet.precision import layout, mixed
+from spikedet.settings import world_size
 from spikedet.task import as_float
 from spikedet.training import (
     expect_fresh,
@@ -115,7 +115,7 @@ class Trainer(DetectionTrainer):
         self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
         self.settings, self.save_weights = settings, save
         expect_possible(settings)
-        if settings.device == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if settings.device == "cpu" and world_size() > 1:
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
