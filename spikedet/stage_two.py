@@ -139,7 +139,7 @@ def layer_wise(
     plan: Plan,
     report: Callable[[LayerReport, int, int], None] | None = None,
     teacher: Checkpoint | None = None,
-) -> tuple[list[LayerReport], int]:
+) -> tuple[list[LayerReport], int, int]:
     """Stage II, layer by layer (eq 16-21), in place, on the network's device.
 
     Batches have one size; what is left of the pictures is not used, and of two batches one is held.
@@ -154,7 +154,7 @@ def layer_wise(
         teacher: Whose activations are the targets, in place of `made`: the float checkpoint.
 
     Returns:
-        A report for each layer, and how many pictures they were fitted to.
+        A report for each layer, how many pictures they were fitted to, and by how many judged.
 
     Raises:
         DataError: Too few samples to fit to some and judge by others.
@@ -176,7 +176,8 @@ def layer_wise(
         prepare(target, task.example(made.imgsz))
     target.to(device, memory_format=form)
     fit, judge = pictures[:-held], pictures[-held:]
-    return calibrate(target, network, fit, judge, made.T, plan.layers, report), size * len(fit)
+    reports = calibrate(target, network, fit, judge, made.T, plan.layers, report)
+    return reports, size * len(fit), size * len(judge)
 
 
 def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module) -> None:
@@ -314,12 +315,17 @@ def tuning_loss(
     """
     spiking = SpikingNetwork(network, made.T, chunk=plan.end_batch * made.T)
     loss = _end_loss(task, made, spiking, plan, teacher)
-    count = max(1, len(samples) // plan.end_batch)
+    count = judged(samples, plan) // min(plan.end_batch, len(samples))
     seed_generators(0)  # of augmentation that draws in this process
     drawn = task.augmented(samples, made, plan.end_batch, 0, plan.end_workers, jpeg=0)
     batches = islice(drawn, count)
     with torch.no_grad():
         return sum(loss(batch).item() for batch in batches) / count
+
+
+def judged(samples: Sequence, plan: Plan) -> int:
+    """How many of the samples `tuning_loss` takes: whole batches, or all where they are fewer."""
+    return len(samples) - len(samples) % plan.end_batch or len(samples)
 
 
 def _end_loss(

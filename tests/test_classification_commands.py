@@ -285,6 +285,8 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     }
     residual = (tmp_path / "residual.csv").read_text()
     assert residual.startswith("network,layer,T") and "layer3.2" in residual
+    assert command(monkeypatch, "analyze", *words[:2], *words[-2:], "--out", tmp_path) == 0
+    assert {p.stem for p in tmp_path.iterdir()} == {"residual", "periodic"}  # none of two runs
     some = analyze.arguments().parse_args([*map(str, words), "--all", "--limit", "12", "--out", ""])
     taken = analyze.samples(some, CLASSIFICATION, checkpoint.load(weights(made, "snn")))
     assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
@@ -544,11 +546,11 @@ def test_calibration_with_few_pictures(made):
     plan.layers.steps = 1
     for count in (2, 5):
         network = stage_two.copied(CLASSIFICATION, given)
-        reports, fitted = stage_two.layer_wise(
+        reports, fitted, held = stage_two.layer_wise(
             CLASSIFICATION, given, network, samples.select(range(count)), plan
         )
         assert all(report.after <= report.before for report in reports) and len(reports) > 19
-        assert fitted == {2: 1, 5: 2}[count]
+        assert fitted == held == {2: 1, 5: 2}[count]
     with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
         stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
 

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,8 +97,9 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
     assert (tmp_path / "table2.csv").read_text() == before
 
 
-def network(name, dataset="CIFAR-10", leaky=False):
-    return tables.Network(name, dataset, leaky, shop=None)
+def network(name, dataset="CIFAR-10", leaky=False, released=None):
+    shop = SimpleNamespace(released=lambda stage, T: released)
+    return tables.Network(name, dataset, leaky, shop)
 
 
 def cells_of(name, networks):
@@ -128,6 +130,12 @@ def test_published_rows_are_run_with_the_network_and_data_set_they_are_of():
         True, False,
     }  # fmt: skip
     assert {("quantised", T) for T in published.STEPS_2} <= methods
+    for released, ends in ((None, {False}), ("snn.safetensors", {True, False})):
+        args = reproduce.arguments().parse_args(["table2", "--data", "d", "--end-to-end", "0"])
+        without = [network("resnet20-wide", released=released)]
+        lines = tables.planned(tables.TABLES["table2"], without)
+        cells = [tables.cell_of(args, line, 4) for line in lines if 4 in line.steps]
+        assert {c.end_to_end for c in cells if c and c.method == "two-stage"} == ends
     assert asked("table2", []) == set()
     assert asked("table4", wide) == set()  # no ImageNet
     assert asked("table9", wide) == set()  # not leaky

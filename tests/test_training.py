@@ -510,8 +510,11 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         with pytest.raises(TrainingError, match=f"a run with other {other}"):
             calibrated("--out", out, "--resume", *words)
     layers = begun.read_bytes()
-    calibrated("--out", out, "--resume")
+    with monkeypatch.context() as patched:
+        patched.setattr(calibrate.cli, "command_line", lambda: "calibrate.py --resume")
+        calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
+    assert checkpoint.load(out).origin["command"] == "calibrate.py --resume"
     kept = out.with_name("kept.safetensors")
     begun = kept.with_suffix(".layers.safetensors")
     begun.write_bytes(layers)
@@ -620,6 +623,8 @@ def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
         return stage_two.tuning_loss(DETECTION, made, network, sides[1], plan, floating)
 
     assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
+    counts = [stage_two.judged(range(n), stage_two.Plan(end_batch=8)) for n in (3, 8, 12, 16)]
+    assert counts == [3, 8, 8, 16]
     near = judged(0.0)
     for module in network.modules():
         if isinstance(module, Readout):

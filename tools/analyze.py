@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spikedet.task import Task
 
 ALONE = "stage I alone"
+ENDINGS = (".csv", ".png")
 Rows = list[dict[str, Any]]
 
 
@@ -213,8 +214,9 @@ def write(folder: Path, name: str, rows: Rows, T: int) -> None:
     from spikedet.analysis import plots
     from spikedet.files import write_atomic, write_csv
 
-    write_csv(folder / f"{name}.csv", rows)
-    write_atomic(folder / f"{name}.png", getattr(plots, name)(rows, T))
+    table, plot = (folder / f"{name}{ending}" for ending in ENDINGS)
+    write_csv(table, rows)
+    write_atomic(plot, getattr(plots, name)(rows, T))
 
 
 def show(tables: dict[str, Rows]) -> None:
@@ -263,6 +265,8 @@ def main(args: argparse.Namespace) -> None:
         if rows:
             write(args.out, name, rows, T)
         else:
+            for ending in ENDINGS:  # of an earlier run, maybe of other weights
+                (args.out / f"{name}{ending}").unlink(missing_ok=True)
             print(f"{name}: left out; it needs --stage1" + (" or --float" if name == "gap" else ""))
     print(f"{args.out}: CSV files and plots")
 

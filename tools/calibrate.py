@@ -185,7 +185,8 @@ def calibrate(
         other = ", ".join(key for key in told | before if told.get(key) != before.get(key))
         if other:
             raise TrainingError(f"{begun}: a run with other {other}; choose another --out")
-        network, origin = task.bare(calibrated), calibrated.origin
+        network = task.bare(calibrated)
+        origin = {**calibrated.origin, "command": origin["command"]}  # how the pass is done now
     elif goes_on:
         network = task.bare(made)
         kept = {name: made.origin[name] for name in RECORD if name in made.origin}
@@ -275,11 +276,14 @@ def layer_wise(
             )
 
         how = (planned, report, teacher)
-        reports, fitted = stage_two.layer_wise(task, made, network, train, *how)
+        reports, fitted, held = stage_two.layer_wise(task, made, network, train, *how)
     # a layer without error, as the first one with its constant input, has nothing to gain
     gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
     gain = sum(gains) / max(1, len(gains))
-    print(f"error per layer on held-out pictures: {gain:.1%} lower on average")
+    print(
+        f"error per layer: {gain:.1%} lower on average, on {held} pictures of which none is among "
+        f"the {fitted} that layers were fitted to"
+    )
     return gain, fitted
 
 
@@ -316,7 +320,8 @@ def end_to_end(
     after = loss()
     wins = after < before
     path = out if wins else last_of(out)
-    print(f"loss on {len(tune)} tuning pictures: {before:.4f} before, {after:.4f} after")
+    judged = stage_two.judged(tune, planned)
+    print(f"loss on {judged} tuning pictures: {before:.4f} before, {after:.4f} after")
     print("kept" if wins else f"not kept, but written to {path}")
     losses = {"tuning_loss": after, "tuning_loss_before": before}
     passed = {"end_to_end": True}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def main(args: argparse.Namespace) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        reason = textwrap.shorten(str(error).splitlines()[1], 200, placeholder=" ...")
+        if "running_mean" in str(error) and not any("running_mean" in name for name in tensors):
+            reason += " (there is no batch norm in this state)"
         raise WeightsError(
             f"{args.state}: does not fit {args.model} with {len(names)} classes: {reason}"
         ) from None

@@ -31,7 +31,8 @@ Weights that are not released are made in --out, in a folder of their float netw
 tools/finetune.py and tools/convert.py, and measured by tools/evaluate.py and tools/energy.py; each
 command is printed before it runs. What is there already is not made again, so an interrupted run
 goes on where it stopped; with other settings it is refused. NAME.csv and NAME.png are written after
-every row, with the rows that earlier runs measured on the same pictures.
+every row, with the rows that earlier runs measured on the same pictures; figures 4 and 5 are drawn
+anew each time.
 """
 
 from __future__ import annotations

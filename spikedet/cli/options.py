@@ -45,6 +45,7 @@ def add_data_arguments(
     """
     kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
     usual = "; ".join(f"{getattr(SETTINGS[name], kind)} for {name}" for name in tasks)
+    usual += ", or val where there is only that" if test and "classification" in tasks else ""
     what = " or ".join(FOLDERS[name] for name in tasks)
     add = arguments.add_argument
     add("--data", type=Path, nargs="+", required=True, help=f"{what}, several")

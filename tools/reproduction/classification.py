@@ -275,7 +275,8 @@ def show(
     print(f"Measured on {' or '.join(map(str, counts)) or 'no'} pictures.")
     print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
     if any(line.row.method.endswith(END) for line in lines if line.network):
-        print("+ end to end: a pass over all training pictures after stage II, not in the paper.")
+        steps = f"{args.end_to_end} steps, or those of the released network's card,"
+        print(f"+ end to end: {steps} on all training pictures after stage II, not in the paper.")
     if any(line.row.method == "QCFS" for line in lines if line.network):
         print("QCFS as measured: fine-tuned from the float network, in the epochs of our stage I.")
 
