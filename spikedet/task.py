@@ -125,6 +125,15 @@ class Task(ABC):
     def split_off_tuning(self, samples: Sequence, tuning: Path | None) -> tuple[Sequence, Sequence]:
         """Training samples without, and with nothing but, those kept aside for every choice."""
 
+    def with_unlabelled(self, samples: Sequence, folders: Sequence[Path]) -> Sequence:
+        """The samples and, behind them, pictures that are only distilled.
+
+        Raises:
+            UsageError: The loss of the task wants annotations of every picture.
+            DataError: No pictures there.
+        """
+        raise UsageError(f"--unlabelled is no option of {self.name}")
+
     @abstractmethod
     def take(self, samples: Sequence, numbers: Sequence[int]) -> Sequence:
         """The samples of these numbers."""
@@ -319,7 +328,10 @@ class Task(ABC):
         make_spiking(network, self.example(made.imgsz), initial, pooling)
 
     def pick(self, samples: Sequence, count: int, seed: int = 0) -> Sequence:
-        """`count` samples drawn without replacement (all of them when there are fewer)."""
+        """`count` samples drawn without replacement (all of them when there are fewer).
+
+        None of them is unlabelled: such pictures may be unlike those that a network is for.
+        """
         count = min(count, len(samples))
         return self.take(samples, random.Random(seed).sample(range(len(samples)), count))
 

@@ -17,6 +17,7 @@ import spikedet
 from spikedet import checkpoint, stage_two
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
+from spikedet.classification import train as training
 from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
@@ -476,6 +477,14 @@ OTHERS = "these weights are for {}; expected {} weights"
         (["classify", "--weights", "snn.safetensors", "data/test/a", "--json", "toy.yaml/x.json"],
          2, "toy.yaml is not a folder that can be written to"),
         ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
+        ([*TRAIN, "--unlabelled", "data"], 2, "--unlabelled: name the --teacher to distil from"),
+        ([*TUNE, "--data", "data", "--distill", 0, "--unlabelled", "data"], 2,
+         "--unlabelled: --distill 0 distils nothing"),
+        ([*TUNE, "--data", "data", "--unlabelled", "toy.yaml"], 3,
+         "toy.yaml: no pictures in there"),
+        ([*GO_ON, "--end-to-end", 0, "--unlabelled", "data"], 2, "--unlabelled: --end-to-end 0"),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--unlabelled", "data"], 2,
+         "--unlabelled: nothing is distilled"),
         ([*GO_ON, "--end-temperature", 0.5], 2, "'0.5' is not a number of 1 or more"),
         ([*GO_ON, "--end-jpeg", 101], 2, "'101' is not a whole number of 0 to 100"),
         ([*GO_ON, "--end-to-end", 0, "--end-jpeg", 75], 2, "--end-jpeg: --end-to-end 0 leaves"),
@@ -591,6 +600,31 @@ def test_the_end_to_end_pass_compresses_its_pictures_but_not_those_that_judge_it
              made / "data", "--end-to-end", 1, "--end-jpeg", 75]  # fmt: skip
     assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
     assert found == [0, 75, 0]  # before, a step, after
+
+
+def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
+    """Both stages learn what the float network says of them; the names of folders do not count."""
+    add_pictures(tmp_path, "pictures", 10, "xyz", size=(16, 16))
+    more = ["--unlabelled", tmp_path / "pictures", "--data", made / "data"]
+    drawn, real = [], CLASSIFICATION.loss
+
+    def watched(network, found, wanted, batch, *given):
+        drawn.extend(batch["label"].tolist())
+        return real(network, found, wanted, batch, *given)
+
+    monkeypatch.setattr(CLASSIFICATION, "loss", watched)
+    words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
+    out = tmp_path / "snn.safetensors"
+    words += ["--end-to-end", 6, "--end-batch", 30]
+    assert command(monkeypatch, "calibrate", *words, *more, "--out", out) == 0
+    assert drawn.count(data.UNLABELLED) == 30  # six steps are one round of 180 pictures
+    words = ["--weights", weights(made, "float"), "--T", 4, *TRAINING, "--batch", 30]
+    seen, epoch = [], training.cross_entropy
+    monkeypatch.setattr(
+        training, "cross_entropy", lambda *given: seen.extend(given[1].tolist()) or epoch(*given)
+    )
+    assert command(monkeypatch, "finetune", *words, *more, "--out", tmp_path / "qc") == 0
+    assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):

@@ -13,6 +13,7 @@ from torchvision import datasets
 
 from spikedet import cli, tasks
 from spikedet.classification import data, transforms
+from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, UsageError
 from tools import prepare_cifar
 
@@ -257,6 +258,22 @@ def test_what_is_kept_aside_does_not_depend_on_a_limit(folder):
     assert kept.isdisjoint(train.sources)
     with pytest.raises(DataError, match="none of them is kept aside"):
         data.split_off_tuning(train)
+
+
+def test_unlabelled_pictures_stand_behind_the_others(tmp_path, folder):
+    add_pictures(tmp_path / "more", "deep", 2, "xy")
+    train, tune = data.split_off_tuning(data.read([folder], "train"))
+    both = data.with_unlabelled(train, [tmp_path / "more", folder / "test"])
+    assert both.labels == train.labels + [data.UNLABELLED] * (4 + 16)
+    assert both.sources[:-20] == train.sources and both.names == train.names
+    assert [p.name for p in both.sources[-20:-16]] == ["000.png", "001.png"] * 2
+    assert data.fingerprint(both) != data.fingerprint(train)
+    for seed in range(3):  # neither thresholds nor layers are fitted to them
+        known = CLASSIFICATION.pick(both, 300, seed)
+        assert known.sources == CLASSIFICATION.pick(train, 300, seed).sources
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no pictures in there"):
+        data.with_unlabelled(train, [tmp_path / "more", tmp_path / "empty"])
 
 
 # ---------------------------------------------------------------------- transforms

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from spikedet import precision
 from spikedet.checkpoint import load_plain
 from spikedet.classification import train as training
-from spikedet.classification.data import Samples, batches
-from spikedet.classification.distillation import divergence
+from spikedet.classification.data import UNLABELLED, Samples, batches
+from spikedet.classification.distillation import accuracy, cross_entropy, divergence
 from spikedet.classification.measure import accuracies
 from spikedet.classification.settings import Settings
 from spikedet.conversion.quantize import QuantClip
@@ -384,6 +384,20 @@ def test_every_epoch_has_all_pictures_in_an_order_of_its_own(tmp_path):
 
 
 # ---------------------------------------------------------------------- distillation
+
+
+def test_labels_count_where_they_are():
+    found, labels = torch.tensor([[2.0, 0], [1, 3], [5, 0], [0, 1]]), torch.tensor([0, 0, 1, 1])
+    for known in ([0, 1], [2], [0, 1, 2, 3]):
+        some = torch.full((4,), UNLABELLED)
+        some[known] = labels[known]
+        for smoothing in (0.0, 0.2):
+            wanted = F.cross_entropy(found[known], labels[known], label_smoothing=smoothing)
+            assert cross_entropy(found, some, smoothing).item() == pytest.approx(wanted.item())
+        right = {2: 0.5, 1: 0.0, 4: 0.5}[len(known)]
+        assert accuracy(found, some).item() == right
+    none = torch.full((4,), UNLABELLED)
+    assert cross_entropy(found, none).item() == accuracy(found, none).item() == 0
 
 
 def test_divergence_by_hand():

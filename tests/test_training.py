@@ -569,6 +569,7 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
         (["--end-grow-from", 32, "--per-neuron"], "each neuron takes 64 pixels"),
         (["--end-temperature", 4], "--end-temperature is no option of detection"),
         (["--end-jpeg", 75], "--end-jpeg is no option of detection"),
+        (["--unlabelled", "x"], "--unlabelled is no option of detection"),
     ],
 )
 def test_what_the_end_to_end_pass_of_a_detector_cannot_take(

@@ -140,6 +140,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     cli.add_device(parser)
     cli.add_data_arguments(parser)
+    cli.add_unlabelled(parser)
     add_arguments(parser)
     return parser
 
@@ -348,7 +349,7 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, LAYERS, "spiking weights only go on with the end-to-end pass")
     expect_halves(args)
     if args.end_to_end == 0:
-        useless = END if args.resume else (*END, "teacher")  # a resumed run repeats its own
+        useless = END if args.resume else (*END, "unlabelled", "teacher")  # else it repeats its own
         cli.refuse(args, useless, "--end-to-end 0 leaves the end-to-end pass out")
     made.T = args.T or made.T
     task = tasks.of(made)

@@ -68,6 +68,7 @@ def arguments() -> argparse.ArgumentParser:
     add_stage_one_arguments(parser)
     add("--out", type=Path, required=True, help="spiking checkpoint to write")
     cli.add_data_arguments(parser)
+    cli.add_unlabelled(parser)
     cli.add_training_arguments(parser, stage_one=True)
     add_arguments(parser)
     return parser
@@ -84,7 +85,7 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
     if method is None:
         why = f"{name} has neither stage"
         ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")
-        ignored += ("device", "resume")
+        ignored += ("device", "resume", "unlabelled")
         cli.refuse(args, ignored, why)
         return
     if not method.finetuned:
@@ -104,6 +105,8 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
         cli.refuse(args, ["end_to_end"], f"{name} has no end-to-end pass")
     if not method.end_to_end or args.end_to_end == 0:
         cli.refuse(args, END, "there is no end-to-end pass")
+        if args.stage1 or not method.finetuned:
+            cli.refuse(args, ["unlabelled"], "nothing is distilled")
 
 
 def first_stage(

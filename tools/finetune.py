@@ -22,6 +22,7 @@ from spikedet import cli  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 NOISE, DISTILL = 0.1, 1.0
+DISTILLED = ("teacher", "temperature", "unlabelled")
 
 
 def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +51,13 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
     """
     if args.qcfs:
         why = "QCFS trains without noise and distillation"
-        cli.refuse(args, ["noise", "distill", "teacher", "temperature"], why)
+        cli.refuse(args, ["noise", "distill", *DISTILLED], why)
         noise = distill = 0.0  # whatever a --config file says of our stage I
     else:
         noise = NOISE if args.noise is None else args.noise
         distill = DISTILL if args.distill is None else args.distill
         if not distill:
-            cli.refuse(args, ["teacher", "temperature"], "--distill 0 distils nothing")
+            cli.refuse(args, DISTILLED, "--distill 0 distils nothing")
     usual = SETTINGS[task].FOLD_FIRST
     return {
         "noise": noise,
@@ -76,6 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     add_stage_one_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     cli.add_data_arguments(parser)
+    cli.add_unlabelled(parser)
     cli.add_training_arguments(parser, stage_one=True)
     return parser
 
@@ -88,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     options = stage_one_options(args, task.name)
     if made.stage == "qc" and args.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"
-        cli.refuse(args, ["distill", "temperature"], why)
+        cli.refuse(args, ["distill", "temperature", "unlabelled"], why)
     if made.stage == "qc":
         cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
     folded = options["fold_first"] or made.stage == "qc"

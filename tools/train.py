@@ -47,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
         "--teacher", type=Path, help="float network of the same classes to distil from as well"
     )
     parser.add_argument("--distill", type=cli.weight, help="weight of --teacher's outputs (1.0)")
+    cli.add_unlabelled(parser)
     cli.add_training_arguments(parser)
     return parser
 
@@ -59,9 +60,10 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.training import expect_same_run
 
     if args.teacher is None:
-        cli.refuse(args, ["distill", "temperature"], "name the --teacher to distil from")
+        why = "name the --teacher to distil from"
+        cli.refuse(args, ["distill", "temperature", "unlabelled"], why)
     if args.distill == 0:
-        cli.refuse(args, ["teacher", "temperature"], "--distill 0 distils nothing")
+        cli.refuse(args, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)

@@ -20,6 +20,7 @@ from spikedet.classification.transforms import augmentation, view
 from spikedet.errors import DataError, UsageError
 from spikedet.pictures import SUFFIXES, from_loader, read_picture
 
+UNLABELLED = -100  # instead of a class, as torch's cross-entropy has it
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
 KINDS = dict(zip(CIFAR, (datasets.CIFAR10, datasets.CIFAR100), strict=True))
 
@@ -29,7 +30,7 @@ class Samples(Dataset):
 
     Args:
         names: Class names.
-        labels: Number of the class of each picture.
+        labels: Number of the class of each picture, or `UNLABELLED`.
         sources: A file, or the picture itself [3, H, W] uint8 RGB, for each.
         aside: Whether each is kept aside for choices; every 50th of a class when None.
 
@@ -253,6 +254,23 @@ def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
             f"{TUNING_EVERY}th of a class is); expected more"
         )
     return samples.select(train), samples.select(tune)
+
+
+def with_unlabelled(samples: Samples, folders: Sequence[Path]) -> Samples:
+    """The samples, and all pictures in some folders, whose class nobody says.
+
+    Raises:
+        DataError: A folder without pictures.
+    """
+    sources = []
+    for folder in folders:
+        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{folder}: no pictures in there")
+        sources += found
+    labels = samples.labels + [UNLABELLED] * len(sources)
+    aside = samples.aside + [False] * len(sources)
+    return Samples(samples.names, labels, samples.sources + sources, aside)
 
 
 def _every_fiftieth(labels: list[int]) -> list[bool]:

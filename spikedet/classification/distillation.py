@@ -1,9 +1,11 @@
-"""Distillation: how far a classifier's outputs are from those of its teacher."""
+"""How far a classifier's outputs are from its teacher's, and from labels not all pictures have."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from spikedet.classification.data import UNLABELLED
 
 
 def divergence(found: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
@@ -18,3 +20,25 @@ def divergence(found: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tenso
     found, wanted = ((logits / temperature).log_softmax(1) for logits in (found, wanted))
     apart = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
     return apart * temperature**2
+
+
+def cross_entropy(found: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over the pictures that have labels, logits [B, C] and labels [B]; 0 where none has.
+
+    Args:
+        found: Logits.
+        labels: Number of the class, or `UNLABELLED`.
+        smoothing: Of the labels.
+    """
+    how = {"label_smoothing": smoothing, "ignore_index": UNLABELLED, "reduction": "sum"}
+    return F.cross_entropy(found, labels, **how) / labelled(labels)
+
+
+def accuracy(found: Tensor, labels: Tensor) -> Tensor:
+    """Share of the pictures with labels whose class is right; 0 where none has."""
+    return (found.argmax(1) == labels).sum() / labelled(labels)
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """How many pictures have labels, 1 at least."""
+    return (labels != UNLABELLED).sum().clamp(min=1)

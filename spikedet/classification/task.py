@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, transforms
-from spikedet.classification.distillation import divergence
+from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.models import build
 from spikedet.classification.settings import PROTOCOL, Settings
 from spikedet.conversion.network import SpikingNetwork
@@ -112,6 +111,13 @@ class Classification(Task):
             )
         return data.split_off_tuning(samples)
 
+    def with_unlabelled(self, samples: data.Samples, folders: Sequence[Path]) -> data.Samples:
+        return data.with_unlabelled(samples, folders)
+
+    def pick(self, samples: data.Samples, count: int, seed: int = 0) -> data.Samples:
+        known = [n for n, label in enumerate(samples.labels) if label != data.UNLABELLED]
+        return super().pick(samples.select(known), count, seed)
+
     def take(self, samples: data.Samples, numbers: Sequence[int]) -> data.Samples:
         return samples.select(numbers)
 
@@ -140,7 +146,7 @@ class Classification(Task):
     ) -> Tensor:
         total = divergence(found, wanted, temperature)
         if truth:
-            total = total + truth * F.cross_entropy(found, batch["label"].to(found.device))
+            total = total + truth * cross_entropy(found, batch["label"].to(found.device))
         return total
 
     def fit(

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from spikedet.classification.data import Samples, batches
-from spikedet.classification.distillation import divergence
+from spikedet.classification.distillation import accuracy, cross_entropy, divergence
 from spikedet.classification.settings import Settings
 from spikedet.classification.transforms import augmentation
 from spikedet.errors import TrainingError, UsageError
@@ -222,15 +221,15 @@ class _Run:
             pictures = pictures.to(self.device).contiguous(memory_format=self.layout)
             wanted = None if self.teacher is None else self.teacher(pictures)
             logits = self.network(pictures).float()
-            right = (logits.argmax(1) == labels).float().mean()
-            sums += len(labels) * torch.stack([self.loss(logits, wanted, labels), right]).cpu()
+            values = [self.loss(logits, wanted, labels), accuracy(logits, labels)]
+            sums += len(labels) * torch.stack(values).cpu()
             done += len(labels)
         loss, right = (sums / done).tolist()
         return {"tuning_loss": loss, "tuning_top1": right}
 
     def loss(self, logits: Tensor, wanted: Tensor | None, labels: Tensor) -> Tensor:
-        """Cross-entropy, and where there is a teacher the distance from its logits."""
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.smoothing)
+        """Cross-entropy where labels are, and where a teacher is the distance from its logits."""
+        loss = cross_entropy(logits, labels, self.settings.smoothing)
         if wanted is None:
             return loss
         return loss + self.distill * divergence(logits, wanted.float(), self.settings.temperature)
@@ -259,7 +258,7 @@ class _Run:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
             self.optimizer.step()
             self.schedule.step()
-            sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+            sums += torch.stack([loss.detach(), accuracy(logits, labels)])
         loss, right = (sums / len(self.loader)).tolist()
         if not math.isfinite(loss):
             raise TrainingError(

@@ -56,6 +56,12 @@ def add_data_arguments(
         add("--tuning", type=Path, help=help)
 
 
+def add_unlabelled(arguments: argparse.ArgumentParser) -> None:
+    """`--unlabelled`, of commands that distil."""
+    help = "folders of more pictures, distilled without labels (classification)"
+    arguments.add_argument("--unlabelled", type=Path, nargs="+", help=help)
+
+
 def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
     """The split that was asked for, or the usual one of a task.
 
@@ -92,7 +98,9 @@ def samples(
 ) -> tuple[Sequence, Sequence]:
     """Training samples of `add_data_arguments`, and those kept aside for every choice."""
     found = read(args, task, split(args, task.name), args.limit, names)
-    return task.split_off_tuning(found, getattr(args, "tuning", None))
+    train, tune = task.split_off_tuning(found, getattr(args, "tuning", None))
+    unlabelled = getattr(args, "unlabelled", None)
+    return (task.with_unlabelled(train, unlabelled) if unlabelled else train), tune
 
 
 def add_training_arguments(
