@@ -22,7 +22,7 @@ from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
-from spikedet.methods import METHODS
+from spikedet.methods import METHODS, label
 from spikedet.pictures import read_picture
 from spikedet.released import released
 from spikedet.stage_two import Plan
@@ -211,9 +211,10 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
     words = ["--data", made / "data", "--compare", "--json", tmp_path / "rows.json"]
     assert command(monkeypatch, "evaluate", "--weights", *files, *words) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
+    spiking = label("snn", checkpoint.load(weights(made, "snn")).origin)
     assert [(row["method"], row["stage"], row["T"]) for row in rows] == [
         ("float", "float", None), ("copied weights", "snn", 4), ("stage I, quantised", "qc", 4),
-        ("stage I alone", "snn", 4), ("stages I + II", "snn", 4),
+        ("stage I alone", "snn", 4), (spiking, "snn", 4),
     ]  # fmt: skip
     for row in rows:
         assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
@@ -625,6 +626,38 @@ def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
     )
     assert command(monkeypatch, "finetune", *words, *more, "--out", tmp_path / "qc") == 0
     assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
+
+
+def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
+    other = checkpoint.load(weights(made, "snn"))
+    for tensor in other.tensors.values():
+        tensor += 1
+    checkpoint.save(other, tmp_path / "other.safetensors")
+    both = [weights(made, "snn"), tmp_path / "other.safetensors"]
+    out = tmp_path / "mean.safetensors"
+    assert command(monkeypatch, "average", "--weights", *both, "--out", out) == 0
+    first, mean = checkpoint.load(both[0]), checkpoint.load(out)
+    assert mean.tensors.keys() == first.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.allclose(mean.tensors[name], tensor + 0.5)
+    assert mean.origin["parents"] == [checkpoint.sha256(path) for path in both]
+    assert mean.origin["calibration_pictures"] == first.origin["calibration_pictures"]
+    assert "tuning_loss" not in mean.origin and CLASSIFICATION.restore(mean).T == 4
+    other.T = 8
+    checkpoint.save(other, tmp_path / "eight.safetensors")
+    other.T = 4
+    other.tensors.pop("fc.layer.bias")
+    checkpoint.save(other, tmp_path / "fewer.safetensors")
+    for words, code, message in (
+        (both, 6, "is there already"),
+        (both[:1], 2, "expected two checkpoints or more"),
+        ([both[0], tmp_path / "eight.safetensors"], 4, "of T=8; expected T=4"),
+        ([both[0], tmp_path / "fewer.safetensors"], 4, "other tensors than"),
+        ([both[0], weights(made, "qc")], 4, "these are qc weights; expected snn weights"),
+    ):
+        target = out if words == both else tmp_path / "new.safetensors"
+        assert command(monkeypatch, "average", "--weights", *words, "--out", target) == code
+        assert message in capsys.readouterr().err and not (tmp_path / "new.safetensors").exists()
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):
