@@ -258,7 +258,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert done.returncode == 0, done.stderr
     made = checkpoint.load(tmp_path / "snn.safetensors")
     assert (made.stage, made.T, made.imgsz) == ("snn", 4, 64)
-    assert "error per layer: " in done.stdout
+    assert "error per layer on held-out pictures" in done.stdout
     assert made.tensors["model.3.act.threshold"].shape == (32,)  # of each channel
     assert made.tensors["model.3.act.initial"].shape == (32, 8, 8)  # of each neuron
     assert made.tensors["model.0.act.initial"].shape == (8,)  # not named, left alone

@@ -282,8 +282,8 @@ def layer_wise(
     gains = [1 - r.after / r.before for r in reports if r.before > 1e-9]
     gain = sum(gains) / max(1, len(gains))
     print(
-        f"error per layer: {gain:.1%} lower on average, on {held} pictures of which none is among "
-        f"the {fitted} that layers were fitted to"
+        f"error per layer on held-out pictures: {gain:.1%} lower on average; {fitted} fitted, "
+        f"{held} held out"
     )
     return gain, fitted
 

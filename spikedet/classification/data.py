@@ -184,12 +184,17 @@ def _read(folder: Path, split: str) -> Samples:
             _expect_classes(names, there, place, f"{folder / other} has")
     labels, sources = [], []
     for label, name in enumerate(names):
-        files = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = _files(place / name)
         if not files:
             raise DataError(f"{place / name}: no pictures of this class")
         labels += [label] * len(files)
         sources += files
     return Samples(names, labels, sources)
+
+
+def _files(place: Path) -> list[Path]:
+    """The pictures of a folder and of those in it, in order."""
+    return sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _classes(place: Path) -> tuple[str, ...]:
@@ -264,7 +269,7 @@ def with_unlabelled(samples: Samples, folders: Sequence[Path]) -> Samples:
     """
     sources = []
     for folder in folders:
-        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = _files(Path(folder))
         if not found:
             raise DataError(f"{folder}: no pictures in there")
         sources += found
