@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate, choose
 from spikedet.conversion.distill import distill
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import channel_maxima
-from spikedet.conversion.replace import prepare, quantize
+from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.trace import trace
+from spikedet.conversion.thresholds import channel_maxima
 from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.precision import device_of, layout, mixed
+from spikedet.runtime.network import SpikingNetwork
 from spikedet.stage_one import untuned
 from spikedet.task import (
     THRESHOLD_PICTURES,
@@ -33,6 +35,7 @@ from spikedet.task import (
     as_float,
     expect_stage,
     fitting,
+    pooling_of,
     spiking_checkpoint,
 )
 from spikedet.training import (
@@ -85,8 +88,8 @@ class Plan:
     seed: int = 0
 
 
-def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> nn.Module:
-    """Spiking network with the weights and thresholds of stage I, nothing calibrated (eq 16).
+def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> Graph:
+    """Spiking graph with the weights and thresholds of stage I, nothing calibrated (eq 16).
 
     Args:
         task: Of the network.
@@ -98,11 +101,11 @@ def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = Fal
         WeightsError: Of another stage, or as `Task.bare`.
     """
     expect_stage(made, "qc")
-    network = task.bare(made)
-    task.spike(network, made, initial)
+    graph = task.graph(made)
+    make_spiking(graph, initial, pooling_of(made.model))
     if shift:
-        shift_currents(network, task.example(made.imgsz), made.T)
-    return network
+        shift_currents(graph, made.T)
+    return graph
 
 
 def spiking_yolo(
@@ -122,19 +125,18 @@ def spiking_yolo(
         ConversionError: A layer that cannot be converted.
     """
     expect_stage(made, "float")
-    network, example = task.bare(made), task.example(made.imgsz)
-    prepare(network, example)
-    record = trace(network, example)
+    made = task.current(made)
+    graph = prepare(task.graph(made), task.example(made.imgsz))
     pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
-    quantize(network, record, channel_maxima(network, record, pictures), T)
-    task.spike(network, made, initial=0.0)
-    return spiking_checkpoint(replace(made, T=T), network, origin)
+    quantise(graph, channel_maxima(graph, pictures), T)
+    make_spiking(graph, 0.0, pooling_of(made.model))
+    return spiking_checkpoint(replace(made, T=T), graph, origin)
 
 
 def layer_wise(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     report: Callable[[LayerReport, int, int], None] | None = None,
@@ -171,7 +173,7 @@ def layer_wise(
     ]
     held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
     held = min(held, len(pictures) - 1)
-    target = task.bare(teacher or made)
+    target = task.graph(teacher or made)
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
     target.to(device, memory_format=form)
@@ -180,7 +182,7 @@ def layer_wise(
     return reports, size * len(fit), size * len(judge)
 
 
-def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module) -> None:
+def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: Graph) -> None:
     """Refuse pictures of the end-to-end pass that a spiking network cannot take.
 
     Raises:
@@ -190,10 +192,10 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
     size = plan.end_grow_from
     if size in (None, made.imgsz):
         return
-    expect_growth("the end-to-end pass", size, made.imgsz, task.stride(network))
+    expect_growth("the end-to-end pass", size, made.imgsz, task.stride(made.head))
     single = plan.layers.per_neuron or any(
         tensor.ndim == 3
-        for name, tensor in network.state_dict().items()
+        for name, tensor in network.layers.state_dict().items()
         if name.endswith("initial")
     )
     if single:
@@ -202,7 +204,8 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
             f"the end-to-end pass was told to grow from {size}"
         )
     with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
-        task.network(made.model, len(made.names)).eval()(torch.zeros(1, 3, size, size))
+        channels = network.shapes[INPUT][1]
+        task.graph(made)(torch.zeros(1, channels, size, size))
 
 
 def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -> None:
@@ -226,7 +229,7 @@ def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -
 def end_to_end(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     teacher: Checkpoint | None = None,
@@ -261,7 +264,7 @@ def end_to_end(
         how = (plan.end_batch, seed, plan.end_workers, plan.end_jpeg)
         drawn = task.augmented(samples, made, *how)
         for step, batch in enumerate(drawn, first):
-            part, stride = step / plan.end_to_end, task.stride(network)
+            part, stride = step / plan.end_to_end, task.stride(made.head)
             side = growing_side(plan.end_grow_from, made.imgsz, part, stride)
             yield {**batch, "img": resized(batch["img"], side)}
 
@@ -269,7 +272,7 @@ def end_to_end(
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
     about |= {"temperature": plan.end_temperature, "jpeg": plan.end_jpeg}
-    about["begun with"] = fingerprint(network.state_dict())
+    about["begun with"] = fingerprint(network.layers.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
 
@@ -292,7 +295,7 @@ def end_to_end(
 def tuning_loss(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     teacher: Checkpoint | None = None,
@@ -348,7 +351,7 @@ def _end_loss(
                 wanted = guide(pictures)
             found = spiking(pictures)
         outputs = (as_float(found), as_float(wanted))
-        return task.loss(spiking.network, *outputs, batch, plan.truth, plan.end_temperature)
+        return task.loss(made, spiking.graph, *outputs, batch, plan.truth, plan.end_temperature)
 
     return loss
 

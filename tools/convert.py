@@ -126,10 +126,11 @@ def first_stage(
         expect_stage(ready, "qc")
         expect_same_network(args.stage1, ready, args.weights, made)
         origin |= {"levels": ready.T, "stage1": checkpoint.sha256(args.stage1)}
+        ready = task.current(ready)
         ready.T = args.T
         return ready
     planned = plan(args, task.name)  # before the hours that stage I takes
-    stage_two.expect_end_size(task, made, planned, task.bare(made))
+    stage_two.expect_end_size(task, made, planned, task.graph(made))
     stage_two.expect_layers(task, made, train, planned)
     options = stage_one_options(args, task.name)
     settings = cli.training_settings(args, task.name, stage_one=True, folded=options["fold_first"])
@@ -153,6 +154,7 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
+    made = task.current(made)
     method = METHODS.get(args.method)
     expect_used(args, method)
     train, tune = cli.samples(args, task, made.names)

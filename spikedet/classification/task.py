@@ -14,9 +14,9 @@ from spikedet.classification import data, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.models import build
 from spikedet.classification.settings import PROTOCOL, Settings
-from spikedet.conversion.network import SpikingNetwork
 from spikedet.errors import UsageError
 from spikedet.files import read_yaml
+from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 
 
@@ -137,6 +137,7 @@ class Classification(Task):
 
     def loss(
         self,
+        made: Checkpoint,
         network: nn.Module,
         found: Tensor,
         wanted: Tensor,

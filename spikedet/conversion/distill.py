@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from spikedet.conversion.batch_norm import beside_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.neurons.layers import Readout
+from spikedet.neurons.layers import MeanOverTime
+from spikedet.precision import device_of
+from spikedet.runtime.network import SpikingNetwork
 
 ROUND = 100  # steps after which a pass can be taken up again
 
@@ -58,10 +59,11 @@ def distill(
     Raises:
         ValueError, KeyError, RuntimeError: The state is of another network.
     """
-    network = spiking.network
-    for module in spiking.modules():
-        if isinstance(module, Readout) and module.log_weights is None:
-            module.weigh_steps(spiking.T)
+    network = spiking.graph
+    for node in network.of((MeanOverTime,)):
+        if node.module.log_weights is None:
+            weighed = MeanOverTime(spiking.T).to(device_of(network))
+            network.replace(node.name, weighed)
     beside = contextlib.nullcontext()
     if batch_norm:
         beside = beside_batch_norm(network, lambda: loss(next(batches(0))))

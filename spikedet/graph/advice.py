@@ -28,32 +28,27 @@ BETWEEN = "it makes values between those of its input; use mode='nearest'"
 LARGEST = "use torch.nn.MaxPool2d, or an average"
 ADVICE = {
     **dict.fromkeys(
-        "silu gelu mish hardswish elu selu celu softplus softsign tanh hardsigmoid sigmoid glu "
-        "hardtanh clamp rrelu hardshrink softshrink tanhshrink threshold log_sigmoid".split(),
+        ["silu", "gelu", "mish", "hardswish", "elu", "selu", "celu", "softplus", "softsign", "tanh", "hardsigmoid", "sigmoid", "glu", "hardtanh", "clamp", "rrelu", "hardshrink", "softshrink", "tanhshrink", "threshold", "log_sigmoid"],
         ACTIVATION,
     ),
-    **dict.fromkeys("softmax log_softmax _softmax _log_softmax".split(), LOGITS),
+    **dict.fromkeys(["softmax", "log_softmax", "_softmax", "_log_softmax"], LOGITS),
     **dict.fromkeys(
-        "layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm "
-        "local_response_norm linalg_vector_norm norm".split(),
+        ["layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm", "local_response_norm", "linalg_vector_norm", "norm"],
         NORM,
     ),
     **dict.fromkeys(
-        "scaled_dot_product_attention matmul bmm baddbmm einsum _native_multi_head_attention "
-        "_transformer_encoder_layer_fwd".split(),
+        ["scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"],
         ATTENTION,
     ),
     **dict.fromkeys(
-        "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
-        "grid_sampler _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split(),
+        ["upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "grid_sampler", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"],
         BETWEEN,
     ),
     **dict.fromkeys(
-        "adaptive_max_pool2d adaptive_max_pool1d max amax topk fractional_max_pool2d lp_pool2d "
-        "max_pool3d".split(),
+        ["adaptive_max_pool2d", "adaptive_max_pool1d", "max", "amax", "topk", "fractional_max_pool2d", "lp_pool2d", "max_pool3d"],
         LARGEST,
     ),
-    **dict.fromkeys("mul div pow".split(), GATE),
+    **dict.fromkeys(["mul", "div", "pow"], GATE),
 }
 ENDS = {"sigmoid", "softmax", "log_softmax", "_softmax", "_log_softmax", "tanh"}
 GATED = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "tanh"}
