@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint, save
 from spikedet.conversion.prepare import prepare
-from spikedet.conversion.thresholds import estimate_thresholds, largest_activations
+from spikedet.conversion.thresholds import thresholds_by
 from spikedet.errors import WeightsError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
@@ -29,7 +29,7 @@ def quantized(
     T: int,
     noise: float = 0.1,
     per_channel: bool = False,
-    maxima: bool = False,
+    thresholds: str | Callable[..., Any] = "least-error",
     fold: bool = True,
 ) -> Graph:
     """The graph of a float network with quantise-clip activations, thresholds estimated on `samples`.
@@ -43,7 +43,7 @@ def quantized(
         T: Time steps.
         noise: Probability that an element is not quantised while training.
         per_channel: One threshold a channel instead of one a layer.
-        maxima: Thresholds are the largest activations, not those of the least error.
+        thresholds: How they are taken from pictures (see `Method`).
         fold: Fold batch norm; else it stays beside the quantisers (see `prepare`).
 
     Raises:
@@ -63,11 +63,8 @@ def quantized(
         return graph
     graph = prepare(graph, task.example(made.imgsz), fold)
     pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
-    if maxima:
-        thresholds = largest_activations(graph, pictures, per_channel)
-    else:
-        thresholds = estimate_thresholds(graph, pictures, T, per_channel=per_channel)
-    quantise(graph, thresholds, T, noise)
+    found = thresholds_by(thresholds, graph, pictures, T, per_channel)
+    quantise(graph, found, T, noise)
     return graph
 
 
@@ -167,14 +164,14 @@ def untuned(
     samples: Sequence,
     T: int,
     per_channel: bool = False,
-    maxima: bool = False,
+    thresholds: str | Callable[..., Any] = "least-error",
 ) -> Checkpoint:
     """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
 
     Its spiking copy is the simplest conversion ("copied weights").
     """
     made = task.current(made)
-    graph = quantized(task, made, samples, T, per_channel=per_channel, maxima=maxima)
+    graph = quantized(task, made, samples, T, per_channel=per_channel, thresholds=thresholds)
     return with_graph(replace(made, stage="qc", T=T, origin={}), graph)
 
 

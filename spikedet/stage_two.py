@@ -7,7 +7,7 @@ calibration are the baselines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,22 @@ import torch
 from torch import Tensor
 
 from spikedet.checkpoint import Checkpoint, fingerprint
-from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate, choose
+from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.thresholds import channel_maxima
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.graph.graph import INPUT, Graph
-from spikedet.graph.rewrites.quantise import quantise
-from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.precision import device_of, layout, mixed
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.stage_one import untuned
 from spikedet.task import (
-    THRESHOLD_PICTURES,
     Task,
     as_float,
     expect_stage,
     fitting,
     pooling_of,
-    spiking_checkpoint,
 )
 from spikedet.training import (
     expect_growth,
@@ -99,38 +94,10 @@ def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = Fal
 
     Raises:
         WeightsError: Of another stage, or as `Task.bare`.
+        ConversionError: What cannot be converted, or what did not come out right.
     """
     expect_stage(made, "qc")
-    graph = task.graph(made)
-    make_spiking(graph, initial, pooling_of(made.model))
-    if shift:
-        shift_currents(graph, made.T)
-    return graph
-
-
-def spiking_yolo(
-    task: Task, made: Checkpoint, samples: Sequence, T: int, origin: dict[str, Any]
-) -> Checkpoint:
-    """The Spiking-YOLO baseline: channel-wise normalisation, potentials that start at zero.
-
-    Args:
-        task: Of the network.
-        made: Float checkpoint.
-        samples: Training samples that the channels' maxima are taken from.
-        T: Time steps.
-        origin: Put into the checkpoint.
-
-    Raises:
-        WeightsError: Of another stage.
-        ConversionError: A layer that cannot be converted.
-    """
-    expect_stage(made, "float")
-    made = task.current(made)
-    graph = prepare(task.graph(made), task.example(made.imgsz))
-    pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
-    quantise(graph, channel_maxima(graph, pictures), T)
-    make_spiking(graph, 0.0, pooling_of(made.model))
-    return spiking_checkpoint(replace(made, T=T), graph, origin)
+    return spiking_copy(task.graph(made), made.T, initial, shift, pooling_of(made.model))
 
 
 def layer_wise(

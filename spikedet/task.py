@@ -301,7 +301,9 @@ class Task(ABC):
         if made.stage != "float":
             from spikedet.upgrade import upgraded
 
-            return upgraded(self, made)
+            network = self._described(made)
+            head, pooling = self.head_of(network), pooling_of(made.model)
+            return upgraded(made, network, self.example(made.imgsz), pooling, head)
         return self.float_checkpoint(made, self.bare(made))
 
     def float_checkpoint(self, made: Checkpoint, network: nn.Module) -> Checkpoint:

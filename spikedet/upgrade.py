@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.conversion.prepare import prepare
@@ -32,29 +32,32 @@ from spikedet.graph.serialise import describe
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 
-if TYPE_CHECKING:
-    from spikedet.task import Task
 
-
-def upgraded(task: Task, made: Checkpoint) -> Checkpoint:
+def upgraded(
+    made: Checkpoint, network: nn.Module, example: Tensor, pooling: str, head: dict[str, Any]
+) -> Checkpoint:
     """A quantised or spiking checkpoint of the old form with a graph.
 
-    Raises:
-        WeightsError: Its description cannot be built, or its tensors do not fit it.
-    """
-    from spikedet.task import pooling_of
+    Args:
+        made: The checkpoint.
+        network: Built from its description, with any weights.
+        example: A picture [1, 3, H, W] of its size.
+        pooling: How its spikes are max-pooled.
+        head: What its outputs mean.
 
-    network = task._described(made)
+    Raises:
+        WeightsError: The network does not convert.
+    """
     try:
-        graph = prepare(network, task.example(made.imgsz))
+        graph = prepare(network, example)
     except ConversionError as error:
         raise WeightsError(f"the network of an old file does not convert: {error}") from None
     quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, made.T)
     if made.stage == "snn":
-        make_spiking(graph, pooling=pooling_of(made.model))
+        make_spiking(graph, pooling=pooling)
     tensors = _renamed(made.tensors, graph)
     _resize(graph, tensors)
-    return replace(made, tensors=tensors, graph=describe(graph), head=task.head_of(network))
+    return replace(made, tensors=tensors, graph=describe(graph), head=head)
 
 
 def _renamed(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:

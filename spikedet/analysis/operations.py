@@ -16,12 +16,12 @@ What is counted, for each picture and all its T steps:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
 from spikedet.graph.graph import INPUT, Graph, Node
@@ -45,7 +45,7 @@ def fan_out(layer: nn.Module, shape: torch.Size) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features), device=layer.weight.device)
-    options = {k: getattr(layer, k) for k in ("stride", "padding", "dilation")}
+    options = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
         options["output_padding"] = layer.output_padding
     kind = next(kind for kind in WEIGHTED if isinstance(layer, kind))
@@ -285,10 +285,15 @@ def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
         return x.expand(torch.broadcast_shapes(x.shape, module.factor.shape))
     if isinstance(module, Subtract):
         return inputs[0] + inputs[1]
+    if isinstance(module, nn.AvgPool2d):
+        keys = ("kernel_size", "stride", "padding", "ceil_mode")
+        return F.avg_pool2d(x, *(getattr(module, key) for key in keys), divisor_override=1)
+    if isinstance(module, nn.AvgPool1d):
+        (size,), (stride,), (around,) = module.kernel_size, module.stride, module.padding
+        options = {"ceil_mode": module.ceil_mode, "divisor_override": 1}
+        rows = F.avg_pool2d(x.unsqueeze(2), (1, size), (1, stride), (0, around), **options)
+        return rows.squeeze(2)
     result = module(*inputs)
-    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
-        kernel = module.kernel_size
-        return result * (math.prod(kernel) if isinstance(kernel, tuple) else kernel)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return result * _adaptive_windows(x.shape[-2:], result.shape[-2:]).to(result.device)
     if isinstance(module, nn.AdaptiveAvgPool1d):

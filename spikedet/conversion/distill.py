@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.neurons.layers import MeanOverTime
@@ -69,7 +69,7 @@ def distill(
         beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
     try:
         with beside:
-            optimiser = _optimizer(spiking, rate)
+            optimiser = relative_adam(spiking, rate)
             begun = 0
             if state is not None:
                 network.load_state_dict(state["network"])
@@ -80,7 +80,7 @@ def distill(
                 last = min(first + ROUND, steps)
                 for step in range(first, last):
                     for group in optimiser.param_groups:
-                        group["lr"] = group["peak"] * _warm_cosine(step, steps, warmup)
+                        group["lr"] = group["peak"] * warm_cosine(step, steps, warmup)
                     value = loss(next(now))
                     optimiser.zero_grad()
                     value.backward()
@@ -94,18 +94,18 @@ def distill(
         spiking.requires_grad_(False)
 
 
-def _optimizer(spiking: SpikingNetwork, rate: float) -> torch.optim.Optimizer:
+def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Adam over all parameters, each with its own learning rate at the peak."""
     groups = []
-    for name, parameter in spiking.named_parameters():
+    for name, parameter in network.named_parameters():
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
         relative = name.endswith("log_weights")
         groups.append({"params": [parameter], "peak": rate * (1.0 if relative else size)})
-    spiking.requires_grad_(True)
+    network.requires_grad_(True)
     return torch.optim.Adam(groups)
 
 
-def _warm_cosine(step: int, steps: int, warmup: int) -> float:
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
     """Learning rate of a step as a part of its peak."""
     if step < warmup:
         return (step + 1) / warmup

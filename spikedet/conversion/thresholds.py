@@ -176,6 +176,28 @@ def channel_maxima(
     }
 
 
+THRESHOLDS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "least-error": estimate_thresholds,
+    "largest": lambda graph, batches, T, per_channel=False: largest_activations(
+        graph, batches, per_channel
+    ),
+    "channels": lambda graph, batches, T, per_channel=False: channel_maxima(graph, batches),
+}
+
+
+def thresholds_by(
+    how: str | Callable[..., dict[str, Tensor]],
+    graph: Graph,
+    batches: Iterable[Tensor],
+    T: int,
+    per_channel: bool = False,
+) -> dict[str, Tensor]:
+    """Thresholds as a method takes them (see `methods.Method.thresholds`)."""
+    if callable(how):
+        return how(graph, batches, T)
+    return THRESHOLDS[how](graph, batches, T, per_channel=per_channel)
+
+
 def _largest(values: Tensor, percentile: float) -> Tensor:
     """[C, N] -> [C]."""
     rank = max(1, round(values.shape[1] * percentile / 100))

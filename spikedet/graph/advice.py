@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import fx
-
-if TYPE_CHECKING:
-    from spikedet.graph.record import _Recorder
 
 ACTIVATION = (
     "put torch.nn.ReLU() or torch.nn.LeakyReLU(0.1) in its place and fine-tune (in a network "
@@ -28,24 +25,81 @@ BETWEEN = "it makes values between those of its input; use mode='nearest'"
 LARGEST = "use torch.nn.MaxPool2d, or an average"
 ADVICE = {
     **dict.fromkeys(
-        ["silu", "gelu", "mish", "hardswish", "elu", "selu", "celu", "softplus", "softsign", "tanh", "hardsigmoid", "sigmoid", "glu", "hardtanh", "clamp", "rrelu", "hardshrink", "softshrink", "tanhshrink", "threshold", "log_sigmoid"],
+        [
+            "silu",
+            "gelu",
+            "mish",
+            "hardswish",
+            "elu",
+            "selu",
+            "celu",
+            "softplus",
+            "softsign",
+            "tanh",
+            "hardsigmoid",
+            "sigmoid",
+            "glu",
+            "hardtanh",
+            "clamp",
+            "rrelu",
+            "hardshrink",
+            "softshrink",
+            "tanhshrink",
+            "threshold",
+            "log_sigmoid",
+        ],
         ACTIVATION,
     ),
     **dict.fromkeys(["softmax", "log_softmax", "_softmax", "_log_softmax"], LOGITS),
     **dict.fromkeys(
-        ["layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm", "local_response_norm", "linalg_vector_norm", "norm"],
+        [
+            "layer_norm",
+            "native_layer_norm",
+            "group_norm",
+            "native_group_norm",
+            "instance_norm",
+            "rms_norm",
+            "local_response_norm",
+            "linalg_vector_norm",
+            "norm",
+        ],
         NORM,
     ),
     **dict.fromkeys(
-        ["scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"],
+        [
+            "scaled_dot_product_attention",
+            "matmul",
+            "bmm",
+            "baddbmm",
+            "einsum",
+            "_native_multi_head_attention",
+            "_transformer_encoder_layer_fwd",
+        ],
         ATTENTION,
     ),
     **dict.fromkeys(
-        ["upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "grid_sampler", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"],
+        [
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+            "upsample_linear1d",
+            "upsample_trilinear3d",
+            "grid_sampler",
+            "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa",
+        ],
         BETWEEN,
     ),
     **dict.fromkeys(
-        ["adaptive_max_pool2d", "adaptive_max_pool1d", "max", "amax", "topk", "fractional_max_pool2d", "lp_pool2d", "max_pool3d"],
+        [
+            "adaptive_max_pool2d",
+            "adaptive_max_pool1d",
+            "max",
+            "amax",
+            "topk",
+            "fractional_max_pool2d",
+            "lp_pool2d",
+            "max_pool3d",
+        ],
         LARGEST,
     ),
     **dict.fromkeys(["mul", "div", "pow"], GATE),
@@ -58,10 +112,14 @@ OTHERWISE = (
 )
 
 
-def refusal(recorder: _Recorder, node: fx.Node) -> str:
-    """The sentence that refuses an operation: where it is, its name, what to do instead."""
-    from spikedet.graph.record import name_of
+def name_of(target: Any) -> str:
+    """Short name of what a node of torch.export calls: `conv2d`, `relu_`."""
+    packet = getattr(target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
 
+
+def refusal(where: str, node: fx.Node) -> str:
+    """The sentence that refuses an operation: where it is, its name, what to do instead."""
     name = name_of(node.target).removesuffix("_")
     advice = ADVICE.get(name, OTHERWISE)
     users = {name_of(user.target).removesuffix("_") for user in _readers(node)}
@@ -73,7 +131,7 @@ def refusal(recorder: _Recorder, node: fx.Node) -> str:
         advice = LOGITS
     elif name in ("softmax", "_softmax"):
         advice = f"it divides by a sum over its input; {LOGITS}"
-    return f"{recorder.where(node)}: {name} has no spiking counterpart; {advice}"
+    return f"{where}: {name} has no spiking counterpart; {advice}"
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
+from spikedet.neurons.registry import NEURONS
 
 
 class Add(nn.Module):
@@ -170,14 +171,19 @@ class Sum(nn.Module):
 
 
 class Pad(nn.Module):
-    """Zeros around the last dimensions, as `torch.nn.functional.pad` counts them."""
+    """Zeros, or copies, around the last dimensions, as `torch.nn.functional.pad` has them.
 
-    def __init__(self, pad: Sequence[int]):
+    Args:
+        pad: How many on each side, of the last dimension first.
+        mode: `constant` (zeros), `reflect`, `replicate` or `circular`.
+    """
+
+    def __init__(self, pad: Sequence[int], mode: str = "constant"):
         super().__init__()
-        self.pad = tuple(pad)
+        self.pad, self.mode = tuple(pad), mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.pad)
+        return F.pad(x, self.pad, self.mode)
 
 
 class ClippedReLU(nn.Module):
@@ -299,7 +305,21 @@ def kind_of(module: nn.Module) -> Kind:
     Raises:
         KeyError: Of none.
     """
+    for name, neuron in NEURONS.items():
+        if type(module) is neuron:
+            return named(name)
     return _BY_MODULE[type(module)]
+
+
+def named(name: str) -> Kind:
+    """A kind by its name; neurons are found in their own registry.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name in NEURONS:
+        return Kind(name, NEURONS[name], ("slope", "folded"), ("threshold", "initial"))
+    return KINDS[name]
 
 
 for _kind in (
@@ -314,7 +334,6 @@ for _kind in (
     Kind("clipped_relu", ClippedReLU, ("top",)),
     Kind("leaky_relu", Leaky, ("slope",)),
     Kind("quantise_clip", QuantClip, ("steps", "noise", "slope"), ("threshold",)),
-    Kind("neuron", IFNeuron, ("slope", "folded"), ("threshold", "initial")),
     Kind("mean_over_time", MeanOverTime, ("steps",)),
     Kind("max_pool1d", nn.MaxPool1d, (*POOL, "dilation", "ceil_mode")),
     Kind("max_pool2d", nn.MaxPool2d, (*POOL, "dilation", "ceil_mode")),
@@ -336,7 +355,7 @@ for _kind in (
     Kind("select", Select, ("dim", "index")),
     Kind("mean", Mean, ("dims", "keepdim")),
     Kind("sum", Sum, ("dims", "keepdim")),
-    Kind("pad", Pad, ("pad",)),
+    Kind("pad", Pad, ("pad", "mode")),
     Kind("scale", Scale, (), ("factor",)),
     Kind("shift", Shift, (), ("offset",)),
     Kind("add", Add, inputs=None),

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from spikedet.errors import ConversionError
 from spikedet.graph import table
-from spikedet.graph.advice import refusal
+from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
 
@@ -55,7 +55,8 @@ def record(network: nn.Module, example: Tensor) -> Graph:
 
     Args:
         network: Left as it is, on its device and in its mode; it is recorded in evaluation mode.
-        example: Pictures [B, ...]; one is enough. Their size is the one that is recorded.
+        example: Pictures [B, ...]; one is enough. Their size is the one that is recorded, and on
+            them, beside noise, the graph is compared with the network.
 
     Returns:
         The graph in evaluation mode, on the network's device, with copies of its tensors.
@@ -69,7 +70,8 @@ def record(network: nn.Module, example: Tensor) -> Graph:
         program = _export(network, pictures)
         graph = _Recorder(network, program).build()
         graph.eval()
-        _expect_equal(graph, network, pictures)
+        for seen in (pictures, example):
+            _expect_equal(graph, network, seen)
     graph.measure_shapes(pictures[:1])
     return graph
 
@@ -170,12 +172,6 @@ _VIEWS = {
 }
 
 
-def name_of(target: Any) -> str:
-    """Short name of what a node of torch.export calls: `conv2d`, `relu_`."""
-    packet = getattr(target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
-
-
 def _ambiguous(graph: fx.Graph) -> bool:
     """Whether something reads memory that another name changed in place before.
 
@@ -253,7 +249,7 @@ class _Recorder:
             signals.add(node)
             known = node.target is operator.getitem or name_of(node.target) in table.HANDLERS
             if node in needed and not known:
-                raise ConversionError(refusal(self, node))
+                raise ConversionError(refusal(self.where(node), node))
 
     def _place_inputs(self) -> None:
         signature = self.program.graph_signature
@@ -315,7 +311,7 @@ class _Recorder:
             return self._compute(node, args, kwargs)
         handler = table.HANDLERS.get(name_of(node.target))
         if handler is None:
-            raise ConversionError(refusal(self, node))
+            raise ConversionError(refusal(self.where(node), node))
         made = handler(self, node, *args, **kwargs)
         if isinstance(made, Signal):
             self._expect_pictures_apart(node, made)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import KINDS, MAX_POOLS, WEIGHTED, Kind
+from spikedet.graph.operations import KINDS, MAX_POOLS, WEIGHTED, Kind, named
 from spikedet.graph.structure import from_json, names_in, to_json
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
+from spikedet.neurons.registry import NEURONS
 
 MOST_NODES = 100_000
 MOST_VALUES, MOST_USES = 2**31, 2**43  # of one picture and step: numbers made, weights used
@@ -25,7 +26,7 @@ def describe(graph: Graph) -> dict[str, Any]:
     """
     nodes = []
     for node in graph:
-        kind: Kind = KINDS[node.kind]
+        kind: Kind = named(node.kind)
         nodes.append([node.name, kind.name, list(node.inputs), kind.describe(node.module)])
     output = to_json(graph.output)
     return {"input": list(graph.shapes[INPUT]), "nodes": nodes, "output": output}
@@ -58,7 +59,7 @@ def _build(description: Any) -> Graph:
     if len(description["nodes"]) > MOST_NODES:
         raise ValueError(f"a graph of {len(description['nodes'])} nodes")
     for name, kind, inputs, options in description["nodes"]:
-        if kind not in KINDS:
+        if kind not in KINDS and kind not in NEURONS:
             raise ValueError(
                 f"the operation {str(kind)[:50]!r} is not known here; the file may come from a "
                 "newer spikedet, or from one with an operation registered that is not here"
@@ -67,9 +68,9 @@ def _build(description: Any) -> Graph:
             raise ValueError("a node without a name or options")
         if not inputs or any(source != INPUT and source not in graph for source in inputs):
             raise ValueError(f"{name[:50]} reads what does not come before it")
-        if KINDS[kind].inputs not in (None, len(inputs)):
+        if named(kind).inputs not in (None, len(inputs)):
             raise ValueError(f"{name[:50]}: {len(inputs)} inputs of a {kind}")
-        module = KINDS[kind].build(options)
+        module = named(kind).build(options)
         for option in ("steps", "noise"):
             value = getattr(module, option, None)
             if isinstance(value, bool) or not isinstance(value, int | float | None):
@@ -132,5 +133,3 @@ def _shape_of(node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(module, MAX_POOLS):
         return module(x)
     return module(*inputs)
-
-

@@ -758,10 +758,32 @@ def expand(rec: _Recorder, node: fx.Node, x: Signal, *_: Any, **__: Any) -> Sign
 def pad(rec, node: fx.Node, x: Signal, around: Sequence[int], mode: Any = None, value: Any = None):
     if not isinstance(mode, str):
         mode, value = "constant", mode if mode is not None else value
-    if mode != "constant" or (value or 0) != 0:
-        what = mode if mode != "constant" else f"the value {value}"
-        raise rec.refuse(node, f"padding by {what} has no spiking counterpart; pad with zeros")
-    return rec.emit(node, ops.Pad(list(around)), x)
+    if mode == "constant" and (value or 0) != 0:
+        raise rec.refuse(
+            node, f"padding by the value {value} has no spiking counterpart; pad with zeros"
+        )
+    return _pad(rec, node, x, around, mode)
+
+
+def _pad(rec: _Recorder, node: fx.Node, x: Signal, around: Sequence[int], mode: str) -> Signal:
+    """Padding, of its own or inside of a convolution, whose name the weights keep."""
+    path, kind = rec.place(node)
+    name = f"{path}_pad" if ".conv." in kind else None
+    return rec.emit(node, ops.Pad(list(around), mode), x, name=name)
+
+
+def _padded(name: str, mode: str) -> None:
+    """A handler for padding that copies values."""
+
+    def handler(rec: _Recorder, node: fx.Node, x: Signal, around: Sequence[int]) -> Signal:
+        return _pad(rec, node, x, around, mode)
+
+    handles(name)(handler)
+
+
+for _mode, _short in (("reflect", "reflection"), ("replicate", "replication")):
+    for _dims in (1, 2):
+        _padded(f"{_short}_pad{_dims}d", _mode)
 
 
 @handles("pixel_shuffle")

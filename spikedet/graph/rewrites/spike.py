@@ -10,12 +10,15 @@ from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
 from spikedet.graph.time import STEPWISE, expect_steps_apart, phases, readouts
-from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
+from spikedet.neurons.layers import MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
+from spikedet.neurons.registry import named
 
 
 @torch.no_grad()
-def make_spiking(graph: Graph, initial: float = 0.5, pooling: str = "count") -> None:
+def make_spiking(
+    graph: Graph, initial: float = 0.5, pooling: str = "count", neuron: str = "neuron"
+) -> None:
     """Quantised graph -> spiking graph with copied weights, in place.
 
     Quantisers become integrate-and-fire neurons of the same threshold, max-pooling that of spike
@@ -26,10 +29,12 @@ def make_spiking(graph: Graph, initial: float = 0.5, pooling: str = "count") -> 
         graph: Stage I, batch norm folded.
         initial: Potential before the first step in units of the threshold (1/2: eq 16).
         pooling: How max-pooling is done: `count`, or `step` (see `SpikingMaxPool`).
+        neuron: Which one of `neurons.registry`.
 
     Raises:
         ConversionError: Names what cannot be converted.
     """
+    make = named(neuron)
     expect_steps_apart(graph)
     for node in graph.of(ACTIVATIONS):
         if not isinstance(node.module, QuantClip):
@@ -37,7 +42,7 @@ def make_spiking(graph: Graph, initial: float = 0.5, pooling: str = "count") -> 
         channels = graph.shapes[node.inputs[0]][1]
         threshold = node.module.threshold.detach().abs().clamp(min=1e-6)
         start = (threshold * initial).expand(channels)
-        graph.replace(node.name, IFNeuron(threshold, start, node.module.slope))
+        graph.replace(node.name, make(threshold, start, node.module.slope))
     when = phases(graph)
     for node in graph.of((nn.MaxPool1d, nn.MaxPool2d)):
         if when[node.name] == STEPWISE:
