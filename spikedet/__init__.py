@@ -1,11 +1,11 @@
 """Object detection and classification with spiking neural networks.
 
-    import spikedet
-    snn = spikedet.convert(network, batches, T=8)      # any network of the operations that convert
-    y = snn(x)                                         # as the network returns it, mean over time
-    spikedet.save(snn, "own.safetensors")
-    snn = spikedet.load("own.safetensors")
-    detector = spikedet.load(T=8)                      # the released detector
+import spikedet
+snn = spikedet.convert(network, batches, T=8)      # any network of the operations that convert
+y = snn(x)                                         # as the network returns it, mean over time
+spikedet.save(snn, "own.safetensors")
+snn = spikedet.load("own.safetensors")
+detector = spikedet.load(T=8)                      # the released detector
 """
 
 from __future__ import annotations

@@ -176,9 +176,8 @@ def expect_sound(graph: Graph) -> None:
         if isinstance(threshold, Tensor):
             size = threshold.detach().abs() if isinstance(node.module, QuantClip) else threshold
             if not bool((size > 0).all()):
-                raise WeightsError(
-                    f"{node.name}: a threshold of {threshold.min().item():.4g}; expected more than 0"
-                )
+                found = threshold.min().item()
+                raise WeightsError(f"{node.name}: a threshold of {found:.4g}; expected more than 0")
         variance = getattr(node.module, "running_var", None)
         if variance is not None and not bool((variance >= 0).all()):
             raise WeightsError(f"{node.name}: a variance below 0")

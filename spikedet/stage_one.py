@@ -32,7 +32,7 @@ def quantized(
     thresholds: str | Callable[..., Any] = "least-error",
     fold: bool = True,
 ) -> Graph:
-    """The graph of a float network with quantise-clip activations, thresholds estimated on `samples`.
+    """The graph of a float network with quantise-clip activations, thresholds from `samples`.
 
     Stage-I weights of another T keep their thresholds and only change their number of levels.
 

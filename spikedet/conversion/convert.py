@@ -87,7 +87,8 @@ def convert(
         noise: Probability that an activation is not quantised in training (eq 14).
         per_channel: One threshold a channel instead of one a layer.
         fold_first: Fold batch norm before stage I, not after it.
-        pictures, held: Pictures that layers are fitted to and judged by; fewer if there are fewer.
+        pictures: Most pictures that layers are fitted to.
+        held: Most pictures that layers are judged by, others than those.
         batch: Pictures that go through a layer at once in calibration.
         layer_steps: Most steps of fine calibration a layer.
         layer_loss: `mse` or `kl` (see `calibrate.Options`).

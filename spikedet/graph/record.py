@@ -324,12 +324,10 @@ class _Recorder:
         """The value of an operation that reads no picture."""
         where = self.where(node)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise ConversionError(
-                f"{where}: random numbers in a forward have no spiking counterpart"
-            )
+            raise ConversionError(f"{where}: random numbers have no spiking counterpart")
         if any(isinstance(leaf, torch.SymInt) for leaf in tree_leaves((args, kwargs))):
             raise ConversionError(
-                f"{where}: a constant whose size is the number of pictures; let it have size 1 there"
+                f"{where}: a constant whose size is the number of pictures; let that size be 1"
             )
         kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory")}
         return node.target(*args, **kwargs)
@@ -344,9 +342,10 @@ class _Recorder:
         if isinstance(value, list | tuple):
             return  # its parts are looked at one by one
         if not value.ndim or str(value.shape[0]) != str(self.batch):
+            shape = [str(size) for size in value.shape]
             raise ConversionError(
-                f"{self.where(node)}: {name_of(node.target)} gives {[str(s) for s in value.shape]}, "
-                "whose first dimension is not the pictures of the batch; a spiking network has "
+                f"{self.where(node)}: {name_of(node.target)} gives {shape}, whose "
+                "first dimension is not the pictures of the batch; a spiking network has "
                 "time steps there, so that each picture must stay apart, as by x.flatten(1)"
             )
 

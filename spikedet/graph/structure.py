@@ -1,4 +1,4 @@
-"""What a network returns: dictionaries, lists and tuples with names of nodes in place of tensors."""
+"""What a network returns: dictionaries, lists and tuples with nodes in place of tensors."""
 
 from __future__ import annotations
 

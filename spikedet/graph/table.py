@@ -782,8 +782,8 @@ def _padded(name: str, mode: str) -> None:
 
 
 for _mode, _short in (("reflect", "reflection"), ("replicate", "replication")):
-    for _dims in (1, 2):
-        _padded(f"{_short}_pad{_dims}d", _mode)
+    for _places in (1, 2):
+        _padded(f"{_short}_pad{_places}d", _mode)
 
 
 @handles("pixel_shuffle")

@@ -47,7 +47,7 @@ class _Labels:
     """The labels of one spiking graph.
 
     Attributes:
-        heard: Label of each input channel of a weighted layer, [C], of the last call of `conflicts`.
+        heard: Label of each input channel of a weighted layer, [C], as `conflicts` last saw it.
     """
 
     def __init__(self, graph: Graph):
