@@ -74,7 +74,7 @@ def load(
     from pathlib import Path
 
     from spikedet import checkpoint
-    from spikedet.predictor import expect_counts
+    from spikedet.counts import expect_counts
     from spikedet.released import default_weights
 
     expect_counts(T=T)

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from pathlib import Path
 
 from spikedet import checkpoint
-from spikedet.errors import UsageError
+from spikedet.counts import expect_counts
 from spikedet.precision import has_bfloat16, present_device
 from spikedet.task import Task
-
-
-def expect_counts(**values: int | None) -> None:
-    """Refuse numbers that should count something; None is left to others.
-
-    Raises:
-        UsageError: One that is not a whole number of 1 or more.
-    """
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, Integral) and value >= 1):
-            raise UsageError(f"{name} is {value!r}; expected a whole number of 1 or more")
 
 
 class BasePredictor:

@@ -303,7 +303,7 @@ def _finetune(
                 if loss is not None:
                     value = value + loss(output, *parts[1:])
                 _step(optimiser, value)
-                bar.set_postfix_str(f"loss {float(value):.3f}", refresh=False)
+                bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
                 bar.update()
     graph.eval()
 
@@ -365,7 +365,7 @@ def _end_to_end(
 
     @torch.no_grad()
     def apart() -> float:
-        return sum(float(distance(spiking(x), guide(x))) for x in judges) / len(judges)
+        return sum(distance(spiking(x), guide(x)).item() for x in judges) / len(judges)
 
     chunk = spiking.chunk
     kept, before = copy.deepcopy(spiking.graph), apart()
