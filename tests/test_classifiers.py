@@ -10,12 +10,14 @@ import yaml
 from torch import nn
 
 from spikedet.classification.models import NAMES, NETWORKS, TORCHVISION, build
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
-from spikedet.conversion.trace import trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import UsageError
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+from spikedet.runtime.network import SpikingNetwork
 
 CONFIGS = Path(__file__).parents[1] / "configs/models"
 FORMS = [(arch, form) for arch, forms in NETWORKS.items() for form in forms]
@@ -47,14 +49,12 @@ def alive(description):
 
 
 def stages(network, pictures, T):
-    """(quantised, spiking) copies of a network."""
-    quantised = copy.deepcopy(network)
-    prepare(quantised, pictures[:1])
-    record = trace(quantised, pictures[:1])
-    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
+    """(quantised, spiking) graphs of a network."""
+    quantised = prepare(network, pictures[:1])
+    quantise(quantised, estimate_thresholds(quantised, [pictures], T), T)
     quantised.eval()
     spiking = copy.deepcopy(quantised)
-    make_spiking(spiking, pictures[:1])
+    make_spiking(spiking)
     return quantised, SpikingNetwork(spiking, T)
 
 
@@ -118,22 +118,19 @@ def test_batch_norm_may_be_folded_after_quantised_training(arch, form):
     """The same modules as of a network that is folded first, computing what was trained."""
     network, pictures = alive(describe(arch, form))
     example = pictures[:1]
-    first, later = copy.deepcopy(network), network
-    networks = {"first": first, "later": later}
-    for name, quantised in networks.items():
-        prepare(quantised, example, fold=name == "first")
-        record = trace(quantised, example)
-        quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], 4), 4, 0.0)
+    first, later = (prepare(network, example, fold) for fold in (True, False))
+    for quantised in (first, later):
+        quantise(quantised, estimate_thresholds(quantised, [pictures], 4), 4, 0.0)
     with torch.no_grad():
         expect_mostly_equal(later.eval()(pictures), first.eval()(pictures))
         for norm in (m for m in later.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.running_mean += 0.1 * torch.rand_like(norm.running_mean)  # as training would
             norm.running_var *= 1.1
         wanted = later(pictures)
-        fold_batch_norm(later, example)
+        fold_batch_norm(later)
         expect_mostly_equal(later(pictures), wanted)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in later.modules())
-    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in networks.values()]
+    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (first, later)]
     assert shapes[0] == shapes[1]
 
 

@@ -211,9 +211,13 @@ def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
     made = checkpoint.load(weights / "snn.safetensors")
     del made.tensors["model.0.act.initial"]
     checkpoint.save(made, tmp_path / "w")
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(WeightsError, match="model.0.act.initial of the graph is not in the file"):
         spikedet.load(tmp_path / "w")
     made = checkpoint.load(weights / "float.safetensors")
+    del made.tensors["model.0.conv.weight"]
+    checkpoint.save(made, tmp_path / "w")
+    with pytest.raises(WeightsError, match="do not fit"):
+        spikedet.load(tmp_path / "w")
     made.task = "pose"
     checkpoint.save(made, tmp_path / "w")
     with pytest.raises(WeightsError, match="for pose"):
