@@ -214,6 +214,24 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def identity(path: Path) -> str:
+    """SHA-256 of a file; of one that was upgraded that of the old one, which is the same network.
+
+    What was measured stands under it.
+    """
+    metadata, _ = _read(Path(path))
+    try:
+        found = json.loads(metadata["header"])["origin"]["upgraded_from"]
+    except (KeyError, TypeError, ValueError):
+        found = None
+    return found if isinstance(found, str) else sha256(path)
+
+
+def stored_in_half(path: Path) -> bool:
+    """Whether a file holds tensors in half precision."""
+    return any(tensor.dtype == torch.float16 for tensor in _read(Path(path))[1].values())
+
+
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Twelve hexadecimal digits that tell the tensors of a network from those of another."""
     there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}

@@ -8,8 +8,9 @@ tensors were put into what came out. So it is here, one last time. Names of tens
     X.neurons.2.threshold  an activation that is called several times    X_2.threshold
     X.0.weight             a linear bottleneck                           X.weight
     X.1.threshold          and the neurons behind it                     X_spikes.threshold
+    N.threshold            or in place of its batch norm N               X_spikes.threshold
 
-`tools/halve.py --weights OLD --out NEW` (or any command that writes) stores the new form.
+`tools/upgrade.py --weights OLD --out NEW` stores the new form.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import ConversionError, WeightsError
 from spikedet.graph.graph import Graph
-from spikedet.graph.operations import ACTIVATIONS
+from spikedet.graph.operations import ACTIVATIONS, NORMS
+from spikedet.graph.record import record
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.serialise import describe
@@ -49,19 +51,28 @@ def upgraded(
         WeightsError: The network does not convert.
     """
     try:
-        graph = prepare(network, example)
+        graph = record(network, example)
+        norms = {node.name: node.inputs[0] for node in graph.of(NORMS)}
+        graph = prepare(graph, example)
     except ConversionError as error:
         raise WeightsError(f"the network of an old file does not convert: {error}") from None
     quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, made.T)
     if made.stage == "snn":
         make_spiking(graph, pooling=pooling)
-    tensors = _renamed(made.tensors, graph)
+    tensors = _renamed(made.tensors, graph, norms)
     _resize(graph, tensors)
     return replace(made, tensors=tensors, graph=describe(graph), head=head)
 
 
-def _renamed(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
-    """Tensors under the names of today, without those that no output depends on."""
+def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) -> dict[str, Tensor]:
+    """Tensors under the names of today, without those that no output depends on.
+
+    Args:
+        tensors: Under their old names.
+        graph: What they are for.
+        norms: The layer before each batch norm that was folded; the neurons of a linear bottleneck
+            had its place.
+    """
     found = {}
     for name, tensor in tensors.items():
         module, _, key = name.rpartition(".")
@@ -75,6 +86,8 @@ def _renamed(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
             module = module[:-2]
         if module not in graph and module.endswith(".1") and f"{module[:-2]}_spikes" in graph:
             module = f"{module[:-2]}_spikes"
+        if module not in graph and f"{norms.get(module)}_spikes" in graph:
+            module = f"{norms[module]}_spikes"
         if module in graph:
             found[f"{module}.{key}"] = tensor
     return found

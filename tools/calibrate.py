@@ -162,6 +162,7 @@ def calibrate(
 
     from spikedet import checkpoint, stage_two
     from spikedet.errors import TrainingError
+    from spikedet.neurons.layers import SpikingMaxPool
     from spikedet.precision import layout
     from spikedet.task import spiking_checkpoint
 
@@ -193,6 +194,8 @@ def calibrate(
         origin = {**kept, **origin}
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
+    for node in network.of((SpikingMaxPool,)):
+        node.module.mode = args.pooling or node.module.mode
     stage_two.expect_end_size(task, made, planned, network)
     if teacher is not None:
         task.teacher(made, teacher)  # refuses one that cannot teach, before the layers are fitted

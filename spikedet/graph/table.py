@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from spikedet.graph import operations as ops
 from spikedet.graph.advice import ADVICE, ATTENTION, GATE
@@ -758,11 +759,12 @@ def expand(rec: _Recorder, node: fx.Node, x: Signal, *_: Any, **__: Any) -> Sign
 def pad(rec, node: fx.Node, x: Signal, around: Sequence[int], mode: Any = None, value: Any = None):
     if not isinstance(mode, str):
         mode, value = "constant", mode if mode is not None else value
-    if mode == "constant" and (value or 0) != 0:
-        raise rec.refuse(
-            node, f"padding by the value {value} has no spiking counterpart; pad with zeros"
-        )
-    return _pad(rec, node, x, around, mode)
+    padded = _pad(rec, node, x, around, mode)
+    if mode == "constant" and value:
+        inside = torch.zeros([1, *map(int, x.shape[1:])])
+        offset = F.pad(inside, list(around), value=float(value))
+        padded = _shifted(rec, node, padded, offset)
+    return padded
 
 
 def _pad(rec: _Recorder, node: fx.Node, x: Signal, around: Sequence[int], mode: str) -> Signal:
