@@ -231,6 +231,8 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"neuron": "lif"}, UsageError, "neuron 'lif'; expected one of neuron"),
         ({"epochs": 2, "method": "copy"}, UsageError, "which has no stage I"),
         ({"loss": F.cross_entropy}, UsageError, "nothing to train with it"),
+        ({"method": "stage1"}, UsageError, "fine-tunes; expected epochs of 1 or more"),
+        ({"epochs": 1, "distill": 0.0}, UsageError, "and a loss"),
         ({"device": "cuda:7"}, UsageError, "cuda:7"),
         ({"batches": iter([])}, DataError, "can be run over once only"),
         ({"batches": []}, DataError, "no batches; expected two pictures or more"),

@@ -117,13 +117,16 @@ def convert(
         >>> snn = spikedet.convert(network, batches, T=8)
         >>> y = snn(x)
     """
-    how = named(method or ("two-stage" if loss is not None and epochs else "stage2"))
+    method = method or ("two-stage" if epochs else "stage2")
+    how = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
-    if how.finetuned and not (loss is not None or distill) or epochs and not how.finetuned:
-        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
     if loss is not None and not epochs and not end_to_end:
         raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
+    if epochs and not how.finetuned:
+        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
+    if how.finetuned and (epochs < 1 or (loss is None and (how.plain or not distill))):
+        raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
     where = torch.device(present_device(str(device))) if device is not None else _device(network)
     source = _Batches(batches, where)
     with torch.random.fork_rng():
@@ -163,7 +166,7 @@ def convert(
             _end_to_end(found, guide, source, loss, measure, judges, *how_much, progress)
     found.requires_grad_(False).eval()
     found.origin = {
-        "method": method or ("two-stage" if epochs else "stage2"), "T": T, "epochs": epochs,
+        "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
         "coarse": how.coarse, "fine": how.fine,
     }  # fmt: skip
