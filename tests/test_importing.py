@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spikedet.classification.models import build, foreign
+from spikedet.detection import ultra
 from spikedet.errors import WeightsError
 from spikedet.importing import state
 from spikedet.importing.safe_pickle import LISTED, Shell, load
@@ -125,6 +126,7 @@ def test_the_settings_of_a_run_are_read(tmp_path):
 
 
 def test_every_listed_class_is_there():
+    assert ultra.DetectionModel.__module__ in LISTED
     for module, names in LISTED.items():
         if module.partition(".")[0] in ("torch", "ultralytics"):
             real = importlib.import_module(module)
