@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["errors", "settings", "methods", "precision", "files", "pictures", "checkpoint"]
+ORDER += ["importing"]
 ORDER += ["training", "neurons", "conversion", "analysis", "task", "stage_one", "stage_two"]
 ORDER += ["predictor", "detection", "classification", "tasks", "cli"]
 OUTSIDE = {"__init__", "released"}
