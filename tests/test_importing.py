@@ -112,6 +112,12 @@ def test_a_shell_keeps_what_an_object_has_and_is_not_of_its_class(tmp_path):
     assert not callable(layer)
 
 
+def test_attributes_without_a_name_are_dropped(tmp_path):
+    layer = nn.Identity()
+    vars(layer)[("no", "name")] = 1
+    assert all(type(key) is str for key in vars(load(saved(tmp_path / "x.pt", layer))))
+
+
 def test_the_settings_of_a_run_are_read(tmp_path):
     held = {
         "args": argparse.Namespace(lr=0.1),
@@ -260,6 +266,7 @@ def wide():
         (WEIGHT, "not a state dict"),
         ({"a.weight": WEIGHT, "epoch": 3}, "not a state dict.*'epoch' has int"),
         ({3: WEIGHT}, "not a state dict.*3 has Tensor"),
+        ({(3,): WEIGHT}, "not a state dict.*tuple has Tensor"),
         ({"model": nn.ReLU()}, "not a state dict"),
         ({"a.weight": WEIGHT.to_sparse()}, "a.weight is not a plain tensor of real numbers"),
         ({"a.weight": WEIGHT.to(torch.complex64)}, "a.weight is not a plain tensor"),

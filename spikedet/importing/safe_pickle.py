@@ -83,7 +83,7 @@ class Shell:
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is dict:
-            vars(self).update(state)
+            vars(self).update({key: value for key, value in state.items() if type(key) is str})
 
 
 def _shells() -> list[tuple[type[Shell], str]]:

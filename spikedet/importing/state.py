@@ -59,8 +59,9 @@ def tensors(found: Any, path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a state dict, which has a tensor for each name")
     for name, tensor in held.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            shown = repr(name) if isinstance(name, str | int) else type(name).__name__
             raise WeightsError(
-                f"{path}: not a state dict, which has a tensor for each name ({name!r} has "
+                f"{path}: not a state dict, which has a tensor for each name ({shown} has "
                 f"{type(tensor).__name__})"
             )
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"

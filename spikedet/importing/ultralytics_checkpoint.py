@@ -113,9 +113,10 @@ def expect_same_layers(made: Trained, network: nn.Module, path: Path) -> None:
 
 
 def _plain(value: Any) -> bool:
+    kinds = bool | int | float | str
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
-    return isinstance(value, bool | int | float | str)
+        return all(isinstance(item, kinds) for item in value)
+    return isinstance(value, kinds)
 
 
 def _list(value: Any) -> Any:
@@ -135,8 +136,8 @@ def _side(settings: list[Any]) -> int | None:
     for options in settings:
         options = vars(options) if isinstance(options, Shell) else options
         side = options.get("imgsz") if isinstance(options, dict) else None
-        if isinstance(side, list | tuple) and len(set(map(repr, side))) == 1:
-            side = side[0]
+        if isinstance(side, list | tuple) and all(type(s) is int for s in side):
+            side = side[0] if len(set(side)) == 1 else None
         if type(side) is int and side > 0:
             return side
     return None
