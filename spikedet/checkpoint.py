@@ -1,7 +1,10 @@
 """One safe file format for every stage: safetensors, with everything needed to run in its header.
 
-A file never holds code. Weights of two and more dimensions may be stored in half precision;
-thresholds, initial potentials, biases and norms always are float32.
+A file never holds code. Its header is JSON: what the network is for, how it was made, and the
+network itself as a graph (`graph.serialise`), so that neither the author's class nor the converter
+is needed to run it. Everything in it is looked at before anything is built (`load`). Weights of two
+and more dimensions may be stored in half precision; thresholds, initial potentials, biases and
+norms always are float32.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ from torch import Tensor, nn
 
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
+from spikedet.graph.graph import Graph
+from spikedet.graph.serialise import build, describe
+from spikedet.neurons.quantize import QuantClip
 
-FORMAT = "spikedet-1"
+FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
 FULL_PRECISION = ("threshold", "initial")
 STAGES = ("float", "qc", "snn")
+MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 16_384, 100_000
 
 
 @dataclass
@@ -32,13 +39,17 @@ class Checkpoint:
 
     Attributes:
         stage: `float`, `qc` (quantise-clip, stage I) or `snn`.
-        task: `detection` or `classification`.
+        task: `detection` or `classification`; `none` for a network that only its owner knows.
         model: Network description.
         names: Class names.
         imgsz: Input side in pixels.
-        tensors: State of the network by name.
+        tensors: State of the network by name: of a float network that of its module, else that of
+            `Graph.layers`.
         T: Time steps it was made for; None for `float`.
         origin: How it was made: command, data, settings, parent.
+        graph: The network, as `graph.serialise` describes it; None for a float network that is
+            built from its description.
+        head: What the outputs of a detector mean: `strides`, `reg_max`.
     """
 
     stage: str
@@ -49,6 +60,8 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     T: int | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, Any] | None = None
+    head: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -74,16 +87,24 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors come back as float32 or integers.
 
+    Files of the old form (spikedet-1) are read as well; see `Task.bare` for what becomes of them.
+
     Raises:
-        WeightsError: No such file, damaged, or a file of another kind.
+        WeightsError: No such file, damaged, of another kind, or with values that no network has.
     """
-    metadata, tensors = _read(Path(path))
+    path = Path(path)
+    metadata, tensors = _read(path)
     written = str(metadata.get("format"))
-    if written != FORMAT:
-        kind = f"format {written}" if written.startswith("spikedet-") else "another program"
+    if written not in (FORMAT, OLD_FORMAT):
+        kind = f"format {written[:40]}" if written.startswith("spikedet-") else "another program"
         raise WeightsError(
             f"{path}: safetensors of {kind}; expected weights written by spikedet ({FORMAT})"
         )
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise WeightsError(f"{path}: {name[:80]} is {tensor.dtype}; expected real numbers")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{path}: {name[:80]} holds values that are not finite")
     try:
         header = json.loads(metadata["header"])
         header["names"] = tuple(header["names"])
@@ -94,6 +115,72 @@ def load(path: Path) -> Checkpoint:
     if damaged:
         raise WeightsError(f"{path}: damaged header; expected weights written by spikedet")
     return checkpoint
+
+
+def of_graph(graph: Graph, **about: Any) -> Checkpoint:
+    """A checkpoint of a graph; `about` are the other fields.
+
+    Raises:
+        WeightsError: The network returns something that a file cannot say.
+    """
+    try:
+        described = describe(graph)
+    except TypeError as error:
+        raise WeightsError(
+            f"the network returns {error}; a file holds dictionaries, lists and tuples of tensors"
+        ) from None
+    return Checkpoint(**about, tensors=graph.layers.state_dict(), graph=described)
+
+
+def restore_graph(checkpoint: Checkpoint) -> Graph:
+    """The graph of a checkpoint, in evaluation mode, without gradients.
+
+    Raises:
+        WeightsError: It is damaged, or its tensors are not those that it declares.
+    """
+    try:
+        graph = build(checkpoint.graph)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    declared = {name: tensor.shape for name, tensor in graph.layers.state_dict().items()}
+    files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
+    tensors = {}
+    for name, shape in declared.items():
+        tensor = checkpoint.tensors.get(files.get(name, name))
+        if tensor is None:
+            raise WeightsError(f"the tensor {name[:80]} of the graph is not in the file")
+        if tensor.shape != shape:
+            raise WeightsError(
+                f"{name[:80]} is {list(tensor.shape)}; the graph declares {list(shape)}"
+            )
+        tensors[name] = tensor.clone()
+    known = {files.get(name, name) for name in declared}
+    if checkpoint.stage != "float" and (more := checkpoint.tensors.keys() - known):
+        raise WeightsError(f"the tensor {min(more)[:80]} of the file is not in the graph")
+    graph.layers.load_state_dict(tensors, assign=True)
+    for node in graph.of((QuantClip,)):
+        node.module.steps = checkpoint.T
+    expect_sound(graph)
+    graph.requires_grad_(False)
+    return graph.eval()
+
+
+def expect_sound(graph: Graph) -> None:
+    """Refuse values with which a network answers nonsense.
+
+    Raises:
+        WeightsError: A threshold that is not positive, a variance below zero.
+    """
+    for node in graph:
+        threshold = getattr(node.module, "threshold", None)
+        if isinstance(threshold, Tensor):
+            size = threshold.detach().abs() if isinstance(node.module, QuantClip) else threshold
+            if not bool((size > 0).all()):
+                found = threshold.min().item()
+                raise WeightsError(f"{node.name}: a threshold of {found:.4g}; expected more than 0")
+        variance = getattr(node.module, "running_var", None)
+        if variance is not None and not bool((variance >= 0).all()):
+            raise WeightsError(f"{node.name}: a variance below 0")
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:
@@ -140,12 +227,19 @@ def _plausible(made: Checkpoint) -> bool:
         made.stage in STAGES
         and isinstance(made.task, str)
         and isinstance(made.model, dict)
-        and bool(made.names)
+        and (bool(made.names) or made.task == "none")
+        and len(made.names) <= MOST_CLASSES
         and all(isinstance(name, str) for name in made.names)
         and type(made.imgsz) is int
-        and made.imgsz > 0
-        and (made.T is None if made.stage == "float" else type(made.T) is int and made.T > 0)
+        and 0 < made.imgsz <= MOST_PIXELS
+        and (
+            made.T is None
+            if made.stage == "float"
+            else type(made.T) is int and 0 < made.T <= MOST_STEPS
+        )
         and isinstance(made.origin, dict)
+        and isinstance(made.head, dict)
+        and (made.graph is None or isinstance(made.graph, dict))
     )
 
 

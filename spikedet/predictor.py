@@ -31,6 +31,7 @@ class BasePredictor:
         T: Time steps used when a call does not say.
         names: Class names.
         imgsz: Input side in pixels.
+        stride: Sides of its pictures are multiples of it.
         half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
     """
 
@@ -47,7 +48,9 @@ class BasePredictor:
         device = present_device(device)
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
-        self.runner = self.task.restore(checkpoint.load(self.weights), self.half).to(device)
+        made = self.task.current(checkpoint.load(self.weights))
+        self.stride = self.task.stride(made.head)
+        self.runner = self.task.restore(made, self.half).to(device)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.Checkpoint(
         "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
-    checkpoint.save(made, args.out)
+    checkpoint.save(task.float_checkpoint(made, network), args.out)
     if left:
         print(f"left out: {len(left)} tensors of auxiliary heads, which help training only")
     print(f"{args.out}: {task.name}, {len(names)} classes, {imgsz} pixels")

@@ -82,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
     origin["run"] = {"data": task.fingerprint(train), "distill": distill}
     origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    made = task.float_checkpoint(made, network)
     teacher = task.teacher(made, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:

@@ -13,9 +13,9 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.settings import PROTOCOL, SHORT, Settings
-from spikedet.conversion.network import SpikingNetwork
 from spikedet.errors import UsageError
 from spikedet.files import read_yaml
+from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 
 
@@ -140,6 +140,7 @@ class Classification(Task):
 
     def loss(
         self,
+        made: Checkpoint,
         network: nn.Module,
         found: Tensor,
         wanted: Tensor,

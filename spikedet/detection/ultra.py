@@ -38,6 +38,7 @@ from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils.loss import v8DetectionLoss as DetectionLoss  # noqa: E402
 
 SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
 
@@ -71,6 +72,7 @@ def show_progress() -> None:
 __all__ = [
     "SAMPLE",
     "Detect",
+    "DetectionLoss",
     "DetectionModel",
     "DetectionTrainer",
     "YOLODataset",

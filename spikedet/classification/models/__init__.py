@@ -25,7 +25,6 @@ import torchvision
 from torch import nn
 
 from spikedet.classification.models import mobilenet, resnet, resnext, vgg
-from spikedet.conversion.fold import set_module
 from spikedet.errors import UsageError
 
 KEYS = ("task", "arch", "form", "width", "activation", "pooling", "spike_pooling", "mean", "std")
@@ -157,7 +156,8 @@ def _replace(network: nn.Module, kinds: tuple[type, ...], make) -> int:
     """Put `make(module)` in place of every module of these kinds; how many there were."""
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     for name in names:
-        set_module(network, name, make(network.get_submodule(name)))
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, make(network.get_submodule(name)))
     return len(names)
 
 
