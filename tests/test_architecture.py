@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["errors", "settings", "methods", "precision", "files", "pictures", "neurons", "graph"]
-ORDER += ["checkpoint", "runtime", "training", "conversion", "analysis", "upgrade", "task"]
-ORDER += ["stage_one", "stage_two", "predictor", "detection", "classification", "tasks", "cli"]
+ORDER += ["checkpoint", "importing", "runtime", "training", "conversion", "analysis", "upgrade"]
+ORDER += ["task", "stage_one", "stage_two", "predictor", "detection", "classification", "tasks"]
+ORDER += ["cli"]
 OUTSIDE = {"__init__", "released"}
 APART = [{"detection", "classification"}, {"conversion", "analysis"}]  # neither imports the other
 ONLY = {  # what a room may import of the package beside itself

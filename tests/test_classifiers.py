@@ -9,7 +9,15 @@ import torchvision
 import yaml
 from torch import nn
 
-from spikedet.classification.models import NAMES, NETWORKS, TORCHVISION, build
+from spikedet.classification import transforms
+from spikedet.classification.models import (
+    AUXILIARY,
+    NETWORKS,
+    TORCHVISION,
+    build,
+    foreign,
+    usual_side,
+)
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import UsageError
@@ -180,14 +188,41 @@ def test_every_form_has_one_configuration():
     assert sorted(path.stem for path in paths) == sorted(f"{form}-{arch}" for arch, form in FORMS)
 
 
-@pytest.mark.parametrize("arch", TORCHVISION)
-def test_state_dicts_of_torchvision_load(arch):
-    with torch.device("meta"):
-        source = torchvision.models.get_model(arch.split("/")[1], weights=None)
-        network = build({"arch": arch}, 1000)
+# of each family of torchvision's one
+LISTED = """
+alexnet densenet121 googlenet inception_v3 mnasnet1_0 mobilenet_v2 regnet_x_400mf resnet18 resnet34
+resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_1 vgg11_bn vgg13_bn vgg16 vgg16_bn vgg19_bn
+wide_resnet50_2
+"""
+
+
+@pytest.mark.parametrize("name", LISTED.split())
+def test_classifiers_of_torchvision_are_built_by_name(name):
+    assert f"torchvision/{name}" in TORCHVISION
+    plain = (
+        {"aux_logits": False, "init_weights": False} if f"torchvision/{name}" in AUXILIARY else {}
+    )
+    with torch.device("cpu" if "regnet" in name else "meta"):
+        source = torchvision.models.get_model(name, weights=None, num_classes=7, **plain)
+        network = build(foreign(name), 7)
     source = source.state_dict()
     network.load_state_dict(source, assign=True)  # refuses what is missing, and other shapes
     assert list(network.state_dict()) == list(source)
+
+
+def test_what_torchvision_s_weights_take():
+    assert usual_side(foreign("resnet50")) == 224 and usual_side(foreign("inception_v3")) == 299
+    assert "mean" not in foreign("resnet50")
+    for name in ("googlenet", "inception_v3"):
+        # its own way from pictures normalised as all others to the range -1..1
+        source = torchvision.models.get_model(
+            name, weights=None, transform_input=True, init_weights=False
+        )
+        picture = torch.randint(256, (1, 3, 299, 299), dtype=torch.uint8)
+        wanted = source._transform_input(transforms.view({"form": "cifar"}, 299)(picture))
+        found = transforms.view(foreign(name) | {"form": "cifar"}, 299)(picture)
+        assert torch.allclose(found, wanted, atol=1e-6)
+        assert not build(foreign(name), 7).transform_input
 
 
 def test_the_imagenet_form_computes_what_torchvision_does():
@@ -218,9 +253,21 @@ def test_either_pooling_converts(pooling, pools):
 @pytest.mark.parametrize(
     ("description", "words"),
     [
-        ({}, f"arch: None; there are {', '.join(NAMES)}"),
+        ({}, f"arch: None; there are {', '.join(NETWORKS)}, torchvision/NAME"),
         ({"arch": "resnet50"}, "arch: resnet50; there are resnet20, resnet20-wide, "),
-        ({"arch": "torchvision/alexnet"}, "arch: torchvision/alexnet; there are "),
+        (
+            {"arch": "torchvision/resnet5"},
+            "torchvision/resnet5; torchvision has no such classifier, but .*/resnet50.* and more",
+        ),
+        ({"arch": "torchvision/fasterrcnn_resnet50_fpn"}, "torchvision has no such classifier"),
+        (
+            {"arch": "torchvision/densenet121", "activation": "leaky"},
+            "activation: leaky; torchvision/densenet121 has relu",
+        ),
+        (
+            {"arch": "torchvision/inception_v3", "pooling": "avg"},
+            "pooling: avg; torchvision/inception_v3 has max",
+        ),
         ({"arch": "resnet20", "form": "imagenet"}, "form: imagenet; resnet20 has cifar"),
         ({"arch": "resnet18", "form": "mnist"}, "form: mnist; resnet18 has cifar, imagenet"),
         ({"arch": "vgg16", "depth": 3}, "depth: no such key in a classifier; there are task, arch"),

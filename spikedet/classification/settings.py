@@ -12,6 +12,7 @@ CIFAR = {
     "cifar-10-batches-py": "cifar-10-python.tar.gz",
     "cifar-100-python": "cifar-100-python.tar.gz",
 }
+SHORT = "torchvision:"  # with a name, in the place of the file of a network description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.

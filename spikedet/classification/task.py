@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.classification import data, transforms
+from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
-from spikedet.classification.models import build
-from spikedet.classification.settings import PROTOCOL, Settings
+from spikedet.classification.settings import PROTOCOL, SHORT, Settings
 from spikedet.errors import UsageError
 from spikedet.files import read_yaml
 from spikedet.runtime.network import SpikingNetwork
@@ -64,7 +63,10 @@ class Classification(Task):
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
     ) -> dict[str, Any]:
-        description = read_yaml(path)
+        if str(path).startswith(SHORT):
+            description = models.foreign(str(path).removeprefix(SHORT))
+        else:
+            description = read_yaml(path)
         if width is not None:
             try:
                 description["width"] = float(width)
@@ -75,10 +77,11 @@ class Classification(Task):
         return description
 
     def usual_side(self, description: dict[str, Any]) -> int | None:
-        return 224 if transforms.form(description) == "imagenet" else None
+        cut = transforms.form(description) == "imagenet"
+        return models.usual_side(description) if cut else None
 
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
-        return build(description, classes).eval()
+        return models.build(description, classes).eval()
 
     def example(self, imgsz: int) -> Tensor:
         return torch.zeros(1, 3, imgsz, imgsz)
