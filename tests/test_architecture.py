@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["errors", "settings", "methods", "precision", "files", "pictures", "checkpoint"]
+ORDER = ["errors", "settings", "methods", "precision", "files", "pictures", "data", "checkpoint"]
 ORDER += ["training", "neurons", "conversion", "analysis", "task", "stage_one", "stage_two"]
 ORDER += ["predictor", "detection", "classification", "tasks", "cli"]
 OUTSIDE = {"__init__", "released"}

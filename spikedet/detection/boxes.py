@@ -7,28 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+from spikedet.data.formats.voc import VOC_CLASSES
+
+__all__ = ["VOC_CLASSES", "Detections"]
 
 
 @dataclass
