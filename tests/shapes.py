@@ -11,18 +11,20 @@ import yaml
 
 NAMES = ("circle", "square", "triangle")
 SIZE = (72, 56)  # width, height
+EXACT = [cv2.IMWRITE_JPEG_QUALITY, 98]
+EXACT += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 
 
 def draw(rng, size=SIZE):
     """A picture [H, W, 3] BGR with two shapes, and their (class, (x1, y1, x2, y2))."""
     width, height = size
-    picture = np.full((height, width, 3), rng.integers(20, 80, 3), np.uint8)
+    picture = np.full((height, width, 3), rng.integers(20, 80), np.uint8)
     objects = []
     for half in (0, width // 2):
         label, side = int(rng.integers(3)), int(rng.integers(16, 24))
         x = half + int(rng.integers(2, width // 2 - side - 2))
         y = int(rng.integers(2, height - side - 2))
-        colour = [(60, 60, 240), (60, 240, 60), (240, 120, 60)][label]
+        colour = [(50, 50, 250), (50, 250, 50), (250, 120, 50)][label]
         if label == 0:
             # a circle of 2 r + 1 pixels
             side = side // 2 * 2 + 1
@@ -46,7 +48,7 @@ def drawn(counts=None):
 
 def save(path, picture):
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), picture)
+    assert cv2.imwrite(str(path), picture, EXACT if path.suffix.lower()[:3] == ".jp" else [])
 
 
 def write_voc(folder, counts=None, name="Shapes", suffix=".jpg"):

@@ -390,7 +390,12 @@ class Devkits(Boxes):
         return given or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
 
     def has(self, part: str) -> bool:
-        return ":" in part or len(self.datasets) == 1
+        return ":" in part or (len(self.datasets) == 1 and self._listed(self.datasets[0], part))
+
+    def _listed(self, dataset: str, split: str) -> bool:
+        """Whether one of the devkits has a list of this split."""
+        places = (devkit / dataset / "ImageSets" / "Main" for devkit in self.devkits)
+        return any((place / f"{split}.txt").is_file() for place in places)
 
     def usual_split(self, test: bool) -> str | None:
         """As VOC's challenges; of one other data set `train`, and `val` or `test`."""
@@ -400,11 +405,9 @@ class Devkits(Boxes):
             return "+".join(known)
         if len(there) != 1:
             return None
-        places = [devkit / there[0] / "ImageSets" / "Main" for devkit in self.devkits]
-        for split in ("val", "test") if test else ("train", "trainval"):
-            if any((place / f"{split}.txt").is_file() for place in places):
-                return f"{there[0]}:{split}"
-        return None
+        wanted = ("val", "test") if test else ("train", "trainval")
+        split = next((split for split in wanted if self._listed(there[0], split)), None)
+        return split and f"{there[0]}:{split}"
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
         there = self.datasets

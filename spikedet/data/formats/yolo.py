@@ -33,6 +33,7 @@ from spikedet.pictures import is_picture, pictures_in
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 KEYS = {key: split for split, keys in SPLITS.items() for key in keys}
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # beside labels without a data.yaml
+NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
 BEYOND = 0.01  # of a picture's side that a label may reach beyond it, as in ultralytics
 
 
@@ -97,8 +98,13 @@ class Labels(Boxes):
             warn_of_tags(title, turned)
         return found
 
+    def _given(self, key: str) -> Any:
+        """A value of the description, None where it says null."""
+        value = self.data.get(key)
+        return None if value in NOTHING else value
+
     def _names(self) -> tuple[str, ...] | None:
-        names = self.data.get("names")
+        names = self._given("names")
         if not names:
             return None
         if isinstance(names, dict):
@@ -119,7 +125,7 @@ class Labels(Boxes):
 
     def _entry(self, split: str) -> list[str]:
         """What the description says of a split."""
-        values = (self.data.get(key) for key in SPLITS.get(split, ()))
+        values = (self._given(key) for key in SPLITS.get(split, ()))
         value = next(filter(None, values), [])
         return [value] if isinstance(value, str) else [str(each) for each in value]
 
@@ -159,7 +165,7 @@ class Labels(Boxes):
     def _roots(self) -> list[Path]:
         """Where the entries of a description may be meant from, the most likely first."""
         beside = self.path.parent if self.described else self.path
-        path = self.data.get("path")
+        path = self._given("path")
         if not path:
             return [beside]
         return [beside / path, beside.parent / path, Path(path), beside]
