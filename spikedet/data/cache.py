@@ -50,19 +50,20 @@ def read_each(
         known = {}
     found, fresh = [], {}
     for path in paths:
+        key = str(path)
         try:
-            status = path.stat()
+            status = os.stat(key)
             stamp = [status.st_mtime_ns, status.st_size]
         except OSError:
             stamp = None
-        entry = known.get(str(path))
+        entry = known.get(key)
         if entry is None or stamp is None or entry[0] != stamp:
             try:
                 entry = [stamp, read(path)]
             except DataError as error:
                 found.append(error)
                 continue
-        fresh[str(path)] = entry
+        fresh[key] = entry
         found.append(entry[1])
     if any(known.get(name) is not entry for name, entry in fresh.items()):
         content = {"version": VERSION, "files": {**known, **fresh}}

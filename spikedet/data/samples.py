@@ -43,8 +43,13 @@ class Sample:
         if self.crowd is None:
             object.__setattr__(self, "crowd", np.zeros(len(self.labels), bool))
         if self.areas is None:
-            sides = self.boxes[:, 2:].astype(np.float64) - self.boxes[:, :2]
-            object.__setattr__(self, "areas", sides.prod(axis=1))
+            object.__setattr__(self, "areas", areas_of(self.boxes))
+
+
+def areas_of(boxes: np.ndarray) -> np.ndarray:
+    """Areas [N] float64 of boxes [N, 4], square pixels."""
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    return (x2 - x1) * (y2 - y1)
 
 
 def number_of(name: str, names: Sequence[str], where: Path | str) -> int:

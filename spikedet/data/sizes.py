@@ -91,9 +91,11 @@ def _counted(count: int) -> str:
 
 def _is_ambiguous(sample: Sample, header: Header) -> bool:
     """Whether a tag turns or mirrors a picture, and the annotated size is of either way round."""
+    if header.turn == 1:
+        return False
     annotated, shown = (sample.width, sample.height), (header.width, header.height)
     both = _is_scaled(annotated, header.stored) and _is_scaled(annotated, shown)
-    return header.turn > 1 and (annotated == (0, 0) or both)
+    return annotated == (0, 0) or both
 
 
 def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from spikedet.data.cache import cache_folder
 from spikedet.data.formats.voc import (
@@ -19,7 +16,7 @@ from spikedet.data.formats.voc import (
     read_ids,
     read_voc,
 )
-from spikedet.data.samples import Sample
+from spikedet.data.samples import Sample, areas_of
 from spikedet.detection.settings import TUNING
 from spikedet.errors import DataError
 from spikedet.files import read_lines
@@ -47,8 +44,7 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         digest.update(f"{sample.id} {sample.path.stat().st_size}\n".encode())
         for values in (sample.boxes, sample.labels, sample.difficult):
             digest.update(values.tobytes())
-        of_boxes = replace(sample, areas=None).areas
-        if sample.crowd.any() or not np.array_equal(sample.areas, of_boxes):
+        if sample.crowd.any() or (sample.areas != areas_of(sample.boxes)).any():
             digest.update(sample.crowd.tobytes() + sample.areas.tobytes())
     names = {sample.names for sample in samples} - {(), VOC_CLASSES}
     digest.update("".join("\n".join(each) for each in sorted(names)).encode())

@@ -166,7 +166,7 @@ def read_annotation(
 
 
 def _arrays(
-    found: Annotation, names: Sequence[str], where: Path
+    found: Annotation, names: Sequence[str], where: Path | str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes [N, 4] float32, labels [N] int64, difficult [N] bool."""
     return (
@@ -235,11 +235,11 @@ def files_of(folder: Path) -> dict[str, str]:
     entries = sorted(entry.name for entry in os.scandir(images)) if images.is_dir() else []
     found: dict[str, str] = {}
     for name in entries:
-        path = Path(name)
-        if path.suffix == ".jpg" or is_picture(path):
-            found[path.stem] = name if path.suffix == ".jpg" else found.get(path.stem, name)
-        elif path.suffix.lower() in HEIC:
-            found.setdefault(path.stem, name)  # so that it is said why it cannot be read
+        stem, suffix = os.path.splitext(name)
+        if suffix == ".jpg":
+            found[stem] = name
+        elif is_picture(Path(name)) or suffix.lower() in HEIC:  # and says why it cannot be read
+            found.setdefault(stem, name)
     return found
 
 
@@ -293,7 +293,8 @@ def read_voc(
         left = None if limit is None else limit - len(samples)
         own = _samples(folder, split, ids[:left], found[:left], tuple(names))
         fitted = on_pictures(own, f"{folder.name}-{split}", folder, cache)
-        samples += [_checked(sample) for sample in fitted]
+        pairs = zip(own, fitted, strict=True)
+        samples += [_checked(two) if one.width == 0 else two for one, two in pairs]
     return samples
 
 
@@ -301,7 +302,8 @@ def _annotations(
     folder: Path, split: str, ids: list[str], cache: Path | None
 ) -> list[Annotation | DataError]:
     """Annotations of one data set, or what is wrong with them."""
-    paths = [folder / "Annotations" / f"{name}.xml" for name in ids]
+    place = folder / "Annotations"
+    paths = [place / f"{name}.xml" for name in ids]
     found = read_each(paths, parse_annotation, f"{folder.name}-{split}", folder, cache)
     return [each if isinstance(each, DataError) else Annotation(*each) for each in found]
 
@@ -321,18 +323,17 @@ def _samples(
     names: tuple[str, ...],
 ) -> list[Sample]:
     """Samples of one data set, with sizes and boxes as annotated."""
-    files = files_of(folder)
+    files, images, annotations = files_of(folder), folder / "JPEGImages", folder / "Annotations"
     samples, problems = [], []
     for name, annotation in zip(ids, found, strict=True):
-        picture = folder / "JPEGImages" / files.get(name, f"{name}.jpg")
-        xml = folder / "Annotations" / f"{name}.xml"
+        picture = images / files.get(name, f"{name}.jpg")
         try:
             if name not in files:
                 raise DataError(f"{picture}: picture is missing; {split}.txt lists it")
             if isinstance(annotation, DataError):
                 raise annotation
             size = annotation.width, annotation.height
-            arrays = _arrays(annotation, names, xml)
+            arrays = _arrays(annotation, names, f"{annotations}{os.sep}{name}.xml")
         except DataError as error:
             problems.append(error)
             continue
