@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+LONGEST = 2000  # characters of a sentence that a user can still read
+
+
+def cut(text: object, most: int = 80) -> str:
+    """Text, its middle left out where it has more than `most` characters."""
+    text = str(text)
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}...{text[-(most // 2) :]} ({len(text):,} characters)"
+
 
 class SpikedetError(Exception):
     """Base of all errors with a sentence meant for the user.
 
     The sentence names the offending value and what would be right. `cli.run` prints it and exits
-    with `exit_code`; anything else that is raised is a bug and keeps its traceback.
+    with `exit_code`; anything else that is raised is a bug and keeps its traceback. A sentence that
+    would be longer than `LONGEST`, because it echoes what a file holds, is cut.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return cut(super().__str__(), LONGEST)
 
 
 class UsageError(SpikedetError):

@@ -13,6 +13,8 @@ from typing import Any
 
 from spikedet.errors import DataError, UsageError
 
+TEMPORARY = 200  # bytes of a name that a temporary name keeps; most file systems allow 255 of one
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file.
@@ -56,12 +58,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: a temporary file beside it, flushed to disk, then renamed.
 
     Raises:
-        OSError: The folder cannot be created or written.
+        OSError: The folder cannot be created, or the file written; it names `path`, whatever call
+            failed, as that of a full disk names nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    begins = os.fsdecode(os.fsencode(path.name)[:TEMPORARY])
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{begins}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -70,8 +75,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
 
 

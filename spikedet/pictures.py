@@ -2,19 +2,163 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spikedet.errors import PictureError
 
+HEIC = {".heic", ".heif", ".hif"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-MOST_PIXELS = 150_000_000
+SUFFIXES |= {".avif", ".jp2", ".j2k", ".jpx"}
+# Largest picture: those of telephones have 108 million. Reading it takes 2 GB of memory, 3 with
+# transparency.
+MOST_PIXELS = 120_000_000
+# What undoes each rotation tag.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_CONVERT = "install pillow-heif, or convert them to JPEG"
+
+
+class Header(NamedTuple):
+    """What a file says of its picture before it is decoded.
+
+    Attributes:
+        width, height: Pixels, as a viewer shows it.
+        turn: Its rotation tag, 1 (as stored) to 8; from 5 on width and height change places.
+    """
+
+    width: int
+    height: int
+    turn: int
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Width and height of the pixels as they are stored."""
+        size = self.width, self.height
+        return size[::-1] if self.turn >= 5 else size
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Whether HEIC pictures can be read: where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture that can be read, by its name."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (suffix in HEIC and reads_heic())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file whose size is known and not too large, its pixels not yet decoded.
+
+    Raises:
+        PictureError: As `read_picture`, there and in what is done with it.
+    """
+    if not path.exists():
+        what = "a link that leads nowhere" if path.is_symlink() else "no such picture"
+        raise PictureError(f"{path}: {what}")
+    if path.is_dir():
+        raise PictureError(f"{path}: is a folder; expected a picture file")
+    if not path.is_file():  # a pipe would wait for somebody to write into it
+        raise PictureError(f"{path}: is a pipe or a device; expected a picture file")
+    try:
+        if path.suffix.lower() in HEIC:
+            reads_heic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit is ours
+            with Image.open(path) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise PictureError(
+                        f"{path}: {picture.width} x {picture.height} pixels are too many; "
+                        f"expected at most {MOST_PIXELS // 1_000_000} million"
+                    )
+                yield picture
+    except UnidentifiedImageError:
+        raise PictureError(f"{path}: {_what_else(path)}") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million") from None
+    except MemoryError:
+        raise PictureError(f"{path}: does not fit into memory") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PictureError(f"{path}: truncated or damaged picture ({error})") from None
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that Pillow does not know."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:
+        return f"HEIC pictures cannot be read; {_CONVERT}"
+    what = "is not a picture that can be read" if start else "is empty"
+    return f"{what}; expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
+
+
+def read_header(path: str | Path) -> Header:
+    """Size and rotation of a picture, without decoding it.
+
+    Raises:
+        PictureError: Missing, no picture, or larger than 120 megapixels; one that is cut off behind
+            its header is not noticed.
+    """
+    path = Path(path)
+    with _opened(path) as picture:
+        turn = _turn_of(picture, path)
+        width, height = picture.size
+        swapped = turn >= 5 and picture.format != "TIFF"  # whose size Pillow has turned already
+    return Header(height, width, turn) if swapped else Header(width, height, turn)
+
+
+def _turn_of(picture: Image.Image, path: Path) -> int:
+    """The rotation tag of a picture, 1 where there is none that can be read."""
+    try:
+        if picture.format == "PNG" and "exif" not in picture.info and not _has_late_tags(path):
+            tags = Image.Image.getexif(picture)  # that of PNG decodes it to look behind the pixels
+        else:
+            tags = picture.getexif()
+        turn = tags.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow lets errors of several kinds through
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _has_late_tags(path: Path) -> bool:
+    """Whether a PNG has tags behind its pixels, where some programs put them."""
+    behind = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(start := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", start)
+            behind |= kind == b"IDAT"
+            if behind and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(size + 4, os.SEEK_CUR)
+    return False
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -31,31 +175,13 @@ def read_picture(path: str | Path) -> np.ndarray:
         [H, W, 3] uint8, BGR.
 
     Raises:
-        PictureError: Missing, empty, truncated, not a picture, or larger than 150 megapixels.
+        PictureError: Missing, empty, truncated, not a picture, or larger than 120 megapixels.
     """
     path = Path(path)
-    if not path.exists():
-        raise PictureError(f"{path}: no such picture")
-    if path.is_dir():
-        raise PictureError(f"{path}: is a folder; expected a picture file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit is ours
-            with Image.open(path) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise PictureError(
-                        f"{path}: {picture.width} x {picture.height} pixels are too many; "
-                        f"expected at most {MOST_PIXELS // 1_000_000} million"
-                    )
-                picture.load()
-                rgb = _eight_bit_rgb(_turned(picture))
-    except UnidentifiedImageError:
-        what = "is empty" if path.stat().st_size == 0 else "is not a picture that can be read"
-        raise PictureError(f"{path}: {what}; expected JPEG, PNG, TIFF, WebP or BMP") from None
-    except Image.DecompressionBombError:
-        raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(f"{path}: truncated or damaged picture ({error})") from None
+    with _opened(path) as picture:
+        picture.load()
+        turn = _turn_of(picture, path)
+        rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
@@ -69,34 +195,20 @@ def from_loader() -> Iterator[None]:
     try:
         yield
     except PictureError as error:
-        sentence = str(error).rsplit(f"{PictureError.__name__}: ", 1)[-1]
+        sentence = str(error.args[0]).rsplit(f"{PictureError.__name__}: ", 1)[-1]
         raise PictureError(sentence.strip()) from None
-
-
-def shown_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of a picture as a viewer shows it."""
-    try:
-        on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # as of `_turned`
-        on_its_side = False
-    return picture.size[::-1] if on_its_side else picture.size
-
-
-def _turned(picture: Image.Image) -> Image.Image:
-    """A picture with its rotation tag applied, as it is where the tags are damaged."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # Pillow lets errors of several kinds through
-        return picture
 
 
 def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 RGB of any Pillow mode."""
     if picture.mode in {"I;16", "I;16B", "I;16L", "I", "F"}:
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64))
+        values = np.asarray(picture)
         tops = (1, 255) if picture.mode == "F" else ()
-        top = next((top for top in tops if values.max(initial=0) <= top), 65535)
-        grey = np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)
+        top = next((top for top in tops if np.nanmax(values, initial=0) <= top), 65535)
+        grey = np.empty(values.shape, np.uint8)
+        for row in range(0, len(values), 256):  # all at once is eight times its memory
+            part = np.nan_to_num(values[row : row + 256].astype(np.float64))
+            grey[row : row + 256] = np.clip(part * (255 / top) + 0.5, 0, 255)
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
         coloured = picture.convert("RGBA")
@@ -123,6 +235,64 @@ def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
     return source
 
 
+def pictures_in(folder: Path, deep: bool = False) -> tuple[list[Path], PictureError | None]:
+    """The pictures of a folder in the order of their names, each once.
+
+    Args:
+        folder: The folder.
+        deep: Look into its sub-folders and links to folders as well, into each folder once.
+
+    Returns:
+        Paths, and an error that counts and names the pictures that cannot be read, or None.
+    """
+    files = list(_files_below(folder)) if deep else list(folder.iterdir())
+    found = sorted(path for path in files if is_picture(path))
+    unreadable = sorted(path for path in files if path.suffix.lower() in HEIC - SUFFIXES)
+    if not unreadable or reads_heic():
+        return found, None
+    count = len(unreadable)
+    what = "1 HEIC picture" if count == 1 else f"{count} HEIC pictures"
+    names = ", ".join(path.name for path in unreadable[:3]) + (", ..." if count > 3 else "")
+    return found, PictureError(f"{folder}: {what} cannot be read ({names}); {_CONVERT}")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place in folders_below(folder):
+        yield from (path for path in place.iterdir() if not path.is_dir())
+
+
+def folders_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """A folder and all in it, through links as well, each once, hidden ones left out."""
+    seen = set() if seen is None else seen
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    yield folder
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from folders_below(path, seen)
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files that a glob pattern matches; where it says `**` each folder is looked into once.
+
+    Links to folders are followed. `glob` alone goes round in a link to a folder above, and gives a
+    picture in there forty times and more.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [path for path in map(Path, sorted(glob.glob(pattern))) if not path.is_dir()]
+    at = parts.index("**")
+    rest = parts[at + 1 :] or ("*",)
+    before = str(Path(*parts[:at])) if at else "."
+    found, seen = [], set()
+    for start in sorted(glob.glob(before)):
+        for folder in folders_below(Path(start), seen) if os.path.isdir(start) else ():
+            found += _matches(str(Path(glob.escape(str(folder)), *rest)))
+    return sorted(dict.fromkeys(found))
+
+
 def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError]]:
     """Files behind the arguments of a command.
 
@@ -131,22 +301,26 @@ def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError
             pattern. A file that exists is a file, whatever characters its name has.
 
     Returns:
-        Paths, each once, in order; and one error for each source that gave nothing.
+        Paths, each once, in order; and one error for each source that gave nothing, or that holds
+        pictures which cannot be read.
     """
     found: dict[Path, None] = {}
     errors = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
+            inside, unreadable = pictures_in(path)
+            if unreadable:
+                errors.append(unreadable)
+            elif not inside:
                 errors.append(PictureError(f"{source}: no pictures in this folder"))
             found.update(dict.fromkeys(inside))
-        elif path.exists() or not glob.has_magic(source):
+        elif os.path.lexists(path) or not glob.has_magic(source):
             found[path] = None
         else:
-            matches = map(Path, sorted(glob.glob(source, recursive=True)))
-            files = [path for path in matches if path.is_file()]
+            # each picture once, though links lead to its folder by several ways
+            ways = {(os.path.realpath(p.parent), p.name): p for p in _matches(source)[::-1]}
+            files = list(ways.values())[::-1]
             if not files:
                 errors.append(PictureError(f"{source}: no file matches this pattern"))
             found.update(dict.fromkeys(files))

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from spikedet.classification import settings as classification
+from spikedet.data.formats import recognise
 from spikedet.detection import settings as detection
 from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.files import read_yaml
@@ -42,7 +43,7 @@ def of(made: Checkpoint) -> Task:
 
 
 def of_data(folders: Sequence[Path]) -> str:
-    """Name of the task that data folders are for: class folders or CIFAR's files, or VOCdevkits."""
+    """Name of the task that data are for; detection where none says that it is not."""
     kinds = {_kind(Path(folder)) for folder in folders}
     return "classification" if "classification" in kinds else "detection"
 
@@ -60,15 +61,9 @@ def expect_data(task: Task, folders: Sequence[Path]) -> None:
 
 
 def _kind(folder: Path) -> str | None:
-    """The task that a data folder is for, None where that cannot be seen."""
-    cifar = classification.CIFAR
-    if folder.name in cifar:
-        return "classification"
-    if any(folder.glob("VOC*")):
-        return "detection"
-    inside = any((folder / name).is_dir() for name in ("train", "val", "test", *cifar))
-    inside |= any((folder / name).is_file() for name in cifar.values())
-    return "classification" if inside else None
+    """The task that data are for, None where that cannot be seen."""
+    format = recognise(folder)
+    return format and format.task
 
 
 def of_description(path: Path) -> Task:

@@ -131,6 +131,54 @@ def test_the_rest_of_a_batch_is_done(bus, tmp_path):
     assert entries[0]["detections"] == [] and entries[1]["detections"]
 
 
+def test_what_cannot_be_read_in_a_folder_stops_nothing(tmp_path):
+    """A pipe hung here, a link to itself and a long row of pixels ended the run."""
+    from test_pictures import write_png
+
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    name = "n" * 242 + ".jpg"  # whose temporary name was too long
+    for good in ("a.avif", "b.jp2", name):
+        Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / good)
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "telephone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    write_png(folder / "row.png", "1", (134_300_000, 1))
+    write_png(folder / "wall.png", "L", (15_000, 10_000))
+    done = run("detect.py", "--T", 4, "holiday", "--json", "found.json", cwd=tmp_path, timeout=200)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    wanted = ["loop.jpg: a link that leads nowhere", "pipe.jpg: is a pipe or a device"]
+    wanted += ["row.png: 134300000 x 1 pixels are too many", "wall.png: 15000 x 10000 pixels are"]
+    wanted += [] if find_spec("pillow_heif") else ["1 HEIC picture cannot be read (telephone.heic)"]
+    for words in wanted:
+        assert sum(words in line for line in done.stderr.splitlines()) == 1, done.stderr
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert [Path(e["file"]).name for e in entries] == ["a.avif", "b.jp2", name]
+    written = sorted(p.name for p in (tmp_path / "detections").iterdir())
+    assert written == ["a.png", "b.png", name]
+
+
+def test_a_resized_set_is_measured_as_it_is(bus, tmp_path):
+    """AP of a set whose pictures were made smaller, without their XML, was 0."""
+    from test_data import add, annotation
+
+    boxes = [("person", (49, 399, 245, 903), False), ("bus", (23, 231, 805, 757), False)]
+    for devkit, size in (("as-it-was", (810, 1080)), ("smaller", (540, 720))):
+        add(tmp_path / devkit, "VOC2007", "1", annotation(*boxes, size=(810, 1080)), "val")
+        with Image.open(BUS) as picture:
+            small = picture.resize(size, Image.Resampling.BICUBIC)
+        small.save(tmp_path / devkit / "VOC2007/JPEGImages/1.jpg", quality=95)
+    rows = {}
+    for devkit in ("as-it-was", "smaller"):
+        done = run("evaluate.py", "--data", devkit, "--T", 8, "--json", "rows.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (rows[devkit],) = json.loads((tmp_path / "rows.json").read_text())
+        warned = "1 picture of another size than annotated, to which boxes are scaled (1.jpg: 540"
+        assert (warned in done.stderr) == (devkit == "smaller")
+    assert rows["smaller"]["AP50"] == rows["as-it-was"]["AP50"] > 0.4
+    assert abs(rows["smaller"]["AP"] - rows["as-it-was"]["AP"]) < 0.15
+
+
 def test_inputs_are_never_overwritten(bus, tmp_path):
     before = Path(bus).read_bytes()
     done = run("detect.py", "--T", 8, "bus.jpg", "--out", ".", cwd=tmp_path)

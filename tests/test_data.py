@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from spikedet.data.formats import voc
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
 from spikedet.detection.settings import TUNING
@@ -97,8 +98,8 @@ def test_nothing_is_written_beside_the_pictures(devkit):
 def test_annotations_come_from_the_cache_until_they_change(devkit, monkeypatch):
     read_voc(devkit, "VOC2007:train")
     calls = []
-    original = data.read_annotation
-    monkeypatch.setattr(data, "read_annotation", lambda *a: calls.append(a) or original(*a))
+    original = voc.parse_annotation
+    monkeypatch.setattr(voc, "parse_annotation", lambda *a: calls.append(a) or original(*a))
     assert read_voc(devkit, "VOC2007:train")[1].difficult[0] and calls == []
     changed = annotation(("dog", (1, 1, 5, 5), False), ("dog", (2, 2, 6, 6), False))
     (devkit / "VOC2007/Annotations/000002.xml").write_text(changed)

@@ -4,13 +4,17 @@
 
 import contextlib
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from spikedet.data.formats import read_boxes
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.evaluate import average_precision
@@ -258,3 +262,96 @@ def test_equal_to_plain_pycocotools_without_difficult_objects():
     values = [ours.AP, ours.AP50, ours.AP75, ours.AP_small, ours.AP_medium, ours.AP_large]
     assert values == pytest.approx(list(theirs[:6]), abs=1e-9)
     assert 0.1 < ours.AP < 0.9
+
+
+# ---------------------------------------------------------------------- crowds and areas
+
+
+def with_crowds(sample, crowd, areas=None):
+    areas = None if areas is None else np.array(areas, np.float64)
+    return replace(sample, crowd=np.array(crowd, bool), areas=areas)
+
+
+def test_what_lies_in_a_crowd_is_no_false_alarm():
+    """However many they are, and though their IoU with its box is small: all lie in it."""
+    truth = sample((0, BOX, False), (0, (150, 150, 390, 390), False))
+    inside = [(0, (200 + 20 * n, 200, 240 + 20 * n, 240), 0.9) for n in range(4)]
+    detections = [found(*inside, (0, BOX, 0.8))]
+    crowded = measure(detections, [with_crowds(truth, [False, True])])
+    assert (crowded.AP50, crowded.VOC07_AP50) == (pytest.approx(1), 1)
+    plain = measure(detections, [truth])
+    assert plain.AP50 < 0.5 and plain.VOC07_AP50 < 0.5
+    difficult = measure(detections, [sample((0, BOX, False), (0, (150, 150, 390, 390), True))])
+    assert difficult.AP50 == pytest.approx(0.2)  # whose overlap is the ordinary one
+
+
+def test_half_in_a_crowd_is_in_it_at_half():
+    """Its part in the crowd takes the place of IoU: 0.6 of it is enough at 0.50 to 0.60."""
+    truth = with_crowds(sample((0, BOX, False), (0, (200, 200, 300, 300), False)), [False, True])
+    result = measure([found((0, (260, 200, 360, 240), 0.9), (0, BOX, 0.8))], [truth])
+    assert result.AP50 == pytest.approx(0.5) and result.VOC07_AP50 == pytest.approx(0.5)
+    result = measure([found((0, (240, 200, 340, 240), 0.9), (0, BOX, 0.8))], [truth])
+    assert result.AP50 == pytest.approx(1) and result.VOC07_AP50 == 1
+    assert result.AP == pytest.approx((3 * 1 + 7 * 0.5) / 10)
+
+
+def test_a_missed_crowd_is_not_missed():
+    truth = with_crowds(sample((0, BOX, False), (0, FAR, False)), [False, True])
+    result = measure([found((0, BOX, 0.9))], [truth])
+    assert (result.AP, result.VOC07_AP50) == (pytest.approx(1), 1)
+    alone = measure([found((0, BOX, 0.9))], [with_crowds(sample((0, FAR, False)), [True])])
+    assert np.isnan(alone.AP) and np.isnan(alone.VOC07_AP50)
+
+
+def test_the_area_that_is_annotated_says_how_large_an_object_is():
+    truth = sample((0, BOX, False))
+    result = measure([found((0, BOX, 0.9))], [with_crowds(truth, [False], [900])])
+    assert result.AP_small == pytest.approx(1) and np.isnan(result.AP_large)
+
+
+def test_limits_of_areas():
+    truth = [sample((0, (0, 0, 31, 31), False)), sample((0, BOX, False))]
+    detections = [found((0, (0, 0, 31, 31), 0.9)), found()]
+    result = average_precision(detections, truth, NAMES, (100.0, 20_000.0))
+    assert np.isnan(result.AP_small) and np.isnan(result.AP_large)
+    assert result.AP_medium == result.AP == pytest.approx(51 / 101)
+
+
+def test_equal_to_plain_pycocotools_on_a_file_with_crowds(tmp_path):
+    """Boxes, areas and crowds as the file has them, measured as COCO's documentation does."""
+    rng = np.random.default_rng(3)
+    detections, samples = random_case()
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 10 + i, "name": name} for i, name in enumerate(NAMES)]
+    results = []
+    for number, (one, truth) in enumerate(zip(detections, samples, strict=True)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((400, 400, 3), np.uint8))
+        image = {"id": number + 5, "file_name": f"{number}.png", "width": 400, "height": 400}
+        content["images"].append(image)
+
+        def row(box, label, image=image["id"]):
+            x1, y1, x2, y2 = map(float, box)
+            box = [x1, y1, x2 - x1, y2 - y1]
+            return {"image_id": image, "category_id": 10 + int(label), "bbox": box}
+
+        for box, label in zip(truth.boxes, truth.labels, strict=True):
+            crowd = int(rng.random() < 0.3)
+            area = float(np.prod(box[2:] - box[:2]) * rng.uniform(0.4, 1))
+            more = {"id": len(content["annotations"]) + 1, "iscrowd": crowd, "area": area}
+            content["annotations"].append(row(box, label) | more)
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True):
+            results.append(row(box, label) | {"score": float(score)})
+    path = tmp_path / "instances_val.json"
+    path.write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        plain = COCO(str(path))
+        evaluation = COCOeval(plain, plain.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    read = read_boxes([path], "val")
+    assert sum(int(s.crowd.sum()) for s in read) > 10
+    ours = measure(detections, read)
+    values = [ours.AP, ours.AP50, ours.AP75, ours.AP_small, ours.AP_medium, ours.AP_large]
+    assert values == pytest.approx(list(evaluation.stats[:6]), abs=1e-9)
+    assert 0.1 < ours.AP < 0.9 and not np.isnan(values).any()

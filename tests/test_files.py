@@ -1,9 +1,12 @@
 """Atomic writes."""
 
+import errno
 import os
 
 import pytest
 
+from spikedet import cli
+from spikedet.errors import DataError, cut
 from spikedet.files import write_atomic, write_csv
 
 
@@ -31,3 +34,35 @@ def test_rows_of_an_earlier_version_with_fewer_columns(tmp_path):
     write_csv(tmp_path / "rows.csv", [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "top1": 0.5}])
     text = (tmp_path / "rows.csv").read_text()
     assert text == "epoch,loss,top1\n1,2.0,\n2,,0.5\n"
+
+
+def test_a_name_as_long_as_file_systems_take(tmp_path):
+    """The temporary file beside it has a shorter one, also where a character has two bytes."""
+    for name in ("x" * 246, "x" * 255, "é" * 127):
+        write_atomic(tmp_path / name, b"one")
+        write_atomic(tmp_path / name, b"two")
+        assert (tmp_path / name).read_bytes() == b"two"
+    assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys, step):
+    path = tmp_path / "rows.json"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, step, full)
+    monkeypatch.setattr("sys.argv", ["test"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda _: write_atomic(path, b"[]"), cli.parser("test"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_file_holds_is_not_echoed_whole():
+    assert cut("x" * 80) == "x" * 80
+    assert cut("a" * 50 + "b" * 50) == "a" * 40 + "..." + "b" * 40 + " (100 characters)"
+    message = str(DataError(f"where: {'x' * 10_000_000} is none"))
+    assert len(message) < 2100 and message.startswith("where: xx") and "(10,000,0" in message

@@ -1,14 +1,18 @@
 """Pictures of every kind come out as a viewer shows them; the rest is refused by name."""
 
+import os
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 import spikedet.detection.ultra  # noqa: F401  before ultralytics itself
 from spikedet.detection.letterbox import letterbox
 from spikedet.errors import PictureError
-from spikedet.pictures import find_pictures, read_picture, shown_size
+from spikedet.pictures import find_pictures, pictures_in, read_header, read_picture
 
 
 @pytest.fixture
@@ -87,8 +91,7 @@ def test_rotation_tag(tmp_path, halves, tag, shape, orange_at):
     Image.fromarray(halves).save(tmp_path / "a.jpg", exif=exif, quality=95)
     picture = read_picture(tmp_path / "a.jpg")
     assert picture.shape[:2] == shape
-    with Image.open(tmp_path / "a.jpg") as opened:
-        assert shown_size(opened) == shape[::-1]
+    assert read_header(tmp_path / "a.jpg") == (*shape[::-1], tag)
     assert near(picture[orange_at], (250, 120, 10), 25)
 
 
@@ -97,8 +100,7 @@ def test_rotation_tag(tmp_path, halves, tag, shape, orange_at):
 def test_damaged_tags_do_not_hide_a_picture(tmp_path, halves, name, tags):
     Image.fromarray(halves).save(tmp_path / name, exif=tags, dpi=(72, 72), quality=95)
     assert near(read_picture(tmp_path / name)[20, 5], (250, 120, 10), 25)
-    with Image.open(tmp_path / name) as picture:
-        assert shown_size(picture) == (60, 40)
+    assert read_header(tmp_path / name) == (60, 40, 1)
 
 
 def test_numbers_of_0_to_1(tmp_path):
@@ -182,3 +184,179 @@ def test_boxes_come_back(shape):
     assert np.allclose(frame.to_original(np.array([whole])), [[0, 0, width, height]], atol=1e-3)
     outside = frame.to_original(np.array([[-50, -50, 999, 999]]))
     assert outside.tolist() == [[0, 0, width, height]]
+
+
+# ---------------------------------------------------------------------- headers
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_header_says_what_is_shown(tmp_path, halves, name, turn):
+    """Size and rotation of a file are those of the picture that is read from it."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(halves).save(tmp_path / name, exif=exif)
+    height, width = read_picture(tmp_path / name).shape[:2]
+    header = read_header(tmp_path / name)
+    assert header == (width, height, turn) and header.stored == (60, 40)
+    assert (width, height) == ((40, 60) if turn >= 5 else (60, 40))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_rotation_tag_is_undone(tmp_path, turn):
+    """As Pillow itself undoes it."""
+    noise = np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(noise).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        wanted = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(read_picture(tmp_path / "a.png")[..., ::-1], wanted)
+
+
+def test_tags_behind_the_pixels_of_a_png(tmp_path, halves):
+    """Where some programs put them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(halves).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    size = int.from_bytes(data[at : at + 4], "big") + 12
+    end = data.index(b"IEND") - 4
+    moved = data[:at] + data[at + size : end] + data[at : at + size] + data[end:]
+    (tmp_path / "a.png").write_bytes(moved)
+    assert read_picture(tmp_path / "a.png").shape == (60, 40, 3)
+    assert read_header(tmp_path / "a.png") == (40, 60, 6)
+
+
+def test_the_header_of_a_png_is_read_without_its_pixels(tmp_path, halves, monkeypatch):
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert read_header(tmp_path / "a.png") == (60, 40, 1)
+
+
+@pytest.mark.parametrize("read", [read_picture, read_header])
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("1", (134_300_000, 1)), ("1", (15_000, 10_000)), ("L", (12_001, 10_000))],
+)
+def test_a_picture_that_memory_is_not_made_for_is_refused_by_its_header(tmp_path, read, mode, size):
+    """134.3 million pixels in a row were a MemoryError, 150 million took 5 GB."""
+    write_png(tmp_path / "a.png", mode, size)
+    with pytest.raises(PictureError, match=f"{size[0]} x {size[1]} pixels are too many; expected"):
+        read(tmp_path / "a.png")
+
+
+def write_png(path, mode, size):
+    """The header of a PNG of this size, and hardly any pixels."""
+    depth, colour = {"1": (1, 0), "L": (8, 0)}[mode]
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_memory_that_is_not_there_is_one_sentence(tmp_path, halves, monkeypatch):
+    Image.fromarray(halves).save(tmp_path / "a.png")
+
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("spikedet.pictures._eight_bit_rgb", none)
+    with pytest.raises(PictureError, match="a.png: does not fit into memory"):
+        read_picture(tmp_path / "a.png")
+
+
+# ---------------------------------------------------------------------- what is in a folder
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jp2", ".j2k"])
+def test_avif_and_jpeg_2000_are_found_and_read(tmp_path, halves, suffix):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    Image.fromarray(halves).save(tmp_path / f"a{suffix}")
+    paths, errors = find_pictures([str(tmp_path)])
+    assert [p.name for p in paths] == [f"a{suffix}"] and errors == []
+    picture = read_picture(paths[0])
+    assert near(picture[20, 10], (250, 120, 10), 25) and near(picture[20, 50], (10, 60, 240), 25)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # how a file of a telephone begins
+
+
+def test_heic_pictures_are_counted_and_named(tmp_path, halves, monkeypatch):
+    monkeypatch.setattr("spikedet.pictures.reads_heic", lambda: False)
+    Image.fromarray(halves).save(tmp_path / "z.jpg")
+    for name in ("a.heic", "b.HEIC", "c.heif", "d.hif"):
+        (tmp_path / name).write_bytes(HEIC)
+    paths, (error,) = find_pictures([str(tmp_path)])
+    assert [p.name for p in paths] == ["z.jpg"]
+    assert str(error) == (
+        f"{tmp_path}: 4 HEIC pictures cannot be read (a.heic, b.HEIC, c.heif, ...); install "
+        "pillow-heif, or convert them to JPEG"
+    )
+    (tmp_path / "really.jpg").write_bytes(HEIC)
+    for name in ("a.heic", "really.jpg"):
+        with pytest.raises(PictureError, match=f"{name}: HEIC pictures cannot be read; install"):
+            read_picture(tmp_path / name)
+
+
+def test_heic_pictures_are_read_where_pillow_heif_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikedet.pictures.reads_heic", lambda: True)
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    paths, errors = find_pictures([str(tmp_path)])
+    assert [p.name for p in paths] == ["a.heic"] and errors == []
+
+
+def test_links_that_lead_nowhere_and_pipes_are_named(tmp_path, halves):
+    Image.fromarray(halves).save(tmp_path / "good.png")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "broken.jpg").symlink_to("gone.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")  # which would wait for somebody to write into it
+    paths, errors = find_pictures([str(tmp_path)])
+    assert [p.name for p in paths] == ["broken.jpg", "good.png", "loop.jpg", "pipe.jpg"]
+    assert errors == []
+    for name, words in {
+        "loop.jpg": "a link that leads nowhere",
+        "broken.jpg": "a link that leads nowhere",
+        "pipe.jpg": "is a pipe or a device; expected a picture file",
+    }.items():
+        for read in (read_picture, read_header):
+            with pytest.raises(PictureError, match=f"{name}: {words}"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "*/*.png", "**", "a/**/*.png"])
+def test_a_picture_comes_once_whatever_links_lead_to_its_folder(tmp_path, halves, pattern):
+    """`glob` goes round in a link to a folder above it, forty times and more."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    Image.fromarray(halves).save(folder / "x.png")
+    for name in ("again", "once-more"):
+        (folder / name).symlink_to(".", target_is_directory=True)
+    (tmp_path / "other").symlink_to("a", target_is_directory=True)
+    paths, errors = find_pictures([str(tmp_path / pattern)])
+    assert [p.relative_to(tmp_path).as_posix() for p in paths] == ["a/x.png"] and errors == []
+
+
+def test_a_pattern_goes_through_links_to_folders(tmp_path, halves, monkeypatch):
+    for place in ("elsewhere", "a/b/c", "a/.hidden"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(halves).save(tmp_path / place / "x.png")
+    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+
+    def found(pattern):
+        return [p.as_posix() for p in find_pictures([pattern])[0]]
+
+    assert found("a/**/*.png") == found("a/**") == ["a/b/c/x.png", "a/link/x.png"]
+    assert found("**/c/*.png") == found("**/b/**/x.*") == ["a/b/c/x.png"]
+    assert found("./**/*.png") == ["a/b/c/x.png", "a/link/x.png"]
+    assert pictures_in(tmp_path / "a", deep=True)[0] == [
+        tmp_path / "a/b/c/x.png", tmp_path / "a/link/x.png",
+    ]  # fmt: skip

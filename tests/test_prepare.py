@@ -284,7 +284,7 @@ def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
         ("c.jpg 1,2,9,9,2", LIST, 3, "none of 1 annotated pictures has an object of a VOC class"),
         ("a.jpg", [*LIST[:-1], "gone"], 3, "gone: list: No such file"),
         ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not text"),
-        ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is not a picture"),
+        ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is empty"),
         ("x/a.jpg 1,2,9,9,0\ny/a.jpg 1,2,9,9,0", LIST, 3, "list: two lines for pictures named a"),
         ("a.jpg", [LIST[0], "from", "twin", *LIST[2:]], 3, "two pictures of one name"),
         ("a.jpg", [*LIST[:2], *LIST[4:]], 2, "--list needs --names"),

@@ -109,7 +109,7 @@ def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeyp
     reproduce.main(parsed(place, *words))
     monkeypatch.setattr(Workshop, "run", None)
     reproduce.main(parsed(place, *words))
-    with pytest.raises(DataError, match="nowhere/VOC2007: no such folder"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         reproduce.main(parsed(place, *words, "--data", place / "nowhere"))
     monkeypatch.setattr(detection, "SPLIT", "VOC2007:train")
     box = ("bus", (24, 231, 805, 757), False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -54,13 +55,13 @@ def target(folder: Path, source: Path, taken: set[Path], step: str = "") -> Path
     return path
 
 
-def write_picture(path: Path, picture, inputs: set[Path]) -> None:
+def write_picture(path: Path, picture, inputs: set[str]) -> None:
     """Write an annotated picture; an input is never overwritten."""
     import cv2
 
     from spikedet.files import write_atomic
 
-    if path.resolve() in inputs:
+    if os.path.realpath(path) in inputs:
         raise UsageError(f"{path}: is one of the inputs; choose another --out")
     done, data = cv2.imencode(path.suffix, picture)
     if not done:
@@ -103,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
     paths, errors = find_pictures(args.sources or [SAMPLE])
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    inputs = {path.resolve() for path in paths}
+    inputs = {os.path.realpath(path) for path in paths}  # `resolve` raises at a link to itself
     taken: set[Path] = set()
     entries, objects, done, failed = [], 0, 0, len(errors)
     options = {"conf": args.conf, "iou": args.iou}

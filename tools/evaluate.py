@@ -47,6 +47,8 @@ def arguments() -> argparse.ArgumentParser:
         "tools/convert.py takes, which leaves tuning pictures out)",
     )
     add("--classes", action="store_true", help="AP of every class as well (detection)")
+    help = "square pixels between small, medium and large objects (1024 9216; detection)"
+    add("--areas", type=cli.positive, nargs=2, metavar=("SMALL", "LARGE"), help=help)
     add("--batch", type=cli.count, help="pictures at a time (as the task is fast with)")
     cli.add_device(parser)
     cli.add_half(parser, default=False)
@@ -128,11 +130,9 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
 
 def threshold_samples(args: argparse.Namespace, task: Task, names: tuple[str, ...]) -> Sequence:
     """Training pictures that give the thresholds of copied weights."""
-    from spikedet import tasks
-
     if args.threshold_split:
         return cli.read(args, task, args.threshold_split, names=names)
-    samples = cli.read(args, task, tasks.SETTINGS[task.name].TRAIN_SPLIT, names=names)
+    samples = cli.read(args, task, cli.usual_split(args.data, task.name), names=names)
     return task.split_off_tuning(samples, None)[0]
 
 
@@ -142,8 +142,12 @@ def main(args: argparse.Namespace) -> None:
     cli.expect_writable(args.json)
     planned = planned_rows(args)
     task, names = tasks.of(planned[0][1]), planned[0][1].names
-    if args.classes and task.name != "detection":
-        raise UsageError(f"--classes is no option of {task.name}")
+    for option in ("classes", "areas"):
+        if getattr(args, option) and task.name != "detection":
+            raise UsageError(f"--{option} is no option of {task.name}")
+    if args.areas and args.areas[0] >= args.areas[1]:
+        raise UsageError(f"--areas {args.areas[0]:g} {args.areas[1]:g}: expected the smaller first")
+    areas = {"areas": tuple(args.areas)} if args.areas else {}
     split = cli.split(args, task.name, test=True)
     samples = cli.read(args, task, split, args.limit, names)
     cli.warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
@@ -162,14 +166,14 @@ def main(args: argparse.Namespace) -> None:
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
-            options = {"batch": args.batch or task.batch, "on_batch": advance}
+            options = {"batch": args.batch or task.batch, "on_batch": advance, **areas}
             measured = task.measure(runner, samples, steps=steps, **options)
         for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
             per_class = values.pop("per_class", None)
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
             entry |= {"images": len(samples), "spike_rate": rate}
-            entry |= {"weights_sha256": digest, "data": data}
+            entry |= {"weights_sha256": digest, "data": data, **areas}
             entry["calibration_pictures"] = made.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikedet import cli  # noqa: E402
 from spikedet.detection.boxes import VOC_CLASSES  # noqa: E402
 from spikedet.detection.data import is_copy_of_2007  # noqa: E402
-from spikedet.errors import DataError, PictureError, UsageError  # noqa: E402
+from spikedet.errors import DataError, UsageError  # noqa: E402
 from spikedet.files import read_lines, write_atomic  # noqa: E402
-from spikedet.pictures import shown_size  # noqa: E402
+from spikedet.pictures import read_header  # noqa: E402
 
 JPEG = {".jpg", ".jpeg"}
 SYNONYMS = {
@@ -102,8 +102,6 @@ def annotations_of_list(
     path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
     """Stem and XML of every picture in a box list; None where no VOC object is left."""
-    from PIL import Image
-
     classes = dict(enumerate(read_lines(names)))
     for line in filter(None, read_lines(path)):
         stem = Path(line.split()[0]).stem
@@ -111,11 +109,7 @@ def annotations_of_list(
             continue
         if stem not in pictures:
             raise DataError(f"{path}: {line.split()[0]}: no such picture in --pictures")
-        try:
-            with Image.open(pictures[stem]) as picture:
-                size = shown_size(picture)
-        except (OSError, SyntaxError, ValueError):
-            raise PictureError(f"{pictures[stem]}: is not a picture that can be read") from None
+        size = read_header(pictures[stem])[:2]
         objects = list_objects(line, classes, size)
         yield stem, xml_of_boxes(size, objects) if objects else None
 

@@ -58,7 +58,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     choices = sorted({name for names in NAMES.values() for name in names})
     add("name", choices=choices, help="what to make")
-    cli.add_data_arguments(parser, test=True)
+    cli.add_data_arguments(parser, test=True, own=False)
     add("--tuning", type=Path, help="list of training pictures kept aside (detection)")
     add("--train-split", help="pictures to convert with; those of the training tools if left out")
     add("--model", type=Path, nargs="+", help="float checkpoints; the released one if left out")

@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
-from spikedet.classification.settings import CIFAR
 from spikedet.classification.transforms import augmentation, view
+from spikedet.data.formats import Classes, recognise
+from spikedet.data.formats.folders import FORMAT as folders_format
+from spikedet.data.formats.folders import expect_classes, pictures_of
 from spikedet.errors import DataError, UsageError
-from spikedet.pictures import SUFFIXES, from_loader, read_picture
+from spikedet.pictures import from_loader, read_picture
 
 UNLABELLED = -100  # instead of a class, as torch's cross-entropy has it
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
-KINDS = dict(zip(CIFAR, (datasets.CIFAR10, datasets.CIFAR100), strict=True))
 
 
 class Samples(Dataset):
@@ -119,15 +119,15 @@ def read(
             another split beside it.
     """
     places = [(Path(folder), part) for folder in folders for part in split.split("+")]
-    found = [_read(*place) for place in places]
+    found = [_source(folder).read(part) for folder, part in places]
     first = found[0]
     for (folder, part), other in zip(places, found, strict=True):
-        _expect_classes(other.names, first.names, folder / part, f"{Path(*places[0])} has")
+        expect_classes(other.names, first.names, folder / part, f"{Path(*places[0])} has")
     labels = [label for part in found for label in part.labels]
     sources = [source for part in found for source in part.sources]
     samples = Samples(first.names, labels, sources)
     if names is not None:
-        _expect_classes(samples.names, names, folders[0], "the network knows")
+        expect_classes(samples.names, names, folders[0], "the network knows")
     if limit is not None and limit < len(samples):
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         samples = samples.select(order[:limit].tolist())
@@ -145,81 +145,11 @@ def fingerprint(samples: Samples) -> str:
     return digest.hexdigest()[:12]
 
 
-def _expect_classes(
-    found: tuple[str, ...], known: tuple[str, ...], place: Path, owner: str
-) -> None:
-    """Refuse class names at `place` that are not those that `owner` has."""
-    pairs = enumerate(zip_longest(found, known, fillvalue="none"), 1)
-    for number, (one, other) in pairs:
-        if one != other:
-            raise DataError(
-                f"{place}: {len(found)} classes, number {number} is {one}; {owner} {len(known)}, "
-                f"number {number} is {other}"
-            )
-
-
-def _read(folder: Path, split: str) -> Samples:
-    if folder.is_file():
-        raise DataError(f"{folder}: is a file; expected the folder that it unpacks to")
-    if folder.name in CIFAR:
-        return _torchvision(folder.parent, KINDS[folder.name], split)
-    there = [n for n, a in CIFAR.items() if (folder / n).is_dir() or (folder / a).is_file()]
-    if len(there) > 1:
-        raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
-    if there:
-        return _torchvision(folder, KINDS[there[0]], split)
-    place = folder / split
-    if not place.is_dir():
-        there = sorted(path.name for path in folder.glob("*") if path.is_dir())
-        raise DataError(
-            f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures"
-            + (f", --split being {' or '.join(there)}" if 0 < len(there) <= 5 else "")
-        )
-    names = _classes(place)
-    if not names:
-        raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
-    for other in ("train", "val", "test"):  # one that was unpacked in part has fewer
-        there = _classes(folder / other)
-        if set(there) & set(names):  # else it is no class folders, as in Tiny-ImageNet
-            _expect_classes(names, there, place, f"{folder / other} has")
-    labels, sources = [], []
-    for label, name in enumerate(names):
-        files = _files(place / name)
-        if not files:
-            raise DataError(f"{place / name}: no pictures of this class")
-        labels += [label] * len(files)
-        sources += files
-    return Samples(names, labels, sources)
-
-
-def _files(place: Path) -> list[Path]:
-    """The pictures of a folder and of those in it, in order."""
-    return sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-
-
-def _classes(place: Path) -> tuple[str, ...]:
-    """Names of the class folders at a place, none where there is no such place."""
-    inside = place.iterdir() if place.is_dir() else ()
-    return tuple(sorted(path.name for path in inside if path.is_dir()))
-
-
-def _torchvision(folder: Path, kind: type, split: str) -> Samples:
-    """CIFAR-10 or CIFAR-100 in the files of its authors, as torchvision reads them."""
-    if split not in ("train", "test"):
-        raise DataError(f"{folder}: CIFAR has no split {split!r}; expected train or test")
-    try:
-        read = kind(str(folder), train=split == "train", download=False)
-    except RuntimeError:
-        raise DataError(
-            f"{folder}: {kind.__name__} is incomplete, damaged or not unpacked; see "
-            "tools/prepare_cifar.py"
-        ) from None
-    labels = [int(label) for label in read.targets]
-    wrong = [label for label in labels if not 0 <= label < len(read.classes)]
-    if wrong:
-        raise DataError(f"{folder}: a picture of class {wrong[0]} of {len(read.classes)}, from 0")
-    pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
-    return Samples(tuple(read.classes), labels, list(pictures))
+def _source(folder: Path) -> Classes:
+    """The data of a folder; class folders, which say what is missing, where it is of no format."""
+    format = recognise(folder)
+    known = format is not None and format.task == "classification"
+    return (format if known else folders_format).source([folder], [])
 
 
 def download(name: str, folder: Path) -> Path:
@@ -269,7 +199,7 @@ def with_unlabelled(samples: Samples, folders: Sequence[Path]) -> Samples:
     """
     sources = []
     for folder in folders:
-        found = _files(Path(folder))
+        found = pictures_of(Path(folder))
         if not found:
             raise DataError(f"{folder}: no pictures in there")
         sources += found

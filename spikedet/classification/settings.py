@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from spikedet import settings
 
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
-# Folders of the files of CIFAR's authors, and the archives that they are in.
-CIFAR = {
-    "cifar-10-batches-py": "cifar-10-python.tar.gz",
-    "cifar-100-python": "cifar-100-python.tar.gz",
-}
 SHORT = "torchvision:"  # with a name, in the place of the file of a network description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.

@@ -37,6 +37,7 @@ from spikedet.cli.options import (
     split,
     training_options,
     training_settings,
+    usual_split,
 )
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "torch_device",
     "training_options",
     "training_settings",
+    "usual_split",
     "warn_of_training_pictures",
     "weight",
     "whole",

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.kinds import count, device, devices, seed
+from spikedet.data import formats
+from spikedet.data.samples import listed
 from spikedet.errors import UsageError
+from spikedet.files import read_lines
 from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Task
 
-FOLDERS = {"detection": "VOCdevkit", "classification": "class folders"}
+FOLDERS = {
+    "detection": "VOCdevkit, data.yaml of YOLO labels or COCO's instances_*.json",
+    "classification": "class folders or CIFAR",
+}
 
 
 def add_device(arguments: argparse.ArgumentParser) -> None:
@@ -38,19 +44,34 @@ def add_data_arguments(
     *,
     test: bool = False,
     tasks: Sequence[str] = tuple(SETTINGS),
+    own: bool = True,
 ) -> None:
     """`--data --split --limit`, and `--tuning` unless they are for a test.
 
-    A split that is not given is that of the task, see `split`.
+    A split that is not given is that of the data, see `split`.
+
+    Args:
+        arguments: The parser.
+        test: The data are measured, not trained on.
+        tasks: What they may be for.
+        own: With `--names` and `--images`, which data of detectors may need.
     """
     kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
     usual = "; ".join(f"{getattr(SETTINGS[name], kind)} for {name}" for name in tasks)
-    usual += ", or val where there is only that" if test and "classification" in tasks else ""
-    what = " or ".join(FOLDERS[name] for name in tasks)
+    if "detection" in tasks:
+        usual += f"; {'val or test' if test else 'train'} of other data than VOC's"
+    elif test:
+        usual += ", or val where there is only that"
+    what = "; ".join(FOLDERS[name] for name in tasks)
     add = arguments.add_argument
-    add("--data", type=Path, nargs="+", required=True, help=f"{what}, several")
+    add("--data", type=Path, nargs="+", required=True, help=f"{what}; several")
     add("--split", help=f"data sets and splits, joined by + ({usual})")
     add("--limit", type=count, help="only so many pictures, always the same")
+    if own and "detection" in tasks:
+        help = "class names in their order, or a file with one a line (those of the data)"
+        add("--names", nargs="+", help=help)
+        help = "folders of the pictures of a COCO file, where they are not beside it"
+        add("--images", type=Path, nargs="+", help=help)
     if not test and "detection" in tasks:
         help = "list of training pictures kept aside for every choice (detection)"
         add("--tuning", type=Path, help=help)
@@ -63,18 +84,23 @@ def add_unlabelled(arguments: argparse.ArgumentParser) -> None:
 
 
 def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
-    """The split that was asked for, or the usual one of a task.
+    """The split that was asked for, or the usual one of the data.
 
-    To test on it is `val` where no folder has the usual one and all have that, as ImageNet's.
+    To test on class folders it is `val` where no folder has the usual one and all have that, as
+    ImageNet's.
     """
-    if args.split:
-        return args.split
-    if not test:
-        return SETTINGS[task].TRAIN_SPLIT
-    usual = SETTINGS[task].TEST_SPLIT
-    if any((folder / usual).is_dir() for folder in args.data):
+    return args.split or usual_split(args.data, task, test=test)
+
+
+def usual_split(data: Sequence[Path], task: str, *, test: bool = False) -> str:
+    """The split of some data that is trained on, or measured."""
+    settings = SETTINGS[task]
+    usual = settings.TEST_SPLIT if test else settings.TRAIN_SPLIT
+    if task == "detection":
+        return formats.usual_split(data, task, test) or usual
+    if not test or any((folder / usual).is_dir() for folder in data):
         return usual
-    return "val" if all((folder / "val").is_dir() for folder in args.data) else usual
+    return "val" if all((folder / "val").is_dir() for folder in data) else usual
 
 
 def read(
@@ -84,13 +110,42 @@ def read(
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Sequence:
-    """Annotated samples of `--data`, as `Task.read` gives them.
+    """Annotated samples of `--data`, as `Task.read` gives them; one line says what was read.
 
     Raises:
         DataError: As there, and where the folders are for another task.
+        UsageError: `--names` that are not those of the weights, or options of another task.
     """
     expect_data(task, args.data)
-    return task.read(args.data, split, limit, names)
+    told, images = class_names(getattr(args, "names", None)), getattr(args, "images", None)
+    if task.name != "detection":
+        for option, value in {"names": told, "images": images}.items():
+            if value:
+                raise UsageError(f"--{option} is no option of {task.name}")
+    if told and names and told != tuple(names):
+        raise UsageError(
+            f"--names {listed(told)}: the weights know {listed(names)}; leave --names out"
+        )
+    options = {"images": images} if images else {}
+    found = task.read(args.data, split, limit, names or told, **options)
+    kinds = {format.name: None for format in map(formats.recognise, args.data) if format}
+    classes = task.names(found)
+    print(
+        f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "
+        f"{split}, {len(classes)} classes: {listed(classes)}"
+    )
+    return found
+
+
+def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Class names of `--names`: as they are, or one a line of a single file."""
+    if not words:
+        return None
+    where = "--names"
+    if len(words) == 1 and Path(words[0]).is_file():
+        where = words[0]
+        words = [name for name in read_lines(Path(where), "class names") if name]
+    return formats.expect_names(words, where)
 
 
 def samples(

@@ -8,30 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from spikedet.data.formats.voc import VOC_CLASSES
 from spikedet.errors import UsageError
 
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+__all__ = ["VOC_CLASSES", "Detections"]
 
 
 @dataclass

@@ -3,6 +3,10 @@
 `difficult` objects count neither as found nor as missed. In COCO's measure a difficult box takes
 up one detection, like any ignored box that is no crowd; a second detection of it is a false alarm.
 In VOC 2007's every detection whose best match is difficult is left out, as its devkit does.
+
+Boxes around a crowd count as little, and take up any number of detections: one that lies in a crowd
+by the part of its own area that IoU would have to be, and matches no object, is no false alarm. So
+does COCO, and VOC 2007's measure, which knows no crowds, is given the same.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
+AREAS = (32.0**2, 96.0**2)  # square pixels between small, medium and large objects
 COUNTED = 100  # detections of one class in one picture that COCO's measure looks at
 
 
@@ -29,7 +34,8 @@ class Precision:
     Attributes:
         AP: Mean over classes and IoU thresholds 0.50, 0.55 ... 0.95.
         AP50, AP75: At one IoU threshold.
-        AP_small, AP_medium, AP_large: For boxes below 32^2, below 96^2, and above, square pixels.
+        AP_small, AP_medium, AP_large: For objects up to 32^2 square pixels, up to 96^2, and from
+            there on, or between the limits that were given.
         VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
         per_class: AP of each class.
     """
@@ -45,7 +51,10 @@ class Precision:
 
 
 def average_precision(
-    detections: Sequence[Detections], samples: Sequence[Sample], names: Sequence[str]
+    detections: Sequence[Detections],
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    areas: tuple[float, float] = AREAS,
 ) -> Precision:
     """Measure detections against annotations.
 
@@ -53,13 +62,14 @@ def average_precision(
         detections: One for each sample; boxes and labels as in `Detections`.
         samples: Annotated pictures.
         names: Class names that the labels index.
+        areas: Square pixels between small, medium and large objects.
 
     Returns:
         All measures.
     """
     if len(detections) != len(samples):
         raise ValueError(f"{len(detections)} detections for {len(samples)} pictures")
-    evaluation = _run_coco(detections, samples, len(names))
+    evaluation = _run_coco(detections, samples, len(names), areas)
     table = evaluation.eval["precision"]  # [IoU, recall, class, area, most]
 
     def mean(iou=slice(None), area=0, label=slice(None)) -> float:
@@ -80,17 +90,20 @@ def average_precision(
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that ignores difficult objects; the base class would overwrite `ignore`."""
+    """COCOeval that ignores difficult objects, too; the base class ignores crowds alone."""
 
     def _prepare(self) -> None:
         super()._prepare()
         for objects in self._gts.values():
             for annotation in objects:
-                annotation["ignore"] = annotation["difficult"]
+                annotation["ignore"] |= annotation["difficult"]
 
 
 def _run_coco(
-    detections: Sequence[Detections], samples: Sequence[Sample], classes: int
+    detections: Sequence[Detections],
+    samples: Sequence[Sample],
+    classes: int,
+    areas: tuple[float, float],
 ) -> COCOeval:
     truth, results = COCO(), COCO()
     images = [
@@ -99,9 +112,12 @@ def _run_coco(
     ]
     categories = [{"id": c, "name": str(c)} for c in range(classes)]
     wanted = [
-        _annotation(i, box, label) | {"difficult": int(difficult)}
+        _annotation(i, box, label)
+        | {"difficult": int(difficult), "iscrowd": int(crowd), "area": float(area)}
         for i, sample in enumerate(samples)
-        for box, label, difficult in zip(sample.boxes, sample.labels, sample.difficult, strict=True)
+        for box, label, difficult, crowd, area in zip(
+            sample.boxes, sample.labels, sample.difficult, sample.crowd, sample.areas, strict=True
+        )
     ]
     found = [
         _annotation(i, box, label) | {"score": float(score)}
@@ -121,6 +137,9 @@ def _run_coco(
             side.createIndex()
         evaluation = _Evaluation(truth, results, "bbox")
         evaluation.params.maxDets = [1, 10, COUNTED]
+        most = evaluation.params.areaRng[0]
+        edges = (most[0], *areas, most[1])
+        evaluation.params.areaRng = [most, *map(list, zip(edges, edges[1:], strict=False))]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
@@ -147,7 +166,8 @@ def voc07_ap50(detections: Sequence[Detections], samples: Sequence[Sample], clas
 def _voc07_class(
     detections: Sequence[Detections], samples: Sequence[Sample], label: int
 ) -> float | None:
-    chosen = [sample.labels == label for sample in samples]
+    chosen = [(sample.labels == label) & ~sample.crowd for sample in samples]
+    crowds = [sample.boxes[(sample.labels == label) & sample.crowd] for sample in samples]
     boxes = [sample.boxes[own] for sample, own in zip(samples, chosen, strict=True)]
     difficult = [sample.difficult[own] for sample, own in zip(samples, chosen, strict=True)]
     positives = sum(int((~d).sum()) for d in difficult)
@@ -170,6 +190,8 @@ def _voc07_class(
                 continue
             hits.append(not taken[image][best])
             taken[image][best] = True
+        elif (_covered(box, crowds[image]) >= 0.5).any():
+            continue
         else:
             hits.append(False)
         misses.append(not hits[-1])
@@ -179,12 +201,22 @@ def _voc07_class(
     return float(np.mean([p.max() if p.size else 0.0 for p in points]))
 
 
+def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Area [N] that one box has in common with others [N, 4], square pixels."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    return np.prod(np.clip(high - low, 0, None), axis=1)
+
+
+def _covered(box: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+    """Part [N] of a box that lies in each of the crowds [N, 4]."""
+    return _shared(box, crowds) / np.maximum(np.prod(box[2:] - box[:2]), 1e-9)
+
+
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU [N] of one box with others [N, 4], edges in pixels.
 
     The devkit counts inclusive pixels, which is the width between edges for annotated boxes.
     """
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    shared = _shared(box, others)
     area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)
     return shared / np.maximum(area - shared, 1e-9)

@@ -13,7 +13,7 @@ import torch
 
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
-from spikedet.detection.evaluate import Precision, average_precision
+from spikedet.detection.evaluate import AREAS, Precision, average_precision
 from spikedet.detection.loader import batches
 from spikedet.detection.model import Runner
 from spikedet.detection.predict import select
@@ -63,7 +63,12 @@ def detect_all(
 
 
 def measure(
-    runner: Runner, samples: Sequence[Sample], *, steps: Sequence[int] | None = None, **options: Any
+    runner: Runner,
+    samples: Sequence[Sample],
+    *,
+    steps: Sequence[int] | None = None,
+    areas: tuple[float, float] = AREAS,
+    **options: Any,
 ) -> list[tuple[Precision, float | None]]:
     """Average precision, and spikes per neuron and step (None without spikes).
 
@@ -71,13 +76,14 @@ def measure(
         runner: The network.
         samples: Pictures.
         steps: As of `Task.measure`.
+        areas: As of `average_precision`.
         options: As of `detect_all`.
     """
     if runner.stage != "snn":
         (found,) = detect_all(runner, samples, **options)
-        return [(average_precision(found, samples, runner.names), None)]
+        return [(average_precision(found, samples, runner.names, areas), None)]
     steps = steps or [runner.T]
     with runner.network.spike_rates() as rates:
         each = detect_all(runner, samples, steps=steps, **options)
-    precisions = [average_precision(found, samples, runner.names) for found in each]
+    precisions = [average_precision(found, samples, runner.names, areas) for found in each]
     return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]

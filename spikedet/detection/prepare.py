@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from spikedet.detection.data import read_annotation, read_ids
+from spikedet.data.formats.voc import files_of, read_annotation, read_ids
 from spikedet.errors import DataError, UsageError
 
 SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC"
@@ -200,8 +200,9 @@ def check_split(folder: Path, split: str) -> SplitCheck:
     except DataError as error:
         return SplitCheck(0, 0, 0, [str(error)])
     missing, damaged = [], []
+    files = files_of(folder)
     for name in ids:
-        picture = folder / "JPEGImages" / f"{name}.jpg"
+        picture = folder / "JPEGImages" / files.get(name, f"{name}.jpg")
         if not picture.is_file():
             missing.append(f"{picture}: picture is missing")
         try:

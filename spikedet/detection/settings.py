@@ -10,7 +10,6 @@ from spikedet import settings
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TUNING = CONFIGS / "tuning_ids.txt"
-SPLITS = CONFIGS / "splits"  # of our own, DATASET-SPLIT.txt
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "

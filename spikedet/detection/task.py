@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.detection.boxes import VOC_CLASSES
-from spikedet.detection.data import Sample, fingerprint, read_voc, split_off_tuning, trained_on
+from spikedet.data.formats import read_boxes
+from spikedet.detection.data import Sample, fingerprint, split_off_tuning, trained_on
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches
 from spikedet.detection.model import (
@@ -65,8 +65,9 @@ class Detection(Task):
         split: str,
         limit: int | None = None,
         names: tuple[str, ...] | None = None,
+        images: Sequence[Path] = (),
     ) -> list[Sample]:
-        return read_voc(folders, split, limit=limit, names=names or VOC_CLASSES)
+        return read_boxes(folders, split, limit=limit, names=names, places=images)
 
     def fingerprint(self, samples: Sequence[Sample]) -> str:
         return fingerprint(samples)
@@ -75,7 +76,7 @@ class Detection(Task):
         return trained_on(samples)
 
     def names(self, samples: Sequence[Sample]) -> tuple[str, ...]:
-        return VOC_CLASSES
+        return samples[0].names
 
     def split_off_tuning(
         self, samples: Sequence[Sample], tuning: Path | None

@@ -8,11 +8,13 @@ channels-last, a loader process beside the network).
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -52,18 +54,47 @@ class SampleDataset(YOLODataset):
         return [str(sample.path) for sample in img_path]
 
     def load_image(self, i: int, *args: Any, **options: Any):
-        """As ultralytics does, but what is wrong with a picture is said."""
+        """As ultralytics does, but boxes are of what `read_picture` shows.
+
+        Where OpenCV cannot read a picture, or does not turn it as its tag says, Pillow does. What
+        is wrong with a picture is said.
+        """
+        self.npy_files[i] = Path(self.im_files[i]) / "none"  # a .npy beside it is none of ours
         try:
-            return super().load_image(i, *args, **options)
+            found = super().load_image(i, *args, **options)
         except FileNotFoundError:  # which it raises of damaged ones, too
-            read_picture(self.im_files[i])
-            raise PictureError(f"{self.im_files[i]}: OpenCV cannot decode it") from None
+            found = None
+        shown = self.samples[i].height, self.samples[i].width
+        if found is not None and tuple(found[1]) == shown:
+            return found
+        return self._by_pillow(i, shown)
+
+    def _by_pillow(self, i: int, shown: tuple[int, int]):
+        """A picture, its size and that after resizing its longer side to that of the network."""
+        picture = read_picture(self.im_files[i])
+        if picture.shape[:2] != shown:
+            raise PictureError(f"{self.im_files[i]}: has changed since it was looked at")
+        ratio = self.imgsz / max(shown)
+        if ratio != 1:
+            height, width = (min(math.ceil(side * ratio), self.imgsz) for side in shown)
+            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+        found = picture, shown, picture.shape[:2]
+        if self.augment and self.cache != "ram":  # as ultralytics, whose mosaics are made of these
+            self.ims[i], self.im_hw0[i], self.im_hw[i] = found
+            if i not in self.buffer:
+                self.buffer.append(i)
+            if 1 < len(self.buffer) >= self.max_buffer_length:
+                old = self.buffer.pop(0)
+                self.ims[old] = self.im_hw0[old] = self.im_hw[old] = None
+        return found
 
     def get_labels(self) -> list[dict[str, Any]]:
         labels = []
         for sample in self.samples:
+            sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
+            kept = ~sample.crowd & (sides > 0).all(1)
             size = np.array([sample.width, sample.height] * 2, np.float32)
-            box = sample.boxes / size
+            box = sample.boxes[kept] / size
             centre_size = np.concatenate(
                 [(box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]], 1
             )
@@ -71,7 +102,7 @@ class SampleDataset(YOLODataset):
                 {
                     "im_file": str(sample.path),
                     "shape": (sample.height, sample.width),
-                    "cls": sample.labels[:, None].astype(np.float32),
+                    "cls": sample.labels[kept, None].astype(np.float32),
                     "bboxes": centre_size.astype(np.float32),
                     "segments": [],
                     "keypoints": None,

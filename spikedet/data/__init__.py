@@ -1,0 +1,1 @@
+"""Annotated pictures, whatever format they come in; knows no network."""

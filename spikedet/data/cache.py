@@ -1,0 +1,72 @@
+"""What was read of many files once and need not be read again while they are unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikedet.errors import DataError
+from spikedet.files import write_atomic
+
+VERSION = 3
+
+
+def cache_folder() -> Path:
+    """Folder for derived files: `$SPIKEDET_CACHE`, else `$XDG_CACHE_HOME/spikedet`."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SPIKEDET_CACHE") or base / "spikedet")
+
+
+def read_each(
+    paths: Sequence[Path],
+    read: Callable[[Path], Any],
+    name: str,
+    place: Path,
+    cache: Path | None = None,
+) -> list[Any]:
+    """What `read` makes of every file, from the cache where a file's time and size are the same.
+
+    Args:
+        paths: The files.
+        read: Gives what JSON can hold; a `DataError` is kept in its place, and not in the cache.
+        name: Of the cache file, for people.
+        place: The folder that the files belong to, which tells it from those of others.
+        cache: Where it is; `cache_folder()` by default.
+
+    Returns:
+        For each file the value, or the error.
+    """
+    key = hashlib.sha256(f"{os.path.realpath(place)} {name}".encode(errors="replace")).hexdigest()
+    stored = (cache or cache_folder()) / f"{name[:80]}-{key[:12]}.json"
+    try:
+        content = json.loads(stored.read_text())
+        known = content["files"] if content["version"] == VERSION else {}
+    except (OSError, ValueError, KeyError):
+        known = {}
+    found, fresh = [], {}
+    for path in paths:
+        key = str(path)
+        try:
+            status = os.stat(key)
+            stamp = [status.st_mtime_ns, status.st_size]
+        except OSError:
+            stamp = None
+        entry = known.get(key)
+        if entry is None or stamp is None or entry[0] != stamp:
+            try:
+                entry = [stamp, read(path)]
+            except DataError as error:
+                found.append(error)
+                continue
+        fresh[key] = entry
+        found.append(entry[1])
+    if any(known.get(name) is not entry for name, entry in fresh.items()):
+        content = {"version": VERSION, "files": {**known, **fresh}}
+        with contextlib.suppress(OSError, UnicodeError):  # a read-only home: they are read again
+            write_atomic(stored, json.dumps(content).encode())
+    return found

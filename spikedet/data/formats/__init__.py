@@ -1,0 +1,126 @@
+"""Formats of annotated pictures; what is at a path says which it is.
+
+A new one is a file here with a `FORMAT`, and its name in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spikedet.data.formats import cifar, coco, folders, voc, yolo
+from spikedet.data.formats.base import Boxes, Classes, Format, Labelled, Source
+from spikedet.data.samples import Sample, expect_names, listed
+from spikedet.errors import DataError
+
+# The first that fits is taken: folders of splits may hold any of those before them.
+FORMATS: tuple[Format, ...] = tuple(module.FORMAT for module in (voc, yolo, coco, cifar, folders))
+
+
+def recognise(path: Path) -> Format | None:
+    """The format of the data at a path, None where it is none that is known."""
+    return next((format for format in FORMATS if format.fits(Path(path))), None)
+
+
+def sources(paths: Sequence[Path], task: str, places: Sequence[Path] = ()) -> list[Source]:
+    """The data at several paths.
+
+    Args:
+        paths: Files or folders.
+        task: What is to be learned from them.
+        places: Folders that hold the pictures of annotations without.
+
+    Raises:
+        DataError: One that is of no format, or for another task.
+    """
+    found: list[tuple[Format, list[Path]]] = []
+    for path in map(Path, paths):
+        format = recognise(path)
+        if format is None or format.task != task:
+            raise DataError(f"{path}: {_nothing(path, format, task)}")
+        own = next((given for known, given in found if known is format and format.merges), None)
+        if own is None:
+            found.append((format, [path]))
+        else:
+            own.append(path)
+    return [format.source(given, places) for format, given in found]
+
+
+def _nothing(path: Path, format: Format | None, task: str) -> str:
+    """Why there are no such data."""
+    if format is not None:
+        return f"{format.name}, which are for {format.task}; the network is for {task}"
+    if not path.exists():
+        return "no such folder or file"
+    if task == "classification":
+        return f"no class folders or CIFAR here; expected {path}/SPLIT/CLASS/pictures"
+    return (
+        "no annotated pictures here; expected a VOCdevkit, a data.yaml of YOLO labels or COCO's "
+        "instances_*.json"
+    )
+
+
+def usual_split(paths: Sequence[Path], task: str, test: bool) -> str | None:
+    """The split that is trained on or measured where none is named; None where none is usual."""
+    found = [source.usual_split(test) for source in sources(paths, task)]
+    return None if None in found else "+".join(dict.fromkeys(filter(None, found)))
+
+
+def read_boxes(
+    paths: Sequence[Path],
+    split: str,
+    *,
+    names: Sequence[str] | None = None,
+    limit: int | None = None,
+    places: Sequence[Path] = (),
+) -> list[Sample]:
+    """Pictures with boxes, of any formats.
+
+    Args:
+        paths: Files or folders.
+        split: Splits joined by +; of several data each takes the parts that can be its own.
+        names: The classes, in the order of the labels; those of the data when None.
+        limit: Only the first so many.
+        places: Folders of pictures, for formats that may have them elsewhere.
+
+    Returns:
+        Samples, each with the class names that its labels index.
+
+    Raises:
+        DataError: Something is missing or damaged, or of a class that is not among `names`.
+    """
+    there = [source for source in sources(paths, "detection", places) if isinstance(source, Boxes)]
+    wanted = split.split("+")
+    lost = [part for part in wanted if not any(source.has(part) for source in there)]
+    if len(there) > 1 and lost:
+        raise DataError(f"--split {split}: none of the data has {lost[0]}")
+    samples: list[Sample] = []
+    for source in there:
+        parts = [part for part in wanted if len(there) == 1 or source.has(part)]
+        if not parts:
+            raise DataError(f"{source.paths[0]}: --split {split} says none of its splits")
+        left = None if limit is None else limit - len(samples)
+        if left == 0:
+            break
+        samples += source.read("+".join(parts), names, left)
+        if samples[0].names != samples[-1].names:
+            raise DataError(
+                f"{source.paths[0]}: classes {listed(samples[-1].names)}; {there[0].paths[0]} has "
+                f"{listed(samples[0].names)}; say all of them with --names"
+            )
+    return samples
+
+
+__all__ = [
+    "FORMATS",
+    "Boxes",
+    "Classes",
+    "Format",
+    "Labelled",
+    "Source",
+    "expect_names",
+    "read_boxes",
+    "recognise",
+    "sources",
+    "usual_split",
+]

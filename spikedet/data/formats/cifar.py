@@ -1,0 +1,65 @@
+"""CIFAR-10 and CIFAR-100 in the files of their authors, read by torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spikedet.data.formats.base import Classes, Format, Labelled
+from spikedet.errors import DataError
+
+# Folders of the files, and the archives that they are in.
+ARCHIVES = {
+    "cifar-10-batches-py": "cifar-10-python.tar.gz",
+    "cifar-100-python": "cifar-100-python.tar.gz",
+}
+KINDS = dict(zip(ARCHIVES, ("CIFAR10", "CIFAR100"), strict=True))
+
+
+class Cifar(Classes):
+    """The folder of the files, or the one that it is in."""
+
+    def usual_split(self, test: bool) -> str | None:
+        return "test" if test else "train"
+
+    def read(self, split: str) -> Labelled:
+        import torch
+        from torchvision import datasets
+
+        folder = self.paths[0]
+        there = [folder.name] if folder.name in ARCHIVES else _inside(folder)
+        if len(there) > 1:
+            raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
+        if split not in ("train", "test"):
+            raise DataError(f"{folder}: CIFAR has no split {split!r}; expected train or test")
+        root = folder.parent if folder.name in ARCHIVES else folder
+        kind = getattr(datasets, KINDS[there[0]])
+        try:
+            read = kind(str(root), train=split == "train", download=False)
+        except RuntimeError:
+            raise DataError(
+                f"{root}: {kind.__name__} is incomplete, damaged or not unpacked; see "
+                "tools/prepare_cifar.py"
+            ) from None
+        labels = [int(label) for label in read.targets]
+        wrong = [label for label in labels if not 0 <= label < len(read.classes)]
+        if wrong:
+            raise DataError(f"{root}: a picture of class {wrong[0]} of {len(read.classes)}, from 0")
+        pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
+        return Labelled(tuple(read.classes), labels, list(pictures))
+
+
+def _inside(folder: Path) -> list[str]:
+    """Which of the data sets a folder holds."""
+    return [
+        name
+        for name, archive in ARCHIVES.items()
+        if (folder / name).is_dir() or (folder / archive).is_file()
+    ]
+
+
+def fits(path: Path) -> bool:
+    """Whether a folder is or holds one of the data sets."""
+    return path.name in ARCHIVES or bool(_inside(path))
+
+
+FORMAT = Format("CIFAR", "classification", fits, Cifar)

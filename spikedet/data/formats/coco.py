@@ -1,0 +1,224 @@
+"""COCO: `instances_*.json`, read by pycocotools, and the pictures that it names.
+
+    FOLDER/annotations/instances_SPLIT.json     pictures in FOLDER/SPLIT, FOLDER/images/SPLIT,
+                                                FOLDER/images or FOLDER, or in --images
+    FOLDER/SPLIT/_annotations.coco.json         pictures beside it
+
+A file is its own split; of a folder the splits are the names of its files. Boxes around a crowd are
+kept apart: they are not trained on, and evaluation ignores them as COCO's does. Objects are small,
+medium or large by the area that the file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikedet.data.formats.base import Boxes, Format
+from spikedet.data.samples import Sample, expect_names, first_of, number_of
+from spikedet.data.sizes import on_pictures
+from spikedet.errors import DataError, cut
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+ORDER = {False: ("train",), True: ("val", "valid", "test")}  # of the usual splits, by test
+
+
+class Instances(Boxes):
+    """One `instances_*.json`, or those of a folder."""
+
+    def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
+        super().__init__(paths, places)
+        self.path = self.paths[0]
+        self.files = _files_of(self.path)
+
+    def usual_split(self, test: bool) -> str | None:
+        """That of a file; of a folder the one whose name begins like a usual one."""
+        if self.path.is_file():
+            return _split_of(self.path)
+        found = (s for wanted in ORDER[test] for s in self.files if s.startswith(wanted))
+        return next(found, None)
+
+    def has(self, part: str) -> bool:
+        return any(name.startswith(part) for name in self.files)
+
+    def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        found: dict[str, Sample] = {}
+        own: tuple[str, ...] | None = None
+        for part in split.split("+"):
+            file = self._file(part)
+            coco = _load(file)
+            there = _names_of(coco, file)
+            if own not in (None, there):
+                raise DataError(f"{file}: other classes than the other splits; expected the same")
+            own = there
+            left = None if limit is None else limit - len(found)
+            for sample in _samples(coco, file, names or own, self._places(file), left):
+                found.setdefault(sample.id, sample)
+        return list(found.values())
+
+    def _file(self, split: str) -> Path:
+        """The file of a split, whose name it may begin: `train` is `train2017`."""
+        if split in self.files:
+            return self.files[split]
+        begun = [name for name in self.files if name.startswith(split)] if split else []
+        if len(begun) != 1:
+            there = ", ".join(self.files) or "none"
+            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+        return self.files[begun[0]]
+
+    def _places(self, file: Path) -> list[Path]:
+        """Folders where the pictures of a file may be."""
+        split = _split_of(file)
+        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        bare = re.sub(r"\d+$", "", split)
+        names = [split, f"images/{split}", bare, f"images/{bare}", "images", "JPEGImages", "."]
+        return [*self.places, *(root / name for name in names), file.parent]
+
+
+def _files_of(path: Path) -> dict[str, Path]:
+    """Files by their splits."""
+    if path.is_file():
+        return {_split_of(path): path}
+    patterns = ("annotations/instances_*.json", "instances_*.json", "*/_annotations.coco.json")
+    files = [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    return {_split_of(file): file for file in files[::-1]}
+
+
+def _split_of(file: Path) -> str:
+    """`val2017` of `instances_val2017.json`; the folder of `_annotations.coco.json`."""
+    if file.name == "_annotations.coco.json":
+        return file.absolute().parent.name
+    return file.stem.removeprefix("instances_")
+
+
+def _load(file: Path) -> COCO:
+    """A file as pycocotools has it."""
+    from pycocotools.coco import COCO
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(file))
+        lists = [coco.dataset[key] for key in ("images", "annotations", "categories")]
+        if not all(isinstance(entry, dict) for each in lists for entry in each):
+            raise TypeError
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not readable as JSON ({cut(error)})") from None
+    except (AssertionError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
+        ) from None
+    return coco
+
+
+def _names_of(coco: COCO, file: Path) -> tuple[str, ...]:
+    """Class names in the order of their numbers."""
+    try:
+        ordered = [coco.cats[number]["name"] for number in sorted(coco.cats)]
+    except (KeyError, TypeError):
+        raise DataError(f"{file}: a category without a number or a name") from None
+    return expect_names([str(name) for name in ordered], file)
+
+
+def _samples(
+    coco: COCO, file: Path, names: Sequence[str], places: Sequence[Path], limit: int | None
+) -> list[Sample]:
+    """Samples of a file, in the order of its pictures."""
+    images = list(coco.imgs.values())[:limit]
+    if not images:
+        raise DataError(f"{file}: no pictures in it")
+    labels = {}
+    for number, category in coco.cats.items():
+        name = str(category["name"])
+        labels[number] = names.index(name) if name in names else name
+    place = _place_of(images, file, places)
+    found, problems = [], []
+    for image in images:
+        try:
+            found.append(_sample(image, coco.imgToAnns[image["id"]], labels, names, place, file))
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        raise first_of(problems)
+    return on_pictures(found, _split_of(file), place)
+
+
+def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Path]) -> Path:
+    """The folder that holds the pictures: the first place that has the first of them."""
+    try:
+        first = str(images[0]["file_name"])
+    except KeyError:
+        raise DataError(f"{file}: a picture without file_name") from None
+    found = next((place for place in places if (place / first).exists()), None)
+    if found is None:
+        tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
+        raise DataError(
+            f"{file}: its picture {cut(first)} is not in {tried}; say where with --images"
+        )
+    return found
+
+
+def _sample(
+    image: dict[str, Any],
+    objects: Sequence[dict[str, Any]],
+    labels: dict[int, int | str],
+    names: Sequence[str],
+    place: Path,
+    file: Path,
+) -> Sample:
+    """A sample with size and boxes as annotated."""
+    try:
+        name = str(image["file_name"])
+        size = int(image.get("width") or 0), int(image.get("height") or 0)
+        stem = Path(name).with_suffix("").as_posix()
+        where = f"{file}: {cut(name)}"
+        rows, numbers, crowd, areas = [], [], [], []
+        for one in objects:
+            x, y, width, height = (float(value) for value in one["bbox"])
+            if not (np.isfinite([x, y, width, height]).all() and width >= 0 and height >= 0):
+                raise ValueError
+            rows.append((x, y, x + width, y + height))
+            label = labels[one["category_id"]]
+            numbers.append(label if isinstance(label, int) else number_of(label, names, where))
+            crowd.append(bool(one.get("iscrowd", 0)))
+            areas.append(float(one.get("area", width * height)))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"{file}: {cut(json.dumps(image))}: a size, a box or a category is missing or makes no "
+            "sense; expected bbox as x, y, width, height in pixels"
+        ) from None
+    boxes = np.array(rows, np.float64).reshape(-1, 4)
+    if size != (0, 0) and not ((boxes[:, :2] < size) & (boxes[:, 2:] > 0)).all():
+        raise DataError(f"{where}: a box lies outside its picture of {size[0]} x {size[1]} pixels")
+    return Sample(
+        id=f"{_split_of(file)}/{stem}",
+        path=place / name,
+        width=size[0],
+        height=size[1],
+        boxes=boxes.astype(np.float32),
+        labels=np.array(numbers, np.int64),
+        difficult=np.zeros(len(numbers), bool),
+        crowd=np.array(crowd, bool),
+        areas=np.array(areas, np.float64),
+        names=tuple(names),
+    )
+
+
+def fits(path: Path) -> bool:
+    """Whether a file is JSON, or a folder holds COCO's annotations."""
+    if path.is_file():
+        return path.suffix.lower() == ".json"
+    return path.is_dir() and bool(_files_of(path))
+
+
+FORMAT = Format("COCO annotations", "detection", fits, Instances)

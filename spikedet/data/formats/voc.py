@@ -1,0 +1,423 @@
+"""PASCAL VOC: a `VOCdevkit` of one or more data sets, of VOC's classes or others.
+
+    VOCdevkit/DATASET/JPEGImages/ID.jpg      or another picture, `.JPG` or `.png`
+    VOCdevkit/DATASET/Annotations/ID.xml
+    VOCdevkit/DATASET/ImageSets/Main/SPLIT.txt
+
+It is read in place and never written to. Boxes are kept as edges in 0-based pixels: VOC's inclusive
+1-based `xmin ymin xmax ymax` become `xmin-1 ymin-1 xmax ymax`, so width and height are plain
+differences.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from spikedet.data.cache import read_each
+from spikedet.data.formats.base import Boxes, Format
+from spikedet.data.samples import Sample, expect_names, first_of, number_of
+from spikedet.data.sizes import on_pictures
+from spikedet.errors import DataError, cut
+from spikedet.files import read_lines
+from spikedet.pictures import HEIC, is_picture
+
+SPLITS = Path(__file__).resolve().parents[3] / "configs" / "splits"  # our own, DATASET-SPLIT.txt
+TRAIN, TEST = (("VOC2007", "train"), ("VOC2012", "trainval")), (("VOC2007", "val"),)
+PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+class Annotation(NamedTuple):
+    """What a VOC XML says.
+
+    Attributes:
+        width, height: Pixels; 0 where it does not know.
+        boxes: [x1, y1, x2, y2] of each object, 0-based edges.
+        names: Its class.
+        difficult: Whether it is.
+    """
+
+    width: int
+    height: int
+    boxes: list[list[float]]
+    names: list[str]
+    difficult: list[bool]
+
+
+# ---------------------------------------------------------------------- annotations
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """The root of a VOC XML.
+
+    Raises:
+        DataError: No such file, or not XML in an encoding that is read.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no file; expected a VOC XML file here")
+    try:
+        return ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise DataError(f"{path}: annotation is missing; expected a VOC XML file here") from None
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}: not readable as VOC XML ({cut(error)})") from None
+    except (LookupError, ValueError) as error:  # what Python has no or another decoder for
+        raise DataError(
+            f"{path}: its encoding is not readable ({cut(error)}); expected VOC XML in UTF-8"
+        ) from None
+
+
+def parse_annotation(path: Path) -> Annotation:
+    """Read one VOC annotation, of any classes.
+
+    A box may reach one pixel beyond its picture (VOC 2012 has such boxes); it is clipped.
+
+    Raises:
+        DataError: No such file, not VOC XML, a box that is upside down or lies outside its picture.
+    """
+    root = parse_xml(path)
+    boxes, names, difficult = [], [], []
+    try:
+        width, height = (
+            int(float(root.findtext(f"size/{key}", ""))) for key in ("width", "height")
+        )
+        if min(width, height) < 0:
+            raise ValueError
+        for item in root.iter("object"):
+            name = item.findtext("name", "").strip()
+            box = [
+                float(item.findtext(f"bndbox/{key}", ""))
+                for key in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            if not np.isfinite(box).all():
+                raise ValueError
+            x1, y1, x2, y2 = box
+            where = f"{path}: box of {cut(name)} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+            if x2 < x1 or y2 < y1:
+                raise DataError(f"{where} is upside down; expected xmin <= xmax and ymin <= ymax")
+            box = [x1 - 1, y1 - 1, x2, y2]
+            boxes.append(_clipped(box, width, height, where) if (width, height) != (0, 0) else box)
+            names.append(name)
+            difficult.append(item.findtext("difficult", "0").strip() == "1")
+    except (ValueError, OverflowError):
+        raise DataError(
+            f"{path}: a size or a box is missing or not a number; expected size/width, "
+            "size/height and bndbox/xmin ymin xmax ymax"
+        ) from None
+    return Annotation(width, height, boxes, names, difficult)
+
+
+def _clipped(box: Sequence[float], width: int, height: int, where: str) -> list[float]:
+    """Edges [x1, y1, x2, y2] of a box that reaches at most one pixel beyond its picture."""
+    x1, y1, x2, y2 = box
+    # part of it must be inside, or nothing is left after clipping
+    inside = -1 <= x1 <= width - 1 and 1 <= x2 <= width + 1
+    if not (inside and -1 <= y1 <= height - 1 and 1 <= y2 <= height + 1):
+        raise DataError(f"{where} lies outside its picture of {width} x {height} pixels")
+    return [max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)]
+
+
+def read_annotation(
+    path: Path, names: Sequence[str] = VOC_CLASSES
+) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
+    """Read one VOC annotation of known classes.
+
+    Args:
+        path: The XML file.
+        names: Known classes, in the order of the labels.
+
+    Returns:
+        Width and height in pixels, boxes [N, 4] float32, labels [N] int64, difficult [N] bool.
+
+    Raises:
+        DataError: As `parse_annotation`, or an unknown class.
+    """
+    found = parse_annotation(path)
+    return found.width, found.height, *_arrays(found, names, path)
+
+
+def _arrays(
+    found: Annotation, names: Sequence[str], where: Path | str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [N, 4] float32, labels [N] int64, difficult [N] bool."""
+    return (
+        np.array(found.boxes, np.float32).reshape(-1, 4),
+        np.array([number_of(name, names, where) for name in found.names], np.int64),
+        np.array(found.difficult, bool),
+    )
+
+
+# ---------------------------------------------------------------------- splits
+
+
+def parse_splits(splits: str) -> list[tuple[str, str]]:
+    """`VOC2007:train+VOC2012:trainval` -> [("VOC2007", "train"), ("VOC2012", "trainval")].
+
+    Raises:
+        DataError: The list is not of that form.
+    """
+    pairs = []
+    for part in splits.split("+"):
+        match = re.fullmatch(r"\s*([\w.-]+):([\w.-]+)\s*", part)
+        if match is None:
+            raise DataError(
+                f"split {splits!r}: {part!r} is not of the form VOC2007:train "
+                "(several are joined by +, as in VOC2007:train+VOC2012:trainval)"
+            )
+        pairs.append((match[1], match[2]))
+    return pairs
+
+
+def read_ids(folder: Path, split: str) -> list[str]:
+    """Picture ids of `folder/ImageSets/Main/<split>.txt`, in its order.
+
+    Splits that data sets do not bring are those of `configs/splits`: `spikedet-val`, the pictures
+    that the released detectors were measured on, and `spikedet-train`, which they were trained on
+    (or, of VOC 2007, chosen by).
+
+    VOC 2012 holds copies of VOC 2007 pictures under ids `2007_NNNNNN`; those are dropped, because
+    some of them are evaluation pictures of the other year.
+    """
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file() and (own := SPLITS / f"{folder.name}-{split}.txt").is_file():
+        path = own
+    if not path.is_file():
+        there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        raise DataError(f"{path}: no such split; {folder.name} has {', '.join(there) or 'none'}")
+    ids = [line.split()[0] for line in read_lines(path) if line]
+    if not ids:
+        raise DataError(f"{path}: the split is empty; expected one picture id a line")
+    if folder.name != "VOC2007":
+        ids = [i for i in ids if not is_copy_of_2007(i)]
+    return ids
+
+
+def is_copy_of_2007(number: str) -> bool:
+    """Whether a picture of VOC 2012 is one of VOC 2007, by its id."""
+    return re.fullmatch(r"2007_\d{6}", number) is not None
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Names of the picture files of a data set, by picture id.
+
+    Of several with one id `ID.jpg` is the picture.
+    """
+    images = folder / "JPEGImages"
+    entries = sorted(entry.name for entry in os.scandir(images)) if images.is_dir() else []
+    found: dict[str, str] = {}
+    for name in entries:
+        stem, suffix = os.path.splitext(name)
+        if suffix == ".jpg":
+            found[stem] = name
+        elif is_picture(Path(name)) or suffix.lower() in HEIC:  # and says why it cannot be read
+            found.setdefault(stem, name)
+    return found
+
+
+# ---------------------------------------------------------------------- samples
+
+
+def read_voc(
+    devkits: Path | Sequence[Path],
+    splits: str,
+    *,
+    names: Sequence[str] | None = VOC_CLASSES,
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> list[Sample]:
+    """Read annotated pictures.
+
+    Args:
+        devkits: One `VOCdevkit` folder or several; a data set is taken from the first that has it.
+        splits: For instance `VOC2007:train+VOC2012:trainval`.
+        names: Known classes; when None VOC's if all are among them, else those there are, sorted.
+        limit: Only the first so many pictures.
+        cache: Folder for parsed annotations; `cache_folder()` by default.
+
+    Returns:
+        Samples in the order of the split files, each picture once.
+
+    Raises:
+        DataError: A missing folder, split, annotation or picture, or a damaged annotation. When
+            several are wrong, the first is named and the others are counted.
+    """
+    devkits = [devkits] if isinstance(devkits, str | Path) else list(devkits)
+    parts: list[tuple[Path, str, list[str]]] = []
+    taken: set[str] = set()
+    for dataset, split in parse_splits(splits):
+        folder = next((Path(d) / dataset for d in devkits if (Path(d) / dataset).is_dir()), None)
+        if folder is None:
+            raise DataError(
+                f"{Path(devkits[0]) / dataset}: no such folder; expected the VOCdevkit layout "
+                f"({', '.join(f'{dataset}/{part}' for part in PARTS)})"
+            )
+        ids = [i for i in dict.fromkeys(read_ids(folder, split)) if f"{dataset}/{i}" not in taken]
+        if limit is not None and names is not None:  # else their classes would depend on it
+            ids = ids[: limit - len(taken)]
+        taken |= {f"{dataset}/{i}" for i in ids}
+        parts.append((folder, split, ids))
+    read = [_annotations(*part, cache) for part in parts]
+    if names is None:
+        names = _own_names([found for part in read for found in part])
+    samples: list[Sample] = []
+    for (folder, split, ids), found in zip(parts, read, strict=True):
+        left = None if limit is None else limit - len(samples)
+        own = _samples(folder, split, ids[:left], found[:left], tuple(names))
+        fitted = on_pictures(own, f"{folder.name}-{split}", folder, cache)
+        pairs = zip(own, fitted, strict=True)
+        samples += [_checked(two) if one.width == 0 else two for one, two in pairs]
+    return samples
+
+
+def _annotations(
+    folder: Path, split: str, ids: list[str], cache: Path | None
+) -> list[Annotation | DataError]:
+    """Annotations of one data set, or what is wrong with them."""
+    place = folder / "Annotations"
+    paths = [place / f"{name}.xml" for name in ids]
+    found = read_each(paths, parse_annotation, f"{folder.name}-{split}", folder, cache)
+    return [each if isinstance(each, DataError) else Annotation(*each) for each in found]
+
+
+def _own_names(found: Sequence[Annotation | DataError]) -> tuple[str, ...]:
+    """VOC's classes, or those of the annotations where one of them is none of VOC's."""
+    read = [each for each in found if isinstance(each, Annotation)]
+    there = {name for each in read for name in each.names}
+    return VOC_CLASSES if there <= set(VOC_CLASSES) else tuple(sorted(there))
+
+
+def _samples(
+    folder: Path,
+    split: str,
+    ids: list[str],
+    found: Sequence[Annotation | DataError],
+    names: tuple[str, ...],
+) -> list[Sample]:
+    """Samples of one data set, with sizes and boxes as annotated."""
+    files, images, annotations = files_of(folder), folder / "JPEGImages", folder / "Annotations"
+    samples, problems = [], []
+    for name, annotation in zip(ids, found, strict=True):
+        picture = images / files.get(name, f"{name}.jpg")
+        try:
+            if name not in files:
+                raise DataError(f"{picture}: picture is missing; {split}.txt lists it")
+            if isinstance(annotation, DataError):
+                raise annotation
+            size = annotation.width, annotation.height
+            arrays = _arrays(annotation, names, f"{annotations}{os.sep}{name}.xml")
+        except DataError as error:
+            problems.append(error)
+            continue
+        samples.append(Sample(f"{folder.name}/{name}", picture, *size, *arrays, names=names))
+    if problems:
+        raise first_of(problems)
+    return samples
+
+
+def _checked(sample: Sample) -> Sample:
+    """A sample whose boxes lie in its picture, as those of annotations without a size may not."""
+    limit = [sample.width, sample.height] * 2
+    if (sample.boxes >= 0).all() and (sample.boxes <= limit).all():
+        return sample
+    boxes = [
+        _clipped(box, sample.width, sample.height, f"{sample.path}: a box")
+        for box in sample.boxes.tolist()
+    ]
+    return replace(sample, boxes=np.array(boxes, np.float32).reshape(-1, 4), areas=None)
+
+
+# ---------------------------------------------------------------------- as a format
+
+
+def _datasets(folder: Path) -> list[str]:
+    """Data sets of a devkit."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return [path.name for path in inside if path.is_dir() and _is_dataset(path)]
+
+
+def _is_dataset(folder: Path) -> bool:
+    return all((folder / part).is_dir() for part in ("JPEGImages", "Annotations"))
+
+
+def fits(path: Path) -> bool:
+    """Whether a folder is a devkit, or a data set in one."""
+    return path.is_dir() and (
+        _is_dataset(path) or bool(_datasets(path)) or any(p.is_dir() for p in path.glob("VOC*"))
+    )
+
+
+class Devkits(Boxes):
+    """One `VOCdevkit` or several."""
+
+    def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
+        super().__init__(paths, places)
+        self.devkits = [
+            Path(os.path.abspath(path)).parent if _is_dataset(path) else path for path in self.paths
+        ]
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the data sets there are."""
+        given = [Path(os.path.abspath(path)).name for path in self.paths if _is_dataset(path)]
+        return given or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
+
+    def has(self, part: str) -> bool:
+        return ":" in part or (len(self.datasets) == 1 and self._listed(self.datasets[0], part))
+
+    def _listed(self, dataset: str, split: str) -> bool:
+        """Whether one of the devkits has a list of this split."""
+        places = (devkit / dataset / "ImageSets" / "Main" for devkit in self.devkits)
+        return any((place / f"{split}.txt").is_file() for place in places)
+
+    def usual_split(self, test: bool) -> str | None:
+        """As VOC's challenges; of one other data set `train`, and `val` or `test`."""
+        there = self.datasets
+        known = [f"{name}:{split}" for name, split in (TEST if test else TRAIN) if name in there]
+        if known:
+            return "+".join(known)
+        if len(there) != 1:
+            return None
+        wanted = ("val", "test") if test else ("train", "trainval")
+        split = next((split for split in wanted if self._listed(there[0], split)), None)
+        return split and f"{there[0]}:{split}"
+
+    def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        there = self.datasets
+        if len(there) == 1:  # whose name need not be said
+            parts = [part if ":" in part else f"{there[0]}:{part}" for part in split.split("+")]
+            split = "+".join(parts)
+        samples = read_voc(self.devkits, split, names=names, limit=limit)
+        expect_names(samples[0].names, self.paths[0])
+        return samples
+
+
+FORMAT = Format("VOCdevkit", "detection", fits, Devkits, merges=True)

@@ -1,0 +1,319 @@
+"""YOLO labels: a text file beside each picture, and ultralytics' `data.yaml`.
+
+    names: [circle, square]        or {0: circle, 1: square}; or none, and --names says them
+    path: shapes                   where the rest is; the folder of this file if left out
+    train: images/train            a folder, a text file with one picture a line, or a list of such
+    val: images/val
+
+The label file of `.../images/train/1.jpg` is `.../labels/train/1.txt`, one object a line: number of
+the class, then centre x, centre y, width and height as parts of the picture's, or the corners of a
+polygon. A picture without one has no objects. A folder with `images` and `labels` needs no
+`data.yaml`. ultralytics' own reader is not asked: it writes beside the labels, and mends pictures
+in place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from spikedet.data.cache import read_each
+from spikedet.data.formats.base import Boxes, Format
+from spikedet.data.samples import Sample, expect_names, first_of, number_of
+from spikedet.data.sizes import headers, warn_of_tags
+from spikedet.errors import DataError, cut
+from spikedet.files import read_lines
+from spikedet.pictures import is_picture, pictures_in
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+KEYS = {key: split for split, keys in SPLITS.items() for key in keys}
+NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # beside labels without a data.yaml
+NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
+BEYOND = 0.01  # of a picture's side that a label may reach beyond it, as in ultralytics
+
+
+class Labels(Boxes):
+    """What a `data.yaml` describes."""
+
+    def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
+        super().__init__(paths, places)
+        self.path = _description_in(self.paths[0]) or self.paths[0]
+        self.described = self.path.is_file()
+        self.data = _read_yaml(self.path) if self.described else _bare(self.path)
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that have pictures."""
+        return [split for split in SPLITS if self._entry(split)]
+
+    def usual_split(self, test: bool) -> str | None:
+        wanted = ("val", "test") if test else ("train",)
+        return next((split for split in wanted if self._entry(split)), None)
+
+    def has(self, part: str) -> bool:
+        return bool(self._entry(KEYS.get(part, "")))
+
+    def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        own = self._names()
+        if own is None:
+            if names is None:
+                raise DataError(f"{self.path}: no class names; say them with --names")
+            own = tuple(names)
+        names = own if names is None else tuple(names)
+        pictures = list(dict.fromkeys(p for part in split.split("+") for p in self._part(part)))
+        pictures = pictures[:limit]
+        root = self.path.parent if self.described else self.path
+        title = f"{root.absolute().name}-{split}"
+        sizes = headers(pictures, title, root)
+        labels = [label_of(picture) for picture in pictures]
+        rows = iter(read_each([p for p in labels if p.is_file()], self._rows, title, root))
+        found, problems, turned, without = [], [], [], 0
+        for picture, header, label in zip(pictures, sizes, labels, strict=True):
+            without += not label.is_file()
+            objects = next(rows) if label.is_file() else []
+            try:
+                for each in (header, objects):
+                    if isinstance(each, DataError):
+                        raise each
+                sample = _sample(picture, root, header[:2], objects, own, names, label)
+            except DataError as error:
+                problems.append(error)
+                continue
+            found.append(sample)
+            if header.turn > 1 and objects:
+                turned.append(picture.name)
+        if problems:
+            raise first_of(problems)
+        if without == len(pictures):
+            raise DataError(
+                f"{labels[0]}: no such label file, and none of the {len(labels)} of {split} is "
+                "there; expected `labels` beside `images`, or each beside its picture"
+            )
+        if turned:
+            warn_of_tags(title, turned)
+        return found
+
+    def _given(self, key: str) -> Any:
+        """A value of the description, None where it says null."""
+        value = self.data.get(key)
+        return None if value in NOTHING else value
+
+    def _names(self) -> tuple[str, ...] | None:
+        names = self._given("names")
+        if not names:
+            return None
+        if isinstance(names, dict):
+            numbers = sorted(names, key=lambda key: (len(key), key))
+            if numbers != [str(number) for number in range(len(names))]:
+                raise DataError(
+                    f"{self.path}: classes {cut(', '.join(numbers))}; expected numbers from 0 to "
+                    f"{len(names) - 1}, one each"
+                )
+            names = [names[number] for number in numbers]
+        if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
+            raise DataError(f"{self.path}: names are no list of class names")
+        names = expect_names([name.strip() for name in names], self.path)
+        count = self.data.get("nc")
+        if count and count != str(len(names)):
+            raise DataError(f"{self.path}: nc is {cut(count)}, but there are {len(names)} names")
+        return names
+
+    def _entry(self, split: str) -> list[str]:
+        """What the description says of a split."""
+        values = (self._given(key) for key in SPLITS.get(split, ()))
+        value = next(filter(None, values), [])
+        return [value] if isinstance(value, str) else [str(each) for each in value]
+
+    def _part(self, split: str) -> Iterator[Path]:
+        """The pictures of one split."""
+        entries = self._entry(KEYS.get(split, ""))
+        if not entries:
+            there = ", ".join(self.splits) or "none"
+            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+        for entry in entries:
+            place = self._found(entry)
+            if place is None:
+                raise DataError(f"{self.path}: {split}: {cut(entry)}: no such file or folder")
+            if place.is_dir():
+                pictures, unreadable = pictures_in(place, deep=True)
+                if unreadable:
+                    raise unreadable
+            else:
+                pictures = self._listed(place)
+            if not pictures:
+                raise DataError(f"{place}: no pictures here")
+            yield from pictures
+
+    def _listed(self, place: Path) -> list[Path]:
+        """The pictures that a text file names, or the one that it is."""
+        if is_picture(place):
+            return [place]
+        found = []
+        for line in filter(None, read_lines(place, "list of pictures")):
+            tries = [place.parent / line, *(root / line for root in self._roots()), Path(line)]
+            picture = next((path for path in tries if path.exists()), None)
+            if picture is None:
+                raise DataError(f"{place}: {cut(line)}: no such picture")
+            found.append(picture)
+        return found
+
+    def _roots(self) -> list[Path]:
+        """Where the entries of a description may be meant from, the most likely first."""
+        beside = self.path.parent if self.described else self.path
+        path = self._given("path")
+        if not path:
+            return [beside]
+        return [beside / path, beside.parent / path, Path(path), beside]
+
+    def _found(self, entry: str) -> Path | None:
+        """The file or folder of an entry; ultralytics forgives `../` in front of it, too."""
+        tries = [entry] + ([entry[3:]] if entry.startswith("../") else [])
+        places = (root / each for each in tries for root in self._roots())
+        return next((Path(os.path.normpath(place)) for place in places if place.exists()), None)
+
+    def _rows(self, path: Path) -> list[list[float]]:
+        """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
+        keypoints = bool(self.data.get("kpt_shape"))
+        found = []
+        for number, line in enumerate(read_lines(path, "labels"), 1):
+            if not line:
+                continue
+            try:
+                label, *values = (float(word) for word in line.removeprefix("\ufeff").split())
+                row = _row(label, values[:4] if keypoints else values)
+            except (ValueError, OverflowError):
+                raise DataError(
+                    f"{path}: line {number}: {cut(line)!r}; expected a class number and four parts "
+                    "of the picture, or a polygon's corners, each of 0 to 1"
+                ) from None
+            if row not in found:  # as ultralytics, which takes an object twice for a slip
+                found.append(row)
+        return found
+
+
+def _row(label: float, values: Sequence[float]) -> list[float]:
+    """Class and edges of one line; a ValueError where it is none."""
+    values = np.array(values)
+    if len(values) % 2 or len(values) < 4 or label < 0 or label != int(label):
+        raise ValueError
+    if not ((values >= -BEYOND) & (values <= 1 + BEYOND)).all():  # NaN is in no range
+        raise ValueError
+    if len(values) == 4:
+        centre, half = values[:2], values[2:] / 2
+        if (half < 0).any():
+            raise ValueError
+        edges = np.concatenate([centre - half, centre + half])
+    else:
+        corners = values.reshape(-1, 2)
+        edges = np.concatenate([corners.min(0), corners.max(0)])
+    return [int(label), *np.clip(edges, 0, 1).tolist()]
+
+
+def _sample(
+    picture: Path,
+    root: Path,
+    size: tuple[int, int],
+    objects: Sequence[Sequence[float]],
+    own: Sequence[str],
+    names: tuple[str, ...],
+    label: Path,
+) -> Sample:
+    """A sample from the rows of its label file."""
+    for number, *_ in objects:
+        if number >= len(own):
+            raise DataError(
+                f"{label}: class {number:.0f}; there are {len(own)} classes, numbered from 0"
+            )
+    edges = np.array([row[1:] for row in objects], np.float64).reshape(-1, 4)
+    labels = [number_of(own[int(row[0])], names, label) for row in objects]
+    return Sample(
+        id=f"{root.absolute().name}/{_relative(picture, root)}",
+        path=picture,
+        width=size[0],
+        height=size[1],
+        boxes=(edges * [*size, *size]).astype(np.float32),
+        labels=np.array(labels, np.int64),
+        difficult=np.zeros(len(labels), bool),
+        names=names,
+    )
+
+
+def _relative(picture: Path, root: Path) -> str:
+    """A picture's path below a folder, without its ending."""
+    return Path(os.path.relpath(picture, root)).with_suffix("").as_posix()
+
+
+def label_of(picture: Path) -> Path:
+    """The label file of a picture: `labels` in place of the last `images` of its path."""
+    parts = list(picture.absolute().parent.parts)
+    if "images" not in parts:
+        return picture.with_suffix(".txt")
+    last = len(parts) - 1 - parts[::-1].index("images")
+    parts[last] = "labels"
+    return Path(*parts, f"{picture.stem}.txt")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
+    try:
+        found = yaml.load(path.read_bytes(), yaml.BaseLoader)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not readable as YAML; expected names, train and val")
+    return found
+
+
+def _bare(folder: Path) -> dict[str, Any]:
+    """What a `data.yaml` would say of a folder with pictures in `images` and labels in `labels`."""
+    data: dict[str, Any] = {}
+    for split, keys in SPLITS.items():
+        tries = [path for key in keys for path in (f"images/{key}", f"{key}/images")]
+        data[split] = next((path for path in tries if (folder / path).is_dir()), "")
+    if not any(data.values()):
+        data["train"] = "images"
+    listed = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    if listed is not None:
+        data["names"] = [name for name in read_lines(listed, "class names") if name]
+    return data
+
+
+def _description_in(path: Path) -> Path | None:
+    """The `data.yaml` that a path is or holds."""
+    if path.is_file():
+        return path if path.suffix.lower() in (".yaml", ".yml") else None
+    if not path.is_dir():
+        return None
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
+    files.sort(key=lambda p: p.stem != "data")
+    for file in files:
+        try:
+            data = _read_yaml(file)
+        except DataError:
+            continue
+        if ("names" in data or "nc" in data) and any(
+            key in data for keys in SPLITS.values() for key in keys
+        ):
+            return file
+    return None
+
+
+def fits(path: Path) -> bool:
+    """Whether a file is a `data.yaml`, or a folder holds one, or `images` and `labels`."""
+    if _description_in(path):
+        return True
+    pairs = [(path / "images", path / "labels")]
+    pairs += [
+        (path / key / "images", path / key / "labels") for keys in SPLITS.values() for key in keys
+    ]
+    return any(images.is_dir() and labels.is_dir() for images, labels in pairs)
+
+
+FORMAT = Format("YOLO labels", "detection", fits, Labels)
