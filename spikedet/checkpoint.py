@@ -30,7 +30,10 @@ from spikedet.neurons.quantize import QuantClip
 FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
 FULL_PRECISION = ("threshold", "initial")
 STAGES = ("float", "qc", "snn")
-MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 16_384, 100_000
+MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
+MOST_LOG_WEIGHT = 60.0  # of what a step counts: sums of its exponentials are finite and not 0
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TYPES += (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 @dataclass
@@ -101,15 +104,17 @@ def load(path: Path) -> Checkpoint:
             f"{path}: safetensors of {kind}; expected weights written by spikedet ({FORMAT})"
         )
     for name, tensor in tensors.items():
-        if tensor.is_complex() or tensor.dtype == torch.bool:
+        if tensor.dtype not in TYPES:
             raise WeightsError(f"{path}: {name[:80]} is {tensor.dtype}; expected real numbers")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        tensors[name] = _widen(tensor)
+        if tensor.is_floating_point() and not bool(tensors[name].isfinite().all()):
             raise WeightsError(f"{path}: {name[:80]} holds values that are not finite")
     try:
         header = json.loads(metadata["header"])
+        listed = isinstance(header["names"], list)
         header["names"] = tuple(header["names"])
-        checkpoint = Checkpoint(**header, tensors={k: _widen(v) for k, v in tensors.items()})
-        damaged = not _plausible(checkpoint)
+        checkpoint = Checkpoint(**header, tensors=tensors)
+        damaged = not listed or not _plausible(checkpoint)
     except (KeyError, TypeError, ValueError, RecursionError):
         damaged = True
     if damaged:
@@ -142,17 +147,21 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
         graph = build(checkpoint.graph)
     except ValueError as error:
         raise WeightsError(str(error)) from None
-    declared = {name: tensor.shape for name, tensor in graph.layers.state_dict().items()}
+    declared = graph.layers.state_dict()
     files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise WeightsError("the graph does not say which tensors its layers share")
     tensors = {}
-    for name, shape in declared.items():
+    for name, wanted in declared.items():
         tensor = checkpoint.tensors.get(files.get(name, name))
         if tensor is None:
             raise WeightsError(f"the tensor {name[:80]} of the graph is not in the file")
-        if tensor.shape != shape:
+        if tensor.shape != wanted.shape:
             raise WeightsError(
-                f"{name[:80]} is {list(tensor.shape)}; the graph declares {list(shape)}"
+                f"{name[:80]} is {list(tensor.shape)}; the graph declares {list(wanted.shape)}"
             )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise WeightsError(f"{name[:80]} is {tensor.dtype}; expected {wanted.dtype}")
         tensors[name] = tensor.clone()
     known = {files.get(name, name) for name in declared}
     if checkpoint.stage != "float" and (more := checkpoint.tensors.keys() - known):
@@ -181,6 +190,11 @@ def expect_sound(graph: Graph) -> None:
         variance = getattr(node.module, "running_var", None)
         if variance is not None and not bool((variance >= 0).all()):
             raise WeightsError(f"{node.name}: a variance below 0")
+        weights = getattr(node.module, "log_weights", None)
+        if weights is not None and not bool((weights.abs() <= MOST_LOG_WEIGHT).all()):
+            raise WeightsError(
+                f"{node.name}: a step that counts exp({weights.abs().max().item():.4g}) times"
+            )
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:

@@ -37,8 +37,8 @@ class BasePredictor:
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
         made = self.task.current(checkpoint.load(self.weights))
-        self.stride = self.task.stride(made.head)
         self.runner = self.task.restore(made, self.half).to(device)
+        self.stride = self.task.stride(made.head)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

@@ -259,7 +259,7 @@ class Task(ABC):
             WeightsError: Of another task, or its tensors do not fit its graph or description.
         """
         if made.stage != "float":
-            return restore_graph(self.current(made))
+            return self.graph(made)
         if made.task != self.name:
             raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
         network = self._described(made)
@@ -268,6 +268,9 @@ class Task(ABC):
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"tensors do not fit the network description: {reason}") from None
+        for name, tensor in made.tensors.items():
+            if name.endswith("running_var") and not bool((tensor >= 0).all()):
+                raise WeightsError(f"{name[:80]}: a variance below 0")
         return network.requires_grad_(False)
 
     def _described(self, made: Checkpoint) -> nn.Module:
@@ -281,8 +284,23 @@ class Task(ABC):
 
     def graph(self, made: Checkpoint) -> Graph:
         """The graph of a checkpoint of any stage, as it was written; that of a float network has
-        its batch norms."""
-        return restore_graph(self.current(made))
+        its batch norms.
+
+        Raises:
+            WeightsError: As `bare`, or its outputs are not what its task takes them for.
+        """
+        made = self.current(made)
+        graph = restore_graph(made)
+        self.expect_outputs(graph, made)
+        return graph
+
+    @abstractmethod
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        """Refuse a graph whose outputs are not what the rest of its checkpoint takes them for.
+
+        Raises:
+            WeightsError: Says what does not fit.
+        """
 
     def head_of(self, network: nn.Module) -> dict[str, Any]:
         """What the outputs of a network mean, for its checkpoints."""
@@ -302,7 +320,11 @@ class Task(ABC):
             from spikedet.upgrade import upgraded
 
             network = self._described(made)
-            head, pooling = self.head_of(network), pooling_of(made.model)
+            head = self.head_of(network)
+            try:
+                pooling = pooling_of(made.model)
+            except UsageError as error:
+                raise WeightsError(str(error)) from None
             return upgraded(made, network, self.example(made.imgsz), pooling, head)
         return self.float_checkpoint(made, self.bare(made))
 

@@ -125,7 +125,7 @@ PICTURE_BESIDE_SPIKES = {
 @pytest.mark.parametrize(
     ("description", "imgsz", "error", "words"),
     [
-        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2: spikes meet a signal"),
+        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2\.cat: spikes meet a signal"),
         (
             {"activation": "torch.nn.LeakyReLU(1.5)"},
             64,

@@ -13,8 +13,10 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.settings import PROTOCOL, SHORT, Settings
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.structure import fill
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 
@@ -85,6 +87,21 @@ class Classification(Task):
 
     def example(self, imgsz: int) -> Tensor:
         return torch.zeros(1, 3, imgsz, imgsz)
+
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        try:
+            models.expect_colours(made.model)
+            transforms.form(made.model)
+        except UsageError as error:
+            raise WeightsError(
+                f"the network description in the weights is damaged: {error}"
+            ) from None
+        shape, wanted = fill(graph.output, graph.shapes), (1, len(made.names))
+        if shape != wanted or len(graph.shapes[INPUT]) != 4 or graph.shapes[INPUT][1] != 3:
+            raise WeightsError(
+                f"the network returns {str(shape)[:80]} for a picture "
+                f"{list(graph.shapes[INPUT][1:])}; its classes want {wanted} for three colours"
+            )
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)

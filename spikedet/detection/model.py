@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.ultra import Detect, DetectionLoss, DetectionModel, stock_description
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
-from spikedet.graph.graph import Graph
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.structure import fill
 from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 
@@ -144,6 +146,36 @@ def decoder(head: dict[str, Any], classes: int) -> Detect:
     found.cv2 = found.cv3 = None
     found.stride = torch.tensor([float(stride) for stride in strides])
     return found.eval()
+
+
+def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int) -> None:
+    """Refuse a graph whose outputs are not those of a head for these classes.
+
+    Raises:
+        WeightsError: Says what does not fit.
+    """
+    made, stride = decoder(head, classes), max(head["strides"])
+    if graph.shapes[INPUT][1:2] != (3,) or len(graph.shapes[INPUT]) != 4 or imgsz % stride:
+        raise WeightsError(
+            f"a detector of pictures {list(graph.shapes[INPUT][1:])} at {imgsz} pixels; expected "
+            f"3 colours and a multiple of {stride:g}"
+        )
+    shapes = fill(graph.output, graph.shapes)
+    if not isinstance(shapes, dict) or set(shapes) != {"boxes", "scores", "feats"}:
+        raise WeightsError("the network does not return boxes, scores and feats")
+    feats, edges = shapes["feats"], 4 * made.reg_max
+    good = isinstance(feats, list) and len(feats) == len(made.stride)
+    if not good or not all(
+        isinstance(shape, tuple) and len(shape) == 4 and shape[1] == edges for shape in feats
+    ):
+        raise WeightsError(f"the network returns feats {str(feats)[:80]}; its head knows others")
+    places = sum(math.prod(shape[2:]) for shape in feats)
+    for name, wanted in (("boxes", (1, edges, places)), ("scores", (1, classes, places))):
+        if shapes[name] != wanted:
+            raise WeightsError(
+                f"the network returns {name} {str(shapes[name])[:80]}; its head and {classes} "
+                f"classes want {wanted}"
+            )
 
 
 def decode(head: Detect, raw: dict[str, Any]) -> Tensor:

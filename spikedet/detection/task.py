@@ -20,6 +20,7 @@ from spikedet.detection.model import (
     GraphDetector,
     Runner,
     build,
+    expect_outputs,
     head_of,
     raw_outputs,
     read_description,
@@ -55,6 +56,9 @@ class Detection(Task):
 
     def stride(self, head: dict[str, Any]) -> int:
         return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
+
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        expect_outputs(graph, made.head, len(made.names), made.imgsz)
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)

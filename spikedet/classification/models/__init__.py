@@ -17,6 +17,7 @@ All but `task` and `arch` may be left out.
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -133,10 +134,19 @@ def expect_valid(description: dict[str, Any]) -> None:
     if str(arch).removeprefix(FOREIGN).startswith(FUNCTIONAL):
         _expect("activation", description.get("activation", "relu"), ("relu",), arch)
         _expect("pooling", description.get("pooling", "max"), ("max",), arch)
+    expect_colours(description)
+
+
+def expect_colours(description: dict[str, Any]) -> None:
+    """Refuse what pictures cannot be normalised by.
+
+    Raises:
+        UsageError: Says what was expected.
+    """
     for key in ("mean", "std"):
         values = description.get(key, [1.0] * 3)
         good = isinstance(values, list | tuple) and len(values) == 3
-        if not good or not all(_is_number(value) and value >= 0 for value in values):
+        if not good or not all(_is_number(value) and 0 <= value < math.inf for value in values):
             raise UsageError(f"{key}: {values}; expected three numbers, of red, green and blue")
         if key == "std" and 0 in values:
             raise UsageError(f"std: {values}; expected numbers above 0")
