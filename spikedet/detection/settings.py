@@ -49,6 +49,7 @@ class Settings(settings.TrainingSettings):
     mixup: float = 0.0
     scale: float = 0.5
     translate: float = 0.1
+    by_size: bool = False
     ema_tau: float = 2000
     cache: bool = True
 
@@ -60,6 +61,7 @@ FIELD_HELP = {
     "mixup": "probability of mixing two pictures",
     "scale": "random scale, plus or minus this part",
     "translate": "random shift, as a part of the picture",
+    "by_size": "give an object to the output strides that fit its size, not to any",
     "ema_tau": "time constant in steps of the weights' average",
     "cache": "hold the resized pictures in memory",
 }

@@ -196,6 +196,7 @@ class Trainer(DetectionTrainer):
 
     def setup_model(self) -> None:
         self.model = self.network
+        self.network.by_size = self.settings.by_size
         if self.device.type == "cpu":
             self.model.to(memory_format=layout(self.model))
 

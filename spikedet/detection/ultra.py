@@ -39,6 +39,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils.loss import v8DetectionLoss as DetectionLoss  # noqa: E402
+from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors  # noqa: E402
 
 SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
 
@@ -75,7 +76,9 @@ __all__ = [
     "DetectionLoss",
     "DetectionModel",
     "DetectionTrainer",
+    "TaskAlignedAssigner",
     "YOLODataset",
+    "make_anchors",
     "show_progress",
     "stock_description",
     "training_options",
