@@ -32,6 +32,14 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+COCO_NAMES = {  # of VOC's classes, where COCO calls them otherwise
+    "airplane": "aeroplane",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "dining table": "diningtable",
+    "couch": "sofa",
+    "tv": "tvmonitor",
+}
 
 
 @dataclass
