@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikedet import checkpoint
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
+from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import Detect, DetectionLoss, DetectionModel, stock_description
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
@@ -74,7 +75,9 @@ class Head(Detect):
 class _Trained:
     """The detection loss, for networks with ultralytics' or with a graph's layers.
 
-    With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`.
+    With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`. With
+    `parts` a training step is done in parts of the batch, see there; the losses that it returns
+    have their gradients in the parameters already.
 
     On CPUs the training forward pass runs channels-last under bfloat16 autocast; the loss is
     computed in float32. On GPUs ultralytics' own mixed precision is left alone.
@@ -82,16 +85,30 @@ class _Trained:
 
     autocast_cpu = True
     by_size = False
+    parts: Parts | None = None
+    criteria: list[Any] | None = None
 
     def init_criterion(self) -> DetectionLoss:
         """The loss of raw outputs, as ultralytics asks for it."""
         return (SizedLoss if self.by_size else DetectionLoss)(self)
 
-    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
 
         A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
         """
+        if getattr(self, "criterion", None) is None:
+            self.criterion = self.init_criterion()
+        if self.parts is None or preds is not None or not self.training:
+            return self._loss(batch, self.criterion, preds)
+        if self.criteria is None:  # an assigner remembers what it does
+            self.criteria = [self.init_criterion() for _ in range(self.parts.number)]
+        return self.parts.step(lambda piece, part: self._loss(piece, self.criteria[part]), batch)
+
+    def _loss(
+        self, batch: dict[str, Any], criterion: Any, preds: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `loss`, of a whole batch or of a part of one."""
         if preds is None:
             picture = batch["img"]
             if picture.device.type == "cpu":
@@ -101,9 +118,7 @@ class _Trained:
                 preds = as_float(preds)
             else:
                 preds = self.forward(picture)
-        if getattr(self, "criterion", None) is None:
-            self.criterion = self.init_criterion()
-        loss, items = self.criterion(preds, batch)
+        loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
             wanted, weight = batch["teacher"]
             apart = weight * distillation_loss(as_float(preds), wanted)

@@ -50,6 +50,7 @@ class Settings(settings.TrainingSettings):
     scale: float = 0.5
     translate: float = 0.1
     by_size: bool = False
+    parts: int = 1
     ema_tau: float = 2000
     cache: bool = True
 
@@ -62,6 +63,7 @@ FIELD_HELP = {
     "scale": "random scale, plus or minus this part",
     "translate": "random shift, as a part of the picture",
     "by_size": "give an object to the output strides that fit its size, not to any",
+    "parts": "on a CPU: parts of a batch, each on a thread of its own",
     "ema_tau": "time constant in steps of the weights' average",
     "cache": "hold the resized pictures in memory",
 }
