@@ -137,12 +137,15 @@ class Trainer(DetectionTrainer):
 
     def train(self) -> None:
         """Run it; threads of PyTorch are shared out among the parts of a batch meanwhile."""
-        threads = torch.get_num_threads()
+        threads, head = torch.get_num_threads(), self.network.model[-1]
+        raw = getattr(head, "raw", False)
         torch.set_num_threads(max(1, threads // self.settings.parts))
+        head.raw = False  # ultralytics measures decoded outputs
         try:
             super().train()
         finally:
             torch.set_num_threads(threads)
+            head.raw = raw
 
     def _overrides(self, folder: Path) -> dict[str, Any]:
         s = self.settings
