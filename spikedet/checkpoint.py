@@ -206,13 +206,18 @@ def load_plain(path: Path) -> dict[str, Tensor]:
     return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
 
 
-def load_plain_into(network: nn.Module, path: Path) -> None:
+def load_plain_into(network: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
     """Put the layers of a checkpoint, or of any safetensors file, into a network.
+
+    Args:
+        network: Its other layers stay as they are.
+        path: The file.
+        without: What the names of layers begin with that stay as they are, too.
 
     Raises:
         WeightsError: The file holds other shapes, or layers that the network has not.
     """
-    tensors = load_plain(path)
+    tensors = {k: v for k, v in load_plain(path).items() if not k.startswith(without)}
     state = network.state_dict()
     for name, tensor in tensors.items():
         if name not in state or state[name].shape != tensor.shape:

@@ -87,6 +87,14 @@ class Task(ABC):
             UsageError: The description cannot be built.
         """
 
+    def fresh(self, network: nn.Module, strides: Sequence[int]) -> tuple[str, ...]:
+        """How the names of the layers begin that predict at these strides.
+
+        Raises:
+            UsageError: There are none.
+        """
+        raise UsageError(f"{self.name} has no heads of strides")
+
     @abstractmethod
     def example(self, imgsz: int) -> Tensor:
         """A picture [1, 3, H, W] for tracing a network made for `imgsz` pixels."""

@@ -11,7 +11,15 @@ import numpy as np
 from spikedet.data.formats.voc import VOC_CLASSES
 from spikedet.errors import UsageError
 
-__all__ = ["VOC_CLASSES", "Detections"]
+__all__ = ["COCO_NAMES", "VOC_CLASSES", "Detections"]
+COCO_NAMES = {  # of VOC's classes, where COCO calls them otherwise
+    "airplane": "aeroplane",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "dining table": "diningtable",
+    "couch": "sofa",
+    "tv": "tvmonitor",
+}
 
 
 @dataclass

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from spikedet import checkpoint
+from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
+from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import Detect, DetectionLoss, DetectionModel, stock_description
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
@@ -44,21 +46,71 @@ class Head(Detect):
         flat = torch.cat([box.flatten(2) for box in boxes], -1)
         return {"boxes": flat, "scores": torch.cat(scores, -1), "feats": boxes}
 
+    @torch.no_grad()
+    def start_boxes(self) -> None:
+        """Let boxes start at 7 strides a side.
+
+        Ultralytics' start at 15, which is 480 of 384 pixels at stride 32: its anchors would predict
+        every object worse than those of stride 16 and would never be given one.
+        """
+        if self.reg_max > 1:
+            bins = torch.arange(self.reg_max)
+            for branch in self.cv2:  # the mean of these distances to an edge is 3.5 strides
+                branch[-1].bias.copy_((-0.5 * (bins - 3).abs()).repeat(4))
+
+    def layers(self, strides: Sequence[int]) -> tuple[str, ...]:
+        """How the names of the layers of these output strides begin.
+
+        Raises:
+            UsageError: There is no output of that stride.
+        """
+        there = [int(stride) for stride in self.stride]
+        for stride in strides:
+            if stride not in there:
+                raise UsageError(
+                    f"stride {stride}: the network has outputs of {', '.join(map(str, there))}"
+                )
+        names = (f"model.{self.i}.cv{part}.{there.index(s)}." for s in strides for part in (2, 3))
+        return tuple(names)
+
 
 class _Trained:
     """The detection loss, for networks with ultralytics' or with a graph's layers.
+
+    With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`. With
+    `parts` a training step is done in parts of the batch, see there; the losses that it returns
+    have their gradients in the parameters already.
 
     On CPUs the training forward pass runs channels-last under bfloat16 autocast; the loss is
     computed in float32. On GPUs ultralytics' own mixed precision is left alone.
     """
 
     autocast_cpu = True
+    by_size = False
+    parts: Parts | None = None
+    criteria: list[Any] | None = None
 
-    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, Tensor]:
+    def init_criterion(self) -> DetectionLoss:
+        """The loss of raw outputs, as ultralytics asks for it."""
+        return (SizedLoss if self.by_size else DetectionLoss)(self)
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
 
         A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
         """
+        if getattr(self, "criterion", None) is None:
+            self.criterion = self.init_criterion()
+        if self.parts is None or preds is not None or not self.training:
+            return self._loss(batch, self.criterion, preds)
+        if self.criteria is None:  # an assigner remembers what it does
+            self.criteria = [self.init_criterion() for _ in range(self.parts.number)]
+        return self.parts.step(lambda piece, part: self._loss(piece, self.criteria[part]), batch)
+
+    def _loss(
+        self, batch: dict[str, Any], criterion: Any, preds: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `loss`, of a whole batch or of a part of one."""
         if preds is None:
             picture = batch["img"]
             if picture.device.type == "cpu":
@@ -68,9 +120,7 @@ class _Trained:
                 preds = as_float(preds)
             else:
                 preds = self.forward(picture)
-        if getattr(self, "criterion", None) is None:
-            self.criterion = self.init_criterion()
-        loss, items = self.criterion(preds, batch)
+        loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
             wanted, weight = batch["teacher"]
             apart = weight * distillation_loss(as_float(preds), wanted)
@@ -88,6 +138,7 @@ class Detector(_Trained, DetectionModel):
             kind = "an end-to-end Detect" if type(head) is Detect else type(head).__name__
             raise UsageError(f"the last layer of the description is {kind}; expected Detect")
         head.__class__ = Head
+        head.start_boxes()
 
 
 class GraphDetector(_Trained, nn.Module):
@@ -112,10 +163,6 @@ class GraphDetector(_Trained, nn.Module):
     def model(self) -> list[nn.Module]:
         """Layers, the head last: what ultralytics' loss looks at."""
         return [self.decoder]
-
-    def init_criterion(self) -> Any:
-        """Ultralytics' detection loss."""
-        return DetectionLoss(self)
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
         """Of a batch its loss, of pictures [B, 3, H, W] raw outputs, in evaluation decoded ones."""

@@ -48,6 +48,9 @@ class Detection(Task):
         raw_outputs(network)
         return network
 
+    def fresh(self, network: Detector, strides: Sequence[int]) -> tuple[str, ...]:
+        return network.model[-1].layers(strides)
+
     def example(self, imgsz: int) -> Tensor:
         return torch.zeros(1, 3, imgsz, imgsz)
 
