@@ -183,8 +183,6 @@ def annotations_of_coco(
     paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
     """Stem and XML of every picture of the first COCO file; None where no VOC object is left."""
-    from PIL import Image
-
     from spikedet.detection.label import iou
 
     first, *others = (coco_objects(path, least) for path in paths)
@@ -193,11 +191,7 @@ def annotations_of_coco(
             continue
         if stem not in pictures:
             raise DataError(f"{paths[0]}: {stem}: no such picture in --pictures")
-        try:
-            with Image.open(pictures[stem]) as picture:
-                width, height = shown_size(picture)
-        except (OSError, SyntaxError, ValueError):
-            raise PictureError(f"{pictures[stem]}: is not a picture that can be read") from None
+        width, height = read_header(pictures[stem])[:2]
         objects: Objects = []
         for found in (first, *others):
             size, rows = found.get(stem, ((1, 1), []))

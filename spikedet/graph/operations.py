@@ -170,6 +170,9 @@ class Sum(nn.Module):
         return x.sum(self.dims, self.keepdim)
 
 
+PADDINGS = ("constant", "reflect", "replicate", "circular")
+
+
 class Pad(nn.Module):
     """Zeros, or copies, around the last dimensions, as `torch.nn.functional.pad` has them.
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import KINDS, MAX_POOLS, WEIGHTED, Kind, named
+from spikedet.graph.operations import KINDS, MAX_POOLS, PADDINGS, WEIGHTED, Kind, Pad, named
 from spikedet.graph.structure import from_json, names_in, to_json
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
 from spikedet.neurons.registry import NEURONS
 
 MOST_NODES = 100_000
+PICTURES = 7919  # of the pass that follows the shapes; no other size is mistaken for it
+LEAST = {"kernel_size": 1, "stride": 1, "dilation": 1, "groups": 1}
+LEAST |= {"padding": 0, "output_padding": 0}
 MOST_VALUES, MOST_USES = 2**31, 2**43  # of one picture and step: numbers made, weights used
 
 
@@ -46,7 +49,7 @@ def build(description: Any) -> Graph:
             graph = _build(description)
             _measure(graph, tuple(description["input"]))
     except (
-        AttributeError, KeyError, TypeError, IndexError, RuntimeError, OverflowError,
+        AttributeError, KeyError, TypeError, IndexError, RuntimeError, ArithmeticError,
         AssertionError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -71,6 +74,7 @@ def _build(description: Any) -> Graph:
         if named(kind).inputs not in (None, len(inputs)):
             raise ValueError(f"{name[:50]}: {len(inputs)} inputs of a {kind}")
         module = named(kind).build(options)
+        _expect_sizes(name, kind, module)
         for option in ("steps", "noise"):
             value = getattr(module, option, None)
             if isinstance(value, bool) or not isinstance(value, int | float | None):
@@ -88,6 +92,27 @@ def _build(description: Any) -> Graph:
     return graph
 
 
+def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
+    """Refuse sizes that torch looks at only when it runs.
+
+    Raises:
+        ValueError: One that is no whole number, too small, or not one for each dimension; a mode
+            that makes values between those of its input.
+    """
+    dims = getattr(module, "dimensions", 1 if kind.endswith("1d") else 2)
+    for option, least in LEAST.items():
+        value = getattr(module, option, None)
+        sizes = value if isinstance(value, tuple) else (value,)
+        if value is not None and (
+            len(sizes) not in (1, dims) or any(type(s) is not int or s < least for s in sizes)
+        ):
+            raise ValueError(f"{name[:50]}: {option} is {str(value)[:50]}")
+    if isinstance(module, nn.Upsample) and module.mode not in ("nearest", "nearest-exact"):
+        raise ValueError(f"{name[:50]}: up-sampling by {str(module.mode)[:50]}")
+    if isinstance(module, Pad) and module.mode not in PADDINGS:
+        raise ValueError(f"{name[:50]}: padding by {str(module.mode)[:50]}")
+
+
 def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
     """Follow the shapes of one picture; refuse work without end.
 
@@ -102,18 +127,18 @@ def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
         nonlocal made, uses
         value = _shape_of(node, inputs)
-        if not value.ndim or value.shape[0] != 1:
+        if not value.ndim or value.shape[0] != PICTURES:
             raise ValueError(f"{node.name[:50]} mixes pictures")
-        made += value.numel()
+        made += value.numel() // PICTURES
         if isinstance(node.module, WEIGHTED):
-            place = max(value.numel(), inputs[0].numel()) // max(value.shape[1], 1)
+            place = max(value.numel(), inputs[0].numel()) // PICTURES // max(value.shape[1], 1)
             uses += node.module.weight.numel() * place
         if made > MOST_VALUES or uses > MOST_USES:
             raise ValueError(f"a pass makes {made} numbers by {uses} products or more")
-        graph.shapes[node.name] = tuple(value.shape)
+        graph.shapes[node.name] = (1, *value.shape[1:])
         return value
 
-    graph.run(graph.edges, {INPUT: torch.empty(shape)}, (), call)
+    graph.run(graph.edges, {INPUT: torch.empty(PICTURES, *shape[1:])}, (), call)
 
 
 def _shape_of(node: Node, inputs: list[Tensor]) -> Tensor:
