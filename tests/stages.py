@@ -4,7 +4,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import estimate_thresholds, largest_activations
@@ -13,7 +15,7 @@ from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
-from spikedet.runtime.network import watching
+from spikedet.runtime.network import SpikingNetwork, watching
 
 
 def quantised(
@@ -57,3 +59,59 @@ def seen_in(graph: Graph, kind: type = IFNeuron) -> Iterator[dict[str, list[Tens
 
     with watching(graph, watch):
         yield seen
+
+
+def leaves(value) -> list[Tensor]:
+    """Tensors of a nested output."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+@torch.no_grad()
+def recorded(network: nn.Module, pictures: Tensor) -> Graph:
+    """The graph that `quantise` takes, equal to the network in evaluation mode to 1e-5."""
+    wanted = leaves(network.eval()(pictures.clone()))
+    graph = prepare(network, pictures[:1])
+    found = leaves(graph(pictures.clone()))
+    assert len(found) == len(wanted)
+    for one, truth in zip(found, wanted, strict=True):
+        assert one.shape == truth.shape
+        assert torch.allclose(one, truth, atol=1e-5 * max(1.0, truth.abs().max().item()), rtol=1e-5)
+    return graph
+
+
+@torch.no_grad()
+def distance(graph: Graph, pictures: Tensor, T: int = 256, maxima: bool = True) -> float:
+    """Of a float graph, which is converted in place: mean distance of its outputs after T steps.
+
+    In units of the standard deviation of the float outputs, of the output where it is largest.
+    Thresholds are the largest activations of these pictures (or those of the least error).
+    """
+    wanted = leaves(graph(pictures))
+    if maxima:
+        thresholds = largest_activations(graph, [pictures])
+    else:
+        thresholds = estimate_thresholds(graph, [pictures], T)
+    quantise(graph, thresholds, T)
+    make_spiking(graph.eval())
+    found = leaves(SpikingNetwork(graph, T, chunk=64)(pictures))
+    apart = [
+        ((one - truth).abs().mean() / truth.std()).item()
+        for one, truth in zip(found, wanted, strict=True)
+    ]
+    return max(apart)
+
+
+@torch.no_grad()
+def alive(network: nn.Module, pictures: Tensor) -> nn.Module:
+    """Give batch norms the statistics of some pictures, and dropouts nothing to do."""
+    modes = {}
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+            module.reset_running_stats()
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            modes[module], module.p = module.p, 0.0
+    network.train()(pictures)
+    for module, p in modes.items():
+        module.p = p
+    return network.eval()

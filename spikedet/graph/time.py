@@ -74,7 +74,7 @@ def expect_steps_apart(graph: Graph) -> None:
     Raises:
         ConversionError: An operation that joins a signal which is the same in every step (before
             the first activation, or after a readout) to spikes; pooling of the maximum after a
-            readout; an output that spikes are sent to.
+            readout.
     """
     when = phases(graph)
     for node in graph:
@@ -90,18 +90,3 @@ def expect_steps_apart(graph: Graph) -> None:
                 f"{node.name}: max-pooling after the last activation has no spiking counterpart; "
                 "put it before that activation"
             )
-    for name in graph.outputs:
-        if when[name] == STEPWISE:
-            raise ConversionError(
-                f"{_origin(graph, name)}: what this sends in every time step is an output of the "
-                "network; let it be made by a convolution or a linear layer that no activation "
-                "follows"
-            )
-
-
-def _origin(graph: Graph, name: str) -> str:
-    """The activation or weighted layer that a value comes from."""
-    node = graph.node(name)
-    while not isinstance(node.module, ACTIVATIONS + WEIGHTED):
-        node = graph.node(node.inputs[0])
-    return node.name

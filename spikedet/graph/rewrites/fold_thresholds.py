@@ -77,7 +77,9 @@ class _Labels:
             for name in (INPUT, *self.graph.edges)
             if self.when[name] == CONSTANT
         }
-        self.graph.run(names, known, (), self._follow)
+        outputs = [name for name in self.graph.outputs if self.when[name] != CONSTANT]
+        sent = self.graph.run(names, known, outputs, self._follow)
+        self._mark(*sent.values())  # no weight follows that could stand for theta
         return self.found
 
     def _mark(self, *labels: Tensor) -> None:

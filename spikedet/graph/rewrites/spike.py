@@ -9,6 +9,7 @@ from spikedet.errors import ConversionError
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
+from spikedet.graph.structure import rename
 from spikedet.graph.time import STEPWISE, expect_steps_apart, phases, readouts
 from spikedet.neurons.layers import MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
@@ -23,7 +24,7 @@ def make_spiking(
 
     Quantisers become integrate-and-fire neurons of the same threshold, max-pooling that of spike
     counts, thresholds go into the weights that read them, and the layers behind the last neuron
-    read the mean over time.
+    read the mean over time. An output behind the last neuron is the mean of what the neurons send.
 
     Args:
         graph: Stage I, batch norm folded.
@@ -50,6 +51,11 @@ def make_spiking(
     for name in readouts(graph):
         (source,) = graph.edges[name]
         graph.insert_between(source, name, f"{name}_mean", MeanOverTime())
+    for name in graph.outputs:
+        if when.get(name) == STEPWISE:  # the network ends in an activation: its mean rate
+            mean = graph.add(f"{name}_mean", MeanOverTime(), [name])
+            graph.shapes[mean] = graph.shapes[name]
+            graph.output = rename(graph.output, lambda n, old=name, new=mean: new if n == old else n)
     fold_thresholds(graph)
 
 
