@@ -55,7 +55,8 @@ def make_spiking(
         if when.get(name) == STEPWISE:  # the network ends in an activation: its mean rate
             mean = graph.add(f"{name}_mean", MeanOverTime(), [name])
             graph.shapes[mean] = graph.shapes[name]
-            graph.output = rename(graph.output, lambda n, old=name, new=mean: new if n == old else n)
+            names = {name: mean}
+            graph.output = rename(graph.output, lambda n, names=names: names.get(n, n))
     fold_thresholds(graph)
 
 
