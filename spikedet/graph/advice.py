@@ -106,6 +106,9 @@ ADVICE = {
 }
 ENDS = {"sigmoid", "softmax", "log_softmax", "_softmax", "_log_softmax", "tanh"}
 GATED = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "tanh"}
+# what changes the shape of a value and nothing else, on the way to what reads it
+PASSED = ("view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten", "transpose")
+PASSED += ("permute", "contiguous", "reshape", "_to_copy")
 OTHERWISE = (
     "the operations that have one are convolutions, linear layers, ReLU, LeakyReLU, PReLU, ReLU6, "
     "pooling, nearest up-sampling, sums, concatenations and changes of shape"
@@ -142,7 +145,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
             found.append(user)
         elif str(user.target).split(".")[0] == "aten" and any(
             part in str(user.target)
-            for part in ("view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten")
+            for part in PASSED
         ):
             found += _readers(user)
         else:
