@@ -144,8 +144,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
         if user.op == "output":
             found.append(user)
         elif str(user.target).split(".")[0] == "aten" and any(
-            part in str(user.target)
-            for part in PASSED
+            part in str(user.target) for part in PASSED
         ):
             found += _readers(user)
         else:

@@ -230,6 +230,27 @@ def batch_norm(
         )
     if x.ndim not in (2, 3, 4):
         raise rec.refuse(node, f"a batch norm on {x.ndim} dimensions; expected 2, 3 or 4")
+    return rec.emit(
+        node, _norm(x, weight, bias, mean, var, momentum, eps), x, name=rec.name(node, mean)
+    )
+
+
+@handles("_native_batch_norm_legit_no_training")
+def batch_norm_without_training(rec, node, x, weight, bias, mean, var, momentum, eps) -> list:
+    norm = _norm(x, weight, bias, mean, var, momentum, eps)
+    return [lambda: rec.emit(node, norm, x, name=rec.name(node, mean), shape=x.shape)]
+
+
+def _norm(
+    x: Signal,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    eps: float,
+) -> nn.Module:
+    """A batch norm with copies of these tensors."""
     affine = weight is not None or bias is not None
     kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
     norm = kind(len(mean), eps, momentum, affine).to(mean.device)
@@ -238,25 +259,7 @@ def batch_norm(
     if affine:
         norm.weight.data.copy_(torch.ones_like(mean) if weight is None else weight)
         norm.bias.data.copy_(torch.zeros_like(mean) if bias is None else bias)
-    return rec.emit(node, norm, x, name=rec.name(node, mean))
-
-
-@handles("_native_batch_norm_legit_no_training")
-def batch_norm_without_training(rec, node, x, weight, bias, mean, var, momentum, eps) -> list:
-    shape = x.shape
-
-    def first() -> Signal:
-        affine = weight is not None
-        kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
-        norm = kind(len(mean), eps, momentum, affine).to(mean.device)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(var)
-        if affine:
-            norm.weight.data.copy_(weight)
-            norm.bias.data.copy_(bias)
-        return rec.emit(node, norm, x, name=rec.name(node, mean), shape=shape)
-
-    return [first]
+    return norm
 
 
 @handles("_native_batch_norm_legit", "native_batch_norm", "_native_batch_norm_legit_functional")
