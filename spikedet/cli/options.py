@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -132,7 +133,8 @@ def read(
     classes = task.names(found)
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}"
+        f"{split}, {len(classes)} classes: {listed(classes)}",
+        file=sys.stderr,  # results alone go to standard output
     )
     return found
 
