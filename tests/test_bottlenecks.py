@@ -70,7 +70,7 @@ def layers(*kinds):
         (Chain(lambda spikes, linear: spikes + linear), ["b_spikes"]),
         (Chain(lambda spikes, linear: spikes + linear, norm=True), ["b_spikes"]),
         (Chain(lambda spikes, linear: torch.cat([spikes, linear], 1)[:, 2:6]), ["b_spikes"]),
-        (Shared(), ["b_spikes", "b_1_spikes"]),
+        (Shared(), ["again_spikes", "again_1_spikes"]),
         # layers that read the picture run once, and so do readouts
         (layers("conv", "conv", "relu", "conv", "conv"), []),
         (layers("conv", "relu", "conv", "pool", "conv", "relu", "conv"), ["2_spikes"]),

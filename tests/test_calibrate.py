@@ -122,6 +122,23 @@ def test_coarse_stays_in_its_bounds(stages, batches):
         assert (neuron.initial <= 2 * neuron.threshold).all()
 
 
+@pytest.mark.parametrize(("current", "target", "bound"), [(0.0, 3.0, 6.0), (3.0, 0.0, -3.0)])
+def test_coarse_reaches_its_bounds_and_no_more(current, target, bound):
+    """theta 3: of T theta mean(a - r) = +-24 only what lies within -theta .. 2 theta is taken."""
+    picture = torch.ones(2, 1, 2, 2)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)).eval()
+    nn.init.zeros_(network[0].weight)
+    graph = prepare(network, picture)
+    quantise(graph, {"1": torch.tensor(3.0)}, T)
+    graph.module("0").bias.data.fill_(current)
+    spiking = spiking_copy(graph.eval())
+    graph.module("0").bias.data.fill_(target)
+    options = Options(fine=False, layers=["1"])
+    (report,) = calibrate(graph, spiking, [picture], [picture], T, options)
+    assert spiking.module("1").initial.item() == bound
+    assert report.coarse < report.before == 1.0
+
+
 def test_thresholds_stay(stages, batches):
     quantised, spiking = stages
     before = [n.threshold.clone() for n in neurons(spiking)]

@@ -21,6 +21,7 @@ from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.time import CONSTANT, phases, readouts
+from spikedet.neurons.functional import together
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime import network as runtime
@@ -190,6 +191,40 @@ def test_quantiser_gradients():
     # below 0: 0; inside: level - x / theta; above: 1
     expected = 0 + (0.25 - 0.15) + (0.5 - 0.4) + 1
     assert quantiser.threshold.grad.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_threshold_gradients_over_several_chunks_of_the_cache(slope, per_channel):
+    """What does not fit a core's cache goes through a few pictures at a time: all of them count."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 128, 72) * 2
+    grads = torch.randn_like(x)
+    theta = torch.tensor([1.0, 2.0, 0.5, 1.5]) if per_channel else torch.tensor(1.25)
+    assert together(x) == 1
+
+    def gradients(x, grads):
+        x = x.clone().requires_grad_()
+        quantiser = QuantClip(theta, 4, slope=slope).eval()
+        quantiser(x).backward(grads)
+        return quantiser.threshold.grad.double(), x.grad
+
+    whole, of_x = gradients(x, grads)
+    parts = [gradients(x[b : b + 1], grads[b : b + 1]) for b in range(5)]
+    assert torch.allclose(whole, sum(part for part, _ in parts), rtol=1e-4)
+    assert torch.equal(of_x, torch.cat([part for _, part in parts]))
+    # eq 15: what rounding added within, 1 where it is clipped from above, -1 from below
+    z = x.double() / (theta.view(1, -1, 1, 1) if per_channel else theta)
+    line = torch.where(z < 0, slope * z, z)
+    levels = torch.where(
+        z < 0,
+        -((-line * 4 - slope / 2).floor() / 4).clamp(0, 1),
+        ((z * 4 + 0.5).floor() / 4).clamp(0, 1),
+    )
+    within = (z > 0) & (z < 1) | (z < 0) & (line > -1) & (slope > 0)
+    added = torch.where(within, levels - line, levels) * grads
+    truth = added.sum((0, 2, 3)) if per_channel else added.sum()
+    assert torch.allclose(whole, truth, rtol=2e-3, atol=1.0)
 
 
 def test_quantisation_noise_only_while_training():

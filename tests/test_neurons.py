@@ -5,7 +5,11 @@ import torch
 from stages import quantised
 
 from spikedet.graph.rewrites.spike import make_spiking
-from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
+from spikedet.neurons.functional import (
+    integrate_and_fire,
+    integrate_and_fire_surrogate,
+    together,
+)
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, mean_over_time
 from spikedet.runtime.network import SpikingNetwork
 
@@ -102,6 +106,57 @@ def test_surrogate_gradient(theta, alpha):
     for ours, truth in zip(*results, strict=True):
         assert torch.allclose(ours, truth, atol=1e-5)
     assert results[0][2].abs().sum() > 0
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_surrogate_at_the_threshold_and_at_the_edges_of_its_window(alpha):
+    """theta 2: u = theta fires and has the full gradient; |u / theta - 1| = alpha / 2 has none."""
+    theta = torch.tensor(2.0)
+    low, high = 2 - alpha, 2 + alpha
+    x = torch.tensor([[2.0, low, low + 1e-3, high - 1e-3, high, 1.999]], requires_grad=True)
+    spikes, u = integrate_and_fire_surrogate(x, torch.zeros_like(x), theta, 1, alpha)
+    assert spikes[0].tolist() == [1, 0, 0, 1, 1, 0]
+    assert torch.equal(spikes, integrate_and_fire(x.detach(), torch.zeros(1, 6), theta, 1)[0])
+    (grad,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
+    height = 1 / (alpha * 2)
+    assert grad[0].tolist() == [height, 0, height, height, 0, height]
+    (grad,) = torch.autograd.grad(u.sum(), x)
+    passed = 1 - 1 / alpha
+    assert grad[0].tolist() == pytest.approx([passed, 1, passed, passed, 1, passed])
+
+
+@pytest.mark.parametrize(
+    ("slope", "below", "edges"), [(0.5, -4.0, (-6.0, -2.0)), (1.0, 0.0, (-1.0, 1.0))]
+)
+def test_surrogate_of_the_lower_threshold_at_the_edges_of_its_window(slope, below, edges):
+    """theta 2: u = -theta / slope fires downwards (with slope 1 only u < 0), edges have none."""
+    theta, low, high = torch.tensor(2.0), *edges
+    x = torch.tensor([[below, low, low + 1e-3, high - 1e-3, high]], requires_grad=True)
+    spikes, _ = integrate_and_fire_surrogate(x, torch.zeros_like(x), theta, 1, 1.0, slope)
+    assert spikes[0].tolist() == [-1 if slope < 1 else 0, -1, -1, 0, 0]
+    found = integrate_and_fire(x.detach(), torch.zeros(1, 5), theta, 1, slope=slope)[0]
+    assert torch.equal(spikes, found)
+    (grad,) = torch.autograd.grad(spikes.sum(), x)
+    height = slope / 2
+    assert grad[0].tolist() == [height, 0, height, height, 0]
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_surrogate_gradient_over_several_chunks_of_the_cache(slope):
+    """More than a core's cache holds goes through a few pictures at a time."""
+    torch.manual_seed(0)
+    current = torch.randn(2 * 3, 4, 128, 72).requires_grad_()  # 36,864 of 65,536 elements each
+    u0 = torch.rand(3, 4, 128, 72).requires_grad_()
+    theta, weight = torch.tensor(0.8), torch.randn_like(current)
+    assert together(u0) == 1
+    spikes, u = integrate_and_fire_surrogate(current, u0, theta, 2, 1.0, slope)
+    whole = torch.autograd.grad((spikes * weight).sum() + u.sum(), [current, u0])
+    for b in range(3):
+        one = current[b::3].detach().requires_grad_(), u0[b : b + 1].detach().requires_grad_()
+        found, end = integrate_and_fire_surrogate(*one, theta, 2, 1.0, slope)
+        assert torch.equal(found, spikes[b::3]) and torch.equal(end, u[b : b + 1])
+        alone = torch.autograd.grad((found * weight[b::3]).sum() + end.sum(), one)
+        assert torch.equal(alone[0], whole[0][b::3]) and torch.equal(alone[1], whole[1][b : b + 1])
 
 
 def test_surrogate_gradient_of_a_constant_current_is_the_sum_over_steps():

@@ -69,16 +69,11 @@ def halves(net, x):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (
-            lambda net, x: net.relu(net.b(net.relu(net.a(x)))).mean(2),
-            r"^relu_1: what this",
-        ),
+        # what an activation sends may be an output: its mean over time is returned
+        (lambda net, x: net.relu(net.b(net.relu(net.a(x)))).mean(2), None),
         (lambda net, x: (net.b(net.relu(net.a(x))), net.a(x).flatten(2)), None),
-        (
-            lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]},
-            "an output",
-        ),
-        (lambda net, x: (y := net.b(net.relu(net.a(x))), net.b(net.relu(y))), r"^b: "),
+        (lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]}, None),
+        (lambda net, x: (y := net.b(net.relu(net.a(x))), net.b(net.relu(y))), None),
         (assigned, r"^Net: its forward works for one number of pictures alone"),
         (halves, None),
         (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"^Net \(Net\): mul has no"),
