@@ -605,6 +605,33 @@ def test_where_pictures_are(tmp_path):
     assert len(read_boxes([path], "val", places=[elsewhere])) == 4
 
 
+def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
+    from tools import evaluate
+
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    (tmp_path / "coco/val").rename(tmp_path / "elsewhere")
+    words = ["--data", str(path), "--images", str(tmp_path / "elsewhere")]
+    args, task = evaluate.arguments().parse_args(words), tasks.named("detection")
+    assert len(cli.read(args, task, cli.split(args, task.name, test=True))) == 4
+    told = "COCO annotations, 4 pictures of val, 3 classes: circle, square, triangle\n"
+    assert capsys.readouterr().out == f"{path}: {told}"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])
+def test_names_of_pictures_that_no_system_takes(tmp_path, name):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    for number in (0, 1):
+        edit(path, lambda c, number=number: c["images"][number].update(file_name=name))
+        with pytest.raises(DataError) as error:
+            read_boxes([path], "val")
+        assert len(str(error.value)) < 2100
+        edit(path, lambda c, number=number: c["images"][number].update(file_name="val-00.jpg"))
+    folder = write_yolo(tmp_path / "yolo", val="list.txt")
+    (folder / "list.txt").write_text(name.replace("\ud800", "") or "gone", newline="")
+    with pytest.raises(DataError, match="no such picture"):
+        read_boxes([folder], "val")
+
+
 def test_the_first_letters_of_a_split_are_enough(tmp_path):
     folder = write_coco(tmp_path / "coco")
     old, new = (folder / f"annotations/instances_val{end}.json" for end in ("", "2017"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
         first = str(images[0]["file_name"])
     except KeyError:
         raise DataError(f"{file}: a picture without file_name") from None
-    found = next((place for place in places if (place / first).exists()), None)
+    found = next((place for place in places if os.path.exists(place / first)), None)
     if found is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
