@@ -261,10 +261,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def folders_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
-    """A folder and all in it, through links as well, each once, hidden ones left out."""
+    """A folder and all in it, through links as well, each once, hidden ones left out.
+
+    Of what is no folder there is none.
+    """
     seen = set() if seen is None else seen
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in seen or not os.path.isdir(folder):
         return
     seen.add(real)
     yield folder
@@ -287,7 +290,7 @@ def _matches(pattern: str) -> list[Path]:
     before = str(Path(*parts[:at])) if at else "."
     found, seen = [], set()
     for start in sorted(glob.glob(before)):
-        for folder in folders_below(Path(start), seen) if os.path.isdir(start) else ():
+        for folder in folders_below(Path(start), seen):
             found += _matches(str(Path(glob.escape(str(folder)), *rest)))
     return sorted(dict.fromkeys(found))
 

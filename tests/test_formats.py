@@ -614,7 +614,7 @@ def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
     args, task = evaluate.arguments().parse_args(words), tasks.named("detection")
     assert len(cli.read(args, task, cli.split(args, task.name, test=True))) == 4
     told = "COCO annotations, 4 pictures of val, 3 classes: circle, square, triangle\n"
-    assert capsys.readouterr().out == f"{path}: {told}"
+    assert capsys.readouterr().err == f"{path}: {told}"
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])

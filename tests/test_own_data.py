@@ -68,9 +68,9 @@ def test_detection(format, pictures, shown, tmp_path, monkeypatch, capsys):
     WRITERS[format](tmp_path / "shapes")
     before = listing(tmp_path / "shapes")
     run(monkeypatch, BLOCKS[0], **{"shapes/images/val": pictures})
-    printed = capsys.readouterr().out
-    assert f"{shown}: circle, square, triangle" in printed or format == "voc"
-    assert shown in printed
+    printed, told = capsys.readouterr()
+    assert f"{shown}: circle, square, triangle" in told or format == "voc"
+    assert shown in told
     assert listing(tmp_path / "shapes") == before  # nothing is written beside the pictures
     made = checkpoint.load(tmp_path / "runs/shapes-T8.safetensors")
     assert (made.names, made.stage, made.T) == (NAMES, "snn", 2)
@@ -91,8 +91,8 @@ def test_classification(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SMALL, "train", [*SMALL["train"], "--imgsz", 16, "--width", 0.25])
     monkeypatch.setitem(SMALL, "energy", ["--limit", 2])
     run(monkeypatch, BLOCKS[1], **small)
-    printed = capsys.readouterr().out
-    assert "classes: class folders, 150 pictures of train, 3 classes: circle, square" in printed
+    told = capsys.readouterr().err
+    assert "classes: class folders, 150 pictures of train, 3 classes: circle, square" in told
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 5 and 0 <= row["top1"] <= 1
     (answer,) = json.loads((tmp_path / "found.json").read_text())
@@ -109,7 +109,7 @@ def test_cifar_is_said(tmp_path, monkeypatch, capsys):
     samples = cli.read(args, task, cli.split(args, task.name, test=True))
     assert samples.labels == [2, 0, 1]
     told = "cifar10: CIFAR, 3 pictures of test, 3 classes: plane, car, bird\n"
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().err == told
 
 
 def test_crowds_and_areas_reach_the_measurement(tmp_path, monkeypatch, capsys):

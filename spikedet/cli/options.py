@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,7 +111,9 @@ def read(
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Sequence:
-    """Annotated samples of `--data`, as `Task.read` gives them; one line says what was read.
+    """Annotated samples of `--data`, as `Task.read` gives them.
+
+    One line on standard error says what they are.
 
     Raises:
         DataError: As there, and where the folders are for another task.
@@ -132,7 +135,8 @@ def read(
     classes = task.names(found)
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}"
+        f"{split}, {len(classes)} classes: {listed(classes)}",
+        file=sys.stderr,
     )
     return found
 
