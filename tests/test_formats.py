@@ -119,8 +119,18 @@ def test_usual_splits(format, train, test, tmp_path):
     assert cli.usual_split([folder], "detection", test=True) == test
 
 
+def test_splits_that_are_not_usual_are_to_be_named(tmp_path):
+    write_voc(tmp_path / "voc", {"mine": 2, "cat_mine": 1})
+    write_yolo(tmp_path / "yolo", val=None)
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    path.rename(path.with_name("instances_default.json"))
+    for name, there in {"voc": "Shapes:mine", "yolo": "train", "coco": "train, default"}.items():
+        words = f"{name}: no usual split to measure on among {there}; name one with --split"
+        with pytest.raises(DataError, match=words):
+            cli.usual_split([tmp_path / name], "detection", test=True)
+
+
 def test_usual_splits_of_voc(tmp_path):
-    assert cli.usual_split([tmp_path], "detection") if recognise(tmp_path) else True
     for year in ("VOC2007", "VOC2012"):
         add(tmp_path / "both", year, "1", annotation())
     assert cli.usual_split([tmp_path / "both"], "detection") == "VOC2007:train+VOC2012:trainval"
@@ -505,7 +515,9 @@ def test_rows_of_labels(tmp_path):
     path.write_text("")
     assert boxes() == ([], [])
     path.unlink()
-    assert boxes() == ([], [])
+    words = r"yolo-val: 1 picture without a label file, taken as without objects \(val-00.jpg\)"
+    with pytest.warns(UserWarning, match=words):
+        assert boxes() == ([], [])
     description = {"names": list(NAMES), "val": "images/val", "kpt_shape": [1, 3]}
     (folder / "data.yaml").write_text(yaml.safe_dump(description))
     path.write_text("1 0.5 0.5 0.5 0.25 0.9 0.9 2\n")

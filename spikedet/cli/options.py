@@ -95,10 +95,10 @@ def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
 
 def usual_split(data: Sequence[Path], task: str, *, test: bool = False) -> str:
     """The split of some data that is trained on, or measured."""
+    if task == "detection":
+        return formats.usual_split(data, task, test)
     settings = SETTINGS[task]
     usual = settings.TEST_SPLIT if test else settings.TRAIN_SPLIT
-    if task == "detection":
-        return formats.usual_split(data, task, test) or usual
     if not test or any((folder / usual).is_dir() for folder in data):
         return usual
     return "val" if all((folder / "val").is_dir() for folder in data) else usual

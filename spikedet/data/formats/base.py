@@ -22,6 +22,11 @@ class Source(ABC):
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         self.paths, self.places = [Path(path) for path in paths], [Path(p) for p in places]
 
+    @property
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """The splits there are, as `--split` names them."""
+
     @abstractmethod
     def usual_split(self, test: bool) -> str | None:
         """The split that is trained on, or measured; None where none is the usual one."""

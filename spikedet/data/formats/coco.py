@@ -41,6 +41,10 @@ class Instances(Boxes):
         self.path = self.paths[0]
         self.files = _files_of(self.path)
 
+    @property
+    def splits(self) -> list[str]:
+        return list(self.files)
+
     def usual_split(self, test: bool) -> str | None:
         """That of a file; of a folder the one whose name begins like a usual one."""
         if self.path.is_file():

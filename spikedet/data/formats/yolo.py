@@ -15,6 +15,7 @@ in place.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Labels(Boxes):
         sizes = headers(pictures, title, root)
         labels = [label_of(picture) for picture in pictures]
         there = [label for label in labels if os.path.exists(label)]
-        rows = dict(zip(there, read_each(there, self._rows, title, root), strict=True))
+        kind = f"{title}-keypoints" if self._given("kpt_shape") else title
+        rows = dict(zip(there, read_each(there, self._rows, kind, root), strict=True))
         found, problems, turned = [], [], []
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
             objects = rows.get(label, [])
@@ -94,6 +96,11 @@ class Labels(Boxes):
                 f"{labels[0]}: no such label file, and none of the {len(labels)} of {split} is "
                 "there; expected `labels` beside `images`, or each beside its picture"
             )
+        bare = [p.name for p, label in zip(pictures, labels, strict=True) if label not in rows]
+        if bare:
+            count = "1 picture" if len(bare) == 1 else f"{len(bare)} pictures"
+            words = f"{title}: {count} without a label file, taken as without objects ({bare[0]})"
+            warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
         return found
@@ -179,7 +186,7 @@ class Labels(Boxes):
 
     def _rows(self, path: Path) -> list[list[float]]:
         """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
-        keypoints = bool(self.data.get("kpt_shape"))
+        keypoints = bool(self._given("kpt_shape"))
         if not path.is_file():  # a pipe would wait for somebody to write into it
             raise DataError(f"{path}: is no file; expected labels")
         found = []
