@@ -1,17 +1,43 @@
-"""Object detection and classification with spiking neural networks."""
+"""Object detection and classification with spiking neural networks.
+
+import spikedet
+snn = spikedet.convert(network, batches, T=8)      # any network of the operations that convert
+y = snn(x)                                         # as the network returns it, mean over time
+spikedet.save(snn, "own.safetensors")
+snn = spikedet.load("own.safetensors")
+detector = spikedet.load(T=8)                      # the released detector
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spikedet.classification.predict import Classifier
+    from spikedet.conversion.convert import convert
+    from spikedet.detection.boxes import Detections
     from spikedet.detection.predict import Predictor
+    from spikedet.runtime.file import save
+    from spikedet.runtime.network import SpikingNetwork
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__version__ = "0.2.0"
+__all__ = ["Detections", "SpikingNetwork", "__version__", "convert", "load", "save"]
+# Where the names of the face live; torch is imported when one of them is asked for.
+_HOMES = {
+    "convert": "spikedet.conversion.convert",
+    "save": "spikedet.runtime.file",
+    "SpikingNetwork": "spikedet.runtime.network",
+    "Detections": "spikedet.detection.boxes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'spikedet' has no attribute {name!r}")
 
 
 def load(
@@ -20,20 +46,21 @@ def load(
     device: str = "cpu",
     half: bool | None = None,
     task: str = "detection",
-) -> Predictor | Classifier:
-    """Load a detector or a classifier.
+) -> Predictor | Classifier | SpikingNetwork:
+    """Load a detector, a classifier, or a spiking network of your own.
 
     Args:
         path: Weights of any stage; the released spiking network for T when None.
         T: Time steps used by default; those the weights were calibrated for when None.
         device: `cpu` or `cuda:N`.
         half: Compute spiking layers in bfloat16, twice as fast where a CPU supports it;
-            None: there.
+            None: there, for detectors and classifiers.
         task: Of the released network: `detection`, or `classification` (CIFAR-10).
 
     Returns:
         A `Predictor`: call it with a picture, get its `Detections`; for weights of a classifier a
-        `Classifier`, which answers with `Classes`.
+        `Classifier`, which answers with `Classes`; for what `spikedet.save` wrote a
+        `SpikingNetwork`.
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
@@ -47,12 +74,22 @@ def load(
     from pathlib import Path
 
     from spikedet import checkpoint
-    from spikedet.predictor import expect_counts
+    from spikedet.counts import expect_counts
     from spikedet.released import default_weights
 
     expect_counts(T=T)
     path = Path(path) if path else default_weights(T, task)
-    if checkpoint.load(path).task == "classification":
+    made = checkpoint.load(path)
+    if made.task == "none":
+        from spikedet.precision import present_device
+        from spikedet.runtime.file import restore
+
+        network = restore(made).to(present_device(device))
+        network.T = network.T if T is None else T
+        if half:
+            network.use_bfloat16()
+        return network
+    if made.task == "classification":
         from spikedet.classification.predict import Classifier
 
         return Classifier(path, T, device, half)

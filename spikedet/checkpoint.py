@@ -1,7 +1,10 @@
 """One safe file format for every stage: safetensors, with everything needed to run in its header.
 
-A file never holds code. Weights of two and more dimensions may be stored in half precision;
-thresholds, initial potentials, biases and norms always are float32.
+A file never holds code. Its header is JSON: what the network is for, how it was made, and the
+network itself as a graph (`graph.serialise`), so that neither the author's class nor the converter
+is needed to run it. Everything in it is looked at before anything is built (`load`). Weights of two
+and more dimensions may be stored in half precision; thresholds, initial potentials, biases and
+norms always are float32.
 """
 
 from __future__ import annotations
@@ -20,10 +23,17 @@ from torch import Tensor, nn
 
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
+from spikedet.graph.graph import Graph
+from spikedet.graph.serialise import build, describe
+from spikedet.neurons.quantize import QuantClip
 
-FORMAT = "spikedet-1"
+FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
 FULL_PRECISION = ("threshold", "initial")
 STAGES = ("float", "qc", "snn")
+MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
+MOST_LOG_WEIGHT = 60.0  # of what a step counts: sums of its exponentials are finite and not 0
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TYPES += (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 @dataclass
@@ -32,13 +42,17 @@ class Checkpoint:
 
     Attributes:
         stage: `float`, `qc` (quantise-clip, stage I) or `snn`.
-        task: `detection` or `classification`.
+        task: `detection` or `classification`; `none` for a network that only its owner knows.
         model: Network description.
         names: Class names.
         imgsz: Input side in pixels.
-        tensors: State of the network by name.
+        tensors: State of the network by name: of a float network that of its module, else that of
+            `Graph.layers`.
         T: Time steps it was made for; None for `float`.
         origin: How it was made: command, data, settings, parent.
+        graph: The network, as `graph.serialise` describes it; None for a float network that is
+            built from its description.
+        head: What the outputs of a detector mean: `strides`, `reg_max`.
     """
 
     stage: str
@@ -49,6 +63,8 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     T: int | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, Any] | None = None
+    head: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -74,26 +90,111 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors come back as float32 or integers.
 
+    Files of the old form (spikedet-1) are read as well; see `Task.bare` for what becomes of them.
+
     Raises:
-        WeightsError: No such file, damaged, or a file of another kind.
+        WeightsError: No such file, damaged, of another kind, or with values that no network has.
     """
-    metadata, tensors = _read(Path(path))
+    path = Path(path)
+    metadata, tensors = _read(path)
     written = str(metadata.get("format"))
-    if written != FORMAT:
-        kind = f"format {written}" if written.startswith("spikedet-") else "another program"
+    if written not in (FORMAT, OLD_FORMAT):
+        kind = f"format {written[:40]}" if written.startswith("spikedet-") else "another program"
         raise WeightsError(
             f"{path}: safetensors of {kind}; expected weights written by spikedet ({FORMAT})"
         )
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES:
+            raise WeightsError(f"{path}: {name[:80]} is {tensor.dtype}; expected real numbers")
+        tensors[name] = _widen(tensor)
+        if tensor.is_floating_point() and not bool(tensors[name].isfinite().all()):
+            raise WeightsError(f"{path}: {name[:80]} holds values that are not finite")
     try:
         header = json.loads(metadata["header"])
+        listed = isinstance(header["names"], list)
         header["names"] = tuple(header["names"])
-        checkpoint = Checkpoint(**header, tensors={k: _widen(v) for k, v in tensors.items()})
-        damaged = not _plausible(checkpoint)
+        checkpoint = Checkpoint(**header, tensors=tensors)
+        damaged = not listed or not _plausible(checkpoint)
     except (KeyError, TypeError, ValueError, RecursionError):
         damaged = True
     if damaged:
         raise WeightsError(f"{path}: damaged header; expected weights written by spikedet")
     return checkpoint
+
+
+def of_graph(graph: Graph, **about: Any) -> Checkpoint:
+    """A checkpoint of a graph; `about` are the other fields.
+
+    Raises:
+        WeightsError: The network returns something that a file cannot say.
+    """
+    try:
+        described = describe(graph)
+    except TypeError as error:
+        raise WeightsError(
+            f"the network returns {error}; a file holds dictionaries, lists and tuples of tensors"
+        ) from None
+    return Checkpoint(**about, tensors=graph.layers.state_dict(), graph=described)
+
+
+def restore_graph(checkpoint: Checkpoint) -> Graph:
+    """The graph of a checkpoint, in evaluation mode, without gradients.
+
+    Raises:
+        WeightsError: It is damaged, or its tensors are not those that it declares.
+    """
+    try:
+        graph = build(checkpoint.graph)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    declared = graph.layers.state_dict()
+    files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise WeightsError("the graph does not say which tensors its layers share")
+    tensors = {}
+    for name, wanted in declared.items():
+        tensor = checkpoint.tensors.get(files.get(name, name))
+        if tensor is None:
+            raise WeightsError(f"the tensor {name[:80]} of the graph is not in the file")
+        if tensor.shape != wanted.shape:
+            raise WeightsError(
+                f"{name[:80]} is {list(tensor.shape)}; the graph declares {list(wanted.shape)}"
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise WeightsError(f"{name[:80]} is {tensor.dtype}; expected {wanted.dtype}")
+        tensors[name] = tensor.clone()
+    known = {files.get(name, name) for name in declared}
+    if checkpoint.stage != "float" and (more := checkpoint.tensors.keys() - known):
+        raise WeightsError(f"the tensor {min(more)[:80]} of the file is not in the graph")
+    graph.layers.load_state_dict(tensors, assign=True)
+    for node in graph.of((QuantClip,)):
+        node.module.steps = checkpoint.T
+    expect_sound(graph)
+    graph.requires_grad_(False)
+    return graph.eval()
+
+
+def expect_sound(graph: Graph) -> None:
+    """Refuse values with which a network answers nonsense.
+
+    Raises:
+        WeightsError: A threshold that is not positive, a variance below zero.
+    """
+    for node in graph:
+        threshold = getattr(node.module, "threshold", None)
+        if isinstance(threshold, Tensor):
+            size = threshold.detach().abs() if isinstance(node.module, QuantClip) else threshold
+            if not bool((size > 0).all()):
+                found = threshold.min().item()
+                raise WeightsError(f"{node.name}: a threshold of {found:.4g}; expected more than 0")
+        variance = getattr(node.module, "running_var", None)
+        if variance is not None and not bool((variance >= 0).all()):
+            raise WeightsError(f"{node.name}: a variance below 0")
+        weights = getattr(node.module, "log_weights", None)
+        if weights is not None and not bool((weights.abs() <= MOST_LOG_WEIGHT).all()):
+            raise WeightsError(
+                f"{node.name}: a step that counts exp({weights.abs().max().item():.4g}) times"
+            )
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:
@@ -105,13 +206,18 @@ def load_plain(path: Path) -> dict[str, Tensor]:
     return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
 
 
-def load_plain_into(network: nn.Module, path: Path) -> None:
+def load_plain_into(network: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
     """Put the layers of a checkpoint, or of any safetensors file, into a network.
+
+    Args:
+        network: Its other layers stay as they are.
+        path: The file.
+        without: What the names of layers begin with that stay as they are, too.
 
     Raises:
         WeightsError: The file holds other shapes, or layers that the network has not.
     """
-    tensors = load_plain(path)
+    tensors = {k: v for k, v in load_plain(path).items() if not k.startswith(without)}
     state = network.state_dict()
     for name, tensor in tensors.items():
         if name not in state or state[name].shape != tensor.shape:
@@ -127,6 +233,24 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def identity(path: Path) -> str:
+    """SHA-256 of a file; of one that was upgraded that of the old one, which is the same network.
+
+    What was measured stands under it.
+    """
+    metadata, _ = _read(Path(path))
+    try:
+        found = json.loads(metadata["header"])["origin"]["upgraded_from"]
+    except (KeyError, TypeError, ValueError):
+        found = None
+    return found if isinstance(found, str) else sha256(path)
+
+
+def stored_in_half(path: Path) -> bool:
+    """Whether a file holds tensors in half precision."""
+    return any(tensor.dtype == torch.float16 for tensor in _read(Path(path))[1].values())
+
+
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Twelve hexadecimal digits that tell the tensors of a network from those of another."""
     there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
@@ -140,12 +264,19 @@ def _plausible(made: Checkpoint) -> bool:
         made.stage in STAGES
         and isinstance(made.task, str)
         and isinstance(made.model, dict)
-        and bool(made.names)
+        and (bool(made.names) or made.task == "none")
+        and len(made.names) <= MOST_CLASSES
         and all(isinstance(name, str) for name in made.names)
         and type(made.imgsz) is int
-        and made.imgsz > 0
-        and (made.T is None if made.stage == "float" else type(made.T) is int and made.T > 0)
+        and 0 < made.imgsz <= MOST_PIXELS
+        and (
+            made.T is None
+            if made.stage == "float"
+            else type(made.T) is int and 0 < made.T <= MOST_STEPS
+        )
         and isinstance(made.origin, dict)
+        and isinstance(made.head, dict)
+        and (made.graph is None or isinstance(made.graph, dict))
     )
 
 

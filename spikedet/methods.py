@@ -1,9 +1,16 @@
-"""Ways from a float network to a spiking one; light to import, so that commands can list them."""
+"""Ways from a float network to a spiking one; light to import, so that commands can list them.
+
+A method is one entry of `METHODS`, which commands and `spikedet.convert` look it up in. Another one
+is added by `register`; `docs/extending.md` shows how.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from spikedet.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -16,8 +23,9 @@ class Method:
         coarse, fine: Which parts of stage II's layer-wise calibration.
         end_to_end: The end-to-end pass after it.
         plain: Stage I as QCFS trains: no quantisation noise, no distillation, its gradient.
-        maxima: Thresholds are the largest activations on training pictures, not those of the least
-            quantisation error.
+        thresholds: How those of a float network are taken from pictures: `least-error` of the
+            quantisation, `largest` activation of a layer, `channels` (nearly the largest of each
+            channel), or a function (graph, batches, T) -> thresholds by name of the activation.
         initial: Potential before the first step in units of the threshold.
         shift: A constant current of theta / (2 T) in every step; never beside initial = 1/2, which
             adds up to the same.
@@ -30,7 +38,7 @@ class Method:
     fine: bool = False
     end_to_end: bool = False
     plain: bool = False
-    maxima: bool = False
+    thresholds: str | Callable[..., Any] = "least-error"
     initial: float = 0.5
     shift: bool = False
     bias: bool = False
@@ -48,12 +56,35 @@ METHODS = {
     "stage1-coarse": Method("stage I + coarse", finetuned=True, coarse=True),
     "stage1-fine": Method("stage I + fine", finetuned=True, fine=True),
     "two-stage": Method("stages I + II", finetuned=True, coarse=True, fine=True, end_to_end=True),
-    "rmp": Method("RMP", finetuned=False, maxima=True, initial=0.0),
-    "opt": Method("OPT", finetuned=False, maxima=True, initial=0.0, shift=True),
-    "opi": Method("OPI", finetuned=False, maxima=True),
+    "rmp": Method("RMP", finetuned=False, thresholds="largest", initial=0.0),
+    "opt": Method("OPT", finetuned=False, thresholds="largest", initial=0.0, shift=True),
+    "opi": Method("OPI", finetuned=False, thresholds="largest"),
+    "spiking-yolo": Method("Spiking-YOLO", finetuned=False, thresholds="channels", initial=0.0),
     "qcfs": Method("QCFS", finetuned=True, plain=True),
     "cap": Method("CAP", finetuned=False, initial=0.0, shift=True, bias=True),
 }
+
+
+def register(name: str, method: Method) -> None:
+    """Let commands and `spikedet.convert` know one more method.
+
+    Raises:
+        ValueError: There is one of that name.
+    """
+    if name in METHODS:
+        raise ValueError(f"a method {name} is registered already")
+    METHODS[name] = method
+
+
+def named(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        UsageError: There is none; names those that there are.
+    """
+    if name not in METHODS:
+        raise UsageError(f"method {name!r}; expected one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def label(stage: str, origin: dict[str, Any]) -> str:

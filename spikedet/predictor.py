@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from pathlib import Path
 
 from spikedet import checkpoint
-from spikedet.errors import UsageError
+from spikedet.counts import expect_counts
 from spikedet.precision import has_bfloat16, present_device
 from spikedet.task import Task
-
-
-def expect_counts(**values: int | None) -> None:
-    """Refuse numbers that should count something; None is left to others.
-
-    Raises:
-        UsageError: One that is not a whole number of 1 or more.
-    """
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, Integral) and value >= 1):
-            raise UsageError(f"{name} is {value!r}; expected a whole number of 1 or more")
 
 
 class BasePredictor:
@@ -31,6 +19,7 @@ class BasePredictor:
         T: Time steps used when a call does not say.
         names: Class names.
         imgsz: Input side in pixels.
+        stride: Sides of its pictures are multiples of it.
         half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
     """
 
@@ -47,7 +36,9 @@ class BasePredictor:
         device = present_device(device)
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
-        self.runner = self.task.restore(checkpoint.load(self.weights), self.half).to(device)
+        made = self.task.current(checkpoint.load(self.weights))
+        self.runner = self.task.restore(made, self.half).to(device)
+        self.stride = self.task.stride(made.head)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

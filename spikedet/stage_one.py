@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint, save
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.normalize import largest_activations
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import estimate_thresholds, prepare, quantize
-from spikedet.conversion.trace import trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import thresholds_by
 from spikedet.errors import WeightsError
-from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage
+from spikedet.graph.graph import Graph
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.neurons.quantize import QuantClip
+from spikedet.task import THRESHOLD_PICTURES, Task, expect_stage, with_graph
 from spikedet.training import expect_same_run, state_of
 
 
@@ -28,10 +29,10 @@ def quantized(
     T: int,
     noise: float = 0.1,
     per_channel: bool = False,
-    maxima: bool = False,
+    thresholds: str | Callable[..., Any] = "least-error",
     fold: bool = True,
-) -> nn.Module:
-    """A float network with quantise-clip activations, thresholds estimated on `samples`.
+) -> Graph:
+    """The graph of a float network with quantise-clip activations, thresholds from `samples`.
 
     Stage-I weights of another T keep their thresholds and only change their number of levels.
 
@@ -42,35 +43,29 @@ def quantized(
         T: Time steps.
         noise: Probability that an element is not quantised while training.
         per_channel: One threshold a channel instead of one a layer.
-        maxima: Thresholds are the largest activations, not those of the least error.
+        thresholds: How they are taken from pictures (see `Method`).
         fold: Fold batch norm; else it stays beside the quantisers (see `prepare`).
 
     Raises:
         WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
     """
     expect_stage(made, "float", "qc")
-    network = task.bare(made)
+    graph = task.graph(made)
     if made.stage == "qc":
-        scalar = any(t.ndim == 0 for k, t in made.tensors.items() if k.endswith(".threshold"))
-        if per_channel and scalar:
+        quantisers = [node.module for node in graph.of((QuantClip,))]
+        if per_channel and any(not module.threshold.ndim for module in quantisers):
             raise WeightsError(
                 "these stage-I weights have one threshold a layer; for thresholds of each "
                 "channel start from float weights"
             )
-        for module in network.modules():
-            if isinstance(module, QuantClip):
-                module.steps, module.noise = T, noise
-        return network
-    example = task.example(made.imgsz)
-    prepare(network, example, fold)
-    record = trace(network, example)
+        for module in quantisers:
+            module.steps, module.noise = T, noise
+        return graph
+    graph = prepare(graph, task.example(made.imgsz), fold)
     pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
-    if maxima:
-        thresholds = largest_activations(network, record, pictures, per_channel)
-    else:
-        thresholds = estimate_thresholds(network, record, pictures, T, per_channel=per_channel)
-    quantize(network, record, thresholds, T, noise)
-    return network
+    found = thresholds_by(thresholds, graph, pictures, T, per_channel)
+    quantise(graph, found, T, noise)
+    return graph
 
 
 def planned(
@@ -140,6 +135,7 @@ def finetune(
     """
     options = {"noise": noise, "per_channel": per_channel, "teacher": teacher, "distill": distill}
     options |= {"clips_rounded": clips_rounded, "fold_first": fold_first, "origin": origin}
+    made = task.current(made)
     wanted = planned(task, made, train, T, **options)
     if resume:
         expect_same_run(out, wanted)
@@ -152,9 +148,9 @@ def finetune(
     network.train()
 
     def write(trained: nn.Module, path: Path) -> None:
-        folded = copy.deepcopy(trained).cpu().eval()
-        fold_batch_norm(folded, task.example(made.imgsz))
-        save(replace(wanted, tensors=folded.state_dict()), path)
+        folded = copy.deepcopy(getattr(trained, "graph", trained)).cpu().eval()
+        fold_batch_norm(folded)
+        save(with_graph(wanted, folded), path)
 
     if teacher is None and made.stage == "float":
         teacher = made
@@ -168,14 +164,15 @@ def untuned(
     samples: Sequence,
     T: int,
     per_channel: bool = False,
-    maxima: bool = False,
+    thresholds: str | Callable[..., Any] = "least-error",
 ) -> Checkpoint:
     """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
 
     Its spiking copy is the simplest conversion ("copied weights").
     """
-    network = quantized(task, made, samples, T, per_channel=per_channel, maxima=maxima)
-    return replace(made, stage="qc", tensors=network.state_dict(), T=T, origin={})
+    made = task.current(made)
+    graph = quantized(task, made, samples, T, per_channel=per_channel, thresholds=thresholds)
+    return with_graph(replace(made, stage="qc", T=T, origin={}), graph)
 
 
 def finished(folder: Path, wanted: Checkpoint, settings: Any) -> bool:

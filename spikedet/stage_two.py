@@ -7,33 +7,31 @@ calibration are the baselines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedet.checkpoint import Checkpoint, fingerprint
-from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.calibrate import LayerReport, Options, calibrate, choose
+from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import channel_maxima
-from spikedet.conversion.replace import prepare, quantize
+from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.trace import trace
 from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.graph.graph import INPUT, Graph
 from spikedet.precision import device_of, layout, mixed
+from spikedet.runtime.network import SpikingNetwork
 from spikedet.stage_one import untuned
 from spikedet.task import (
-    THRESHOLD_PICTURES,
     Task,
     as_float,
     expect_stage,
     fitting,
-    spiking_checkpoint,
+    pooling_of,
 )
 from spikedet.training import (
     expect_growth,
@@ -85,8 +83,8 @@ class Plan:
     seed: int = 0
 
 
-def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> nn.Module:
-    """Spiking network with the weights and thresholds of stage I, nothing calibrated (eq 16).
+def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> Graph:
+    """Spiking graph with the weights and thresholds of stage I, nothing calibrated (eq 16).
 
     Args:
         task: Of the network.
@@ -96,45 +94,16 @@ def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = Fal
 
     Raises:
         WeightsError: Of another stage, or as `Task.bare`.
+        ConversionError: What cannot be converted, or what did not come out right.
     """
     expect_stage(made, "qc")
-    network = task.bare(made)
-    task.spike(network, made, initial)
-    if shift:
-        shift_currents(network, task.example(made.imgsz), made.T)
-    return network
-
-
-def spiking_yolo(
-    task: Task, made: Checkpoint, samples: Sequence, T: int, origin: dict[str, Any]
-) -> Checkpoint:
-    """The Spiking-YOLO baseline: channel-wise normalisation, potentials that start at zero.
-
-    Args:
-        task: Of the network.
-        made: Float checkpoint.
-        samples: Training samples that the channels' maxima are taken from.
-        T: Time steps.
-        origin: Put into the checkpoint.
-
-    Raises:
-        WeightsError: Of another stage.
-        ConversionError: A layer that cannot be converted.
-    """
-    expect_stage(made, "float")
-    network, example = task.bare(made), task.example(made.imgsz)
-    prepare(network, example)
-    record = trace(network, example)
-    pictures = task.pictures(task.pick(samples, THRESHOLD_PICTURES), made, 8)
-    quantize(network, record, channel_maxima(network, record, pictures), T)
-    task.spike(network, made, initial=0.0)
-    return spiking_checkpoint(replace(made, T=T), network, origin)
+    return spiking_copy(task.graph(made), made.T, initial, shift, pooling_of(made.model))
 
 
 def layer_wise(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     report: Callable[[LayerReport, int, int], None] | None = None,
@@ -171,7 +140,7 @@ def layer_wise(
     ]
     held = max(1, round(len(pictures) * plan.held / (plan.pictures + plan.held)))
     held = min(held, len(pictures) - 1)
-    target = task.bare(teacher or made)
+    target = task.graph(teacher or made)
     if teacher is not None:
         prepare(target, task.example(made.imgsz))
     target.to(device, memory_format=form)
@@ -180,7 +149,7 @@ def layer_wise(
     return reports, size * len(fit), size * len(judge)
 
 
-def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module) -> None:
+def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: Graph) -> None:
     """Refuse pictures of the end-to-end pass that a spiking network cannot take.
 
     Raises:
@@ -190,10 +159,10 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
     size = plan.end_grow_from
     if size in (None, made.imgsz):
         return
-    expect_growth("the end-to-end pass", size, made.imgsz, task.stride(network))
+    expect_growth("the end-to-end pass", size, made.imgsz, task.stride(made.head))
     single = plan.layers.per_neuron or any(
         tensor.ndim == 3
-        for name, tensor in network.state_dict().items()
+        for name, tensor in network.layers.state_dict().items()
         if name.endswith("initial")
     )
     if single:
@@ -202,7 +171,8 @@ def expect_end_size(task: Task, made: Checkpoint, plan: Plan, network: nn.Module
             f"the end-to-end pass was told to grow from {size}"
         )
     with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
-        task.network(made.model, len(made.names)).eval()(torch.zeros(1, 3, size, size))
+        channels = network.shapes[INPUT][1]
+        task.graph(made)(torch.zeros(1, channels, size, size))
 
 
 def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -> None:
@@ -226,7 +196,7 @@ def expect_layers(task: Task, made: Checkpoint, samples: Sequence, plan: Plan) -
 def end_to_end(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     teacher: Checkpoint | None = None,
@@ -261,7 +231,7 @@ def end_to_end(
         how = (plan.end_batch, seed, plan.end_workers, plan.end_jpeg)
         drawn = task.augmented(samples, made, *how)
         for step, batch in enumerate(drawn, first):
-            part, stride = step / plan.end_to_end, task.stride(network)
+            part, stride = step / plan.end_to_end, task.stride(made.head)
             side = growing_side(plan.end_grow_from, made.imgsz, part, stride)
             yield {**batch, "img": resized(batch["img"], side)}
 
@@ -269,7 +239,7 @@ def end_to_end(
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
     about |= {"temperature": plan.end_temperature, "jpeg": plan.end_jpeg}
-    about["begun with"] = fingerprint(network.state_dict())
+    about["begun with"] = fingerprint(network.layers.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
 
@@ -292,7 +262,7 @@ def end_to_end(
 def tuning_loss(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     samples: Sequence,
     plan: Plan,
     teacher: Checkpoint | None = None,
@@ -348,7 +318,7 @@ def _end_loss(
                 wanted = guide(pictures)
             found = spiking(pictures)
         outputs = (as_float(found), as_float(wanted))
-        return task.loss(spiking.network, *outputs, batch, plan.truth, plan.end_temperature)
+        return task.loss(made, spiking.graph, *outputs, batch, plan.truth, plan.end_temperature)
 
     return loss
 

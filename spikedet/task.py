@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.checkpoint import Checkpoint
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import (
-    make_spiking,
-    prepare,
-    quantize,
-)
-from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
+from spikedet.conversion.prepare import prepare
 from spikedet.errors import UsageError, WeightsError
-from spikedet.neurons.layers import Readout
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED
+from spikedet.graph.record import record
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.graph.serialise import describe
+from spikedet.runtime.network import SpikingNetwork
 
 THRESHOLD_PICTURES = 64
 
@@ -86,6 +86,14 @@ class Task(ABC):
         Raises:
             UsageError: The description cannot be built.
         """
+
+    def fresh(self, network: nn.Module, strides: Sequence[int]) -> tuple[str, ...]:
+        """How the names of the layers begin that predict at these strides.
+
+        Raises:
+            UsageError: There are none.
+        """
+        raise UsageError(f"{self.name} has no heads of strides")
 
     @abstractmethod
     def example(self, imgsz: int) -> Tensor:
@@ -155,6 +163,7 @@ class Task(ABC):
     @abstractmethod
     def loss(
         self,
+        made: Checkpoint,
         network: nn.Module,
         found: Any,
         wanted: Any,
@@ -223,8 +232,8 @@ class Task(ABC):
         """Side of a network's pictures in pixels where none is given, None for that of settings."""
         return None
 
-    def stride(self, network: nn.Module) -> int:
-        """Sides of a network's pictures in pixels are multiples of it."""
+    def stride(self, head: dict[str, Any]) -> int:
+        """Sides of a network's pictures in pixels are multiples of it; `head` as of `head_of`."""
         return 1
 
     # ------------------------------------------------------------------ networks of all stages
@@ -240,55 +249,109 @@ class Task(ABC):
             ConversionError: Names the layer, and says what to put in its place.
         """
         network = self.network(description, classes)
-        stride = self.stride(network)
+        stride = self.stride(self.head_of(network))
         if imgsz < stride or imgsz % stride:
             raise UsageError(f"imgsz is {imgsz}; expected a multiple of {stride}")
         with fitting(f"imgsz is {imgsz}"):
-            self._convert(network, Checkpoint("snn", self.name, description, (), imgsz, {}, T=1))
+            graph = prepare(network, self.example(imgsz))
+        quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, 1)
+        make_spiking(graph, pooling=pooling_of(description))
 
     def bare(self, made: Checkpoint) -> nn.Module:
-        """The module of a checkpoint in evaluation mode.
+        """The network of a checkpoint in evaluation mode.
+
+        Returns:
+            The module of its description for a float checkpoint, a `Graph` for others.
 
         Raises:
-            WeightsError: Of another task, or its tensors do not fit its description.
-            ConversionError: A layer that cannot be converted.
+            WeightsError: Of another task, or its tensors do not fit its graph or description.
         """
+        if made.stage != "float":
+            return self.graph(made)
         if made.task != self.name:
             raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
-        try:
-            network = self.network(made.model, len(made.names))
-        except Exception as error:
-            raise WeightsError(
-                f"the network description in the weights is damaged: {error}"
-            ) from None
-        if made.stage != "float":
-            self._convert(network, made)
-        for name, module in network.named_modules():
-            for key in ("threshold", "initial"):  # one a layer, a channel or a neuron
-                stored = made.tensors.get(f"{name}.{key}")
-                if stored is not None and hasattr(module, key):
-                    getattr(module, key).data = torch.empty_like(stored)
-            weights = made.tensors.get(f"{name}.log_weights")
-            if isinstance(module, Readout) and weights is not None:
-                module.weigh_steps(weights.numel())
+        network = self._described(made)
         try:
             network.load_state_dict(made.tensors)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f"tensors do not fit the network description: {reason}") from None
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return network
+        for name, tensor in made.tensors.items():
+            if name.endswith("running_var") and not bool((tensor >= 0).all()):
+                raise WeightsError(f"{name[:80]}: a variance below 0")
+        return network.requires_grad_(False)
 
-    def _convert(self, network: nn.Module, made: Checkpoint) -> None:
-        """Give a float network the modules of a checkpoint's stage, in place; thresholds are 1."""
-        example = self.example(made.imgsz)
-        prepare(network, example)
-        record = trace(network, example)
-        ones = {call.where: torch.ones(()) for call in record.of(ACTIVATIONS)}
-        quantize(network, record, ones, made.T)
-        if made.stage == "snn":
-            self.spike(network, made)
+    def _described(self, made: Checkpoint) -> nn.Module:
+        """A network with fresh weights, as the description in a checkpoint has it."""
+        try:
+            return self.network(made.model, len(made.names))
+        except Exception as error:
+            raise WeightsError(
+                f"the network description in the weights is damaged: {error}"
+            ) from None
+
+    def graph(self, made: Checkpoint) -> Graph:
+        """The graph of a checkpoint of any stage, as it was written; that of a float network has
+        its batch norms.
+
+        Raises:
+            WeightsError: As `bare`, or its outputs are not what its task takes them for.
+        """
+        made = self.current(made)
+        graph = restore_graph(made)
+        self.expect_outputs(graph, made)
+        return graph
+
+    @abstractmethod
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        """Refuse a graph whose outputs are not what the rest of its checkpoint takes them for.
+
+        Raises:
+            WeightsError: Says what does not fit.
+        """
+
+    def head_of(self, network: nn.Module) -> dict[str, Any]:
+        """What the outputs of a network mean, for its checkpoints."""
+        return {}
+
+    def current(self, made: Checkpoint) -> Checkpoint:
+        """A checkpoint in the form of today, with its graph and what its outputs mean.
+
+        Raises:
+            WeightsError: Of another task, or as `bare`.
+        """
+        if made.task != self.name:
+            raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
+        if made.graph is not None:
+            return made
+        if made.stage != "float":
+            from spikedet.upgrade import upgraded
+
+            network = self._described(made)
+            head = self.head_of(network)
+            try:
+                pooling = pooling_of(made.model)
+            except UsageError as error:
+                raise WeightsError(str(error)) from None
+            return upgraded(made, network, self.example(made.imgsz), pooling, head)
+        return self.float_checkpoint(made, self.bare(made))
+
+    def float_checkpoint(self, made: Checkpoint, network: nn.Module) -> Checkpoint:
+        """A float checkpoint with the graph of its network, so that it runs without the class.
+
+        Args:
+            made: Without tensors.
+            network: Built from its description.
+        """
+        graph = record(network, self.example(made.imgsz))
+        described = describe(graph)
+        names, described["tensors"] = dict(network.named_modules(remove_duplicate=False)), {}
+        for node in graph.of(WEIGHTED + NORMS):
+            if node.name not in names:  # another call of a layer that several places share
+                source = node.name.rpartition("_")[0]
+                for key in node.module.state_dict():
+                    described["tensors"][f"{node.name}.{key}"] = f"{source}.{key}"
+        return replace(made, graph=described, head=self.head_of(network))
 
     def restore(self, made: Checkpoint, half: bool = False) -> Any:
         """The network of a checkpoint, ready to run.
@@ -300,32 +363,17 @@ class Task(ABC):
         Raises:
             WeightsError: As `bare`.
         """
-        network = self.bare(made)
+        made = self.current(made)
+        network: nn.Module = self.graph(made)
         if made.stage == "float":
-            fold_batch_norm(network, self.example(made.imgsz))
+            fold_batch_norm(network)
             network.requires_grad_(False)  # those that folding made, too
         network.to(memory_format=torch.channels_last)
         if made.stage == "snn":
             network = SpikingNetwork(network, made.T, chunk=4 * self.batch)
             if half:
-                # at its own size: initial potentials may be those of single neurons
-                network.use_bfloat16(torch.zeros(1, 3, made.imgsz, made.imgsz))
+                network.use_bfloat16()
         return self.runner(network, made)
-
-    def spike(self, network: nn.Module, made: Checkpoint, initial: float = 0.5) -> None:
-        """Make the quantised network of a checkpoint spiking, in place (see `make_spiking`).
-
-        Max-pooling is done as its description says: `spike_pooling: count` (the default) or `step`.
-
-        Raises:
-            UsageError: It says something else.
-        """
-        pooling = made.model.get("spike_pooling", "count")
-        if pooling not in ("count", "step"):
-            raise UsageError(
-                f"the network description has spike_pooling: {pooling}; expected count or step"
-            )
-        make_spiking(network, self.example(made.imgsz), initial, pooling)
 
     def pick(self, samples: Sequence, count: int, seed: int = 0) -> Sequence:
         """`count` samples drawn without replacement (all of them when there are fewer).
@@ -362,9 +410,29 @@ def expect_stage(made: Any, *stages: str) -> None:
         )
 
 
-def spiking_checkpoint(made: Checkpoint, network: nn.Module, origin: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the spiking network that was made from a stage-I checkpoint."""
-    return replace(made, stage="snn", tensors=network.state_dict(), origin=origin)
+def spiking_checkpoint(made: Checkpoint, graph: Graph, origin: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of the spiking graph that was made from a stage-I checkpoint."""
+    return with_graph(replace(made, stage="snn", origin=origin), graph)
+
+
+def with_graph(made: Checkpoint, graph: Graph) -> Checkpoint:
+    """A checkpoint with another graph."""
+    fields = {key: value for key, value in vars(made).items() if key not in ("tensors", "graph")}
+    return of_graph(graph, **fields)
+
+
+def pooling_of(description: dict[str, Any]) -> str:
+    """How spikes are max-pooled: `spike_pooling: count` (the default) or `step`.
+
+    Raises:
+        UsageError: The description says something else.
+    """
+    pooling = description.get("spike_pooling", "count")
+    if pooling not in ("count", "step"):
+        raise UsageError(
+            f"the network description has spike_pooling: {pooling}; expected count or step"
+        )
+    return pooling
 
 
 def as_float(value: Any) -> Any:

@@ -69,9 +69,13 @@ def _kind(folder: Path) -> str | None:
 def of_description(path: Path) -> Task:
     """The task of a network description: what its `task:` says, detection if it says none.
 
+    Classification for `torchvision:NAME`, a classifier of torchvision.
+
     Raises:
         UsageError: It says something else.
     """
+    if str(path).startswith(classification.SHORT):
+        return named("classification")
     if not Path(path).is_file():
         return named("detection")  # which knows more descriptions, by their names
     task = read_yaml(path).get("task", "detection")

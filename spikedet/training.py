@@ -25,7 +25,7 @@ OPTIMIZERS = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
-LEAST = {"epochs": 1, "imgsz": 1, "batch": 1, "temperature": 1} | dict.fromkeys(
+LEAST = {"epochs": 1, "imgsz": 1, "batch": 1, "temperature": 1, "parts": 1} | dict.fromkeys(
     ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
 )
 FREE = ("epochs", "rate", "decay", "device", "workers", "cache")  # a resumed run may have others

@@ -12,17 +12,15 @@ from spikedet.analysis.compare import Comparison, ReadoutError, Reference, cosin
 from spikedet.analysis.record import Recorder
 from spikedet.analysis.residual import expected_counts, periodic, residual_error
 from spikedet.conversion.calibrate import Options, calibrate
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import (
-    estimate_thresholds,
-    make_spiking,
-    quantize,
-    separate_activations,
-)
-from spikedet.conversion.trace import trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import estimate_thresholds
+from spikedet.graph.record import record
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.released import released
+from spikedet.runtime.network import SpikingNetwork
 
 T = 8
 
@@ -30,9 +28,8 @@ T = 8
 def run(neuron, currents):
     """Spike counts and sums of currents [T, B, C]."""
     steps, batch, _ = currents.shape
-    neuron.start(batch)
-    neuron.steps = steps
-    counts = neuron(currents.flatten(0, 1)).unflatten(0, (steps, batch)).sum(0)
+    spikes, _ = neuron.advance(currents.flatten(0, 1), batch, steps, None)
+    counts = spikes.unflatten(0, (steps, batch)).sum(0)
     return counts, currents.sum(0, dtype=torch.float64)
 
 
@@ -83,7 +80,7 @@ def test_expected_counts_are_the_quantiser(shape):
     expected = ((received + start) / theta).floor().clamp(0, T)
     assert (found != expected).float().mean() < 1e-3  # rounding at the boundaries
     assert found.unique().numel() == T + 1
-    assert neuron.potential is None
+    assert set(vars(neuron)["_buffers"]) == {"threshold"}  # nothing of it is left
 
 
 def test_constant_currents_have_no_error_and_late_ones_have():
@@ -111,21 +108,19 @@ def test_currents_of_any_T_have_the_same_mean(steps):
 @pytest.fixture
 def stages(small_net, pictures):
     """(float, stage I, spiking with copied weights), thresholds estimated."""
-    source = small_net
-    fold_batch_norm(source, pictures)
-    stage1 = copy.deepcopy(source)
-    separate_activations(stage1, pictures)
-    record = trace(stage1, pictures)
-    quantize(stage1, record, estimate_thresholds(stage1, record, [pictures], T), T)
+    source = record(small_net, pictures)
+    fold_batch_norm(source)
+    stage1 = prepare(copy.deepcopy(source), pictures)
+    quantise(stage1, estimate_thresholds(stage1, [pictures], T), T)
     stage1.eval()
     spiking = copy.deepcopy(stage1)
-    make_spiking(spiking, pictures)
+    make_spiking(spiking)
     return source, stage1, spiking
 
 
 def compared(stages, batches, steps=T):
     source, stage1, spiking = stages
-    references = [Reference(n, batches[0][:1]) for n in (stage1, source)]
+    references = [Reference(graph) for graph in (stage1, source)]
     comparison = Comparison(SpikingNetwork(spiking, T), steps)
     for batch in batches:
         for reference in references:
@@ -140,11 +135,12 @@ def test_recorder_sums_what_the_neurons_received_and_sent(stages, pictures):
         expected = spiking(pictures)
         recorder = Recorder(spiking)
         assert list(recorder.run(pictures, T)) == list(range(1, T + 1))
-        assert torch.allclose(recorder.readouts[0].sent, expected.double(), atol=1e-5)
+        assert torch.allclose(recorder.read[0], expected.double(), atol=1e-5)
+        assert recorder.readouts == ["last"]
         first = recorder.neurons[0]
-        current = stages[1].first(pictures)
+        current = stages[1].module("first")(pictures)
     names = [layer.name for layer in recorder.neurons]
-    assert names == ["relu.neurons.0", "relu.neurons.1", "relu.neurons.2"]
+    assert names == ["relu", "relu_1", "relu_2"]
     assert torch.allclose(first.received / T, current.double(), atol=1e-5)
     assert torch.equal(first.sent, first.fired) and first.sent.sum() > 0
 
@@ -208,10 +204,10 @@ def test_cosine():
 def test_thresholds_one_a_channel_are_told_apart(stages, pictures):
     """Stage I with unlike thresholds: the first layer still is the quantiser."""
     _, stage1, _ = stages
-    quantiser = stage1.relu.neurons[0]
+    quantiser = stage1.module("relu")
     quantiser.threshold.data = quantiser.threshold.data * torch.linspace(0.5, 1.5, 8)
     spiking = copy.deepcopy(stage1)
-    make_spiking(spiking, pictures)
+    make_spiking(spiking)
     first, *_ = compared((stages[0], stage1, spiking), [pictures]).layers.values()
     assert max(first.above + first.below) < 0.003 and max(first.error) < 1e-4
     assert min(first.cosine) > 0.9999

@@ -1,25 +1,22 @@
 """Layers without an activation between them: which get signed neurons, and what these compute."""
 
-import copy
-
 import pytest
 import torch
+from stages import spiking_copy
 from torch import nn
 from torchvision.models.mobilenetv2 import Conv2dNormActivation, InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
 from spikedet.analysis.operations import measure_cost
 from spikedet.conversion.calibrate import Options, calibrate
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import (
-    estimate_thresholds,
-    make_spiking,
-    prepare,
-    quantize,
-    spike_linear_bottlenecks,
-)
-from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import estimate_thresholds
+from spikedet.graph.operations import ACTIVATIONS, Leaky
+from spikedet.graph.rewrites.linear_bottlenecks import spike_linear_bottlenecks
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
+from spikedet.runtime.network import SpikingNetwork
 
 T = 8
 
@@ -39,10 +36,9 @@ class Chain(nn.Module):
         return self.d(self.q(self.c(self.joint(x, linear))))
 
 
-def signed(network):
+def signed(graph):
     """Names of the activations that are the identity."""
-    leaky = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.LeakyReLU)]
-    return [name for name, module in leaky if module.negative_slope == 1]
+    return [node.name for node in graph.of((Leaky,)) if node.module.slope == 1]
 
 
 class Shared(nn.Module):
@@ -68,15 +64,15 @@ def layers(*kinds):
 @pytest.mark.parametrize(
     ("network", "found"),
     [
-        (Chain(), ["b.1"]),
-        (Chain(norm=True), ["norm"]),
-        (Chain(lambda spikes, linear: spikes + linear), ["b.1"]),
-        (Chain(lambda spikes, linear: spikes + linear, norm=True), ["norm"]),
-        (Chain(lambda spikes, linear: torch.cat([spikes, linear], 1)[:, 2:6]), ["b.1"]),
-        (Shared(), ["b.1", "again.1"]),
+        (Chain(), ["b_spikes"]),
+        (Chain(norm=True), ["b_spikes"]),
+        (Chain(lambda spikes, linear: spikes + linear), ["b_spikes"]),
+        (Chain(lambda spikes, linear: spikes + linear, norm=True), ["b_spikes"]),
+        (Chain(lambda spikes, linear: torch.cat([spikes, linear], 1)[:, 2:6]), ["b_spikes"]),
+        (Shared(), ["b_spikes", "b_1_spikes"]),
         # layers that read the picture run once, and so do readouts
         (layers("conv", "conv", "relu", "conv", "conv"), []),
-        (layers("conv", "relu", "conv", "pool", "conv", "relu", "conv"), ["2.1"]),
+        (layers("conv", "relu", "conv", "pool", "conv", "relu", "conv"), ["2_spikes"]),
         (layers("conv", "relu", "conv", "pool", "relu", "conv"), []),
         (nn.Sequential(layers("conv", "relu"), BasicBlock(3, 3), nn.Conv2d(3, 3, 1)), []),
     ],
@@ -86,32 +82,28 @@ def test_bottlenecks_are_found_by_what_runs(network, found, pictures):
     network.eval()
     with torch.no_grad():
         before = network(pictures)
-    names = {name for name, _ in network.named_modules()}
-    prepare(network, pictures)
-    assert signed(network) == found
-    if not found and not isinstance(network[1], BasicBlock):
-        assert {name for name, _ in network.named_modules()} == names
-    with torch.no_grad():
-        assert torch.allclose(network(pictures), before, atol=1e-5)
+    for fold in (True, False):
+        graph = prepare(network, pictures, fold)
+        assert signed(graph) == found
+        if fold:
+            assert [n.name for n in graph if n.name.endswith("_spikes")] == found
+        with torch.no_grad():
+            assert torch.allclose(graph(pictures), before, atol=1e-5)
 
 
 def test_a_second_time_finds_nothing(pictures):
-    network = Chain().eval()
-    prepare(network, pictures)
-    spike_linear_bottlenecks(network, pictures)
-    assert signed(network) == ["b.1"]
+    graph = prepare(Chain().eval(), pictures)
+    spike_linear_bottlenecks(graph)
+    assert signed(graph) == ["b_spikes"]
 
 
 def spiking(network, pictures, T=T, scale=1.0):
-    """(quantised, spiking) networks; `scale` times the estimated thresholds."""
-    prepare(network.eval(), pictures)
-    record = trace(network, pictures)
-    thresholds = estimate_thresholds(network, record, [pictures], T)
-    quantize(network, record, {name: scale * t for name, t in thresholds.items()}, T)
-    network.eval()
-    copied = copy.deepcopy(network)
-    make_spiking(copied, pictures)
-    return network, copied
+    """(quantised, spiking) graphs; `scale` times the estimated thresholds."""
+    graph = prepare(network.eval(), pictures)
+    thresholds = estimate_thresholds(graph, [pictures], T)
+    quantise(graph, {name: scale * t for name, t in thresholds.items()}, T)
+    graph.eval()
+    return graph, spiking_copy(graph)
 
 
 class Binary(nn.Module):
@@ -138,19 +130,17 @@ class Binary(nn.Module):
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_equal_to_the_quantised_network_on_constant_currents(residual, steps, pictures):
     torch.manual_seed(0)
-    network = Binary(residual).eval()
-    prepare(network, pictures)
-    record = trace(network, pictures)
+    graph = prepare(Binary(residual).eval(), pictures)
     # 1.5 for a neuron that gets 0 or 1.5 fires always or never; elsewhere nothing saturates
-    thresholds = {call.where: torch.tensor(4.0) for call in record.of(ACTIVATIONS)}
+    thresholds = {node.name: torch.tensor(4.0) for node in graph.of(ACTIVATIONS)}
     thresholds["p"] = torch.tensor(1.5)
-    quantize(network, record, thresholds, steps)
-    network.eval()
+    quantise(graph, thresholds, steps)
+    graph.eval()
     binary = (pictures > 0.5).float() * 1.5
     with torch.no_grad():
-        wanted = network(binary)
-        make_spiking(network, pictures)
-        assert torch.allclose(SpikingNetwork(network, steps)(binary), wanted, atol=1e-5)
+        wanted = graph(binary)
+        make_spiking(graph)
+        assert torch.allclose(SpikingNetwork(graph, steps)(binary), wanted, atol=1e-5)
     if steps > 1:
         assert len(wanted.unique()) > 8
 
@@ -183,10 +173,11 @@ def test_inverted_residuals_approach_the_float_network(mobile, pictures):
     with torch.no_grad():
         wanted = mobile(pictures)
         _, network = spiking(mobile, pictures, 256)
-        neurons = [(n, m) for n, m in network.named_modules() if isinstance(m, IFNeuron)]
-        assert [n for n, m in neurons if m.slope == 1] == ["blocks.0.conv.3", "blocks.1.conv.3"]
+        found = network.of((IFNeuron,))
+        linear = ["blocks.0.conv.2_spikes", "blocks.1.conv.2_spikes"]
+        assert [node.name for node in found if node.module.slope == 1] == linear
         # both meet at the shortcut; the others are read by one layer each
-        assert [n for n, m in neurons if not m.folded] == ["blocks.0.conv.3", "blocks.1.conv.3"]
+        assert [node.name for node in found if not node.module.folded] == linear
         errors = [(SpikingNetwork(network, t)(pictures) - wanted).abs().max() for t in (8, 256)]
     assert errors[1] < 0.02 * wanted.std() + 0.1 * errors[0]
 
@@ -195,11 +186,10 @@ def test_no_layer_multiplies_in_every_step(mobile, pictures):
     _, network = spiking(mobile, pictures)
     cost = measure_cost(SpikingNetwork(network, T), [pictures], T)
     once = [name for name, values in cost.multiplies.items() if values.any()]
-    assert once == ["stem.0.layer", "fc.layer"]
+    assert once == ["stem.0", "fc"]
     # what the shortcut brings reaches the head with the spikes of the last bottleneck
-    fired = sum(
-        cost.rates[f"blocks.{i}.conv.3"] * cost.neurons[f"blocks.{i}.conv.3"] for i in (0, 1)
-    )
+    linear = [f"blocks.{i}.conv.2_spikes" for i in (0, 1)]
+    fired = sum(cost.rates[name] * cost.neurons[name] for name in linear)
     assert torch.allclose(cost.accumulates["head.0"], fired * T * 12)
     assert cost.accumulates["head.0"].all()
 
@@ -212,7 +202,7 @@ def test_calibration_worsens_no_layer(mobile):
     reports = calibrate(quantised, network, fit, held, T, Options(steps=40, check=10, half=False))
     assert all(report.after <= report.coarse <= report.before for report in reports)
     better = {report.name for report in reports if report.after < report.before}
-    assert {"blocks.0.conv.3", "blocks.1.conv.3", "head.2"} <= better
+    assert {"blocks.0.conv.2_spikes", "blocks.1.conv.2_spikes", "head.2"} <= better
     # the error reported for the last layer is that of the network as it runs
     with torch.no_grad():
         error = SpikingNetwork(network, T)(torch.cat(held)) - quantised(torch.cat(held))
@@ -225,14 +215,14 @@ def test_thresholds_of_a_relu6_stay_below_six(per_channel, pictures):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1)).eval()
     network[0].weight.data *= 100
-    prepare(network, pictures)
-    record = trace(network, pictures)
-    thresholds = estimate_thresholds(network, record, [pictures], T, per_channel=per_channel)
+    graph = prepare(network, pictures)
+    thresholds = estimate_thresholds(graph, [pictures], T, per_channel=per_channel)
     theta = thresholds["1"]
     assert (theta <= 6).all() and theta.max() > 5.5
-    quantize(network, record, thresholds, T)
+    quantise(graph, thresholds, T)
     with torch.no_grad():
-        current, found = network[0](pictures), network.eval()[:2](pictures)
+        current = network[0](pictures)
+        found = graph.eval().module("1")(graph.module("0")(pictures))
     assert current.max() > 12
     theta = theta.view(-1, 1, 1)
     assert torch.allclose(found, theta * (current / theta * T + 0.5).floor().div(T).clamp(0, 1))

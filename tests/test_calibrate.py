@@ -6,6 +6,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from stages import neurons, quantised, seen_in, spiking_copy
 from torch import nn
 
 from spikedet.analysis import operations
@@ -14,13 +15,18 @@ from spikedet.conversion import distill as distillation
 from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.calibrate import Options, _Layer, calibrate
 from spikedet.conversion.distill import distill
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.trace import WEIGHTED, trace
+from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import UsageError
-from spikedet.neurons.layers import IFNeuron, Readout
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import WEIGHTED
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.graph.time import readouts
+from spikedet.neurons.layers import MeanOverTime
+from spikedet.neurons.quantize import QuantClip
+from spikedet.runtime.network import SpikingNetwork
 
 T = 8
 
@@ -32,14 +38,11 @@ def stages(trained, batches):
 
 
 def converted(network, batches):
-    """(quantised, spiking): the network itself, and a copy."""
-    prepare(network, batches[0])
-    record = trace(network, batches[0])
-    quantize(network, record, estimate_thresholds(network, record, batches[:2], T), T)
-    network.eval()
-    spiking = copy.deepcopy(network)
-    make_spiking(spiking, batches[0])
-    return network, spiking
+    """(quantised, spiking) graphs."""
+    graph = prepare(network, batches[0])
+    quantise(graph, estimate_thresholds(graph, batches[:2], T), T)
+    graph.eval()
+    return graph, spiking_copy(graph)
 
 
 def output_error(quantised, spiking, pictures):
@@ -51,9 +54,8 @@ def output_error(quantised, spiking, pictures):
 
 def start_empty(spiking):
     """Neurons that start at 0 instead of half a threshold: all of them fire too little."""
-    for module in spiking.modules():
-        if isinstance(module, IFNeuron):
-            module.initial.data.zero_()
+    for neuron in neurons(spiking):
+        neuron.initial.data.zero_()
 
 
 def test_stage_two_lowers_the_error_of_a_trained_network(stages, batches):
@@ -61,7 +63,7 @@ def test_stage_two_lowers_the_error_of_a_trained_network(stages, batches):
     before = output_error(quantised, spiking, batches[24:])
     options = Options(steps=60, check=10, half=False)
     reports = calibrate(quantised, spiking, batches[:20], batches[20:24], T, options)
-    assert [r.name for r in reports][-1] == "last.layer" and len(reports) == 4
+    assert [r.name for r in reports][-1] == "last" and len(reports) == 4
     assert all(r.after <= r.coarse <= r.before for r in reports)
     assert reports[1].after < 0.85 * reports[1].before
     assert output_error(quantised, spiking, batches[24:]) < 0.8 * before
@@ -90,41 +92,41 @@ def test_a_layer_that_cannot_gain_is_left_as_it_was(stages, batches):
     assert all(torch.equal(v, before[k]) for k, v in spiking.state_dict().items())
 
 
+@torch.no_grad()
+def outputs_of(graph: Graph, pictures):
+    """What every node of a graph that has no time gives."""
+    return graph.run(graph.edges, {"input": pictures}, [*graph.edges])
+
+
 def test_errors_reported_are_those_of_the_network_as_it_runs(stages, batches):
     """The cached spikes of layer-wise calibration are those of an ordinary pass."""
     quantised, spiking = stages
     options = Options(steps=20, check=5, half=False)
     reports = calibrate(quantised, spiking, batches[:4], batches[8:9], T, options)
-    rates, levels = [], []
-    for network, seen in ((spiking, rates), (quantised, levels)):
-        for name in ("relu.neurons.0", "relu.neurons.1", "relu.neurons.2"):
-            network.get_submodule(name).register_forward_hook(
-                lambda module, inputs, out, seen=seen: seen.append(out)
-            )
-    with torch.no_grad():
+    levels = outputs_of(quantised, batches[8])
+    with torch.no_grad(), seen_in(spiking) as seen:
         SpikingNetwork(spiking, T)(batches[8])
-        quantised(batches[8])
-    for report, spikes, level, name in zip(reports, rates, levels, ["0", "1", "2"], strict=False):
-        theta = quantised.get_submodule(f"relu.neurons.{name}").threshold.abs()
+    for report, name in zip(reports, ["relu", "relu_1", "relu_2"], strict=False):
+        theta = quantised.module(name).threshold.abs()
+        (spikes,) = seen[name]
         rate = spikes.unflatten(0, (T, -1)).mean(0)
-        error = (rate - level / theta).square().mean().item()
-        assert report.after == pytest.approx(error, rel=1e-4)
+        error = (rate - levels[name] / theta).square().mean().item()
+        assert report.name == name and report.after == pytest.approx(error, rel=1e-4)
 
 
 def test_coarse_stays_in_its_bounds(stages, batches):
     quantised, spiking = stages
     calibrate(quantised, spiking, batches[:4], batches[8:9], T, Options(fine=False))
-    for neuron in spiking.modules():
-        if isinstance(neuron, IFNeuron):
-            assert (neuron.initial >= -neuron.threshold).all()
-            assert (neuron.initial <= 2 * neuron.threshold).all()
+    for neuron in neurons(spiking):
+        assert (neuron.initial >= -neuron.threshold).all()
+        assert (neuron.initial <= 2 * neuron.threshold).all()
 
 
 def test_thresholds_stay(stages, batches):
     quantised, spiking = stages
-    before = [n.threshold.clone() for n in spiking.modules() if isinstance(n, IFNeuron)]
+    before = [n.threshold.clone() for n in neurons(spiking)]
     calibrate(quantised, spiking, batches[:4], batches[8:9], T, Options(steps=10, check=5))
-    after = [n.threshold for n in spiking.modules() if isinstance(n, IFNeuron)]
+    after = [n.threshold for n in neurons(spiking)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -144,7 +146,7 @@ def test_distillation_lowers_the_output_error(stages, batches, batch_norm):
             batch_norm=batch_norm)  # fmt: skip
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
-    weights = next(m for m in spiking.modules() if isinstance(m, Readout)).log_weights
+    weights = spiking.of((MeanOverTime,))[0].module.log_weights
     assert weights.shape == (T,) and weights.std() > 0.01  # steps no longer count alike
 
 
@@ -155,8 +157,7 @@ def normed(spiking):
 def test_batch_norm_of_a_pass_begins_as_nothing(stages, batches):
     _, spiking = stages
     timed, names = SpikingNetwork(spiking, T), list(spiking.state_dict())
-    weighted = {m for m in spiking.modules() if isinstance(m, WEIGHTED)}
-    weighted -= {m.layer for m in spiking.modules() if isinstance(m, Readout)}
+    weighted = {node.name for node in spiking.of(WEIGHTED)} - set(readouts(spiking))
     with torch.no_grad():
         before = timed(batches[8])
         with beside_batch_norm(spiking, lambda: timed(batches[0])):
@@ -251,7 +252,7 @@ def test_initial_potentials_of_every_neuron(stages, batches, options):
         reports = calibrate(quantised, copied, fit, fit, T, chosen)
         assert all(r.after < r.before for r in reports[:-1])
         errors.append(reports[0].after)
-        potentials = copied.relu.neurons[0].initial
+        potentials = copied.module("relu").initial
         assert potentials.shape == ((8, 8, 8) if per_neuron else (8,))
     assert potentials.flatten(1).std(1).max() > 0
     if not options.get("fine", True):
@@ -265,17 +266,18 @@ def test_only_the_layers_that_are_named(stages, batches):
     every = calibrate(
         quantised, copy.deepcopy(spiking), batches[:4], batches[8:9], T, Options(fine=False)
     )
-    options = Options(steps=10, check=5, half=False, layers=["*.1", "last.layer"])
+    options = Options(steps=10, check=5, half=False, layers=["*_1", "last"])
     reports = calibrate(quantised, spiking, batches[:4], batches[8:9], T, options)
-    assert [r.name for r in reports] == ["relu.neurons.1", "last.layer"]
+    assert [r.name for r in reports] == ["relu_1", "last"]
     changed = {k for k, v in spiking.state_dict().items() if not torch.equal(v, before[k])}
     assert changed <= {
-        "relu.neurons.1.initial", "deep.weight", "deep.bias", "last.layer.weight", "last.layer.bias"
+        f"layers.{name}"
+        for name in ("relu_1.initial", "deep.weight", "deep.bias", "last.weight", "last.bias")
     }  # fmt: skip
-    assert "relu.neurons.1.initial" in changed
+    assert "layers.relu_1.initial" in changed
     # the layer before it was advanced as it is: more is wrong with this layer's input
     assert reports[0].before != every[1].before
-    with pytest.raises(UsageError, match=r"no layer is named 'model.3'; there are relu.neurons.0"):
+    with pytest.raises(UsageError, match=r"no layer is named 'model.3'; there are relu, relu_1"):
         calibrate(quantised, spiking, batches[:1], batches[8:9], T, Options(layers=["model.3"]))
 
 
@@ -288,7 +290,7 @@ def divergence(rates, targets):
 def test_kl_is_blind_to_a_constant_that_is_added_and_mse_is_not(stages, batches):
     quantised, spiking = stages
     student, teacher = Stored(spiking, batches[:1], T), Stored(quantised, batches[:1], None)
-    site, theta = student.sites[0], student.sites[0].call.module.threshold
+    site, theta = student.sites[0], student.sites[0].node.module.threshold
     target = teacher.target(teacher.sites[0], 0).float() / T
 
     def error(kind, shift):
@@ -302,16 +304,10 @@ def test_kl_is_blind_to_a_constant_that_is_added_and_mse_is_not(stages, batches)
 def test_kl_loss_against_its_definition(stages, batches):
     quantised, spiking = stages
     start_empty(spiking)
-    seen = {}
-    for network in (quantised, spiking):
-        network.relu.neurons[0].register_forward_hook(
-            lambda m, i, out, network=network: seen.__setitem__(network, out)
-        )
-    with torch.no_grad():
+    with torch.no_grad(), seen_in(spiking) as seen:
         SpikingNetwork(spiking, T)(batches[8])
-        quantised(batches[8])
-    rate = seen[spiking].unflatten(0, (T, -1)).mean(0)
-    target = seen[quantised] / quantised.relu.neurons[0].threshold.abs()
+    rate = seen["relu"][0].unflatten(0, (T, -1)).mean(0)
+    target = outputs_of(quantised, batches[8])["relu"] / quantised.module("relu").threshold.abs()
     options = Options(coarse=False, steps=30, check=5, half=False, loss="kl")
     reports = calibrate(quantised, spiking, batches[:8], batches[8:9], T, options)
     assert reports[0].before == pytest.approx(divergence(rate, target), rel=1e-3)
@@ -326,7 +322,7 @@ def test_more_levels_than_a_byte_holds(stages, batches):
         if isinstance(quantiser, QuantClip):
             quantiser.steps = 300
     spiking = copy.deepcopy(quantised)
-    make_spiking(spiking, batches[0])
+    make_spiking(spiking)
     reports = calibrate(quantised, spiking, batches[:1], batches[8:9], 300, Options(fine=False))
     assert reports[0].before < 1e-4  # a constant current: rates are levels
 
@@ -338,24 +334,18 @@ def test_leaky_layers_are_calibrated_as_they_run(batches):
         torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.LeakyReLU(0.3), torch.nn.Conv2d(6, 6, 3, 1, 1),
         torch.nn.LeakyReLU(0.3), torch.nn.Conv2d(6, 4, 1),
     ).eval()  # fmt: skip
-    record = trace(network, batches[0])
-    thresholds = estimate_thresholds(network, record, batches[:2], T, per_channel=True)
-    quantize(network, record, thresholds, T)
-    spiking = copy.deepcopy(network)
-    make_spiking(spiking, batches[0])
+    network = quantised(network, batches[:2], T, per_channel=True)
+    spiking = spiking_copy(network)
     start_empty(spiking)
     options = Options(steps=20, check=5, half=False)
     reports = calibrate(network, spiking, batches[:8], batches[8:9], T, options)
     assert all(r.after < r.before for r in reports[:-1])
-    seen = []
-    for module in (spiking[1], spiking[3]):
-        module.register_forward_hook(lambda m, i, out: seen.append(out))
-    with torch.no_grad():
+    with torch.no_grad(), seen_in(spiking) as seen:
         SpikingNetwork(spiking, T)(batches[8])
-        first = network[1](network[0](batches[8]))
-        second = network[3](network[2](first)) / network[3].threshold.view(1, -1, 1, 1)
-    assert seen[0].min() == -1 and first.min() < 0
-    error = (seen[1].unflatten(0, (T, -1)).mean(0) - second).square().mean().item()
+    levels = outputs_of(network, batches[8])
+    second = levels["3"] / network.module("3").threshold.view(1, -1, 1, 1)
+    assert seen["1"][0].min() == -1 and levels["1"].min() < 0
+    error = (seen["3"][0].unflatten(0, (T, -1)).mean(0) - second).square().mean().item()
     assert reports[1].after == pytest.approx(error, rel=1e-3)
 
 
@@ -387,17 +377,14 @@ def test_a_layer_that_feeds_two_is_calibrated_with_the_first(batches, layers):
         n for n, tensor in spiking.state_dict().items() if not torch.equal(tensor, before[n])
     }
     if layers:  # what was not chosen runs as before
-        assert changed == {"relus.2.initial", "b.weight", "b.bias"}
+        assert changed == {f"layers.{name}" for name in ("relus.2.initial", "b.weight", "b.bias")}
         return
-    assert {"a.weight", "b.weight"} <= changed
-    seen = []
-    for found in (spiking, network):
-        found.relus[1].register_forward_hook(lambda module, inputs, out: seen.append(out))
-    with torch.no_grad():
+    assert {"layers.a.weight", "layers.b.weight"} <= changed
+    with torch.no_grad(), seen_in(spiking) as seen:
         SpikingNetwork(spiking, T)(batches[8])
-        network(batches[8])
-    rate = seen[0].unflatten(0, (T, -1)).mean(0)
-    error = (rate - seen[1] / network.relus[1].threshold.abs()).square().mean().item()
+    rate = seen["relus.1"][0].unflatten(0, (T, -1)).mean(0)
+    level = outputs_of(network, batches[8])["relus.1"]
+    error = (rate - level / network.module("relus.1").threshold.abs()).square().mean().item()
     assert reports[1].name == "relus.1" and reports[1].after == pytest.approx(error, rel=1e-4)
 
 

@@ -129,7 +129,7 @@ def test_plain_files(tmp_path, made):
     "metadata",
     [
         pytest.param({"format": "pt"}, id="another program"),
-        pytest.param({"format": "spikedet-2", "header": json.dumps(HEADER)}, id="newer"),
+        pytest.param({"format": "spikedet-3", "header": json.dumps(HEADER)}, id="newer"),
         pytest.param({"format": FORMAT}, id="no header"),
         pytest.param({"format": FORMAT, "header": "no JSON"}, id="damaged header"),
         pytest.param({"format": FORMAT, "header": "[]"}, id="no fields"),

@@ -22,8 +22,8 @@ from spikedet.classification.data import UNLABELLED, Samples, batches
 from spikedet.classification.distillation import accuracy, cross_entropy, divergence
 from spikedet.classification.measure import accuracies
 from spikedet.classification.settings import Settings
-from spikedet.conversion.quantize import QuantClip
 from spikedet.errors import PictureError, TrainingError, UsageError
+from spikedet.neurons.quantize import QuantClip
 from spikedet.training import epochs_done
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,13 +9,23 @@ import torchvision
 import yaml
 from torch import nn
 
-from spikedet.classification.models import NAMES, NETWORKS, TORCHVISION, build
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
-from spikedet.conversion.trace import trace
+from spikedet.classification import transforms
+from spikedet.classification.models import (
+    AUXILIARY,
+    NETWORKS,
+    TORCHVISION,
+    build,
+    foreign,
+    usual_side,
+)
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import UsageError
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+from spikedet.runtime.network import SpikingNetwork
 
 CONFIGS = Path(__file__).parents[1] / "configs/models"
 FORMS = [(arch, form) for arch, forms in NETWORKS.items() for form in forms]
@@ -47,14 +57,12 @@ def alive(description):
 
 
 def stages(network, pictures, T):
-    """(quantised, spiking) copies of a network."""
-    quantised = copy.deepcopy(network)
-    prepare(quantised, pictures[:1])
-    record = trace(quantised, pictures[:1])
-    quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], T), T)
+    """(quantised, spiking) graphs of a network."""
+    quantised = prepare(network, pictures[:1])
+    quantise(quantised, estimate_thresholds(quantised, [pictures], T), T)
     quantised.eval()
     spiking = copy.deepcopy(quantised)
-    make_spiking(spiking, pictures[:1])
+    make_spiking(spiking)
     return quantised, SpikingNetwork(spiking, T)
 
 
@@ -118,22 +126,19 @@ def test_batch_norm_may_be_folded_after_quantised_training(arch, form):
     """The same modules as of a network that is folded first, computing what was trained."""
     network, pictures = alive(describe(arch, form))
     example = pictures[:1]
-    first, later = copy.deepcopy(network), network
-    networks = {"first": first, "later": later}
-    for name, quantised in networks.items():
-        prepare(quantised, example, fold=name == "first")
-        record = trace(quantised, example)
-        quantize(quantised, record, estimate_thresholds(quantised, record, [pictures], 4), 4, 0.0)
+    first, later = (prepare(network, example, fold) for fold in (True, False))
+    for quantised in (first, later):
+        quantise(quantised, estimate_thresholds(quantised, [pictures], 4), 4, 0.0)
     with torch.no_grad():
         expect_mostly_equal(later.eval()(pictures), first.eval()(pictures))
         for norm in (m for m in later.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.running_mean += 0.1 * torch.rand_like(norm.running_mean)  # as training would
             norm.running_var *= 1.1
         wanted = later(pictures)
-        fold_batch_norm(later, example)
+        fold_batch_norm(later)
         expect_mostly_equal(later(pictures), wanted)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in later.modules())
-    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in networks.values()]
+    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (first, later)]
     assert shapes[0] == shapes[1]
 
 
@@ -183,14 +188,41 @@ def test_every_form_has_one_configuration():
     assert sorted(path.stem for path in paths) == sorted(f"{form}-{arch}" for arch, form in FORMS)
 
 
-@pytest.mark.parametrize("arch", TORCHVISION)
-def test_state_dicts_of_torchvision_load(arch):
-    with torch.device("meta"):
-        source = torchvision.models.get_model(arch.split("/")[1], weights=None)
-        network = build({"arch": arch}, 1000)
+# of each family of torchvision's one
+LISTED = """
+alexnet densenet121 googlenet inception_v3 mnasnet1_0 mobilenet_v2 regnet_x_400mf resnet18 resnet34
+resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_1 vgg11_bn vgg13_bn vgg16 vgg16_bn vgg19_bn
+wide_resnet50_2
+"""
+
+
+@pytest.mark.parametrize("name", LISTED.split())
+def test_classifiers_of_torchvision_are_built_by_name(name):
+    assert f"torchvision/{name}" in TORCHVISION
+    plain = (
+        {"aux_logits": False, "init_weights": False} if f"torchvision/{name}" in AUXILIARY else {}
+    )
+    with torch.device("cpu" if "regnet" in name else "meta"):
+        source = torchvision.models.get_model(name, weights=None, num_classes=7, **plain)
+        network = build(foreign(name), 7)
     source = source.state_dict()
     network.load_state_dict(source, assign=True)  # refuses what is missing, and other shapes
     assert list(network.state_dict()) == list(source)
+
+
+def test_what_torchvision_s_weights_take():
+    assert usual_side(foreign("resnet50")) == 224 and usual_side(foreign("inception_v3")) == 299
+    assert "mean" not in foreign("resnet50")
+    for name in ("googlenet", "inception_v3"):
+        # its own way from pictures normalised as all others to the range -1..1
+        source = torchvision.models.get_model(
+            name, weights=None, transform_input=True, init_weights=False
+        )
+        picture = torch.randint(256, (1, 3, 299, 299), dtype=torch.uint8)
+        wanted = source._transform_input(transforms.view({"form": "cifar"}, 299)(picture))
+        found = transforms.view(foreign(name) | {"form": "cifar"}, 299)(picture)
+        assert torch.allclose(found, wanted, atol=1e-6)
+        assert not build(foreign(name), 7).transform_input
 
 
 def test_the_imagenet_form_computes_what_torchvision_does():
@@ -221,9 +253,21 @@ def test_either_pooling_converts(pooling, pools):
 @pytest.mark.parametrize(
     ("description", "words"),
     [
-        ({}, f"arch: None; there are {', '.join(NAMES)}"),
+        ({}, f"arch: None; there are {', '.join(NETWORKS)}, torchvision/NAME"),
         ({"arch": "resnet50"}, "arch: resnet50; there are resnet20, resnet20-wide, "),
-        ({"arch": "torchvision/alexnet"}, "arch: torchvision/alexnet; there are "),
+        (
+            {"arch": "torchvision/resnet5"},
+            "torchvision/resnet5; torchvision has no such classifier, but .*/resnet50.* and more",
+        ),
+        ({"arch": "torchvision/fasterrcnn_resnet50_fpn"}, "torchvision has no such classifier"),
+        (
+            {"arch": "torchvision/densenet121", "activation": "leaky"},
+            "activation: leaky; torchvision/densenet121 has relu",
+        ),
+        (
+            {"arch": "torchvision/inception_v3", "pooling": "avg"},
+            "pooling: avg; torchvision/inception_v3 has max",
+        ),
         ({"arch": "resnet20", "form": "imagenet"}, "form: imagenet; resnet20 has cifar"),
         ({"arch": "resnet18", "form": "mnist"}, "form: mnist; resnet18 has cifar, imagenet"),
         ({"arch": "vgg16", "depth": 3}, "depth: no such key in a classifier; there are task, arch"),

@@ -19,26 +19,25 @@ from spikedet.analysis.operations import (
     multiply_accumulates,
     picojoules,
 )
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikeRates, SpikingNetwork
-from spikedet.conversion.replace import make_spiking, quantize, separate_activations
-from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.graph.operations import ACTIVATIONS
+from spikedet.graph.record import record
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.released import released
+from spikedet.runtime.network import SpikingNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def convert(network, example, T, threshold=1.0):
     """Spiking network with one threshold everywhere."""
-    network.eval()
-    fold_batch_norm(network, example)
-    separate_activations(network, example)
-    record = trace(network, example)
-    thresholds = {c.where: torch.tensor(threshold) for c in record.of(ACTIVATIONS)}
-    quantize(network, record, thresholds, T)
-    make_spiking(network.eval(), example)
-    return SpikingNetwork(network, T)
+    graph = record(network.eval(), example)
+    fold_batch_norm(graph)
+    quantise(graph, {node.name: torch.tensor(threshold) for node in graph.of(ACTIVATIONS)}, T)
+    make_spiking(graph.eval())
+    return SpikingNetwork(graph, T)
 
 
 def outer(rows):
@@ -98,11 +97,11 @@ def test_a_small_network_by_hand(spot):
     assert cost.accumulates["2"].tolist() == [(2 * 4 + 9) * 2]
     assert cost.multiplies["2"].tolist() == [0]
     # analog: nine pixels once, and 2 x 5 weights at nine places once; zeros count as well
-    assert cost.multiplies["0.layer"].tolist() == [9]
-    assert cost.multiplies["4.layer"].tolist() == [90]
-    assert cost.accumulates["0.layer"].tolist() == cost.accumulates["4.layer"].tolist() == [0]
+    assert cost.multiplies["0"].tolist() == [9]
+    assert cost.multiplies["4"].tolist() == [90]
+    assert cost.accumulates["0"].tolist() == cost.accumulates["4"].tolist() == [0]
     # 3 x 3 places with 2, 3, 2 rows and columns read: 49 weights instead of 81, twice
-    assert cost.float_multiplies == {"0.layer": 9, "2": 98, "4.layer": 90}
+    assert cost.float_multiplies == {"0": 9, "2": 98, "4": 90}
 
 
 def test_a_spike_counts_at_every_copy_and_in_every_pooling_window(spot):
@@ -112,9 +111,35 @@ def test_a_spike_counts_at_every_copy_and_in_every_pooling_window(spot):
         (nn.AdaptiveAvgPool2d(1), 3),
         (nn.AdaptiveAvgPool2d(2), 2 * 1 + 1 * 4),  # rows 0-1 and 1-2
         (nn.AvgPool2d(3, 1, 1, count_include_pad=False), 2 * 4 + 9),
+        (nn.AvgPool2d(3, 1, 1, divisor_override=5), 2 * 4 + 9),
     ]:
         network = passing(between, nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1))
         cost = measure_cost(convert(network, spot, 2), [spot], 2)
+        assert cost.accumulates["3"].tolist() == [expected], between
+        assert cost.multiplies["3"].tolist() == [0]
+
+
+def test_a_spike_counts_in_every_window_along_a_line():
+    line = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+    for between, expected in [
+        (nn.AvgPool1d(3, 1, 1), 2 * 2 + 3),  # the first in two windows, the second in three
+        (nn.AvgPool1d(3, 1, 1, count_include_pad=False), 2 * 2 + 3),
+        (nn.AvgPool1d(2), 2 + 1),
+        (nn.AvgPool1d(3, 2, ceil_mode=True), 2 + 1),
+        (nn.AdaptiveAvgPool1d(3), 2 + 2 * 1),  # places 0-1, 1-2, 2-3
+    ]:
+        network = nn.Sequential(
+            nn.Conv1d(1, 1, 1),
+            nn.ReLU(),
+            between,
+            nn.Conv1d(1, 1, 1),
+            nn.ReLU(),
+            nn.Conv1d(1, 1, 1),
+        )
+        for layer in (network[0], network[3]):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        cost = measure_cost(convert(network, line, 2), [line], 2)
         assert cost.accumulates["3"].tolist() == [expected], between
         assert cost.multiplies["3"].tolist() == [0]
 
@@ -155,7 +180,7 @@ def test_a_shortcut_is_one_accumulate_and_a_mean_is_a_sum(spot):
     # the block adds nothing, so the three spikes pass on to four outputs each
     assert cost.rates["after"].tolist() == [3 / 18]
     assert cost.accumulates["fc"].tolist() == [3 * 4]
-    assert cost.multiplies["last.layer"].tolist() == [12]
+    assert cost.multiplies["last"].tolist() == [12]
 
 
 def test_layers_without_a_neuron_between_multiply_in_every_step(spot):
@@ -210,14 +235,14 @@ def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(pool, sp
 class Carrying(IFNeuron):
     """Neurons whose spikes are negative and carry a threshold."""
 
-    def forward(self, current):
-        return super().forward(current) * -2.5
+    def on_wire(self, spikes):
+        return spikes * -2.5
 
 
 def test_whatever_a_spike_carries_is_one_spike(spot):
     network = passing(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 5, 1))
     spiking = convert(network, spot, 2)
-    network[1].__class__ = Carrying
+    spiking.graph.module("1").__class__ = Carrying
     cost = measure_cost(spiking, [spot], 2)
     assert cost.rates["1"].tolist() == [3 / 18] and cost.accumulates["2"].tolist() == [34]
 
@@ -263,19 +288,19 @@ def test_brute_force_on_a_random_network(mixed, small_net, pictures):
     torch.manual_seed(0)
     T = 3
     spiking = convert(Mixed() if mixed else small_net, pictures, T, threshold=0.4)
-    chosen = [m for m in spiking.network.modules() if isinstance(m, nn.Conv2d)]
+    chosen = {node.module: node.name for node in spiking.graph.of((nn.Conv2d,))}
     inputs = {module: [] for module in chosen}
     handles = [m.register_forward_hook(lambda m, x, _: inputs[m].append(x[0])) for m in chosen]
     list(spiking.run(pictures, T))
     for handle in handles:
         handle.remove()
     cost = measure_cost(spiking, [pictures], T)
-    names = {module: name for name, module in spiking.network.named_modules()}
+    assert len(chosen) == (5 if mixed else 4)
     for module, taken in inputs.items():
-        name = names[module]
+        name = chosen[module]
         every = brute_force(module, torch.ones_like(taken[0])).tolist()
         assert [cost.float_multiplies[name]] * len(pictures) == every
-        if name.endswith(".layer"):
+        if name in ("first", "last"):
             assert cost.multiplies[name].tolist() == every
             assert not cost.accumulates[name].any()
         else:
@@ -287,7 +312,7 @@ def test_brute_force_on_a_random_network(mixed, small_net, pictures):
 
 def test_every_picture_for_itself_and_rates_as_the_network_counts_them(small_net, pictures):
     spiking = convert(small_net, pictures, 5, threshold=0.5)
-    with SpikeRates(spiking) as rates:
+    with spiking.spike_rates() as rates:
         spiking(pictures)
     expected = rates.mean(5)
     together = measure_cost(spiking, [pictures], 5)
@@ -302,9 +327,9 @@ def test_every_picture_for_itself_and_rates_as_the_network_counts_them(small_net
 
 
 def test_the_float_network_has_the_operations_of_its_layers(small_net, pictures):
-    found = multiply_accumulates(small_net, pictures[:1])
+    found = multiply_accumulates(record(small_net, pictures), pictures[:1])
     cost = measure_cost(convert(small_net, pictures, 1), [pictures], 1)
-    assert list(found.values()) == list(cost.float_multiplies.values())
+    assert list(found.items()) == list(cost.float_multiplies.items())
     # 3x3, stride 2, padding 1 on 16: 8 outputs a row of which one reads two columns
     assert found["first"] == 8 * 3 * 23**2
 

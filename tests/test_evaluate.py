@@ -82,6 +82,43 @@ def test_iou_thresholds():
     assert (result.AP, result.AP50, result.AP75) == pytest.approx((0.7, 1, 1))
 
 
+def grid(count):
+    """Boxes of 30 x 30 pixels side by side, 12 in a row."""
+    corners = [(40 * (n % 12), 40 * (n // 12)) for n in range(count)]
+    return [(x, y, x + 30, y + 30) for x, y in corners]
+
+
+@pytest.mark.parametrize(
+    ("count", "AP50"),
+    [(51, 1.0), (80, 1.0), (100, 1.0), (101, 1.0 * 100 / 101), (110, 91 / 101)],
+)
+def test_a_hundred_detections_of_a_class_in_a_picture_count(count, AP50):
+    """Of 110 objects 100 can be found, recall 0.909: 91 of 101 points. VOC 2007 counts them all."""
+    boxes, scores = grid(count), np.linspace(0.9, 0.1, count)
+    truth = sample(*((0, box, False) for box in boxes), size=500)
+    result = measure([found(*((0, *pair) for pair in zip(boxes, scores, strict=True)))], [truth])
+    assert result.AP50 == pytest.approx(AP50) and result.AP == pytest.approx(AP50)
+    assert result.VOC07_AP50 == 1
+
+
+@pytest.mark.parametrize("alarms", [49, 50, 99])
+def test_the_last_of_many_detections_counts(alarms):
+    """False alarms above a true detection: precision 1 of so many and one more."""
+    boxes = grid(alarms + 1)
+    scores = np.linspace(0.9, 0.1, alarms + 1)
+    truth = sample((0, boxes[-1], False), size=500)
+    result = measure([found(*((0, *pair) for pair in zip(boxes, scores, strict=True)))], [truth])
+    assert [result.AP50, result.VOC07_AP50] == pytest.approx([1 / (alarms + 1)] * 2)
+
+
+def test_detections_of_each_class_are_counted_apart():
+    boxes = grid(60)
+    objects = [(label, box) for label in (0, 1) for box in boxes]
+    truth = sample(*((label, box, False) for label, box in objects), size=500)
+    result = measure([found(*((label, box, 0.5) for label, box in objects))], [truth])
+    assert result.AP50 == pytest.approx(1) and result.per_class["dog"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("scores", [(0.9, 0.8), (0.8, 0.9)])
 def test_difficult_found_or_missed_changes_nothing(scores):
     truth = sample((0, BOX, False), (0, FAR, True))

@@ -3,21 +3,23 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from stages import neurons, quantised
 from torch import nn
 
 from spikedet import checkpoint
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
-from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError, UsageError, WeightsError
-from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.task import with_graph
 
 RELU = "torch.nn.ReLU()"
 MODELS = Path(__file__).parents[1] / "configs/models"
@@ -44,12 +46,18 @@ def alive(name, width=None, activation=None):
 
 
 def spiking(network, pictures, T):
-    example = torch.zeros(1, 3, 64, 64)
-    prepare(network, example)
-    record = trace(network, example)
-    quantize(network, record, estimate_thresholds(network, record, [pictures], T), T)
-    make_spiking(network, example)
-    return SpikingNetwork(network, T)
+    graph = quantised(network, [pictures], T)
+    make_spiking(graph)
+    return SpikingNetwork(graph, T)
+
+
+def old_and_new(description, network):
+    """Spiking checkpoints: as files of the old form were, and with the graph."""
+    old = checkpoint.Checkpoint(
+        "snn", "detection", description, VOC_CLASSES, 64, network.graph.layers.state_dict(), 4
+    )
+    head = {"strides": [8, 16, 32], "reg_max": 16}
+    return old, replace(with_graph(old, network.graph), head=head)
 
 
 def cosine(a, b):
@@ -76,8 +84,7 @@ def test_converts(name, width, activation, pools, kept):
     source, pictures = alive(name, width, activation)
     network = spiking(copy.deepcopy(source), pictures, 256)
     assert sum(isinstance(m, SpikingMaxPool) for m in network.modules()) == pools
-    neurons = [m for m in network.modules() if isinstance(m, IFNeuron)]
-    assert sum(not n.folded for n in neurons) == kept
+    assert sum(not n.folded for n in neurons(network.graph)) == kept
     with torch.no_grad():
         wanted, found = source(pictures[:2]), network(pictures[:2])
     for key in ("boxes", "scores"):
@@ -91,7 +98,7 @@ def test_converts(name, width, activation, pools, kept):
         (
             "yolov8n.yaml",
             None,
-            r"model\.0\.act: SiLU .*`activation: torch\.nn\.ReLU\(\)`.*fine-tune",
+            r"model\.0\.act \(SiLU\): silu .*fine-tune.*`activation: torch\.nn\.ReLU\(\)`",
         ),
         ("yolo11n.yaml", RELU, r"model\.10\.m\.0\.attn \(Attention\): "),
         ("yolo12n.yaml", RELU, r"model\.6\.m\.0\.0\.attn \(AAttn\): "),
@@ -118,8 +125,13 @@ PICTURE_BESIDE_SPIKES = {
 @pytest.mark.parametrize(
     ("description", "imgsz", "error", "words"),
     [
-        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2: spikes meet a signal"),
-        ({"activation": "torch.nn.LeakyReLU(1.5)"}, 64, ConversionError, "act: a leaky ReLU of"),
+        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2\.cat: spikes meet a signal"),
+        (
+            {"activation": "torch.nn.LeakyReLU(1.5)"},
+            64,
+            ConversionError,
+            r"act \(LeakyReLU\): a leaky ReLU of",
+        ),
         ({"spike_pooling": "mean"}, 64, UsageError, "spike_pooling: mean; expected count or step"),
         ({}, 80, UsageError, "imgsz is 80; expected a multiple of 32"),
         ({}, 0, UsageError, "imgsz is 0; expected a multiple of 32"),
@@ -142,7 +154,7 @@ def test_training_refuses_before_it_begins(tmp_path):
     command = [sys.executable, MODELS.parents[1] / "tools/train.py", "--model", "yolov8n.yaml"]
     command += ["--data", "nowhere", "--out", "run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 5 and "model.0.act: SiLU" in done.stderr, done.stderr
+    assert done.returncode == 5 and "model.0.act (SiLU): silu" in done.stderr, done.stderr
     done = subprocess.run(
         [*command, "--activation", RELU], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
@@ -183,15 +195,18 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
 
 
 def test_pooling_is_read_from_the_description():
+    """Of a file of the old form; a graph says it itself."""
     network, pictures = alive(MODELS / "tiny-yolo-maxpool.yaml", "n")
     description = model.read_description(MODELS / "tiny-yolo-maxpool.yaml", "n")
-    spiking(network, pictures, 4)
-    args = description, VOC_CLASSES, 64, network.state_dict(), 4
+    state = spiking(network, pictures, 4).graph.layers.state_dict()
+    args = description, VOC_CLASSES, 64, state, 4
     for pooling in ("count", "step"):
         description["spike_pooling"] = pooling
-        runner = DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
-        pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
-        assert {p.mode for p in pools} == {pooling}
+        made = checkpoint.Checkpoint("snn", "detection", *args)
+        for again in (made, DETECTION.current(made)):
+            runner = DETECTION.restore(again)
+            pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
+            assert {p.mode for p in pools} == {pooling}
     description["spike_pooling"] = "mean"
     with pytest.raises(UsageError, match="spike_pooling: mean; expected count or step"):
         DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
@@ -202,25 +217,24 @@ def test_kept_thresholds_are_restored():
     network, pictures = alive("yolov8n.yaml", activation=RELU)
     description = model.read_description("yolov8n.yaml", activation=RELU)
     before = spiking(network, pictures, 4)
-    made = checkpoint.Checkpoint(
-        "snn", "detection", description, VOC_CLASSES, 64, network.state_dict(), 4
-    )
-    after = DETECTION.restore(made)
-    with torch.no_grad():
-        wanted, found = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
-    assert cosine(centred(found), centred(wanted)) > 0.99
+    kept = [neuron.folded for neuron in neurons(before.graph)]
+    for made in old_and_new(description, before):
+        after = DETECTION.restore(made)
+        assert [neuron.folded for neuron in neurons(after.network.graph)] == kept
+        with torch.no_grad():
+            wanted, found = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
+        assert cosine(centred(found), centred(wanted)) > 0.99
 
 
 def test_per_neuron_potentials_belong_to_a_picture_size():
     description = model.read_description(MODELS / "tiny-yolo.yaml", "n")
     network, pictures = alive(MODELS / "tiny-yolo.yaml", "n")
-    spiking(network, pictures, 4)
-    neuron = network.model[0].act
+    made = spiking(network, pictures, 4)
+    neuron = made.graph.module("model.0.act")
     neuron.initial.data = neuron.initial.data.view(-1, 1, 1).expand(-1, 32, 32).clone()
-    state = network.state_dict()
-    made = checkpoint.Checkpoint("snn", "detection", description, VOC_CLASSES, 64, state, 4)
-    runner = DETECTION.restore(made, half=True)
-    with torch.no_grad():
-        runner.raw(pictures[:1])
-        with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):
-            runner.raw(torch.zeros(1, 3, 96, 96))
+    for one in old_and_new(description, made):
+        runner = DETECTION.restore(one, half=True)
+        with torch.no_grad():
+            runner.raw(pictures[:1])
+            with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):
+                runner.raw(torch.zeros(1, 3, 96, 96))

@@ -1,5 +1,8 @@
 """Trained weights of other people's networks become float checkpoints that convert."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -71,9 +74,9 @@ class Model(torch.nn.Module):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda path: torch.save(Model(), path), "holds more than tensors.*state_dict"),
+        (lambda path: torch.save(Model(), path), "holds .*Model, which is not among.*state_dict"),
         (lambda path: torch.save({"model": {}}, path), "not a state dict"),
-        (lambda path: path.write_bytes(b"no weights"), "damaged, or holds more"),
+        (lambda path: path.write_bytes(b"no weights"), "damaged, or not a file"),
         (lambda path: None, "cannot be read"),
         (
             lambda path: torch.save({"fc.bias": torch.zeros(3)}, path),
@@ -99,3 +102,47 @@ def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"")
     with pytest.raises(TrainingError, match="is there already"):
         imported(tmp_path)
+
+
+def test_a_classifier_of_torchvision_by_its_name(tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v2(num_classes=3).eval()
+    held = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"epoch": 9, "state_dict": held}, tmp_path / "state.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    made = imported(tmp_path, model="torchvision:mobilenet_v2", imgsz=None)
+    assert made.model == {"task": "classification", "arch": "torchvision/mobilenet_v2"}
+    assert (made.names, made.imgsz) == (("a", "b", "c"), 224)
+    assert all(torch.equal(t, made.tensors[name]) for name, t in network.state_dict().items())
+    with pytest.raises(UsageError, match="torchvision/vgg17; torchvision has no such .*/vgg16"):
+        imported(tmp_path, model="torchvision:vgg17", out="x")
+    with pytest.raises(WeightsError, match="does not fit torchvision:resnet50 with 3 classes"):
+        imported(tmp_path, model="torchvision:resnet50", out="x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_auxiliary_heads_are_left_out_with_a_word(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    network = torchvision.models.googlenet(num_classes=3, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "state.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    task = tasks.named("classification")
+    monkeypatch.setattr(type(task), "expect_convertible", lambda *_: None)  # tested elsewhere
+    made = imported(tmp_path, model="torchvision:googlenet", imgsz=None)
+    assert "left out: 20 tensors of auxiliary heads" in capsys.readouterr().out
+    assert made.model["mean"] == made.model["std"] == [0.5, 0.5, 0.5]
+    assert not any(name.startswith("aux") for name in made.tensors)
+    weight = network.inception5b.branch1.conv.weight
+    assert torch.equal(made.tensors["inception5b.branch1.conv.weight"], weight)
+
+
+def test_the_command_ends_with_a_sentence_and_a_code(tmp_path):
+    torch.save({"model": Model()}, tmp_path / "best.pt")
+    words = ["--state", tmp_path / "best.pt", "--out", tmp_path / "w.safetensors"]
+    done = subprocess.run(
+        [sys.executable, import_weights.__file__, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 4 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert f"holds {Model.__module__}.Model" in done.stderr
+    assert not (tmp_path / "w.safetensors").exists()

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from stages import quantised
 
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
-from spikedet.neurons.layers import (
-    CalledInTurn,
-    ConstantInput,
-    IFNeuron,
-    Readout,
-    mean_over_time,
-)
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, mean_over_time
+from spikedet.runtime.network import SpikingNetwork
 
 
 def run(current, u0, theta, steps):
@@ -119,19 +116,26 @@ def test_surrogate_gradient_of_a_constant_current_is_the_sum_over_steps():
     assert torch.allclose(ours, truth, atol=1e-6)
 
 
-def test_neuron_keeps_its_potential_within_a_pass_and_forgets_it_between():
+def test_neuron_hands_on_its_potential_within_a_pass_and_forgets_it_between():
     neuron = IFNeuron(torch.tensor(1.0), torch.zeros(1))
     x = torch.full((1, 1, 1, 1), 0.6)
-    neuron.start(1)
-    first = [neuron(x).item(), neuron(x).item()]
-    neuron.start(1)
-    assert first == [0, 1]
-    assert [neuron(x).item(), neuron(x).item()] == first
+
+    def two_steps():
+        first, memory = neuron.advance(x, 1, 1, None)
+        second, _ = neuron.advance(x, 1, 1, memory)
+        return [first.item(), second.item()]
+
+    assert two_steps() == [0, 1]
+    assert two_steps() == [0, 1]
+    _, one = neuron.advance(x, 1, 1, None)  # two passes at once
+    first, other = neuron.advance(2 * x, 1, 1, None)
+    assert first.item() == 1 and neuron.advance(x, 1, 1, one)[0].item() == 1
+    assert neuron.advance(x, 1, 1, other)[0].item() == 0
+    assert neuron(x).item() == 0  # the first step
 
 
 def test_neuron_per_channel_threshold_and_initial_potential():
     neuron = IFNeuron(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.5]))
-    neuron.start(1)
     assert neuron(torch.full((1, 2, 1, 1), 0.6)).flatten().tolist() == [0, 1]
 
 
@@ -143,24 +147,22 @@ def test_threshold_must_be_positive():
 @pytest.mark.parametrize("log_weights", [None, [0.0, -1.0, 1.0]])
 @pytest.mark.parametrize("each_step", [False, True])
 def test_readout_runs_its_layer_on_the_mean_over_time(log_weights, each_step):
-    readout = Readout(torch.nn.Linear(3, 2))
+    layer, mean = torch.nn.Linear(3, 2), MeanOverTime(3 if log_weights else None)
     counts = torch.ones(5)
     if log_weights:
-        readout.weigh_steps(3)
-        readout.log_weights.data.copy_(torch.tensor(log_weights))
+        mean.log_weights.data.copy_(torch.tensor(log_weights))
         counts = torch.tensor([0.0, -1.0, 1.0, 1.0, 1.0]).exp()  # the last one goes on
     spikes = torch.rand(5, 2, 3).round()
     weighted = (spikes * counts.view(5, 1, 1)).cumsum(0) / counts.cumsum(0).view(5, 1, 1)
-    expected = readout.layer(weighted)
-    readout.each_step = each_step
+    expected = layer(weighted)
+    advance = mean.each if each_step else mean.advance
     for chunks in ([5], [2, 2, 1], [1, 4]):  # however many steps go through at once
-        readout.start(2)
-        done = 0
+        done, memory = 0, None
         for part in spikes.bfloat16().split(chunks):
-            found = readout(part.flatten(0, 1))
+            read, memory = advance(part.flatten(0, 1), 2, len(part), memory)
             done += len(part)
             wanted = expected[done - len(part) : done] if each_step else expected[done - 1 : done]
-            assert torch.allclose(found, wanted.flatten(0, 1), atol=1e-6)
+            assert torch.allclose(layer(read), wanted.flatten(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -174,20 +176,16 @@ def test_mean_over_time_in_every_layout(layout, dtype):
     assert mean.is_contiguous(memory_format=layout)  # no copy before the next layer
 
 
-def test_constant_input_runs_once_a_pass():
+def test_what_comes_before_the_first_neuron_runs_once_a_pass(pictures):
     calls = []
-    layer = torch.nn.Identity()
-    layer.register_forward_hook(lambda *_: calls.append(1))
-    constant = ConstantInput(layer)
-    constant.start(1)
-    constant(torch.zeros(1))
-    constant(torch.zeros(1))
-    constant.start(1)
-    constant(torch.zeros(1))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)
+    )
+    graph = quantised(network.eval(), [pictures], 4)
+    make_spiking(graph)
+    graph.module("0").register_forward_hook(lambda *_: calls.append(1))
+    spiking = SpikingNetwork(graph, 4, chunk=4)  # one step at a time
+    spiking(pictures)
+    assert len(calls) == 1
+    list(spiking.anytime(pictures))
     assert len(calls) == 2
-
-
-def test_called_in_turn():
-    turn = CalledInTurn([torch.nn.Threshold(0, -1), torch.nn.Identity()])
-    x = torch.tensor([-5.0])
-    assert [turn(x).item() for _ in range(4)] == [-1, -5, -1, -5]

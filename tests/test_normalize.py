@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import channel_maxima
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import make_spiking, quantize
-from spikedet.conversion.trace import trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import channel_maxima
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.neurons.quantize import QuantClip
+from spikedet.runtime.network import SpikingNetwork
 
 
 def scaled_channels():
@@ -21,9 +22,8 @@ def scaled_channels():
 def test_each_channel_gets_its_own_maximum():
     network = scaled_channels()
     pictures = torch.linspace(0, 1, 1001)[:1000].view(1, 1, 20, 50)
-    record = trace(network, pictures)
     many = [pictures] * 20
-    (found,) = channel_maxima(network, record, many, percentile=99.0).values()
+    (found,) = channel_maxima(prepare(network, pictures), many, percentile=99.0).values()
     assert found[0].item() == pytest.approx(0.99, abs=0.01)
     assert found[1].item() == pytest.approx(1.98, abs=0.02)
     assert found[2] == found[:2].min()  # silent: the lower median of the others
@@ -33,11 +33,11 @@ def test_rates_approach_the_activations_from_a_potential_of_zero():
     network = scaled_channels()
     picture = torch.full((1, 1, 4, 4), 0.5)
     wanted = network(picture)
-    record = trace(network, picture)
-    quantize(network, record, channel_maxima(network, record, [picture]), 8)
-    assert any(isinstance(m, QuantClip) for m in network.modules())
-    make_spiking(network, picture, initial=0.0)
-    spiking = SpikingNetwork(network, 8)
+    graph = prepare(network, picture)
+    quantise(graph, channel_maxima(graph, [picture]), 8)
+    assert any(isinstance(m, QuantClip) for m in graph.modules())
+    make_spiking(graph, initial=0.0)
+    spiking = SpikingNetwork(graph, 8)
     errors = [(spiking(picture, T) - wanted).abs().max().item() for T in (2, 16, 256)]
     assert errors[-1] < 0.02 and errors[-1] <= errors[0] + 1e-6
 
@@ -47,7 +47,7 @@ def test_a_layer_that_never_fires_stays_silent():
     network[0].weight.data.fill_(-1.0)
     network[0].bias.data.fill_(-1.0)
     picture = torch.rand(1, 1, 4, 4)
-    (found,) = channel_maxima(network, trace(network, picture), [picture]).values()
+    (found,) = channel_maxima(prepare(network, picture), [picture]).values()
     assert torch.equal(found, torch.ones(2))
 
 
@@ -62,9 +62,9 @@ def test_negative_activations_count_by_their_size(slope):
     network[0].weight.data = torch.tensor([1.0, -4.0]).view(2, 1, 1, 1)
     picture = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     wanted = network(picture)
-    record = trace(network, picture)
-    maxima = channel_maxima(network, record, [picture], percentile=100)
+    graph = prepare(network, picture)
+    maxima = channel_maxima(graph, [picture], percentile=100)
     assert maxima["1"].tolist() == pytest.approx([1.0, 4 * slope], rel=0.05)
-    quantize(network, record, maxima, 8)
-    make_spiking(network, picture, initial=0.0)
-    assert (SpikingNetwork(network, 512)(picture) - wanted).abs().max() < 0.05
+    quantise(graph, maxima, 8)
+    make_spiking(graph, initial=0.0)
+    assert (SpikingNetwork(graph, 512)(picture) - wanted).abs().max() < 0.05

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stages import quantised, seen_in, spiking_copy
 from test_training import converted, devkit, different, stages_done  # noqa: F401
 from torch import nn
 
@@ -15,15 +16,21 @@ from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.bias import own_bias, shift_currents
 from spikedet.conversion.calibrate import Options, calibrate
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.normalize import channel_maxima, largest_activations
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.replace import estimate_thresholds, make_spiking, prepare, quantize
+from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
-from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.conversion.thresholds import (
+    channel_maxima,
+    estimate_thresholds,
+    largest_activations,
+)
 from spikedet.errors import ConversionError, WeightsError
+from spikedet.graph.operations import ACTIVATIONS
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.methods import METHODS
 from spikedet.neurons.layers import IFNeuron
+from spikedet.neurons.quantize import QuantClip
+from spikedet.runtime.network import SpikingNetwork
 from tools import convert
 
 T = 8
@@ -48,21 +55,19 @@ def train(network, teacher, batches, plain):
 def spiking(network, method, batches, steps=T):
     """The spiking network that a method makes of a float one, as `Task` does."""
     method = METHODS[method]
-    target = copy.deepcopy(network)
-    prepare(target, batches[0])
+    target = prepare(network, batches[0])
     made = copy.deepcopy(target)
-    record = trace(made, batches[0])
-    if method.maxima:
-        thresholds = largest_activations(made, record, batches[:4])
+    if method.thresholds == "largest":
+        thresholds = largest_activations(made, batches[:4])
     else:
-        thresholds = estimate_thresholds(made, record, batches[:4], steps)
-    quantize(made, record, thresholds, steps)
+        thresholds = estimate_thresholds(made, batches[:4], steps)
+    quantise(made, thresholds, steps)
     if method.finetuned:
         train(made, network, batches, method.plain)
     quantised = copy.deepcopy(made.eval())
-    make_spiking(made, batches[0], method.initial)
+    make_spiking(made, method.initial)
     if method.shift:
-        shift_currents(made, batches[0], steps)
+        shift_currents(made, steps)
     options = Options(method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias)
     if method.coarse or method.fine or method.bias:
         targets = target if method.bias else quantised
@@ -109,9 +114,9 @@ def test_thresholds_are_the_largest_activations(relu):
     network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), relu, nn.Conv2d(2, 1, 1)).eval()
     network[0].weight.data = torch.tensor([1.0, -4.0]).view(2, 1, 1, 1)
     batches = [torch.full((1, 1, 2, 2), 0.25), torch.full((1, 1, 2, 2), 0.5)]
-    record = trace(network, batches[0])
-    (layer,) = largest_activations(network, record, batches).values()
-    (channels,) = largest_activations(network, record, batches, per_channel=True).values()
+    graph = prepare(network, batches[0])
+    (layer,) = largest_activations(graph, batches).values()
+    (channels,) = largest_activations(graph, batches, per_channel=True).values()
     below = 2.0 * getattr(relu, "negative_slope", 0.0)
     assert layer == pytest.approx(max(0.5, below))
     assert channels.tolist() == pytest.approx([0.5, max(below, 0.5 / 20)])
@@ -154,35 +159,28 @@ def test_the_quantiser_is_quantisation_clip_floor_shift(levels, clips_rounded):
 
 def test_bias_correction_by_hand(trained, batches):
     """b += mean(a - theta r) over pictures and places, each layer on spikes of corrected ones."""
-    prepare(trained, batches[0])
-    quantised = copy.deepcopy(trained)
-    record = trace(quantised, batches[0])
-    quantize(quantised, record, estimate_thresholds(quantised, record, batches[:4], T), T)
-    network = quantised.eval()
-    make_spiking(network, batches[0], 0.0)
-    shift_currents(network, batches[0], T)
+    trained = prepare(trained, batches[0])
+    network = copy.deepcopy(trained)
+    quantise(network, estimate_thresholds(network, batches[:4], T), T)
+    make_spiking(network.eval(), 0.0)
+    shift_currents(network, T)
     hand = copy.deepcopy(network)
     reports = calibrate(trained, network, batches[:6], batches[20:22], T,
                         Options(coarse=False, fine=False, bias=True))  # fmt: skip
     fit = torch.cat(batches[:6])
-    for number, layer in enumerate(("first", "deep", "mix")):
-        means = []
-        for net in (trained, hand):
-            seen = []
-            relu = net.get_submodule(f"relu.neurons.{number}")
-            handle = relu.register_forward_hook(lambda m, i, out, seen=seen: seen.append(out))
-            with torch.no_grad():
-                trained(fit) if net is trained else SpikingNetwork(hand, T, chunk=10**6)(fit)
-            handle.remove()
-            theta = 1 if net is trained else relu.threshold
-            means.append((theta * seen[0]).mean([0, 2, 3]))
-        mine, theirs = (n.get_submodule(layer) for n in (hand, network))
-        mine, theirs = (getattr(module, "layer", module) for module in (mine, theirs))
-        change = means[0] - means[1]
+    with torch.no_grad():
+        truth = trained.run(trained.edges, {"input": fit}, [*trained.edges])
+    for relu, layer in (("relu", "first"), ("relu_1", "deep"), ("relu_2", "mix")):
+        with torch.no_grad(), seen_in(hand) as seen:
+            SpikingNetwork(hand, T, chunk=10**6)(fit)
+        (spikes,) = seen[relu]
+        lacks = truth[relu].mean([0, 2, 3])
+        change = lacks - (hand.module(relu).threshold * spikes).mean([0, 2, 3])
+        mine, theirs = (graph.module(layer) for graph in (hand, network))
         assert change.abs().max() > 1e-3
         assert torch.allclose(theirs.bias, mine.bias + change, atol=1e-5)
         mine.bias.data += change
-    assert torch.equal(network.last.layer.bias, hand.last.layer.bias)
+    assert torch.equal(network.module("last").bias, hand.module("last").bias)
     assert all(r.before != r.after for r in reports[1:3])
 
 
@@ -190,14 +188,14 @@ def test_bias_correction_is_not_judged():
     """As published. By hand at theta = T = 3: of 2.9 two spikes are 2, so the bias gets 0.9; a held
     0.2, which was 0 spikes, becomes one of 1.
     """
-    network = one_neuron()
     fit, held = torch.full((1, 1, 2, 2), 2.9), torch.full((1, 1, 2, 2), 0.2)
+    network = prepare(one_neuron(), fit)
     made = copy.deepcopy(network)
-    quantize(made, trace(made, fit), {"1": torch.tensor(3.0)}, 3)
-    make_spiking(made, fit, 0.0)
+    quantise(made, {"1": torch.tensor(3.0)}, 3)
+    make_spiking(made, 0.0)
     options = Options(coarse=False, fine=False, bias=True)
     report, readout = calibrate(network, made, [fit], [held], 3, options)
-    assert made[0].layer.bias.item() == pytest.approx(0.9)
+    assert made.module("0").bias.item() == pytest.approx(0.9)
     assert report.before == pytest.approx((0.2 / 3) ** 2)
     assert report.after == report.coarse == pytest.approx((0.8 / 3) ** 2)
     assert readout.before == readout.after
@@ -213,18 +211,14 @@ def classifier(arch, width=0.25):
 def test_the_shift_reaches_every_neuron_once(arch):
     """Residual sums have two layers of which one is changed; signed neurons of bottlenecks too."""
     picture = torch.rand(2, 3, 16, 16)
-    network = classifier(arch)
-    prepare(network, picture)
-    record = trace(network, picture)
-    quantize(network, record, estimate_thresholds(network, record, [picture], T), T)
-    make_spiking(network, picture, 0.0)
+    network = spiking_copy(quantised(classifier(arch), [picture], T), initial=0.0)
     before = Stored(copy.deepcopy(network), [picture], T)
-    shift_currents(network, picture, T)
+    shift_currents(network, T)
     after = Stored(network, [picture], T)
     for index, (old, new) in enumerate(zip(before.sites, after.sites, strict=True)):
         tensors = before.sources(old, 0)
         change = after.run(new, tensors) - before.run(old, tensors)
-        neuron = new.call.module
+        neuron = new.node.module
         wanted = neuron.threshold / (2 * T) if isinstance(neuron, IFNeuron) else 0.0
         assert torch.allclose(change, torch.as_tensor(wanted).expand_as(change), atol=1e-4)
         before.advance(index)
@@ -245,22 +239,16 @@ class ReadTwice(nn.Module):
 
 def test_a_layer_that_two_neurons_read_has_no_place_for_a_current():
     picture = torch.rand(1, 3, 8, 8)
-    network = ReadTwice().eval()
-    prepare(network, picture)
-    record = trace(network, picture)
-    quantize(network, record, estimate_thresholds(network, record, [picture], T), T)
-    make_spiking(network, picture, 0.0)
+    network = spiking_copy(quantised(ReadTwice().eval(), [picture], T), initial=0.0)
     with pytest.raises(ConversionError, match="one: no layer with a bias feeds these"):
-        shift_currents(network, picture, T)
+        shift_currents(network, T)
 
 
 def test_own_bias_is_that_of_the_last_layer():
     picture = torch.rand(1, 3, 16, 16)
-    network = classifier("resnet20")
-    prepare(network, picture)
-    student = Stored(network, [picture], None)
+    student = Stored(prepare(classifier("resnet20"), picture), [picture], None)
     joins = [site for site in student.sites if len(site.layers) == 2]
-    assert joins and all(isinstance(site.call.module, ACTIVATIONS) for site in joins)
+    assert joins and all(isinstance(site.node.module, ACTIVATIONS) for site in joins)
     assert all(own_bias(student, site) is site.layers[0].bias for site in joins)
 
 
@@ -298,11 +286,9 @@ def test_spiking_yolo_is_behind_stage_two(trained, batches):
         with torch.no_grad():
             return (network(pictures) - trained(pictures)).square().mean().item()
 
-    normalised = copy.deepcopy(trained)
-    prepare(normalised, batches[0])
-    record = trace(normalised, batches[0])
-    quantize(normalised, record, channel_maxima(normalised, record, batches[:4]), T)
-    make_spiking(normalised, batches[0], 0.0)
+    normalised = prepare(trained, batches[0])
+    quantise(normalised, channel_maxima(normalised, batches[:4]), T)
+    make_spiking(normalised, 0.0)
     behind = error(SpikingNetwork(normalised, T))
     assert error(spiking(trained, "stage2", batches)) < 0.8 * behind
     assert error(spiking(trained, "copy", batches)) < behind

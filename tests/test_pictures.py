@@ -186,6 +186,38 @@ def test_boxes_come_back(shape):
     assert outside.tolist() == [[0, 0, width, height]]
 
 
+@pytest.mark.parametrize(
+    ("shape", "inside", "expected"),
+    [
+        # 333 rows become 213, 500 columns 320: a row has 1.563 of them, a column 1.5625
+        ((333, 500), (32, 53 + 71, 160, 53 + 142), (50, 111, 250, 222)),
+        ((333, 500), (0, 53, 320, 266), (0, 0, 500, 333)),
+        ((500, 333), (53 + 71, 32, 53 + 142, 160), (111, 50, 222, 250)),
+        # 32 columns become one, 8000 rows 320
+        ((8000, 32), (159, 80, 160, 240), (0, 2000, 32, 6000)),
+        ((32, 8000), (80, 159, 240, 160), (2000, 0, 6000, 32)),
+        # a single pixel fills the square
+        ((1, 1), (80, 160, 160, 240), (0.25, 0.5, 0.5, 0.75)),
+    ],
+)
+def test_rows_and_columns_are_scaled_each_by_its_own(shape, inside, expected):
+    _, frame = letterbox(np.zeros((*shape, 3), np.uint8), 320)
+    assert np.allclose(frame.to_original(np.array([inside])), [expected], atol=1e-3)
+
+
+def test_a_spot_is_found_where_it_was():
+    """Whatever the two scales: the edges of a light block, in the square and taken back."""
+    picture = np.zeros((777, 1111, 3), np.uint8)
+    picture[300:500, 600:900] = 255
+    tensor, frame = letterbox(picture, 160)
+    light = (tensor[0] > 0.75).numpy()
+    rows, columns = np.flatnonzero(light.any(1)), np.flatnonzero(light.any(0))
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert frame.scale_x != frame.scale_y
+    found = frame.to_original(np.array([box]))[0]
+    assert np.abs(found - [600, 300, 900, 500]).max() < 1 / min(frame.scale_x, frame.scale_y)
+
+
 # ---------------------------------------------------------------------- headers
 
 

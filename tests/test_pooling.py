@@ -5,38 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from stages import neurons, quantised, seen_in
 from torch import nn
 
 from spikedet.conversion.calibrate import Options, calibrate
-from spikedet.conversion.fold import fold_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import (
-    estimate_thresholds,
-    make_spiking,
-    prepare,
-    quantize,
-    separate_activations,
-)
-from spikedet.conversion.trace import trace
 from spikedet.detection import model
 from spikedet.errors import ConversionError
-from spikedet.neurons.layers import CalledInTurn, IFNeuron, SpikingMaxPool
+from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.runtime.network import SpikingNetwork
 
 CLASSIC = Path(__file__).parents[1] / "configs/models/tiny-yolo-maxpool.yaml"
 
 
-def quantised(network, pictures, T):
-    fold_batch_norm(network, pictures)
-    separate_activations(network, pictures)
-    record = trace(network, pictures)
-    quantize(network, record, estimate_thresholds(network, record, [pictures], T), T)
-    return network.eval()
-
-
 def pooled(spikes, batch, mode="count", chunks=1, **window):
-    pool = SpikingMaxPool(nn.MaxPool2d(**{"kernel_size": 2, **window}), mode)
-    pool.start(batch)
-    return torch.cat([pool(part) for part in spikes.chunk(chunks)])
+    pool, memory, found = SpikingMaxPool(**{"kernel_size": 2, **window}, mode=mode), None, []
+    for part in spikes.chunk(chunks):
+        out, memory = pool.advance(part, batch, len(part) // batch, memory)
+        found.append(out)
+    return torch.cat(found)
 
 
 def test_traced_by_hand():
@@ -64,15 +51,14 @@ def test_state_lives_over_chunks_and_no_longer():
     whole = pooled(spikes, 3)
     assert torch.equal(pooled(spikes, 3, chunks=4), whole)
     assert torch.equal(pooled(spikes[: 5 * 3], 3), whole[: 5 * 3])  # causal
-    pool = SpikingMaxPool(nn.MaxPool2d(2))
+    pool = SpikingMaxPool(2)
     for _ in range(2):
-        pool.start(3)
-        assert torch.equal(pool(spikes), whole)
+        assert torch.equal(pool.advance(spikes, 3, 12, None)[0], whole)
 
 
 def test_unknown_mode():
     with pytest.raises(ValueError, match="'mean'; expected 'count' or 'step'"):
-        SpikingMaxPool(nn.MaxPool2d(2), "mean")
+        SpikingMaxPool(2, mode="mean")
 
 
 class Pyramid(nn.Module):
@@ -96,12 +82,14 @@ class Pyramid(nn.Module):
 def test_one_pool_called_three_times(act, pictures):
     """With an activation before it, and of a real current, as ultralytics' newest SPPF has it."""
     torch.manual_seed(0)
-    network = quantised(Pyramid(act), pictures, 256)
-    assert isinstance(network.pool, CalledInTurn) and len(network.pool.neurons) == 3
+    network = quantised(Pyramid(act).eval(), [pictures], 256)
+    pools = [name for name in network.edges if name.startswith("pool")]
+    assert pools == ["pool", "pool_1", "pool_2"]
     source = copy.deepcopy(network)
-    make_spiking(network, pictures)
-    assert all(isinstance(m, SpikingMaxPool) for m in network.pool.neurons)
-    assert type(network.shrink) is nn.MaxPool2d  # the picture is the same in every step
+    make_spiking(network)
+    assert all(isinstance(network.module(name), SpikingMaxPool) for name in pools)
+    # the picture is the same in every step
+    assert type(network.module("shrink")) is nn.MaxPool2d
     with torch.no_grad():
         wanted, spiking = source(pictures), SpikingNetwork(network, 256, chunk=64)
         found = [spiking(pictures), spiking(pictures)]
@@ -116,35 +104,34 @@ def test_equal_to_the_quantised_network_on_constant_currents(chunk, pictures):
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 1)
     )
-    network = quantised(network, pictures, 8)
+    network = quantised(network.eval(), [pictures], 8)
     with torch.no_grad():
         wanted = network(pictures)
-        make_spiking(network, pictures)
+        make_spiking(network)
         assert torch.allclose(SpikingNetwork(network, 8, chunk)(pictures), wanted, atol=1e-5)
-        network[2].mode = "step"
+        network.module("2").mode = "step"
         assert (SpikingNetwork(network, 8, chunk)(pictures) - wanted).abs().max() > 0.05
 
 
 def test_pooling_after_the_last_activation_is_refused(pictures):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2))
-    network = quantised(network, pictures, 4)
+    network = quantised(network.eval(), [pictures], 4)
     with pytest.raises(ConversionError, match="3: max-pooling after the last activation"):
-        make_spiking(network, pictures)
+        make_spiking(network)
 
 
 def test_calibration_of_a_network_with_pools(pictures):
     """Errors that calibration reports are those of the network as it runs: no state is left."""
     torch.manual_seed(0)
-    network = quantised(Pyramid(), pictures, 8)
+    network = quantised(Pyramid().eval(), [pictures], 8)
     spiking = copy.deepcopy(network)
-    make_spiking(spiking, pictures)
-    for neuron in spiking.modules():
-        if isinstance(neuron, IFNeuron):
-            neuron.initial.data.zero_()
+    make_spiking(spiking)
+    for neuron in neurons(spiking):
+        neuron.initial.data.zero_()
     batches = list(torch.rand(6, 4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
     options = Options(steps=20, check=5, half=False)
     reports = calibrate(network, spiking, batches[:4], batches[4:5], 8, options)
-    assert [r.name for r in reports] == ["relu", "act", "out", "last.layer"]
+    assert [r.name for r in reports] == ["relu", "act", "out", "last"]
     assert all(r.after < r.before for r in reports[:-1])
     with torch.no_grad():
         wanted = network(batches[4])
@@ -159,20 +146,14 @@ def test_the_classic_tiny_yolo_converts(pooling):
     torch.manual_seed(0)
     network = model.build(model.read_description(CLASSIC, "n"), 20).eval()
     model.raw_outputs(network)
-    example = torch.zeros(1, 3, 64, 64)
     separate = sum(type(m) is nn.MaxPool2d for m in network.modules())
-    prepare(network, example)
-    record = trace(network, example)
-    quantize(
-        network, record, estimate_thresholds(network, record, [torch.rand(2, 3, 64, 64)], 4), 4
-    )
-    model.raw_outputs(network.eval())
-    make_spiking(network, example, pooling=pooling)
-    pools = [m for m in network.modules() if isinstance(m, SpikingMaxPool)]
-    assert len(pools) == separate == 6 and {p.mode for p in pools} == {pooling}
-    assert all(n.folded for n in network.modules() if isinstance(n, IFNeuron))
-    seen = []
-    for pool in pools:
-        pool.register_forward_hook(lambda m, i, out: seen.append(out.unique()))
-    SpikingNetwork(network, 4)(torch.rand(2, 3, 64, 64))
-    assert set(torch.cat(seen).tolist()) == {0, 1}
+    graph = quantised(network, [torch.rand(2, 3, 64, 64)], 4)
+    make_spiking(graph, pooling=pooling)
+    pools = graph.of((SpikingMaxPool,))
+    assert len(pools) == separate == 6 and {p.module.mode for p in pools} == {pooling}
+    assert all(n.folded for n in neurons(graph))
+    with torch.no_grad(), seen_in(graph, SpikingMaxPool) as seen:
+        SpikingNetwork(graph, 4)(torch.rand(2, 3, 64, 64))
+    assert len(seen) == 6
+    sent = [spikes.unique() for outputs in seen.values() for spikes in outputs]
+    assert set(torch.cat(sent).tolist()) == {0, 1}

@@ -51,6 +51,35 @@ def test_select_nothing_and_limit():
     assert len(select(raw(*rows), 0.25, 0.6)[1]) == 100
 
 
+def test_of_many_boxes_of_a_class_the_best_are_kept():
+    rows = [(x * 100, 50, 20, 10, 0.3 + x / 1000, 0.0) for x in range(150)]
+    boxes, scores, labels = select(raw(*rows), 0.25, 0.6)
+    assert scores.tolist() == pytest.approx([0.3 + x / 1000 for x in range(149, 49, -1)])
+    assert boxes[0].tolist() == [14890, 45, 14910, 55] and set(labels) == {0}
+    assert len(select(raw(*rows[:80]), 0.25, 0.6)[1]) == 80
+    assert len(select(raw(*rows), 0.25, 0.6, most=51)[1]) == 51
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.001, 0.1, 1 / 3, 0.5, 1.0])
+def test_a_score_equal_to_the_threshold_is_below_it(threshold):
+    at = np.float32(threshold)
+    above, below = np.nextafter(at, np.float32(2)), np.nextafter(at, np.float32(0))
+    rows = [(90 * n, 50, 20, 10, score, 0.0) for n, score in enumerate((at, above, below))]
+    _, scores, _ = select(raw(*rows), threshold, 0.6)
+    assert scores.tolist() == [above]
+
+
+def test_no_score_is_no_detection_with_a_threshold_of_zero():
+    boxes, scores, _ = select(raw((50, 50, 20, 10, 0.0, 0.0), (90, 50, 20, 10, 1e-30, 0)), 0.0, 0.6)
+    assert scores.tolist() == pytest.approx([1e-30]) and boxes[0].tolist() == [80, 45, 100, 55]
+
+
+def test_boxes_that_overlap_by_no_more_than_the_threshold_stay():
+    rows = ((50, 50, 20, 10, 0.9, 0.0), (50, 47.5, 20, 5, 0.8, 0.0))  # one is half of the other
+    assert len(select(raw(*rows), 0.25, 0.5)[1]) == 2
+    assert len(select(raw(*rows), 0.25, 0.49)[1]) == 1
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Files of an untrained network in all stages."""
@@ -211,9 +240,13 @@ def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
     made = checkpoint.load(weights / "snn.safetensors")
     del made.tensors["model.0.act.initial"]
     checkpoint.save(made, tmp_path / "w")
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(WeightsError, match="model.0.act.initial of the graph is not in the file"):
         spikedet.load(tmp_path / "w")
     made = checkpoint.load(weights / "float.safetensors")
+    del made.tensors["model.0.conv.weight"]
+    checkpoint.save(made, tmp_path / "w")
+    with pytest.raises(WeightsError, match="do not fit"):
+        spikedet.load(tmp_path / "w")
     made.task = "pose"
     checkpoint.save(made, tmp_path / "w")
     with pytest.raises(WeightsError, match="for pose"):

@@ -7,16 +7,13 @@ import torch
 from torch import nn
 
 from spikedet.conversion.calibrate import Options, calibrate
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.replace import (
-    estimate_thresholds,
-    make_spiking,
-    quantize,
-    separate_activations,
-)
-from spikedet.conversion.trace import trace
+from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import ConversionError
+from spikedet.graph.record import record
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
+from spikedet.runtime.network import SpikingNetwork
 
 T = 8
 
@@ -61,17 +58,15 @@ JOINS = {
 
 def converted(network, pictures):
     """(quantised, spiking, letters of the neurons that keep theta on the wire)."""
-    network = network.eval()
-    separate_activations(network, pictures)
-    record = trace(network, pictures)
-    thresholds = estimate_thresholds(network, record, [pictures], T, per_channel=True)
+    graph = record(network.eval(), pictures)
+    thresholds = estimate_thresholds(graph, [pictures], T, per_channel=True)
     # twice, so that nothing saturates: where a leaky neuron does, it may lose its first step
-    quantize(network, record, {name: 2 * theta for name, theta in thresholds.items()}, T)
-    network.eval()
-    spiking = copy.deepcopy(network)
-    make_spiking(spiking, pictures)
-    neurons = [(n, m) for n, m in spiking.named_modules() if isinstance(m, IFNeuron)]
-    return network, spiking, "".join(n for n, m in neurons if not m.folded)
+    quantise(graph, {name: 2 * theta for name, theta in thresholds.items()}, T)
+    graph.eval()
+    spiking = copy.deepcopy(graph)
+    make_spiking(spiking)
+    neurons = spiking.of((IFNeuron,))
+    return graph, spiking, "".join(node.name for node in neurons if not node.module.folded)
 
 
 @pytest.mark.parametrize("name", JOINS)
@@ -108,7 +103,7 @@ class Bottleneck(nn.Module):
 def test_a_residual_block_approaches_the_clipped_network(raw, pictures):
     torch.manual_seed(0)
     network, spiking, found = converted(Bottleneck(raw), pictures)
-    assert found == ("relu.neurons.0" if raw else "relu.neurons.0relu.neurons.1")
+    assert found == ("relu" if raw else "relurelu_1")
     for quantiser in network.modules():
         if hasattr(quantiser, "noise"):
             quantiser.steps = 1 << 20  # as good as none
@@ -196,7 +191,7 @@ class FromPicture(nn.Module):
 
 @pytest.mark.parametrize(
     ("readout", "words"),
-    [(True, "FromPicture: .*a readout"), (False, "FromPicture: .*from the picture alone")],
+    [(True, "^add: .*a readout"), (False, "^add: .*from the picture alone")],
 )
 def test_a_signal_without_time_steps_is_refused_by_name(readout, words, pictures):
     with pytest.raises(ConversionError, match=words):

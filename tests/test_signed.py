@@ -1,34 +1,32 @@
 """Leaky ReLU: the signed neuron and its quantiser by hand, by brute force and in a network."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from stages import neurons, quantised, seen_in
 from test_neurons import step_function
 from torch import nn
 
 from spikedet import checkpoint
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.quantize import QuantClip, levels
-from spikedet.conversion.replace import (
-    best_threshold,
-    estimate_thresholds,
-    make_spiking,
-    prepare,
-    quantize,
-    separate_activations,
-)
-from spikedet.conversion.trace import trace
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import best_threshold
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError
+from spikedet.graph.operations import ClippedReLU, Leaky
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
 )
 from spikedet.neurons.layers import IFNeuron, count_spikes
+from spikedet.neurons.quantize import QuantClip, levels
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.task import with_graph
 
 LEAKY = Path(__file__).parents[1] / "configs/models/tiny-yolo-leaky.yaml"
 
@@ -54,9 +52,7 @@ def test_without_a_slope_there_are_no_negative_spikes():
 
 def test_a_module_carries_the_slope_and_spikes_of_both_signs_count():
     neuron = IFNeuron(torch.tensor(1.0), torch.zeros(1), slope=0.5)
-    neuron.steps = 2
-    neuron.start(1)
-    spikes = neuron(torch.tensor([[[[1.0]]], [[[-2.0]]]]))
+    spikes, _ = neuron.advance(torch.tensor([[[[1.0]]], [[[-2.0]]]]), 1, 2, None)
     assert spikes.flatten().tolist() == [1, -1]
     assert count_spikes(spikes).tolist() == [1, 1]
     with pytest.raises(ValueError, match="slope of the negative side is 1.5"):
@@ -169,50 +165,46 @@ def test_surrogate_of_one_step_by_hand():
 def leaky_net(small_net, pictures):
     """The small network with leaky ReLU, quantised at T = 8; its batch norm does nothing."""
     small_net.norm, small_net.relu = nn.Identity(), nn.LeakyReLU(0.2)
-    separate_activations(small_net, pictures)
-    record = trace(small_net, pictures)
-    thresholds = estimate_thresholds(small_net, record, [pictures], 8)
-    quantize(small_net, record, thresholds, 8)
-    return small_net.eval()
+    return quantised(small_net, [pictures], 8)
 
 
 def test_leaky_network_converts(leaky_net, pictures):
     quantised = copy.deepcopy(leaky_net)
-    make_spiking(leaky_net, pictures)
-    neurons = [m for m in leaky_net.modules() if isinstance(m, IFNeuron)]
-    assert len(neurons) == 3 and all(n.slope == 0.2 for n in neurons)
-    seen = []
-    for neuron in neurons:
-        neuron.register_forward_hook(lambda m, i, spikes: seen.append(spikes))
+    make_spiking(leaky_net)
+    found = neurons(leaky_net)
+    assert len(found) == 3 and all(n.slope == 0.2 for n in found)
     spiking = SpikingNetwork(leaky_net, 8)
     with torch.no_grad():
-        spiking(pictures)
-        first = quantised.relu.neurons[0](quantised.first(pictures))
-        rate = seen[0].unflatten(0, (8, 4)).mean(0) * neurons[0].threshold
+        with seen_in(leaky_net) as seen:
+            spiking(pictures)
+        (sent,) = seen["relu"]
+        first = quantised.module("relu")(quantised.module("first")(pictures))
+        rate = sent.unflatten(0, (8, 4)).mean(0) * found[0].threshold
         near = (rate - first).abs() < 1e-5
         for quantiser in quantised.modules():
             if isinstance(quantiser, QuantClip):
                 quantiser.steps = 1 << 20  # as good as none
         errors = [(spiking(pictures, T) - quantised(pictures)).abs().mean() for T in (4, 32, 256)]
     assert near.float().mean() > 0.99  # the first neurons receive a constant current
-    assert set(torch.cat([s.unique() for s in seen[:3]]).tolist()) == {-1, 0, 1}
+    assert set(torch.cat([s.unique() for (s,) in seen.values()]).tolist()) == {-1, 0, 1}
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02 * quantised(pictures).std()
 
 
 def test_best_threshold_looks_at_both_signs():
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 4 - 40
-    leaky = best_threshold(values, 8, nn.LeakyReLU(0.5))  # activations about -20
+    leaky = best_threshold(values, 8, Leaky(0.5))  # activations about -20
     assert 15 < leaky.item() < 30
-    assert best_threshold(torch.rand(9999) * 50, 64, nn.ReLU6()).item() <= 6
+    assert best_threshold(torch.rand(9999) * 50, 64, ClippedReLU()).item() <= 6
 
 
 @pytest.mark.parametrize("slope", [-0.1, 3.0])
 def test_a_slope_that_no_neuron_has_is_refused_by_name(slope, pictures):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.LeakyReLU(slope), nn.Conv2d(3, 3, 1)).eval()
-    record = trace(network, pictures)
-    with pytest.raises(ConversionError, match=f"1: a leaky ReLU of slope {slope}"):
-        quantize(network, record, {"1": torch.ones(())}, 8)
+    with pytest.raises(
+        ConversionError, match=rf"1 \(LeakyReLU\): a leaky ReLU of slope {slope:g} "
+    ):
+        prepare(network, pictures)
 
 
 def test_a_leaky_detector_is_restored_from_its_description():
@@ -222,21 +214,23 @@ def test_a_leaky_detector_is_restored_from_its_description():
     network = model.build(description, 20).eval()
     model.raw_outputs(network)
     state = {k: v.clone() for k, v in network.state_dict().items()}
-    prepare(network, pictures)
-    record = trace(network, pictures)
-    quantize(network, record, estimate_thresholds(network, record, [pictures], 8), 8)
-    network.eval()
-    model.raw_outputs(network.to(memory_format=torch.channels_last))
+    graph = quantised(network, [pictures], 8).to(memory_format=torch.channels_last)
     args = "detection", description, VOC_CLASSES, 64
-    qc = checkpoint.Checkpoint("qc", *args, copy.deepcopy(network.state_dict()), 8)
-    snn = copy.deepcopy(network)
-    make_spiking(snn, pictures)
-    spiking = checkpoint.Checkpoint("snn", *args, snn.state_dict(), 8)
+    qc = checkpoint.Checkpoint("qc", *args, copy.deepcopy(graph.layers.state_dict()), 8)
+    snn = copy.deepcopy(graph)
+    make_spiking(snn)
+    spiking = checkpoint.Checkpoint("snn", *args, snn.layers.state_dict(), 8)
     floating = DETECTION.restore(checkpoint.Checkpoint("float", *args, state))
-    assert isinstance(floating.network.model[0].act, nn.LeakyReLU)
-    with torch.no_grad():
-        quantised, restored = DETECTION.restore(qc), DETECTION.restore(spiking)
-        assert torch.equal(quantised.raw(pictures)["scores"], network(pictures)["scores"])
-        wanted = SpikingNetwork(snn, 8)(pictures)["scores"]
-        assert torch.allclose(restored.raw(pictures)["scores"], wanted, atol=1e-5)
-    assert {m.slope for m in restored.network.modules() if isinstance(m, IFNeuron)} == {0.1}
+    leaky = floating.network.module("model.0.act")
+    assert isinstance(leaky, Leaky) and leaky.slope == 0.1
+    head = DETECTION.head_of(network)
+    for old in (True, False):  # from the description alone, and from the graph
+        if not old:
+            qc = with_graph(replace(qc, head=head), graph)
+            spiking = with_graph(replace(spiking, head=head), snn)
+        with torch.no_grad():
+            again, restored = DETECTION.restore(qc), DETECTION.restore(spiking)
+            assert torch.equal(again.raw(pictures)["scores"], graph(pictures)["scores"])
+            wanted = SpikingNetwork(snn, 8)(pictures)["scores"]
+            assert torch.allclose(restored.raw(pictures)["scores"], wanted, atol=1e-5)
+        assert {m.slope for m in neurons(restored.network.graph)} == {0.1}

@@ -27,8 +27,9 @@ from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
+from spikedet.graph.time import readouts
 from spikedet.methods import METHODS, label
-from spikedet.neurons.layers import Readout
+from spikedet.neurons.layers import MeanOverTime
 from spikedet.task import spiking_checkpoint
 from spikedet.training import check_devices, epochs_done, expect_same_run
 from tools import calibrate, convert
@@ -542,16 +543,17 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
     made = converted(stages_done, devkit, "copy")
     network = DETECTION.bare(made)
     plain = DETECTION.restore(made).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
-    readouts = [module for module in network.modules() if isinstance(module, Readout)]
-    for readout in readouts:
-        readout.weigh_steps(made.T)
-        readout.log_weights.data.copy_(torch.linspace(-3, 3, made.T))
+    means = network.of((MeanOverTime,))
+    weights = torch.linspace(-3, 3, made.T)
+    for node in means:
+        network.replace(node.name, MeanOverTime(made.T))
+        network.module(node.name).log_weights.data.copy_(weights)
     path = stages_done / "weighed.safetensors"
     checkpoint.save(spiking_checkpoint(made, network, {}), path, half=True)
     again = DETECTION.bare(checkpoint.load(path))
-    kept = [module.log_weights for module in again.modules() if isinstance(module, Readout)]
-    assert len(kept) == len(readouts) > 1
-    assert all(torch.equal(weights, readouts[0].log_weights) for weights in kept)
+    kept = [node.module.log_weights for node in again.of((MeanOverTime,))]
+    assert len(kept) == len(means) > 1
+    assert all(torch.equal(found, weights) for found in kept)
     weighed = DETECTION.restore(checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     assert not torch.equal(plain, weighed)
     damaged = checkpoint.load(path)
@@ -602,7 +604,7 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     sizes = []
 
-    def watched(network, found, wanted, batch, truth, temperature):
+    def watched(made, network, found, wanted, batch, truth, temperature):
         sizes.append(tuple(batch["img"].shape))
         return found["scores"].square().mean()  # the detector's own loss wants more anchors
 
@@ -627,10 +629,9 @@ def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
     counts = [stage_two.judged(range(n), stage_two.Plan(end_batch=8)) for n in (3, 8, 12, 16)]
     assert counts == [3, 8, 8, 16]
     near = judged(0.0)
-    for module in network.modules():
-        if isinstance(module, Readout):
-            for parameter in module.parameters():
-                parameter += 5
+    for name in readouts(network):
+        for parameter in network.module(name).parameters():
+            parameter += 5
     assert judged(0.0) > near + 1
 
 

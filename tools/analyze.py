@@ -108,15 +108,14 @@ def compare(
 
     from spikedet import stage_two
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
-    from spikedet.conversion.network import SpikingNetwork
+    from spikedet.runtime.network import SpikingNetwork
 
     spiking, *others = made
-    example = task.example(spiking.imgsz).to(args.device)
 
     def restored(checkpoint: Checkpoint) -> torch.nn.Module:
         return task.restore(checkpoint).to(args.device).network
 
-    stage1, source = (o and Reference(restored(o), example) for o in others)
+    stage1, source = (o and Reference(restored(o)) for o in others)
     found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
     if others[0] and ALONE not in found:
         copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(args.device)

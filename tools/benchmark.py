@@ -59,9 +59,8 @@ def main(args: argparse.Namespace) -> None:
     if reference.task is not spiking.task:
         kinds = f"{reference.task.name} and {spiking.task.name}"
         raise WeightsError(f"weights for {kinds}; expected those of one task")
-    stride = reference.task.stride(reference.runner.network)
-    if args.imgsz % stride:
-        raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of {stride}")
+    if args.imgsz % reference.stride:
+        raise UsageError(f"imgsz is {args.imgsz}; expected a multiple of {reference.stride}")
     runners = {"float": reference.runner, "spiking": spiking.runner}
     picture = torch.rand(1, 3, args.imgsz, args.imgsz, device=args.device)
     best = dict.fromkeys(runners, float("inf"))

@@ -38,9 +38,8 @@ CHOSEN = ("pictures", "held", "per_neuron", "layers")
 LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from spikedet.checkpoint import Checkpoint
+    from spikedet.graph.graph import Graph
     from spikedet.stage_two import Plan
     from spikedet.task import Task
 
@@ -163,6 +162,7 @@ def calibrate(
 
     from spikedet import checkpoint, stage_two
     from spikedet.errors import TrainingError
+    from spikedet.neurons.layers import SpikingMaxPool
     from spikedet.precision import layout
     from spikedet.task import spiking_checkpoint
 
@@ -186,14 +186,16 @@ def calibrate(
         other = ", ".join(key for key in told | before if told.get(key) != before.get(key))
         if other:
             raise TrainingError(f"{begun}: a run with other {other}; choose another --out")
-        network = task.bare(calibrated)
+        network = task.graph(calibrated)
         origin = {**calibrated.origin, "command": origin["command"]}  # how the pass is done now
     elif goes_on:
-        network = task.bare(made)
+        network = task.graph(made)
         kept = {name: made.origin[name] for name in RECORD if name in made.origin}
         origin = {**kept, **origin}
     else:
         network = stage_two.copied(task, made, method.initial, method.shift)
+    for node in network.of((SpikingMaxPool,)):
+        node.module.mode = args.pooling or node.module.mode
     stage_two.expect_end_size(task, made, planned, network)
     if teacher is not None:
         task.teacher(made, teacher)  # refuses one that cannot teach, before the layers are fitted
@@ -254,7 +256,7 @@ def forget(out: Path) -> None:
 def layer_wise(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     train: Sequence,
     planned: Plan,
     teacher: Checkpoint | None,
@@ -291,7 +293,7 @@ def layer_wise(
 def end_to_end(
     task: Task,
     made: Checkpoint,
-    network: nn.Module,
+    network: Graph,
     train: Sequence,
     tune: Sequence,
     planned: Plan,
@@ -351,8 +353,9 @@ def main(args: argparse.Namespace) -> None:
     if args.end_to_end == 0:
         useless = END if args.resume else (*END, "unlabelled", "teacher")  # else it repeats its own
         cli.refuse(args, useless, "--end-to-end 0 leaves the end-to-end pass out")
-    made.T = args.T or made.T
     task = tasks.of(made)
+    made = task.current(made)
+    made.T = args.T or made.T
     train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     teacher = checkpoint.load(args.teacher) if args.teacher else None

@@ -62,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", "--weights", dest="weights", type=Path, required=True, help="float checkpoint")
-    add("--method", choices=(*METHODS, "spiking-yolo"), default="two-stage", help="how to convert")
+    add("--method", choices=tuple(METHODS), default="two-stage", help="how to convert")
     add("--T", type=cli.time_steps, required=True, help="time steps")
     add("--stage1", type=Path, help="stage-I checkpoint, instead of a run of stage I")
     add_stage_one_arguments(parser)
@@ -74,7 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def expect_used(args: argparse.Namespace, method: Method | None) -> None:
+def expect_used(args: argparse.Namespace, method: Method) -> None:
     """Refuse options that this method would ignore, or that make another method of it.
 
     Raises:
@@ -82,7 +82,7 @@ def expect_used(args: argparse.Namespace, method: Method | None) -> None:
     """
     name = args.method
     training = [n for n in cli.training_options() if n not in ("seed", "device", "imgsz")]
-    if method is None:
+    if method.thresholds == "channels":
         why = f"{name} has neither stage"
         ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")
         ignored += ("device", "resume", "unlabelled")
@@ -126,10 +126,11 @@ def first_stage(
         expect_stage(ready, "qc")
         expect_same_network(args.stage1, ready, args.weights, made)
         origin |= {"levels": ready.T, "stage1": checkpoint.sha256(args.stage1)}
+        ready = task.current(ready)
         ready.T = args.T
         return ready
     planned = plan(args, task.name)  # before the hours that stage I takes
-    stage_two.expect_end_size(task, made, planned, task.bare(made))
+    stage_two.expect_end_size(task, made, planned, task.graph(made))
     stage_two.expect_layers(task, made, train, planned)
     options = stage_one_options(args, task.name)
     settings = cli.training_settings(args, task.name, stage_one=True, folded=options["fold_first"])
@@ -144,7 +145,7 @@ def first_stage(
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, stage_one, stage_two, tasks
+    from spikedet import checkpoint, stage_one, tasks
     from spikedet.task import expect_stage
     from spikedet.training import check_devices
 
@@ -153,22 +154,20 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
-    method = METHODS.get(args.method)
+    made = task.current(made)
+    method = METHODS[args.method]
     expect_used(args, method)
     train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method
     if args.pooling:
         made.model["spike_pooling"] = args.pooling
-    if args.method == "spiking-yolo":
-        checkpoint.save(stage_two.spiking_yolo(task, made, train, args.T, origin), args.out)
-        print(f"{args.out}: T={args.T}, {args.method}")
-        return
     args.qcfs |= method.plain
     if method.finetuned:
         quantised = first_stage(task, made, train, tune, args, origin)
     else:
-        quantised = stage_one.untuned(task, made, train, args.T, args.per_channel, method.maxima)
+        how = (args.per_channel, method.thresholds)
+        quantised = stage_one.untuned(task, made, train, args.T, *how)
     args.no_coarse |= not method.coarse
     args.no_fine |= not method.fine
     if not method.end_to_end:

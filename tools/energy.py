@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     reference = float_multiplies(task, args.float, path, made) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = cli.read(args, task, split, args.limit, made.names)
-    digest, data = checkpoint.sha256(path), task.fingerprint(samples)
+    digest, data = checkpoint.identity(path), task.fingerprint(samples)
     cli.warn_of_training_pictures(task, samples, {digest})
     pictures = task.pictures(samples, made, args.batch)
     steps = cli.progress(pictures, desc=f"T={T}", unit="batch", leave=False)

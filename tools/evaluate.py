@@ -57,7 +57,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[Checkpoint, str, list[int] | None]]:
-    """Weights to measure, the sha256 of their files, and the time steps to run them with.
+    """Weights to measure, the identity of their files, and the time steps to run them with.
 
     Those are None for its own T.
 
@@ -73,7 +73,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[Checkpoint, str, list[int] | 
         files = [(path, steps) for path in args.weights or all_released(task)]
     else:
         files = [(default_weights(t, task), t and [t]) for t in args.T or [None]]
-    loaded = [(checkpoint.load(path), checkpoint.sha256(path), steps) for path, steps in files]
+    loaded = [(checkpoint.load(path), checkpoint.identity(path), steps) for path, steps in files]
     if args.T and args.compare:
         there = sorted({made.T for made, *_ in loaded if made.T})
         if not set(args.T) <= set(there):
@@ -85,7 +85,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[Checkpoint, str, list[int] | 
 
 
 def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
-    """(method, checkpoint, sha256 of its file, time steps) of everything to measure.
+    """(method, checkpoint, identity of its file, time steps) of everything to measure.
 
     Each has a row for each of its time steps, or one row where they are None.
 

@@ -26,10 +26,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint
+    from spikedet import checkpoint, tasks
 
     cli.expect_new(args.out)
     made = checkpoint.load(args.weights)
+    made = tasks.of(made).current(made)
     made.origin["in_full"] = checkpoint.sha256(args.weights)
     checkpoint.save(made, args.out, half=True)
     sizes = (path.stat().st_size / 1e6 for path in (args.weights, args.out))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Turn pictures with another annotation format into a data set of the VOCdevkit layout.
 
-Two inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
-numbered as in --names), or a folder of VOC XML files. Objects of classes that VOC does not have are
-left out, and so are pictures without any other object; how many is printed. Pictures are JPEG
-files; they are linked, not copied. No file that is there is written over: what is the same is left
-alone, anything else is refused before anything is written.
+Three inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
+numbered as in --names), a folder of VOC XML files, or COCO files, such as tools/label.py writes. Of
+several COCO files each adds the objects that overlap none of those before it. Objects of classes
+that VOC does not have are left out, and so are pictures without any other object; how many is
+printed. Pictures are JPEG files; they are linked, not copied. No file that is there is written
+over: what is the same is left alone, anything else is refused before anything is written.
 
     tools/import_boxes.py --pictures coco/val2017 --list val2017.txt --names coco.names \\
         --out devkit/COCO2017 --split voc
@@ -14,6 +15,8 @@ alone, anything else is refused before anything is written.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -24,19 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
 from spikedet.data.formats.voc import VOC_CLASSES, is_copy_of_2007, parse_xml  # noqa: E402
+from spikedet.detection.boxes import COCO_NAMES  # noqa: E402
 from spikedet.errors import DataError, UsageError  # noqa: E402
 from spikedet.files import read_lines, write_atomic  # noqa: E402
 from spikedet.pictures import read_header  # noqa: E402
 
 JPEG = {".jpg", ".jpeg"}
-SYNONYMS = {
-    "airplane": "aeroplane",
-    "motorcycle": "motorbike",
-    "potted plant": "pottedplant",
-    "dining table": "diningtable",
-    "couch": "sofa",
-    "tv": "tvmonitor",
-}
+SAME, ANY = 0.45, 0.7  # IoU from which a box of --coco is one that an earlier file has
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,6 +42,13 @@ def arguments() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--list", type=Path, help="list of pictures and boxes")
     source.add_argument("--xml", type=Path, help="folder of VOC XML files")
+    source.add_argument("--coco", type=Path, nargs="+", help="COCO files; the first counts most")
+    parser.add_argument(
+        "--least-score",
+        type=cli.fraction,
+        default=0.35,
+        help="of --coco: of boxes that have a score",
+    )
     parser.add_argument("--names", type=Path, help="class names of --list, one a line")
     parser.add_argument("--out", type=Path, required=True, help="data-set folder to make")
     parser.add_argument("--split", default="train", help="name of the split file")
@@ -91,7 +95,7 @@ def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> O
                 f"{line.split()[0]}: box {box!r}; expected x1,y1,x2,y2,class with a class of 0 to "
                 f"{len(names) - 1}"
             ) from None
-        name = SYNONYMS.get(name, name)
+        name = COCO_NAMES.get(name, name)
         if name in VOC_CLASSES and x2 >= x1 and y2 >= y1:
             objects.append((name, [x1, y1, x2, y2]))
     return objects
@@ -124,12 +128,80 @@ def annotations_of_folder(
         root = parse_xml(path)
         for item in root.findall("object"):
             name = item.findtext("name", "").strip()
-            name = SYNONYMS.get(name, name)
+            name = COCO_NAMES.get(name, name)
             if name in VOC_CLASSES:
                 item.find("name").text = name
             else:
                 root.remove(item)
         yield stem, None if root.find("object") is None else ElementTree.tostring(root)
+
+
+def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], list]]:
+    """Size and objects of VOC classes of each picture of a COCO file, by the picture's stem.
+
+    Args:
+        path: The file.
+        least: Least score; boxes without one count, crowds do not.
+
+    Raises:
+        DataError: No such file, not of that form, or two pictures of one name.
+    """
+    found: dict[str, tuple[tuple[int, int], list]] = {}
+    try:
+        data = json.loads(path.read_bytes())
+        names = {row["id"]: COCO_NAMES.get(row["name"], row["name"]) for row in data["categories"]}
+        stems = {row["id"]: Path(row["file_name"]).stem for row in data["images"]}
+        for row in data["images"]:
+            if found.setdefault(stems[row["id"]], (None, []))[0]:
+                raise DataError(f"{path}: two pictures named {stems[row['id']]}")
+            size = int(row["width"]), int(row["height"])
+            if min(size) < 1:
+                raise ValueError
+            found[stems[row["id"]]] = (size, [])
+        for row in data["annotations"]:
+            name = names[row["category_id"]]
+            x, y, width, height = map(float, row["bbox"])
+            if not all(map(math.isfinite, (x, y, width, height))):
+                raise ValueError
+            counts = not row.get("iscrowd") and row.get("score", 1.0) >= least
+            if counts and name in VOC_CLASSES:
+                found[stems[row["image_id"]]][1].append((name, (x, y, x + width, y + height)))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f"{path}: not a COCO file; expected images (id, file_name, width, height), annotations "
+            "(image_id, category_id, bbox) and categories (id, name)"
+        ) from None
+    return found
+
+
+def annotations_of_coco(
+    paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture of the first COCO file; None where no VOC object is left."""
+    from spikedet.detection.label import iou
+
+    first, *others = (coco_objects(path, least) for path in paths)
+    for stem in first:
+        if stem in skip:
+            continue
+        if stem not in pictures:
+            raise DataError(f"{paths[0]}: {stem}: no such picture in --pictures")
+        width, height = read_header(pictures[stem])[:2]
+        objects: Objects = []
+        for found in (first, *others):
+            size, rows = found.get(stem, ((1, 1), []))
+            scale = (width / size[0], height / size[1]) * 2  # the picture may have been resized
+            before = list(objects)
+            for name, edges in rows:
+                x1, y1, x2, y2 = (edge * s for edge, s in zip(edges, scale, strict=True))
+                box = [max(round(x1), 0) + 1, max(round(y1), 0) + 1]
+                box += [min(round(x2), width), min(round(y2), height)]
+                new = all(iou(box, b) < (SAME if n == name else ANY) for n, b in before)
+                if new and box[2] >= box[0] and box[3] >= box[1]:
+                    objects.append((name, box))
+        yield stem, xml_of_boxes((width, height), objects) if objects else None
 
 
 def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[str, Path]) -> None:
@@ -163,6 +235,10 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("--list needs --names, the class names its numbers stand for")
     if args.xml:
         cli.refuse(args, ["names"], "VOC XML has the names of its classes itself")
+    if args.coco:
+        cli.refuse(args, ["names"], "COCO files have the names of their classes themselves")
+    else:
+        cli.refuse(args, ["least_score"], "only boxes of --coco have scores")
     skip = {line.split()[0] for path in args.skip for line in read_lines(path) if line}
     pictures: dict[str, Path] = {}
     for path in (p for folder in args.pictures for p in sorted(folder.rglob("*"))):
@@ -177,6 +253,8 @@ def main(args: argparse.Namespace) -> None:
     skip |= set(filter(is_copy_of_2007, pictures))
     if args.list:
         annotations = annotations_of_list(args.list, args.names, pictures, skip)
+    elif args.coco:
+        annotations = annotations_of_coco(args.coco, args.least_score, pictures, skip)
     else:
         annotations = annotations_of_folder(args.xml, pictures, skip)
     found: dict[str, bytes | None] = {}

@@ -44,6 +44,13 @@ def arguments() -> argparse.ArgumentParser:
         "same description",
     )
     parser.add_argument(
+        "--fresh-heads",
+        type=cli.count,
+        nargs="+",
+        metavar="STRIDE",
+        help="leave the heads of these output strides out of --pretrained (detection)",
+    )
+    parser.add_argument(
         "--teacher", type=Path, help="float network of the same classes to distil from as well"
     )
     parser.add_argument("--distill", type=cli.weight, help="weight of --teacher's outputs (1.0)")
@@ -64,6 +71,8 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, ["distill", "temperature", "unlabelled"], why)
     if args.distill == 0:
         cli.refuse(args, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
+    if args.pretrained is None:
+        cli.refuse(args, ["fresh_heads"], "all layers are fresh without --pretrained")
     task = tasks.of_description(args.model)
     settings = cli.training_settings(args, task.name)
     torch.manual_seed(settings.seed)
@@ -75,13 +84,15 @@ def main(args: argparse.Namespace) -> None:
     names = task.names(train)
     network = task.network(description, len(names)).train()
     if args.pretrained:
-        load_plain_into(network, args.pretrained)
+        fresh = task.fresh(network, args.fresh_heads) if args.fresh_heads else ()
+        load_plain_into(network, args.pretrained, fresh)
     origin = {"command": cli.command_line(), "pictures": len(train)}
     taught = load(args.teacher) if args.teacher else None
     distill = 1.0 if args.distill is None else args.distill
     origin["run"] = {"data": task.fingerprint(train), "distill": distill}
     origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    made = task.float_checkpoint(made, network)
     teacher = task.teacher(made, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:

@@ -9,48 +9,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from spikedet.analysis.record import Layer, Recorder, outputs
 from spikedet.analysis.residual import residual_error
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.trace import ACTIVATIONS, trace
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import ACTIVATIONS
+from spikedet.graph.time import readouts
 from spikedet.neurons.layers import per_channel
+from spikedet.runtime.network import SpikingNetwork
 
 
 class Reference:
     """A network without time, float or of stage I, to compare a spiking network with.
 
     Args:
-        network: In evaluation mode.
-        example: Picture [1, C, H, W].
+        graph: In evaluation mode.
 
     Attributes:
         activations: Outputs of its quantisers for the last pictures, [B, C, ...] each.
         results: Outputs of its readouts for the last pictures, [B, C, ...] each.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor):
-        record = trace(network, example, strict=False)
-        self.network = network
-        activations = [call.module for call in record.of(ACTIVATIONS)]
-        self.quantisers = [module for module in activations if hasattr(module, "threshold")]
-        self.readouts = [call.module for call in record.readouts()]
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        activations = graph.of(ACTIVATIONS)
+        self.quantisers = [node for node in activations if hasattr(node.module, "threshold")]
+        self.readouts = readouts(graph)
         self.activations: list[Tensor] = []
         self.results: list[Tensor] = []
 
     def see(self, pictures: Tensor) -> None:
         """Run on pictures [B, C, H, W]."""
-        found = outputs(self.network, self.quantisers + self.readouts, pictures)
-        count = len(self.quantisers)
-        self.activations, self.results = found[:count], found[count:]
+        names = [node.name for node in self.quantisers]
+        found = outputs(self.graph, names + self.readouts, pictures)
+        self.activations, self.results = found[: len(names)], found[len(names) :]
 
     def thresholds(self) -> list[Tensor]:
         """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
         return [
-            per_channel(quantiser.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
-            for quantiser, activation in zip(self.quantisers, self.activations, strict=True)
+            per_channel(node.module.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
+            for node, activation in zip(self.quantisers, self.activations, strict=True)
         ]
 
 
@@ -134,11 +134,11 @@ class Comparison:
     ) -> None:
         """Run on pictures [B, C, H, W]; `stage1` and the float `source` have seen the same."""
         for t in self.recorder.run(pictures, self.T):
-            found = [layer.sent for layer in self.recorder.readouts]
+            found = self.recorder.read
             for gaps, reference in ((self.to_stage1, stage1), (self.to_float, source)):
                 if reference is not None:
                     gaps.setdefault(t, ReadoutError()).add(found, reference.results)
-        self.readouts = [layer.name for layer in self.recorder.readouts]
+        self.readouts = self.recorder.readouts
         for layer in self.recorder.neurons:
             self._residual(layer)
         if stage1 is not None:

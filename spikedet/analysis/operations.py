@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
-from spikedet.conversion.network import SpikingNetwork, trace_steps
-from spikedet.conversion.trace import ACTIVATIONS, WEIGHTED, Call, Trace, fill, slots, store, trace
-from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.graph.graph import INPUT, Graph, Node
+from spikedet.graph.operations import ACTIVATIONS, WEIGHTED, Mean, Scale, Shift, Subtract
+from spikedet.graph.time import STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
+from spikedet.runtime.network import SpikingNetwork
 
 PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # 32-bit floating point, table VII
 
@@ -44,6 +46,8 @@ def fan_out(layer: nn.Module, shape: torch.Size) -> Tensor:
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features), device=layer.weight.device)
     options = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        options["output_padding"] = layer.output_padding
     kind = next(kind for kind in WEIGHTED if isinstance(layer, kind))
     with torch.inference_mode(False), torch.enable_grad():  # reads are the gradient of a sum
         ones = nn.utils.skip_init(kind, 1, 1, layer.kernel_size, bias=False, **options)
@@ -54,23 +58,37 @@ def fan_out(layer: nn.Module, shape: torch.Size) -> Tensor:
 
 
 @torch.no_grad()
-def multiply_accumulates(network: nn.Module, picture: Tensor) -> dict[str, int]:
+def multiply_accumulates(graph: Graph, picture: Tensor) -> dict[str, int]:
     """Multiply-accumulates of each weighted layer of a float network, for one picture.
 
     Args:
-        network: Its forward runs as it is.
+        graph: The network.
         picture: [B, C, H, W]; only its size matters.
     """
-    return _analog_uses(trace(network, picture, strict=False))
+    return _analog_uses(graph, shapes_of(graph, picture))
 
 
-def _analog_uses(record: Trace) -> dict[str, int]:
+@torch.no_grad()
+def shapes_of(graph: Graph, pictures: Tensor) -> dict[str, torch.Size]:
+    """Shape of what each node gives in one step for pictures [B, ...]."""
+    found = {INPUT: pictures.shape}
+
+    def call(node: Node, inputs: list[Tensor]) -> Tensor:
+        value = node.module(*inputs)
+        found[node.name] = value.shape
+        return value
+
+    graph.run(graph.edges, {INPUT: pictures}, (), call)
+    return found
+
+
+def _analog_uses(graph: Graph, shapes: dict[str, torch.Size]) -> dict[str, int]:
     """Weight uses of each weighted layer for one picture, were all its inputs analog."""
     found: dict[str, int] = {}
-    for call in record.of(WEIGHTED):
-        shape = record.shapes[call.inputs[0]]
-        uses = fan_out(call.module, shape).expand(shape).sum(dtype=torch.float64)
-        found[call.where] = found.get(call.where, 0) + round(uses.item() / record.shapes[0][0])
+    for node in graph.of(WEIGHTED):
+        shape = shapes[node.inputs[0]]
+        uses = fan_out(node.module, shape).expand(shape).sum(dtype=torch.float64)
+        found[node.name] = round(uses.item() / shapes[INPUT][0])
     return found
 
 
@@ -125,7 +143,7 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
     recorder = Recorder(spiking)
     for pictures in batches:
         counter = _Counter(spiking, pictures)
-        analog = _analog_uses(counter.record)
+        analog = _analog_uses(spiking.graph, counter.shapes)
         for _ in recorder.run(pictures, T):
             counter.step(recorder.now)
         rates = {}
@@ -141,15 +159,16 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
 
 @dataclass
 class _Reader:
-    """Something that reads a slot: a weighted layer, or neurons behind an addition.
+    """Something that reads a value: a weighted layer, or neurons behind an addition.
 
     Attributes:
-        accumulates: Accumulates that a spike at each place of the slot costs.
+        source: Name of what it reads.
+        accumulates: Accumulates that a spike at each place of that costs.
         multiplies: Multiply-accumulates a picture and step (a picture, if `once`).
     """
 
     name: str
-    slot: int
+    source: str
     accumulates: Tensor
     multiplies: float
     once: bool
@@ -158,16 +177,17 @@ class _Reader:
 class _Counter:
     """Counts the operations of one batch from the spikes of each step.
 
-    The trace of a step says what lies between the neurons and the weighted layers; the number of
-    spikes is followed through it.
+    The graph says what lies between the neurons and the weighted layers; the number of spikes is
+    followed through it.
     """
 
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
         self.batch, self.device = len(pictures), pictures.device
-        self.record = trace_steps(spiking.network, pictures)
-        often = {call.module for call in self.record.run_in_every_step()}
-        self.once = {call.module for call in self.record.of(WEIGHTED)} - often
-        self.pools: dict[nn.Module, Tensor] = {}  # where they send spikes and not real currents
+        self.graph = spiking.graph
+        self.shapes = shapes_of(self.graph, pictures)
+        when = phases(self.graph)
+        self.once = {n.name for n in self.graph.of(WEIGHTED) if when[n.name] != STEPWISE}
+        self.pools: dict[str, Tensor] = {}  # where they send spikes and not real currents
         self.readers = self._readers()
         self.counted = {
             r.name: torch.zeros(self.batch, dtype=torch.float64, device=self.device)
@@ -176,47 +196,44 @@ class _Counter:
 
     def _readers(self) -> list[_Reader]:
         """What reads spikes or analog values, found by following ones from where each starts."""
-        start = {0: torch.ones(self.record.shapes[0], device=self.device)}
-        analog = _follow(self.record, self._ones(WEIGHTED), start)
-        spikes = _follow(self.record, self._ones(ACTIVATIONS))
-        for call in self.record.of((SpikingMaxPool,)):
-            number = next(slots(call.result))
-            if number in spikes:
-                real = analog.get(number, torch.zeros(()))
-                self.pools[call.module] = (spikes[number] > 0) & (real == 0)
+        start = {INPUT: torch.ones(self.shapes[INPUT], device=self.device)}
+        analog = self._follow(self._ones(WEIGHTED), start)
+        spikes = self._follow(self._ones((IFNeuron,)))
+        for node in self.graph.of((SpikingMaxPool,)):
+            if node.name in spikes:
+                real = analog.get(node.name, torch.zeros(()))
+                self.pools[node.name] = (spikes[node.name] > 0) & (real == 0)
         readers = []
-        for call in self.record.calls:
-            slot = call.inputs[0]
-            if isinstance(call.module, WEIGHTED):
-                readers.append(self._weighted_reader(call, analog.get(slot)))
-            elif isinstance(call.module, ACTIVATIONS) and slot in spikes:
-                readers.append(_Reader(call.where, slot, torch.ones(()), 0.0, False))
+        for node in self.graph:
+            source = node.inputs[0]
+            if isinstance(node.module, WEIGHTED):
+                readers.append(self._weighted_reader(node, analog.get(source)))
+            elif isinstance(node.module, IFNeuron) and source in spikes:
+                readers.append(_Reader(node.name, source, torch.ones(()), 0.0, False))
         return readers
 
-    def _weighted_reader(self, call: Call, analog: Tensor | None) -> _Reader:
-        slot, once = call.inputs[0], call.module in self.once
-        shape = self.record.shapes[slot]
-        uses = fan_out(call.module, shape).expand(shape)
+    def _weighted_reader(self, node: Node, analog: Tensor | None) -> _Reader:
+        source, once = node.inputs[0], node.name in self.once
+        shape = self.shapes[source]
+        uses = fan_out(node.module, shape).expand(shape)
         real = torch.full(shape, once) if analog is None else (analog > 0) | once
         real = real.to(uses.device)
         multiplies = (uses * real).sum(dtype=torch.float64).item() / self.batch
-        return _Reader(call.where, slot, uses * ~real, multiplies, once)
+        return _Reader(node.name, source, uses * ~real, multiplies, once)
 
-    def _ones(self, kinds: tuple[type, ...]) -> dict[nn.Module, Tensor]:
-        """Ones as the output of each module of some kinds."""
-        shapes, calls = self.record.shapes, self.record.of(kinds)
-        return {
-            c.module: torch.ones(shapes[next(slots(c.result))], device=self.device) for c in calls
-        }
+    def _ones(self, kinds: tuple[type, ...]) -> dict[str, Tensor]:
+        """Ones as the output of each node of some kinds."""
+        nodes = self.graph.of(kinds)
+        return {n.name: torch.ones(self.shapes[n.name], device=self.device) for n in nodes}
 
-    def step(self, fired: dict[nn.Module, Tensor]) -> None:
+    def step(self, fired: dict[str, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""
-        sent = {m: spikes for m, spikes in fired.items() if isinstance(m, ACTIVATIONS)}
-        pooled = {m: fired[m] * places.to(fired[m].device) for m, places in self.pools.items()}
-        events = _follow(self.record, sent | pooled)
+        pooled = {name: fired[name] * places.to(self.device) for name, places in self.pools.items()}
+        neurons = {n: x for n, x in fired.items() if isinstance(self.graph.module(n), IFNeuron)}
+        events = self._follow({**neurons, **pooled})
         for reader in self.readers:
-            if not reader.once and reader.slot in events:
-                operations = events[reader.slot] * reader.accumulates
+            if not reader.once and reader.source in events:
+                operations = events[reader.source] * reader.accumulates
                 each = operations.reshape(self.batch, -1).sum(1, dtype=torch.float64)
                 self.counted[reader.name] += each
 
@@ -227,48 +244,61 @@ class _Counter:
             multiplies[reader.name] += reader.multiplies * (1 if reader.once else T)
         return self.counted, multiplies
 
+    def _follow(
+        self, sent: dict[str, Tensor], start: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Follow numbers through everything that is neither weighted nor a neuron.
 
-def _follow(
-    record: Trace, sent: dict[nn.Module, Tensor], start: dict[int, Tensor] | None = None
-) -> dict[int, Tensor]:
-    """Follow numbers through everything that is neither weighted nor a neuron.
+        Args:
+            sent: Outputs by name; weighted layers and neurons that are left out send nothing.
+            start: Known before the first node.
 
-    Args:
-        record: Calls of one step.
-        sent: Outputs by module; weighted layers and neurons that are left out send nothing.
-        start: Known before the first call.
+        Returns:
+            Values by name; one that nothing reaches is left out.
+        """
+        found = dict(start or {})
+        for node in self.graph:
+            if node.name in sent:
+                found[node.name] = sent[node.name]
+            elif isinstance(node.module, WEIGHTED + ACTIVATIONS):
+                continue
+            elif any(source in found for source in node.inputs):
+                inputs = [
+                    found[s] if s in found else torch.zeros(self.shapes[s], device=self.device)
+                    for s in node.inputs
+                ]
+                found[node.name] = _sum_of(node.module, inputs)
+        return found
 
-    Returns:
-        Values by slot; a slot that nothing reaches is left out.
+
+def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
+    """What an operation gives, sums in place of averages; maxima of these numbers alone.
+
+    They are numbers of spikes: constants that scale, shift or subtract change none of them.
     """
-    tensors = dict(start or {})
-    for call in record.calls:
-        if call.module in sent:
-            store(call.result, sent[call.module], tensors)
-        elif isinstance(call.module, WEIGHTED + ACTIVATIONS):
-            continue
-        elif reached := [tensors[n] for n in call.inputs if n in tensors]:
-            device = reached[0].device
-            nothing = {n: torch.zeros(record.shapes[n], device=device) for n in call.inputs}
-            store(call.result, _sum_of(call, {**nothing, **tensors}), tensors)
-    return tensors
-
-
-def _sum_of(call: Call, tensors: dict[int, Tensor]) -> Tensor:
-    """What a call gives, sums in place of averages; maxima of these numbers alone."""
-    args, kwargs = fill(call.args, tensors), fill(call.kwargs, tensors)
-    module, x = call.module, args[0]
+    x = inputs[0]
     if isinstance(module, SpikingMaxPool):
-        return nn.MaxPool2d.forward(module, x)
+        return module.pool(x)
+    if isinstance(module, MeanOverTime | Shift):
+        return x
+    if isinstance(module, Scale):
+        return x.expand(torch.broadcast_shapes(x.shape, module.factor.shape))
+    if isinstance(module, Subtract):
+        return inputs[0] + inputs[1]
     if isinstance(module, nn.AvgPool2d):
         keys = ("kernel_size", "stride", "padding", "ceil_mode")
         return F.avg_pool2d(x, *(getattr(module, key) for key in keys), divisor_override=1)
-    if call.function is F.avg_pool2d:
-        return F.avg_pool2d(*args, **{**kwargs, "divisor_override": 1})
-    result = call.function(*args, **kwargs)
-    if isinstance(module, nn.AdaptiveAvgPool2d) or call.function is F.adaptive_avg_pool2d:
+    if isinstance(module, nn.AvgPool1d):
+        (size,), (stride,), (around,) = module.kernel_size, module.stride, module.padding
+        options = {"ceil_mode": module.ceil_mode, "divisor_override": 1}
+        rows = F.avg_pool2d(x.unsqueeze(2), (1, size), (1, stride), (0, around), **options)
+        return rows.squeeze(2)
+    result = module(*inputs)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
         return result * _adaptive_windows(x.shape[-2:], result.shape[-2:]).to(result.device)
-    if call.function in (torch.mean, Tensor.mean):
+    if isinstance(module, nn.AdaptiveAvgPool1d):
+        return result * _adaptive_windows((1, x.shape[-1]), (1, result.shape[-1])).to(x.device)[0]
+    if isinstance(module, Mean):
         return result * (x.numel() / result.numel())
     return result
 

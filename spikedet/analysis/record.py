@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.conversion.trace import ACTIVATIONS
-from spikedet.neurons.layers import Readout, SpikingMaxPool
-
-
-@contextmanager
-def listening(
-    modules: Iterable[nn.Module], heard: Callable[[nn.Module, Tensor, Tensor], None]
-) -> Iterator[None]:
-    """Call `heard(module, input, output)` each time one of the modules has run."""
-    handles = [
-        module.register_forward_hook(lambda m, inputs, output: heard(m, inputs[0], output))
-        for module in modules
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+from spikedet.graph.graph import INPUT, Graph, Node
+from spikedet.graph.time import readouts
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+from spikedet.runtime.network import Pass, SpikingNetwork, watching
 
 
 @torch.no_grad()
-def outputs(network: nn.Module, modules: list[nn.Module], pictures: Tensor) -> list[Tensor]:
-    """Outputs of some modules in one pass over pictures [B, C, H, W], in the order of the list."""
-    found: dict[nn.Module, Tensor] = {}
-    with listening(modules, lambda module, _, output: found.__setitem__(module, output)):
-        network(pictures)
-    return [found[module] for module in modules]
+def outputs(graph: Graph, names: list[str], pictures: Tensor) -> list[Tensor]:
+    """Outputs of some nodes in one pass over pictures [B, ...], in the order of the list."""
+    found = graph.run(graph.edges, {INPUT: pictures}, names)
+    return [found[name] for name in names]
 
 
 @dataclass
 class Layer:
-    """Sums over the time steps of one pass, of a layer of neurons or a readout.
+    """Sums over the time steps of one pass, of a layer of neurons.
 
     Attributes:
-        name: Name of the module.
-        module: The neurons, or the `Readout`.
-        received: Input current [B, C, ...] float64; 0 for a readout.
-        sent: Spikes with their signs [B, C, ...]; of a readout its output, the mean so far.
-        fired: Number of spikes of either sign [B, C, ...]; 0 for a readout.
+        name: Name of the node.
+        module: The neurons.
+        received: Input current [B, C, ...] float64.
+        sent: Spikes with their signs [B, C, ...].
+        fired: Number of spikes of either sign [B, C, ...].
     """
 
     name: str
@@ -65,46 +47,55 @@ class Recorder:
     a negative one.
 
     Attributes:
-        layers: Sums of the pass so far, in the order of execution.
-        now: Spikes 0/1 of the last step, by the module that sent them: neurons, and pooling that
-            has a state.
+        neurons: Sums of the pass so far, in the order of execution.
+        readouts: Names of the readouts.
+        read: Their outputs, the mean so far, [B, ...] float64 each.
+        now: Spikes 0/1 of the last step, by name of the node that sent them: neurons, and pooling
+            that has a state.
     """
 
     def __init__(self, spiking: SpikingNetwork):
         self.spiking = spiking
-        self.layers: dict[nn.Module, Layer] = {}
-        self.now: dict[nn.Module, Tensor] = {}
-        self._names = {module: name for name, module in spiking.network.named_modules()}
+        self.readouts = readouts(spiking.graph)
+        self.read: list[Tensor] = []
+        self.layers: dict[str, Layer] = {}
+        self.now: dict[str, Tensor] = {}
 
     @property
     def neurons(self) -> list[Layer]:
         """The layers of neurons."""
-        return [x for x in self.layers.values() if isinstance(x.module, ACTIVATIONS)]
-
-    @property
-    def readouts(self) -> list[Layer]:
-        """The readouts."""
-        return [x for x in self.layers.values() if isinstance(x.module, Readout)]
+        return list(self.layers.values())
 
     def run(self, pictures: Tensor, T: int) -> Iterator[int]:
-        """Yield t after each of the T steps of a pass over pictures [B, C, H, W]."""
+        """Yield t after each of the T steps of a pass over pictures [B, ...]."""
         self.layers, self.now = {}, {}
-        heard = (*ACTIVATIONS, SpikingMaxPool, Readout)
-        with listening([m for m in self._names if isinstance(m, heard)], self._heard):
-            for t, _ in self.spiking.run(pictures, T):
+        modules = [self.spiking.graph.module(name) for name in self.readouts]
+        with watching(self.spiking.graph, self._heard):
+            steps = self.spiking.run(pictures, T)
+            while True:
+                heard: dict[nn.Module, Tensor] = {}
+                handles = [m.register_forward_hook(_keep(heard)) for m in modules]
+                try:
+                    t, _ = next(steps)
+                except StopIteration:
+                    return
+                finally:
+                    for handle in handles:
+                        handle.remove()
+                self.read = [heard[module] for module in modules]
                 yield t
 
-    def _heard(self, module: nn.Module, received: Tensor, sent: Tensor) -> None:
-        if isinstance(module, Readout):
-            self._layer(module).sent = sent.double()  # a mean over time already
+    def _heard(self, now: Pass, node: Node, inputs: Sequence[Tensor], sent: Tensor) -> None:
+        if not isinstance(node.module, IFNeuron | SpikingMaxPool):
             return
         spikes = sent.float().sign()
-        self.now[module] = spikes.abs()
-        if isinstance(module, ACTIVATIONS):
-            layer = self._layer(module)
-            layer.received = layer.received + received.double()
+        self.now[node.name] = spikes.abs()
+        if isinstance(node.module, IFNeuron):
+            layer = self.layers.setdefault(node.name, Layer(node.name, node.module))
+            layer.received = layer.received + inputs[0].double()
             layer.sent = layer.sent + spikes
-            layer.fired = layer.fired + self.now[module]
+            layer.fired = layer.fired + self.now[node.name]
 
-    def _layer(self, module: nn.Module) -> Layer:
-        return self.layers.setdefault(module, Layer(self._names[module], module))
+
+def _keep(heard: dict[nn.Module, Tensor]):
+    return lambda module, _, output: heard.__setitem__(module, output.double())

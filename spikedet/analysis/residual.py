@@ -13,13 +13,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedet.neurons.layers import IFNeuron
 
 
 @torch.no_grad()
-def expected_counts(neuron: nn.Module, received: Tensor, T: int) -> Tensor:
+def expected_counts(neuron: IFNeuron, received: Tensor, T: int) -> Tensor:
     """Spikes that neurons owe for what they received: T times the quantiser g (eq 11).
 
     It is what the neurons themselves fire when all their current comes in the first step: every
@@ -27,30 +27,29 @@ def expected_counts(neuron: nn.Module, received: Tensor, T: int) -> Tensor:
     a soft reset, signed ones too, and for any initial potential.
 
     Args:
-        neuron: The layer, between two passes.
+        neuron: The layer.
         received: Sum over time of its input currents, [B, C, ...].
         T: Time steps.
 
     Returns:
         [B, C, ...], spikes with their signs.
     """
-    neuron.start(len(received))
-    neuron.steps = 1
-    counts = neuron(received.float()).sign()
-    nothing = torch.zeros_like(received, dtype=torch.float32)
-    for _ in range(T - 1):
-        counts += neuron(nothing).sign()
-    neuron.start(0)
+    current, potential = received.float(), None
+    counts = torch.zeros_like(current)
+    for _ in range(T):
+        spikes, potential = neuron.advance(current, len(current), 1, potential)
+        counts += spikes.sign()
+        current = torch.zeros_like(current)
     return counts
 
 
 def residual_error(
-    neuron: nn.Module, received: Tensor, counts: Tensor, T: int
+    neuron: IFNeuron, received: Tensor, counts: Tensor, T: int
 ) -> tuple[Tensor, Tensor]:
     """Share of neurons with the error, in each picture (figure 4).
 
     Args:
-        neuron: The layer, between two passes.
+        neuron: The layer.
         received: Sum over time of its input currents, [B, C, ...].
         counts: Spikes that it fired, with their signs, [B, C, ...].
         T: Time steps.
@@ -116,8 +115,7 @@ def _courses(mean: Tensor, T: int) -> dict[str, Tensor]:
 def _response(name: str, mean: Tensor, current: Tensor) -> Periodic:
     T, count = current.shape
     neuron = IFNeuron(torch.ones(1))
-    neuron.start(count)
-    neuron.steps = T
-    rate = neuron(current.reshape(T * count, 1)).view(T, count).mean(0)
+    spikes, _ = neuron.advance(current.reshape(T * count, 1), count, T, None)
+    rate = spikes.view(T, count).mean(0)
     received = current.sum(0, dtype=torch.float64)
     return Periodic(name, mean, expected_counts(neuron, received[:, None], T)[:, 0] / T, rate)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from spikedet.classification.data import Samples, batches
-from spikedet.conversion.network import SpikeRates
 from spikedet.precision import device_of
 
 
@@ -72,6 +71,6 @@ def measure(
         found = accuracies(lambda x: [runner(x.to(device))], *about, **options)
         return [(one, None) for one in found]
     steps = steps or [runner.T]
-    with SpikeRates(runner.network) as rates:
+    with runner.network.spike_rates() as rates:
         found = accuracies(lambda x: runner.after(x.to(device), steps), *about, **options)
     return [(one, rates.mean(T)) for T, one in zip(steps, found, strict=True)]

@@ -11,8 +11,9 @@ import torch
 
 from spikedet.classification import transforms
 from spikedet.classification.task import CLASSIFICATION
+from spikedet.counts import expect_counts
 from spikedet.pictures import as_picture
-from spikedet.predictor import BasePredictor, expect_counts
+from spikedet.predictor import BasePredictor
 
 
 @dataclass(frozen=True)

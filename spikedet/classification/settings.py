@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from spikedet import settings
 
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
+SHORT = "torchvision:"  # with a name, in the place of the file of a network description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.classification import data, transforms
+from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
-from spikedet.classification.models import build
-from spikedet.classification.settings import PROTOCOL, Settings
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.errors import UsageError
+from spikedet.classification.settings import PROTOCOL, SHORT, Settings
+from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.structure import fill
+from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 
 
@@ -64,7 +65,10 @@ class Classification(Task):
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
     ) -> dict[str, Any]:
-        description = read_yaml(path)
+        if str(path).startswith(SHORT):
+            description = models.foreign(str(path).removeprefix(SHORT))
+        else:
+            description = read_yaml(path)
         if width is not None:
             try:
                 description["width"] = float(width)
@@ -75,13 +79,29 @@ class Classification(Task):
         return description
 
     def usual_side(self, description: dict[str, Any]) -> int | None:
-        return 224 if transforms.form(description) == "imagenet" else None
+        cut = transforms.form(description) == "imagenet"
+        return models.usual_side(description) if cut else None
 
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
-        return build(description, classes).eval()
+        return models.build(description, classes).eval()
 
     def example(self, imgsz: int) -> Tensor:
         return torch.zeros(1, 3, imgsz, imgsz)
+
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        try:
+            models.expect_colours(made.model)
+            transforms.form(made.model)
+        except UsageError as error:
+            raise WeightsError(
+                f"the network description in the weights is damaged: {error}"
+            ) from None
+        shape, wanted = fill(graph.output, graph.shapes), (1, len(made.names))
+        if shape != wanted or len(graph.shapes[INPUT]) != 4 or graph.shapes[INPUT][1] != 3:
+            raise WeightsError(
+                f"the network returns {str(shape)[:80]} for a picture "
+                f"{list(graph.shapes[INPUT][1:])}; its classes want {wanted} for three colours"
+            )
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)
@@ -137,6 +157,7 @@ class Classification(Task):
 
     def loss(
         self,
+        made: Checkpoint,
         network: nn.Module,
         found: Tensor,
         wanted: Tensor,

@@ -72,7 +72,7 @@ def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) 
     from spikedet.released import all_released
 
     seen = task.trained_on(samples)
-    if seen and digests & set(map(checkpoint.sha256, all_released(task.name))):
+    if seen and digests & set(map(checkpoint.identity, all_released(task.name))):
         print(
             f"warning: the released networks were trained on {seen} of these pictures; measure on "
             "VOC2007:spikedet-val or VOC2007:test",

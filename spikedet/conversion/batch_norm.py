@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.fold import fold, set_module
-from spikedet.conversion.trace import WEIGHTED
-from spikedet.neurons.layers import Readout
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import WEIGHTED
+from spikedet.graph.rewrites.fold_batch_norm import fold
+from spikedet.graph.time import readouts
 
 
 @contextmanager
-def beside_batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[None]:
+def beside_batch_norm(graph: Graph, run: Callable[[], Any]) -> Iterator[None]:
     """Put a batch norm behind every weighted layer but the readouts, in place, and fold it again.
 
     A step that moves the currents of one layer cannot drown those behind it then. It starts from
@@ -25,15 +26,11 @@ def beside_batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[No
     statistics are those of all frames of a batch, every time step counting alike.
 
     Args:
-        network: Spiking, its batch norm folded.
+        graph: Spiking, its batch norm folded.
         run: Runs it on a batch.
     """
-    readouts = {module.layer for module in network.modules() if isinstance(module, Readout)}
-    layers = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, WEIGHTED) and module not in readouts
-    }
+    last = set(readouts(graph))
+    layers = {n.name: n.module for n in graph.of(WEIGHTED) if n.name not in last}
     norms: dict[str, nn.Module] = {}
     handles = [
         layer.register_forward_hook(partial(_measure, norms, name))
@@ -45,15 +42,16 @@ def beside_batch_norm(network: nn.Module, run: Callable[[], Any]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+    placed = {}
     for name, norm in norms.items():
-        set_module(network, name, nn.Sequential(layers[name], norm))
+        placed[name] = graph.insert_behind(name, f"{name}_norm", norm)
         norm.train()
     try:
         yield
     finally:
         for name, norm in norms.items():
             fold(layers[name], norm)
-            set_module(network, name, layers[name])
+            graph.remove(placed[name])
 
 
 def _measure(
@@ -61,12 +59,11 @@ def _measure(
 ) -> None:
     """A batch norm that in evaluation mode leaves the output [N, C, ...] of a layer as it is.
 
-    None for features that are not in the second place, or that there is one value of.
+    None for features that there is one value of.
     """
-    flat = isinstance(layer, nn.Linear)
-    if (flat and out.ndim != 2) or out.numel() == out.shape[1]:
+    if out.numel() == out.shape[1]:
         return
-    kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    kind = nn.BatchNorm2d if out.ndim == 4 else nn.BatchNorm1d
     norm = kind(out.shape[1], device=out.device)
     var, mean = torch.var_mean(out.float().transpose(0, 1).flatten(1), 1, correction=0)
     norm.running_mean.copy_(mean)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spikedet.conversion.stored import Site, Stored
-from spikedet.conversion.trace import ACTIVATIONS
 from spikedet.errors import ConversionError
+from spikedet.graph.graph import INPUT, Graph
 
 
 def own_bias(student: Stored, site: Site) -> nn.Parameter:
@@ -19,20 +19,20 @@ def own_bias(student: Stored, site: Site) -> nn.Parameter:
         ConversionError: No such layer, as where a sum is read by several neurons.
     """
     elsewhere = {layer for other in student.sites if other is not site for layer in other.layers}
-    channels = student.trace.shapes[site.call.inputs[0]][1]
+    channels = student.graph.shapes[site.node.inputs[0]][1]
     for layer in site.layers:  # the last first
         if layer.bias is None or len(layer.bias) != channels:
             continue
         if layer not in elsewhere and site.layers.count(layer) == 1:
             return layer.bias
     raise ConversionError(
-        f"{site.call.where}: no layer with a bias feeds these neurons alone, so there is no place "
+        f"{site.node.name}: no layer with a bias feeds these neurons alone, so there is no place "
         "for a constant current; choose a method without one"
     )
 
 
 @torch.no_grad()
-def shift_currents(network: nn.Module, example: Tensor, T: int) -> None:
+def shift_currents(graph: Graph, T: int) -> None:
     """Add theta / (2 T) to the current of every neuron in every step, in place.
 
     Deng and Gu (ICLR 2021). A constant current then gives the rate clip(floor(x T / theta + 1/2)
@@ -40,14 +40,13 @@ def shift_currents(network: nn.Module, example: Tensor, T: int) -> None:
     (eq 16); after fewer steps it gives less.
 
     Args:
-        network: Spiking (see `make_spiking`), starting at 0.
-        example: Input [B, C, H, W].
+        graph: Spiking (see `make_spiking`), starting at 0.
         T: Time steps at which the shift is the best one.
 
     Raises:
         ConversionError: As `own_bias`.
     """
-    student = Stored(network, [example], T)
+    student = Stored(graph, [torch.zeros(graph.shapes[INPUT])], T)
     for site in student.sites:
-        if isinstance(site.call.module, ACTIVATIONS):
-            own_bias(student, site).data += site.call.module.threshold / (2 * T)
+        if site.is_neuron:
+            own_bias(student, site).data += site.node.module.threshold / (2 * T)

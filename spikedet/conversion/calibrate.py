@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from spikedet.conversion.bias import own_bias
 from spikedet.conversion.stored import Site, Stored, fire
-from spikedet.conversion.trace import ACTIVATIONS
 from spikedet.errors import UsageError
+from spikedet.graph.graph import Graph
 from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 
@@ -83,8 +83,8 @@ class LayerReport:
 
 
 def calibrate(
-    quantized: nn.Module,
-    spiking: nn.Module,
+    quantized: Graph,
+    spiking: Graph,
     fit: Sequence[Tensor],
     held: Sequence[Tensor],
     T: int,
@@ -122,7 +122,7 @@ def calibrate(
     reports = []
     fixed: set[nn.Module] = set()  # what they feed was advanced already
     for index, (site, truth) in enumerate(pairs):
-        if site.call.where in chosen:
+        if site.node.name in chosen:
             if options.per_neuron:
                 student.free_every_neuron(site)
             targets = [teacher.target(truth, m) for m in range(len(pictures))]
@@ -163,17 +163,17 @@ class _Layer:
         options: Options,
     ):
         self.student, self.site, self.targets, self.options = student, site, targets, options
-        self.is_neuron = isinstance(site.call.module, ACTIVATIONS)
+        self.is_neuron = site.is_neuron
         self.parameters = [p for layer in free for p in layer.parameters()]
         if self.is_neuron:
-            self.parameters.append(site.call.module.initial)
+            self.parameters.append(site.node.module.initial)
             self.unit = None
         else:
             spread = torch.cat([t.transpose(0, 1).flatten(1) for t in targets], 1).std(1)
             self.unit = spread.clamp(min=1e-6).view(1, -1, *[1] * (targets[0].ndim - 2))
 
     def calibrate(self, fit: range, held: range) -> LayerReport:
-        name = self.site.call.where
+        name = self.site.node.name
         before = best = self.error(held)
         if self.options.bias and self.is_neuron:
             self.correct_bias(fit)
@@ -215,13 +215,13 @@ class _Layer:
 
     def rate(self, current: Tensor, alpha: float | None = None) -> Tensor:
         batch, T = self.student.batch, self.student.T
-        spikes, _ = fire(self.site, current, batch, T, alpha)
+        spikes, _ = fire(self.site, current, batch, T, 1.0 if alpha is None else alpha)
         return mean_over_time(spikes, batch, torch.ones(T, device=spikes.device))
 
     def target(self, m: int) -> Tensor:
         target = self.targets[m]
         if target.is_floating_point():  # not quantised
-            return target / per_channel(self.site.call.module.threshold, target.ndim)
+            return target / per_channel(self.site.node.module.threshold, target.ndim)
         return target.float() / self.student.T
 
     @torch.no_grad()
@@ -242,12 +242,12 @@ class _Layer:
     def correct_bias(self, fit: range) -> None:
         """b += theta mean(a - r), the mean of what the activations lack."""
         bias = own_bias(self.student, self.site)
-        bias.data += self.site.call.module.threshold * self.gap(fit)
+        bias.data += self.site.node.module.threshold * self.gap(fit)
 
     @torch.no_grad()
     def coarse(self, fit: range) -> None:
         """u0 += T theta mean(a - r) (eq 18), kept within [-theta, 2 theta]."""
-        neuron = self.site.call.module
+        neuron = self.site.node.module
         total = self.gap(fit, every_neuron=neuron.initial.ndim > 1)
         theta = per_channel(neuron.threshold, 1 + neuron.initial.ndim).squeeze(0)
         shifted = neuron.initial + self.student.T * theta * total

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.conversion.batch_norm import beside_batch_norm
-from spikedet.conversion.network import SpikingNetwork
-from spikedet.neurons.layers import Readout
+from spikedet.neurons.layers import MeanOverTime
+from spikedet.precision import device_of
+from spikedet.runtime.network import SpikingNetwork
 
 ROUND = 100  # steps after which a pass can be taken up again
 
@@ -58,16 +59,17 @@ def distill(
     Raises:
         ValueError, KeyError, RuntimeError: The state is of another network.
     """
-    network = spiking.network
-    for module in spiking.modules():
-        if isinstance(module, Readout) and module.log_weights is None:
-            module.weigh_steps(spiking.T)
+    network = spiking.graph
+    for node in network.of((MeanOverTime,)):
+        if node.module.log_weights is None:
+            weighed = MeanOverTime(spiking.T).to(device_of(network))
+            network.replace(node.name, weighed)
     beside = contextlib.nullcontext()
     if batch_norm:
         beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
     try:
         with beside:
-            optimiser = _optimizer(spiking, rate)
+            optimiser = relative_adam(spiking, rate)
             begun = 0
             if state is not None:
                 network.load_state_dict(state["network"])
@@ -78,7 +80,7 @@ def distill(
                 last = min(first + ROUND, steps)
                 for step in range(first, last):
                     for group in optimiser.param_groups:
-                        group["lr"] = group["peak"] * _warm_cosine(step, steps, warmup)
+                        group["lr"] = group["peak"] * warm_cosine(step, steps, warmup)
                     value = loss(next(now))
                     optimiser.zero_grad()
                     value.backward()
@@ -92,18 +94,18 @@ def distill(
         spiking.requires_grad_(False)
 
 
-def _optimizer(spiking: SpikingNetwork, rate: float) -> torch.optim.Optimizer:
+def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Adam over all parameters, each with its own learning rate at the peak."""
     groups = []
-    for name, parameter in spiking.named_parameters():
+    for name, parameter in network.named_parameters():
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
         relative = name.endswith("log_weights")
         groups.append({"params": [parameter], "peak": rate * (1.0 if relative else size)})
-    spiking.requires_grad_(True)
+    network.requires_grad_(True)
     return torch.optim.Adam(groups)
 
 
-def _warm_cosine(step: int, steps: int, warmup: int) -> float:
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
     """Learning rate of a step as a part of its peak."""
     if step < warmup:
         return (step + 1) / warmup

@@ -8,23 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikedet.conversion.network import trace_steps
-from spikedet.conversion.quantize import QuantClip
-from spikedet.conversion.trace import (
-    ACTIVATIONS,
-    WEIGHTED,
-    Call,
-    Trace,
-    fill,
-    slots,
-    store,
-)
-from spikedet.neurons.functional import (
-    integrate_and_fire,
-    integrate_and_fire_surrogate,
-    memory_format,
-)
-from spikedet.neurons.layers import SpikingMaxPool, per_channel
+from spikedet.graph.graph import INPUT, Graph, Node
+from spikedet.graph.operations import ACTIVATIONS, WEIGHTED
+from spikedet.graph.time import readouts
+from spikedet.neurons.functional import memory_format
+from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.quantize import QuantClip
+from spikedet.runtime.network import Pass
 
 
 @dataclass
@@ -32,78 +22,80 @@ class Site:
     """A layer to calibrate.
 
     Attributes:
-        call: The neuron, or the layer that a readout ends with.
-        segment: The calls from stored outputs to its input current, in order.
-        sources: Numbers of the tensors that they read, as the trace has them; 0 is the picture.
+        node: The neuron, or the layer that a readout ends with.
+        segment: Names of the nodes from stored outputs to its input current (of a readout to its
+            output), in order.
+        sources: Names of the values that they read; `INPUT` is the picture.
         layers: Convolutions and linear layers among them, the last one first.
     """
 
-    call: Call
-    segment: list[Call]
-    sources: list[int]
+    node: Node
+    segment: list[str]
+    sources: list[str]
     layers: list[nn.Module]
+
+    @property
+    def is_neuron(self) -> bool:
+        """Whether it is a layer of neurons (or of what stands for them), and no readout."""
+        return isinstance(self.node.module, ACTIVATIONS)
+
+    @property
+    def value(self) -> str:
+        """Name of what its segment ends with: the input current, or the readout's output."""
+        return self.node.inputs[0] if self.is_neuron else self.node.name
 
 
 class Stored:
-    """A network with the outputs of its neurons for all pictures, one layer advanced at a time.
+    """A graph with the outputs of its neurons for all pictures, one layer advanced at a time.
 
     With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser, or
     the activations themselves of a network that is not quantised. They are kept in main memory;
     the network runs where the pictures are.
     """
 
-    def __init__(self, network: nn.Module, pictures: list[Tensor], T: int | None):
-        self.pictures, self.T = pictures, T
+    def __init__(self, graph: Graph, pictures: list[Tensor], T: int | None):
+        self.graph, self.pictures, self.T = graph, pictures, T
         self.batch = len(pictures[0])
-        self.trace: Trace = trace_steps(network, pictures[0], T or 1)
-        self.neurons = self.trace.of(ACTIVATIONS)
-        self.sites = [self._site(call) for call in [*self.neurons, *self.trace.readouts()]]
-        self.kept: dict[int, list[np.ndarray]] = {}
+        self.neurons = graph.of(ACTIVATIONS)
+        ends = [graph.node(name) for name in readouts(graph)]
+        self.sites = [self._site(node) for node in [*self.neurons, *ends]]
+        self.kept: dict[str, list[np.ndarray]] = {}
+        self.shapes: dict[str, torch.Size] = {}  # of what is kept
 
     @property
     def names(self) -> list[str]:
         """Of the layers, in execution order."""
-        return [site.call.where for site in self.sites]
+        return [site.node.name for site in self.sites]
 
-    def _site(self, call: Call) -> Site:
-        """What lies between the neurons before `call` and its input (its output, for a readout)."""
-        is_neuron = isinstance(call.module, ACTIVATIONS)
-        wanted = set(call.inputs) if is_neuron else set(slots(call.result))
-        made_by_neurons = {n for c in self.neurons for n in slots(c.result)}
-        segment, sources = [], set()
-        for earlier in reversed(self.trace.calls):
-            made = set(slots(earlier.result))
-            if made & wanted and not (made & made_by_neurons):
-                segment.append(earlier)
-                wanted |= set(earlier.inputs)
-        sources = wanted & (made_by_neurons | {0})
-        layers = [c.module for c in segment if isinstance(c.module, WEIGHTED)]
-        return Site(call, segment[::-1], sorted(sources), layers)
+    def _site(self, node: Node) -> Site:
+        """What lies between the neurons before a node and its input (its output, for a readout)."""
+        stops = {neuron.name for neuron in self.neurons} | {INPUT}
+        wanted = set(node.inputs) if isinstance(node.module, ACTIVATIONS) else {node.name}
+        segment = []
+        for name in reversed(self.graph.edges):
+            if name in wanted and name not in stops:
+                segment.append(name)
+                wanted |= set(self.graph.edges[name])
+        found = [self.graph.module(name) for name in segment]
+        layers = [module for module in found if isinstance(module, WEIGHTED)]
+        return Site(node, segment[::-1], sorted(wanted & stops), layers)
 
-    def sources(self, site: Site, m: int) -> dict[int, Tensor]:
-        """Inputs of a site for minibatch `m`: the pictures [B, 3, H, W], spikes [T*B, ...] as they
-        travel, or activations [B, ...] where there is no T; by their numbers in the trace."""
-        return {n: self.unpack(n, m) if n else self.pictures[m] for n in site.sources}
+    def sources(self, site: Site, m: int) -> dict[str, Tensor]:
+        """Inputs of a site for minibatch `m`: the pictures [B, ...], spikes [T*B, ...] as they
+        travel, or activations [B, ...] where there is no T; by their names."""
+        return {n: self.pictures[m] if n == INPUT else self.unpack(n, m) for n in site.sources}
 
-    def run(self, site: Site, tensors: dict[int, Tensor]) -> Tensor:
-        """Input current of a site (output of a readout), [T*B, C, H, W] or [B, ...] without T."""
-        tensors = dict(tensors)
-        for call in site.segment:
-            if isinstance(call.module, SpikingMaxPool):
-                call.module.start(self.batch)
-            value = call.function(*fill(call.args, tensors), **fill(call.kwargs, tensors))
-            store(call.result, value, tensors)
-        for call in site.segment:
-            if isinstance(call.module, SpikingMaxPool):
-                call.module.start(0)
-        is_neuron = isinstance(site.call.module, ACTIVATIONS)
-        return tensors[site.call.inputs[0] if is_neuron else next(slots(site.call.result))]
+    def run(self, site: Site, values: dict[str, Tensor]) -> Tensor:
+        """Input current of a site (output of a readout), [T*B, ...] or [B, ...] without T."""
+        now = Pass(self.batch, self.T or 1)
+        found = self.graph.run(site.segment, values, [site.value], now)
+        return found[site.value]
 
     def free_every_neuron(self, site: Site) -> None:
         """Give each neuron of a site an initial potential of its own, [C, H, W]."""
-        if isinstance(site.call.module, ACTIVATIONS):
-            initial = site.call.module.initial
-            shape = self.trace.shapes[site.call.inputs[0]][1:]
+        if site.is_neuron:
+            initial = site.node.module.initial
+            shape = self.run(site, self.sources(site, 0)).shape[1:]
             initial.data = per_channel(initial.data, 1 + len(shape)).expand(1, *shape)[0].clone()
 
     @torch.no_grad()
@@ -113,9 +105,9 @@ class Stored:
         In float32 and its own units for a readout's output, or where nothing is quantised.
         """
         value = self.run(site, self.sources(site, m))
-        if not isinstance(site.call.module, ACTIVATIONS):
+        if not site.is_neuron:
             return value
-        quantiser = site.call.module
+        quantiser = site.node.module
         if not isinstance(quantiser, QuantClip):
             return quantiser(value)
         unit = per_channel(quantiser.threshold.abs(), value.ndim) / quantiser.steps
@@ -126,9 +118,9 @@ class Stored:
     def advance(self, index: int) -> None:
         """Store the outputs of site `index` and forget what no later site reads."""
         site = self.sites[index]
-        if isinstance(site.call.module, ACTIVATIONS):
-            number = next(slots(site.call.result))
-            self.kept[number] = [self.pack(site, m) for m in range(len(self.pictures))]
+        if site.is_neuron:
+            name = site.node.name
+            self.kept[name] = [self.pack(site, m) for m in range(len(self.pictures))]
         needed = {n for later in self.sites[index + 1 :] for n in later.sources}
         self.kept = {n: v for n, v in self.kept.items() if n in needed}
 
@@ -140,16 +132,19 @@ class Stored:
         gives.
         """
         if self.T is None:
-            return self.target(site, m).cpu().numpy()
+            stored = self.target(site, m)
+            self.shapes[site.node.name] = stored.shape
+            return stored.cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
-        signs = [spikes > 0, spikes < 0] if site.call.module.slope else [spikes.bool()]
+        self.shapes[site.node.name] = spikes.shape
+        signs = [spikes > 0, spikes < 0] if site.node.module.slope else [spikes.bool()]
         return np.packbits(torch.stack(signs).cpu().numpy())
 
-    def unpack(self, number: int, m: int) -> Tensor:
-        """Output `number` of the trace for minibatch `m`, as the next layers read it."""
-        stored, shape = self.kept[number][m], self.trace.shapes[number]
+    def unpack(self, name: str, m: int) -> Tensor:
+        """Output of a neuron for minibatch `m`, as the next layers read it."""
+        stored, shape = self.kept[name][m], self.shapes[name]
         device = self.pictures[m].device
-        maker = next(c.module for c in self.neurons if number in slots(c.result))
+        maker = self.graph.module(name)
         if self.T is None and not isinstance(maker, QuantClip):
             return torch.from_numpy(stored).to(device, copy=True)  # it may go on in place
         if self.T is None:
@@ -165,7 +160,7 @@ class Stored:
 
 
 def fire(
-    site: Site, current: Tensor, batch: int, T: int, alpha: float | None = None
+    site: Site, current: Tensor, batch: int, T: int, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Spikes and final potential of a site's neurons from their input current (eq 2-4).
 
@@ -174,13 +169,10 @@ def fire(
         current: [T*B, C, ...].
         batch: B.
         T: Time steps.
-        alpha: Width of the surrogate gradient; no gradient passes a spike when None.
+        alpha: Width of the surrogate gradient.
 
     Returns:
         Spikes [T*B, C, ...], -1, 0 or 1, and potentials [B, C, ...].
     """
-    neuron = site.call.module
-    u0, theta = neuron.first_potential(current, batch), per_channel(neuron.threshold, current.ndim)
-    if alpha is None:
-        return integrate_and_fire(current, u0, theta, T, slope=neuron.slope)
-    return integrate_and_fire_surrogate(current, u0, theta, T, alpha, neuron.slope)
+    neuron: IFNeuron = site.node.module
+    return neuron.fire(current, neuron.first_potential(current, batch), T, alpha)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from spikedet.data.formats.voc import VOC_CLASSES
+from spikedet.errors import UsageError
 
-__all__ = ["VOC_CLASSES", "Detections"]
+__all__ = ["COCO_NAMES", "VOC_CLASSES", "Detections"]
+COCO_NAMES = {  # of VOC's classes, where COCO calls them otherwise
+    "airplane": "aeroplane",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "dining table": "diningtable",
+    "couch": "sofa",
+    "tv": "tvmonitor",
+}
 
 
 @dataclass
@@ -51,6 +61,93 @@ class Detections:
         return replace(
             self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them.
+
+        Returns:
+            `file`, `T`, `width` and `height` of the picture (None without one), and `objects`: a
+            list of `class`, `score` and `box` (x1 y1 x2 y2 in pixels of the original picture).
+        """
+        height, width = self._size()
+        objects = [
+            {"class": name, "score": float(score), "box": [float(x) for x in box]}
+            for name, score, box in zip(self.classes, self.scores, self.boxes, strict=True)
+        ]
+        return {
+            "file": self.file, "T": self.T, "width": width, "height": height, "objects": objects
+        }  # fmt: skip
+
+    def to_coco(
+        self, image_id: int | str = 0, categories: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Results as the COCO evaluation reads them.
+
+        Args:
+            image_id: Of the picture.
+            categories: COCO's id of each class of `names`; their number in `names` when None.
+
+        Returns:
+            One entry an object: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels of
+            the original picture) and `score`.
+        """
+        found = []
+        for (x1, y1, x2, y2), score, label in zip(
+            self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
+        ):
+            category = label if categories is None else categories[label]
+            box = [x1, y1, x2 - x1, y2 - y1]
+            found.append(
+                {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+            )
+        return found
+
+    def to_yolo(self, scores: bool = False) -> str:
+        """Labels as YOLO has them: a line an object, `class x y width height`.
+
+        Centre and size are parts of the picture's width and height.
+
+        Args:
+            scores: Put the score behind each line.
+
+        Raises:
+            UsageError: The detections do not know their picture.
+        """
+        height, width = self._size()
+        if not height or not width:
+            raise UsageError("YOLO labels are parts of a picture's size, and there is no picture")
+        lines = []
+        for (x1, y1, x2, y2), score, label in zip(
+            self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
+        ):
+            values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
+            values += (x2 - x1) / width, (y2 - y1) / height
+            values += (score,) if scores else ()
+            lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]))
+        return "".join(line + "\n" for line in lines)
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections` of the package `supervision`; class names in its `data`.
+
+        Raises:
+            UsageError: The package is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise UsageError(
+                "supervision is not installed; pip install supervision, or use to_dict()"
+            ) from None
+        return supervision.Detections(
+            xyxy=self.boxes.reshape(-1, 4).astype(np.float32),
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.classes, dtype=str)},
+        )
+
+    def _size(self) -> tuple[int | None, int | None]:
+        """Height and width of the picture in pixels, where it is known."""
+        return (None, None) if self.picture is None else self.picture.shape[:2]
 
     def plot(self) -> np.ndarray:
         """The picture with boxes, class names and scores drawn on it, [H, W, 3] uint8 BGR."""

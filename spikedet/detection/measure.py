@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikedet.conversion.network import SpikeRates
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.evaluate import AREAS, Precision, average_precision
@@ -84,7 +83,7 @@ def measure(
         (found,) = detect_all(runner, samples, **options)
         return [(average_precision(found, samples, runner.names, areas), None)]
     steps = steps or [runner.T]
-    with SpikeRates(runner.network) as rates:
+    with runner.network.spike_rates() as rates:
         each = detect_all(runner, samples, steps=steps, **options)
     precisions = [average_precision(found, samples, runner.names, areas) for found in each]
     return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,37 +12,124 @@ import torch
 from torch import Tensor, nn
 
 from spikedet import checkpoint
-from spikedet.conversion.network import SpikeRates, SpikingNetwork
+from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
-from spikedet.detection.ultra import Detect, DetectionModel, stock_description
-from spikedet.errors import UsageError
+from spikedet.detection.parts import Parts
+from spikedet.detection.ultra import Detect, DetectionLoss, DetectionModel, stock_description
+from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.structure import fill
 from spikedet.precision import layout, mixed
 from spikedet.task import as_float
 
+MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # that a description may ask for
+
 
 class Head(Detect):
-    """Ultralytics' detection head, taking the batch size from its outputs and not its inputs.
+    """Ultralytics' detection head, which can return its outputs as they are before decoding.
 
-    A spiking network's features are [T*B, C, H, W] while its readouts are [B, ...].
+    Of the features that its loss and its decoder take, they read height and width alone: here they
+    are the raw boxes, so that a spiking network has nothing more to return.
     """
+
+    raw = False
+
+    def forward(self, x: list[Tensor]) -> Any:
+        if self.raw:
+            return self.forward_head(x, **self.one2many)
+        return super().forward(x)
 
     def forward_head(self, x, box_head=None, cls_head=None):
         boxes = [branch(f) for branch, f in zip(box_head, x, strict=True)]
         scores = [branch(f).flatten(2) for branch, f in zip(cls_head, x, strict=True)]
         flat = torch.cat([box.flatten(2) for box in boxes], -1)
-        # of the features only height and width are read
         return {"boxes": flat, "scores": torch.cat(scores, -1), "feats": boxes}
 
+    @torch.no_grad()
+    def start_boxes(self) -> None:
+        """Let boxes start at 7 strides a side.
 
-class Detector(DetectionModel):
-    """Ultralytics' detection model, trained in bfloat16 on a CPU.
+        Ultralytics' start at 15, which is 480 of 384 pixels at stride 32: its anchors would predict
+        every object worse than those of stride 16 and would never be given one.
+        """
+        if self.reg_max > 1:
+            bins = torch.arange(self.reg_max)
+            for branch in self.cv2:  # the mean of these distances to an edge is 3.5 strides
+                branch[-1].bias.copy_((-0.5 * (bins - 3).abs()).repeat(4))
+
+    def layers(self, strides: Sequence[int]) -> tuple[str, ...]:
+        """How the names of the layers of these output strides begin.
+
+        Raises:
+            UsageError: There is no output of that stride.
+        """
+        there = [int(stride) for stride in self.stride]
+        for stride in strides:
+            if stride not in there:
+                raise UsageError(
+                    f"stride {stride}: the network has outputs of {', '.join(map(str, there))}"
+                )
+        names = (f"model.{self.i}.cv{part}.{there.index(s)}." for s in strides for part in (2, 3))
+        return tuple(names)
+
+
+class _Trained:
+    """The detection loss, for networks with ultralytics' or with a graph's layers.
+
+    With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`. With
+    `parts` a training step is done in parts of the batch, see there; the losses that it returns
+    have their gradients in the parameters already.
 
     On CPUs the training forward pass runs channels-last under bfloat16 autocast; the loss is
     computed in float32. On GPUs ultralytics' own mixed precision is left alone.
     """
 
     autocast_cpu = True
+    by_size = False
+    parts: Parts | None = None
+    criteria: list[Any] | None = None
+
+    def init_criterion(self) -> DetectionLoss:
+        """The loss of raw outputs, as ultralytics asks for it."""
+        return (SizedLoss if self.by_size else DetectionLoss)(self)
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
+
+        A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
+        """
+        if getattr(self, "criterion", None) is None:
+            self.criterion = self.init_criterion()
+        if self.parts is None or preds is not None or not self.training:
+            return self._loss(batch, self.criterion, preds)
+        if self.criteria is None:  # an assigner remembers what it does
+            self.criteria = [self.init_criterion() for _ in range(self.parts.number)]
+        return self.parts.step(lambda piece, part: self._loss(piece, self.criteria[part]), batch)
+
+    def _loss(
+        self, batch: dict[str, Any], criterion: Any, preds: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `loss`, of a whole batch or of a part of one."""
+        if preds is None:
+            picture = batch["img"]
+            if picture.device.type == "cpu":
+                picture = picture.contiguous(memory_format=layout(self))
+                with mixed("cpu", self.autocast_cpu and self.training):
+                    preds = self.forward(picture)
+                preds = as_float(preds)
+            else:
+                preds = self.forward(picture)
+        loss, items = criterion(preds, batch)
+        if self.training and "teacher" in batch:
+            wanted, weight = batch["teacher"]
+            apart = weight * distillation_loss(as_float(preds), wanted)
+            loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
+        return loss, items
+
+
+class Detector(_Trained, DetectionModel):
+    """Ultralytics' detection model, trained in bfloat16 on a CPU."""
 
     def __init__(self, description: dict[str, Any], classes: int):
         super().__init__(description, nc=classes, verbose=False)
@@ -49,28 +138,100 @@ class Detector(DetectionModel):
             kind = "an end-to-end Detect" if type(head) is Detect else type(head).__name__
             raise UsageError(f"the last layer of the description is {kind}; expected Detect")
         head.__class__ = Head
+        head.start_boxes()
 
-    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
 
-        A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
-        """
-        if preds is None:
-            picture = batch["img"]
-            if picture.device.type == "cpu":
-                picture = picture.contiguous(memory_format=layout(self))
-                enabled = self.autocast_cpu and self.training
-                with mixed("cpu", enabled):
-                    preds = self.forward(picture)
-                preds = as_float(preds)
-            else:
-                preds = self.forward(picture)
-        loss, items = super().loss(batch, preds)
-        if self.training and "teacher" in batch:
-            wanted, weight = batch["teacher"]
-            apart = weight * distillation_loss(as_float(preds), wanted)
-            loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
-        return loss, items
+class GraphDetector(_Trained, nn.Module):
+    """A graph that returns a head's raw outputs, with the face that ultralytics' trainer expects.
+
+    Args:
+        graph: Float, quantised or spiking.
+        head: `strides` and `reg_max`, as checkpoints have them.
+        classes: How many.
+    """
+
+    def __init__(self, graph: Graph, head: dict[str, Any], classes: int):
+        super().__init__()
+        self.graph = graph
+        self.__dict__["decoder"] = decoder(head, classes)  # no layer of the network
+        self.stride, self.nc, self.yaml = self.decoder.stride, classes, {}
+        self.names = {number: str(number) for number in range(classes)}
+        self.args: Any = None
+        self.criterion: Any = None
+
+    @property
+    def model(self) -> list[nn.Module]:
+        """Layers, the head last: what ultralytics' loss looks at."""
+        return [self.decoder]
+
+    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+        """Of a batch its loss, of pictures [B, 3, H, W] raw outputs, in evaluation decoded ones."""
+        if isinstance(x, dict):
+            return self.loss(x)
+        raw = self.graph(x)
+        return raw if self.training else (decode(self.decoder, raw), raw)
+
+
+def head_of(network: Detector) -> dict[str, Any]:
+    """What the outputs of a detector mean, as checkpoints have it."""
+    head = network.model[-1]
+    return {"strides": [float(stride) for stride in head.stride], "reg_max": head.reg_max}
+
+
+def decoder(head: dict[str, Any], classes: int) -> Detect:
+    """Ultralytics' head without layers: it turns raw outputs into boxes.
+
+    Raises:
+        WeightsError: The description of the head is damaged.
+    """
+    strides, reg_max = head.get("strides"), head.get("reg_max")
+    good = isinstance(strides, list) and 0 < len(strides) <= 8
+    good = good and all(isinstance(s, int | float) and 1 <= s <= 1024 for s in strides)
+    if not good or type(reg_max) is not int or not 1 <= reg_max <= 256:
+        raise WeightsError("the weights do not say what their outputs mean (strides, reg_max)")
+    found = Detect(classes, reg_max, ch=(1,) * len(strides))
+    found.cv2 = found.cv3 = None
+    found.stride = torch.tensor([float(stride) for stride in strides])
+    return found.eval()
+
+
+def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int) -> None:
+    """Refuse a graph whose outputs are not those of a head for these classes.
+
+    Raises:
+        WeightsError: Says what does not fit.
+    """
+    made, stride = decoder(head, classes), max(head["strides"])
+    if graph.shapes[INPUT][1:2] != (3,) or len(graph.shapes[INPUT]) != 4 or imgsz % stride:
+        raise WeightsError(
+            f"a detector of pictures {list(graph.shapes[INPUT][1:])} at {imgsz} pixels; expected "
+            f"3 colours and a multiple of {stride:g}"
+        )
+    shapes = fill(graph.output, graph.shapes)
+    if not isinstance(shapes, dict) or set(shapes) != {"boxes", "scores", "feats"}:
+        raise WeightsError("the network does not return boxes, scores and feats")
+    feats, edges = shapes["feats"], 4 * made.reg_max
+    good = isinstance(feats, list) and len(feats) == len(made.stride)
+    if not good or not all(
+        isinstance(shape, tuple) and len(shape) == 4 and shape[1] == edges for shape in feats
+    ):
+        raise WeightsError(f"the network returns feats {str(feats)[:80]}; its head knows others")
+    places = sum(math.prod(shape[2:]) for shape in feats)
+    for name, wanted in (("boxes", (1, edges, places)), ("scores", (1, classes, places))):
+        if shapes[name] != wanted:
+            raise WeightsError(
+                f"the network returns {name} {str(shapes[name])[:80]}; its head and {classes} "
+                f"classes want {wanted}"
+            )
+
+
+def decode(head: Detect, raw: dict[str, Any]) -> Tensor:
+    """Raw head outputs -> [B, 4 + C, A]: boxes as centre and size in pixels, scores in 0..1.
+
+    Nothing is kept of the call, so that several may run at once.
+    """
+    own = copy.copy(head)  # it notes the anchors of the last picture in itself
+    return own._inference(raw)
 
 
 def read_description(
@@ -114,10 +275,52 @@ def build(description: dict[str, Any], classes: int) -> Detector:
         UsageError: It names a layer or an activation that does not exist, has no Detect head, or
             its layers do not fit together.
     """
+    _expect_buildable(description)
     try:
         return Detector(dict(description), classes)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"the network description cannot be built: {error}") from error
+
+
+def _expect_buildable(description: dict[str, Any]) -> None:
+    """Refuse a description of more layers than any network has, before they are made.
+
+    Raises:
+        UsageError: Names the entry.
+    """
+    layers = 0
+    for part in ("backbone", "head"):
+        rows = description.get(part, [])
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise UsageError(f"the network description has a {part} that is no list of layers")
+        for row in rows:
+            if len(row) != 4 or type(row[1]) is not int or not 0 < row[1] <= MOST_LAYERS:
+                raise UsageError(
+                    f"the network description: {str(row)[:80]}; expected [from, repeats, layer, "
+                    f"arguments], repeats of 1 to {MOST_LAYERS}"
+                )
+            layers += row[1]
+            sizes = [value for value in _numbers(row[3])]
+            if any(abs(size) > MOST_CHANNELS for size in sizes):
+                raise UsageError(
+                    f"the network description: {str(row)[:80]}; expected sizes up to "
+                    f"{MOST_CHANNELS}"
+                )
+    if layers > MOST_LAYERS:
+        raise UsageError(f"the network description has {layers} layers; expected {MOST_LAYERS}")
+    factors = [description.get(key, 1) for key in ("width_multiple", "depth_multiple")]
+    for factor in [*factors, *_numbers(list((description.get("scales") or {}).values()))][:999]:
+        if not isinstance(factor, int | float) or not 0 < factor <= MOST_CHANNELS:
+            raise UsageError(f"the network description has a scale of {factor!r}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Numbers in nested lists."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 class Runner:
@@ -132,14 +335,14 @@ class Runner:
     """
 
     def __init__(self, network: nn.Module, made: checkpoint.Checkpoint):
-        bare = network.network if isinstance(network, SpikingNetwork) else network
-        self.network, self.head = network, bare.model[-1]
+        self.network, self.head = network, decoder(made.head, len(made.names))
         self.stage, self.T = made.stage, made.T
         self.names, self.imgsz = tuple(made.names), made.imgsz
 
     def to(self, device: str) -> Runner:
         """Move to a device."""
         self.network.to(device)
+        self.head.to(device).stride = self.head.stride.to(device)
         return self
 
     def raw(self, pictures: Tensor, T: int | None = None) -> dict[str, Any]:
@@ -151,7 +354,7 @@ class Runner:
 
     def decode(self, raw: dict[str, Any]) -> Tensor:
         """Raw head outputs -> [B, 4 + C, A]."""
-        return self.head._inference(raw)
+        return decode(self.head, raw)
 
     def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
         """Boxes and class scores of every anchor.
@@ -179,11 +382,11 @@ class Runner:
             t = 1..T, what `__call__` gives with t steps, and spikes per neuron and step so far.
         """
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with SpikeRates(self.network) as rates:
+        with self.network.spike_rates() as rates:
             for t, raw in self.network.anytime(pictures, T, chunk):
                 yield t, self.decode(raw), rates.mean(t)
 
 
 def raw_outputs(network: Detector) -> None:
-    """Let the head return its outputs before decoding, as it does while training."""
-    network.model[-1].training = True
+    """Let the head return its outputs before decoding, in evaluation as well."""
+    network.model[-1].raw = True

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from spikedet.counts import expect_counts
 from spikedet.detection.boxes import Detections
 from spikedet.detection.letterbox import Letterbox, letterbox
 from spikedet.detection.task import DETECTION
 from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
-from spikedet.predictor import BasePredictor, expect_counts
+from spikedet.predictor import BasePredictor
 
 CANDIDATES = 30_000
 

@@ -48,6 +48,8 @@ class Settings(settings.TrainingSettings):
     mixup: float = 0.0
     scale: float = 0.5
     translate: float = 0.1
+    by_size: bool = False
+    parts: int = 1
     ema_tau: float = 2000
     cache: bool = True
 
@@ -59,6 +61,8 @@ FIELD_HELP = {
     "mixup": "probability of mixing two pictures",
     "scale": "random scale, plus or minus this part",
     "translate": "random shift, as a part of the picture",
+    "by_size": "give an object to the output strides that fit its size, not to any",
+    "parts": "on a CPU: parts of a batch, each on a thread of its own",
     "ema_tau": "time constant in steps of the weights' average",
     "cache": "hold the resized pictures in memory",
 }

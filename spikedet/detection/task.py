@@ -15,8 +15,18 @@ from spikedet.data.formats import read_boxes
 from spikedet.detection.data import Sample, fingerprint, split_off_tuning, trained_on
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.loader import augmented, batches
-from spikedet.detection.model import Detector, Runner, build, raw_outputs, read_description
+from spikedet.detection.model import (
+    Detector,
+    GraphDetector,
+    Runner,
+    build,
+    expect_outputs,
+    head_of,
+    raw_outputs,
+    read_description,
+)
 from spikedet.detection.settings import PROTOCOL, TUNING, Settings
+from spikedet.graph.graph import Graph
 from spikedet.pictures import from_loader
 from spikedet.task import Task
 
@@ -38,11 +48,20 @@ class Detection(Task):
         raw_outputs(network)
         return network
 
-    def example(self, imgsz: int) -> Tensor:
-        return torch.zeros(1, 3, 64, 64)
+    def fresh(self, network: Detector, strides: Sequence[int]) -> tuple[str, ...]:
+        return network.model[-1].layers(strides)
 
-    def stride(self, network: Detector) -> int:
-        return max(32, int(network.stride.max()))  # ultralytics trains at multiples of 32
+    def example(self, imgsz: int) -> Tensor:
+        return torch.zeros(1, 3, imgsz, imgsz)
+
+    def head_of(self, network: Detector) -> dict[str, Any]:
+        return head_of(network)
+
+    def stride(self, head: dict[str, Any]) -> int:
+        return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
+
+    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+        expect_outputs(graph, made.head, len(made.names), made.imgsz)
 
     def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
         return Runner(network, made)
@@ -90,7 +109,8 @@ class Detection(Task):
 
     def loss(
         self,
-        network: Detector,
+        made: Checkpoint,
+        network: Graph,
         found: Any,
         wanted: Any,
         batch: dict[str, Any],
@@ -99,13 +119,14 @@ class Detection(Task):
     ) -> Tensor:
         total = distillation_loss(found, wanted)
         if truth:
-            network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
-            total = total + truth * network.loss(batch, found)[0].sum() / len(batch["img"])
+            detector = GraphDetector(network, made.head, len(made.names)).eval()
+            detector.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+            total = total + truth * detector.loss(batch, found)[0].sum() / len(batch["img"])
         return total
 
     def fit(
         self,
-        network: Detector,
+        network: Detector | Graph,
         train: Sequence[Sample],
         tune: Sequence[Sample],
         made: Checkpoint,
@@ -119,6 +140,8 @@ class Detection(Task):
         from spikedet.detection.train import Trainer
 
         settings.imgsz = made.imgsz
+        if isinstance(network, Graph):
+            network = GraphDetector(network, made.head, len(made.names)).train()
         with from_loader():
             Trainer(
                 network, train, tune, made.names, folder, settings, write, resume, teacher, distill

@@ -21,6 +21,7 @@ from torch import nn
 
 from spikedet.detection.data import Sample
 from spikedet.detection.model import Detector
+from spikedet.detection.parts import Parts
 from spikedet.detection.settings import MOST, Settings
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import PictureError, TrainingError, UsageError
@@ -148,6 +149,8 @@ class Trainer(DetectionTrainer):
         expect_possible(settings)
         if settings.device == "cpu" and world_size() > 1:
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")
+        if settings.device != "cpu" and settings.parts > 1:
+            raise UsageError("a batch is trained in parts on CPUs alone; leave parts out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
         show_progress()
@@ -162,6 +165,18 @@ class Trainer(DetectionTrainer):
         if rows is not None:
             csv.write_text(rows)  # ultralytics deletes the log of a run that it does not resume
         self.args.workers = settings.workers  # it sets 0 on CPUs
+
+    def train(self) -> None:
+        """Run it; threads of PyTorch are shared out among the parts of a batch meanwhile."""
+        threads, head = torch.get_num_threads(), self.network.model[-1]
+        raw = getattr(head, "raw", False)
+        torch.set_num_threads(max(1, threads // self.settings.parts))
+        head.raw = False  # ultralytics measures decoded outputs
+        try:
+            super().train()
+        finally:
+            torch.set_num_threads(threads)
+            head.raw = raw
 
     def _overrides(self, folder: Path) -> dict[str, Any]:
         s = self.settings
@@ -227,6 +242,7 @@ class Trainer(DetectionTrainer):
 
     def setup_model(self) -> None:
         self.model = self.network
+        self.network.by_size = self.settings.by_size
         if self.device.type == "cpu":
             self.model.to(memory_format=layout(self.model))
 
@@ -261,6 +277,8 @@ class Trainer(DetectionTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         self.ema.decay = _ramp(self.settings.ema_tau)
+        if self.settings.parts > 1:  # not before the average was copied: threads cannot be
+            self.network.parts = Parts(self.settings.parts)
         first = self.train_loader.generator.initial_seed()
 
         def draw_anew(running: Trainer) -> None:

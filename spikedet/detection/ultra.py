@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from spikedet.errors import WeightsError
+
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
@@ -35,9 +37,12 @@ SETTINGS.update(sync=False)
 
 from ultralytics.cfg import get_cfg as training_options  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
+from ultralytics.models.yolo import YOLO  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn.modules import Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils.loss import v8DetectionLoss as DetectionLoss  # noqa: E402
+from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors  # noqa: E402
 
 SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
 
@@ -61,6 +66,26 @@ def stock_description(name: str) -> tuple[Path, str | None] | None:
     return None
 
 
+def foreign_detector(path: Path) -> YOLO:
+    """A detector of somebody else's: .pt by the safe reader, or any exported form.
+
+    Raises:
+        WeightsError: There is none, it cannot be read, or it is not a detector.
+    """
+    path = Path(path)
+    if not path.exists():  # by its name alone ultralytics would look for it elsewhere
+        raise WeightsError(f"{path}: no such weights")
+    try:
+        found = YOLO(str(path.resolve()), task="detect")
+        names = found.names  # which loads an exported form
+    except Exception as error:  # whatever its bytes make of the reader
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: not a detector that ultralytics reads ({reason})") from None
+    if found.task != "detect" or not names:
+        raise WeightsError(f"{path}: a network for {found.task!r}; expected a detector")
+    return found
+
+
 def show_progress() -> None:
     """Let ultralytics print its progress bars and the numbers of each epoch."""
     utils.VERBOSE = True
@@ -71,9 +96,13 @@ def show_progress() -> None:
 __all__ = [
     "SAMPLE",
     "Detect",
+    "DetectionLoss",
     "DetectionModel",
     "DetectionTrainer",
+    "TaskAlignedAssigner",
     "YOLODataset",
+    "foreign_detector",
+    "make_anchors",
     "show_progress",
     "stock_description",
     "training_options",

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NO_SLOPE = 1e-12  # below it a channel counts as one without a lower threshold
 CACHED = 1 << 16  # elements that stay in a core's cache together with what is made of them
 
 
@@ -45,7 +46,7 @@ def integrate_and_fire(
     threshold: Tensor,
     steps: int,
     dtype: torch.dtype | None = None,
-    slope: float = 0.0,
+    slope: float | Tensor = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Run neurons over `steps` time steps; no gradient.
 
@@ -56,7 +57,8 @@ def integrate_and_fire(
         threshold: Firing thresholds theta > 0, a scalar or broadcastable to [B, C, ...], float32.
         steps: T.
         dtype: Of the spikes, that of `current` by default. 0 and 1 are exact in every type.
-        slope: Of the negative side, 0 <= slope <= 1; with 0 there are no negative spikes.
+        slope: Of the negative side, 0 <= slope <= 1, a number or broadcastable to [B, C, ...]; with
+            0 there are no negative spikes.
 
     Returns:
         Spikes 0/1 (-1/0/1 with a slope) [T*B, C, ...], and the potentials after the last step in
@@ -70,7 +72,7 @@ def integrate_and_fire(
     size = together(u)
     parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1))
     for v, potentials, s in zip(*parts, strict=True):
-        if slope:
+        if signed(slope):
             _advance_signed(v, potentials, threshold, s, slope)
         else:
             _advance(v, potentials, threshold, s)
@@ -91,7 +93,7 @@ def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> 
 
 
 def _advance_signed(
-    currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float
+    currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float | Tensor
 ) -> None:
     """`_advance` for neurons with a negative threshold."""
     above, below = torch.empty_like(u), torch.empty_like(u)
@@ -101,14 +103,25 @@ def _advance_signed(
         spikes[t] = above.sub_(below)
 
 
-def _fire_signed(u: Tensor, threshold: Tensor, slope: float, above: Tensor, below: Tensor) -> None:
+def signed(slope: float | Tensor) -> bool:
+    """Whether neurons of this slope, or some of them, send negative spikes."""
+    return isinstance(slope, Tensor) or slope != 0
+
+
+def _fire_signed(
+    u: Tensor, threshold: Tensor, slope: float | Tensor, above: Tensor, below: Tensor
+) -> None:
     """Fill in where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
-    depth = threshold / slope
     torch.ge(u, threshold, out=above)
-    if slope == 1:
-        torch.lt(u, torch.zeros_like(depth), out=below)
+    if isinstance(slope, Tensor):
+        depth = threshold / slope.clamp(min=NO_SLOPE)
+        below.copy_(torch.where(slope == 1, u < 0, u <= -depth) & (slope > 0))
     else:
-        torch.le(u, -depth, out=below)
+        depth = threshold / slope
+        if slope == 1:
+            torch.lt(u, torch.zeros_like(depth), out=below)
+        else:
+            torch.le(u, -depth, out=below)
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
 
 
@@ -140,13 +153,13 @@ class _IntegrateAndFire(torch.autograd.Function):
         threshold: Tensor,
         steps: int,
         alpha: float,
-        slope: float,
+        slope: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         batch = len(potential)
         ctx.constant, ctx.steps, ctx.alpha, ctx.slope = len(current) == batch, steps, alpha, slope
         spikes = _empty_spikes(current, batch, steps, current.dtype)
         near = _empty_spikes(current, batch, steps, torch.bool)
-        near_below = torch.empty_like(near) if slope else None
+        near_below = torch.empty_like(near) if signed(slope) else None
         u = potential.clone()
         rows = _pictures(together(u), batch, u, current, spikes, near, near_below)
         for potentials, currents, fired, inside, below in rows:
@@ -189,6 +202,13 @@ def _within(u: Tensor, low: Tensor, high: Tensor, out: Tensor, other: Tensor) ->
     return out.mul_(other)
 
 
+def _depth(u: Tensor, threshold: Tensor, slope: float | Tensor) -> Tensor:
+    """How far `u` is on its way down: the threshold where a neuron fires downwards."""
+    if isinstance(slope, Tensor):
+        return torch.where(slope == 1, threshold - u, u * -slope)
+    return threshold - u if slope == 1 else u * -slope
+
+
 def _advance_watched(
     potentials: Tensor,
     currents: Tensor,
@@ -197,7 +217,7 @@ def _advance_watched(
     near_below: Tensor | None,
     threshold: Tensor,
     alpha: float,
-    slope: float,
+    slope: float | Tensor,
 ) -> None:
     """Advance potentials [1, B, C, ...] in place; fill spikes and windows [T, B, C, ...]."""
     u = potentials[0]
@@ -208,8 +228,7 @@ def _advance_watched(
         near[t] = _within(u, low, high, one, other)
         if near_below is not None:
             # the same window around the lower threshold, which is 0 or -theta / slope
-            depth = threshold - u if slope == 1 else u * -slope
-            near_below[t] = _within(depth, low, high, one, other)
+            near_below[t] = _within(_depth(u, threshold, slope), low, high, one, other)
             _fire_signed(u, threshold, slope, one, other)
             spikes[t] = one.sub_(other)
             continue
@@ -226,7 +245,7 @@ def _retreat(
     near_below: Tensor | None,
     threshold: Tensor,
     alpha: float,
-    slope: float,
+    slope: float | Tensor,
 ) -> None:
     """Take the gradient of the last potentials [1, B, C, ...] back to the first, in place.
 
@@ -246,7 +265,7 @@ def _retreat(
         else:
             below = near_below[t].view(torch.uint8).to(grad.dtype)
             kept.sub_(below, alpha=passed)
-            grad.mul_(kept).addcmul_(inside, sent).addcmul_(below, sent, value=slope)
+            grad.mul_(kept).addcmul_(inside, sent).add_(below.mul_(sent).mul_(slope))
         if len(grad_currents) == len(near):
             grad_currents[t] = grad
         else:
@@ -259,7 +278,7 @@ def integrate_and_fire_surrogate(
     threshold: Tensor,
     steps: int,
     alpha: float = 1.0,
-    slope: float = 0.0,
+    slope: float | Tensor = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`integrate_and_fire` that can be trained by back-propagation through time (eq 20, 21).
 

@@ -1,12 +1,18 @@
-"""Spiking neurons as modules: they hold threshold and initial potential, and unfold time.
+"""What knows time: neurons, pooling of spike counts, and the mean that a readout reads.
 
-Between layers time is folded into the batch, [T*B, C, ...], time-major. Only these modules know T.
+Between layers time is folded into the batch, [T*B, C, ...], time-major. Only these modules unfold
+it. They keep nothing of a pass: what one call leaves for the next (potentials, counts, a mean) is
+returned by `advance` and handed to it again, so that several passes may run at once.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikedet.errors import UsageError
 from spikedet.neurons.functional import (
@@ -14,22 +20,41 @@ from spikedet.neurons.functional import (
     integrate_and_fire_surrogate,
     memory_format,
 )
+from spikedet.neurons.slope import Slope, checked, spread
 from spikedet.precision import mixed
 
 
-class IFNeuron(nn.Module):
-    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1 (-1/0/1 with a slope).
+class Temporal(nn.Module, ABC):
+    """A module whose output at a step depends on the steps before it."""
 
-    The network around it calls `start` before each pass; potentials live from there to the end of
-    the pass and never longer.
+    @abstractmethod
+    def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+        """Go on by some steps.
+
+        Args:
+            x: Inputs of these steps, [steps*B, ...].
+            batch: B.
+            steps: How many.
+            memory: What the call for the steps before returned; None at the start of a pass.
+
+        Returns:
+            Outputs [steps*B, ...] (of a mean [B, ...]), and what the next call needs.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first step of a pass over [B, ...]."""
+        return self.advance(x, len(x), 1, None)[0]
+
+
+class IFNeuron(Temporal):
+    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1 (-1/0/1 with a slope).
 
     Args:
         threshold: Firing threshold theta > 0, scalar (one a layer) or [C] (one a channel).
         initial: Potential before the first step [C] or [C, H, W]; theta / 2 when None, which makes
             the rate of a constant current equal to round-half-up (eq 16).
-        slope: Of the negative side, 0 <= slope <= 1: the leak of a leaky ReLU (eq 22), 0 of a ReLU.
-
-    Attributes:
+        slope: Of the negative side, 0 <= slope <= 1: the leak of a leaky ReLU (eq 22), 0 of a ReLU;
+            of a list one a channel.
         folded: The layers that read the spikes have theta in their weights, and 0/1 travels. False
             where theta itself has to travel, as before an addition of unlike thresholds or on a
             shortcut to other neurons: then the output is theta times the spikes.
@@ -38,41 +63,39 @@ class IFNeuron(nn.Module):
         current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
     """
 
-    def __init__(self, threshold: Tensor, initial: Tensor | None = None, slope: float = 0.0):
+    def __init__(
+        self,
+        threshold: Tensor,
+        initial: Tensor | None = None,
+        slope: Slope = 0.0,
+        folded: bool = True,
+    ):
         super().__init__()
-        if not 0 <= slope <= 1:
-            raise ValueError(f"the slope of the negative side is {slope}; expected 0 to 1")
         threshold = threshold.detach().float()
-        if not bool((threshold > 0).all()):
+        if threshold.device.type != "meta" and not bool((threshold > 0).all()):
             raise ValueError(f"thresholds must be positive, not {threshold.min().item()}")
         self.register_buffer("threshold", threshold.clone())
         if initial is None:
             initial = threshold / 2
         self.initial = nn.Parameter(initial.detach().float().clone())
-        self.slope, self.folded = slope, True
+        self.slope, self.folded = checked(slope), folded
         self.spike_dtype: torch.dtype | None = None  # that of the current
-        self.steps, self.batch = 1, 1
-        self.potential: Tensor | None = None
 
-    def start(self, batch: int) -> None:
-        """Forget the last pass; the next calls belong to `batch` new pictures."""
-        self.batch, self.potential = batch, None
+    def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+        """As `Temporal.advance`; what goes on are the potentials [B, C, ...]."""
+        potential = self.first_potential(x, batch) if memory is None else memory
+        spikes, potential = self.fire(x, potential, steps)
+        return self.on_wire(spikes), potential
 
-    def forward(self, current: Tensor) -> Tensor:
+    def fire(
+        self, current: Tensor, potential: Tensor, steps: int, alpha: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes of some steps, -1, 0 or 1, and the potentials after them (eq 2-4)."""
         threshold = per_channel(self.threshold, current.ndim)
-        potential = self.potential
-        if potential is None:
-            potential = self.first_potential(current, self.batch)
+        slope = spread(self.slope, current)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
-            spikes, potential = integrate_and_fire_surrogate(
-                current, potential, threshold, self.steps, slope=self.slope
-            )
-        else:
-            spikes, potential = integrate_and_fire(
-                current, potential, threshold, self.steps, self.spike_dtype, self.slope
-            )
-        self.potential = potential
-        return self.on_wire(spikes)
+            return integrate_and_fire_surrogate(current, potential, threshold, steps, alpha, slope)
+        return integrate_and_fire(current, potential, threshold, steps, self.spike_dtype, slope)
 
     def first_potential(self, current: Tensor, batch: int) -> Tensor:
         """Potentials before the first step, [B, C, ...], for currents [.., C, ...].
@@ -102,112 +125,65 @@ class IFNeuron(nn.Module):
         return f"threshold={self.threshold.mean().item():.3g}{slope}{wire}"
 
 
-class Readout(nn.Module):
-    """A linear layer without a neuron: computed on the mean of its input over time.
+class MeanOverTime(Temporal):
+    """The mean over all steps of a pass so far: what a readout, a layer without a neuron, reads.
 
-    The mean is that of all steps since `start`, in however many calls they came. Steps may count
-    unequally, as later ones know more than the first, whose neurons have seen a single spike of
-    each layer: with `log_weights` w, step t counts exp(w[t]) times, and a step after the last of
-    them as much as that one.
+    Steps may count unequally, as later ones know more than the first, whose neurons have seen a
+    single spike of each layer: with `log_weights` w, step t counts exp(w[t]) times, and a step
+    after the last of them as much as that one.
 
     Args:
-        layer: The linear layer.
+        steps: Steps that have a weight of their own; None where all count alike.
 
     Attributes:
-        log_weights: [T], a parameter; None where all steps count alike.
-        each_step: Compute the layer on the mean over the steps up to each, for an any-time readout.
+        log_weights: [steps], a parameter, or None.
 
     Shape:
-        spikes [t*B, C, ...] -> mean input potential [B, K, ...], or that after each step
-        [t*B, K, ...]
+        [t*B, C, ...] -> [B, C, ...]
     """
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, steps: int | None = None):
         super().__init__()
-        self.layer = layer
         self.register_parameter("log_weights", None)
-        self.each_step = False
-        self.start(1)
+        if steps is not None:
+            self.log_weights = nn.Parameter(torch.zeros(steps))
 
-    def weigh_steps(self, T: int) -> None:
-        """Give each of T steps a weight of its own, all alike for now."""
-        weights = torch.zeros(T, device=next(self.layer.parameters()).device)
-        self.log_weights = nn.Parameter(weights)
+    @property
+    def steps(self) -> int | None:
+        """Steps that have a weight of their own."""
+        return None if self.log_weights is None else len(self.log_weights)
 
-    def start(self, batch: int) -> None:
-        """Forget the last pass; the next calls belong to `batch` new pictures."""
-        self.batch, self.steps = batch, 0
-        self.mean: Tensor | None = None  # of the input so far [B, C, ...]
-        self.mass: Tensor | None = None  # what the steps so far count
+    def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+        """As `Temporal.advance`; what goes on is the mean, what it counts, and how many steps."""
+        mean, mass, done = memory or (None, None, 0)
+        weights = self._weights(done, steps, x.device)
+        new, total = mean_over_time(x, batch, weights), weights.sum()
+        if mean is not None:
+            total = mass + total
+            new = torch.lerp(new, mean, mass / total)
+        return new, (new, total, done + steps)
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        weights = self._weights(len(spikes) // self.batch, spikes.device)
-        if self.each_step:
-            means = self._means(spikes.unflatten(0, (-1, self.batch)), weights)
-            return self.layer(means.flatten(0, 1))
-        mean, mass = mean_over_time(spikes, self.batch, weights), weights.sum()
-        if self.mean is not None:
-            mass = self.mass + mass
-            mean = torch.lerp(mean, self.mean, self.mass / mass)
-        self.mean, self.mass = mean, mass
-        return self.layer(mean)
-
-    def _weights(self, steps: int, device: torch.device) -> Tensor:
-        """What each of the next steps counts, [steps]."""
-        first, self.steps = self.steps, self.steps + steps
-        if self.log_weights is None:
-            return torch.ones(steps, device=device)
-        now = torch.arange(first, self.steps, device=device)
-        return self.log_weights[now.clamp(max=len(self.log_weights) - 1)].exp()
-
-    def _means(self, over_time: Tensor, weights: Tensor) -> Tensor:
-        """Mean input up to each of the next steps, [t, B, C, ...]."""
+    def each(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+        """As `advance`, but the means up to each of the steps, [steps*B, C, ...]."""
+        mean, mass, done = memory or (None, None, 0)
+        weights = self._weights(done, steps, x.device)
+        over_time = x.unflatten(0, (steps, batch))
         sums = (over_time * _leading(weights, over_time.ndim)).cumsum(0)
         masses = weights.cumsum(0)
-        if self.mean is not None:
-            sums, masses = sums + self.mean * self.mass, masses + self.mass
+        if mean is not None:
+            sums, masses = sums + mean * mass, masses + mass
         means = sums / _leading(masses, sums.ndim)
-        self.mean, self.mass = means[-1], masses[-1]
-        return means
+        return means.flatten(0, 1), (means[-1], masses[-1], done + steps)
+
+    def _weights(self, done: int, steps: int, device: torch.device) -> Tensor:
+        """What each of the next steps counts, [steps]."""
+        if self.log_weights is None:
+            return torch.ones(steps, device=device)
+        now = torch.arange(done, done + steps, device=device)
+        return self.log_weights[now.clamp(max=len(self.log_weights) - 1)].exp()
 
 
-class ConstantInput(nn.Module):
-    """A layer before the first neuron: its input is the same in every step, so it runs once.
-
-    Shape:
-        [B, C, ...] -> [B, K, ...]
-    """
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-        self.result: Tensor | None = None
-
-    def start(self, batch: int) -> None:
-        """Forget the last pass."""
-        self.result = None
-
-    def forward(self, analog: Tensor) -> Tensor:
-        if self.result is None:
-            self.result = self.layer(analog)
-        return self.result.clone()  # the network may go on in place
-
-
-class CalledInTurn(nn.Module):
-    """One module called at several places of a network: another neuron at each call."""
-
-    def __init__(self, neurons: list[nn.Module]):
-        super().__init__()
-        self.neurons = nn.ModuleList(neurons)
-        self.turn = 0
-
-    def forward(self, current: Tensor) -> Tensor:
-        neuron = self.neurons[self.turn]
-        self.turn = (self.turn + 1) % len(self.neurons)
-        return neuron(current)
-
-
-class SpikingMaxPool(nn.MaxPool2d):
+class SpikingMaxPool(Temporal):
     """Max-pooling of cumulative spike counts c: out[t] = maxpool(c[t]) - maxpool(c[t-1]).
 
     The sum of the outputs over time is the maximum of the sums of the inputs, so the rate that
@@ -216,45 +192,54 @@ class SpikingMaxPool(nn.MaxPool2d):
     one a step at most, and so does the largest. Real currents may be pooled in the same way.
 
     Args:
-        pool: Its window, stride, padding, dilation and ceil_mode are taken over.
+        kernel_size, stride, padding, dilation, ceil_mode: As of `torch.nn.MaxPool2d`.
+        dimensions: 1 or 2.
         mode: `count`, or `step` for the maximum in every step.
 
     Shape:
-        [T*B, C, H, W] -> [T*B, C, H', W']
+        [T*B, C, H, W] -> [T*B, C, H', W'], or without H
     """
 
-    def __init__(self, pool: nn.MaxPool2d, mode: str = "count"):
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        ceil_mode: bool = False,
+        dimensions: int = 2,
+        mode: str = "count",
+    ):
         if mode not in ("count", "step"):
             raise ValueError(f"max-pooling mode is {mode!r}; expected 'count' or 'step'")
-        super().__init__(
-            pool.kernel_size,
-            pool.stride,
-            pool.padding,
-            pool.dilation,
-            ceil_mode=pool.ceil_mode,
+        if dimensions not in (1, 2):
+            raise ValueError(f"max-pooling over {dimensions} dimensions; expected 1 or 2")
+        super().__init__()
+        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
+        self.stride = kernel_size if stride is None else stride
+        self.ceil_mode, self.dimensions, self.mode = ceil_mode, dimensions, mode
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The maximum of each window of [B, C, H, W]."""
+        function = F.max_pool2d if self.dimensions == 2 else F.max_pool1d
+        return function(
+            x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         )
-        self.mode = mode
-        self.start(1)
 
-    def start(self, batch: int) -> None:
-        """Forget the last pass; the next calls belong to `batch` new pictures."""
-        self.batch = batch
-        self.count: Tensor | None = None  # c [B, C, H, W] at the end of the last call, float32
-        self.pooled: Tensor | None = None  # its maximum
-
-    def forward(self, spikes: Tensor) -> Tensor:
+    def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+        """As `Temporal.advance`; what goes on are the counts [B, C, H, W] and their maxima."""
         if self.mode == "step":
-            return super().forward(spikes)
-        counts = spikes.float().unflatten(0, (-1, self.batch)).cumsum(0)  # [T, B, C, H, W]
-        if self.count is not None:
-            counts = counts + self.count
-        pooled = super().forward(counts.flatten(0, 1)).unflatten(0, (-1, self.batch))
-        before = torch.zeros_like(pooled[0]) if self.pooled is None else self.pooled
-        self.count, self.pooled = counts[-1], pooled[-1]
-        return (pooled - torch.cat([before[None], pooled[:-1]])).flatten(0, 1).to(spikes.dtype)
+            return self.pool(x), None
+        counts = x.float().unflatten(0, (steps, batch)).cumsum(0)  # [t, B, C, H, W]
+        if memory is not None:
+            counts = counts + memory[0]
+        pooled = self.pool(counts.flatten(0, 1)).unflatten(0, (steps, batch))
+        before = torch.zeros_like(pooled[0]) if memory is None else memory[1]
+        sent = pooled - torch.cat([before[None], pooled[:-1]])
+        return sent.flatten(0, 1).to(x.dtype), (counts[-1], pooled[-1])
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mode={self.mode}"
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, mode={self.mode}"
 
 
 def count_spikes(spikes: Tensor) -> Tensor:
@@ -276,17 +261,11 @@ def per_channel(value: Tensor, ndim: int) -> Tensor:
 def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
     """Weighted mean of spikes [T*B, C, ...] over time, [B, C, ...] float32.
 
-    Traces record it as one operation.
-
     Args:
         spikes: Time-major.
         batch: B.
         weights: [T].
     """
-    if torch.overrides.has_torch_function((spikes,)):
-        return torch.overrides.handle_torch_function(
-            mean_over_time, (spikes,), spikes, batch, weights
-        )
     # a product of matrices in the order of memory: a sum over time takes ten times as long on a CPU
     channels_last = memory_format(spikes) == torch.channels_last
     frames = spikes.permute(0, 2, 3, 1) if channels_last else spikes

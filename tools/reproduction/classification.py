@@ -68,7 +68,7 @@ def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
         name, dataset = described(made)
         place = dataset.replace(" ", "-")
         leaky = made.model.get("activation") == "leaky"
-        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.sha256(path)[:8]}"
+        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.identity(path)[:8]}"
         shop = Workshop(
             args,
             args.out / folder.lower(),

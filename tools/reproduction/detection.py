@@ -90,7 +90,7 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
     if args.leaky is None:
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
-    folder = args.out / f"detector-{checkpoint.sha256(source)[:8]}"
+    folder = args.out / f"detector-{checkpoint.identity(source)[:8]}"
     shop = Workshop(args, folder, model, "detection", args.data, EPOCHS)
     if args.name == "figure8":
         steps_of_one_picture(args, shop)

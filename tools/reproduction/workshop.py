@@ -209,12 +209,12 @@ class Workshop:
 
         What lies in this folder has a note of its own.
         """
-        from spikedet.checkpoint import sha256
+        from spikedet.checkpoint import identity
 
         if not isinstance(word, Path):
             return str(word)
         foreign = word.is_file() and self.out not in word.parents
-        return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
+        return f"{word.name}@{identity(word)[:8]}" if foreign else word.name
 
     def name(self, cell: Cell) -> str:
         """Of the files of a row."""
@@ -258,7 +258,7 @@ class Workshop:
         Raises:
             UsageError: It is of other pictures than those of --data.
         """
-        from spikedet.checkpoint import sha256
+        from spikedet.checkpoint import identity
 
         weights = self.weights(cell, make=False)
         if not path.is_file():
@@ -266,7 +266,7 @@ class Workshop:
         found = json.loads(path.read_text())
         first = found[0] if isinstance(found, list) else found
         if weights.is_file():
-            stands = first["weights_sha256"] == sha256(weights)
+            stands = first["weights_sha256"] == identity(weights)
         else:
             stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
         if stands and first["data"] != self.pictures(cell.limit):

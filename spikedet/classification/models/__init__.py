@@ -3,7 +3,7 @@
 A description is a plain dict, as it stands in `configs/models` and in checkpoints:
 
     task: classification
-    arch: resnet20          one of `NAMES`
+    arch: resnet20          one of `NETWORKS`, or torchvision/NAME: a classifier of torchvision
     form: cifar             or imagenet: stem and strides; torchvision/... has none
     width: 1.0              multiplies the channels
     activation: relu        the network's own (ReLU, ReLU6), or leaky: LeakyReLU(0.1)
@@ -17,6 +17,8 @@ All but `task` and `arch` may be left out.
 
 from __future__ import annotations
 
+import math
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -24,7 +26,6 @@ import torchvision
 from torch import nn
 
 from spikedet.classification.models import mobilenet, resnet, resnext, vgg
-from spikedet.conversion.fold import set_module
 from spikedet.errors import UsageError
 
 KEYS = ("task", "arch", "form", "width", "activation", "pooling", "spike_pooling", "mean", "std")
@@ -34,8 +35,13 @@ POOLINGS = ("max", "avg")
 SLOPE = 0.1  # of the leaky ReLU, table IX
 NETWORKS = {**resnet.NETWORKS, **resnext.NETWORKS, **vgg.NETWORKS, **mobilenet.NETWORKS}
 FOREIGN = "torchvision/"
-TORCHVISION = tuple(FOREIGN + name for name in ("vgg16_bn", "resnet18", "resnet34", "mobilenet_v2"))
-NAMES = (*NETWORKS, *TORCHVISION)
+TORCHVISION = tuple(FOREIGN + n for n in torchvision.models.list_models(module=torchvision.models))
+# They are built without the auxiliary heads, which help training only. The weights that torchvision
+# publishes of them take pictures between -1 and 1.
+AUXILIARY = (FOREIGN + "googlenet", FOREIGN + "inception_v3")
+HALF = [0.5, 0.5, 0.5]
+# A part of their activations or pooling is calls of functions, which nothing can take the place of.
+FUNCTIONAL = ("densenet", "googlenet", "inception_v3")
 
 
 def build(description: dict[str, Any], classes: int) -> nn.Module:
@@ -56,8 +62,9 @@ def build(description: dict[str, Any], classes: int) -> nn.Module:
         raise UsageError(f"{classes} classes; expected 1 or more")
     arch, width = description["arch"], description.get("width", 1.0)
     if arch in TORCHVISION:
+        plain = {"aux_logits": False, "init_weights": False} if arch in AUXILIARY else {}
         name = arch.removeprefix(FOREIGN)
-        network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes, **plain)
     else:
         network = NETWORKS[arch][description.get("form", FORMS[0])](width, classes)
     if description.get("activation") == "leaky":
@@ -65,6 +72,35 @@ def build(description: dict[str, Any], classes: int) -> nn.Module:
     if description.get("pooling") == "avg" and not _replace(network, (nn.MaxPool2d,), _averaging):
         raise UsageError(f"pooling: avg; {arch} has no max-pooling to replace")
     return network
+
+
+def foreign(name: str) -> dict[str, Any]:
+    """The description of a classifier of torchvision.
+
+    Args:
+        name: As `torchvision.models.get_model` takes it.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    description = {"task": "classification", "arch": FOREIGN + name}
+    if description["arch"] in AUXILIARY:
+        description |= {"mean": HALF, "std": HALF}
+    expect_valid(description)
+    return description
+
+
+def usual_side(description: dict[str, Any]) -> int:
+    """Side in pixels of the pictures of ImageNet that a network usually takes.
+
+    That of the weights which torchvision publishes of its own networks (299 for `inception_v3`),
+    else 224.
+    """
+    arch = description.get("arch")
+    if arch not in TORCHVISION:
+        return 224
+    weights = torchvision.models.get_model_weights(arch.removeprefix(FOREIGN)).DEFAULT
+    return weights.transforms.keywords["crop_size"]
 
 
 def expect_valid(description: dict[str, Any]) -> None:
@@ -77,7 +113,14 @@ def expect_valid(description: dict[str, Any]) -> None:
         if key not in KEYS:
             raise UsageError(f"{key}: no such key in a classifier; there are {', '.join(KEYS)}")
     arch = description.get("arch")
-    _expect("arch", arch, NAMES)
+    if isinstance(arch, str) and arch.startswith(FOREIGN):
+        if arch not in TORCHVISION:
+            near = get_close_matches(arch, TORCHVISION, cutoff=0)
+            raise UsageError(
+                f"arch: {arch}; torchvision has no such classifier, but {', '.join(near)} and more"
+            )
+    else:
+        _expect("arch", arch, (*NETWORKS, FOREIGN + "NAME"))
     _expect("task", description.get("task", "classification"), ("classification",))
     _expect("activation", description.get("activation", "relu"), ACTIVATIONS)
     _expect("pooling", description.get("pooling", "max"), POOLINGS)
@@ -88,10 +131,22 @@ def expect_valid(description: dict[str, Any]) -> None:
         raise UsageError(f"width: {width}; expected a number above 0, up to 16")
     if arch in TORCHVISION and width != 1:
         raise UsageError(f"width: {width}; {arch} has width 1.0 only")
+    if str(arch).removeprefix(FOREIGN).startswith(FUNCTIONAL):
+        _expect("activation", description.get("activation", "relu"), ("relu",), arch)
+        _expect("pooling", description.get("pooling", "max"), ("max",), arch)
+    expect_colours(description)
+
+
+def expect_colours(description: dict[str, Any]) -> None:
+    """Refuse what pictures cannot be normalised by.
+
+    Raises:
+        UsageError: Says what was expected.
+    """
     for key in ("mean", "std"):
         values = description.get(key, [1.0] * 3)
         good = isinstance(values, list | tuple) and len(values) == 3
-        if not good or not all(_is_number(value) and value >= 0 for value in values):
+        if not good or not all(_is_number(value) and 0 <= value < math.inf for value in values):
             raise UsageError(f"{key}: {values}; expected three numbers, of red, green and blue")
         if key == "std" and 0 in values:
             raise UsageError(f"std: {values}; expected numbers above 0")
@@ -111,7 +166,8 @@ def _replace(network: nn.Module, kinds: tuple[type, ...], make) -> int:
     """Put `make(module)` in place of every module of these kinds; how many there were."""
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     for name in names:
-        set_module(network, name, make(network.get_submodule(name)))
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, make(network.get_submodule(name)))
     return len(names)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.neurons.functional import together
+from spikedet.neurons.functional import signed, together
+from spikedet.neurons.slope import Slope, checked, spread
 
 
 class _QuantClip(torch.autograd.Function):
@@ -24,7 +25,7 @@ class _QuantClip(torch.autograd.Function):
         threshold: Tensor,
         steps: int,
         keep: Tensor | None,
-        slope: float,
+        slope: float | Tensor,
         lag: float,
     ) -> Tensor:
         ctx.save_for_backward(x, threshold, keep)
@@ -53,7 +54,9 @@ class _QuantClip(torch.autograd.Function):
         return grad_x, grad_theta, None, None, None, None
 
 
-def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None) -> Tensor:
+def levels(
+    z: Tensor, steps: int, slope: float | Tensor = 0.0, keep: Tensor | None = None
+) -> Tensor:
     """Rate that a neuron starting at theta / 2 reaches in T steps of a constant current z theta.
 
     For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 12); for z < 0
@@ -63,23 +66,26 @@ def levels(z: Tensor, steps: int, slope: float = 0.0, keep: Tensor | None = None
     Args:
         z: Pre-activation in units of the threshold, any shape, float32.
         steps: T.
-        slope: Of the negative side.
+        slope: Of the negative side, a number or broadcastable to z.
         keep: Where z stays unrounded, 0.0 or 1.0, broadcastable; it is clipped all the same.
 
     Returns:
         Levels k / T, -1..1, in the shape of z.
     """
     level = (z * steps).add_(0.5).floor_()
-    if 0 < slope < 1:
-        level = torch.where(z < 0, -((-0.5 - z * steps) * slope).floor_().clamp_(min=0), level)
+    each = isinstance(slope, Tensor)
+    if each or 0 < slope < 1:
+        below = -((-0.5 - z * steps) * slope).floor_().clamp_(min=0)
+        leaks = (z < 0) & (slope != 1) if each else z < 0  # with 1 both sides are rounded alike
+        level = torch.where(leaks, below, level)
     level.div_(steps)
     if keep is not None:
-        line = torch.where(z < 0, z * slope, z) if slope else z
+        line = torch.where(z < 0, z * slope, z) if signed(slope) else z
         level = torch.lerp(level, line, keep)
-    return level.clamp_(-1 if slope else 0, 1)
+    return level.clamp_(-1 if signed(slope) else 0, 1)
 
 
-def _slope_of_line(z: Tensor, slope: float, lag: float = 0.0) -> Tensor:
+def _slope_of_line(z: Tensor, slope: float | Tensor, lag: float = 0.0) -> Tensor:
     """Derivative of the unrounded activation: 1, the slope below 0, 0 where it is clipped.
 
     With a lag of half a level 0 where the rounded activation is clipped. Never of bool, which CPUs
@@ -88,11 +94,11 @@ def _slope_of_line(z: Tensor, slope: float, lag: float = 0.0) -> Tensor:
     inside, other = torch.empty_like(z), torch.empty_like(z)
     torch.gt(z, -lag, out=inside)
     inside.mul_(torch.lt(z, 1 - lag, out=other))
-    if not slope:
+    if not signed(slope):
         return inside
     leaking = torch.le(z, 0, out=torch.empty_like(z))
     leaking.mul_(torch.gt(z * slope, -1, out=other))
-    return inside.mul_(1 - leaking).add_(leaking, alpha=slope)
+    return inside.mul_(1 - leaking).add_(leaking.mul_(slope))
 
 
 class QuantClip(nn.Module):
@@ -107,8 +113,8 @@ class QuantClip(nn.Module):
         threshold: Scalar, or [C] for one a channel.
         steps: T.
         noise: Probability p that an element is not quantised while training.
-        slope: Of the negative side: that of the leaky ReLU it stands for, 0 for a ReLU. Values
-            are clipped at -theta then (see `levels`).
+        slope: Of the negative side: that of the leaky ReLU it stands for, 0 for a ReLU; of a list
+            one a channel. Values are clipped at -theta then (see `levels`).
 
     Attributes:
         clips_rounded: The gradient passes where 0 <= floor(x T / theta + 1/2) < T, as QCFS has it
@@ -118,10 +124,10 @@ class QuantClip(nn.Module):
         [B, C, ...] -> [B, C, ...]
     """
 
-    def __init__(self, threshold: Tensor, steps: int, noise: float = 0.1, slope: float = 0.0):
+    def __init__(self, threshold: Tensor, steps: int, noise: float = 0.1, slope: Slope = 0.0):
         super().__init__()
         self.threshold = nn.Parameter(threshold.detach().float().clone())
-        self.steps, self.noise, self.slope = steps, noise, slope
+        self.steps, self.noise, self.slope = steps, noise, checked(slope)
         self.clips_rounded = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,8 +138,9 @@ class QuantClip(nn.Module):
         if self.training and self.noise > 0:
             drawn = torch.empty_like(x[:1], dtype=torch.float32).uniform_()
             keep = torch.lt(drawn, self.noise, out=drawn)
-        lag = 0.5 / self.steps if self.clips_rounded and not self.slope else 0.0
-        return _QuantClip.apply(x, threshold, self.steps, keep, self.slope, lag)
+        slope = spread(self.slope, x)
+        lag = 0.5 / self.steps if self.clips_rounded and not signed(slope) else 0.0
+        return _QuantClip.apply(x, threshold, self.steps, keep, slope, lag)
 
     def extra_repr(self) -> str:
         slope = f", slope={self.slope}" if self.slope else ""

@@ -1,0 +1,386 @@
+"""From any float network to a spiking one, in one call."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from tqdm import tqdm
+
+from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.copied import spiking_copy
+from spikedet.conversion.distill import ROUND, distill, relative_adam, warm_cosine
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import thresholds_by
+from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
+from spikedet.graph.graph import Graph
+from spikedet.graph.record import record
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.methods import named
+from spikedet.neurons.quantize import QuantClip
+from spikedet.precision import present_device
+from spikedet.runtime.network import SpikingNetwork
+
+Loss = Callable[..., Tensor]
+Distance = Callable[[Any, Any], Tensor]
+LOOKED_AT = 64  # pictures that thresholds are estimated on
+
+
+def convert(
+    network: nn.Module,
+    batches: Iterable[Any],
+    T: int,
+    *,
+    loss: Loss | None = None,
+    epochs: int = 0,
+    method: str | None = None,
+    distill: float = 1.0,
+    distance: Distance | None = None,
+    rate: float = 2e-3,
+    noise: float = 0.1,
+    per_channel: bool = False,
+    fold_first: bool = False,
+    pictures: int = 256,
+    held: int = 64,
+    batch: int = 8,
+    layer_steps: int = 120,
+    layer_loss: str = "mse",
+    layers: Sequence[str] | None = None,
+    per_neuron: bool = False,
+    end_to_end: int | None = None,
+    end_rate: float = 4e-3,
+    end_batch_norm: bool = False,
+    pooling: str = "count",
+    neuron: str = "neuron",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> SpikingNetwork:
+    """Convert a float network to a spiking one.
+
+    Without `loss` nothing is trained: thresholds are taken from the batches and the layers are
+    calibrated on them (stage II). With `loss` and `epochs` the network is first fine-tuned with
+    quantised activations, distilling `network` (stage I), and ends with an end-to-end pass.
+
+    Before it returns, the graph is compared with `network`, and the spiking network with the
+    quantised one, layer by layer, on your batches; what does not agree is refused.
+
+    Args:
+        network: Any module of the operations that convert (`docs/convert.md` lists them). It is
+            left as it was, on its device, in its mode.
+        batches: Run over several times: a list or a loader of tensors [B, ...], or of tuples whose
+            first item is that input; the rest goes to `loss`.
+        T: Time steps.
+        loss: `loss(output, *rest)` -> scalar, smaller is better.
+        epochs: Passes of stage I over the batches.
+        method: One of `spikedet.methods.METHODS`; `two-stage` with a loss, `stage2` without.
+        distill: Weight of the distance from the outputs of `network` in stage I.
+        distance: `distance(output, wanted)` -> scalar; the mean squared difference in units of each
+            output's variance when None.
+        rate: Learning rate of stage I, as a part of each tensor's root mean square.
+        noise: Probability that an activation is not quantised in training (eq 14).
+        per_channel: One threshold a channel instead of one a layer.
+        fold_first: Fold batch norm before stage I, not after it.
+        pictures: Most pictures that layers are fitted to.
+        held: Most pictures that layers are judged by, others than those.
+        batch: Pictures that go through a layer at once in calibration.
+        layer_steps: Most steps of fine calibration a layer.
+        layer_loss: `mse` or `kl` (see `calibrate.Options`).
+        layers: Names or patterns of the layers to calibrate; all when None.
+        per_neuron: An initial potential for every neuron instead of every channel.
+        end_to_end: Steps of the end-to-end pass over the batches, which follow `network` and, where
+            there is one, the loss. None: 200 with a loss and a method that has one, else 0.
+        end_rate: Its learning rate, as `rate`.
+        end_batch_norm: Train it beside batch norm that is folded afterwards.
+        pooling: How spikes are max-pooled: `count` or `step` (see `SpikingMaxPool`).
+        neuron: Which one of `neurons.registry`; integrate-and-fire with soft reset by default.
+        seed: Of everything that is drawn.
+        device: Where to work and where the result stays: `cpu`, `cuda:0`; that of `network` when
+            None.
+        progress: Show bars.
+
+    Returns:
+        The spiking network in evaluation mode, without gradients.
+
+    Raises:
+        ConversionError: Names the operation that has no spiking counterpart, and what to do.
+        UsageError: Arguments that make no sense together.
+        DataError: Fewer than two pictures, or batches that cannot be run over again.
+
+    Example:
+        >>> snn = spikedet.convert(network, batches, T=8)
+        >>> y = snn(x)
+    """
+    method = method or ("two-stage" if epochs else "stage2")
+    how = named(method)
+    if type(T) is not int or T < 1:
+        raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+    if loss is not None and not epochs and not end_to_end:
+        raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
+    if epochs and not how.finetuned:
+        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
+    if how.finetuned and (epochs < 1 or (loss is None and (how.plain or not distill))):
+        raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
+    where = torch.device(present_device(str(device))) if device is not None else _device(network)
+    source = _Batches(batches, where)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        example = source.first()
+        guide = _Guide(network, example)
+        graph = guide.prepared(fold=fold_first or not epochs).to(where)
+        quantise(
+            graph,
+            thresholds_by(how.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
+            T,
+            0.0 if how.plain else noise,
+        )
+        if how.plain:
+            for node in graph.of((QuantClip,)):
+                node.module.clips_rounded = True
+        measure = distance or _distance(guide, source)
+        if epochs:
+            weight = 0.0 if how.plain else distill
+            _finetune(graph, guide, source, loss, weight, measure, epochs, rate, progress)
+            fold_batch_norm(graph)
+        graph.eval().requires_grad_(False)
+        copied = (how.initial, how.shift, pooling, neuron, example[:4])
+        spiking = spiking_copy(graph, T, *copied)
+        if how.calibrated:
+            options = Options(
+                coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
+                per_neuron=per_neuron, bias=how.bias, layers=layers,
+            )  # fmt: skip
+            _calibrate(graph, spiking, source.groups(pictures, held, batch), T, options, progress)
+        found = SpikingNetwork(spiking, T)
+        if end_to_end is None:
+            end_to_end = 200 if how.end_to_end and loss is not None else 0
+        if end_to_end:
+            judges = source.groups(pictures, held, batch)[1]
+            how_much = (end_to_end, end_rate, end_batch_norm)
+            _end_to_end(found, guide, source, loss, measure, judges, *how_much, progress)
+    found.requires_grad_(False).eval()
+    found.origin = {
+        "method": method, "T": T, "epochs": epochs,
+        "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
+        "coarse": how.coarse, "fine": how.fine,
+    }  # fmt: skip
+    return found
+
+
+class _Batches:
+    """The caller's batches on a device."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device):
+        if isinstance(batches, Tensor):
+            raise DataError("batches is one tensor; expected a list or a loader of batches")
+        if isinstance(batches, Iterator):
+            raise DataError(
+                "batches can be run over once only; expected a list or a loader, which can be run "
+                "over again"
+            )
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        there = False
+        for batch in self.batches:
+            parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+            if not parts or not isinstance(parts[0], Tensor) or parts[0].ndim < 2:
+                raise DataError("a batch without an input; expected a tensor [B, ...] first")
+            there = True
+            yield tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, parts)
+        if not there:
+            raise DataError("no batches; expected two pictures or more")
+
+    def first(self) -> Tensor:
+        """The first pictures, two or more: [B, ...]."""
+        found: list[Tensor] = []
+        for pictures in self.pictures(8):
+            found.append(pictures)
+            if sum(map(len, found)) >= 8:
+                break
+        example = torch.cat(found)
+        if len(example) < 2:
+            raise DataError("one picture; expected two or more")
+        return example
+
+    def pictures(self, most: float = math.inf) -> Iterator[Tensor]:
+        """Inputs, batch by batch, until there are so many pictures."""
+        done = 0
+        for parts in self:
+            if done >= most:
+                return
+            yield parts[0]
+            done += len(parts[0])
+
+    def groups(self, fit: int, held: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Groups of one size: those to fit layers to, and those to judge them by."""
+        if fit < 1 or held < 1 or size < 1:
+            raise UsageError("pictures, held and batch: expected whole numbers of 1 or more")
+        together = torch.cat(list(self.pictures(fit + held)))[: fit + held]
+        if len(together) < 2:
+            raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
+        size = min(size, fit, len(together) // 2)
+        groups = [group for group in together.split(size) if len(group) == size]
+        judges = max(1, min(len(groups) - 1, round(len(groups) * held / (fit + held))))
+        return groups[:-judges], groups[-judges:]
+
+
+class _Guide:
+    """The float network: what its graph is made from, and what its outputs teach."""
+
+    def __init__(self, network: nn.Module, example: Tensor):
+        self.network = network
+        home = _device(network)
+        if isinstance(network, Graph):
+            self.graph = copy.deepcopy(network)
+        else:
+            self.graph = record(network, example.to(home))
+        self.graph.requires_grad_(False)
+        self.folded: Graph | None = None
+
+    def prepared(self, fold: bool) -> Graph:
+        """A graph of its own, ready for `quantise`."""
+        return prepare(copy.deepcopy(self.graph), torch.empty(0), fold)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Any:
+        """Outputs of the float network."""
+        if self.folded is None:
+            self.folded = self.prepared(fold=True).to(pictures.device).eval()
+        return self.folded(pictures)
+
+
+def _device(network: nn.Module) -> torch.device:
+    tensor = next(iter([*network.parameters(), *network.buffers()]), None)
+    if tensor is None:
+        raise ConversionError(f"{type(network).__name__}: no weights; there is nothing to convert")
+    return tensor.device
+
+
+def _distance(guide: _Guide, source: _Batches) -> Distance:
+    """Mean squared difference of outputs, in units of the variance of each of them."""
+    with torch.no_grad():
+        outputs = tree_leaves(guide(source.first()))
+    scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
+
+    def apart(found: Any, wanted: Any) -> Tensor:
+        pairs = zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+        tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
+        errors = [
+            (a.float() - b.float()).square().mean() / scale
+            for (a, b), scale in zip(tensors, scales, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+    return apart
+
+
+def _finetune(
+    graph: Graph,
+    guide: _Guide,
+    source: _Batches,
+    loss: Loss | None,
+    weight: float,
+    distance: Distance,
+    epochs: int,
+    rate: float,
+    progress: bool,
+) -> None:
+    """Stage I (eq 12-15), in place: the loss and the distance from the float network."""
+    steps = epochs * sum(1 for _ in source)
+    optimiser = relative_adam(graph, rate)
+    graph.train()
+    with tqdm(total=steps, desc="stage I", unit="step", disable=not progress) as bar:
+        for _ in range(epochs):
+            for parts in source:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["peak"] * warm_cosine(bar.n, steps, min(20, steps // 10))
+                output = graph(parts[0])
+                value = weight * distance(output, guide(parts[0])) if weight else 0.0
+                if loss is not None:
+                    value = value + loss(output, *parts[1:])
+                _step(optimiser, value)
+                bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
+                bar.update()
+    graph.eval()
+
+
+def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        raise UsageError("the loss is no scalar tensor that depends on the output")
+    if not value.isfinite():
+        raise TrainingError(f"the loss became {value.item()}; lower the rate")
+    optimiser.zero_grad()
+    value.backward()
+    optimiser.step()
+
+
+def _calibrate(
+    quantised: Graph,
+    spiking: Graph,
+    groups: tuple[list[Tensor], list[Tensor]],
+    T: int,
+    options: Options,
+    progress: bool,
+) -> None:
+    """Stage II, layer by layer, in place."""
+    with tqdm(desc=f"stage II, T={T}", unit="layer", disable=not progress) as bar:
+
+        def report(layer: LayerReport, index: int, count: int) -> None:
+            bar.total = count
+            bar.update()
+
+        calibrate(quantised, spiking, *groups, T, options, report)
+
+
+def _end_to_end(
+    spiking: SpikingNetwork,
+    guide: _Guide,
+    source: _Batches,
+    loss: Loss | None,
+    distance: Distance,
+    judges: list[Tensor],
+    steps: int,
+    rate: float,
+    batch_norm: bool,
+    progress: bool,
+) -> None:
+    """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer."""
+
+    def batches(first: int) -> Iterator[tuple[Any, ...]]:
+        done = 0
+        while done < ROUND:
+            for parts in source:
+                yield parts
+                done += 1
+
+    def value(parts: tuple[Any, ...]) -> Tensor:
+        spiking.chunk = len(parts[0]) * spiking.T
+        output = spiking(parts[0])
+        apart = distance(output, guide(parts[0]))
+        return apart if loss is None else apart + loss(output, *parts[1:])
+
+    @torch.no_grad()
+    def apart() -> float:
+        return sum(distance(spiking(x), guide(x)).item() for x in judges) / len(judges)
+
+    chunk = spiking.chunk
+    kept, before = copy.deepcopy(spiking.graph), apart()
+    with tqdm(total=steps, desc="end to end", unit="step", disable=not progress) as bar:
+
+        def on_step(step: int, now: float) -> None:
+            bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
+            bar.update()
+
+        distill(
+            spiking, batches, value, steps=steps, rate=rate, batch_norm=batch_norm, on_step=on_step
+        )
+    spiking.chunk = chunk
+    if not apart() <= before:
+        spiking.graph = kept

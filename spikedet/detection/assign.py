@@ -1,0 +1,80 @@
+"""Which output scale an object is a target of.
+
+Ultralytics' task-aligned assigner gives an object to the anchors that predict it best already, of
+any stride. A head that starts badly gets no targets then, and stays as it is. Here each stride has
+the objects of its own range of sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikedet.detection.ultra import DetectionLoss, TaskAlignedAssigner, make_anchors
+
+# Side of an object, in strides: the square root of its area, from and up to.
+RANGE = (3.5, 12.0)
+
+
+class SizedAssigner(TaskAlignedAssigner):
+    """Task-aligned assignment within the strides that fit an object's size.
+
+    An object of side d = sqrt(w h) is a target of anchors of stride s where 3.5 s <= d <= 12 s, the
+    smallest stride without the lower bound and the largest without the upper one. Two neighbouring
+    strides overlap, from 7 to 12 of the smaller: there the better one is taken, as usual. An object
+    that holds no anchor of a fitting stride takes those of any.
+    """
+
+    def forward(self, *args: Tensor, anchor_strides: Tensor) -> tuple[Tensor, ...]:
+        """As ultralytics' own; `anchor_strides` [A, 1] are pixels."""
+        self.anchor_strides = anchor_strides[:, 0]
+        return super().forward(*args)
+
+    def select_candidates_in_gts(
+        self, xy_centers: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, eps: float = 1e-9
+    ) -> Tensor:
+        """Anchors [B, N, A] that each of N objects (x1 y1 x2 y2 in pixels) may be a target of."""
+        inside = super().select_candidates_in_gts(xy_centers, gt_bboxes, mask_gt, eps)
+        fitting = inside & fits(gt_bboxes, self.anchor_strides)
+        return torch.where(fitting.any(-1, keepdim=True), fitting, inside)
+
+
+def fits(boxes: Tensor, strides: Tensor) -> Tensor:
+    """Which strides suit which objects.
+
+    Args:
+        boxes: [..., N, 4], x1 y1 x2 y2 in pixels.
+        strides: [A], pixels, one an anchor.
+
+    Returns:
+        [..., N, A] bool.
+    """
+    low, high = RANGE
+    side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1, keepdim=True).sqrt()
+    large = (side >= low * strides) | (strides == strides.min())
+    return large & ((side <= high * strides) | (strides == strides.max()))
+
+
+class SizedLoss(DetectionLoss):
+    """Ultralytics' detection loss with a `SizedAssigner`."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__(network)
+        old = self.assigner
+        self.assigner = SizedAssigner(
+            topk=old.topk,
+            num_classes=old.num_classes,
+            alpha=old.alpha,
+            beta=old.beta,
+            stride=old.stride,
+        )
+
+    def get_assigned_targets_and_loss(
+        self, preds: dict[str, Tensor], batch: dict[str, Any], **options: Any
+    ) -> tuple:
+        _, strides = make_anchors(preds["feats"], self.stride, 0.5)
+        return super().get_assigned_targets_and_loss(
+            preds, batch, anchor_strides=strides, **options
+        )

@@ -1,0 +1,1 @@
+"""A network as a graph of known operations: its record from a float network, and its rewrites."""

@@ -1,0 +1,257 @@
+"""A network as a graph: known operations, what each reads, and what the network returns.
+
+It is an `nn.Module` that runs and trains like any other. Nothing of the author's class is left in
+it: operations stand under the names that their modules had, so that tensors keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.graph.operations import kind_of
+from spikedet.graph.structure import fill, names_in, rename
+
+INPUT = "input"  # the name of what a network is called with
+_EMPTY = nn.Module()  # names of its attributes are none for operations
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a graph.
+
+    Attributes:
+        name: Unique in its graph.
+        inputs: Names of the nodes that it reads, or `INPUT`.
+        module: The operation.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    module: nn.Module
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind of operation, see `operations.KINDS`."""
+        return kind_of(self.module).name
+
+
+class Graph(nn.Module):
+    """A network of known operations.
+
+    Attributes:
+        layers: The operations, under the names of their nodes; its state has the tensors' names.
+        edges: Names of the inputs of each node, in the order of execution.
+        output: What the network returns, with names of nodes in place of tensors.
+        shapes: Shape of what each node gives for one picture of the size that the graph was
+            recorded at, [1, ...]; `INPUT` is that of the picture.
+
+    Shape:
+        [B, ...] -> as the recorded network returned it
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Module()
+        self.edges: dict[str, tuple[str, ...]] = {}
+        self.output: Any = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    # ------------------------------------------------------------------ reading
+
+    def __iter__(self) -> Iterator[Node]:
+        """Nodes in the order of execution."""
+        return iter([self.node(name) for name in self.edges])
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.edges
+
+    def node(self, name: str) -> Node:
+        """A node by its name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return Node(name, self.edges[name], self.module(name))
+
+    def module(self, name: str) -> nn.Module:
+        """The operation of a node."""
+        return self.layers.get_submodule(name)
+
+    def of(self, kinds: tuple[type, ...]) -> list[Node]:
+        """Nodes whose operation is of some classes, in the order of execution."""
+        return [node for node in self if isinstance(node.module, kinds)]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the nodes that the network returns."""
+        return names_in(self.output)
+
+    def readers(self) -> dict[str, list[str]]:
+        """Names of the nodes that read each node, once for every time they do."""
+        found: dict[str, list[str]] = {name: [] for name in (INPUT, *self.edges)}
+        for name, inputs in self.edges.items():
+            for source in inputs:
+                found[source].append(name)
+        return found
+
+    # ------------------------------------------------------------------ writing
+
+    def add(self, name: str, module: nn.Module, inputs: Iterable[str], before: str = "") -> str:
+        """Put a node behind all others, or before one of them.
+
+        Args:
+            name: Wanted name; a number is put behind it where it is taken.
+            module: Its operation.
+            inputs: Names of what it reads.
+            before: Name of the node that it shall come before.
+
+        Returns:
+            The name that it got.
+        """
+        name = self._free(name)
+        _put(self.layers, name, module)
+        inputs = tuple(inputs)
+        if not before:
+            self.edges[name] = inputs
+            return name
+        order = list(self.edges.items())
+        self.edges.clear()
+        for other, sources in order:
+            if other == before:
+                self.edges[name] = inputs
+            self.edges[other] = sources
+        return name
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another operation in the place of a node's, in the mode of what was there."""
+        module.train(self.module(name).training)
+        parent, _, child = name.rpartition(".")
+        setattr(self.layers.get_submodule(parent), child, module)
+
+    def insert_behind(self, name: str, new: str, module: nn.Module) -> str:
+        """Put a node behind another; whoever read that one reads the new one then."""
+        order = list(self.edges)
+        place = order.index(name) + 1
+        before = order[place] if place < len(order) else ""
+        module.train(self.module(name).training)
+        made = self.add(new, module, [name], before)
+        self.redirect(name, made, except_for={made})
+        if name in self.shapes:
+            self.shapes[made] = self.shapes[name]
+        return made
+
+    def insert_between(self, source: str, reader: str, new: str, module: nn.Module) -> str:
+        """Put a node between two; nobody else reads it."""
+        module.train(self.training)
+        made = self.add(new, module, [source], before=reader)
+        self.edges[reader] = tuple(made if s == source else s for s in self.edges[reader])
+        self.shapes[made] = self.shapes[source]
+        return made
+
+    def remove(self, name: str) -> None:
+        """Take out a node with one input; whoever read it reads that input then."""
+        (source,) = self.edges[name]
+        del self.edges[name]
+        self.shapes.pop(name, None)
+        self.redirect(name, source)
+        parent, _, child = name.rpartition(".")
+        delattr(self.layers.get_submodule(parent), child)
+
+    def redirect(self, old: str, new: str, except_for: Collection[str] = ()) -> None:
+        """Let whoever reads `old` read `new`."""
+        for name, inputs in self.edges.items():
+            if name not in except_for:
+                self.edges[name] = tuple(new if source == old else source for source in inputs)
+        self.output = rename(self.output, lambda name: new if name == old else name)
+
+    def _free(self, name: str) -> str:
+        """A name like this one under which a node can stand."""
+        wanted, number = name, 0
+        while self._taken(wanted):
+            number += 1
+            wanted = f"{name}_{number}"
+        return wanted
+
+    def _taken(self, name: str) -> bool:
+        if not name or name == INPUT or any(hasattr(_EMPTY, part) for part in name.split(".")):
+            return True
+        return any(
+            name == other or name.startswith(other + ".") or other.startswith(name + ".")
+            for other in self.edges
+        )
+
+    # ------------------------------------------------------------------ running
+
+    def forward(self, pictures: Tensor) -> Any:
+        """What the network returns for pictures [B, ...]."""
+        values = self.run(self.edges, {INPUT: pictures}, self.outputs)
+        return fill(self.output, values)
+
+    def run(
+        self,
+        names: Iterable[str],
+        known: Mapping[str, Tensor],
+        wanted: Collection[str],
+        call: Callable[[Node, list[Tensor]], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Run some of the nodes.
+
+        Args:
+            names: Which, in the order of execution.
+            known: Values that they may read, by name.
+            wanted: Names whose values are returned; the others are forgotten after their last use.
+            call: In place of calling a node's module with its inputs.
+
+        Returns:
+            Values by name.
+        """
+        names = list(names)
+        values = dict(known)
+        last = {source: name for name in names for source in self.edges[name]}
+        ends: dict[str, list[str]] = {}
+        for source, name in last.items():
+            ends.setdefault(name, []).append(source)
+        for name in names:
+            inputs = [values[source] for source in self.edges[name]]
+            if call is None:
+                values[name] = self.module(name)(*inputs)
+            else:
+                values[name] = call(self.node(name), inputs)
+            for source in ends.get(name, ()):
+                if source not in wanted:
+                    del values[source]
+        return {name: values[name] for name in wanted}
+
+    @torch.no_grad()
+    def measure_shapes(self, example: Tensor) -> None:
+        """Take `shapes` from a pass over one picture [1, ...]."""
+        self.shapes = {INPUT: tuple(example.shape)}
+
+        def call(node: Node, inputs: list[Tensor]) -> Tensor:
+            made = node.module(*inputs)
+            self.shapes[node.name] = tuple(made.shape)
+            return made
+
+        mode = self.training
+        self.eval()
+        self.run(self.edges, {INPUT: example}, (), call)
+        self.train(mode)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module under a dotted name, with empty modules on the way to it."""
+    parent = network
+    *path, child = name.split(".")
+    for step in path:
+        if not hasattr(parent, step):
+            parent.add_module(step, nn.Module())
+        parent = parent.get_submodule(step)
+    parent.add_module(child, module)

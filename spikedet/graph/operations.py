@@ -1,0 +1,375 @@
+"""The operations that a graph is made of, and the table of them.
+
+An operation is an `nn.Module`. Those with weights and the usual pools are torch's own; the others
+stand here. None but a `Mixer` of time (`neurons.layers`) keeps anything of a pass, and each treats
+every frame of its batch alike, so that time can be folded into the batch, [T*B, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
+from spikedet.neurons.quantize import QuantClip
+from spikedet.neurons.registry import NEURONS
+
+
+class Add(nn.Module):
+    """Sum of its inputs, [B, ...] each, broadcast as torch does."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        total = inputs[0]
+        for x in inputs[1:]:
+            total = total + x
+        return total
+
+
+class Subtract(nn.Module):
+    """Its first input less its second."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x - y
+
+
+class Scale(nn.Module):
+    """Product with a constant: a scalar, or broadcastable to [1, ...]."""
+
+    def __init__(self, factor: Tensor | Sequence[int] = ()):
+        super().__init__()
+        self.register_buffer("factor", _constant(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Shift(nn.Module):
+    """Sum with a constant: a scalar, or broadcastable to [1, ...]."""
+
+    def __init__(self, offset: Tensor | Sequence[int] = ()):
+        super().__init__()
+        self.register_buffer("offset", _constant(offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+class Concatenate(nn.Module):
+    """Inputs behind each other along `dim`, 1 or more."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, self.dim)
+
+
+class Stack(nn.Module):
+    """Inputs behind each other along a new dimension `dim`, 1 or more."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.stack(inputs, self.dim)
+
+
+class Reshape(nn.Module):
+    """[B, ...] -> [B, *shape]; one entry of `shape` may be -1."""
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
+
+
+class Permute(nn.Module):
+    """Dimensions in another order; the first stays where it is."""
+
+    def __init__(self, dims: Sequence[int]):
+        super().__init__()
+        self.dims = tuple(dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+class Squeeze(nn.Module):
+    """Without a dimension of size 1."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(self.dim)
+
+
+class Unsqueeze(nn.Module):
+    """With a new dimension of size 1."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(self.dim)
+
+
+class Slice(nn.Module):
+    """Entries `start` to `stop` (None: to the end) along `dim`, every `step`-th."""
+
+    def __init__(self, dim: int, start: int, stop: int | None, step: int = 1):
+        super().__init__()
+        self.dim, self.start, self.stop, self.step = dim, start, stop, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = (slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)
+        return x[part]
+
+
+class Select(nn.Module):
+    """One entry along `dim`, which is gone then."""
+
+    def __init__(self, dim: int, index: int):
+        super().__init__()
+        self.dim, self.index = dim, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.select(self.dim, self.index)
+
+
+class Mean(nn.Module):
+    """Mean over some dimensions, never the first."""
+
+    def __init__(self, dims: Sequence[int], keepdim: bool = False):
+        super().__init__()
+        self.dims, self.keepdim = tuple(dims), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims, self.keepdim)
+
+
+class Sum(nn.Module):
+    """Sum over some dimensions, never the first."""
+
+    def __init__(self, dims: Sequence[int], keepdim: bool = False):
+        super().__init__()
+        self.dims, self.keepdim = tuple(dims), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(self.dims, self.keepdim)
+
+
+PADDINGS = ("constant", "reflect", "replicate", "circular")
+
+
+class Pad(nn.Module):
+    """Zeros, or copies, around the last dimensions, as `torch.nn.functional.pad` has them.
+
+    Args:
+        pad: How many on each side, of the last dimension first.
+        mode: `constant` (zeros), `reflect`, `replicate` or `circular`.
+    """
+
+    def __init__(self, pad: Sequence[int], mode: str = "constant"):
+        super().__init__()
+        self.pad, self.mode = tuple(pad), mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pad, self.mode)
+
+
+class ClippedReLU(nn.Module):
+    """clip(x, 0, top): a ReLU6 for top = 6."""
+
+    def __init__(self, top: float = 6.0):
+        super().__init__()
+        self.top = top
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, self.top)
+
+
+class Leaky(nn.Module):
+    """max(x, 0) + slope min(x, 0), the slope within 0..1 a number or one a channel.
+
+    Args:
+        slope: Of the negative side; of a list one for each channel.
+
+    Shape:
+        [B, C, ...] -> [B, C, ...]
+    """
+
+    def __init__(self, slope: float | Sequence[float]):
+        super().__init__()
+        self.slope = slope if isinstance(slope, int | float) else tuple(slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.slope, tuple):
+            return F.prelu(x, torch.tensor(self.slope, dtype=x.dtype, device=x.device))
+        return F.leaky_relu(x, self.slope)
+
+
+def _constant(value: Tensor | Sequence[int]) -> Tensor:
+    """A constant tensor: itself, or one of this shape whose values are not known yet."""
+    if isinstance(value, Tensor):
+        return value.detach().float().clone()
+    return torch.ones(tuple(value))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of operation, as graphs and files name it.
+
+    Attributes:
+        name: As files have it.
+        module: Its class.
+        options: Attributes of the module that are arguments of its class as well; what a file
+            stores beside the tensors. `bias` stands for whether there is one, and names in `sized`
+            for the shape of the tensor.
+        sized: Tensors whose shape is an argument.
+        inputs: How many tensors it takes, None for any number.
+    """
+
+    name: str
+    module: type[nn.Module]
+    options: tuple[str, ...] = ()
+    sized: tuple[str, ...] = ()
+    inputs: int | None = 1
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        """What `build` needs to make a module like this one, as JSON has it."""
+        found = {}
+        for option in self.options:
+            value = getattr(module, option)
+            if option == "bias":
+                value = value is not None
+            found[option] = list(value) if isinstance(value, tuple) else value
+        for name in self.sized:
+            found[name] = list(getattr(module, name).shape)
+        return found
+
+    def build(self, options: dict[str, Any]) -> nn.Module:
+        """A module of this kind; its tensors are still to be filled in.
+
+        Raises:
+            TypeError, ValueError: Options that it does not have, or of other types.
+        """
+        if set(options) != {*self.options, *self.sized}:
+            expected = ", ".join([*self.options, *self.sized]) or "none"
+            raise ValueError(f"options of {self.name} are {sorted(options)}; expected {expected}")
+        values = {
+            key: tuple(value) if isinstance(value, list) and key not in self.sized else value
+            for key, value in options.items()
+        }
+        for name in self.sized:
+            values[name] = torch.ones(tuple(values[name]))
+        return self.module(**values)
+
+
+CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "bias",
+)
+POOL = ("kernel_size", "stride", "padding")
+AVERAGE = (*POOL, "ceil_mode", "count_include_pad")
+NORM = ("num_features", "eps", "momentum", "affine")
+KINDS: dict[str, Kind] = {}
+_BY_MODULE: dict[type[nn.Module], Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Let graphs and files hold one more kind of operation."""
+    if kind.name in KINDS or kind.module in _BY_MODULE:
+        raise ValueError(f"{kind.name} ({kind.module.__name__}) is registered already")
+    KINDS[kind.name] = kind
+    _BY_MODULE[kind.module] = kind
+
+
+def kind_of(module: nn.Module) -> Kind:
+    """The kind of a module.
+
+    Raises:
+        KeyError: Of none.
+    """
+    for name, neuron in NEURONS.items():
+        if type(module) is neuron:
+            return named(name)
+    return _BY_MODULE[type(module)]
+
+
+def named(name: str) -> Kind:
+    """A kind by its name; neurons are found in their own registry.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name in NEURONS:
+        return Kind(name, NEURONS[name], ("slope", "folded"), ("threshold", "initial"))
+    return KINDS[name]
+
+
+for _kind in (
+    Kind("conv1d", nn.Conv1d, CONVOLUTION),
+    Kind("conv2d", nn.Conv2d, CONVOLUTION),
+    Kind("conv_transpose1d", nn.ConvTranspose1d, (*CONVOLUTION, "output_padding")),
+    Kind("conv_transpose2d", nn.ConvTranspose2d, (*CONVOLUTION, "output_padding")),
+    Kind("linear", nn.Linear, ("in_features", "out_features", "bias")),
+    Kind("batch_norm1d", nn.BatchNorm1d, NORM),
+    Kind("batch_norm2d", nn.BatchNorm2d, NORM),
+    Kind("relu", nn.ReLU),
+    Kind("clipped_relu", ClippedReLU, ("top",)),
+    Kind("leaky_relu", Leaky, ("slope",)),
+    Kind("quantise_clip", QuantClip, ("steps", "noise", "slope"), ("threshold",)),
+    Kind("mean_over_time", MeanOverTime, ("steps",)),
+    Kind("max_pool1d", nn.MaxPool1d, (*POOL, "dilation", "ceil_mode")),
+    Kind("max_pool2d", nn.MaxPool2d, (*POOL, "dilation", "ceil_mode")),
+    Kind("count_max_pool", SpikingMaxPool, (*POOL, "dilation", "ceil_mode", "dimensions", "mode")),
+    Kind("avg_pool1d", nn.AvgPool1d, AVERAGE),
+    Kind("avg_pool2d", nn.AvgPool2d, (*AVERAGE, "divisor_override")),
+    Kind("adaptive_avg_pool1d", nn.AdaptiveAvgPool1d, ("output_size",)),
+    Kind("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d, ("output_size",)),
+    Kind("upsample", nn.Upsample, ("size", "scale_factor", "mode")),
+    Kind("pixel_shuffle", nn.PixelShuffle, ("upscale_factor",)),
+    Kind("pixel_unshuffle", nn.PixelUnshuffle, ("downscale_factor",)),
+    Kind("channel_shuffle", nn.ChannelShuffle, ("groups",)),
+    Kind("flatten", nn.Flatten, ("start_dim", "end_dim")),
+    Kind("reshape", Reshape, ("shape",)),
+    Kind("permute", Permute, ("dims",)),
+    Kind("squeeze", Squeeze, ("dim",)),
+    Kind("unsqueeze", Unsqueeze, ("dim",)),
+    Kind("slice", Slice, ("dim", "start", "stop", "step")),
+    Kind("select", Select, ("dim", "index")),
+    Kind("mean", Mean, ("dims", "keepdim")),
+    Kind("sum", Sum, ("dims", "keepdim")),
+    Kind("pad", Pad, ("pad", "mode")),
+    Kind("scale", Scale, (), ("factor",)),
+    Kind("shift", Shift, (), ("offset",)),
+    Kind("add", Add, inputs=None),
+    Kind("subtract", Subtract, inputs=2),
+    Kind("concatenate", Concatenate, ("dim",), inputs=None),
+    Kind("stack", Stack, ("dim",), inputs=None),
+):
+    register(_kind)
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+FLOAT_ACTIVATIONS = (nn.ReLU, ClippedReLU, Leaky)
+ACTIVATIONS = (*FLOAT_ACTIVATIONS, QuantClip, IFNeuron)
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, SpikingMaxPool)

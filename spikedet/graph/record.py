@@ -1,0 +1,425 @@
+"""From a float network to its graph, by `torch.export`.
+
+`torch.export` follows one pass and gives every operation that runs, whoever calls it: modules,
+functions, methods, in place or not. The batch is a dynamic dimension, so that what depends on the
+number of pictures shows. `table` says what becomes of each operation; what it does not know is
+refused by name. What depends on no picture (a weight that is computed from others) is computed
+once, here.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
+
+from spikedet.errors import ConversionError
+from spikedet.graph import table
+from spikedet.graph.advice import name_of, refusal
+from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.structure import Name
+
+BATCH = 3  # pictures of the pass that is followed; no other dimension is mistaken for it
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A tensor that depends on the picture: the value of a node.
+
+    Attributes:
+        name: Of the node.
+        shape: [B, ...] with the sizes of one picture; the first entry is symbolic.
+    """
+
+    name: str
+    shape: tuple[Any, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
+def record(network: nn.Module, example: Tensor) -> Graph:
+    """The graph of a network.
+
+    Every call of a layer has an operation of its own with tensors of its own, also where one layer
+    is called several times.
+
+    Args:
+        network: Left as it is, on its device and in its mode; it is recorded in evaluation mode.
+        example: Pictures [B, ...]; one is enough. Their size is the one that is recorded, and on
+            them, beside noise, the graph is compared with the network.
+
+    Returns:
+        The graph in evaluation mode, on the network's device, with copies of its tensors.
+
+    Raises:
+        ConversionError: Names the operation that has no spiking counterpart, and where it is; or
+            the forward cannot be followed.
+    """
+    pictures = _several(example)
+    with _evaluation(network), torch.no_grad():
+        program = _export(network, pictures)
+        graph = _Recorder(network, program).build()
+        graph.eval()
+        for seen in (pictures, example):
+            _expect_equal(graph, network, seen)
+    graph.measure_shapes(pictures[:1])
+    return graph
+
+
+def _several(example: Tensor) -> Tensor:
+    """`BATCH` pictures like these."""
+    if not isinstance(example, Tensor) or example.ndim < 2 or not len(example):
+        found = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ConversionError(f"the example is {found}; expected a tensor of pictures [B, ...]")
+    pictures = example.detach()[:1].expand(BATCH, *example.shape[1:]).clone()
+    if pictures.is_floating_point():  # other pictures each, so that a mixture of them shows
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(pictures.shape, generator=generator).to(pictures)
+        pictures = pictures + noise
+    return pictures
+
+
+@contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; afterwards each module in the mode that it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgram:
+    """What runs, with the batch as a dynamic dimension; in-place operations resolved.
+
+    Raises:
+        ConversionError: It cannot be followed.
+    """
+    kind = type(network).__name__
+    batch = torch.export.Dim("batch", min=2)
+    if not callable(network):
+        raise ConversionError(f"{kind} is no network; expected a torch.nn.Module")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                network, (pictures,), dynamic_shapes=({0: batch},), strict=False
+            )
+            if _ambiguous(program.graph):
+                program = program.run_decompositions({})
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"{kind}: {_why(error)}") from error
+    return program
+
+
+def _why(error: Exception) -> str:
+    """What torch.export could not follow, in one sentence."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    lowered = text.lower()
+    if "data-dependent" in lowered or "data dependent" in lowered:
+        return (
+            "its forward branches on values, or reads them as numbers, which a graph cannot; "
+            "let it compute with tensors alone"
+        )
+    if "constraints violated" in lowered or "specializ" in lowered:
+        return (
+            "its forward works for one number of pictures alone; let it read the batch size "
+            "(x.shape[0]), or flatten with x.flatten(1)"
+        )
+    return f"its forward cannot be followed by torch.export ({first[:300]})"
+
+
+_VIEWS = {
+    "alias",
+    "chunk",
+    "contiguous",
+    "detach",
+    "dropout",
+    "expand",
+    "flatten",
+    "getitem",
+    "movedim",
+    "narrow",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "swapaxes",
+    "t",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unsqueeze",
+    "view",
+}
+
+
+def _ambiguous(graph: fx.Graph) -> bool:
+    """Whether something reads memory that another name changed in place before.
+
+    Then torch must resolve it, which writes the sizes of views into the graph. Without, an
+    in-place operation is the same as one that is not.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    root: dict[fx.Node, fx.Node] = {}  # whose memory a node shares
+    family: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        name = name_of(node.target)
+        inplace = name.endswith("_") and not name.endswith("__")
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        own = root.get(source, source) if (inplace or name in _VIEWS) and source else node
+        root[node] = own
+        family.setdefault(own, [own]).append(node)
+    for node in graph.nodes:
+        name = name_of(node.target)
+        if not (name.endswith("_") and not name.endswith("__")):
+            continue
+        for other in family[root[node]]:
+            made_before = order[other] < order[node]
+            if made_before and any(order[user] > order[node] for user in other.users):
+                return True
+    return False
+
+
+class _Recorder:
+    """Translates an exported program node by node."""
+
+    def __init__(self, network: nn.Module, program: torch.export.ExportedProgram):
+        self.network, self.program = network, program
+        self.graph = Graph()
+        self.values: dict[fx.Node, Any] = {}  # signals, constant tensors, numbers, lists of them
+        self.origin: dict[int, str] = {}  # names of parameters and buffers, by id
+        self.batch: Any = None
+
+    def build(self) -> Graph:
+        needed = self._needed()
+        self._place_inputs()
+        self._refuse_unknown(needed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for node in self.program.graph.nodes:
+                if node.op == "call_function" and node in needed:
+                    self.values[node] = self._translate(node)
+                elif node.op not in ("placeholder", "output", "call_function") and node in needed:
+                    raise ConversionError(f"{node.name}: a {node.op} cannot be followed")
+        self.graph.output = self._output()
+        return self.graph
+
+    def _needed(self) -> set[fx.Node]:
+        """Nodes that the outputs depend on."""
+        found: set[fx.Node] = set()
+        waiting = [node for node in self.program.graph.nodes if node.op == "output"]
+        while waiting:
+            for source in waiting.pop().all_input_nodes:
+                if source not in found:
+                    found.add(source)
+                    waiting.append(source)
+        return found
+
+    def _refuse_unknown(self, needed: set[fx.Node]) -> None:
+        """Refuse the first operation on a signal that nothing is known of.
+
+        Raises:
+            ConversionError: Says which, and what to do instead.
+        """
+        signals = {node for node, value in self.values.items() if isinstance(value, Signal)}
+        for node in self.program.graph.nodes:
+            if node.op != "call_function" or not signals & set(node.all_input_nodes):
+                continue
+            if not isinstance(node.meta.get("val"), Tensor | list | tuple):
+                continue  # a size
+            signals.add(node)
+            known = node.target is operator.getitem or name_of(node.target) in table.HANDLERS
+            if node in needed and not known:
+                raise ConversionError(refusal(self.where(node), node))
+
+    def _place_inputs(self) -> None:
+        signature = self.program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        tensors = {**self.program.state_dict, **self.program.constants}
+        constants = signature.inputs_to_lifted_tensor_constants
+        for node in self.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in named or node.name in constants:
+                name = named.get(node.name) or constants[node.name]
+                tensor = tensors[name].detach()
+                self.values[node] = tensor
+                self.origin[id(tensor)] = name
+            elif node.name in signature.user_inputs:
+                shape = tuple(node.meta["val"].shape)
+                self.batch = shape[0]
+                self.values[node] = Signal(INPUT, shape)
+
+    def _output(self) -> Any:
+        """What the network returns, with names."""
+        spec = self.program.call_spec.out_spec
+        node = next(node for node in self.program.graph.nodes if node.op == "output")
+        outputs = []
+        changed = len(node.args[0]) - spec.num_leaves  # buffers that a pass writes come first
+        for value in node.args[0][changed:]:
+            found = self.values[value] if isinstance(value, fx.Node) else value
+            if isinstance(found, Signal):
+                if found.name == INPUT:
+                    raise ConversionError("the network returns the picture itself")
+                found = Name(found.name)
+            elif isinstance(found, Tensor):
+                raise ConversionError(
+                    f"an output {list(found.shape)} does not depend on the picture; leave it out"
+                )
+            outputs.append(found)
+        structure = tree_unflatten(outputs, spec)
+        for leaf in tree_leaves(structure):
+            if not (leaf is None or isinstance(leaf, Name | str | bool | int | float)):
+                kind = type(leaf).__name__
+                raise ConversionError(
+                    f"the network returns a {kind}; expected tensors in dictionaries, lists, tuples"
+                )
+        if not any(isinstance(leaf, Name) for leaf in tree_leaves(structure)):
+            raise ConversionError("the network returns no tensor that depends on the picture")
+        return structure
+
+    # ------------------------------------------------------------------ one node
+
+    def _translate(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
+            return value
+        args, kwargs = tree_map(self._known, (list(node.args), dict(node.kwargs)))
+        if node.target is operator.getitem:
+            part = args[0][args[1]]
+            return part() if callable(part) else part
+        if not any(isinstance(leaf, Signal) for leaf in tree_leaves((args, kwargs))):
+            return self._compute(node, args, kwargs)
+        handler = table.HANDLERS.get(name_of(node.target))
+        if handler is None:
+            raise ConversionError(refusal(self.where(node), node))
+        made = handler(self, node, *args, **kwargs)
+        if isinstance(made, Signal):
+            self._expect_pictures_apart(node, made)
+        return made
+
+    def _known(self, value: Any) -> Any:
+        return self.values[value] if isinstance(value, fx.Node) else value
+
+    def _compute(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The value of an operation that reads no picture."""
+        where = self.where(node)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ConversionError(f"{where}: random numbers have no spiking counterpart")
+        if any(isinstance(leaf, torch.SymInt) for leaf in tree_leaves((args, kwargs))):
+            raise ConversionError(
+                f"{where}: a constant whose size is the number of pictures; let that size be 1"
+            )
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory")}
+        return node.target(*args, **kwargs)
+
+    def _expect_pictures_apart(self, node: fx.Node, made: Signal) -> None:
+        """Refuse an operation that mixes the pictures of a batch, or time with them.
+
+        Raises:
+            ConversionError: The first dimension of what it gives is not the batch.
+        """
+        value = node.meta["val"]
+        if isinstance(value, list | tuple):
+            return  # its parts are looked at one by one
+        if not value.ndim or str(value.shape[0]) != str(self.batch):
+            shape = [str(size) for size in value.shape]
+            raise ConversionError(
+                f"{self.where(node)}: {name_of(node.target)} gives {shape}, whose "
+                "first dimension is not the pictures of the batch; a spiking network has "
+                "time steps there, so that each picture must stay apart, as by x.flatten(1)"
+            )
+
+    # ------------------------------------------------------------------ what handlers use
+
+    def where(self, node: fx.Node) -> str:
+        """Name of the module that an operation runs in, and its class."""
+        path, kind = self.place(node)
+        return f"{path or type(self.network).__name__} ({kind.rpartition('.')[2]})"
+
+    def place(self, node: fx.Node) -> tuple[str, str]:
+        """Dotted name and class of the module that an operation runs in."""
+        stack = [entry for entry in (node.meta.get("nn_module_stack") or {}).values() if entry]
+        stack = [(path, kind) for path, kind in stack if not path.startswith("_empty_nn")]
+        if not stack:
+            return "", type(self.network).__name__
+        path, kind = stack[-1]
+        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        return path.replace("L['self'].", "").split("@")[0], kind
+
+    def name(self, node: fx.Node, tensor: Tensor | None = None) -> str:
+        """A name for the node of an operation: that of its module, or of a parameter's module."""
+        origin = self.origin.get(id(tensor), "") if tensor is not None else ""
+        if "." in origin:
+            return origin.rpartition(".")[0]
+        path, kind = self.place(node)
+        if path and kind.startswith("torch.nn.modules.") and ".container." not in kind:
+            return path
+        short = name_of(node.target).strip("_")
+        return f"{path}.{short}" if path else short
+
+    def emit(
+        self,
+        node: fx.Node,
+        module: nn.Module,
+        *inputs: Signal,
+        name: str | None = None,
+        shape: tuple[Any, ...] | None = None,
+    ) -> Signal:
+        """Add an operation to the graph.
+
+        Args:
+            node: What it comes from.
+            module: The operation.
+            inputs: What it reads.
+            name: Wanted name; that of `name` when None.
+            shape: Of its output, that of the node when None.
+        """
+        sources = [signal.name for signal in inputs]
+        made = self.graph.add(name or self.name(node), module, sources)
+        if shape is None:
+            shape = tuple(node.meta["val"].shape)
+        return Signal(made, shape)
+
+    def refuse(self, node: fx.Node, reason: str) -> ConversionError:
+        """An error that names the place and the operation."""
+        return ConversionError(f"{self.where(node)}: {reason}")
+
+
+def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
+    """Refuse a graph that computes something else than its network.
+
+    Raises:
+        ConversionError: By how much.
+    """
+    wanted, found = tree_leaves(network(pictures)), tree_leaves(graph(pictures))
+    for a, b in zip(wanted, found, strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        scale = a.abs().max().clamp(min=1e-6).item()
+        apart = (a - b).abs().max().item() / scale if a.numel() else 0.0
+        if a.shape != b.shape or not apart <= 1e-3:
+            raise ConversionError(
+                f"{type(network).__name__}: its graph gives other outputs than the network "
+                f"({apart:.2g} of the largest); its forward does something that a recorded pass "
+                "does not show, such as a state that it keeps between two passes"
+            )

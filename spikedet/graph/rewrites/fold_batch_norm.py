@@ -1,0 +1,73 @@
+"""Batch norm into the weights before it (eq 5), or into a layer of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import NORMS, WEIGHTED
+
+
+@torch.no_grad()
+def fold_batch_norm(graph: Graph) -> None:
+    """Fold every batch norm, in place.
+
+    One that directly follows a weighted layer which nothing else reads goes into that layer. Any
+    other, as the first thing in a block of a pre-activation network, is an affine map of each
+    channel and becomes a 1x1 convolution in which each channel is a group of its own.
+    """
+    readers = graph.readers()
+    for node in graph.of(NORMS):
+        (source,) = node.inputs
+        before = graph.module(source) if source in graph else None
+        alone = readers[source] == [node.name] and source not in graph.outputs
+        if isinstance(before, WEIGHTED) and alone:
+            fold(before, node.module)
+            graph.remove(node.name)
+            readers = graph.readers()
+        else:
+            graph.replace(node.name, _affine(node.module, len(graph.shapes[source])))
+
+
+@torch.no_grad()
+def fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Make a weighted layer compute what it and the batch norm behind it compute (eq 5)."""
+    scale, shift = _scale_and_shift(norm)
+    outputs = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
+    if outputs:  # weight [in, out / groups, ...]
+        groups = layer.groups
+        rows = scale.view(groups, -1).repeat_interleave(layer.in_channels // groups, 0)
+        factor = rows.view(layer.in_channels, -1, *[1] * (layer.weight.ndim - 2))
+    else:
+        factor = scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * scale
+    layer.weight.data = (layer.weight.double() * factor).to(layer.weight.dtype)
+    trains = layer.weight.requires_grad
+    layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=trains)
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a batch norm does in evaluation mode, [C] each, float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift + norm.bias.double() if norm.affine else shift
+
+
+def _affine(norm: nn.Module, ndim: int) -> nn.Module:
+    """The 1x1 convolution that does what a batch norm on [B, C, ...] does."""
+    scale, shift = _scale_and_shift(norm)
+    channels = len(scale)
+    if ndim == 2:
+        layer = nn.utils.skip_init(nn.Linear, channels, channels)
+        weight = scale.diag()
+    else:
+        kind = nn.Conv2d if ndim == 4 else nn.Conv1d
+        layer = nn.utils.skip_init(kind, channels, channels, 1, groups=channels)
+        weight = scale.view(-1, 1, *[1] * (ndim - 2))
+    layer.weight = nn.Parameter(weight.float())
+    layer.bias = nn.Parameter(shift.float())
+    return layer

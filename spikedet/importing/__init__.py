@@ -1,0 +1,1 @@
+"""Trained weights of other people's programs, read without running any code of theirs."""

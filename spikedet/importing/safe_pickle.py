@@ -1,0 +1,133 @@
+"""Files of `torch.save` that hold more than tensors, opened without running code.
+
+Such a file is a pickle: it names classes and functions, and whoever opens it calls them. torch's
+own reader (`weights_only=True`) calls only what builds tensors and plain containers, and refuses
+the rest. Here it knows the classes of `LISTED` as well, but not the real ones: in the place of each
+stands a `Shell`, which keeps what the file says of an object and does nothing. So the program that
+made a file need not be there to read it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spikedet.errors import WeightsError
+
+# Layers of torch and ultralytics that detectors consist of, and what their files hold besides.
+LISTED = {
+    "torch.nn.modules.activation": """
+        ELU GELU Hardsigmoid Hardswish Hardtanh LeakyReLU Mish MultiheadAttention PReLU ReLU ReLU6
+        Sigmoid SiLU Softmax Softplus Tanh
+    """,
+    "torch.nn.modules.batchnorm": "BatchNorm1d BatchNorm2d",
+    "torch.nn.modules.container": "ModuleList Sequential",
+    "torch.nn.modules.conv": "Conv1d Conv2d ConvTranspose2d",
+    "torch.nn.modules.dropout": "Dropout Dropout2d",
+    "torch.nn.modules.flatten": "Flatten",
+    "torch.nn.modules.linear": "Identity Linear NonDynamicallyQuantizableLinear",
+    "torch.nn.modules.loss": "BCEWithLogitsLoss",
+    "torch.nn.modules.normalization": "GroupNorm LayerNorm",
+    "torch.nn.modules.padding": "ZeroPad2d",
+    "torch.nn.modules.pixelshuffle": "PixelShuffle PixelUnshuffle",
+    "torch.nn.modules.pooling": """
+        AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2d MaxPool2d
+    """,
+    "torch.nn.modules.upsampling": "Upsample UpsamplingBilinear2d UpsamplingNearest2d",
+    "ultralytics.nn.modules.block": """
+        A2C2f AAttn ABlock AConv ADown Attention Bottleneck BottleneckCSP C1 C2 C2PSA C2f C2fCIB
+        C2fPSA C3 C3Ghost C3TR C3f C3k C3k2 C3x CBFuse CBLinear CIB DFL ELAN1 GhostBottleneck
+        HGBlock HGStem PSA PSABlock RepBottleneck RepC3 RepCSP RepNCSPELAN4 RepVGGDW ResNetBlock
+        ResNetLayer SCDown SPP SPPELAN SPPF
+    """,
+    "ultralytics.nn.modules.conv": """
+        CBAM ChannelAttention Concat Conv Conv2 ConvTranspose DWConv DWConvTranspose2d Focus
+        GhostConv Index LightConv RepConv SpatialAttention
+    """,
+    "ultralytics.nn.modules.head": "Detect v10Detect",
+    "ultralytics.nn.modules.transformer": """
+        AIFI LayerNorm2d MLPBlock TransformerBlock TransformerEncoderLayer TransformerLayer
+    """,
+    "ultralytics.nn.tasks": "DetectionModel",
+    "ultralytics.utils": "IterableSimpleNamespace",
+    "ultralytics.utils.loss": "BboxLoss DFLoss E2ELoss v8DetectionLoss",
+    "ultralytics.utils.tal": "TaskAlignedAssigner",
+    # settings and numbers of a training run
+    "argparse": "Namespace",
+    "numpy": "dtype ndarray",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "pathlib": "Path PosixPath PurePosixPath PureWindowsPath WindowsPath",
+    "types": "SimpleNamespace",
+}
+
+
+class Shell:
+    """Stands for an object of a class that is named in a file. Keeps its attributes, runs nothing.
+
+    Attributes:
+        kind: Name of the class with its module.
+    """
+
+    kind = ""
+
+    def __init__(self, *_: Any):
+        """Of the words that the class would be called with nothing is kept."""
+
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is dict:
+            vars(self).update({key: value for key, value in state.items() if type(key) is str})
+
+
+def _shells() -> list[tuple[type[Shell], str]]:
+    kinds = [f"{module}.{name}" for module, names in LISTED.items() for name in names.split()]
+    return [(type(kind.rpartition(".")[2], (Shell,), {"kind": kind}), kind) for kind in kinds]
+
+
+SHELLS = _shells()
+
+
+@contextmanager
+def _only_listed() -> Iterator[None]:
+    """Let torch's reader know the shells, and none of the classes that others have told it."""
+    told = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(SHELLS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(told)
+
+
+def load(path: Path) -> Any:
+    """What a file of `torch.save` holds: tensors on the CPU, containers, numbers, text, shells.
+
+    Raises:
+        WeightsError: No such file, damaged, or one that names a class that is not listed.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with _only_listed(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forms that are unusual; what matters is refused
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever its bytes make of the reader
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise WeightsError(
+                f"{path}: damaged, or not a file of torch.save that holds tensors"
+            ) from None
+        raise WeightsError(
+            f"{path}: holds {named[1]}, which is not among the classes that are read, and no code "
+            "of a file is run; save the state dict: torch.save(model.state_dict(), 'state.pt')"
+        ) from None

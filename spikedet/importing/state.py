@@ -1,0 +1,168 @@
+"""The tensors of a network by their names, out of whatever its trainer has put around them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet, Inception3
+
+from spikedet.checkpoint import load_plain
+from spikedet.errors import WeightsError
+from spikedet.importing.safe_pickle import Shell, load
+
+# where trainers put the network in what they save; a mean over training, which they measure, first
+NESTS = ("ema", "model_ema", "model", "state_dict", "model_state")
+MOST, DEEPEST = 100_000, 100  # layers or tensors of one network, and layers within layers
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that help training only
+# torchvision's published DenseNets have names of an older form of their layers
+_DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)")
+
+
+def read(path: Path) -> Any:
+    """What is in a file: safetensors by its ending, else of torch.save (see `safe_pickle.load`).
+
+    Raises:
+        WeightsError: No such file, damaged, or with a class that is not listed.
+    """
+    return load_plain(path) if Path(path).suffix == ".safetensors" else load(path)
+
+
+def holder(found: Any) -> Any:
+    """The state dict or network that is inside what was read, as in {"state_dict": ...}."""
+    for _ in range(8):
+        inner = found if isinstance(found, dict) else {}
+        keys = [key for key in NESTS if isinstance(inner.get(key), dict | Shell)]
+        if not keys:
+            break
+        found = inner[keys[0]]
+    return found
+
+
+def tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of a network by name.
+
+    Args:
+        found: As `read` gives it.
+        path: Errors name it.
+
+    Raises:
+        WeightsError: There is none, or a tensor that is not of real numbers, one for each place.
+    """
+    found = holder(found)
+    held = _layers(found, path) if isinstance(found, Shell) else found
+    if not isinstance(held, dict) or not held:
+        raise WeightsError(f"{path}: not a state dict, which has a tensor for each name")
+    for name, tensor in held.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            shown = repr(name) if isinstance(name, str | int) else type(name).__name__
+            raise WeightsError(
+                f"{path}: not a state dict, which has a tensor for each name ({shown} has "
+                f"{type(tensor).__name__})"
+            )
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.is_complex():
+            raise WeightsError(f"{path}: {name} is not a plain tensor of real numbers")
+    return dict(held)
+
+
+def put(network: nn.Module, held: dict[str, Tensor], path: Path, what: str) -> tuple[str, ...]:
+    """Put the tensors of a state into a network, in the network's own precision.
+
+    What wrapping a network puts before all names goes (`module.` of DataParallel, `_orig_mod.` of
+    torch.compile). Auxiliary heads of torchvision's GoogLeNet and Inception are left out.
+
+    Args:
+        network: Has to have all of the other tensors and no more.
+        held: Tensors by name.
+        path: Errors name it.
+        what: Errors call the network so.
+
+    Returns:
+        Names of those that were left out.
+
+    Raises:
+        WeightsError: The state is of another network, or holds a number that is not finite.
+    """
+    held = _unwrapped(held, set(network.state_dict()))
+    left = [
+        name
+        for name in held
+        if isinstance(network, GoogLeNet | Inception3) and name.startswith(_AUXILIARY)
+    ]
+    kept = Renamed({_DENSE.sub(r"\1\2", name): held[name] for name in held if name not in left})
+    # torchvision's MNASNet asks which of its versions a state is of
+    kept._metadata = {"": {"version": network._version}}
+    try:
+        network.load_state_dict(kept)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error).splitlines()[1], 200, placeholder=" ...")
+        if "running_mean" in str(error) and not any("running_mean" in name for name in held):
+            reason += " (there is no batch norm in this state)"
+        raise WeightsError(f"{path}: does not fit {what}: {reason}") from None
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{path}: {name} holds a number that is not finite")
+    return tuple(left)
+
+
+class Renamed(dict):
+    """A state dict that can say of which version it is, in `_metadata`."""
+
+
+def _unwrapped(held: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Without what all names begin with, as long as none of them is of the network."""
+    held = {name: tensor for name, tensor in held.items() if name != "n_averaged"}
+    while not wanted & held.keys():
+        first = {name.partition(".")[0] for name in held}
+        if len(first) != 1 or not all("." in name for name in held):
+            break
+        held = {name.partition(".")[2]: tensor for name, tensor in held.items()}
+    return held
+
+
+def _layers(tree: Shell, path: Path) -> dict[str, Tensor]:
+    """The state dict of a network of shells: parameters and persistent buffers."""
+    held = {}
+    for name, layer in walk(tree, path):
+        passing = vars(layer).get("_non_persistent_buffers_set")
+        own = _entries(layer, "_parameters") | {
+            key: value
+            for key, value in _entries(layer, "_buffers").items()
+            if not isinstance(passing, set) or key not in passing
+        }
+        dot = f"{name}." if name else ""
+        held.update({dot + key: value for key, value in own.items() if value is not None})
+        if len(held) > MOST:
+            raise WeightsError(f"{path}: more than {MOST} tensors in one network")
+    return held
+
+
+def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
+    """Dotted name and shell of a network and of all layers in it.
+
+    Raises:
+        WeightsError: More layers than a network has: one that is within itself has no end.
+    """
+    found, waiting = [], [("", tree)]
+    while waiting:
+        name, layer = waiting.pop()
+        found.append((name, layer))
+        dot = f"{name}." if name else ""
+        inner = _entries(layer, "_modules").items()
+        waiting += [(dot + key, value) for key, value in inner if isinstance(value, Shell)][::-1]
+        if len(found) + len(waiting) > MOST:
+            raise WeightsError(f"{path}: more than {MOST} layers in one network")
+        if name.count(".") >= DEEPEST:
+            raise WeightsError(f"{path}: layers within layers without end")
+    return found
+
+
+def _entries(layer: Shell, key: str) -> dict[str, Any]:
+    """A dict of a layer's attributes, without what has no text for a name."""
+    found = vars(layer).get(key)
+    return {k: v for k, v in found.items() if type(k) is str} if isinstance(found, dict) else {}

@@ -1,0 +1,30 @@
+"""The slope of an activation's negative side: one number, or one a channel (PReLU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Slope = float | Sequence[float]
+
+
+def checked(slope: Slope) -> float | tuple[float, ...]:
+    """A slope as modules keep it; slopes that are all alike are one.
+
+    Raises:
+        ValueError: Not within 0 to 1, where neurons have a counterpart of it.
+    """
+    each = [slope] if isinstance(slope, int | float) else list(slope)
+    for value in each:
+        if not 0 <= value <= 1:
+            raise ValueError(f"the slope of the negative side is {value}; expected 0 to 1")
+    return float(each[0]) if len(set(each)) == 1 else tuple(float(value) for value in each)
+
+
+def spread(slope: float | tuple[float, ...], x: Tensor) -> float | Tensor:
+    """A slope that broadcasts to [B, C, ...]: a number, or [1, C, 1, ...] float32."""
+    if not isinstance(slope, tuple):
+        return slope
+    return torch.tensor(slope, device=x.device).view(1, -1, *[1] * (x.ndim - 2))

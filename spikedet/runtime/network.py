@@ -1,0 +1,303 @@
+"""Run a spiking graph over time: fold time into the batch, read out the mean input potential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from spikedet.errors import UsageError
+from spikedet.graph.graph import INPUT, Graph, Node
+from spikedet.graph.operations import WEIGHTED, Scale, Shift
+from spikedet.graph.structure import fill
+from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, Temporal, count_spikes
+
+
+@dataclass
+class Pass:
+    """One run of a spiking network over its time steps; what it must remember lives here alone.
+
+    Attributes:
+        batch: Pictures B.
+        steps: Time steps that go through the network at once now.
+        done: Steps before those.
+        each_step: Read out after each step instead of their mean.
+        memory: What temporal modules hand on from one call to the next, by name of their node.
+    """
+
+    batch: int
+    steps: int = 1
+    done: int = 0
+    each_step: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        """The value of a node for the steps of now."""
+        module = node.module
+        if not isinstance(module, Temporal):
+            return module(*inputs)
+        advance = module.advance
+        if self.each_step and isinstance(module, MeanOverTime):
+            advance = module.each
+        memory = self.memory.get(node.name)
+        value, self.memory[node.name] = advance(inputs[0], self.batch, self.steps, memory)
+        return value
+
+
+Watcher = Callable[[Pass, Node, Sequence[Tensor], Tensor], None]
+_watchers: ContextVar[tuple[tuple[Graph, Watcher], ...]] = ContextVar("watchers", default=())
+
+
+@contextmanager
+def watching(graph: Graph, watcher: Watcher) -> Iterator[None]:
+    """Call `watcher(pass, node, inputs, output)` whenever a temporal node of a graph has run.
+
+    In the `with` block, and in this thread alone.
+    """
+    before = _watchers.get()
+    _watchers.set((*before, (graph, watcher)))
+    try:
+        yield
+    finally:
+        _watchers.set(before)
+
+
+class SpikingNetwork(nn.Module):
+    """A spiking graph with time around it.
+
+    The picture is a constant current in every step; nodes before the first neuron run once, the
+    others on [t*B, ...] for `chunk` frames at a time, which bounds the memory for every T; the
+    output is the mean over time. A pass keeps its state to itself: one network may run in several
+    threads at once, and nothing of a pass is left when it ends.
+
+    Args:
+        graph: Its activations are neurons (see `graph.rewrites.spike`).
+        T: Time steps.
+        chunk: Frames (steps times pictures) that go through the network at once.
+
+    Attributes:
+        origin: How the network was made; goes into its file.
+    """
+
+    def __init__(self, graph: Graph, T: int, chunk: int = 32):
+        super().__init__()
+        if type(T) is not int or T < 1:
+            raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+        self.graph, self.T, self.chunk = graph, T, chunk
+        self.origin: dict[str, Any] = {}
+        self.eval()
+
+    def forward(self, pictures: Tensor, T: int | None = None) -> Any:
+        """Mean output over T steps.
+
+        Args:
+            pictures: [B, ...].
+            T: Time steps, the network's own by default.
+
+        Returns:
+            What the converted network returns, its tensors averaged over time, [B, ...].
+        """
+        (output,) = self.after(pictures, [self.T if T is None else T])
+        return output
+
+    def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Any]:
+        """Mean outputs over the first t steps for each t of `steps`, all from one run.
+
+        Neurons are causal: each output is that of a run of its own with t steps.
+
+        Args:
+            pictures: [B, ...].
+            steps: Time steps, 1 or more, ascending.
+        """
+        if len(pictures) > self.chunk:
+            parts = [self.after(part, steps) for part in pictures.split(self.chunk)]
+            return [_join(outputs) for outputs in zip(*parts, strict=True)]
+        parts = _parts(steps, max(1, self.chunk // len(pictures)))
+        wanted, found = set(steps), {}
+        for done, read in self._simulate(pictures, parts, each_step=False):
+            if done in wanted:
+                found[done] = read()
+        return [found[t] for t in steps]
+
+    def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
+        """Yield (t, mean output over the first t steps) after every `steps` steps.
+
+        Nothing is computed ahead: what the layers did last are these steps. For the outputs alone
+        `anytime` is faster.
+
+        Args:
+            pictures: [B, ...].
+            T: Time steps.
+            steps: Steps between two results.
+        """
+        for done, read in self._simulate(pictures, _parts([T], steps), each_step=False):
+            yield done, read()
+
+    def anytime(
+        self, pictures: Tensor, T: int | None = None, chunk: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Any-time readout: yield (t, mean output over the first t steps) for t = 1..T.
+
+        Neurons are causal, so each is the output of a run of its own with t steps, but all together
+        cost one run, and the readouts of every step instead of their mean.
+
+        Args:
+            pictures: [B, ...]; at least these B frames go through the network at once.
+            T: Time steps, the network's own by default.
+            chunk: Frames at once, the network's own by default; with fewer the first results come
+                sooner and all of them later.
+        """
+        T, batch = self.T if T is None else T, len(pictures)
+        parts = _parts([T], max(1, (chunk or self.chunk) // batch))
+        told = 0
+        for done, read in self._simulate(pictures, parts, each_step=True):
+            output = read()
+            for first in range(0, (done - told) * batch, batch):
+                told += 1
+                yield told, _frames(output, first, first + batch)
+
+    @contextmanager
+    def spike_rates(self) -> Iterator[SpikeRates]:
+        """Count the spikes of every pass of this thread in the `with` block.
+
+        Example:
+            >>> with snn.spike_rates() as rates:
+            ...     y = snn(x)
+            >>> rates.mean(), rates.by_layer()
+        """
+        rates = SpikeRates()
+        with watching(self.graph, rates._count):
+            yield rates
+
+    def _simulate(
+        self, pictures: Tensor, parts: Iterable[int], each_step: bool
+    ) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """Run so many steps at once, part after part: yield all so far, and how to read them out.
+
+        The output is the mean over all steps so far, [B, ...], or that after each step of the last
+        part, [steps*B, ...].
+        """
+        graph, when = self.graph, phases(self.graph)
+        before = [name for name in graph.edges if when[name] == CONSTANT]
+        means = [n for n in graph.edges if isinstance(graph.module(n), MeanOverTime)]
+        during = [n for n in graph.edges if when[n] == STEPWISE or n in means]
+        behind = [n for n in graph.edges if when[n] == READ and n not in means]
+        read_later = {s for name in during for s in graph.edges[name]} - set(during)
+        kept = {n for n in (INPUT, *before) if n in read_later | set(graph.outputs)}
+        kept |= {s for n in behind for s in graph.edges[n] if when[s] == CONSTANT}
+        known = graph.run(before, {INPUT: pictures}, kept)
+        now = Pass(len(pictures), each_step=each_step)
+        call = self._watched(now)
+        for steps in parts:
+            now.steps = steps
+            found = graph.run(during, known, means, call)
+            now.done += steps
+
+            def read(found: dict[str, Tensor] = found) -> Any:
+                outputs = set(graph.outputs)
+                values = graph.run(behind, {**known, **found}, outputs)
+                return fill(graph.output, values)
+
+            yield now.done, read
+
+    def _watched(self, now: Pass) -> Callable[[Node, list[Tensor]], Tensor]:
+        """How nodes are called: with the watchers of this thread told of the temporal ones."""
+        watchers = [watcher for graph, watcher in _watchers.get() if graph is self.graph]
+        if not watchers:
+            return now
+
+        def call(node: Node, inputs: list[Tensor]) -> Tensor:
+            value = now(node, inputs)
+            if isinstance(node.module, Temporal):
+                for watcher in watchers:
+                    watcher(now, node, inputs, value)
+            return value
+
+        return call
+
+    def use_bfloat16(self) -> None:
+        """Compute the layers that read spikes in bfloat16, twice as fast where a CPU supports it.
+
+        0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
+        layers, potentials and readouts stay in float32. There is no way back.
+        """
+        when = phases(self.graph)
+        for node in self.graph:
+            if when[node.name] == STEPWISE and isinstance(node.module, (*WEIGHTED, Scale, Shift)):
+                node.module.to(torch.bfloat16)
+            if isinstance(node.module, IFNeuron):
+                node.module.spike_dtype = torch.bfloat16
+
+
+class SpikeRates:
+    """Spikes of every step of all passes that were watched.
+
+    Whatever travels for a spike, it counts as one.
+    """
+
+    def __init__(self) -> None:
+        self._spikes: dict[str, dict[int, Tensor]] = {}  # by layer and step, float64
+        self._size: dict[str, dict[int, int]] = {}  # neurons of all pictures
+
+    def _count(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
+        if not isinstance(node.module, IFNeuron):
+            return
+        counts = count_spikes(spikes.detach()).view(now.steps, -1).sum(1, dtype=torch.float64)
+        layer = self._spikes.setdefault(node.name, {})
+        size = self._size.setdefault(node.name, {})
+        for step, count in enumerate(counts, now.done):
+            layer[step] = layer.get(step, 0) + count
+            size[step] = size.get(step, 0) + spikes.numel() // now.steps
+
+    def mean(self, t: int | None = None) -> float:
+        """Spikes per neuron and step over the first t steps of the passes; all steps when None.
+
+        Raises:
+            UsageError: No pass was watched, or none of t steps.
+        """
+        return self._rate(self._spikes, t)
+
+    def by_layer(self, t: int | None = None) -> dict[str, float]:
+        """Spikes per neuron and step of each layer, in the order of execution."""
+        return {name: self._rate([name], t) for name in self._spikes}
+
+    def _rate(self, layers: Iterable[str], t: int | None) -> float:
+        spikes, size = 0.0, 0
+        for name in layers:
+            steps = self._spikes[name]
+            if t is not None and not 1 <= t <= len(steps):
+                raise UsageError(f"rates of {t!r} steps; expected 1 to {len(steps)}")
+            for step in range(len(steps) if t is None else t):
+                spikes += float(steps[step])
+                size += self._size[name][step]
+        if not size:
+            raise UsageError("no pass was counted yet; run the network inside of the with block")
+        return spikes / size
+
+
+def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:
+    """Numbers of steps, `at_once` at most, that come by each of `stops` (ascending)."""
+    done = 0
+    for stop in stops:
+        while done < stop:
+            yield min(at_once, stop - done)
+            done += min(at_once, stop - done)
+
+
+def _frames(output: Any, start: int, stop: int) -> Any:
+    """Frames `start` to `stop` of nested outputs [steps*B, ...]."""
+    return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) else x, output)
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenate nested outputs along the batch."""
+    return tree_map(
+        lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]
+    )
