@@ -91,8 +91,8 @@ def test_classification(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SMALL, "train", [*SMALL["train"], "--imgsz", 16, "--width", 0.25])
     monkeypatch.setitem(SMALL, "energy", ["--limit", 2])
     run(monkeypatch, BLOCKS[1], **small)
-    told = capsys.readouterr().err
-    assert "classes: class folders, 150 pictures of train, 3 classes: circle, square" in told
+    printed = capsys.readouterr().err
+    assert "classes: class folders, 150 pictures of train, 3 classes: circle, square" in printed
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 5 and 0 <= row["top1"] <= 1
     (answer,) = json.loads((tmp_path / "found.json").read_text())

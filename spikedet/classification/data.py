@@ -199,7 +199,7 @@ def with_unlabelled(samples: Samples, folders: Sequence[Path]) -> Samples:
     """
     sources = []
     for folder in folders:
-        found = pictures_of(Path(folder))
+        found = pictures_of(Path(folder)) if Path(folder).is_dir() else []
         if not found:
             raise DataError(f"{folder}: no pictures in there")
         sources += found

@@ -136,7 +136,7 @@ def read(
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "
         f"{split}, {len(classes)} classes: {listed(classes)}",
-        file=sys.stderr,
+        file=sys.stderr,  # results alone go to standard output
     )
     return found
 

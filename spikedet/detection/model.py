@@ -164,6 +164,11 @@ class GraphDetector(_Trained, nn.Module):
         """Layers, the head last: what ultralytics' loss looks at."""
         return [self.decoder]
 
+    def set_head_attr(self, **values: Any) -> None:
+        """Settings of the decoder, such as how many boxes it gives."""
+        for name, value in values.items():
+            setattr(self.decoder, name, value)
+
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
         """Of a batch its loss, of pictures [B, 3, H, W] raw outputs, in evaluation decoded ones."""
         if isinstance(x, dict):
