@@ -629,6 +629,16 @@ def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"{path}: {told}"
 
 
+def test_folders_of_pictures_that_would_be_ignored_are_refused(tmp_path):
+    from tools import evaluate
+
+    write_yolo(tmp_path / "yolo")
+    words = ["--data", str(tmp_path / "yolo"), "--images", str(tmp_path)]
+    args = evaluate.arguments().parse_args(words)
+    with pytest.raises(UsageError, match="--images: the pictures of YOLO labels are where they"):
+        cli.read(args, tasks.named("detection"), "val")
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])
 def test_names_of_pictures_that_no_system_takes(tmp_path, name):
     path = write_coco(tmp_path) / "annotations/instances_val.json"

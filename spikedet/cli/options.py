@@ -129,9 +129,11 @@ def read(
         raise UsageError(
             f"--names {listed(told)}: the weights know {listed(names)}; leave --names out"
         )
+    kinds = {format.name: format for format in map(formats.recognise, args.data) if format}
+    if images and not any(format.elsewhere for format in kinds.values()):
+        raise UsageError(f"--images: the pictures of {' and '.join(kinds)} are where they are")
     options = {"images": images} if images else {}
     found = task.read(args.data, split, limit, names or told, **options)
-    kinds = {format.name: None for format in map(formats.recognise, args.data) if format}
     classes = task.names(found)
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "

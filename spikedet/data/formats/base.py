@@ -90,6 +90,7 @@ class Format:
         source: Its data, from paths that fit, several of which it can merge, and the folders that
             `--images` names.
         merges: Whether several paths are one source.
+        elsewhere: Whether pictures may be in folders that `--images` names.
     """
 
     name: str
@@ -97,3 +98,4 @@ class Format:
     fits: Callable[[Path], bool]
     source: Callable[[Sequence[Path], Sequence[Path]], Source]
     merges: bool = False
+    elsewhere: bool = False

@@ -226,4 +226,4 @@ def fits(path: Path) -> bool:
     return path.is_dir() and bool(_files_of(path))
 
 
-FORMAT = Format("COCO annotations", "detection", fits, Instances)
+FORMAT = Format("COCO annotations", "detection", fits, Instances, elsewhere=True)
