@@ -80,16 +80,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     Raises:
         PictureError: As `read_picture`, there and in what is done with it.
     """
-    if not path.exists():
-        what = "a link that leads nowhere" if path.is_symlink() else "no such picture"
+    if not os.path.exists(path):  # which raises of no name, however long or odd
+        what = "a link that leads nowhere" if os.path.islink(path) else "no such picture"
         raise PictureError(f"{path}: {what}")
     if path.is_dir():
         raise PictureError(f"{path}: is a folder; expected a picture file")
     if not path.is_file():  # a pipe would wait for somebody to write into it
         raise PictureError(f"{path}: is a pipe or a device; expected a picture file")
     try:
-        if path.suffix.lower() in HEIC:
-            reads_heic()
+        reads_heic()  # whatever a telephone's picture was named later
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit is ours
             with Image.open(path) as picture:
@@ -262,10 +261,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def folders_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
-    """A folder and all in it, through links as well, each once, hidden ones left out."""
+    """A folder and all in it, through links as well, each once, hidden ones left out.
+
+    Of what is no folder there is none.
+    """
     seen = set() if seen is None else seen
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in seen or not os.path.isdir(folder):
         return
     seen.add(real)
     yield folder
@@ -288,7 +290,7 @@ def _matches(pattern: str) -> list[Path]:
     before = str(Path(*parts[:at])) if at else "."
     found, seen = [], set()
     for start in sorted(glob.glob(before)):
-        for folder in folders_below(Path(start), seen) if os.path.isdir(start) else ():
+        for folder in folders_below(Path(start), seen):
             found += _matches(str(Path(glob.escape(str(folder)), *rest)))
     return sorted(dict.fromkeys(found))
 

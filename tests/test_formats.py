@@ -119,8 +119,18 @@ def test_usual_splits(format, train, test, tmp_path):
     assert cli.usual_split([folder], "detection", test=True) == test
 
 
+def test_splits_that_are_not_usual_are_to_be_named(tmp_path):
+    write_voc(tmp_path / "voc", {"mine": 2, "cat_mine": 1})
+    write_yolo(tmp_path / "yolo", val=None)
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    path.rename(path.with_name("instances_default.json"))
+    for name, there in {"voc": "Shapes:mine", "yolo": "train", "coco": "train, default"}.items():
+        words = f"{name}: no usual split to measure on among {there}; name one with --split"
+        with pytest.raises(DataError, match=words):
+            cli.usual_split([tmp_path / name], "detection", test=True)
+
+
 def test_usual_splits_of_voc(tmp_path):
-    assert cli.usual_split([tmp_path], "detection") if recognise(tmp_path) else True
     for year in ("VOC2007", "VOC2012"):
         add(tmp_path / "both", year, "1", annotation())
     assert cli.usual_split([tmp_path / "both"], "detection") == "VOC2007:train+VOC2012:trainval"
@@ -505,7 +515,9 @@ def test_rows_of_labels(tmp_path):
     path.write_text("")
     assert boxes() == ([], [])
     path.unlink()
-    assert boxes() == ([], [])
+    words = r"yolo-val: 1 picture without a label file, taken as without objects \(val-00.jpg\)"
+    with pytest.warns(UserWarning, match=words):
+        assert boxes() == ([], [])
     description = {"names": list(NAMES), "val": "images/val", "kpt_shape": [1, 3]}
     (folder / "data.yaml").write_text(yaml.safe_dump(description))
     path.write_text("1 0.5 0.5 0.5 0.25 0.9 0.9 2\n")
@@ -603,6 +615,43 @@ def test_where_pictures_are(tmp_path):
     with pytest.raises(DataError, match="picture val-00.jpg is not in .*; say where with --images"):
         read_boxes([path], "val")
     assert len(read_boxes([path], "val", places=[elsewhere])) == 4
+
+
+def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
+    from tools import evaluate
+
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    (tmp_path / "coco/val").rename(tmp_path / "elsewhere")
+    words = ["--data", str(path), "--images", str(tmp_path / "elsewhere")]
+    args, task = evaluate.arguments().parse_args(words), tasks.named("detection")
+    assert len(cli.read(args, task, cli.split(args, task.name, test=True))) == 4
+    told = "COCO annotations, 4 pictures of val, 3 classes: circle, square, triangle\n"
+    assert capsys.readouterr().err == f"{path}: {told}"
+
+
+def test_folders_of_pictures_that_would_be_ignored_are_refused(tmp_path):
+    from tools import evaluate
+
+    write_yolo(tmp_path / "yolo")
+    words = ["--data", str(tmp_path / "yolo"), "--images", str(tmp_path)]
+    args = evaluate.arguments().parse_args(words)
+    with pytest.raises(UsageError, match="--images: the pictures of YOLO labels are where they"):
+        cli.read(args, tasks.named("detection"), "val")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])
+def test_names_of_pictures_that_no_system_takes(tmp_path, name):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    for number in (0, 1):
+        edit(path, lambda c, number=number: c["images"][number].update(file_name=name))
+        with pytest.raises(DataError) as error:
+            read_boxes([path], "val")
+        assert len(str(error.value)) < 2100
+        edit(path, lambda c, number=number: c["images"][number].update(file_name="val-00.jpg"))
+    folder = write_yolo(tmp_path / "yolo", val="list.txt")
+    (folder / "list.txt").write_text(name.replace("\ud800", "") or "gone", newline="")
+    with pytest.raises(DataError, match="no such picture"):
+        read_boxes([folder], "val")
 
 
 def test_the_first_letters_of_a_split_are_enough(tmp_path):

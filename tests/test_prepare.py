@@ -290,6 +290,7 @@ def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
         ("a.jpg", [*LIST[:2], *LIST[4:]], 2, "--list needs --names"),
         ("a.jpg", [*XML, "--names", "names"], 2, "--names: VOC XML has the names"),
         ("a.jpg", [*XML[:2], "--xml", "cut", *XML[4:]], 3, "cut/a.xml: not readable as VOC XML"),
+        ("a.jpg", [*XML[:2], "--xml", "odd", *XML[4:]], 3, "odd/a.xml: its encoding is not read"),
     ],
 )
 def test_boxes_that_cannot_be_imported(boxes, monkeypatch, capsys, line, words, code, message):
@@ -299,6 +300,8 @@ def test_boxes_that_cannot_be_imported(boxes, monkeypatch, capsys, line, words, 
     (boxes / "twin/a.jpg").touch()
     (boxes / "cut").mkdir()
     (boxes / "cut/a.xml").write_text("<annotation>")
+    (boxes / "odd").mkdir()
+    (boxes / "odd/a.xml").write_text('<?xml version="1.0" encoding="hex"?><annotation/>')
     assert command(monkeypatch, "import_boxes", *words) == code
     shown = capsys.readouterr().err
     assert message in shown and len(shown.splitlines()) == 1

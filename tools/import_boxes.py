@@ -26,8 +26,8 @@ from xml.etree import ElementTree
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
-from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES  # noqa: E402
-from spikedet.detection.data import is_copy_of_2007  # noqa: E402
+from spikedet.data.formats.voc import VOC_CLASSES, is_copy_of_2007, parse_xml  # noqa: E402
+from spikedet.detection.boxes import COCO_NAMES  # noqa: E402
 from spikedet.errors import DataError, UsageError  # noqa: E402
 from spikedet.files import read_lines, write_atomic  # noqa: E402
 from spikedet.pictures import read_header  # noqa: E402
@@ -125,10 +125,7 @@ def annotations_of_folder(
         path = folder / f"{stem}.xml"
         if not path.is_file():
             continue
-        try:
-            root = ElementTree.parse(path).getroot()
-        except ElementTree.ParseError as error:
-            raise DataError(f"{path}: not readable as VOC XML ({error})") from None
+        root = parse_xml(path)
         for item in root.findall("object"):
             name = item.findtext("name", "").strip()
             name = COCO_NAMES.get(name, name)
@@ -221,7 +218,7 @@ def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[s
         if path.exists() and path.read_bytes() != content:
             raise DataError(f"{path}: is there already, with other content; choose another --out")
     for link, picture in links.items():
-        if os.path.lexists(link) and link.resolve() != picture:
+        if os.path.lexists(link) and os.path.realpath(link) != str(picture):
             raise DataError(f"{link}: is there already, another picture; choose another --out")
     for folder in ("Annotations", "JPEGImages"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -247,8 +244,9 @@ def main(args: argparse.Namespace) -> None:
     for path in (p for folder in args.pictures for p in sorted(folder.rglob("*"))):
         if path.suffix.lower() not in JPEG:
             continue
-        if path.resolve() != pictures.setdefault(path.stem, path).resolve():
-            raise DataError(f"{path} and {pictures[path.stem]}: two pictures of one name")
+        known = pictures.setdefault(path.stem, path)
+        if os.path.realpath(path) != os.path.realpath(known):
+            raise DataError(f"{path} and {known}: two pictures of one name")
     if not pictures:
         raise DataError(f"{args.pictures[0]}: no JPEG pictures here")
     # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
@@ -267,7 +265,9 @@ def main(args: argparse.Namespace) -> None:
     kept = {stem: xml for stem, xml in sorted(found.items()) if xml is not None}
     if not kept:
         raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")
-    write(args.out, args.split, kept, {stem: pictures[stem].resolve() for stem in kept})
+    write(
+        args.out, args.split, kept, {stem: Path(os.path.realpath(pictures[stem])) for stem in kept}
+    )
     without = f"{len(found) - len(kept)} more are without an object of a VOC class"
     if args.xml:
         alone = {path.stem for path in args.xml.glob("*.xml")} - pictures.keys() - skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.config import with_config
-from spikedet.errors import SpikedetError, UsageError
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut
 from spikedet.settings import world_size
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def run(
         if error.strerror is None:
             raise
         name = error.filename2 or error.filename
-        print(f"error: {name + ': ' if name else ''}{error.strerror}", file=sys.stderr)
+        name = f"{cut(name, LONGEST)}: " if name else ""
+        print(f"error: {name}{error.strerror}", file=sys.stderr)
         code = 1
     sys.exit(code)

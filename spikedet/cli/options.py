@@ -95,10 +95,10 @@ def split(args: argparse.Namespace, task: str, *, test: bool = False) -> str:
 
 def usual_split(data: Sequence[Path], task: str, *, test: bool = False) -> str:
     """The split of some data that is trained on, or measured."""
+    if task == "detection":
+        return formats.usual_split(data, task, test)
     settings = SETTINGS[task]
     usual = settings.TEST_SPLIT if test else settings.TRAIN_SPLIT
-    if task == "detection":
-        return formats.usual_split(data, task, test) or usual
     if not test or any((folder / usual).is_dir() for folder in data):
         return usual
     return "val" if all((folder / "val").is_dir() for folder in data) else usual
@@ -111,7 +111,9 @@ def read(
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Sequence:
-    """Annotated samples of `--data`, as `Task.read` gives them; one line says what was read.
+    """Annotated samples of `--data`, as `Task.read` gives them.
+
+    One line on standard error says what they are.
 
     Raises:
         DataError: As there, and where the folders are for another task.
@@ -127,9 +129,11 @@ def read(
         raise UsageError(
             f"--names {listed(told)}: the weights know {listed(names)}; leave --names out"
         )
+    kinds = {format.name: format for format in map(formats.recognise, args.data) if format}
+    if images and not any(format.elsewhere for format in kinds.values()):
+        raise UsageError(f"--images: the pictures of {' and '.join(kinds)} are where they are")
     options = {"images": images} if images else {}
     found = task.read(args.data, split, limit, names or told, **options)
-    kinds = {format.name: None for format in map(formats.recognise, args.data) if format}
     classes = task.names(found)
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "

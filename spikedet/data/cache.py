@@ -54,7 +54,7 @@ def read_each(
         try:
             status = os.stat(key)
             stamp = [status.st_mtime_ns, status.st_size]
-        except OSError:
+        except (OSError, ValueError):
             stamp = None
         entry = known.get(key)
         if entry is None or stamp is None or entry[0] != stamp:

@@ -60,10 +60,23 @@ def _nothing(path: Path, format: Format | None, task: str) -> str:
     )
 
 
-def usual_split(paths: Sequence[Path], task: str, test: bool) -> str | None:
-    """The split that is trained on or measured where none is named; None where none is usual."""
-    found = [source.usual_split(test) for source in sources(paths, task)]
-    return None if None in found else "+".join(dict.fromkeys(filter(None, found)))
+def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
+    """The split that is trained on or measured where none is named.
+
+    Raises:
+        DataError: None is usual, or there are no such data.
+    """
+    found: list[str] = []
+    for source in sources(paths, task):
+        usual = source.usual_split(test)
+        if usual is None:
+            there = ", ".join(source.splits) or "none"
+            raise DataError(
+                f"{source.paths[0]}: no usual split to {'measure' if test else 'train'} on among "
+                f"{there}; name one with --split"
+            )
+        found.append(usual)
+    return "+".join(dict.fromkeys(found))
 
 
 def read_boxes(

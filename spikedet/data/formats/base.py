@@ -22,6 +22,11 @@ class Source(ABC):
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         self.paths, self.places = [Path(path) for path in paths], [Path(p) for p in places]
 
+    @property
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """The splits there are, as `--split` names them."""
+
     @abstractmethod
     def usual_split(self, test: bool) -> str | None:
         """The split that is trained on, or measured; None where none is the usual one."""
@@ -85,6 +90,7 @@ class Format:
         source: Its data, from paths that fit, several of which it can merge, and the folders that
             `--images` names.
         merges: Whether several paths are one source.
+        elsewhere: Whether pictures may be in folders that `--images` names.
     """
 
     name: str
@@ -92,3 +98,4 @@ class Format:
     fits: Callable[[Path], bool]
     source: Callable[[Sequence[Path], Sequence[Path]], Source]
     merges: bool = False
+    elsewhere: bool = False

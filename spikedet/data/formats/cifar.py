@@ -18,6 +18,10 @@ KINDS = dict(zip(ARCHIVES, ("CIFAR10", "CIFAR100"), strict=True))
 class Cifar(Classes):
     """The folder of the files, or the one that it is in."""
 
+    @property
+    def splits(self) -> list[str]:
+        return ["train", "test"]
+
     def usual_split(self, test: bool) -> str | None:
         return "test" if test else "train"
 

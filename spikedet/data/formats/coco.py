@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ class Instances(Boxes):
         super().__init__(paths, places)
         self.path = self.paths[0]
         self.files = _files_of(self.path)
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.files)
 
     def usual_split(self, test: bool) -> str | None:
         """That of a file; of a folder the one whose name begins like a usual one."""
@@ -159,7 +164,7 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
         first = str(images[0]["file_name"])
     except KeyError:
         raise DataError(f"{file}: a picture without file_name") from None
-    found = next((place for place in places if (place / first).exists()), None)
+    found = next((place for place in places if os.path.exists(place / first)), None)
     if found is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
@@ -221,4 +226,4 @@ def fits(path: Path) -> bool:
     return path.is_dir() and bool(_files_of(path))
 
 
-FORMAT = Format("COCO annotations", "detection", fits, Instances)
+FORMAT = Format("COCO annotations", "detection", fits, Instances, elsewhere=True)

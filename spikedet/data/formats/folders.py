@@ -16,9 +16,13 @@ SPLITS = ("train", "val", "test")
 class Folders(Classes):
     """A folder of splits, each a folder of classes."""
 
+    @property
+    def splits(self) -> list[str]:
+        return [split for split in SPLITS if (self.paths[0] / split).is_dir()]
+
     def usual_split(self, test: bool) -> str | None:
-        there = [split for split in SPLITS if (self.paths[0] / split).is_dir()]
-        return next((s for s in (("test", "val") if test else ("train",)) if s in there), None)
+        wanted = ("test", "val") if test else ("train",)
+        return next((split for split in wanted if split in self.splits), None)
 
     def read(self, split: str) -> Labelled:
         folder = self.paths[0]

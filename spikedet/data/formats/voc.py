@@ -390,6 +390,17 @@ class Devkits(Boxes):
         given = [Path(os.path.abspath(path)).name for path in self.paths if _is_dataset(path)]
         return given or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
 
+    @property
+    def splits(self) -> list[str]:
+        """Those of all data sets, without the lists of single classes (`cat_train`)."""
+        lists = (
+            (dataset, path.stem)
+            for dataset in self.datasets
+            for devkit in self.devkits
+            for path in sorted((devkit / dataset / "ImageSets" / "Main").glob("*.txt"))
+        )
+        return [f"{dataset}:{split}" for dataset, split in lists if "_" not in split]
+
     def has(self, part: str) -> bool:
         return ":" in part or (len(self.datasets) == 1 and self._listed(self.datasets[0], part))
 

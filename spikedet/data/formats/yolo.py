@@ -15,6 +15,7 @@ in place.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,12 @@ class Labels(Boxes):
         title = f"{root.absolute().name}-{split}"
         sizes = headers(pictures, title, root)
         labels = [label_of(picture) for picture in pictures]
-        rows = iter(read_each([p for p in labels if p.is_file()], self._rows, title, root))
-        found, problems, turned, without = [], [], [], 0
+        there = [label for label in labels if os.path.exists(label)]
+        kind = f"{title}-keypoints" if self._given("kpt_shape") else title
+        rows = dict(zip(there, read_each(there, self._rows, kind, root), strict=True))
+        found, problems, turned = [], [], []
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
-            without += not label.is_file()
-            objects = next(rows) if label.is_file() else []
+            objects = rows.get(label, [])
             try:
                 for each in (header, objects):
                     if isinstance(each, DataError):
@@ -89,11 +91,16 @@ class Labels(Boxes):
                 turned.append(picture.name)
         if problems:
             raise first_of(problems)
-        if without == len(pictures):
+        if not there:
             raise DataError(
                 f"{labels[0]}: no such label file, and none of the {len(labels)} of {split} is "
                 "there; expected `labels` beside `images`, or each beside its picture"
             )
+        bare = [p.name for p, label in zip(pictures, labels, strict=True) if label not in rows]
+        if bare:
+            count = "1 picture" if len(bare) == 1 else f"{len(bare)} pictures"
+            words = f"{title}: {count} without a label file, taken as without objects ({bare[0]})"
+            warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
         return found
@@ -156,7 +163,7 @@ class Labels(Boxes):
         found = []
         for line in filter(None, read_lines(place, "list of pictures")):
             tries = [place.parent / line, *(root / line for root in self._roots()), Path(line)]
-            picture = next((path for path in tries if path.exists()), None)
+            picture = next(filter(os.path.exists, tries), None)
             if picture is None:
                 raise DataError(f"{place}: {cut(line)}: no such picture")
             found.append(picture)
@@ -174,11 +181,14 @@ class Labels(Boxes):
         """The file or folder of an entry; ultralytics forgives `../` in front of it, too."""
         tries = [entry] + ([entry[3:]] if entry.startswith("../") else [])
         places = (root / each for each in tries for root in self._roots())
-        return next((Path(os.path.normpath(place)) for place in places if place.exists()), None)
+        found = next(filter(os.path.exists, places), None)
+        return found and Path(os.path.normpath(found))
 
     def _rows(self, path: Path) -> list[list[float]]:
         """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
-        keypoints = bool(self.data.get("kpt_shape"))
+        keypoints = bool(self._given("kpt_shape"))
+        if not path.is_file():  # a pipe would wait for somebody to write into it
+            raise DataError(f"{path}: is no file; expected labels")
         found = []
         for number, line in enumerate(read_lines(path, "labels"), 1):
             if not line:
