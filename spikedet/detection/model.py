@@ -164,6 +164,9 @@ class GraphDetector(_Trained, nn.Module):
         """Layers, the head last: what ultralytics' loss looks at."""
         return [self.decoder]
 
+    def set_head_attr(self, **_: Any) -> None:
+        """Ultralytics says here how many boxes an end-to-end head returns; this is none."""
+
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
         """Of a batch its loss, of pictures [B, 3, H, W] raw outputs, in evaluation decoded ones."""
         if isinstance(x, dict):
