@@ -57,6 +57,7 @@ class Graph(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Module()
+        self._found: dict[str, nn.Module] = {}  # what `module` has looked up
         self.edges: dict[str, tuple[str, ...]] = {}
         self.output: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -83,7 +84,9 @@ class Graph(nn.Module):
 
     def module(self, name: str) -> nn.Module:
         """The operation of a node."""
-        return self.layers.get_submodule(name)
+        if name not in self._found:
+            self._found[name] = self.layers.get_submodule(name)
+        return self._found[name]
 
     def of(self, kinds: tuple[type, ...]) -> list[Node]:
         """Nodes whose operation is of some classes, in the order of execution."""
@@ -135,6 +138,7 @@ class Graph(nn.Module):
         module.train(self.module(name).training)
         parent, _, child = name.rpartition(".")
         setattr(self.layers.get_submodule(parent), child, module)
+        self._found.pop(name, None)
 
     def insert_behind(self, name: str, new: str, module: nn.Module) -> str:
         """Put a node behind another; whoever read that one reads the new one then."""
@@ -164,6 +168,7 @@ class Graph(nn.Module):
         self.redirect(name, source)
         parent, _, child = name.rpartition(".")
         delattr(self.layers.get_submodule(parent), child)
+        self._found.pop(name, None)
 
     def redirect(self, old: str, new: str, except_for: Collection[str] = ()) -> None:
         """Let whoever reads `old` read `new`."""

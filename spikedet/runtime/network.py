@@ -51,6 +51,41 @@ class Pass:
         return value
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What of a spiking graph runs when.
+
+    Attributes:
+        edges: Of the graph that it is for.
+        before: Nodes that run once for a picture.
+        kept: Values of those, and the picture itself where it is read later.
+        during: Nodes that run in every step, means over time at their ends.
+        means: Those means.
+        behind: Nodes that run on them.
+        outputs: Nodes that the network returns.
+    """
+
+    edges: tuple[tuple[str, tuple[str, ...]], ...]
+    before: list[str]
+    kept: set[str]
+    during: list[str]
+    means: list[str]
+    behind: list[str]
+    outputs: list[str]
+
+    @classmethod
+    def of(cls, graph: Graph, edges: tuple[tuple[str, tuple[str, ...]], ...]) -> _Plan:
+        """The plan of a graph."""
+        when = phases(graph)
+        before = [name for name in graph.edges if when[name] == CONSTANT]
+        means = [node.name for node in graph.of((MeanOverTime,))]
+        during = [n for n in graph.edges if when[n] == STEPWISE or n in means]
+        behind = [n for n in graph.edges if when[n] == READ and n not in means]
+        later = {source for name in (*during, *behind) for source in graph.edges[name]}
+        kept = {name for name in (INPUT, *before) if name in later | set(graph.outputs)}
+        return cls(edges, before, kept, during, means, behind, graph.outputs)
+
+
 Watcher = Callable[[Pass, Node, Sequence[Tensor], Tensor], None]
 _watchers: ContextVar[tuple[tuple[Graph, Watcher], ...]] = ContextVar("watchers", default=())
 
@@ -92,6 +127,7 @@ class SpikingNetwork(nn.Module):
             raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
+        self._planned: _Plan | None = None
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
@@ -184,28 +220,28 @@ class SpikingNetwork(nn.Module):
         The output is the mean over all steps so far, [B, ...], or that after each step of the last
         part, [steps*B, ...].
         """
-        graph, when = self.graph, phases(self.graph)
-        before = [name for name in graph.edges if when[name] == CONSTANT]
-        means = [n for n in graph.edges if isinstance(graph.module(n), MeanOverTime)]
-        during = [n for n in graph.edges if when[n] == STEPWISE or n in means]
-        behind = [n for n in graph.edges if when[n] == READ and n not in means]
-        read_later = {s for name in during for s in graph.edges[name]} - set(during)
-        kept = {n for n in (INPUT, *before) if n in read_later | set(graph.outputs)}
-        kept |= {s for n in behind for s in graph.edges[n] if when[s] == CONSTANT}
-        known = graph.run(before, {INPUT: pictures}, kept)
+        graph, plan = self.graph, self._plan()
+        known = graph.run(plan.before, {INPUT: pictures}, plan.kept)
         now = Pass(len(pictures), each_step=each_step)
         call = self._watched(now)
         for steps in parts:
             now.steps = steps
-            found = graph.run(during, known, means, call)
+            found = graph.run(plan.during, known, plan.means, call)
             now.done += steps
 
             def read(found: dict[str, Tensor] = found) -> Any:
-                outputs = set(graph.outputs)
-                values = graph.run(behind, {**known, **found}, outputs)
+                values = graph.run(plan.behind, {**known, **found}, plan.outputs)
                 return fill(graph.output, values)
 
             yield now.done, read
+
+    def _plan(self) -> _Plan:
+        """What runs when; worked out once for a graph of these edges."""
+        edges = tuple(self.graph.edges.items())
+        plan = self._planned
+        if plan is None or plan.edges != edges:
+            plan = self._planned = _Plan.of(self.graph, edges)
+        return plan
 
     def _watched(self, now: Pass) -> Callable[[Node, list[Tensor]], Tensor]:
         """How nodes are called: with the watchers of this thread told of the temporal ones."""
