@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from stages import quantised, spiking_copy
 from test_energy import command
 
 from spikedet import checkpoint
 from spikedet.checkpoint import FORMAT, Checkpoint
 from spikedet.errors import WeightsError
+from spikedet.task import with_graph
 
 HEADER = {"stage": "snn", "task": "detection", "model": {}, "names": ["a"], "imgsz": 320, "T": 8}
 
@@ -50,15 +52,16 @@ def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
     assert torch.equal(again["weight"], made.tensors["weight"].half().float())
 
 
-def test_the_command_that_halves(tmp_path, made, monkeypatch):
+def test_the_command_that_halves(tmp_path, made, small_net, pictures, monkeypatch):
+    made = with_graph(made, spiking_copy(quantised(small_net, [pictures], 8)))
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
     checkpoint.save(made, full)
     words = ["halve", "--weights", full, "--out", half]
     assert command(monkeypatch, *words) == 0
     again = checkpoint.load(half)
     assert again.origin == {"command": "x", "in_full": checkpoint.sha256(full)}
-    assert torch.equal(again.tensors["weight"], made.tensors["weight"].half().float())
-    assert torch.equal(again.tensors["act.threshold"], made.tensors["act.threshold"])
+    assert torch.equal(again.tensors["mix.weight"], made.tensors["mix.weight"].half().float())
+    assert torch.equal(again.tensors["relu.threshold"], made.tensors["relu.threshold"])
     before = half.read_bytes()
     assert command(monkeypatch, *words) == 6 and half.read_bytes() == before
 
