@@ -83,7 +83,13 @@ class Plan:
     seed: int = 0
 
 
-def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = False) -> Graph:
+def copied(
+    task: Task,
+    made: Checkpoint,
+    initial: float = 0.5,
+    shift: bool = False,
+    pictures: Tensor | None = None,
+) -> Graph:
     """Spiking graph with the weights and thresholds of stage I, nothing calibrated (eq 16).
 
     Args:
@@ -91,13 +97,15 @@ def copied(task: Task, made: Checkpoint, initial: float = 0.5, shift: bool = Fal
         made: Stage-I checkpoint.
         initial: Potential before the first step in units of the threshold.
         shift: Add theta / (2 T) to every current (see `shift_currents`).
+        pictures: What the copy is checked on, [B, 3, H, W]; noise when None.
 
     Raises:
         WeightsError: Of another stage, or as `Task.bare`.
         ConversionError: What cannot be converted, or what did not come out right.
     """
     expect_stage(made, "qc")
-    return spiking_copy(task.graph(made), made.T, initial, shift, pooling_of(made.model))
+    pooling = pooling_of(made.model)
+    return spiking_copy(task.graph(made), made.T, initial, shift, pooling, pictures=pictures)
 
 
 def layer_wise(

@@ -193,7 +193,8 @@ def calibrate(
         kept = {name: made.origin[name] for name in RECORD if name in made.origin}
         origin = {**kept, **origin}
     else:
-        network = stage_two.copied(task, made, method.initial, method.shift)
+        pictures = next(iter(task.pictures(task.pick(train, 2), made, 2)))
+        network = stage_two.copied(task, made, method.initial, method.shift, pictures)
     for node in network.of((SpikingMaxPool,)):
         node.module.mode = args.pooling or node.module.mode
     stage_two.expect_end_size(task, made, planned, network)
