@@ -9,6 +9,9 @@ once, here.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Iterator
@@ -112,8 +115,7 @@ def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgra
     if not callable(network):
         raise ConversionError(f"{kind} is no network; expected a torch.nn.Module")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quietly():
             program = torch.export.export(
                 network, (pictures,), dynamic_shapes=({0: batch},), strict=False
             )
@@ -124,6 +126,24 @@ def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgra
     except Exception as error:
         raise ConversionError(f"{kind}: {_why(error)}") from error
     return program
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch.export prints of a forward that it cannot follow: the error says it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _why(error: Exception) -> str:
@@ -139,7 +159,7 @@ def _why(error: Exception) -> str:
     if "constraints violated" in lowered or "specializ" in lowered:
         return (
             "its forward works for one number of pictures alone; let it read the batch size "
-            "(x.shape[0]), or flatten with x.flatten(1)"
+            "(x.shape[0], not len(x)), or flatten with x.flatten(1)"
         )
     return f"its forward cannot be followed by torch.export ({first[:300]})"
 
@@ -415,9 +435,15 @@ def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
     for a, b in zip(wanted, found, strict=True):
         if not isinstance(a, Tensor):
             continue
+        if a.shape != b.shape:
+            raise ConversionError(
+                f"{type(network).__name__}: it returns {list(a.shape)} where its graph gives "
+                f"{list(b.shape)}; x.squeeze() takes away the batch of one picture, too: name the "
+                "dimensions, or use x.flatten(1)"
+            )
         scale = a.abs().max().clamp(min=1e-6).item()
         apart = (a - b).abs().max().item() / scale if a.numel() else 0.0
-        if a.shape != b.shape or not apart <= 1e-3:
+        if not apart <= 1e-3:
             raise ConversionError(
                 f"{type(network).__name__}: its graph gives other outputs than the network "
                 f"({apart:.2g} of the largest); its forward does something that a recorded pass "

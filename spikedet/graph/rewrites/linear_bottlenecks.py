@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED, Leaky
-from spikedet.graph.time import STEPWISE, phases
+from spikedet.graph.time import CONSTANT, STEPWISE, phases
 
 
 def spike_linear_bottlenecks(graph: Graph) -> None:
@@ -13,10 +13,10 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
     A linear bottleneck (MobileNetV2) is a weighted layer whose output reaches another weighted
     layer, directly or through linear operations such as additions, without an activation between.
     It gets the identity as its activation, a leaky ReLU of slope 1, which is rounded and clipped at
-    +-theta when it is quantised and becomes signed neurons. Layers that read the picture itself
-    (they run once) and readouts stay as they are. A batch norm that stands alone before an
-    activation (a pre-activation network) is no layer that reads in this sense: it is folded into a
-    weight for each channel.
+    +-theta when it is quantised and becomes signed neurons. Readouts stay as they are, and so do
+    layers that read the picture itself, which run once, but for those whose output is added to
+    spikes further on, as the first layer of a pre-activation network. A batch norm that stands alone
+    before an activation is a layer that reads: it becomes a weight for each channel.
     """
     when = phases(graph)
     readers = graph.readers()
@@ -29,14 +29,30 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
             reads.update(node.inputs)
         elif node.name in reads and not isinstance(node.module, ACTIVATIONS):
             reads.update(node.inputs)
-    for name in found[::-1]:
-        if when[name] != STEPWISE:
+    bare = _added_to_spikes(graph, when)
+    for name in list(graph.edges):
+        if name not in bare and not (name in found and when[name] == STEPWISE):
             continue
         after = readers[name]
         place = name
         if len(after) == 1 and isinstance(graph.module(after[0]), NORMS):
             place = after[0]
         graph.insert_behind(place, f"{name}_spikes", Leaky(1.0))
+
+
+def _added_to_spikes(graph: Graph, when: dict[str, str]) -> set[str]:
+    """Weighted layers that read the picture itself and whose output meets spikes."""
+    joined: set[str] = set()
+    found = set()
+    for node in reversed(list(graph)):
+        phases_read = {when[source] for source in node.inputs}
+        if phases_read == {CONSTANT, STEPWISE}:
+            joined.update(s for s in node.inputs if when[s] == CONSTANT)
+        elif node.name in joined and isinstance(node.module, WEIGHTED):
+            found.add(node.name)
+        elif node.name in joined:
+            joined.update(node.inputs)
+    return found
 
 
 def _stands_alone(graph: Graph, name: str) -> bool:
