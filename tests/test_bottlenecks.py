@@ -1,6 +1,5 @@
 """Layers without an activation between them: which get signed neurons, and what these compute."""
 
-
 import pytest
 import torch
 from stages import spiking_copy

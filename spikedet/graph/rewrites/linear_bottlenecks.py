@@ -15,8 +15,8 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
     It gets the identity as its activation, a leaky ReLU of slope 1, which is rounded and clipped at
     +-theta when it is quantised and becomes signed neurons. Readouts stay as they are, and so do
     layers that read the picture itself, which run once, but for those whose output is added to
-    spikes further on, as the first layer of a pre-activation network. A batch norm that stands alone
-    before an activation is a layer that reads: it becomes a weight for each channel.
+    spikes further on, as the first layer of a pre-activation network. A batch norm that stands apart
+    before an activation reads as well: it becomes a weight for each channel.
     """
     when = phases(graph)
     readers = graph.readers()
