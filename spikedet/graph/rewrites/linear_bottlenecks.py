@@ -15,7 +15,7 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
     It gets the identity as its activation, a leaky ReLU of slope 1, which is rounded and clipped at
     +-theta when it is quantised and becomes signed neurons. Readouts stay as they are, and so do
     layers that read the picture itself, which run once, but for those whose output is added to
-    spikes further on, as the first layer of a pre-activation network. A batch norm that stands apart
+    spikes further on, as the first layer of a pre-activation network. A batch norm that is apart
     before an activation reads as well: it becomes a weight for each channel.
     """
     when = phases(graph)
