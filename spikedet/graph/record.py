@@ -16,7 +16,6 @@ import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,30 +23,12 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from spikedet.errors import ConversionError
-from spikedet.graph import table
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
+from spikedet.graph.table import HANDLERS, Signal
 
 BATCH = 3  # pictures of the pass that is followed; no other dimension is mistaken for it
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A tensor that depends on the picture: the value of a node.
-
-    Attributes:
-        name: Of the node.
-        shape: [B, ...] with the sizes of one picture; the first entry is symbolic.
-    """
-
-    name: str
-    shape: tuple[Any, ...]
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
 
 
 def record(network: nn.Module, example: Tensor) -> Graph:
@@ -71,7 +52,7 @@ def record(network: nn.Module, example: Tensor) -> Graph:
     pictures = _several(example)
     with _evaluation(network), torch.no_grad():
         program = _export(network, pictures)
-        graph = _Recorder(network, program).build()
+        graph = Recorder(network, program).build()
         graph.eval()
         for seen in (pictures, example):
             _expect_equal(graph, network, seen)
@@ -219,7 +200,7 @@ def _ambiguous(graph: fx.Graph) -> bool:
     return False
 
 
-class _Recorder:
+class Recorder:
     """Translates an exported program node by node."""
 
     def __init__(self, network: nn.Module, program: torch.export.ExportedProgram):
@@ -267,7 +248,7 @@ class _Recorder:
             if not isinstance(node.meta.get("val"), Tensor | list | tuple):
                 continue  # a size
             signals.add(node)
-            known = node.target is operator.getitem or name_of(node.target) in table.HANDLERS
+            known = node.target is operator.getitem or name_of(node.target) in HANDLERS
             if node in needed and not known:
                 raise ConversionError(refusal(self.where(node), node))
 
@@ -329,7 +310,7 @@ class _Recorder:
             return part() if callable(part) else part
         if not any(isinstance(leaf, Signal) for leaf in tree_leaves((args, kwargs))):
             return self._compute(node, args, kwargs)
-        handler = table.HANDLERS.get(name_of(node.target))
+        handler = HANDLERS.get(name_of(node.target))
         if handler is None:
             raise ConversionError(refusal(self.where(node), node))
         made = handler(self, node, *args, **kwargs)

@@ -1,0 +1,99 @@
+"""Activations that have neurons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+from spikedet.graph import operations as ops
+from spikedet.graph.advice import ADVICE, GATE
+from spikedet.graph.table.handlers import Signal, handles, is_signal
+
+if TYPE_CHECKING:
+    from spikedet.graph.record import Recorder
+
+
+@handles("relu")
+def relu(rec: Recorder, node: fx.Node, x: Signal) -> Signal:
+    return rec.emit(node, nn.ReLU(), x)
+
+
+@handles("relu6")
+def relu6(rec: Recorder, node: fx.Node, x: Signal) -> Signal:
+    return rec.emit(node, ops.ClippedReLU(6.0), x)
+
+
+@handles("hardtanh")
+def hardtanh(
+    rec: Recorder, node: fx.Node, x: Signal, low: float = -1.0, high: float = 1.0
+) -> Signal:
+    return _between(rec, node, x, low, high)
+
+
+@handles("clamp", "clip")
+def clamp(rec: Recorder, node: fx.Node, x: Signal, min: Any = None, max: Any = None) -> Signal:
+    return _between(rec, node, x, min, max)
+
+
+@handles("clamp_min")
+def clamp_min(rec: Recorder, node: fx.Node, x: Signal, min: Any) -> Signal:
+    return _between(rec, node, x, min, None)
+
+
+@handles("threshold")
+def threshold(rec: Recorder, node: fx.Node, x: Signal, at: float, value: float) -> Signal:
+    if at != 0 or value != 0:
+        raise rec.refuse(
+            node, f"threshold({at}, {value}) has no spiking counterpart; {ADVICE['threshold']}"
+        )
+    return rec.emit(node, nn.ReLU(), x)
+
+
+@handles("maximum")
+def maximum(rec: Recorder, node: fx.Node, x: Any, y: Any) -> Signal:
+    x, y = (x, y) if is_signal(x) else (y, x)
+    if is_signal(y):
+        raise rec.refuse(
+            node,
+            "the larger of two signals has no spiking counterpart; use "
+            "torch.nn.MaxPool2d, or a sum",
+        )
+    return _between(rec, node, x, y, None)
+
+
+def _between(rec: Recorder, node: fx.Node, x: Signal, low: Any, high: Any) -> Signal:
+    """clip(x, low, high): a ReLU, or one that is clipped."""
+    low, high = (v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in (low, high))
+    if is_signal(low) or is_signal(high) or low != 0 or not (high is None or high > 0):
+        raise rec.refuse(
+            node,
+            f"an activation clipped to {low} .. {high} has no spiking counterpart; "
+            f"{ADVICE['clamp']}",
+        )
+    if high is None or high == float("inf"):
+        return rec.emit(node, nn.ReLU(), x)
+    return rec.emit(node, ops.ClippedReLU(float(high)), x)
+
+
+@handles("leaky_relu")
+def leaky_relu(rec: Recorder, node: fx.Node, x: Signal, slope: float = 0.01) -> Signal:
+    return _leaky(rec, node, x, slope)
+
+
+@handles("prelu")
+def prelu(rec: Recorder, node: fx.Node, x: Signal, weight: Tensor) -> Signal:
+    if is_signal(weight):
+        raise rec.refuse(node, f"a slope depends on the picture; {GATE}")
+    return _leaky(rec, node, x, [float(v) for v in weight.flatten()], rec.name(node, weight))
+
+
+def _leaky(rec: Recorder, node: fx.Node, x: Signal, slope: Any, name: str | None = None) -> Signal:
+    each = slope if isinstance(slope, list) else [slope]
+    wrong = next((value for value in each if not 0 <= value <= 1), None)
+    if wrong is not None:
+        raise rec.refuse(
+            node, f"a leaky ReLU of slope {wrong:.4g} has no spiking counterpart; expected 0 to 1"
+        )
+    slope = each[0] if len(set(each)) == 1 else tuple(each)
+    return rec.emit(node, nn.ReLU() if slope == 0 else ops.Leaky(slope), x, name=name)

@@ -1,0 +1,57 @@
+"""What handlers share: their registry, the signals that they take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+HANDLERS: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A tensor that depends on the picture: the value of a node.
+
+    Attributes:
+        name: Of the node.
+        shape: [B, ...] with the sizes of one picture; the first entry is symbolic.
+    """
+
+    name: str
+    shape: tuple[Any, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
+def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a handler for operations, and for their in-place forms."""
+
+    def put(handler: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            HANDLERS[name] = HANDLERS[f"{name}_"] = handler
+        return handler
+
+    return put
+
+
+def is_signal(value: Any) -> bool:
+    """Whether an argument depends on the picture."""
+    return isinstance(value, Signal)
+
+
+def each(value: Any, dims: int) -> tuple[int, ...]:
+    """A size for each dimension."""
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) if len(value) == dims else tuple(value) * dims
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta["val"]
+    return tuple((value[0] if isinstance(value, list | tuple) else value).shape)

@@ -1,0 +1,120 @@
+"""Pooling, means and sums over places, up-sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from spikedet.graph import operations as ops
+from spikedet.graph.table.handlers import Signal, each, handles, shape_of
+
+if TYPE_CHECKING:
+    from spikedet.graph.record import Recorder
+
+
+@handles("max_pool1d", "max_pool2d")
+def max_pool(
+    rec: Recorder,
+    node: fx.Node,
+    x: Signal,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Signal:
+    dims = x.ndim - 2
+    kernel = each(kernel, dims)
+    stride = kernel if not stride else each(stride, dims)
+    kind = nn.MaxPool2d if dims == 2 else nn.MaxPool1d
+    pool = kind(kernel, stride, each(padding, dims), each(dilation, dims), ceil_mode=ceil_mode)
+    return rec.emit(node, pool, x, shape=shape_of(node))
+
+
+@handles("max_pool2d_with_indices", "max_pool1d_with_indices")
+def max_pool_with_indices(rec: Recorder, node: fx.Node, x: Signal, *args: Any, **kwargs: Any):
+    def indices() -> Signal:
+        raise rec.refuse(
+            node,
+            "where the largest value stands (return_indices=True) has no spiking "
+            "counterpart; up-sample by torch.nn.Upsample instead of unpooling",
+        )
+
+    return [lambda: max_pool(rec, node, x, *args, **kwargs), indices]
+
+
+@handles("avg_pool1d", "avg_pool2d")
+def avg_pool(
+    rec: Recorder,
+    node: fx.Node,
+    x: Signal,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Signal:
+    dims = x.ndim - 2
+    kernel = each(kernel, dims)
+    stride = kernel if not stride else each(stride, dims)
+    args = (kernel, stride, each(padding, dims), ceil_mode, count_include_pad)
+    pool = nn.AvgPool2d(*args, divisor_override) if dims == 2 else nn.AvgPool1d(*args)
+    return rec.emit(node, pool, x)
+
+
+@handles("adaptive_avg_pool1d", "adaptive_avg_pool2d")
+def adaptive_avg_pool(rec: Recorder, node: fx.Node, x: Signal, size: Any) -> Signal:
+    dims = x.ndim - 2
+    kind = nn.AdaptiveAvgPool2d if dims == 2 else nn.AdaptiveAvgPool1d
+    size = each(size, dims)
+    return rec.emit(node, kind(size if dims == 2 else size[0]), x)
+
+
+@handles("mean")
+def mean(rec: Recorder, node: fx.Node, x: Signal, dims: Any = None, keepdim=False, **k) -> Signal:
+    return rec.emit(node, ops.Mean(_dims(rec, node, x, dims), keepdim), x)
+
+
+@handles("sum")
+def total(rec: Recorder, node: fx.Node, x: Signal, dims: Any = None, keepdim=False, **k) -> Signal:
+    return rec.emit(node, ops.Sum(_dims(rec, node, x, dims), keepdim), x)
+
+
+def _dims(rec: Recorder, node: fx.Node, x: Signal, dims: Any) -> list[int]:
+    """Dimensions from the front; all of them when there are none."""
+    if dims is None or dims == []:
+        dims = list(range(x.ndim))
+    dims = [dims] if isinstance(dims, int) else dims
+    found = [d % x.ndim for d in dims]
+    if 0 in found:
+        raise rec.refuse(
+            node,
+            "a sum or mean over the pictures of a batch has no spiking "
+            "counterpart; leave out dimension 0",
+        )
+    return found
+
+
+@handles("upsample_nearest1d", "upsample_nearest2d")
+def upsample(rec: Recorder, node: fx.Node, x: Signal, size: Any, *scales: Any) -> Signal:
+    return _upsample(rec, node, x, size, scales, "nearest")
+
+
+@handles("_upsample_nearest_exact1d", "_upsample_nearest_exact2d")
+def upsample_exact(rec: Recorder, node: fx.Node, x: Signal, size: Any, *scales: Any) -> Signal:
+    return _upsample(rec, node, x, size, scales, "nearest-exact")
+
+
+def _upsample(rec, node: fx.Node, x: Signal, size: Any, scales: Any, mode: str) -> Signal:
+    scales = [s for s in _flat(scales) if s is not None]
+    if scales:
+        return rec.emit(node, nn.Upsample(scale_factor=tuple(scales), mode=mode), x)
+    return rec.emit(node, nn.Upsample(size=tuple(int(s) for s in size), mode=mode), x)
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [item for part in value for item in _flat(part)]
+    return [value]
