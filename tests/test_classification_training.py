@@ -307,7 +307,8 @@ def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
         training.train(
             toy(), good, samples(32, 1), DESCRIPTION, out, settings(workers=workers), save
         )
-    words = "is not a picture that can be read; expected JPEG, PNG, TIFF, WebP or BMP"
+    words = "is not a picture that can be read; "
+    words += "expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
     assert str(raised.value) == f"{cut}: {words}" and not out.exists()
 
 

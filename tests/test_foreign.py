@@ -56,7 +56,7 @@ def old_and_new(description, network):
     old = checkpoint.Checkpoint(
         "snn", "detection", description, VOC_CLASSES, 64, network.graph.layers.state_dict(), 4
     )
-    head = {"strides": [8, 16, 32], "reg_max": 16}
+    head = model.head_of(model.build(description, len(VOC_CLASSES)))
     return old, replace(with_graph(old, network.graph), head=head)
 
 
@@ -208,7 +208,7 @@ def test_pooling_is_read_from_the_description():
             pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
             assert {p.mode for p in pools} == {pooling}
     description["spike_pooling"] = "mean"
-    with pytest.raises(UsageError, match="spike_pooling: mean; expected count or step"):
+    with pytest.raises(WeightsError, match="spike_pooling: mean; expected count or step"):
         DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
 
 
