@@ -34,7 +34,8 @@ def built(name: str) -> nn.Module:
             # most units stay active: with 0 a random network of fifty layers is chaotic, and
             # amplifies any difference, be it the rounding of 256 levels. GoogLeNet and Inception,
             # which take the maximum of counts at many places, need more: GoogLeNet has 0.54 with 0,
-            # 0.10 with 1, 0.026 with 2 (0.025 with 1 at T = 1024); Inception 0.31, 0.04 and, with 3, 0.018
+            # 0.10 with 1, 0.026 with 2 (0.025 with 1 at T = 1024); Inception 0.31, 0.04
+            # and, with 3, 0.018
             nn.init.constant_(module.bias, INCEPTION.get(name, 1.0))
     return network
 

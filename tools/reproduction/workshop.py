@@ -209,12 +209,12 @@ class Workshop:
 
         What lies in this folder has a note of its own.
         """
-        from spikedet.checkpoint import identity
+        from spikedet.checkpoint import sha256
 
         if not isinstance(word, Path):
             return str(word)
         foreign = word.is_file() and self.out not in word.parents
-        return f"{word.name}@{identity(word)[:8]}" if foreign else word.name
+        return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
 
     def name(self, cell: Cell) -> str:
         """Of the files of a row."""
