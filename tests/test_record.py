@@ -597,3 +597,17 @@ def test_one_network_called_from_eight_threads(small):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_two_batch_norms_in_a_row_are_folded_into_one_layer():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)
+    ).eval()
+    for norm in network[1:3]:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    pictures = torch.rand(2, 1, 6, 6)
+    graph = prepare(network, pictures)
+    assert [node.kind for node in graph] == ["conv2d", "relu", "conv2d"]
+    assert torch.allclose(graph(pictures), network(pictures), atol=1e-5)

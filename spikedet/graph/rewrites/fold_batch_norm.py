@@ -18,7 +18,8 @@ def fold_batch_norm(graph: Graph) -> None:
     channel and becomes a 1x1 convolution in which each channel is a group of its own.
     """
     readers = graph.readers()
-    for node in graph.of(NORMS):
+    for name in [node.name for node in graph.of(NORMS)]:
+        node = graph.node(name)  # as it is now: one before it may be gone
         (source,) = node.inputs
         before = graph.module(source) if source in graph else None
         alone = readers[source] == [node.name] and source not in graph.outputs
