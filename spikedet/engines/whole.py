@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -83,20 +84,23 @@ class WholeEngine:
         """
         if pictures.device.type != "cpu":
             raise UsageError("integer engines compute on the CPU; use the torch engine elsewhere")
-        with torch.no_grad():
-            known, currents = self._before_time(pictures)
-            run = self._start(currents, len(pictures))
-            totals: dict[str, Any] = {}
-            done = 0
-            for steps, last in _with_last(parts):
-                self._expect_steps(done + steps)
+        known, currents = self._before_time(pictures)
+        run = self._start(currents, len(pictures))
+        totals: dict[str, Any] = {}
+        done = 0
+        for steps, last in _with_last(parts):
+            self._expect_steps(done + steps)
+            with torch.no_grad():  # never over a yield: it would hold for the caller as well
                 totals = self._part(run, steps, last, done, each_step, totals, tell)
-                done += steps
+            done += steps
 
-                def read(found: dict[str, Any] = dict(totals), steps: int = steps) -> Any:
-                    return self._read(found, known, len(pictures), steps if each_step else 1)
+            def read(found: dict[str, Any] = totals, steps: int = steps) -> Any:
+                return self._read(found, known, len(pictures), steps if each_step else 1)
 
-                yield done, read
+            yield done, read
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WholeEngine:
+        return type(self)(copy.deepcopy(self.graph, memo))  # kernels point to memory
 
     def _expect_steps(self, steps: int) -> None:
         if steps > self.program.steps_most:
@@ -105,6 +109,7 @@ class WholeEngine:
                 f"{self.program.steps_most} steps; use the torch engine"
             )
 
+    @torch.no_grad()
     def _before_time(self, pictures: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """What constant nodes give, picture by picture, so that no batch changes it."""
         known, currents = [], []
@@ -132,6 +137,7 @@ class WholeEngine:
             found[node] = weights
         return found
 
+    @torch.no_grad()
     def _read(
         self, totals: dict[str, Any], known: list[dict[str, Tensor]], batch: int, steps: int
     ) -> Any:
@@ -163,7 +169,10 @@ class WholeEngine:
             return op.module(*inputs) * op.times if isinstance(op, Sums) else at_once(op, inputs)
         masses = totals[node]
         mass = masses[min(frame // batch, len(masses) - 1)]
-        return totals[name, node][frame : frame + 1] / mass
+        value = totals[name, node][frame : frame + 1] / mass
+        if value.ndim != 4:
+            return value.contiguous()
+        return value.clone(memory_format=torch.channels_last)  # layers round by the layout
 
     # ------------------------------------------------------------------ to be filled in
 
