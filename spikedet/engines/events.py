@@ -40,7 +40,7 @@ from spikedet.errors import UsageError
 
 LANES, LOOSE = 32, 32  # as csrc/events.h
 CODES = 2**16  # events of a row
-SMALL = 300_000  # bytes of weights that are kept as int16, which adds faster
+SMALL = 24_000  # bytes of int16 weights that stay in the first cache, where they add faster
 NEVER = 2**31 - 1  # threshold of channels that are not there
 NEURON, CURRENT, POOL = range(3)
 
@@ -503,10 +503,9 @@ class Plan:
         (piece,) = pieces
         module, shape = op.module, self.shapes[op.name]
         channels, height, width = views.as_map(shape)
-        one = module.dimensions == 1
         kernel, stride, padding, dilation = (
-            ((1, v[0]) if one else v) if isinstance(v, tuple) else ((n, v) if one else (v, v))
-            for v, n in (
+            (alone, *_last_two(v)[1:]) if module.dimensions == 1 else _last_two(v)
+            for v, alone in (  # of rows that there is one of
                 (module.kernel_size, 1),
                 (module.stride, 1),
                 (module.padding, 0),
@@ -847,6 +846,12 @@ def _two(value: Any) -> tuple[int, int]:
     """A convolution's option for rows and columns; of one dimension it is that of columns."""
     value = value if isinstance(value, tuple) else (value,)
     return (1, value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _last_two(value: Any) -> tuple[int, int]:
+    """A pooling's option for rows and columns, which may be one number for both."""
+    value = value if isinstance(value, tuple) else (value,)
+    return value[0], value[-1]
 
 
 def _padding(
