@@ -72,36 +72,24 @@ class _Source(Structure):
     ]
 
 
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
 class _Layer(Structure):
     _fields_ = [
-        *[
-            (name, c_int32)
-            for name in (
-                "kind channels padded height width output wide sources_number scattered zero_row "
-                "window_most by_step initial_each signed_"
-            ).split()
-        ],
-        *[
-            (name, c_void_p)
-            for name in (
-                "sources weights bias threshold initial low up inverse limit "
-                "current state counts mean step_mass"
-            ).split()
-        ],
+        *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
+        *_fields(c_int32, "zero_row window_most by_step initial_each signed_"),
+        *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
+        *_fields(c_void_p, "current state counts mean step_mass"),
         ("mean_each", c_int32),
-        ("fired", c_void_p),
-        ("done", c_void_p),
+        *_fields(c_void_p, "fired done"),
     ]
 
 
 class _Run(Structure):
     _fields_ = [
-        *[
-            (name, c_int32)
-            for name in (
-                "batch steps first_part last_part layers_number tensors_number threads".split()
-            )
-        ],
+        *_fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
         ("layers", POINTER(_Layer)),
         ("tensors", POINTER(_Tensor)),
         ("maker", c_void_p),

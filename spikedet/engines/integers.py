@@ -512,9 +512,8 @@ class _Compiler:
             up = torch.where(signed, depth, 0).to(torch.int32)
             up = torch.where(signed & (own.slope == 1), threshold, up)
         highest = threshold if up is None else torch.maximum(threshold, up)
-        limit = highest + start.flatten(1).abs().amax(1) + 1 if start.ndim > 1 else (
-            highest + start.abs() + 1
-        )
+        far = start.abs() if start.ndim == 1 else start.flatten(1).abs().amax(1)
+        limit = highest + far + 1
         made = Neuron(node.name, (), whole(bias), threshold, start, low, up, scale)
         return made, limit
 
@@ -600,7 +599,8 @@ class _Currents:
 
         Args:
             name: Of the node.
-            label, factor: Of its value, [1, ...].
+            label: Of its value, [1, ...].
+            factor: Of its value, [1, ...].
             near: Nothing but sums and factors lie between it and the neuron, so that constants can
                 be added there.
         """
@@ -753,9 +753,7 @@ class _Currents:
         def make(scales: Tensor) -> str:
             inputs = tuple(tree.make(scales) for tree in trees)
             largest = max(self.compiler.largest[source] for source in inputs)
-            return self.emit(
-                Move(f"{self.neuron.name}:{node.name}", inputs, node.module), largest
-            )
+            return self.emit(Move(f"{self.neuron.name}:{node.name}", inputs, node.module), largest)
 
         return _Tree(make)
 

@@ -43,9 +43,7 @@ class WholeEngine:
         when = phases(graph)
         means = self.program.means
         self._before = constant_nodes(graph)
-        self._behind = [
-            name for name in graph.edges if when[name] == READ and name not in means
-        ]
+        self._behind = [name for name in graph.edges if when[name] == READ and name not in means]
         read_later = {s for name in self._behind for s in graph.edges[name]} | set(graph.outputs)
         self._kept = {name for name in self._before if name in read_later}
         if INPUT in read_later:
@@ -159,9 +157,7 @@ class WholeEngine:
         joined = {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
         return fill(self.graph.output, joined)
 
-    def _mean(
-        self, name: str, node: str, totals: dict[str, Any], frame: int, batch: int
-    ) -> Tensor:
+    def _mean(self, name: str, node: str, totals: dict[str, Any], frame: int, batch: int) -> Tensor:
         """Mean over time of an operation's value, [1, ...] float32."""
         op = self.program.ops[name]
         if isinstance(op, Move | Sums):

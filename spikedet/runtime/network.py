@@ -315,9 +315,7 @@ class SpikeRates:
         self._spikes: dict[str, dict[int, Tensor]] = {}  # by layer and step, float64
         self._size: dict[str, dict[int, int]] = {}  # neurons of all pictures
 
-    def __call__(
-        self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor
-    ) -> None:
+    def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
         """Watch a pass, see `watching`."""
         if not isinstance(node.module, IFNeuron):
             return
