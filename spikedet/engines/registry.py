@@ -22,6 +22,9 @@ class Engine(Protocol):
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
         """As `SpikingNetwork` runs its graph, see `whole.WholeEngine.simulate`."""
 
+    def describe(self) -> list[str]:
+        """How it computes, in a few words, and a line for each layer that it leaves to others."""
+
 
 ENGINES: dict[str, Callable[[Graph], Engine]] = {}
 TORCH, AUTO = "torch", "auto"
@@ -47,7 +50,8 @@ def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
         graph: Spiking.
 
     Returns:
-        Its name, the engine (None: torch runs the graph itself), and one sentence about why.
+        Its name, the engine (None: torch runs the graph itself), and in one sentence how it
+        computes, or why torch does.
 
     Raises:
         UsageError: No such engine, or it cannot run this network or on this machine.
@@ -60,7 +64,8 @@ def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
     try:
         if name == AUTO and next(graph.buffers()).device.type != "cpu":
             return TORCH, None, "the network is not on the CPU"
-        return wanted, ENGINES[wanted](graph), "whole numbers"
+        engine = ENGINES[wanted](graph)
+        return wanted, engine, "; ".join(engine.describe())
     except NoLibrary as error:
         if name != AUTO:
             raise UsageError(f"the {name} engine has no kernels: {error}") from None

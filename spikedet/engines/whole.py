@@ -208,6 +208,10 @@ class WholeEngine:
 class ReferenceEngine(WholeEngine):
     """The integers by torch, operation by operation: slow, and the truth."""
 
+    def describe(self) -> list[str]:
+        """How it computes."""
+        return ["whole numbers, by torch"]
+
     def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
         return Reference(self.program, currents, batch)
 
@@ -266,7 +270,7 @@ class EventsEngine(WholeEngine):
         """Which kernels there are, and a line for each layer that none of them computes."""
         sizes = {name: self.graph.shapes[name] for name in self._currents}
         plan = self.plan(sizes)
-        return [f"kernels: {plan.kernels}", *plan.describe()]
+        return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> events.Run:
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
