@@ -1,8 +1,10 @@
 """Engines in whole numbers: kernels against the reference, to the last spike."""
 
 import copy
+import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -466,18 +468,33 @@ def test_engines_by_name(small_net, pictures):
         EventsEngine(graph, "mmx").describe()
 
 
-def test_kernels_compile_without_a_warning(tmp_path):
-    import shutil
+COMPILERS = {
+    "g++": ("g++", []),
+    "clang++": ("clang++", []),
+    "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64-static"]),
+}
 
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    source = library.Path(library.__file__).parent / "csrc/events.cpp"
-    flags = [*library.FLAGS, "-Wall", "-Wextra", "-Wno-psabi", "-O1"]
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_kernels_against_plain_loops(name, tmp_path):
+    """Every compiler, and every processor that this machine can play."""
+    compiler, emulator = COMPILERS[name]
+    for program in (compiler, *emulator):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}")
+    here = Path(library.__file__).parent / "csrc"
+    flags = ["-std=c++17", "-O2", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", f"-I{here}"]
+    flags += ["-static"] if emulator else []
+    made = tmp_path / "kernels"
+    source = Path(__file__).parent / "kernels.cpp"
     done = subprocess.run(
-        [compiler, *flags, str(source), "-o", str(tmp_path / "e.so")],
-        capture_output=True,
-        text=True,
+        [compiler, *flags, str(source), "-o", str(made)], capture_output=True, text=True
     )
-    own = [line for line in done.stderr.splitlines() if "csrc/" in line and "warning" in line]
-    assert done.returncode == 0 and not own
+    assert done.returncode == 0, done.stderr
+    own = [line for line in done.stderr.splitlines() if "warning" in line and "engines" in line]
+    assert not own
+    done = subprocess.run([*emulator, str(made)], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and all(line.endswith(" 0 wrong") for line in lines), done.stdout
+    if name == "aarch64":
+        assert lines[0].startswith("neon: ")

@@ -12,10 +12,16 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SD_NAME portable
+#if defined(__aarch64__)
+#define SD_TEXT "neon"
+#else
 #define SD_TEXT "portable"
+#endif
 #define SD_BYTES 16
 #define SD_MOST 4
 #define SD_AVX512 0
