@@ -428,6 +428,16 @@ def test_what_has_no_whole_numbers_is_refused(pictures):
         assert "unlike thresholds" in why
 
 
+def test_neurons_of_another_kind_are_refused(small_net, pictures):
+    class Other(IFNeuron):
+        pass
+
+    graph = spiking(small_net, pictures)
+    graph.of((IFNeuron,))[1].module.__class__ = Other
+    with pytest.raises(NoIntegers, match="a neuron of another kind .Other."):
+        compile_integers(graph)
+
+
 def test_without_a_compiler_everything_runs(small_net, pictures, monkeypatch):
     graph = spiking(small_net, pictures)
     monkeypatch.setattr(library.shutil, "which", lambda name: None)

@@ -442,6 +442,9 @@ class _Compiler:
 
     def _neuron(self, node: Node) -> None:
         (source,) = node.inputs
+        if type(node.module) is not IFNeuron:
+            kind = type(node.module).__name__
+            raise self._refuse(node.name, f"a neuron of another kind ({kind})")
         if self.when[source] == CONSTANT:
             self._constant_neuron(node, source)
         else:
