@@ -95,7 +95,7 @@ long wrong_of(int kernels, long& spikes) {
     layer.mean = mean.data(), layer.step_mass = mass.data();
     const sd_tensor tensors[2] = {in.view, out.view};
     const int32_t maker[2] = {-1, 0};
-    const sd_run run{B, T, 1, 1, 1, 2, 2, &layer, tensors, maker};
+    const sd_run run{B, T, 1, 1, 1, 2, 2, &layer, tensors, maker, nullptr};
     sd_run_layers(&run, kernels);
 
     std::vector<int16_t> found(B * T * OH * OW * O);

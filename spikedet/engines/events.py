@@ -92,7 +92,7 @@ class _Run(Structure):
         *_fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
         ("layers", POINTER(_Layer)),
         ("tensors", POINTER(_Tensor)),
-        ("maker", c_void_p),
+        *_fields(c_void_p, "maker parallel"),
     ]
 
 
@@ -680,6 +680,7 @@ class Run:
             layers,
             memory.tensors,
             maker.ctypes.data,
+            library.threads_of_torch(),
         )
         if plan.library.sd_run_layers(ctypes.byref(run), plan.number):
             raise MemoryError("no memory for the events engine")

@@ -19,7 +19,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-VERSION = 1  # of what caller and library agree on, `sd_version`
+VERSION = 2  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 HINT = "install a C++ compiler (g++ or clang++) and the `events` engine runs several times faster"
@@ -113,6 +113,24 @@ def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
             first = next((line for line in done.stderr.splitlines() if "error" in line), "")
             raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
         os.replace(made, place / name)
+
+
+@cache
+def threads_of_torch() -> int:
+    """Address of the function that gives work to torch's own threads; 0 where there is none.
+
+    Those of torch wait for work at full speed for some milliseconds after each of its operations,
+    and threads beside them would have to share the processor with that.
+    """
+    import torch
+
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
+        try:
+            found = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return ctypes.cast(found.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):
+            continue
+    return 0
 
 
 def kernels() -> list[str]:

@@ -153,11 +153,25 @@ struct Work {
     }
 };
 
+// Threads that share the work, however many come; each has memory of its own.
+struct Team {
+    Work& work;
+    char* memory;
+    int64_t size;
+    std::atomic<int> members{0};
+
+    static void join(void* data) {
+        Team& team = *(Team*)data;
+        const uintptr_t at = (uintptr_t)(team.memory + team.size * team.members.fetch_add(1));
+        team.work((char*)((at + 63) / 64 * 64));
+    }
+};
+
 }  // namespace
 
 extern "C" {
 
-int32_t sd_version() { return 1; }
+int32_t sd_version() { return 2; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
@@ -169,18 +183,18 @@ int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
     Work work(*run, *available()[kernels]);
     const int64_t size = work.scratch + 64;
     std::vector<char> memory(size * run->threads);
-    auto place = [&](int i) {
-        const uintptr_t at = (uintptr_t)memory.data() + size * i;
-        return (char*)((at + 63) / 64 * 64);
-    };
+    Team team{work, memory.data(), size};
+    if (run->threads > 1 && run->parallel) {
+        run->parallel(&Team::join, &team, (unsigned)run->threads, 0);
+        return 0;
+    }
     std::vector<std::thread> threads;
     try {
-        for (int i = 1; i < run->threads; i++)
-            threads.emplace_back([&work, at = place(i)] { work(at); });
+        for (int i = 1; i < run->threads; i++) threads.emplace_back(&Team::join, &team);
     } catch (const std::system_error&) {
         // fewer threads do the same
     }
-    work(place(0));
+    Team::join(&team);
     for (std::thread& thread : threads) thread.join();
     return 0;
 } catch (const std::bad_alloc&) {

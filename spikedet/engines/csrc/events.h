@@ -60,6 +60,9 @@ struct sd_layer {
     std::atomic<int32_t>* done;  // [B, height]
 };
 
+// Calls work(data) in so many threads, as libgomp's GOMP_parallel does.
+typedef void (*sd_parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
 struct sd_run {
     int32_t batch, steps;
     int32_t first_part, last_part;  // nothing before it; nothing after it
@@ -67,6 +70,7 @@ struct sd_run {
     const struct sd_layer* layers;
     const struct sd_tensor* tensors;
     const int32_t* maker;  // number of the layer that makes each tensor, -1: it is there
+    sd_parallel parallel;  // null: threads of our own
 };
 }
 
