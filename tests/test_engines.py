@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.engines import library, registry
-from spikedet.engines.integers import NoIntegers, Weighted, compile_integers
+from spikedet.engines.integers import compile_integers
+from spikedet.engines.program import NoIntegers, Weighted
 from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.graph.operations import QuantClip

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.engines import library, views
-from spikedet.engines.integers import (
+from spikedet.engines.program import (
     Current,
     Move,
     Neuron,

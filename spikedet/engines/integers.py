@@ -32,13 +32,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from spikedet.errors import UsageError
+from spikedet.engines.program import (
+    INT32,
+    Current,
+    Move,
+    Neuron,
+    NoIntegers,
+    Op,
+    Plus,
+    Pool,
+    Program,
+    Sums,
+    Times,
+    Weighted,
+)
+from spikedet.engines.weights import (
+    by_outputs,
+    divisors_of,
+    factor_of,
+    largest_of,
+    most_of,
+    most_sum,
+    times_inputs,
+)
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import (
     WEIGHTED,
@@ -66,7 +87,6 @@ from spikedet.neurons.slope import Slope
 LARGEST = 127  # weight
 FINE = 2**16  # steps that a threshold has where a constant current is rounded
 COARSEST = 2**24  # steps that a threshold, potential or bias has at most
-INT32 = 2**31 - 1
 COUNT = 2**15 - 1  # largest count of spikes that max-pooling keeps
 MOVES = (
     Concatenate,
@@ -92,152 +112,6 @@ AVERAGES = (
     Mean,
     Sum,
 )
-
-
-class NoIntegers(UsageError):
-    """A network that cannot be computed in whole numbers."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation on whole numbers.
-
-    Attributes:
-        name: Unique; that of the graph's node for neurons.
-        inputs: Names of the operations that it reads.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Current(Op):
-    """A constant current, round(clip(x inverse, -limit, limit)) of a node's float32 value x.
-
-    Attributes:
-        node: Name of that node.
-        inverse, limit: [C] float32.
-    """
-
-    node: str
-    inverse: Tensor
-    limit: Tensor
-
-
-@dataclass(frozen=True)
-class Weighted(Op):
-    """A convolution or linear layer without bias.
-
-    Attributes:
-        like: The layer that it stands for; of it stride, padding and so on count.
-        weight: int32 of the layer's shape, within -127..127.
-    """
-
-    like: nn.Module
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class Times(Op):
-    """Product of each channel with a whole number, factor [C] int32."""
-
-    factor: Tensor
-
-
-@dataclass(frozen=True)
-class Plus(Op):
-    """Sum of its inputs and of a constant.
-
-    Attributes:
-        offset: int32, broadcastable to [1, ...], or None.
-    """
-
-    offset: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Move(Op):
-    """Something that only moves values (or puts zeros beside them): a module on whole numbers.
-
-    Attributes:
-        module: Called with the inputs, in which None stands for zeros.
-        zeros: Shapes [1, ...] of the inputs that are zeros, by their place among the arguments.
-    """
-
-    module: nn.Module
-    zeros: dict[int, tuple[int, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sums(Op):
-    """Sums over windows: an average times `times`, which makes it whole."""
-
-    module: nn.Module
-    times: int
-
-
-@dataclass(frozen=True)
-class Pool(Op):
-    """Max-pooling of spike counts, see `SpikingMaxPool`."""
-
-    module: SpikingMaxPool
-
-
-@dataclass(frozen=True)
-class Neuron(Op):
-    """Integrate-and-fire neurons: u += current + bias; fires, and resets, as `neurons.functional`.
-
-    Attributes:
-        bias: [C] int32.
-        threshold: [C] int32, 1 or more.
-        initial: [C] or [C, H, W] int32.
-        low, up: Of signed spikes: fires downwards at u <= low, then u += up; [C] int32 each. None
-            where spikes are 0/1.
-        scale: What 1 stands for, [C] float64.
-    """
-
-    bias: Tensor
-    threshold: Tensor
-    initial: Tensor
-    low: Tensor | None
-    up: Tensor | None
-    scale: Tensor
-
-
-@dataclass
-class Program:
-    """A spiking graph in whole numbers.
-
-    Attributes:
-        graph: What it was made of.
-        ops: In the order of execution, by name.
-        means: What each `MeanOverTime` of the graph reads: operations, and what 1 stands for in
-            each, float32 [1, C, ...]; by the name of its node.
-        steps_most: Time steps after which a potential could leave 32 bits, or a count 16.
-        one_size: The program holds for the size alone that the graph was recorded at.
-        running: Names of what runs in every step; the rest is linear and behind the last neuron,
-            so that it runs once on the means.
-    """
-
-    graph: Graph
-    ops: dict[str, Op] = field(default_factory=dict)
-    means: dict[str, list[tuple[str, Tensor]]] = field(default_factory=dict)
-    steps_most: int = INT32
-    one_size: bool = False
-    running: set[str] = field(default_factory=set)
-
-    @property
-    def neurons(self) -> list[Neuron]:
-        """All neurons, in the order of execution."""
-        return [op for op in self.ops.values() if isinstance(op, Neuron)]
-
-    def base(self, name: str) -> set[str]:
-        """Operations whose mean over time makes that of `name`: through what is linear."""
-        op = self.ops[name]
-        if isinstance(op, Move | Sums):
-            return set().union(*(self.base(source) for source in op.inputs))
-        return {name}
 
 
 @torch.no_grad()
@@ -370,7 +244,7 @@ class _Compiler:
             for term in inputs[0]:
                 each = self._each_channel(node.name, term.amplitude)
                 amplitude = per_channel(each / times, len(shape)).expand(shape)
-                largest = self.largest[term.op] * _most(module, term.amplitude.shape) * times
+                largest = self.largest[term.op] * most_of(module, term.amplitude.shape) * times
                 op = self._emit(Sums(node.name, (term.op,), module, times), round(largest))
                 terms.append(_Term(op, amplitude))
             return terms
@@ -415,7 +289,7 @@ class _Compiler:
         module, shape = node.module, self.graph.shapes[node.inputs[0]]
         if isinstance(module, Mean | Sum) and 1 in [d % len(shape) for d in module.dims]:
             raise self._refuse(node.name, "a sum over channels")
-        divisors = _divisors(module, shape)
+        divisors = divisors_of(module, shape)
         if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d | Sum):
             self.program.one_size = True
         found = math.lcm(*divisors)
@@ -660,7 +534,7 @@ class _Currents:
             bias = module.bias.detach().double().cpu()
         offset = per_channel(bias, label.ndim).expand(label.shape)
         if not self.compiler._is_wire(source):
-            by = _factor_of(module)
+            by = factor_of(module)
             if by is None:
                 raise self.compiler._refuse(
                     node.name, "a layer that reads what is no spike (a linear bottleneck)"
@@ -673,19 +547,19 @@ class _Currents:
         labels, factors = self._channels(label), self._factors(label, factor)
         terms = self.compiler._terms(source)
         weights = [
-            _times_inputs(module, self.compiler._each_channel(source, term.amplitude))
+            times_inputs(module, self.compiler._each_channel(source, term.amplitude))
             for term in terms
         ]
         for weight in weights:
-            self._need(labels, _largest_of(module, weight) / factors.abs() / LARGEST)
+            self._need(labels, largest_of(module, weight) / factors.abs() / LARGEST)
 
         def make(scales: Tensor) -> str:
             made, scale = [], self._scale(scales, labels, factors)
             for term, weight in zip(terms, weights, strict=True):
-                whole = _by_outputs(module, weight, 1 / scale).round()
+                whole = by_outputs(module, weight, 1 / scale).round()
                 whole = whole.clamp(-LARGEST, LARGEST).to(torch.int32)
                 op = Weighted(f"{self.neuron.name}:{node.name}", (term.op,), module, whole)
-                largest = self.compiler.largest[term.op] * _most_sum(module, whole)
+                largest = self.compiler.largest[term.op] * most_sum(module, whole)
                 made.append(self.emit(op, largest))
             return self._added(made)
 
@@ -767,7 +641,7 @@ class _Currents:
         def make(scales: Tensor) -> str:
             source = inner.make(scales)
             shape = self.graph.shapes[node.inputs[0]]
-            largest = self.compiler.largest[source] * _most(node.module, shape) * times
+            largest = self.compiler.largest[source] * most_of(node.module, shape) * times
             op = Sums(f"{self.neuron.name}:{node.name}", (source,), node.module, times)
             return self.emit(op, round(largest))
 
@@ -836,123 +710,6 @@ class _Currents:
     def _scale(scales: Tensor, label: Tensor, factor: Tensor) -> Tensor:
         """Scales of elements or channels; infinite where nobody reads them."""
         return torch.where(label >= 0, scales[label.clamp(min=0)] * factor, torch.inf)
-
-
-# ---------------------------------------------------------------------- weights
-
-
-def _transposed(module: nn.Module) -> bool:
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
-
-
-def _times_inputs(module: nn.Module, amplitude: Tensor) -> Tensor:
-    """Weights times what 1 stands for in each input channel [C], float64."""
-    weight = module.weight.detach().double().cpu()
-    tail = [1] * (weight.ndim - 2)
-    if _transposed(module):
-        return weight * amplitude.view(-1, 1, *tail)
-    groups = getattr(module, "groups", 1)
-    rows = amplitude.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
-    return weight * rows.reshape(len(weight), -1, *tail)
-
-
-def by_output(module: nn.Module, weight: Tensor) -> Tensor:
-    """Weights of each output channel, [C_out, -1]."""
-    if not _transposed(module):
-        return weight.flatten(1)
-    groups = module.groups  # [in, out / groups, ...]
-    parts = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
-    return parts.transpose(1, 2).reshape(groups * weight.shape[1], -1)
-
-
-def _largest_of(module: nn.Module, weight: Tensor) -> Tensor:
-    return by_output(module, weight).abs().amax(1)
-
-
-def _most_sum(module: nn.Module, weight: Tensor) -> float:
-    return by_output(module, weight.long()).abs().sum(1).max().item()
-
-
-def _by_outputs(module: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
-    """Weights times a factor for each output channel [C_out]."""
-    tail = [1] * (weight.ndim - 2)
-    if not _transposed(module):
-        return weight * factor.view(-1, 1, *tail)
-    rows = factor.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1)
-    return weight * rows.reshape(len(weight), -1, *tail)
-
-
-def _factor_of(module: nn.Module) -> Tensor | None:
-    """The factor of each channel [C] that a layer is, but for its bias; None if it is none."""
-    weight = module.weight.detach().double().cpu()
-    if isinstance(module, nn.Linear):
-        diagonal = weight.diagonal()
-        square = weight.shape[0] == weight.shape[1]
-        return diagonal if square and bool((weight == diagonal.diag()).all()) else None
-    alone = module.groups == module.in_channels == module.out_channels
-    point = all(size == 1 for size in weight.shape[2:])
-    still = all(s == 1 for s in module.stride) and _no_padding(module)
-    return weight.flatten() if alone and point and still else None
-
-
-def _no_padding(module: nn.Module) -> bool:
-    return module.padding in ("same", "valid") or all(p == 0 for p in module.padding)
-
-
-# ---------------------------------------------------------------------- averages
-
-
-def _divisors(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
-    """All divisors that an average of [1, ...] has."""
-    if isinstance(module, Sum):
-        return [1]
-    if isinstance(module, Mean):
-        return [math.prod(shape[d % len(shape)] for d in module.dims)]
-    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        sizes = module.output_size
-        dims = 2 if isinstance(module, nn.AdaptiveAvgPool2d) else 1
-        sizes = (sizes,) * dims if isinstance(sizes, int) else tuple(sizes)
-        wide: list[set[int]] = []
-        for size, out in zip(shape[-dims:], sizes, strict=True):
-            wide.append({len(window) for window in adaptive_windows(size, out)})
-        return sorted({math.prod(pair) for pair in _pairs(wide)})
-    ones = torch.ones((1, 1, *shape[2:]), dtype=torch.float64)
-    if isinstance(module, nn.AvgPool2d):
-        kernel = module.kernel_size
-        if module.divisor_override:
-            return [module.divisor_override]
-        summed = F.avg_pool2d(
-            ones, kernel, module.stride, module.padding, module.ceil_mode, True, 1
-        )
-        found = summed / module(ones)
-    else:
-        kernel, stride, padding = (
-            (1, v[0] if isinstance(v, tuple) else v)
-            for v in (module.kernel_size, module.stride, module.padding)
-        )
-        summed = F.avg_pool2d(
-            ones.unsqueeze(2), kernel, stride, (0, padding[1]), module.ceil_mode, True, 1
-        )
-        found = summed.squeeze(2) / module(ones)
-    return sorted({int(v) for v in found.round().unique().tolist()})
-
-
-def adaptive_windows(size: int, out: int | None) -> list[range]:
-    """The windows of adaptive pooling along one dimension."""
-    out = size if out is None else out
-    return [range(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
-
-
-def _pairs(sets: list[set[int]]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
-    for values in sets:
-        found = [(*head, value) for head in found for value in values]
-    return found
-
-
-def _most(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """The largest value that an average of ones has."""
-    return module(torch.ones(shape, dtype=torch.float64)).max().item()
 
 
 def constant_nodes(graph: Graph) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikedet.engines.integers import (
+from spikedet.engines.program import (
     Current,
     Move,
     Neuron,

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from spikedet.engines.integers import NoIntegers
 from spikedet.engines.library import NoLibrary
+from spikedet.engines.program import NoIntegers
 from spikedet.engines.whole import EventsEngine, ReferenceEngine, Tell
 from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph

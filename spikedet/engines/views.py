@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spikedet.engines.integers import Move, Op, Sums, adaptive_windows
+from spikedet.engines.program import Move, Op, Sums
+from spikedet.engines.weights import adaptive_windows
 from spikedet.graph.operations import Concatenate, Mean, Pad, Slice
 
 Lines = tuple[tuple[int, ...], ...]  # for each row (or column): those of the base that add to it

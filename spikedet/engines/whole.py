@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from spikedet.engines import events, library
-from spikedet.engines.integers import (
-    Move,
-    Neuron,
-    Program,
-    Sums,
-    compile_integers,
-    constant_nodes,
-)
+from spikedet.engines.integers import compile_integers, constant_nodes
+from spikedet.engines.program import Move, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -35,7 +29,7 @@ class WholeEngine:
     """A spiking graph in whole numbers, compiled once; safe to be used by several threads.
 
     Attributes:
-        program: The integers.
+        program: The integers, as `program.Program`.
     """
 
     def __init__(self, graph: Graph):
@@ -330,6 +324,3 @@ def _with_last(parts: Iterable[int]) -> Iterator[tuple[int, bool]]:
         waiting = part
     if waiting is not None:
         yield waiting, True
-
-
-__all__ = ["EventsEngine", "Neuron", "Program", "ReferenceEngine", "WholeEngine"]
