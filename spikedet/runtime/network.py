@@ -119,6 +119,7 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         origin: How the network was made; goes into its file.
+        engine: Name of what runs it, see `use_engine`.
     """
 
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
@@ -128,6 +129,7 @@ class SpikingNetwork(nn.Module):
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
+        self.engine, self._engine = "torch", None
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
@@ -209,7 +211,7 @@ class SpikingNetwork(nn.Module):
             >>> rates.mean(), rates.by_layer()
         """
         rates = SpikeRates()
-        with watching(self.graph, rates._count):
+        with watching(self.graph, rates):
             yield rates
 
     def _simulate(
@@ -220,6 +222,11 @@ class SpikingNetwork(nn.Module):
         The output is the mean over all steps so far, [B, ...], or that after each step of the last
         part, [steps*B, ...].
         """
+        watchers = self._watchers()
+        if self._engine is not None and all(isinstance(w, SpikeRates) for w in watchers):
+            tell = _tell(watchers) if watchers else None
+            yield from self._engine.simulate(pictures, parts, each_step, tell)
+            return
         graph, plan = self.graph, self._plan()
         known = graph.run(plan.before, {INPUT: pictures}, plan.kept)
         now = Pass(len(pictures), each_step=each_step)
@@ -243,9 +250,13 @@ class SpikingNetwork(nn.Module):
             plan = self._planned = _Plan.of(self.graph, edges)
         return plan
 
+    def _watchers(self) -> list[Watcher]:
+        """What watches passes of this thread."""
+        return [watcher for graph, watcher in _watchers.get() if graph is self.graph]
+
     def _watched(self, now: Pass) -> Callable[[Node, list[Tensor]], Tensor]:
         """How nodes are called: with the watchers of this thread told of the temporal ones."""
-        watchers = [watcher for graph, watcher in _watchers.get() if graph is self.graph]
+        watchers = self._watchers()
         if not watchers:
             return now
 
@@ -257,6 +268,28 @@ class SpikingNetwork(nn.Module):
             return value
 
         return call
+
+    def use_engine(self, name: str = "auto") -> str:
+        """Let an engine run the network from now on, as its weights are now.
+
+        Engines compute without gradients. While something else than `spike_rates` watches a pass,
+        torch runs it.
+
+        Args:
+            name: One of `engines.registry.names()`: `torch` (float32, the reference), `events`
+                (whole numbers on the CPU, fast because most neurons are silent), or `auto`, the
+                fastest that this machine and this network allow.
+
+        Returns:
+            One sentence: which engine, and why.
+
+        Raises:
+            UsageError: No such engine, or it cannot run this network or on this machine.
+        """
+        from spikedet.engines import registry
+
+        self.engine, self._engine, why = registry.make(name, self.graph)
+        return f"{self.engine}: {why}"
 
     def use_bfloat16(self) -> None:
         """Compute the layers that read spikes in bfloat16, twice as fast where a CPU supports it.
@@ -282,15 +315,27 @@ class SpikeRates:
         self._spikes: dict[str, dict[int, Tensor]] = {}  # by layer and step, float64
         self._size: dict[str, dict[int, int]] = {}  # neurons of all pictures
 
-    def _count(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
+    def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
+        """Watch a pass, see `watching`."""
         if not isinstance(node.module, IFNeuron):
             return
         counts = count_spikes(spikes.detach()).view(now.steps, -1).sum(1, dtype=torch.float64)
-        layer = self._spikes.setdefault(node.name, {})
-        size = self._size.setdefault(node.name, {})
-        for step, count in enumerate(counts, now.done):
+        self.add(node.name, now.done, counts, spikes.numel() // now.steps)
+
+    def add(self, name: str, first: int, counts: Tensor, neurons: int) -> None:
+        """Add spikes of a layer.
+
+        Args:
+            name: Of its node.
+            first: The first of the steps, from 0 on.
+            counts: Spikes of each of them, [steps] float64.
+            neurons: How many there are, of all pictures.
+        """
+        layer = self._spikes.setdefault(name, {})
+        size = self._size.setdefault(name, {})
+        for step, count in enumerate(counts, first):
             layer[step] = layer.get(step, 0) + count
-            size[step] = size.get(step, 0) + spikes.numel() // now.steps
+            size[step] = size.get(step, 0) + neurons
 
     def mean(self, t: int | None = None) -> float:
         """Spikes per neuron and step over the first t steps of the passes; all steps when None.
@@ -316,6 +361,16 @@ class SpikeRates:
         if not size:
             raise UsageError("no pass was counted yet; run the network inside of the with block")
         return spikes / size
+
+
+def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
+    """How an engine reports the spikes of a layer to all who count them."""
+
+    def tell(name: str, first: int, counts: Tensor, neurons: int) -> None:
+        for rates in watchers:
+            rates.add(name, first, counts, neurons)
+
+    return tell
 
 
 def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:

@@ -1,0 +1,1 @@
+"""Engines: what runs a spiking graph over time. `registry` has them by name."""

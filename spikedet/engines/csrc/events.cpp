@@ -1,0 +1,244 @@
+// Integer spiking networks, event by event: see engines/events.py for what a layer is.
+//
+// Plain C at its border, called by ctypes. Nothing is kept from one call to the next.
+#include "events.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define SD_NAME portable
+#if defined(__aarch64__)
+#define SD_TEXT "neon"
+#else
+#define SD_TEXT "portable"
+#endif
+#define SD_BYTES 16
+#define SD_MOST 4
+#define SD_AVX512 0
+#define SD_AVX2 0
+#include "kernels.inc"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__clang__)
+#define SD_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#define SD_BEGIN(isa) \
+    SD_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define SD_END _Pragma("clang attribute pop")
+#else
+#define SD_PRAGMA(text) _Pragma(#text)
+#define SD_BEGIN(isa) _Pragma("GCC push_options") SD_PRAGMA(GCC target(isa))
+#define SD_END _Pragma("GCC pop_options")
+#endif
+
+SD_BEGIN("avx2")
+#define SD_NAME avx2
+#define SD_TEXT "avx2"
+#define SD_BYTES 32
+#define SD_MOST 4
+#define SD_AVX512 0
+#define SD_AVX2 1
+#include "kernels.inc"
+SD_END
+
+SD_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512dq")
+#define SD_NAME avx512
+#define SD_TEXT "avx512"
+#define SD_BYTES 64
+#define SD_MOST 8
+#define SD_AVX512 1
+#define SD_AVX2 0
+#include "kernels.inc"
+SD_END
+
+SD_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi,bmi2")
+#define SD_NAME avx512_vbmi2
+#define SD_TEXT "avx512_vbmi2"
+#define SD_BYTES 64
+#define SD_MOST 8
+#define SD_AVX512 2
+#define SD_AVX2 0
+#include "kernels.inc"
+SD_END
+#endif
+
+namespace {
+
+// All kernels that this machine can run, the fastest first.
+std::vector<const sd_kernels*> available() {
+    std::vector<const sd_kernels*> found;
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (wide && __builtin_cpu_supports("avx512vbmi2")) found.push_back(&avx512_vbmi2::kernels);
+    if (wide) found.push_back(&avx512::kernels);
+    if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&portable::kernels);
+    return found;
+}
+
+void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+// Wait until a row is there. Rows are taken in order, so that whoever makes it is at work on it.
+void await(const std::atomic<int32_t>& done) {
+    for (int i = 0; !done.load(std::memory_order_acquire); i++) {
+        if (i < 2000)
+            relax();
+        else
+            std::this_thread::yield();
+    }
+}
+
+struct Work {
+    const sd_run& run;
+    const sd_kernels& kernels;
+    std::vector<int64_t> first;  // number of the first row of each layer
+    std::atomic<int64_t> next{0};
+    int64_t scratch = 0;
+
+    Work(const sd_run& r, const sd_kernels& k) : run(r), kernels(k) {
+        int64_t rows = 0;
+        for (int l = 0; l < run.layers_number; l++) {
+            const sd_layer& layer = run.layers[l];
+            first.push_back(rows);
+            rows += (int64_t)run.batch * layer.height;
+            const int64_t size = kernels.scratch(run, layer);
+            scratch = size > scratch ? size : scratch;
+            for (int i = 0; i < run.batch * layer.height; i++) layer.done[i].store(0);
+        }
+        first.push_back(rows);
+    }
+
+    void rows_of(int l, int item) {
+        const sd_layer& layer = run.layers[l];
+        const int b = item / layer.height, y = item % layer.height;
+        for (int s = 0; s < layer.sources_number; s++) {
+            const sd_source& source = layer.sources[s];
+            const int maker = run.maker[source.tensor];
+            if (maker < 0) continue;
+            const sd_layer& from = run.layers[maker];
+            for (int i = source.row_first[y]; i < source.row_first[y + 1]; i++)
+                await(from.done[b * from.height + source.rows[2 * i]]);
+        }
+    }
+
+    void operator()(char* memory) {
+        int l = 0;
+        for (;;) {
+            const int64_t now = next.fetch_add(1);
+            if (now >= first.back()) return;
+            while (now >= first[l + 1]) l++;
+            const int item = (int)(now - first[l]);
+            rows_of(l, item);
+            kernels.row(run, run.layers[l], item, memory);
+            run.layers[l].done[item].store(1, std::memory_order_release);
+        }
+    }
+};
+
+// Threads that share the work, however many come; each has memory of its own.
+struct Team {
+    Work& work;
+    char* memory;
+    int64_t size;
+    std::atomic<int> members{0};
+
+    static void join(void* data) {
+        Team& team = *(Team*)data;
+        const uintptr_t at = (uintptr_t)(team.memory + team.size * team.members.fetch_add(1));
+        team.work((char*)((at + 63) / 64 * 64));
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+int32_t sd_version() { return 2; }
+
+// How many kernels there are for this machine, the fastest first; their names and int32 lanes.
+int32_t sd_kernels_number() { return (int32_t)available().size(); }
+const char* sd_kernels_name(int32_t i) { return available()[i]->name; }
+int32_t sd_kernels_half(int32_t i) { return available()[i]->half; }
+
+// Run layers over some steps. 0, or 1 where there is no memory.
+int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
+    Work work(*run, *available()[kernels]);
+    const int64_t size = work.scratch + 64;
+    std::vector<char> memory(size * run->threads);
+    Team team{work, memory.data(), size};
+    if (run->threads > 1 && run->parallel) {
+        run->parallel(&Team::join, &team, (unsigned)run->threads, 0);
+        return 0;
+    }
+    std::vector<std::thread> threads;
+    try {
+        for (int i = 1; i < run->threads; i++) threads.emplace_back(&Team::join, &team);
+    } catch (const std::system_error&) {
+        // fewer threads do the same
+    }
+    Team::join(&team);
+    for (std::thread& thread : threads) thread.join();
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
+
+// The events of a tensor as whole numbers [B, steps, height, width, channels].
+void sd_unpack(const sd_tensor* tensor, int32_t batch, int32_t steps, int16_t* values) {
+    const int64_t wide = (int64_t)tensor->width * tensor->channels;
+    const int64_t rows = (int64_t)batch * steps * tensor->height;
+    memset(values, 0, 2 * rows * wide);
+    for (int p = 0; p < tensor->planes; p++)
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t from = p * rows + row;
+            const int n = tensor->first[from * (tensor->width + 1) + tensor->width];
+            for (int e = 0; e < n; e++)
+                values[row * wide + tensor->events[from * tensor->room + e]] += p ? -1 : 1;
+        }
+}
+
+// Whole numbers [B, steps, height, width, channels] as events. 0, or 1 where a row is too small.
+int32_t sd_pack(const sd_tensor* tensor, int32_t batch, int32_t steps, const int16_t* values) {
+    const int64_t rows = (int64_t)batch * steps * tensor->height;
+    for (int p = 0; p < tensor->planes; p++)
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t to = p * rows + row;
+            uint16_t* events = tensor->events + to * tensor->room;
+            uint16_t* first = tensor->first + to * (tensor->width + 1);
+            const int16_t* from = values + row * tensor->width * tensor->channels;
+            int64_t n = 0;
+            first[0] = 0;
+            for (int x = 0; x < tensor->width; x++) {
+                for (int c = 0; c < tensor->channels; c++) {
+                    const int code = x * tensor->channels + c;
+                    const int value = p ? -from[code] : from[code];
+                    if (value < 0 && tensor->planes == 1) return 1;
+                    for (int i = 0; i < value; i++) {
+                        if (n >= tensor->room) return 1;
+                        events[n++] = (uint16_t)code;
+                    }
+                }
+                first[x + 1] = (uint16_t)n;
+            }
+        }
+    return 0;
+}
+}

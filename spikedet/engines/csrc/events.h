@@ -1,0 +1,86 @@
+// What the caller and every build of the kernels agree on.
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+extern "C" {
+
+// The events of one tensor. A row is (plane, picture, step, y). Its events are x * channels + c, in
+// ascending order of x; those of column x are events[first[x]] up to events[first[x + 1]]. Plane 1,
+// of signed spikes alone, holds the negative ones. An event may occur several times.
+struct sd_tensor {
+    int32_t channels, height, width, planes;
+    int64_t room;      // events that a row has room for, and LOOSE more
+    uint16_t* events;  // [planes, B, steps, height, room]
+    uint16_t* first;   // [planes, B, steps, height, width + 1]
+};
+
+// One input of a layer of neurons.
+//   rows[row_first[y] .. row_first[y + 1]] are pairs (input row, first weight row), and
+//   columns[column_first[x] .. column_first[x + 1]] are triples (first input column, how many,
+//   weight column): the events of these columns add the weight rows
+//   weight row + (weight column - first column) * channels + event.
+struct sd_source {
+    int32_t tensor;
+    int32_t scatter;   // 1: few outputs a weight row, which lie in `few`
+    int32_t negative;  // where the rows for plane 1 begin, counted from those for plane 0
+    int32_t few_size;  // of a scattered source: outputs that an event reaches
+    const int32_t *row_first, *rows, *column_first, *columns;
+    const int32_t* few;        // [weight rows, few_size]
+    const int32_t* few_first;  // first of these outputs for each channel, -1 for none
+};
+
+enum sd_kind { SD_NEURON = 0, SD_CURRENT = 1, SD_POOL = 2 };
+
+struct sd_layer {
+    int32_t kind;
+    int32_t channels, padded, height, width;  // of the output; padded: a multiple of LANES
+    int32_t output;                           // number of its tensor, -1 for none
+    int32_t wide;                             // weights are int16 and not int8
+    int32_t sources_number;
+    int32_t scattered;     // one of the sources is
+    int32_t zero_row;      // a weight row of zeros
+    int32_t window_most;   // the most events that a window can hold
+    int32_t by_step;       // of a pool: the maximum in every step
+    int32_t initial_each;  // the initial potentials are [height, width, padded]
+    int32_t signed_;
+    const struct sd_source* sources;
+    const void* weights;  // [rows, padded] in the order of `sd_order`
+    const int32_t *bias, *threshold, *initial;  // [padded]
+    const int32_t *low, *up;                    // signed: fires down at u <= low, then u += up
+    const float *inverse, *limit;               // of a constant current: steps a unit, largest
+    // of this run:
+    const float* current;    // [B, height, width, channels]
+    int32_t* state;          // [B, height, width, padded]; null if nothing goes on after this part
+    int16_t* counts;         // of a pool: [B, height, ...], as state
+    float* mean;             // [steps or 1, B, height, width, padded]; null for none
+    const float* step_mass;  // [steps]
+    int32_t mean_each;       // the mean after every step
+    int32_t* fired;          // [B, steps, height]: spikes of each row
+    std::atomic<int32_t>* done;  // [B, height]
+};
+
+// Calls work(data) in so many threads, as libgomp's GOMP_parallel does.
+typedef void (*sd_parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+struct sd_run {
+    int32_t batch, steps;
+    int32_t first_part, last_part;  // nothing before it; nothing after it
+    int32_t layers_number, tensors_number, threads;
+    const struct sd_layer* layers;
+    const struct sd_tensor* tensors;
+    const int32_t* maker;  // number of the layer that makes each tensor, -1: it is there
+    sd_parallel parallel;  // null: threads of our own
+};
+}
+
+constexpr int LANES = 32;  // channels are padded to a multiple
+constexpr int LOOSE = 32;  // a row of events has room for so many more
+
+// What every build of the kernels offers.
+struct sd_kernels {
+    const char* name;
+    int half;  // int32 lanes of a vector: how weights are interleaved
+    void (*row)(const sd_run&, const sd_layer&, int item, void* scratch);
+    int64_t (*scratch)(const sd_run&, const sd_layer&);
+};

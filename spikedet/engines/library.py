@@ -1,0 +1,143 @@
+"""The compiled kernels: the library that installation built, or one built on first use.
+
+Installation builds it where there is a C++ compiler and does without it otherwise. Where it is
+missing, or of another version than this file, it is built once into the user's cache, under a name
+that says what it was built from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+VERSION = 2  # of what caller and library agree on, `sd_version`
+SOURCES = ("events.cpp", "kernels.inc", "events.h")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+HINT = "install a C++ compiler (g++ or clang++) and the `events` engine runs several times faster"
+
+
+class NoLibrary(Exception):
+    """There is no library of kernels; says why and what would help."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library of kernels.
+
+    Raises:
+        NoLibrary: None is built, and none can be.
+    """
+    if os.environ.get("SPIKEDET_NO_KERNELS"):
+        raise NoLibrary("SPIKEDET_NO_KERNELS is set")
+    for path in sorted(Path(__file__).parent.glob("_events*.so")):
+        found = _opened(path)
+        if found is not None:
+            return found
+    found = _opened(_built())
+    if found is None:
+        raise NoLibrary("the kernels that were built cannot be loaded")
+    return found
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """A library, unless it is damaged or of another version."""
+    try:
+        found = ctypes.CDLL(str(path))
+        if found.sd_version() != VERSION:
+            return None
+    except (OSError, AttributeError):
+        return None
+    found.sd_kernels_name.restype = ctypes.c_char_p
+    return found
+
+
+def _built() -> Path:
+    """The library of the user's cache, built if it is not there.
+
+    Raises:
+        NoLibrary: No compiler, no place, or it fails.
+    """
+    folder = Path(__file__).parent / "csrc"
+    if sys.platform == "win32":
+        raise NoLibrary("kernels are not built on Windows")
+    compiler = os.environ.get("CXX") or next(
+        (found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None
+    )
+    if compiler is None:
+        raise NoLibrary(f"no C++ compiler; {HINT}")
+    content = b"".join((folder / name).read_bytes() for name in SOURCES)
+    made_of = content + repr((compiler, FLAGS, platform.machine())).encode()
+    name = f"events-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    place = _cache()
+    if not (place / name).is_file():
+        _compile(compiler, folder / SOURCES[0], place, name)
+    return place / name
+
+
+def _cache() -> Path:
+    """A folder that nobody but the user can write to.
+
+    Raises:
+        NoLibrary: There is none.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(home) / "spikedet"
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = place.stat()
+    except OSError as error:
+        raise NoLibrary(f"{place}: no place for the kernels ({error.strerror})") from None
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NoLibrary(f"{place}: others can write there, so that no kernels are loaded from it")
+    return place
+
+
+def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        made = Path(folder) / name
+        command = [compiler, *FLAGS, str(source), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoLibrary(f"{compiler} cannot be run ({error}); {HINT}") from None
+        if done.returncode:
+            first = next((line for line in done.stderr.splitlines() if "error" in line), "")
+            raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
+        os.replace(made, place / name)
+
+
+@cache
+def threads_of_torch() -> int:
+    """Address of the function that gives work to torch's own threads; 0 where there is none.
+
+    Those of torch wait for work at full speed for some milliseconds after each of its operations,
+    and threads beside them would have to share the processor with that.
+    """
+    import torch
+
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
+        try:
+            found = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return ctypes.cast(found.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):
+            continue
+    return 0
+
+
+def kernels() -> list[str]:
+    """Names of the kernels that this machine can run, the fastest first.
+
+    Raises:
+        NoLibrary: As `library`.
+    """
+    found = library()
+    return [found.sd_kernels_name(i).decode() for i in range(found.sd_kernels_number())]

@@ -1,0 +1,149 @@
+"""The integer program in torch, one operation after the other: slow, plain, and the truth.
+
+Whole numbers are kept in float64, which holds every one of them up to 2**53, so that torch's own
+convolutions, poolings and so on compute them without an error. Every kernel must give the same
+spikes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedet.engines.program import (
+    Current,
+    Move,
+    Neuron,
+    Op,
+    Plus,
+    Pool,
+    Program,
+    Sums,
+    Times,
+    Weighted,
+)
+from spikedet.neurons.layers import per_channel
+
+
+class Reference:
+    """One pass of an integer program.
+
+    Args:
+        program: What to run.
+        currents: Values of the constant nodes that it reads, float32 [B, ...], by their names.
+        batch: B.
+    """
+
+    def __init__(self, program: Program, currents: dict[str, Tensor], batch: int):
+        self.program, self.currents, self.batch = program, currents, batch
+        self.memory: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def advance(self, steps: int) -> dict[str, Tensor]:
+        """What neurons and pools send in the next steps, [steps*B, ...] float64 whole numbers."""
+        values: dict[str, Tensor] = {}
+        for op in self.program.ops.values():
+            if op.name not in self.program.running:
+                continue
+            values[op.name] = self.value(op, [values[source] for source in op.inputs], steps)
+        return values
+
+    def value(self, op: Op, inputs: list[Tensor], steps: int) -> Tensor:
+        """The value of one operation for the next steps, [steps*B, ...]."""
+        if isinstance(op, Current):
+            current = rounded(op, self.currents[op.node])
+            return current.repeat(steps, *[1] * (current.ndim - 1))
+        if isinstance(op, Pool | Neuron):
+            advance = _pool if isinstance(op, Pool) else _fire
+            memory = self.memory.get(op.name)
+            value, self.memory[op.name] = advance(op, inputs[0], self.batch, steps, memory)
+            return value
+        return at_once(op, inputs)
+
+
+def rounded(op: Current, value: Tensor) -> Tensor:
+    """A constant current in whole numbers, [B, C, ...] float64."""
+    limit = per_channel(op.limit, value.ndim)
+    scaled = value.float() * per_channel(op.inverse, value.ndim)
+    return torch.minimum(torch.maximum(scaled, -limit), limit).round().double()
+
+
+def at_once(op: Op, inputs: list[Tensor]) -> Tensor:
+    """An operation that knows no time, on [N, ...] float64."""
+    if isinstance(op, Weighted):
+        return _weighted(op.like, inputs[0], op.weight.to(inputs[0]))
+    if isinstance(op, Times):
+        return inputs[0] * per_channel(op.factor.to(inputs[0]), inputs[0].ndim)
+    if isinstance(op, Plus):
+        total = sum(inputs[1:], inputs[0])
+        return total if op.offset is None else total + op.offset.to(total)
+    if isinstance(op, Sums):
+        return (op.module(inputs[0]) * op.times).round()
+    assert isinstance(op, Move)
+    if op.zeros:
+        there = iter(inputs)
+        first = inputs[0]
+        inputs = [
+            first.new_zeros(len(first), *op.zeros[i][1:]) if i in op.zeros else next(there)
+            for i in range(len(inputs) + len(op.zeros))
+        ]
+    return op.module(*inputs)
+
+
+def _weighted(like: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(like, nn.Linear):
+        return F.linear(x, weight)
+    if isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        function = F.conv_transpose1d if weight.ndim == 3 else F.conv_transpose2d
+        return function(
+            x,
+            weight,
+            None,
+            like.stride,
+            like.padding,
+            like.output_padding,
+            like.groups,
+            like.dilation,
+        )
+    function = F.conv1d if weight.ndim == 3 else F.conv2d
+    return function(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
+
+
+def _fire(
+    op: Neuron, current: Tensor, batch: int, steps: int, memory: Any
+) -> tuple[Tensor, Tensor]:
+    """Spikes [steps*B, C, ...] and the potentials after them."""
+
+    def each(value: Tensor) -> Tensor:
+        return per_channel(value.to(current), current.ndim)
+
+    u = memory
+    if u is None:
+        u = each(op.initial).expand(batch, *current.shape[1:])
+    spikes = []
+    for now in current.split(batch):
+        u = u + now + each(op.bias)
+        above = (u >= each(op.threshold)).to(current.dtype)
+        below = torch.zeros_like(above)
+        if op.low is not None:
+            below = (u <= each(op.low)).to(current.dtype)
+            u = u + below * each(op.up)
+        u = u - above * each(op.threshold)
+        spikes.append(above - below)
+    return torch.cat(spikes), u
+
+
+def _pool(op: Pool, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+    """As `SpikingMaxPool.advance`, in float64."""
+    if op.module.mode == "step":
+        return op.module.pool(x), None
+    counts = x.unflatten(0, (steps, batch)).cumsum(0)
+    if memory is not None:
+        counts = counts + memory[0]
+    pooled = op.module.pool(counts.flatten(0, 1)).unflatten(0, (steps, batch))
+    before = torch.zeros_like(pooled[0]) if memory is None else memory[1]
+    sent = pooled - torch.cat([before[None], pooled[:-1]])
+    return sent.flatten(0, 1), (counts[-1], pooled[-1])

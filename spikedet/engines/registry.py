@@ -1,0 +1,80 @@
+"""Engines by name. A new one is a file and one `register`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from spikedet.engines.library import NoLibrary
+from spikedet.engines.program import NoIntegers
+from spikedet.engines.whole import EventsEngine, ReferenceEngine, Tell
+from spikedet.errors import UsageError
+from spikedet.graph.graph import Graph
+
+
+class Engine(Protocol):
+    """A compiled spiking graph."""
+
+    def simulate(
+        self, pictures: Tensor, parts: Iterable[int], each_step: bool, tell: Tell | None = None
+    ) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """As `SpikingNetwork` runs its graph, see `whole.WholeEngine.simulate`."""
+
+    def describe(self) -> list[str]:
+        """How it computes, in a few words, and a line for each layer that it leaves to others."""
+
+
+ENGINES: dict[str, Callable[[Graph], Engine]] = {}
+TORCH, AUTO = "torch", "auto"
+
+
+def register(name: str, compile_graph: Callable[[Graph], Engine]) -> None:
+    """Let `name` stand for an engine that compiles a graph."""
+    if name in names():
+        raise ValueError(f"an engine {name} is registered already")
+    ENGINES[name] = compile_graph
+
+
+def names() -> list[str]:
+    """All that `make` takes: `auto`, `torch`, and what is registered."""
+    return [AUTO, TORCH, *ENGINES]
+
+
+def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
+    """An engine for a graph.
+
+    Args:
+        name: One of `names()`. `auto` takes `events` where machine and network allow it.
+        graph: Spiking.
+
+    Returns:
+        Its name, the engine (None: torch runs the graph itself), and in one sentence how it
+        computes, or why torch does.
+
+    Raises:
+        UsageError: No such engine, or it cannot run this network or on this machine.
+    """
+    if name not in names():
+        raise UsageError(f"no engine {name!r}; expected {', '.join(names())}")
+    if name == TORCH:
+        return TORCH, None, "float32 by torch"
+    wanted = "events" if name == AUTO else name
+    try:
+        if name == AUTO and next(graph.buffers()).device.type != "cpu":
+            return TORCH, None, "the network is not on the CPU"
+        engine = ENGINES[wanted](graph)
+        return wanted, engine, "; ".join(engine.describe())
+    except NoLibrary as error:
+        if name != AUTO:
+            raise UsageError(f"the {name} engine has no kernels: {error}") from None
+        return TORCH, None, str(error)
+    except NoIntegers as error:
+        if name != AUTO:
+            raise
+        return TORCH, None, str(error)
+
+
+register("events", EventsEngine)
+register("integers", ReferenceEngine)

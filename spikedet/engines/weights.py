@@ -1,0 +1,122 @@
+"""Weights by input and output channel, and the divisors of averages."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spikedet.graph.operations import Mean, Sum
+
+
+def transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
+
+
+def times_inputs(module: nn.Module, amplitude: Tensor) -> Tensor:
+    """Weights times what 1 stands for in each input channel [C], float64."""
+    weight = module.weight.detach().double().cpu()
+    tail = [1] * (weight.ndim - 2)
+    if transposed(module):
+        return weight * amplitude.view(-1, 1, *tail)
+    groups = getattr(module, "groups", 1)
+    rows = amplitude.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+    return weight * rows.reshape(len(weight), -1, *tail)
+
+
+def by_output(module: nn.Module, weight: Tensor) -> Tensor:
+    """Weights of each output channel, [C_out, -1]."""
+    if not transposed(module):
+        return weight.flatten(1)
+    groups = module.groups  # [in, out / groups, ...]
+    parts = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+    return parts.transpose(1, 2).reshape(groups * weight.shape[1], -1)
+
+
+def largest_of(module: nn.Module, weight: Tensor) -> Tensor:
+    return by_output(module, weight).abs().amax(1)
+
+
+def most_sum(module: nn.Module, weight: Tensor) -> float:
+    return by_output(module, weight.long()).abs().sum(1).max().item()
+
+
+def by_outputs(module: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+    """Weights times a factor for each output channel [C_out]."""
+    tail = [1] * (weight.ndim - 2)
+    if not transposed(module):
+        return weight * factor.view(-1, 1, *tail)
+    rows = factor.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1)
+    return weight * rows.reshape(len(weight), -1, *tail)
+
+
+def factor_of(module: nn.Module) -> Tensor | None:
+    """The factor of each channel [C] that a layer is, but for its bias; None if it is none."""
+    weight = module.weight.detach().double().cpu()
+    if isinstance(module, nn.Linear):
+        diagonal = weight.diagonal()
+        square = weight.shape[0] == weight.shape[1]
+        return diagonal if square and bool((weight == diagonal.diag()).all()) else None
+    alone = module.groups == module.in_channels == module.out_channels
+    point = all(size == 1 for size in weight.shape[2:])
+    still = all(s == 1 for s in module.stride) and _no_padding(module)
+    return weight.flatten() if alone and point and still else None
+
+
+def _no_padding(module: nn.Module) -> bool:
+    return module.padding in ("same", "valid") or all(p == 0 for p in module.padding)
+
+
+def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
+    """All divisors that an average of [1, ...] has."""
+    if isinstance(module, Sum):
+        return [1]
+    if isinstance(module, Mean):
+        return [math.prod(shape[d % len(shape)] for d in module.dims)]
+    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
+        sizes = module.output_size
+        dims = 2 if isinstance(module, nn.AdaptiveAvgPool2d) else 1
+        sizes = (sizes,) * dims if isinstance(sizes, int) else tuple(sizes)
+        wide: list[set[int]] = []
+        for size, out in zip(shape[-dims:], sizes, strict=True):
+            wide.append({len(window) for window in adaptive_windows(size, out)})
+        return sorted({math.prod(pair) for pair in _pairs(wide)})
+    ones = torch.ones((1, 1, *shape[2:]), dtype=torch.float64)
+    if isinstance(module, nn.AvgPool2d):
+        kernel = module.kernel_size
+        if module.divisor_override:
+            return [module.divisor_override]
+        summed = F.avg_pool2d(
+            ones, kernel, module.stride, module.padding, module.ceil_mode, True, 1
+        )
+        found = summed / module(ones)
+    else:
+        kernel, stride, padding = (
+            (1, v[0] if isinstance(v, tuple) else v)
+            for v in (module.kernel_size, module.stride, module.padding)
+        )
+        summed = F.avg_pool2d(
+            ones.unsqueeze(2), kernel, stride, (0, padding[1]), module.ceil_mode, True, 1
+        )
+        found = summed.squeeze(2) / module(ones)
+    return sorted({int(v) for v in found.round().unique().tolist()})
+
+
+def adaptive_windows(size: int, out: int | None) -> list[range]:
+    """The windows of adaptive pooling along one dimension."""
+    out = size if out is None else out
+    return [range(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+def _pairs(sets: list[set[int]]) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for values in sets:
+        found = [(*head, value) for head in found for value in values]
+    return found
+
+
+def most_of(module: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest value that an average of ones has."""
+    return module(torch.ones(shape, dtype=torch.float64)).max().item()
