@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import ConversionError
+from spikedet.graph.graph import Graph
 from spikedet.graph.record import record
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.runtime.network import SpikingNetwork
@@ -611,3 +612,10 @@ def test_two_batch_norms_in_a_row_are_folded_into_one_layer():
     graph = prepare(network, pictures)
     assert [node.kind for node in graph] == ["conv2d", "relu", "conv2d"]
     assert torch.allclose(graph(pictures), network(pictures), atol=1e-5)
+
+
+def test_names_of_nodes_are_never_parts_of_others():
+    graph = Graph()
+    wanted = ["2", "2.scale", "2.scale", "train.x", "a.train.b", "float", "a", "a.b"]
+    found = [graph.add(name, nn.ReLU(), ["input"]) for name in wanted]
+    assert found == ["2", "2_scale", "2_scale_1", "train_x", "a.train_b", "float_1", "a_1", "a.b"]

@@ -178,14 +178,21 @@ class Graph(nn.Module):
         self.output = rename(self.output, lambda name: new if name == old else name)
 
     def _free(self, name: str) -> str:
-        """A name like this one under which a node can stand."""
+        """A name like this one under which a node can stand: no other is a part of it."""
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            # an operation inside of that one's module, or a name that modules have for something
+            if ".".join(parts[:end]) in self.edges or hasattr(_EMPTY, parts[end - 1]):
+                name = f"{'.'.join(parts[:end])}_{'_'.join(parts[end:])}"
+                break
         wanted, number = name, 0
-        while self._taken(wanted):
+        while self.taken(wanted):
             number += 1
             wanted = f"{name}_{number}"
         return wanted
 
-    def _taken(self, name: str) -> bool:
+    def taken(self, name: str) -> bool:
+        """Whether no node can be put under a name."""
         if not name or name == INPUT or any(hasattr(_EMPTY, part) for part in name.split(".")):
             return True
         return any(

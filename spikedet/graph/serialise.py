@@ -83,8 +83,9 @@ def _build(description: Any) -> Graph:
             type(module.steps) is int and 0 < module.steps <= 65536 and 0 <= module.noise <= 1
         ):
             raise ValueError(f"{name[:50]}: a quantiser of {module.steps} levels")
-        if graph.add(name, module, inputs) != name:
-            raise ValueError(f"{name[:50]} stands there twice")
+        if graph.taken(name):
+            raise ValueError(f"{name[:50]} is no name for one more node")
+        graph.add(name, module, inputs)
     graph.output = from_json(description["output"])
     wanted = names_in(graph.output)
     if not wanted or any(name not in graph for name in wanted):
