@@ -238,3 +238,12 @@ def test_per_neuron_potentials_belong_to_a_picture_size():
             runner.raw(pictures[:1])
             with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):
                 runner.raw(torch.zeros(1, 3, 96, 96))
+
+
+def test_a_description_that_fails_leaves_the_next_network_its_activation():
+    description = model.read_description("yolov8n.yaml", activation=RELU)
+    with pytest.raises(UsageError, match="cannot be built"):
+        model.build({**description, "head": [[-1, 1, "Nothing", []]]}, 20)
+    network = model.build(model.read_description("yolov8n.yaml"), 20)
+    kinds = {type(module) for module in network.modules()}
+    assert nn.SiLU in kinds and nn.ReLU not in kinds

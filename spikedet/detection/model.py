@@ -15,7 +15,7 @@ from spikedet import checkpoint
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
-from spikedet.detection.ultra import Detect, DetectionLoss, DetectionModel, stock_description
+from spikedet.detection.ultra import Conv, Detect, DetectionLoss, DetectionModel, stock_description
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
@@ -281,10 +281,13 @@ def build(description: dict[str, Any], classes: int) -> Detector:
             its layers do not fit together.
     """
     _expect_buildable(description)
+    usual = Conv.default_act  # of all networks; ultralytics leaves another one where it fails
     try:
         return Detector(dict(description), classes)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"the network description cannot be built: {error}") from error
+    finally:
+        Conv.default_act = usual
 
 
 def _expect_buildable(description: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ from ultralytics.cfg import get_cfg as training_options  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.models.yolo import YOLO  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
-from ultralytics.nn.modules import Detect  # noqa: E402
+from ultralytics.nn.modules import Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils.loss import v8DetectionLoss as DetectionLoss  # noqa: E402
 from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors  # noqa: E402
@@ -95,6 +95,7 @@ def show_progress() -> None:
 
 __all__ = [
     "SAMPLE",
+    "Conv",
     "Detect",
     "DetectionLoss",
     "DetectionModel",
