@@ -1,9 +1,7 @@
-"""Synaptic operations against counts made by hand and by brute force; tools/energy.py."""
+"""Synaptic operations against counts made by hand and by brute force; spikedet energy."""
 
 import json
 import shutil
-import sys
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import cli
 from spikedet.analysis.operations import (
     _adaptive_windows,
     fan_out,
@@ -19,6 +16,7 @@ from spikedet.analysis.operations import (
     multiply_accumulates,
     picojoules,
 )
+from spikedet.commands.main import main
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.record import record
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
@@ -355,10 +353,8 @@ def devkit(tmp_path):
 
 def command(monkeypatch, tool, *words):
     """Exit code of a command run in this process."""
-    module = import_module(f"tools.{tool}")
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        cli.run(module.main, module.arguments())
+        main(tool, list(map(str, words)))
     return stopped.value.code
 
 

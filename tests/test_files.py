@@ -2,10 +2,12 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from spikedet import cli
+from spikedet.commands import parse
+from spikedet.commands.main import run
 from spikedet.errors import DataError, cut
 from spikedet.files import write_atomic, write_csv
 
@@ -53,9 +55,9 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys, step):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, step, full)
-    monkeypatch.setattr("sys.argv", ["test"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda _: write_atomic(path, b"[]"), cli.parser("test"))
+        command = SimpleNamespace(Options=parse.Options, run=lambda _: write_atomic(path, b"[]"))
+        run(lambda: command, [], "test")
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
     assert os.listdir(tmp_path) == []

@@ -17,6 +17,9 @@ from test_data import add, annotation
 from test_energy import command
 
 from spikedet import checkpoint, stage_one, stage_two
+from spikedet.commands import calibrate, convert
+from spikedet.commands.main import parsed
+from spikedet.commands.training import plan
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.calibrate import Options
 from spikedet.conversion.stored import Stored
@@ -32,7 +35,6 @@ from spikedet.methods import METHODS, label
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.task import spiking_checkpoint
 from spikedet.training import check_devices, epochs_done, expect_same_run
-from tools import calibrate, convert
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -330,8 +332,7 @@ def stages_done(devkit, tmp_path_factory):
 
 
 def converted(folder, devkit, method, *words):
-    """The network that tools/convert.py makes, and its origin."""
-    parser = convert.arguments()
+    """The network that spikedet convert makes, and its origin."""
     out = folder / f"{method}.safetensors"
     for path in (out, calibrate.last_of(out)):
         path.unlink(missing_ok=True)
@@ -341,7 +342,7 @@ def converted(folder, devkit, method, *words):
     small += ["--end-to-end", 2] if does and does.end_to_end else []
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
-    convert.main(parser.parse_args([*map(str, [*given, *data, *small, *words])]))
+    convert.run(parsed("convert", [*given, *data, *small, *words]))
     made = checkpoint.load(out)
     assert (made.stage, made.T) == ("snn", 4)
     return made
@@ -368,18 +369,16 @@ def test_options_that_a_method_would_ignore_are_refused(stages_done, method, wor
     given = ["--model", stages_done / "float.safetensors", "--method", method, "--T", 4, "--data",
              "nowhere", "--out", stages_done / "none.safetensors", *words]  # fmt: skip
     with pytest.raises(UsageError, match=refusal):
-        convert.main(convert.arguments().parse_args([*map(str, given)]))
+        convert.run(parsed("convert", given))
 
 
 def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_path):
     (tmp_path / "x.yaml").write_text("convert: {epochs: 3, end-to-end: 5}")
-    parser = convert.arguments()
-    parser.prog = "convert.py"
     given = ["--config", tmp_path / "x.yaml", "--model", stages_done / "float.safetensors",
              "--method", "copy", "--T", 4, "--data", "nowhere",
              "--out", tmp_path / "o"]  # fmt: skip
     with pytest.raises(DataError, match="nowhere"):  # no earlier refusal
-        convert.main(parser.parse_args([*map(str, given)]))
+        convert.run(parsed("convert", given))
 
 
 @pytest.mark.parametrize("change", ["classes", "network", "pixels"])
@@ -449,11 +448,11 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
              "VOC2007:train", "--tuning", devkit.parent / "tuning.txt", "--end-to-end", 2,
              "--out", out]  # fmt: skip
     with pytest.raises(UsageError, match="name their --teacher"):
-        calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+        calibrate.run(parsed("calibrate", words))
     words += ["--teacher", stages_done / "float.safetensors"]
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
     falling = iter([2.0, 1.0])
-    calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+    calibrate.run(parsed("calibrate", words))
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
     assert after.origin["end_to_end"] is True and after.origin["end_to_end_steps"] == 2
@@ -471,7 +470,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         given = ["--weights", stages_done / "copy.safetensors", "--teacher", floating, "--data",
                  devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt",
                  "--end-to-end", 3, *words]  # fmt: skip
-        calibrate.main(calibrate.arguments().parse_args([*map(str, given)]))
+        calibrate.run(parsed("calibrate", given))
 
     def trained(path):
         rejected = path.with_suffix(".last.safetensors")
@@ -667,7 +666,7 @@ def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit
 def test_convert_wants_float_weights(stages_done, devkit):
     one = ["--model", str(stages_done / "qc.safetensors"), "--T", "4", "--data", str(devkit)]
     with pytest.raises(WeightsError, match="these are qc weights; expected float weights"):
-        convert.main(convert.arguments().parse_args([*one, "--out", str(stages_done / "x")]))
+        convert.run(parsed("convert", [*one, "--out", str(stages_done / "x")]))
 
 
 @pytest.fixture(scope="module")
@@ -754,6 +753,6 @@ def test_devices_that_cannot_be_used(monkeypatch, device, there, words):
 
 def test_the_batch_of_stage_one_is_not_that_of_stage_two():
     words = ["--model", "f", "--T", "4", "--data", "d", "--out", "o", "--batch", "128"]
-    args = convert.arguments().parse_args([*words, "--pictures", "32"])
-    planned = calibrate.plan(args, "detection")
+    args = parsed("convert", [*words, "--pictures", "32"])
+    planned = plan(args, "detection")
     assert (planned.batch, planned.pictures, planned.held) == (8, 32, 64)

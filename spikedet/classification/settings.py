@@ -5,56 +5,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikedet import settings
+from spikedet.settings import TrainingSettings, option, redefined
 
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 SHORT = "torchvision:"  # with a name, in the place of the file of a network description
+GROUP = "classifiers"
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
-# What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
+# What stage I does unless told otherwise, where that is not as in `Settings`.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.
 FOLD_FIRST = False
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.05}
 STAGE_ONE = {"epochs": 6, "warmup": 0.2, "clip": 1.0}
-STAGE_TWO = {
-    "pictures": 256,
-    "held": 64,
-    "layer_steps": 120,
-    "loss": "kl",
-    "batch": 32,
-    "end_to_end": 400,
-    "end_batch": 64,
-    "end_grow_from": None,
-    "end_rate": 1e-2,
-    "end_workers": 0,
-    "end_temperature": 1.0,
-    "end_jpeg": 0,
-}
 
 
 @dataclass
-class Settings(settings.TrainingSettings):
-    """How a classifier is trained; `FIELD_HELP` says what each field means."""
+class Settings(TrainingSettings):
+    """How a classifier is trained."""
 
-    epochs: int = 100
-    imgsz: int = 32
-    batch: int = 128
-    rate: float = 0.1
-    final: float = 0.0
-    workers: int = 0
-    augment: str = "crop"
-    jpeg: int = 0
-    smoothing: float = 0.0
-    temperature: float = 1.0
-    clip: float = 0.0
+    epochs: int = redefined(TrainingSettings, "epochs", 100)
+    imgsz: int = redefined(TrainingSettings, "imgsz", 32)
+    batch: int = redefined(TrainingSettings, "batch", 128)
+    rate: float = redefined(TrainingSettings, "rate", 0.1)
+    final: float = redefined(TrainingSettings, "final", 0.0)
+    workers: int = redefined(TrainingSettings, "workers", 0)
+    augment: str = option(
+        "crop",
+        "each with those before it, crop also mirrors; stage II crops and mirrors",
+        choices=("none", "crop", "cutout", "autoaugment"),
+        group=GROUP,
+    )
+    jpeg: int = option(
+        0,
+        "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
+        "pictures that will come as JPEG files, where those of the training do not",
+        least=0,
+        most=100,
+        group=GROUP,
+    )
+    smoothing: float = option(0.0, "label smoothing", least=0, most=1, group=GROUP)
+    temperature: float = option(
+        1.0,
+        "what the outputs are divided by that are distilled; 4 where the teacher was trained until "
+        "it was sure of its training pictures",
+        least=1,
+        group=GROUP,
+    )
+    clip: float = option(0.0, "largest norm of the gradient, 0 for no bound", least=0, group=GROUP)
 
 
-FIELD_HELP = {
-    **settings.FIELD_HELP,
-    "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it; stage "
-    "II crops and mirrors",
-    "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
-    "pictures that will come as JPEG files, where those of the training do not",
-    "smoothing": "label smoothing",
-    "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
-    "trained until it was sure of its training pictures",
-    "clip": "largest norm of the gradient, 0 for no bound",
-}
+@dataclass
+class StageTwo(settings.StageTwo):
+    """What stage II does of a classifier."""
+
+    loss: str = redefined(settings.StageTwo, "loss", "kl")
+    end_batch: int = redefined(settings.StageTwo, "end_batch", 64)
+    batch: int = redefined(settings.StageTwo, "batch", 32)
+    end_temperature: float = option(
+        1.0, "as --temperature of stage I, in this pass", least=1, group="end-to-end pass"
+    )
+    end_jpeg: int = option(
+        0, "as --jpeg of stage I, in this pass", least=0, most=100, group="end-to-end pass"
+    )

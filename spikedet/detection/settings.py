@@ -3,66 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from spikedet import settings
+from spikedet.settings import CONFIGS, TrainingSettings, option, redefined
 
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TUNING = CONFIGS / "tuning_ids.txt"
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
     f"at most {MOST} boxes a picture, difficult objects ignored"
 )
+GROUP = "detectors"
 # How a backbone learns to tell classes apart before it is a detector's, where not as a classifier.
 BACKBONE = {"epochs": 16, "imgsz": 96, "grow_from": 64, "rate": 0.2, "decay": 5e-5}
-# What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
+# What stage I does unless told otherwise, where that is not as in `Settings`.
 FOLD_FIRST = True
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.01}
 STAGE_ONE = {"epochs": 4, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
-STAGE_TWO = {
-    "pictures": 256,
-    "held": 64,
-    "layer_steps": 120,
-    "loss": "mse",
-    "batch": 8,
-    "end_to_end": 600,
-    "end_batch": 8,
-    "end_grow_from": None,
-    "end_rate": 4e-3,
-    "end_workers": 1,
-}
 
 
 @dataclass
-class Settings(settings.TrainingSettings):
-    """How a detector is trained; `FIELD_HELP` says what each field means."""
+class Settings(TrainingSettings):
+    """How a detector is trained."""
 
-    epochs: int = 40
-    imgsz: int = 320
-    batch: int = 32
-    rate: float = 0.02
-    close_mosaic: int = 3
-    mosaic: float = 1.0
-    mixup: float = 0.0
-    scale: float = 0.5
-    translate: float = 0.1
-    by_size: bool = False
-    parts: int = 1
-    ema_tau: float = 2000
-    cache: bool = True
+    epochs: int = redefined(TrainingSettings, "epochs", 40)
+    imgsz: int = redefined(TrainingSettings, "imgsz", 320)
+    batch: int = redefined(TrainingSettings, "batch", 32)
+    rate: float = redefined(TrainingSettings, "rate", 0.02)
+    close_mosaic: int = option(3, "last epochs without mosaic", least=0, group=GROUP)
+    mosaic: float = option(1.0, "probability of mosaic", least=0, most=1, group=GROUP)
+    mixup: float = option(0.0, "probability of mixing two pictures", least=0, most=1, group=GROUP)
+    scale: float = option(
+        0.5, "random scale, plus or minus this part", least=0, most=1, group=GROUP
+    )
+    translate: float = option(
+        0.1, "random shift, as a part of the picture", least=0, most=1, group=GROUP
+    )
+    by_size: bool = option(
+        False, "give an object to the output strides that fit its size, not to any", group=GROUP
+    )
+    parts: int = option(
+        1, "on a CPU: parts of a batch, each on a thread of its own", least=1, group=GROUP
+    )
+    ema_tau: float = option(
+        2000, "time constant in steps of the weights' average", least=0, group=GROUP
+    )
+    cache: bool = option(True, "hold the resized pictures in memory", group=GROUP)
 
 
-FIELD_HELP = {
-    **settings.FIELD_HELP,
-    "close_mosaic": "last epochs without mosaic",
-    "mosaic": "probability of mosaic",
-    "mixup": "probability of mixing two pictures",
-    "scale": "random scale, plus or minus this part",
-    "translate": "random shift, as a part of the picture",
-    "by_size": "give an object to the output strides that fit its size, not to any",
-    "parts": "on a CPU: parts of a batch, each on a thread of its own",
-    "ema_tau": "time constant in steps of the weights' average",
-    "cache": "hold the resized pictures in memory",
-}
+@dataclass
+class StageTwo(settings.StageTwo):
+    """What stage II does of a detector."""
+
+    end_to_end: int = redefined(settings.StageTwo, "end_to_end", 600)
+    end_rate: float = redefined(settings.StageTwo, "end_rate", 4e-3)
+    end_workers: int = redefined(settings.StageTwo, "end_workers", 1)

@@ -1,0 +1,80 @@
+"""What is refused before the work begins: options without effect, outputs that would be lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spikedet.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from spikedet.commands.parse import Options
+    from spikedet.task import Task
+
+
+def refuse(options: Options, names: Sequence[str], why: str) -> None:
+    """Refuse options that would be ignored; those of a `--config` file may be for other methods.
+
+    Args:
+        options: Those that were parsed.
+        names: Of options.
+        why: They would be ignored.
+
+    Raises:
+        UsageError: One of them is on the command line.
+    """
+    for name in names:
+        if name in options.given:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+def expect_new(path: Path) -> None:
+    """Refuse to write over what took hours to make, or where nothing can be written.
+
+    Raises:
+        TrainingError: There is such a file.
+        UsageError: As `expect_writable`.
+    """
+    if path.exists():
+        raise TrainingError(f"{path} is there already; choose another --out")
+    expect_writable(path)
+
+
+def expect_writable(path: Path | None) -> None:
+    """Refuse an output that cannot be written, before the work for it is done.
+
+    Raises:
+        UsageError: It is a folder, or its own would have to lie in a file, or is write-protected.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; expected the name of a file to write")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: {folder} is not a folder that can be written to")
+
+
+def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
+    """Say so where released weights are measured on what they were trained on.
+
+    Args:
+        task: Of the weights.
+        samples: What they are measured on.
+        digests: SHA-256 of the weights.
+    """
+    from spikedet import checkpoint
+    from spikedet.released import all_released
+
+    seen = task.trained_on(samples)
+    if seen and digests & set(map(checkpoint.identity, all_released(task.name))):
+        print(
+            f"warning: the released networks were trained on {seen} of these pictures; measure on "
+            "VOC2007:spikedet-val or VOC2007:test",
+            file=sys.stderr,
+        )

@@ -1,0 +1,320 @@
+"""The paper's classification results: tables II to IX, and figures 4, 5 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spikedet.classification import published
+from spikedet.classification.published import NOT_PRINTED
+from spikedet.commands import shared
+from spikedet.commands.checks import refuse
+from spikedet.errors import DataError, UsageError
+from spikedet.files import write_atomic, write_csv
+from spikedet.reproduction.tables import (
+    COSTS,
+    END,
+    OURS,
+    TABLES,
+    Line,
+    Network,
+    can_run,
+    cell_of,
+    planned,
+    wanted,
+)
+from spikedet.reproduction.workshop import Cell, Workshop, expect_there
+
+UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
+UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
+UNITS |= {"ratio": "energy ratio, %, paper's accounting"}
+UNITS |= {"energy_ours": "energy, uJ, ours", "ratio_ours": "energy ratio, %, ours"}
+ENERGY_PICTURES = 1024  # section VI-A
+ANALYSED_STEPS = (8,)
+ANALYSED_PICTURES = 64
+NOT_RUN = "not run"
+DETECTORS = ("leaky", "made_for", "long_limit", "picture", "boxes_only")
+TORCHVISION_NAMES = {"vgg16_bn": "vgg16", "mobilenet_v2": "mobilenetv2"}
+FIGURES = ("figure4", "figure5")
+
+
+def make(options: Any, models: list[Path]) -> None:
+    """Make `options.name` with the float networks of these checkpoints.
+
+    Raises:
+        UsageError: Two checkpoints of one network and data set, or a method that there is not.
+        DataError: None of the data folders holds the classes of a network.
+    """
+    options.split = shared.split(options, "classification", test=True)
+    refuse(options, DETECTORS, f"{options.name} of classifiers has no use for it")
+    networks = given(options, models)
+    if options.name in FIGURES:
+        analyse(options, networks)
+    else:
+        measure(options, networks)
+
+
+def given(options: Any, models: list[Path]) -> list[Network]:
+    """The networks of these float checkpoints; that of the released classifier without any."""
+    from spikedet import checkpoint
+    from spikedet.released import released
+
+    shipped = None if models else released("float", task="classification")
+    found: list[Network] = []
+    for path in models or ([shipped] if shipped else []):
+        made = checkpoint.load(path)
+        name, dataset = described(made)
+        place = dataset.replace(" ", "-")
+        leaky = made.model.get("activation") == "leaky"
+        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.identity(path)[:8]}"
+        shop = Workshop(
+            options,
+            options.out / folder.lower(),
+            None if path == shipped else path,
+            "classification",
+            folders_of(options, path, made.names),
+            levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
+        )
+        if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in found):
+            raise UsageError(f"{path}: a second {name} of {dataset}; give one at a time")
+        found.append(Network(name, dataset, leaky, shop))
+    return found
+
+
+def described(made: Any) -> tuple[str, str]:
+    """Name of the network, and of the data set by the number of its classes."""
+    from spikedet.classification.models import FOREIGN
+
+    arch, width = made.model["arch"], made.model.get("width", 1.0)
+    foreign = arch.startswith(FOREIGN)
+    arch = arch.removeprefix(FOREIGN)
+    name = TORCHVISION_NAMES.get(arch, arch) + ("" if width == 1 else f"-x{width:g}")
+    classes = len(made.names)
+    if foreign or made.model.get("form", "cifar") == "imagenet":
+        return name, "ImageNet" if classes == 1000 else f"ImageNet-{classes}"
+    cifar = (dataset for dataset, names in published.CLASSES.items() if names == made.names)
+    return name, next(cifar, f"{classes} classes")
+
+
+def folders_of(options: Any, path: Path, names: tuple[str, ...]) -> list[Path]:
+    """The data folders that hold the classes of a network."""
+    from spikedet.classification import data
+
+    folders = [f for f in options.data if data.read([f], options.split).names == names]
+    if not folders:
+        raise DataError(
+            f"{path}: none of the data folders holds its {len(names)} classes "
+            f"({', '.join(names[:3])}, ...)"
+        )
+    return folders
+
+
+def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | None, dict[str, Any]]:
+    """What a cell holds, in the unit of its table, and the row that it comes from.
+
+    None where it cannot be measured, or without `make` was not yet.
+    """
+    if cell is None:
+        return None, {}
+    shop, measure = line.network.shop, line.row.measure
+    if measure in COSTS:
+        limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
+        if cell.method == "float":
+            return None, {}  # filled in from what is counted beside the spiking network
+        found = shop.energy(replace(cell, limit=limit), make)
+        return (cost(found, measure), found) if found else (None, {})
+    row = shop.row(cell, make)
+    if row is None:
+        return None, {}
+    if measure == "relative_loss":
+        source = shop.row(Cell("float", None, cell.limit, cell.pictures))["top1"]
+        return (100 * (source - row["top1"]) / source if source else None), row
+    return 100 * row["top1"], row
+
+
+def cost(found: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
+    """GSOP x 1e-3, uJ or % of what spikedet energy wrote; None for the deviation of one picture."""
+    totals = found["totals"]
+    kind, _, ours = measure.partition("_")
+    accounting = totals["ours" if ours else "paper"]
+    if measure == "gsop":  # multiply-accumulates are the same in all pictures
+        part, unit = totals["accumulates"], 1e-6
+    elif kind == "energy":
+        part, unit = accounting["pJ"], 1e-6
+    else:
+        part, unit = accounting["ratio"], 100
+    if part[statistic] is None:
+        return None
+    constant = totals["multiply_accumulates"]["mean"] if measure == "gsop" else 0
+    return (part[statistic] + (constant if statistic == "mean" else 0)) * unit
+
+
+def source_cost(found: dict[str, Any], measure: str) -> float:
+    """The same of the float network."""
+    reference = found["totals"]["float"]
+    if measure == "gsop":
+        return reference["multiply_accumulates"] * 1e-6
+    return reference["pJ"] * 1e-6 if measure.startswith("energy") else 100.0
+
+
+def measure(options: Any, networks: Sequence[Network]) -> None:
+    """Measure what is asked for of the given networks, few time steps first.
+
+    All that is known of the table is written after each, and printed at the end.
+
+    Raises:
+        UsageError: A T of which the table has no column, or a method of which it has no row.
+    """
+    lines = planned(TABLES[options.name], networks)
+    if options.model and not any(line.network for line in lines):
+        given = ", ".join(f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks)
+        raise UsageError(f"{options.name} has no row for {given}")
+    entries = {
+        (number, T): entry(line, T)
+        for number, line in enumerate(lines)
+        for T in (None, *line.steps)
+        if not (T is None and line.row.measure == "relative_loss")
+    }
+    rows = {OURS.get(line.row.method) for line in lines if line.network}
+    known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
+    have = f"expected some of {', '.join(sorted(known))}"
+    expect_there("--methods", options.methods, known, have)
+    columns = {T for _, T in entries if T is not None}
+    have = f"{options.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
+    expect_there("--T", options.T, columns, have)
+    cells = {(number, T): cell_of(options, lines[number], T) for number, T in entries}
+    asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(options, lines[n], T)}
+    for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
+        line, make = lines[number], (number, T) in asked
+        try:
+            found, row = value(line, cells[number, T], make)
+        except UsageError:  # of weights that were made in another way
+            if make:
+                raise
+            continue
+        if found is None:
+            continue
+        entries[number, T] |= filled(found, row)
+        if line.row.measure in COSTS:
+            deviation = cost(row, line.row.measure, "std")
+            entries[number, T]["std"] = "" if deviation is None else deviation
+            for other, same in enumerate(lines):  # the float network's, whatever the method
+                if (same.network, same.row.measure) == (line.network, line.row.measure):
+                    entries[other, None] |= filled(source_cost(row, line.row.measure), row)
+        write(options, entries)
+    write(options, entries)
+    show(options, lines, entries)
+
+
+def entry(line: Line, T: int | None) -> dict[str, Any]:
+    """A line of the CSV file, before it is measured."""
+    row = line.row
+    method = OURS.get(row.method, row.method) if T is not None else "float"
+    printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
+    made = {"method": method, "paper_method": row.method, "network": row.network}
+    made |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
+    made |= {"measure": row.measure, "value": NOT_RUN, "std": "", "top1": NOT_RUN, "top5": NOT_RUN}
+    made |= {"images": "", "paper": "" if printed == NOT_PRINTED else printed}
+    return made | {"paper_value": published.number(printed)}
+
+
+def filled(found: float, row: dict[str, Any]) -> dict[str, Any]:
+    """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
+    accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
+    return {"value": found, **accuracy, "images": row["images"]}
+
+
+def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
+    """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
+    from spikedet.analysis import plots
+
+    write_csv(options.out / f"{options.name}.csv", list(entries.values()))
+    shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
+    curves = [
+        {**e, "method": f"{e['method']}, {e['network']}, {e['dataset']}"}
+        for e in shown
+        if e["method"] != "float"
+    ]
+    if not curves:
+        return
+    key = "T"
+    if options.name == "table6":
+        key = "calibration_pictures"
+        curves = [{**e, "method": f"{e['method']}, T={e['T']}"} for e in curves]
+    sources = {e["value"] for e in shown if e["method"] == "float"}
+    source = sources.pop() / 100 if len(sources) == 1 else None
+    title = f"{options.name}, {curves[0]['images']} pictures"
+    write_atomic(
+        options.out / f"{options.name}.png", plots.over(curves, key, "top1", title, source)
+    )
+
+
+def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]) -> None:
+    """Print a line for each row, a column for each T: measured, and the paper's in brackets."""
+    steps = sorted({T for _, T in entries if T is not None})
+    for name in dict.fromkeys(line.row.measure for line in lines):
+        heads = [f"T={T}" if T else "T not printed" for T in steps]
+        grid = [["data set", "network", "method", "float", *heads]]
+        for number, line in enumerate(lines):
+            row = line.row
+            if row.measure == name:
+                method = row.method + ("" if row.pictures is None else f", N={row.pictures}")
+                cells = (shown(entries.get((number, T))) for T in (None, *steps))
+                grid.append([row.dataset, row.network, method, *cells])
+        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+        print(f"\n{options.name}: {UNITS[name]}")
+        for words in grid:
+            aligned = [
+                word.ljust(width) if number < 3 else word.rjust(width)
+                for number, (word, width) in enumerate(zip(words, widths, strict=True))
+            ]
+            print("  ".join(aligned).rstrip())
+    counts = sorted({e["images"] for e in entries.values() if e["images"] != ""})
+    print(f"Measured on {' or '.join(map(str, counts)) or 'no'} pictures.")
+    print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
+    if any(line.row.method.endswith(END) for line in lines if line.network):
+        steps = f"{options.end_to_end} steps, or those of the released network's card,"
+        print(f"+ end to end: {steps} on all training pictures after stage II, not in the paper.")
+    if any(line.row.method == "QCFS" for line in lines if line.network):
+        print("QCFS as measured: fine-tuned from the float network, in the epochs of our stage I.")
+
+
+def shown(entry: dict[str, Any] | None) -> str:
+    """A cell as text."""
+    if entry is None:
+        return "-"
+    found = entry["value"]
+    text = found if found == NOT_RUN else f"{found:.2f}"
+    text += f"±{entry['std']:.2f}" if entry["std"] != "" else ""
+    return text + (f" ({entry['paper']})" if entry["paper"] else "")
+
+
+def analyse(options: Any, networks: Sequence[Network]) -> None:
+    """Figures 4 and 5: spikedet analyze on each network, of which the paper prints no numbers.
+
+    Raises:
+        UsageError: An option that has no effect on them.
+    """
+    why = "figures 4 and 5 compare the same networks on tuning pictures"
+    refuse(options, ["methods", "half"], why)
+    names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[options.name]
+    ran = False
+    for network in networks:
+        for T in options.T or ANALYSED_STEPS:
+            shop = network.shop
+            weights = shop.weights(Cell("two-stage", T, options.limit, options.pictures))
+            folder = shop.out / f"analysis-T{T}"
+            words = ["--weights", weights, "--stage1", shop.stage_one(T), "--float", shop.model]
+            words += [*shop.training(), "--T", T, "--limit", options.limit or ANALYSED_PICTURES]
+            shop.run("analyze", *words, "--out", folder)
+            for name in names:
+                target = options.out / f"{options.name}-{name}-{shop.out.name}-T{T}"
+                for ending in (".csv", ".png"):
+                    made = (folder / f"{name}{ending}").read_bytes()
+                    write_atomic(target.with_name(target.name + ending), made)
+                print(f"{target}.csv and .png")
+            ran = True
+    if not ran:
+        print(f"{options.name}: {NOT_RUN}; name a float classifier with --model")

@@ -1,0 +1,259 @@
+"""The paper's detection results: table X, figures 8 and 9, and its ablations with a detector."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikedet.commands.checks import refuse
+from spikedet.detection.boxes import Detections
+from spikedet.detection.published import MEASURES, TABLE_10
+from spikedet.errors import UsageError
+from spikedet.files import write_atomic, write_csv
+from spikedet.released import released, released_leaky
+from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
+
+SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
+EPOCHS = 2  # of stage I, where it must be run
+# Of each method. `quantised` is the stage-I network, the ceiling of stage II; `layer-wise` is
+# `two-stage` as in the paper, without the end-to-end pass.
+STEPS = {
+    "table10": {
+        "float": (None,),
+        "float-leaky": (None,),  # what spiking-yolo is made from
+        "copy": (8, 20, 40, 60),
+        "spiking-yolo": (8, 20, 40, 60),
+        "quantised": (4, 8, 20),
+        "stage1": (8, 20, 40, 60),
+        "two-stage": (4, 8, 16, 20, 32, 40, 60),
+    },
+    "figure7": {
+        "float": (None,),
+        **{
+            method: (4, 8, 20)
+            for method in (
+                "copy",
+                "stage1",
+                "stage2",
+                "stage1-coarse",
+                "stage1-fine",
+                LAYER_WISE,
+                "two-stage",
+            )
+        },
+    },
+    # the end-to-end pass sees all training pictures: their number would mean nothing
+    "table6": {LAYER_WISE: (8,)},
+    "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
+}
+# Networks are made for these T unless --made-for names others. A row of another T is read out from
+# a run of the next greater one, after the greatest that network runs on, as spikedet detect does.
+MADE_FOR = (4, 8, 20)
+ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
+LONG = {  # on --long-limit pictures
+    "float": (None,),
+    "float-leaky": (None,),
+    **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
+    "spiking-yolo": (500, 2000),
+}
+LONG_LIMIT = 200
+CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
+DRAWN = ("spiking-yolo", *(method for method in STEPS["figure7"] if method != "float"))
+SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
+
+
+def make(options: Any, models: list[Path]) -> None:
+    """Make `options.name`.
+
+    Raises:
+        UsageError: More than one float checkpoint.
+    """
+    from spikedet import checkpoint
+
+    if len(models) > 1:
+        raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
+    if options.name == "figure8":
+        refuse(options, ["limit"], "figure8 is of one picture")
+        expect_there("--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
+    else:
+        refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")
+    if options.name != "table10":
+        refuse(options, ["long_limit"], "only table10 has rows with T >= 500")
+    options.split = options.split or SPLIT
+    model = models[0] if models else None
+    options.leaky = options.leaky or (None if model else released_leaky())
+    if options.leaky is None:
+        print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
+    source = model or released("float")
+    folder = options.out / f"detector-{checkpoint.identity(source)[:8]}"
+    shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
+    if options.name == "figure8":
+        steps_of_one_picture(options, shop)
+    else:
+        table(options, shop)
+
+
+def cells(options: Any) -> list[Cell]:
+    """Rows of `options.name`, cheap ones first: those of --T and --methods, with the float network.
+
+    Raises:
+        UsageError: A method or T of which it has no row.
+    """
+    planned = [(m, t, options.limit) for m, steps in STEPS[options.name].items() for t in steps]
+    if options.name == "table10" and (not options.T or max(options.T) >= 500):
+        limit = min(filter(None, (options.long_limit or LONG_LIMIT, options.limit)))
+        planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
+    planned = [
+        (method, T, limit)
+        for method, T, limit in dict.fromkeys(planned)
+        if (T is None or not options.T or T in options.T)
+        and (not options.methods or method in options.methods)
+        and (method != "float-leaky" or options.leaky)
+        and (method != "quantised" or T in (options.made_for or MADE_FOR))
+    ]
+    rows = "; ".join(
+        f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method
+        for method, steps in STEPS[options.name].items()
+    )
+    have = f"{options.name} has no such row; it has {rows}"
+    expect_there("--methods", options.methods, {method for method, *_ in planned}, have)
+    expect_there("--T", options.T, {T for _, T, _ in planned}, have)
+    runs: dict[Any, list[int]] = {}  # what is read out from one run
+    for method, T, limit in planned:
+        if T is not None and method != "quantised":
+            runs.setdefault((method, made_for(options, method, T), limit), []).append(T)
+    counts = CALIBRATION_PICTURES if options.name == "table6" else (options.pictures,)
+    found = [
+        Cell.of(
+            method,
+            T,
+            limit,
+            pictures,
+            made_for=made_for(options, method, T),
+            steps=tuple(sorted(runs.get((method, made_for(options, method, T), limit), ()))),
+        )
+        for method, T, limit in planned
+        for pictures in counts
+    ]
+    return sorted(found, key=lambda cell: cell.T or 0)
+
+
+def made_for(options: Any, method: str, T: int | None) -> int | None:
+    """T that the network of a row is made for."""
+    if T is None:
+        return None
+    there = options.made_for or MADE_FOR
+    greater = [] if method in ANY_T else [t for t in there if t >= T]
+    return min(greater, default=max(there))
+
+
+def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the CSV file `name`."""
+    method = cell.method if cell.end_to_end else LAYER_WISE
+    line = {"method": method, "T": cell.T or "", "weights_for_T": cell.made_for or ""}
+    line["calibration_pictures"] = row["calibration_pictures"]
+    line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
+    published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
+    line |= {f"paper_{measure}": v for measure, v in zip(MEASURES, published, strict=True)}
+    classes = row["per_class"] if name == "figure9" else {}
+    return line | {f"AP_{key}": value for key, value in classes.items()}
+
+
+def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+    from spikedet.analysis import plots
+    from spikedet.detection import figures
+
+    floats = [line["AP"] for line in lines if line["method"] == "float"]
+    images = lines[0]["images"]
+    spiking = [line for line in lines if line["T"] and line["images"] == images]
+    if name == "figure9":
+        merged = [{**row, **line} for row, line in zip(rows, lines, strict=True)]
+        write_atomic(path, figures.per_class(merged, f"AP of each class, {images} pictures"))
+    elif spiking:
+        key = "calibration_pictures" if name == "table6" else "T"
+        title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
+        source = floats[0] if floats else None
+        write_atomic(path, plots.over(spiking, key, "AP", title, source))
+
+
+def table(options: Any, shop: Workshop) -> None:
+    """Measure the rows that were asked for, and write all there are of a table, after each."""
+    wanted = cells(options)
+    everything = cells(replace(options, T=None, methods=None))
+    measured = {}
+    for cell in everything:
+        with contextlib.suppress(UsageError):  # of weights that were made in another way
+            measured[cell] = shop.row(cell, make=False)
+    for cell in wanted:
+        measured[cell] = shop.row(cell)
+        rows = [(c, measured[c]) for c in dict.fromkeys([*everything, *wanted]) if measured.get(c)]
+        lines = [entry(options.name, *pair) for pair in rows]
+        write_csv(options.out / f"{options.name}.csv", lines)
+        plot(options.name, lines, [row for _, row in rows], options.out / f"{options.name}.png")
+    show(lines)
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Print measured values, the paper's in brackets, in percent."""
+    print(f"\n{'method':14}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
+    for line in lines:
+        text = f"{line['method']:14}{line['T'] or '-':>5}{line['images']:>8}"
+        for name in MEASURES:
+            paper = line[f"paper_{name}"]
+            ours = "-" if line[name] is None else f"{100 * line[name]:.1f}"
+            text += f"{ours + ('' if paper == '' else f' ({100 * paper:.1f})'):>16}"
+        print(text)
+    print("In brackets: the paper's table X, of another training and evaluation protocol.")
+
+
+def steps_of_one_picture(options: Any, shop: Workshop) -> None:
+    """Figure 8: detections after several time steps of one run, float first."""
+    import spikedet
+    from spikedet.detection import figures
+    from spikedet.detection.ultra import SAMPLE
+
+    picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
+    shown, lines = [], []
+    truth = spikedet.load(shop.model, device=options.device)(picture)
+    shown.append(("float", [truth]))
+    for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
+        own = made_for(options, method, T)
+        weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
+        detector = spikedet.load(weights, own, options.device, options.half)
+        steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
+        shown.append((method, steps))
+        lines += [
+            {"method": method, "T": f.T, "weights_for_T": own, "objects": len(f),
+             "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+            for f in steps
+        ]  # fmt: skip
+    write_csv(options.out / "figure8.csv", lines)
+    if options.boxes_only:
+        shown = [(method, [emptied(found) for found in steps]) for method, steps in shown]
+    write_atomic(options.out / "figure8.png", figures.grid(shown))
+    for line in lines:
+        print(
+            f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "
+            f"{line['found_of_float']} of the float network's {line['float_objects']}"
+        )
+
+
+def emptied(found: Detections) -> Detections:
+    """The same detections on an empty canvas."""
+    return replace(found, picture=np.full_like(found.picture, 245))
+
+
+def agreeing(found, truth) -> int:
+    """How many objects of `truth` are found: same class, IoU of at least 0.5."""
+    import torch
+    from torchvision.ops import box_iou
+
+    if not len(found) or not len(truth):
+        return 0
+    iou = box_iou(torch.as_tensor(truth.boxes), torch.as_tensor(found.boxes))
+    same = torch.as_tensor(truth.labels)[:, None] == torch.as_tensor(found.labels)[None]
+    return int(((iou >= 0.5) & same).any(1).sum())

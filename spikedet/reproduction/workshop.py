@@ -1,0 +1,308 @@
+"""Makes weights and rows with the other commands, each only once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spikedet.commands.calibrate import begun_with
+from spikedet.errors import SpikedetError, UsageError
+from spikedet.files import write_atomic
+from spikedet.methods import METHODS
+
+SOURCES = ("float", "float-leaky")  # networks that are given
+LAYER_WISE = "layer-wise"  # the row of `two-stage` as in the paper, without the end-to-end pass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to measure: a method at T, on the first `limit` pictures.
+
+    Attributes:
+        pictures: That calibrate it.
+        end_to_end: Whether it has this pass, where the method does.
+        made_for: T that its network is made for, if not T.
+        steps: All T of rows that are read out from one run of that network; T alone if empty.
+    """
+
+    method: str
+    T: int | None
+    limit: int | None
+    pictures: int
+    end_to_end: bool = True
+    made_for: int | None = None
+    steps: tuple[int, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, row: str, *place: Any, **options: Any) -> Cell:
+        """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
+        method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
+        return cls(method, *place, end_to_end=passes, **options)
+
+    @property
+    def weights_T(self) -> int | None:
+        """T that its network is made for."""
+        return self.made_for or self.T
+
+
+def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, have: str) -> None:
+    """Refuse what was asked for and is not there.
+
+    Args:
+        option: Its name.
+        asked: Its values.
+        there: What it may be.
+        have: What there is instead, in words.
+
+    Raises:
+        UsageError: A value that it cannot be.
+    """
+    if absent := set(asked or ()) - set(there):
+        raise UsageError(f"{option} {' '.join(map(str, sorted(absent)))}: {have}")
+
+
+def note_of(made: Path) -> Path:
+    """Where it stands how weights, or the folder of a run, were made."""
+    return made.with_name(made.name + ".txt")
+
+
+class Workshop:
+    """Makes weights and rows of one float network.
+
+    Args:
+        options: Of spikedet reproduce, with `split`.
+        out: Folder of `weights` and `rows`.
+        model: Float checkpoint; the released one of the task if None.
+        task: Its task.
+        data: Folders of the data set.
+        epochs: Of stage I, those of spikedet finetune if None.
+        levels: L of QCFS, the steps that its network is quantised to.
+    """
+
+    def __init__(
+        self,
+        options: Any,
+        out: Path,
+        model: Path | None,
+        task: str,
+        data: Sequence[Path],
+        epochs: int | None = None,
+        levels: int = 8,
+    ):
+        self.options, self.out, self.task, self.data = options, out, task, data
+        self.epochs, self.levels, self.given = options.epochs or epochs, levels, model is not None
+        self.model = model or self.released("float")
+        self._pictures: dict[int | None, str] = {}
+
+    def run(self, tool: str, *words: Any) -> None:
+        """Print a command and run it.
+
+        Raises:
+            SpikedetError: It failed; it has said why.
+        """
+        # not among what is noted: it makes no other network
+        none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
+        device = [] if none else ["--device", self.options.device]
+        command = [tool, *map(str, words), *device]
+        print("$ spikedet " + shlex.join(command), flush=True)
+        done = subprocess.run([sys.executable, "-m", "spikedet", *command])
+        if done.returncode:
+            raise SpikedetError(f"spikedet {tool} ended with exit code {done.returncode}")
+
+    def released(self, stage: str, T: int | None = None) -> Path | None:
+        """Released weights, where the rows are of the released float network."""
+        from spikedet.released import released
+
+        return None if self.given else released(stage, T, self.task)
+
+    def training(self) -> list[Any]:
+        """Options that say what to train on."""
+        options = self.options
+        words = ["--data", *self.data]
+        words += ["--split", options.train_split] if options.train_split else []
+        return [*words, "--tuning", options.tuning] if options.tuning else words
+
+    def weights(self, cell: Cell, make: bool = True) -> Path:
+        """Weights of a row; without `make` only where they are, or would be.
+
+        Raises:
+            UsageError: They are there, or begun, and were made in another way.
+        """
+        if cell.method in SOURCES:
+            return self.model if cell.method == "float" else self.options.leaky
+        if cell.method == "quantised":
+            return self.stage_one(cell.weights_T, make)
+        options = self.options
+        usual = cell.pictures == options.pictures and cell.end_to_end
+        ready = self.released("snn", cell.weights_T)
+        if cell.method == "two-stage" and usual and ready:
+            return ready
+        path = self.out / "weights" / f"{self.name(cell)}.safetensors"
+        make = make and not path.is_file()
+        model = options.leaky if cell.method == "spiking-yolo" and options.leaky else self.model
+        words = ["convert", "--model", model, "--method", cell.method, "--T", cell.weights_T]
+        if cell.method.startswith(("stage1", "two")):
+            words += ["--stage1", self.stage_one(cell.weights_T, make)]
+        if cell.method == "qcfs":
+            words += ["--stage1", self.qcfs(make)]
+        method = METHODS.get(cell.method)
+        if method and method.calibrated and cell.pictures:
+            words += ["--pictures", cell.pictures]
+            words += ["--layer-steps", options.layer_steps] if method.fine else []
+        elif method and method.calibrated:
+            words += ["--no-coarse", "--no-fine"]
+        if method and method.end_to_end:
+            words += [
+                "--end-to-end",
+                options.end_to_end if cell.end_to_end and cell.pictures else 0,
+            ]
+        return self.made(path, [*words, *self.training()], make, begun_with(path).is_file())
+
+    def stage_one(self, T: int, make: bool = True) -> Path:
+        """Stage-I weights for T."""
+        return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T, make)
+
+    def qcfs(self, make: bool = True) -> Path:
+        """The network of QCFS, quantised to `levels`."""
+        return self.finetuned(f"qcfs-L{self.levels}", self.levels, make, "--qcfs")
+
+    def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
+        """Weights of a run of spikedet finetune."""
+        from spikedet.training import epochs_done
+
+        folder = self.out / "weights" / name
+        words = ["finetune", "--weights", self.model, "--T", T, *options]
+        words += ["--epochs", self.epochs] if self.epochs else []
+        done, asked = epochs_done(folder)
+        make = make and not done == asked > 0
+        self.made(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
+        return folder / "best.safetensors"
+
+    def made(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
+        """`out`, which a command makes now, or has made; what it was told stands beside it.
+
+        Raises:
+            UsageError: It is there, or begun, and was made in another way.
+        """
+        told, note = " ".join(map(self.described, words)), note_of(out)
+        before = note.read_text().strip() if note.is_file() else None
+        if before != told and (before is not None or out.exists()):
+            was = f"with '{before}'" if before else "nobody knows how"
+            raise UsageError(f"{out}: made {was}, now wanted with '{told}'; choose another --out")
+        if make:
+            write_atomic(note, f"{told}\n".encode())
+            try:
+                self.run(*words, "--out", out, *(["--resume"] if begun else []))
+            except SpikedetError:
+                if not out.exists() and not begun_with(out).exists():
+                    note.unlink()  # nothing was begun that it would tell about
+                raise
+        return out
+
+    def described(self, word: Any) -> str:
+        """A word of a command wherever files lie: paths by name, weights from outside by content.
+
+        What lies in this folder has a note of its own.
+        """
+        from spikedet.checkpoint import sha256
+
+        if not isinstance(word, Path):
+            return str(word)
+        foreign = word.is_file() and self.out not in word.parents
+        return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
+
+    def name(self, cell: Cell) -> str:
+        """Of the files of a row."""
+        pictures = "" if cell.pictures == self.options.pictures else f"-{cell.pictures}-pictures"
+        layers = "" if cell.end_to_end else "-layer-wise"
+        return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
+
+    def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
+        """What spikedet evaluate measures of a row; without `make` None where it did not yet."""
+        steps = cell.steps or (cell.T,)
+        path = self.place(cell, "-half" if self.options.half else "")
+        rows = {row["T"]: row for row in self.read(path, cell) or []}
+        if cell.T not in rows and make:
+            words = ["--half"] if self.options.half else []
+            if cell.method not in (*SOURCES, "quantised"):
+                words += ["--T", *(T for T in steps if T not in rows)]
+            rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
+            self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
+        return rows.get(cell.T)
+
+    def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
+        """What spikedet energy counts of a row; without `make` None where it did not yet."""
+        path = self.place(cell, f"-energy-at-{cell.T}")
+        found = self.read(path, cell)
+        if found is None and make:
+            found = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.keep(path, found)
+        return found
+
+    def place(self, cell: Cell, ending: str) -> Path:
+        """Where what is measured of the weights of a row is kept."""
+        limit = [] if cell.limit is None else [cell.limit]
+        name = "-".join(map(str, [self.name(cell), self.options.split.replace(":", "."), *limit]))
+        return self.out / "rows" / f"{name}{ending}.json"
+
+    def read(self, path: Path, cell: Cell) -> Any:
+        """What is kept there of the weights of a row, None if it is of other weights.
+
+        What was measured of weights that were deleted since counts, if they would be made alike.
+
+        Raises:
+            UsageError: It is of other pictures than those of --data.
+        """
+        from spikedet.checkpoint import identity
+
+        weights = self.weights(cell, make=False)
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text())
+        first = found[0] if isinstance(found, list) else found
+        if weights.is_file():
+            stands = first["weights_sha256"] == identity(weights)
+        else:
+            stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
+        if stands and first["data"] != self.pictures(cell.limit):
+            raise UsageError(
+                f"{path}: measured on other pictures than those of --data; choose another --out"
+            )
+        return found if stands else None
+
+    def pictures(self, limit: int | None) -> str:
+        """Fingerprint of the pictures that are measured on."""
+        from spikedet import checkpoint, tasks
+
+        if limit not in self._pictures:
+            task, names = tasks.named(self.task), checkpoint.load(self.model).names
+            samples = task.read(self.data, self.options.split, limit, names)
+            self._pictures[limit] = task.fingerprint(samples)
+        return self._pictures[limit]
+
+    def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
+        """What a command that measures the weights of a row writes as JSON, beside `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        limit = [] if cell.limit is None else ["--limit", cell.limit]
+        given = [
+            "--weights",
+            self.weights(cell),
+            "--data",
+            *self.data,
+            "--split",
+            self.options.split,
+        ]
+        made = path.with_suffix(".new.json")
+        self.run(tool, *given, *limit, *words, "--json", made)
+        return json.loads(made.read_text())
+
+    def keep(self, path: Path, found: Any) -> None:
+        """Put what was measured there, with what was there before, in the place of both."""
+        write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
+        path.with_suffix(".new.json").unlink()
