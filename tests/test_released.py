@@ -15,7 +15,7 @@ from spikedet.released import default_weights, released
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = "weights/results/classifiers/cifar10-resnet20"
-PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as tools/evaluate.py takes it
+PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as spikedet evaluate takes it
 here = pytest.mark.skipif(not released("snn", 8, "classification"), reason="no released classifier")
 
 

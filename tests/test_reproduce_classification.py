@@ -278,7 +278,7 @@ def test_bad_input(place, tmp_path):
 
 
 def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
-    """Each figure's files are those of tools/analyze.py."""
+    """Each figure's files are those of spikedet analyze."""
     commands = []
 
     def run(self, tool, *words):

@@ -511,7 +511,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
             calibrated("--out", out, "--resume", *words)
     layers = begun.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(calibrate.cli, "command_line", lambda: "calibrate.py --resume")
+        patched.setattr(calibrate, "command_line", lambda: "calibrate.py --resume")
         calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
     assert checkpoint.load(out).origin["command"] == "calibrate.py --resume"

@@ -28,8 +28,9 @@ from spikedet.data.sizes import on_pictures
 from spikedet.errors import DataError, cut
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
+from spikedet.settings import CONFIGS
 
-SPLITS = Path(__file__).resolve().parents[3] / "configs" / "splits"  # our own, DATASET-SPLIT.txt
+SPLITS = CONFIGS / "splits"  # our own, DATASET-SPLIT.txt
 TRAIN, TEST = (("VOC2007", "train"), ("VOC2012", "trainval")), (("VOC2007", "val"),)
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 VOC_CLASSES = (
