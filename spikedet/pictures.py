@@ -187,8 +187,8 @@ def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture as a viewer shows it.
 
     The rotation tag is applied, transparency is laid on white, grey, palette and CMYK pictures
-    become colour. 16-bit values and numbers of 0 to 1 are scaled to 8 bits; a grey picture of 16
-    bits whose values all fit into 12 comes from a camera of 12 and is scaled from those. Of an
+    become colour. 16-bit values and numbers of 0 to 1 are scaled to 8 bits; a picture of 16 bits
+    whose values all fit into 12 comes from a camera of 12 and is scaled from those. Of an
     animation the first frame is taken, see `read_parts`. Pillow does the reading, which says what
     is wrong with a file.
 
@@ -203,10 +203,31 @@ def read_picture(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with _opened(path) as picture:
-        picture.load()
-        turn = _turn_of(picture, path)
-        rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
+        return _bgr(picture, path)
+
+
+def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of an opened picture."""
+    deep = picture.mode == "RGB" and ";16" in str(picture.tile)
+    picture.load()
+    turn = _turn_of(picture, path)
+    rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
+    if deep and rgb.max(initial=0) <= 15 and (bright := _of_twelve_bits(path, turn)) is not None:
+        return bright
     return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _of_twelve_bits(path: Path, turn: int) -> np.ndarray | None:
+    """A picture of 16 bits a colour whose values are of 12: Pillow keeps the upper four of them."""
+    import cv2
+
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    as_stored = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    values = cv2.imdecode(data, as_stored)
+    if values is None or values.dtype != np.uint16 or values.max(initial=0) > 4095:
+        return None
+    eight = Image.fromarray((values * (255 / 4095) + 0.5).astype(np.uint8))
+    return np.ascontiguousarray(eight.transpose(TURNS[turn]) if turn > 1 else eight)
 
 
 def read_parts(path: str | Path) -> Iterator[Part]:
@@ -238,11 +259,8 @@ def read_parts(path: str | Path) -> Iterator[Part]:
                 raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million")
             if paged and number and picture.tag_v2.get(254, 0) & 1:
                 continue
-            picture.load()
-            turn = _turn_of(picture, path)
-            rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
+            bgr = _bgr(picture, path)
             seconds = (picture.info.get("duration") or 0) / 1000 or FRAME_SECONDS
-            bgr = np.ascontiguousarray(rgb[..., ::-1])
             yield Part(bgr, seconds if animated else None, count - first)
             read += 1
         if picture.format == "GIF" and animated and not _has_trailer(path):

@@ -236,7 +236,11 @@ def test_twelve_bits_are_scaled(here):
     ramp = np.linspace(0, 4095, 64 * 48).reshape(48, 64)
     cv2.imwrite("a.png", ramp.astype(np.uint16))
     cv2.imwrite("b.png", (ramp * 16).astype(np.uint16))
-    for frame in read("a.png", "b.png")[0]:
+    colour = np.repeat(ramp[..., None], 3, 2)
+    cv2.imwrite("c.png", colour.astype(np.uint16))
+    cv2.imwrite("d.tif", colour.astype(np.uint16))
+    cv2.imwrite("e.png", (colour * 16).astype(np.uint16))
+    for frame in read("a.png", "b.png", "c.png", "d.tif", "e.png")[0]:
         assert np.abs(frame.picture[..., 0] - ramp / 4095 * 255).max() <= 1
 
 

@@ -45,8 +45,8 @@ class Tracker:
             time: Of the frame, in seconds; later than that of the one before.
 
         Returns:
-            Those from `conf` on, and weaker ones of known objects; `ids` counts from 1, and is 0 for
-            an object that was seen in one frame only so far.
+            Those from `conf` on, and weaker ones of known objects; `ids` counts from 1, 0 is
+            of an object that was seen in one frame only so far.
         """
         import supervision
 
