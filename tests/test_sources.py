@@ -330,7 +330,7 @@ def test_a_list(tree):
         "tree/b.png", "tree/sub/c.jpg", "tree/a.mp4", "tree/a.mp4",
     ]  # fmt: skip
     gone, nested = map(str, sources.errors)
-    assert gone == "tree/list.txt: gone.png: no such file" and "is a list in a list" in nested
+    assert gone == "tree/list.txt: gone.png: no such picture" and "is a list in a list" in nested
     (tree / "list.txt").write_text("\n")
     assert "this list is empty" in str(read("tree/list.txt")[1].errors[0])
     (tree / "list.txt").write_bytes(b"\xff\xfe\x00")
@@ -355,16 +355,17 @@ def test_numbered_pictures_are_a_film(here):
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("gone.png", "gone.png: no such file"),
+        ("gone.png", "gone.png: no such picture"),
+        ("gone.mp4", "gone.mp4: no such file"),
         ("gone", "gone: no such file or folder; expected one, a pattern, the number of a camera"),
         ("987", "camera 987 cannot be opened"),
         ("g%04d.png", "there are no such pictures"),
         ("%d-%d.png", "expected one number"),
         ("gopher://x/y", "gopher://x/y: expected an address with http, https"),
-        ("x" * 300 + ".png", "no such file"),
+        ("x" * 300 + ".png", "no such picture"),
         ("a\0b", "is no name of a file"),
         ("/dev/null", "is no file"),
-        ("empty", "no pictures or videos in this folder"),
+        ("empty", "no pictures in this folder, and no videos"),
     ],
 )
 def test_words_that_name_nothing(here, word, words):
@@ -380,6 +381,13 @@ def test_one_bad_source_costs_only_itself(here):
     assert values(frames) == [50] and len(sources.errors) == 2
     with pytest.raises(UsageError, match="frame_rate is 0"):
         open_sources(["p.png"], frame_rate=0)
+
+
+def test_only_the_first_frames_of_each(here):
+    animation("a.gif")
+    animation("b.gif")
+    frames, sources = read("a.gif", "b.gif", limit=2)
+    assert [frame.index for frame in frames] == [0, 1, 0, 1] and sources.errors == []
 
 
 def test_a_file_address(here):

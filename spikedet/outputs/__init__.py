@@ -147,8 +147,8 @@ class Outputs:
             video.write(drawn, frame.time, frame.duration)
             path = video.path
         if self.save.frames if frame.video else self.save.annotated:
-            stem = stem_of(frame) + name
-            file = self._names.new(self.save.folder, stem, picture_suffix(frame))
+            end = name + picture_suffix(frame)
+            file = self._names.new(self.save.folder, stem_of(frame), end)
             self._write_picture(file, drawn)
             path = path or file
         return path
@@ -163,7 +163,7 @@ class Outputs:
 
     def _write_parts(self, frame: Frame, found: Detections, name: str) -> None:
         """Crops and labels."""
-        stem, folder = stem_of(frame) + name, self.save.folder
+        stem, folder = stem_of(frame), self.save.folder
         if self.save.crops:
             height, width = frame.picture.shape[:2]
             for box, label in zip(found.boxes, found.classes, strict=True):
@@ -171,14 +171,16 @@ class Outputs:
                 x2, y2 = np.ceil(box[2:]).astype(int).clip(0, (width, height))
                 if x2 > x1 and y2 > y1:
                     place = folder / "crops" / (safe(label) or "unnamed")
-                    path = self._names.new(place, stem, picture_suffix(frame))
+                    path = self._names.new(place, stem, name + picture_suffix(frame))
                     self._write_picture(path, frame.picture[y1:y2, x1:x2])
         if self.save.yolo:
             if not self._classes_known:
                 names = "".join(f"{name}\n" for name in found.names)
                 write_atomic(self._names.take(folder / "classes.txt"), names.encode())
                 self._classes_known = True
-            write_atomic(self._names.new(folder / "labels", stem, ".txt"), found.to_yolo().encode())
+            write_atomic(
+                self._names.new(folder / "labels", stem, name + ".txt"), found.to_yolo().encode()
+            )
             self.counts.files += 1
 
     def _write_picture(self, path: Path, picture: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from spikedet.errors import UsageError
 from spikedet.sources import Frame
 
-LONGEST = 150  # bytes of a name that are kept; most file systems allow 255 of one
+LONGEST = 255  # bytes of a name that most file systems allow
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}  # formats that are written
 
 
@@ -62,18 +62,25 @@ class Names:
         self._taken.add(key)
         return self.expect_free(path)
 
-    def new(self, folder: Path, stem: str, suffix: str) -> Path:
-        """`folder/stem.suffix`, a number added while another output of the run has this name.
+    def new(self, folder: Path, stem: str, end: str) -> Path:
+        """`folder/stem` with `end`; a number is put between while another output has the name.
+
+        A name that is too long for a file system loses the last letters of its stem.
 
         Raises:
             UsageError: It is an input.
         """
-        path, number = folder / f"{stem}{suffix}", 1
+        path, number = folder / _fitted(stem, end), 1
         while _key(path) in self._taken:
             number += 1
-            path = folder / f"{stem}-{number}{suffix}"
+            path = folder / _fitted(stem, f"-{number}{end}")
         self._taken.add(_key(path))
         return self.expect_free(path)
+
+
+def _fitted(stem: str, end: str) -> str:
+    room = LONGEST - len(os.fsencode(end))
+    return os.fsdecode(os.fsencode(stem)[:room]) + end
 
 
 def _key(path: Path) -> str:
@@ -92,10 +99,10 @@ def stem_of(frame: Frame) -> str:
 
 
 def safe(name: str) -> str:
-    """A name that a file may have everywhere, shortened."""
-    name = re.sub(r'[\x00-\x1f/\\:*?"<>|\s]+', "-", name).strip("-. ") if _odd(name) else name
-    data = os.fsencode(name)
-    return os.fsdecode(data[:LONGEST]) if len(data) > LONGEST else name
+    """A name that a file may have everywhere, empty where nothing is left of it."""
+    if not _odd(name):
+        return name
+    return re.sub(r'[\x00-\x1f/\\:*?"<>|\s]+', "-", name).strip("-. ")
 
 
 def _odd(name: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
 from spikedet.errors import PictureError, UsageError
-from spikedet.sources.find import find_sources
+from spikedet.sources.find import Found, find_sources
 from spikedet.sources.frame import Frame, Problems
 from spikedet.sources.stills import Picture
 from spikedet.sources.video import FRAME_RATE
@@ -29,11 +30,13 @@ class Sources:
         finished: Sources that were read to their end so far.
     """
 
-    def __init__(self, found, tell: Callable[[PictureError], None] | None):
+    def __init__(
+        self, found: Found, limit: int | None, tell: Callable[[PictureError], None] | None
+    ):
         self.ignored: list[Path] = found.ignored
         self.files = [path for source in found.sources for path in source.files]
         self.frames, self.finished = 0, 0
-        self._sources = found.sources
+        self._sources, self._limit = found.sources, limit
         self._problems = Problems(tell=tell)
         self._waiting = found.errors
 
@@ -69,7 +72,7 @@ class Sources:
         for source in self._sources:
             try:
                 with contextlib.closing(source.frames(self._problems)) as frames:
-                    for frame in frames:
+                    for frame in itertools.islice(frames, self._limit):
                         self.frames += 1
                         yield frame
             except PictureError as error:
@@ -84,6 +87,7 @@ def open_sources(
     recursive: bool = False,
     *,
     frame_rate: float = FRAME_RATE,
+    limit: int | None = None,
     tell: Callable[[PictureError], None] | None = None,
 ) -> Sources:
     """Frames of what some words name.
@@ -95,6 +99,7 @@ def open_sources(
             the number or device of a camera, an address (http, https, rtsp, rtmp, udp, srt ...).
         recursive: Look into the folders in a folder as well.
         frame_rate: Pictures a second of numbered pictures.
+        limit: Frames of each source, all if None.
         tell: Called with each error as it is met; all are in `errors` as well.
 
     Returns:
@@ -113,4 +118,4 @@ def open_sources(
     """
     if not 0 < frame_rate < float("inf"):
         raise UsageError(f"frame_rate is {frame_rate}; expected a number above 0")
-    return Sources(find_sources(words, recursive, frame_rate), tell)
+    return Sources(find_sources(words, recursive, frame_rate), limit, tell)

@@ -124,7 +124,9 @@ def _add(
         found.sources.append(numbered(str(_beside(base, word)), frame_rate))
     elif glob.has_magic(word):
         _add_pattern(found, str(_beside(base, word)))
-    elif path.suffix.lower() in VIDEOS | picture_suffixes() | {".txt"}:
+    elif path.suffix.lower() in picture_suffixes():
+        raise PictureError(f"{word}: no such picture")
+    elif path.suffix.lower() in VIDEOS | {".txt"}:
         raise PictureError(f"{word}: no such file")
     else:
         raise PictureError(
@@ -155,7 +157,7 @@ def _add_folder(found: Found, folder: Path, recursive: bool) -> None:
         deeper = "" if recursive else "; those of the folders in it are read with --recursive"
         inside = any(path.is_dir() for path in folder.iterdir())
         raise PictureError(
-            f"{folder}: no pictures or videos in this folder{deeper if inside else ''}"
+            f"{folder}: no pictures in this folder, and no videos{deeper if inside else ''}"
         )
 
 
