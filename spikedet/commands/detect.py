@@ -112,12 +112,13 @@ def run(options: Options) -> int:
         limit=options.frames,
         tell=failures.tell,
     )
+    if sources.ignored:
+        print(f"warning: {_ignored(sources)}", file=sys.stderr)
     with Outputs(_save(options), sources.files) as outputs:
         try:
             _detect(options, detector, sources, outputs, failures)
         finally:
-            for line in _summary(options, detector, sources, outputs):
-                print(line)
+            print(_summary(options, detector, outputs))
     return DataError.exit_code if failures.count else 0
 
 
@@ -224,23 +225,27 @@ def _print(line: str) -> None:
         print(line)
 
 
-def _summary(
-    options: Options, detector: Predictor, sources: Sources, outputs: Outputs
-) -> Iterator[str]:
-    """What was done, what was not, and where it is."""
+def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
+    """What was done, and where it is."""
     counts = outputs.counts
-    seen = [f"{counts.pictures} pictures"] if counts.pictures or not counts.frames else []
-    seen += [f"{counts.frames} frames"] if counts.frames else []
+    seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
+    seen += [_count(counts.frames, "frame")] if counts.frames else []
     steps = "" if detector.T is None else f", T={detector.T}"
     where = f"; annotated pictures in {options.out}" if "pictures" in options.save else ""
-    yield (
-        f"{sum(counts.objects.values())} objects in {' and '.join(seen)}{steps}, "
-        f"{detector.weights.name}{where}"
+    classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
+    return (
+        f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
+        f"{detector.weights.name}{where}" + (f" ({classes})" if classes else "")
     )
-    if counts.objects:
-        yield ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
-    if sources.ignored:
-        names = ", ".join(path.name for path in sources.ignored[:NAMED])
-        more = ", ..." if len(sources.ignored) > NAMED else ""
-        what = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
-        yield f"{what} neither a picture nor a video ({names}{more})"
+
+
+def _ignored(sources: Sources) -> str:
+    """How many files in folders were left alone, and their names."""
+    names = ", ".join(path.name for path in sources.ignored[:NAMED])
+    more = ", ..." if len(sources.ignored) > NAMED else ""
+    what = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
+    return f"{what} neither a picture nor a video that can be read ({names}{more})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
