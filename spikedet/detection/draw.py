@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from spikedet.detection.boxes import Detections
 from spikedet.errors import cut
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 SMALLEST = 128  # pixels of the shorter side below which a picture is enlarged for its labels
 LARGEST = 4096  # pixels of its longer side above which it is not enlarged
 LONGEST = 60  # characters of a label
@@ -85,7 +84,7 @@ def _text_of(detections: Detections, number: int) -> str:
 
 
 @functools.lru_cache(32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more."""
     import matplotlib
 
@@ -96,7 +95,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(512)
 def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
     """Text on a coloured ground, [h, w, 3] uint8 BGR."""
-    font = _font(size)
+    font = font_of(size)
     left, _, right, _ = font.getbbox(text)
     ascent, descent = font.getmetrics()
     margin = max(2, size // 5)
@@ -136,26 +135,3 @@ def _shared(one: Box, other: Box) -> int:
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     return max(0, across) * max(0, down)
-
-
-def status(picture: np.ndarray, text: str) -> np.ndarray:
-    """A copy of the picture with a line of text on a dark strip at its lower edge.
-
-    Args:
-        picture: [H, W, 3] uint8 BGR.
-        text: ASCII, shrunk to the width of the picture.
-
-    Returns:
-        [H, W, 3] uint8 BGR.
-    """
-    canvas = picture.copy()
-    height, width = canvas.shape[:2]
-    size = max(0.4, (width + height) / 2 / 1200)
-    line = max(1, round(size * 2))
-    (text_width, _), _ = cv2.getTextSize(text, FONT, size, line)
-    size *= min(1.0, 0.95 * width / text_width)
-    (_, text_height), below = cv2.getTextSize(text, FONT, size, line)
-    top = max(0, height - text_height - 2 * below)
-    canvas[top:] //= 4
-    cv2.putText(canvas, text, (below, height - below), FONT, size, (255,) * 3, line, cv2.LINE_AA)
-    return canvas
