@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 from PIL import Image
 from test_sources import animation, shade, write_video
 
+import spikedet
+from spikedet.commands.detect import SAVED
 from spikedet.commands.main import main
 from spikedet.detection import predict
 from spikedet.detection.boxes import Detections
-from spikedet.sources import Sources
+from spikedet.sources import Frame, Sources, live
 
 
 class Detector:
@@ -57,6 +61,9 @@ def here(tmp_path, monkeypatch):
     Image.fromarray(block(20)).save("deep/b.jpg", quality=100)
     Image.fromarray(block(30)).save("deep/er/c.png")
     Path("deep/notes.md").write_text("words")
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -219,3 +226,75 @@ def test_a_bar_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     code, _, err = run("a.png", film())
     assert code == 0 and "of 2.5 s" in err and "picture" in err
+
+
+# ---------------------------------------------------------------------- docs/detect.md
+
+
+def blocks(kind):
+    text = (ROOT / "docs/detect.md").read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.S)
+
+
+COMMANDS = [
+    shlex.split(line, comments=True)[2:]
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.startswith("spikedet detect")
+]
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What the page looks at; in place of a camera and of an address a picture."""
+    Image.fromarray(block(10)).save("image.jpg")
+    for name in ("holiday/a.png", "holiday/in/b.png", "frames/a.png", "f0001.png", "f0002.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(block(10)).save(name)
+    Path("list.txt").write_text("# mine\nimage.jpg\nholiday\n")
+    film("film.mp4")
+    animation("cat.gif")
+    held = {
+        "images": [{"id": 7, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    Path("instances_val.json").write_text(json.dumps(held))
+    for kind in (live.Camera, live.Address):
+        monkeypatch.setattr(kind, "frames", one_frame)
+
+
+def one_frame(self, problems):
+    yield Frame(block(10), self.name, video=True)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_page(run, page, words):
+    if "--track" in words:
+        pytest.importorskip("trackers")
+    code, out, err = run(*words)
+    assert code == 0 and err == "" and "object" in out, err
+    outputs = [words[n + 1] for n, word in enumerate(words) if word in ("--json", "--csv")]
+    assert all(Path(name).stat().st_size > 9 for name in outputs)
+
+
+def test_the_page_names_what_there_is(run, page):
+    assert len(COMMANDS) > 12
+    text = (ROOT / "docs/detect.md").read_text()
+    code, out, _ = run("--help-all")
+    assert code == 0
+    for option in set(re.findall(r"--[a-z-]+", text)):
+        assert f"{option} " in out, option
+    assert set(re.findall(r"^\| `(\w+)`", text, re.M)) == set(SAVED)
+    (entry,) = map(json.loads, blocks("json"))
+    run("film.mp4", "--json", "o.json", "--csv", "o.csv")
+    assert set(entry) == set(json.loads(Path("o.json").read_text())[0])
+
+
+def test_the_code_of_the_page(page, monkeypatch):
+    monkeypatch.setattr(spikedet, "load", lambda T: Detector("w", T, "cpu", None))
+    (code,) = blocks("python")
+    names = {}
+    exec(compile(code, "detect.md", "exec"), names)
+    assert names["sources"].errors == [] and names["outputs"].counts.pictures == 2
+    assert len(Path("found.jsonl").read_text().splitlines()) == 6
+    assert written("out") == ["a.png", "b.png", "film.mp4"]

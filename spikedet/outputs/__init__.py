@@ -53,6 +53,12 @@ class Save:
     coco: Path | None = None
     coco_annotations: Path | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("folder", "json", "jsonl", "csv", "coco", "coco_annotations"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+
 
 @dataclass
 class Counts:
