@@ -121,6 +121,15 @@ def test_frames_of_another_size_are_fitted_into_the_first():
     assert read[2][0] < 20 and read[2][40] > 190 and read[2][-1] < 20
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 5000), (8000, 300)])
+def test_videos_of_odd_and_huge_pictures(size):
+    with VideoFile(Path("v.mp4")) as video:
+        for time in range(2):
+            video.write(picture(200, size), time)
+    read = list(open_sources("v.mp4"))
+    assert len(read) == 2 and max(read[0].picture.shape) <= 4096 and read[0].picture.mean() > 160
+
+
 def test_an_annotated_video_for_each_film_and_its_frames_as_pictures():
     with Outputs(save(annotated=True, frames=True, jsonl=Path("o.jsonl"))) as outputs:
         for frame in [*film("a/v.avi", [0, 0.5, 2]), *film("b/v.avi", [0, 1])]:

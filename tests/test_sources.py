@@ -315,6 +315,13 @@ def test_folders_in_a_folder(tree):
     assert "with --recursive" in str(read("tree/sub")[1].errors[0])
 
 
+def test_the_folder_of_results_is_no_source(tree):
+    frames, _ = read("tree", recursive=True, without=["tree/sub/deep"])
+    assert [f.source for f in frames][3:] == ["tree/sub/c.jpg"]
+    assert len(read("tree/sub", recursive=True, without=["tree"])[0]) == 1
+    assert len(read("tree/sub/deep", recursive=True, without=["tree/sub/deep"])[0]) == 1
+
+
 def test_patterns(tree):
     assert [f.source for f in read("tree/*.png")[0]] == ["tree/b.png"]
     frames, sources = read("tree/*")
@@ -329,6 +336,7 @@ def test_a_list(tree):
     assert [os.path.relpath(f.source) for f in frames] == [
         "tree/b.png", "tree/sub/c.jpg", "tree/a.mp4", "tree/a.mp4",
     ]  # fmt: skip
+    assert tree / "list.txt" in [path.absolute() for path in sources.files]
     gone, nested = map(str, sources.errors)
     assert gone == "tree/list.txt: gone.png: no such picture" and "is a list in a list" in nested
     (tree / "list.txt").write_text("\n")

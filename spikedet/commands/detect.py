@@ -110,6 +110,7 @@ def run(options: Options) -> int:
         options.recursive,
         frame_rate=options.frame_rate,
         limit=options.frames,
+        without=[options.out],
         tell=failures.tell,
     )
     if sources.ignored:

@@ -23,6 +23,7 @@ CONTAINERS = {
     ".mp4": ("mp4", {"movflags": "frag_keyframe+hybrid_fragmented"}),
     ".mkv": ("matroska", {}),
 }
+MOST_SIDE = 4096  # pixels; larger pictures are shrunk, for few players show them
 KEY_FRAMES = 48  # frames between two from which one can begin to play
 
 
@@ -88,6 +89,8 @@ class VideoFile:
         form, options = CONTAINERS[self.path.suffix.lower()]
         self._file = self.path.open("wb")  # FFmpeg would take some names for addresses
         self._container = av.open(self._file, "w", format=form, options=options)
+        scale = min(1.0, MOST_SIDE / max(height, width))
+        height, width = (max(2, round(side * scale)) for side in (height, width))
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self._stream = stream = self._container.add_stream(codec, rate=round(FRAME_RATE))
         stream.height, stream.width = height + height % 2, width + width % 2  # colours are shared
@@ -115,7 +118,7 @@ class VideoFile:
             return
         error = None
         try:
-            self._send(self._stream.encode(None))
+            self._send(self._stream.encode(None) if self._last >= 0 else [])
             for last in self._waiting:
                 seconds = self._usual if self._duration is None else self._duration
                 last.duration = max(1, round(seconds / CLOCK))

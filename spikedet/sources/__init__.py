@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from spikedet.errors import PictureError, UsageError
-from spikedet.sources.find import Found, find_sources
+from spikedet.sources.find import Found, How, find_sources
 from spikedet.sources.frame import Frame, Problems
 from spikedet.sources.stills import Picture
 from spikedet.sources.video import FRAME_RATE
@@ -34,7 +34,7 @@ class Sources:
         self, found: Found, limit: int | None, tell: Callable[[PictureError], None] | None
     ):
         self.ignored: list[Path] = found.ignored
-        self.files = [path for source in found.sources for path in source.files]
+        self.files = [path for source in found.sources for path in source.files] + found.lists
         self.frames, self.finished = 0, 0
         self._sources, self._limit = found.sources, limit
         self._problems = Problems(tell=tell)
@@ -83,23 +83,26 @@ class Sources:
 
 
 def open_sources(
-    words: Sequence[str | PathLike],
+    words: str | PathLike | Sequence[str | PathLike],
     recursive: bool = False,
     *,
     frame_rate: float = FRAME_RATE,
     limit: int | None = None,
+    without: Sequence[str | PathLike] = (),
     tell: Callable[[PictureError], None] | None = None,
 ) -> Sources:
     """Frames of what some words name.
 
     Args:
-        words: Each one of: a picture (every format that Pillow decodes, HEIC with pillow-heif), an
-            animation (GIF, WebP, PNG, AVIF), a video (all that FFmpeg decodes), a folder, a glob
-            pattern, a list of those in a `.txt` file, numbered pictures of a film (`f%04d.png`),
-            the number or device of a camera, an address (http, https, rtsp, rtmp, udp, srt ...).
+        words: One or several, each one of: a picture (every format that Pillow decodes, HEIC with
+            pillow-heif), an animation (GIF, WebP, PNG, AVIF), a video (all that FFmpeg decodes), a
+            folder, a glob pattern, a list of those in a `.txt` file, numbered pictures of a film
+            (`f%04d.png`), the number or device of a camera, an address (http, https, rtsp, rtmp,
+            udp, srt ...).
         recursive: Look into the folders in a folder as well.
         frame_rate: Pictures a second of numbered pictures.
         limit: Frames of each source, all if None.
+        without: Folders that `recursive` does not look into, such as that of the results.
         tell: Called with each error as it is met; all are in `errors` as well.
 
     Returns:
@@ -118,4 +121,6 @@ def open_sources(
     """
     if not 0 < frame_rate < float("inf"):
         raise UsageError(f"frame_rate is {frame_rate}; expected a number above 0")
-    return Sources(find_sources(words, recursive, frame_rate), limit, tell)
+    words = [words] if isinstance(words, str | PathLike) else words
+    how = How(recursive, [Path(folder) for folder in without], frame_rate)
+    return Sources(find_sources(words, how), limit, tell)

@@ -62,27 +62,38 @@ class Found:
 
     Attributes:
         sources: In order, each file once.
+        lists: Files that named others.
         errors: What cannot be read, a sentence for each word or folder.
         ignored: Files in folders that are neither pictures nor videos.
     """
 
     sources: list[Source] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)
     errors: list[PictureError] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
 
 
-def find_sources(words: Sequence[str], recursive: bool, frame_rate: float) -> Found:
-    """What is behind the words of a command; nothing is opened yet.
+@dataclass(frozen=True)
+class How:
+    """How words are understood; as `open_sources` has it.
 
-    Args:
-        words: As `open_sources` takes them.
+    Attributes:
         recursive: Look into the folders in a folder as well.
+        without: Folders in a folder that are left out.
         frame_rate: Pictures a second of numbered pictures.
     """
+
+    recursive: bool
+    without: Sequence[Path]
+    frame_rate: float
+
+
+def find_sources(words: Sequence[str], how: How) -> Found:
+    """What is behind the words of a command; nothing is opened yet."""
     found = Found()
     for word in map(os.fspath, words):
         try:
-            _add(found, word, recursive, frame_rate)
+            _add(found, word, how)
         except PictureError as error:
             found.errors.append(error)
         except OSError as error:  # of a name that is too long, a folder that may not be read
@@ -94,9 +105,7 @@ def find_sources(words: Sequence[str], recursive: bool, frame_rate: float) -> Fo
     return found
 
 
-def _add(
-    found: Found, word: str, recursive: bool, frame_rate: float, base: Path | None = None
-) -> None:
+def _add(found: Found, word: str, how: How, base: Path | None = None) -> None:
     """Add what is behind a word; those of a list are sought beside it first."""
     if "\0" in word:
         raise PictureError(f"{word!r}: is no name of a file")
@@ -110,18 +119,18 @@ def _add(
     if base is not None and not path.is_absolute() and os.path.lexists(base / path):
         path = base / path
     if os.path.isdir(path):
-        _add_folder(found, path, recursive)
+        _add_folder(found, path, how)
     elif is_camera(path):
         found.sources.append(Camera(str(path)))
     elif os.path.lexists(path):
         if path.suffix.lower() == ".txt":
-            _add_list(found, path, recursive, frame_rate, base)
+            _add_list(found, path, how, base)
         else:
             found.sources.append(_file(path))
     elif word.isdecimal() and len(word) < 4:
         found.sources.append(Camera(int(word)))
     elif NUMBER.search(word):
-        found.sources.append(numbered(str(_beside(base, word)), frame_rate))
+        found.sources.append(numbered(str(_beside(base, word)), how.frame_rate))
     elif glob.has_magic(word):
         _add_pattern(found, str(_beside(base, word)))
     elif path.suffix.lower() in picture_suffixes():
@@ -149,16 +158,25 @@ def _file(path: Path) -> Source:
     return Picture(path, sure=suffix in picture_suffixes())
 
 
-def _add_folder(found: Found, folder: Path, recursive: bool) -> None:
+def _add_folder(found: Found, folder: Path, how: How) -> None:
     """Add the pictures and videos of a folder, by name."""
-    places = folders_below(folder) if recursive else [folder]
+    places = [folder]
+    if how.recursive:
+        without = {os.path.realpath(path) for path in how.without}
+        below = folders_below(folder)
+        places = [next(below), *(place for place in below if not _lies_in(place, without))]
     files = sorted(file for place in places for file in place.iterdir() if not file.is_dir())
     if _add_known(found, files, str(folder)) == 0:
-        deeper = "" if recursive else "; those of the folders in it are read with --recursive"
+        deeper = "" if how.recursive else "; those of the folders in it are read with --recursive"
         inside = any(path.is_dir() for path in folder.iterdir())
         raise PictureError(
             f"{folder}: no pictures in this folder, and no videos{deeper if inside else ''}"
         )
+
+
+def _lies_in(place: Path, folders: set[str]) -> bool:
+    real = Path(os.path.realpath(place))
+    return not folders.isdisjoint(map(str, (real, *real.parents)))
 
 
 def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
@@ -204,9 +222,7 @@ def _add_pattern(found: Found, pattern: str) -> None:
     found.sources += [_file(path) for path in files]
 
 
-def _add_list(
-    found: Found, path: Path, recursive: bool, frame_rate: float, base: Path | None
-) -> None:
+def _add_list(found: Found, path: Path, how: How, base: Path | None) -> None:
     """Add what a list file says, a word a line; empty lines and those with # are none."""
     if base is not None:
         raise PictureError(f"{path}: is a list in a list; expected pictures and videos")
@@ -218,12 +234,13 @@ def _add_list(
         lines = read_lines(path)
     except DataError as error:
         raise PictureError(str(error)) from None
+    found.lists.append(path)
     words = [line for line in lines if line and not line.startswith("#")]
     if not words:
         raise PictureError(f"{path}: this list is empty; expected a file a line")
     for word in words:
         try:
-            _add(found, word, recursive, frame_rate, path.absolute().parent)
+            _add(found, word, how, path.absolute().parent)
         except PictureError as error:
             found.errors.append(PictureError(f"{path}: {error}"))
         except OSError as error:
