@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from spikedet.errors import UsageError
 from spikedet.sources.video import FRAME_RATE, reason
+from spikedet.sources.whole import whole_pieces
 
 CLOCK = Fraction(1, 60_000)  # seconds; of 24, 25, 30 and 60 frames a second each is a multiple
 OPTIONS = {  # none of frames that refer to later ones: they leave in the order in which they come
@@ -20,7 +22,7 @@ OPTIONS = {  # none of frames that refer to later ones: they leave in the order 
 }
 CONTAINERS = {
     # in pieces of their own while it grows, so that each moment leaves a file that plays
-    ".mp4": ("mp4", {"movflags": "frag_keyframe+hybrid_fragmented"}),
+    ".mp4": ("mp4", {"movflags": "frag_keyframe+hybrid_fragmented", "frag_duration": "1000000"}),
     ".mkv": ("matroska", {}),
 }
 MOST_SIDE = 4096  # pixels; larger pictures are shrunk, for few players show them
@@ -131,6 +133,8 @@ class VideoFile:
             error = error or raised
         self._container = None
         self._drop_file()
+        if error is not None or self._failed:
+            self._mend()
         if error is not None and not self._failed:
             self._failed = True
             raise self._told(error)
@@ -140,6 +144,16 @@ class VideoFile:
         if file is not None:
             with contextlib.suppress(OSError):  # what waits to be written has failed already
                 file.close()
+
+    def _mend(self) -> None:
+        """Cut off the piece of an MP4 that did not fit on the disk: players stumble over it."""
+        if self.path.suffix.lower() == ".mp4":
+            with contextlib.suppress(OSError):
+                whole = whole_pieces(self.path)
+                if whole:
+                    os.truncate(self.path, whole)
+                else:
+                    self.path.unlink()
 
     def __enter__(self) -> VideoFile:
         return self

@@ -49,7 +49,7 @@ class Video:
                 given, total = given + 1, frame.total
                 yield frame
         if given and is_whole(self.path) is False:
-            of = f" of {total}" if total else ""
+            of = f" of {total}" if total and total > given else ""
             raise PictureError(f"{self.path}: is cut short; {given}{of} frames can be read")
         if not given:
             raise PictureError(f"{self.path}: holds no frame that can be read")

@@ -39,6 +39,16 @@ def lacks_index(path: Path) -> bool:
         return b"moov" not in [name for name, _ in _boxes_of(file, end)]
 
 
+def whole_pieces(path: Path) -> int:
+    """Bytes of an MP4 that is written in pieces up to the end of its last whole one, 0 of none."""
+    end, keep = os.path.getsize(path), 0
+    with path.open("rb") as file:
+        for name, after in _boxes_of(file, end):
+            if after <= end and name == b"mdat":  # the pictures, behind what tells of them
+                keep = after
+    return keep
+
+
 def _boxes(file: BinaryIO, end: int) -> bool:
     return all(after <= end for _, after in _boxes_of(file, end))
 
