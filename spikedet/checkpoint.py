@@ -90,7 +90,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors come back as float32 or integers.
 
-    Files of the old form (spikedet-1) are read as well; see `Task.bare` for what becomes of them.
+    Files of the old form (spikedet-1) are read as well; `networks.current` brings them up to date.
 
     Raises:
         WeightsError: No such file, damaged, of another kind, or with values that no network has.

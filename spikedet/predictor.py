@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load
 from spikedet.counts import expect_counts
+from spikedet.networks import current, restore
 from spikedet.precision import has_bfloat16, present_device
 from spikedet.task import Task
 
@@ -36,9 +37,9 @@ class BasePredictor:
         device = present_device(device)
         self.weights = Path(weights)
         self.half = device == "cpu" and has_bfloat16() if half is None else half
-        made = self.task.current(checkpoint.load(self.weights))
-        self.runner = self.task.restore(made, self.half).to(device)
-        self.stride = self.task.stride(made.head)
+        loaded = current(self.task, load(self.weights))
+        self.runner = restore(self.task, loaded, self.half).to(device)
+        self.stride = self.task.stride(loaded.head)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from spikedet.stage_two import Plan
 from test_classification_data import add_pictures
 from test_energy import command
 
@@ -26,7 +27,6 @@ from spikedet.errors import DataError, PictureError, TrainingError, UsageError, 
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
 from spikedet.released import released
-from spikedet.stage_two import Plan
 from tools import analyze
 
 CLASSES = ("a", "b", "c")

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
 
     from spikedet import checkpoint, tasks
     from spikedet.errors import UsageError, WeightsError
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage
 
     cli.expect_new(args.out)
     if len(args.weights) < 2:
