@@ -3,11 +3,11 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from support.places import ROOT
+
 ORDER = ["errors", "counts", "settings", "methods", "precision", "files", "pictures", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "stage_one", "stage_two", "predictor"]
