@@ -257,6 +257,6 @@ def _default(task: str, name: str) -> Any:
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
     """What stage I has that is not as in the settings of a task."""
     settings = SETTINGS[task]
-    folded = settings.FOLD_FIRST if folded is None else folded
+    folded = settings.StageOne.fold_first if folded is None else folded
     rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
     return {**settings.STAGE_ONE, "rate": rate}

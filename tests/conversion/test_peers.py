@@ -70,7 +70,9 @@ def spiking(network, method, batches, steps=T):
     make_spiking(made, method.initial)
     if method.shift:
         shift_currents(made, steps)
-    options = LayerWise(method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias)
+    options = LayerWise(
+        method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias
+    )
     if method.coarse or method.fine or method.bias:
         targets = target if method.bias else quantised
         calibrate(targets, made, batches[:20], batches[20:24], steps, options)
@@ -359,7 +361,7 @@ def test_potentials_of_classifiers_start_at_zero_but_those_of_opi(shades, method
 def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, monkeypatch):
     (shades / "x.yaml").write_text("convert: {noise: 0.3, distill: 2.0}")
     wanted = []
-    monkeypatch.setattr(stage_one, "finetune", lambda *_, **options: wanted.append(options))
+    monkeypatch.setattr(stage_one.FineTuning, "run", lambda self, *_: wanted.append(self.options))
     parser = convert.arguments()
     parser.prog = "convert.py"
     words = ["--config", shades / "x.yaml", "--model", shades / "float.safetensors", "--T", 2]
@@ -367,18 +369,17 @@ def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, m
     args = parser.parse_args([*map(str, words)])
     with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
         convert.main(args)
-    assert [(o["noise"], o["distill"]) for o in wanted] == [(0.0, 0.0)]
+    assert [(o.noise, o.distill) for o in wanted] == [(0.0, 0.0)]
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     """The levels of stage I are noted; only T differs between two runs of its weights."""
     fit, trained_as = CLASSIFICATION.fit, []
 
-    def look(network, *args):
-        guide, _ = args[-2:]
+    def look(network, run):
         quantisers = [m for m in network.modules() if isinstance(m, QuantClip)]
-        trained_as.append((guide, {(m.noise, m.clips_rounded, m.steps) for m in quantisers}))
-        fit(network, *args)
+        trained_as.append((run.teacher, {(m.noise, m.clips_rounded, m.steps) for m in quantisers}))
+        fit(network, run)
 
     monkeypatch.setattr(CLASSIFICATION, "fit", look)
     made = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)

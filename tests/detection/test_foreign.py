@@ -107,7 +107,9 @@ def test_converts(name, width, activation, pools, kept):
 )
 def test_is_refused_by_name(name, activation, words):
     with pytest.raises(ConversionError, match=words):
-        networks.expect_convertible(DETECTION, model.read_description(name, None, activation), 20, 64)
+        networks.expect_convertible(
+            DETECTION, model.read_description(name, None, activation), 20, 64
+        )
 
 
 PICTURE_BESIDE_SPIKES = {

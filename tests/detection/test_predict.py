@@ -12,11 +12,13 @@ from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
 from spikedet.detection.draw import status
 from spikedet.detection.predict import select
+from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError, WeightsError
 from spikedet.networks import spiking_checkpoint
 from spikedet.released import default_weights
+from spikedet.settings import StageOne
 from spikedet.stages import stage_one, stage_two
 from support.places import ROOT
 
@@ -98,7 +100,7 @@ def weights(tmp_path_factory):
     noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
-    samples = [Sample("noise", folder / "noise.png", 64, 64, *nothing)]
+    samples = BoxSamples([Sample("noise", folder / "noise.png", 64, 64, *nothing)])
     qc = stage_one.untuned(DETECTION, made, samples, 4)
     checkpoint.save(qc, folder / "qc.safetensors")
     checkpoint.save(
@@ -115,7 +117,11 @@ def model_file():
 def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
     with pytest.raises(WeightsError, match="have one threshold a layer"):
         stage_one.quantized(
-            DETECTION, checkpoint.load(weights / "qc.safetensors"), [], 4, per_channel=True
+            DETECTION,
+            checkpoint.load(weights / "qc.safetensors"),
+            BoxSamples([]),
+            4,
+            StageOne(per_channel=True),
         )
 
 

@@ -15,19 +15,19 @@ import pytest
 import torch
 
 from spikedet import checkpoint, networks
-from spikedet.stages import stage_two
 from spikedet.conversion import distill as distillation
-from spikedet.conversion.calibrate import 
-from spikedet.settings import LayerWise
 from spikedet.conversion.stored import Stored
 from spikedet.detection import loader, model
-from spikedet.detection.data import read_voc, split_off_tuning
+from spikedet.detection.data import read_voc
+from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.graph.time import readouts
 from spikedet.methods import label
-from spikedet.neurons.layers import MeanOverTime
 from spikedet.networks import spiking_checkpoint
+from spikedet.neurons.layers import MeanOverTime
+from spikedet.settings import EndToEnd, LayerWise, Plan
+from spikedet.stages import stage_two
 from spikedet.training import check_devices, epochs_done, expect_same_run
 from support.commands import command
 from support.places import ROOT
@@ -55,7 +55,8 @@ def test_a_picture_that_cannot_be_decoded_is_one_sentence(
     shutil.copytree(devkit.parent, tmp_path / "data")
     kit = tmp_path / "data/VOCdevkit"
     picture = kit / "VOC2007/JPEGImages/000009.jpg"
-    samples = split_off_tuning(read_voc(kit, "VOC2007:train"), devkit.parent / "tuning.txt")[0]
+    samples = BoxSamples(read_voc(kit, "VOC2007:train"))
+    samples, _ = samples.split_off_tuning(devkit.parent / "tuning.txt")
     picture.write_bytes(picture.read_bytes()[:300])
     words = ["--data", kit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     words += ["--width", "n", "--imgsz", 64, "--batch", 4, "--epochs", 1, "--workers", workers]
@@ -475,7 +476,9 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
     kept = [node.module.log_weights for node in again.of((MeanOverTime,))]
     assert len(kept) == len(means) > 1
     assert all(torch.equal(found, weights) for found in kept)
-    weighed = networks.restore(DETECTION, checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
+    weighed = networks.restore(DETECTION, checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)[
+        "scores"
+    ]
     assert not torch.equal(plain, weighed)
     damaged = checkpoint.load(path)
     name = next(name for name in damaged.tensors if name.endswith("log_weights"))
@@ -512,7 +515,7 @@ def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
     assert len(set(names)) == len(names) > 9
 
     def expect(name):
-        plan = stage_two.Plan(LayerWise(layers=[name]))
+        plan = Plan(LayerWise(layers=[name]))
         stage_two.expect_layers(DETECTION, floating, sides[0], plan)
 
     for name in names:
@@ -525,9 +528,9 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     sizes = []
 
-    def watched(made, network, found, wanted, batch, truth, temperature):
+    def watched(made, network, outputs, batch, end):
         sizes.append(tuple(batch["img"].shape))
-        return found["scores"].square().mean()  # the detector's own loss wants more anchors
+        return outputs[0]["scores"].square().mean()  # the detector's own loss wants more anchors
 
     monkeypatch.setattr(DETECTION, "loss", watched)
     converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
@@ -543,11 +546,11 @@ def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
     network = stage_two.copied(DETECTION, made)
 
     def judged(truth):
-        plan = stage_two.Plan(truth=truth, end_workers=workers)
+        plan = Plan(end=EndToEnd(truth=truth, workers=workers))
         return stage_two.tuning_loss(DETECTION, made, network, sides[1], plan, floating)
 
     assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
-    counts = [stage_two.judged(range(n), stage_two.Plan(end_batch=8)) for n in (3, 8, 12, 16)]
+    counts = [stage_two.judged(range(n), Plan(end=EndToEnd(batch=8))) for n in (3, 8, 12, 16)]
     assert counts == [3, 8, 8, 16]
     near = judged(0.0)
     for name in readouts(network):

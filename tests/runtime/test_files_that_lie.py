@@ -22,6 +22,7 @@ from spikedet.conversion.prepare import prepare
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import Sample
+from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.errors import SpikedetError, UsageError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
@@ -79,7 +80,8 @@ def detectors(tmp_path_factory):
     made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "grey.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
-    qc = stage_one.untuned(DETECTION, made, [Sample("g", folder / "grey.png", 64, 64, *nothing)], 2)
+    samples = BoxSamples([Sample("g", folder / "grey.png", 64, 64, *nothing)])
+    qc = stage_one.untuned(DETECTION, made, samples, 2)
     snn = spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {})
     for one in (made, qc, snn):
         checkpoint.save(one, folder / one.stage)
