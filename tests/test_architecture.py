@@ -8,7 +8,8 @@ import pytest
 
 from support.places import ROOT
 
-ORDER = ["errors", "counts", "settings", "methods", "precision", "files", "pictures", "data"]
+ORDER = ["errors", "resources"]
+ORDER += ["counts", "settings", "methods", "precision", "files", "pictures", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
 ORDER += ["detection", "classification", "tasks", "cli"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet import resources
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
@@ -74,7 +75,7 @@ class Classification(Task):
         if str(path).startswith(SHORT):
             description = models.foreign(str(path).removeprefix(SHORT))
         else:
-            description = read_yaml(path)
+            description = read_yaml(resources.config(path, "models"))
         if width is not None:
             try:
                 description["width"] = float(width)

@@ -128,6 +128,7 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path):
         trainer(sides, folder, resume=True).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "tau"), [(0, 2000), (1, 0)])
 def test_a_resumed_run_ends_as_one_that_went_on(sides, tmp_path, workers, tau):
     settings = {"workers": workers, "ema_tau": tau}
@@ -207,6 +208,7 @@ def run(tool, *arguments, cache):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     small = ["--epochs", 1, "--batch", 8, "--workers", 0]
