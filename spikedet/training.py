@@ -22,7 +22,7 @@ from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import fcntl, write_atomic
 from spikedet.precision import full_precision
-from spikedet.settings import TrainingSettings, world_size
+from spikedet.settings import TrainingSettings, device_numbers, world_size
 
 log = logging.getLogger(__name__)
 OPTIMIZERS = {
@@ -61,18 +61,23 @@ def expect_possible(settings: TrainingSettings) -> None:
 def check_devices(device: str) -> None:
     """Refuse devices that are not there, and several GPUs in one process; GPUs get full precision.
 
+    Args:
+        device: `cpu`, or numbers of GPUs with commas between them, also as `cuda:0`.
+
     Raises:
         TrainingError: Says what is there, or how to start.
     """
     if device == "cpu":
         return
-    numbers = device.split(",")
+    numbers = device_numbers(device).split(",")
     there = torch.cuda.device_count()
-    if not all(n.isdigit() and int(n) < there for n in numbers):
+    if not all(n.isdecimal() and int(n) < there for n in numbers):
         raise TrainingError(
             f"device {device!r}: this machine has {there} CUDA devices; expected cpu, or numbers "
             "of such devices as in 0 or 0,1"
         )
+    if len(set(numbers)) < len(numbers):
+        raise TrainingError(f"device {device!r} names a device twice; expected each once")
     if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
         raise TrainingError(
             f"device {device!r} needs one process a GPU: start the same command with "

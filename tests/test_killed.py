@@ -10,10 +10,9 @@ from pathlib import Path
 
 import albumentations
 import pytest
-import torch
 import test_classification_training as classifiers
 import test_training as detectors
-from test_training import devkit, sides  # noqa: F401
+import torch
 
 from spikedet import files
 from spikedet.errors import TrainingError
@@ -21,6 +20,7 @@ from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.training import epochs_done, own_run
 
 ROOT = Path(__file__).resolve().parents[1]
+devkit, sides = detectors.devkit, detectors.sides  # fixtures
 
 
 class Killed(BaseException):
@@ -30,7 +30,11 @@ class Killed(BaseException):
 def bits(value):
     """Every tensor of nested values, as bytes, and all else as it is; times are left out."""
     if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).tolist()
+        return (
+            value.dtype,
+            tuple(value.shape),
+            value.contiguous().view(-1).view(torch.uint8).tolist(),
+        )
     if isinstance(value, dict):
         return {key: bits(part) for key, part in value.items() if key != "seconds"}
     return [bits(part) for part in value] if isinstance(value, list | tuple) else value
@@ -83,7 +87,14 @@ def uninterrupted():
     [(0, False, 0), (0, False, 1), (0, False, 2), (0, True, 1), (1, False, 1), (1, True, 2)],
 )
 def test_a_resumed_detector_is_the_uninterrupted_one(
-    sides, tmp_path, tmp_path_factory, drawing, uninterrupted, workers, cache, epoch  # noqa: F811
+    sides,
+    tmp_path,
+    tmp_path_factory,
+    drawing,
+    uninterrupted,
+    workers,
+    cache,
+    epoch,
 ):
     settings = {**SETTINGS, "workers": workers, "cache": cache}
     if (workers, cache) not in uninterrupted:
@@ -111,7 +122,13 @@ def test_a_resumed_detector_is_the_uninterrupted_one(
 @pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors", "state.pt"])
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_detector_killed_while_it_writes(
-    sides, tmp_path, tmp_path_factory, monkeypatch, uninterrupted, file, epoch  # noqa: F811
+    sides,
+    tmp_path,
+    tmp_path_factory,
+    monkeypatch,
+    uninterrupted,
+    file,
+    epoch,
 ):
     settings = {"epochs": 2, "workers": 0}
     if "short" not in uninterrupted:
@@ -173,7 +190,9 @@ def test_a_resumed_classifier_is_the_uninterrupted_one(
     same_run(uninterrupted["c", workers], tmp_path)
 
 
-@pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors", "results.csv", "state.pt"])
+@pytest.mark.parametrize(
+    "file", ["last.safetensors", "best.safetensors", "results.csv", "state.pt"]
+)
 def test_a_classifier_killed_between_its_first_files(tmp_path, monkeypatch, uninterrupted, file):
     """It goes on, and is not begun again by mistake where weights are there."""
     monkeypatch.setattr(classifiers, "save", lambda network, path: written(network, path))

@@ -16,7 +16,7 @@ import torch
 from test_data import add, annotation
 from test_energy import command
 
-from spikedet import checkpoint, stage_one, stage_two
+from spikedet import checkpoint, cli, stage_one, stage_two
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.calibrate import Options
 from spikedet.conversion.stored import Stored
@@ -30,6 +30,7 @@ from spikedet.errors import DataError, PictureError, TrainingError, UsageError, 
 from spikedet.graph.time import readouts
 from spikedet.methods import METHODS, label
 from spikedet.neurons.layers import MeanOverTime
+from spikedet.precision import present_device
 from spikedet.task import spiking_checkpoint
 from spikedet.training import check_devices, epochs_done, expect_same_run
 from tools import calibrate, convert
@@ -158,7 +159,8 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path, caplog):
     assert epochs_done(folder) == (3, 3)
     for name in ("best.safetensors", "last.safetensors", "results.png"):
         assert (folder / name).stat().st_size > 1000
-    complete = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".yaml"}
+    files = [path for path in folder.iterdir() if path.suffix != ".yaml"]
+    complete = {path: path.stat().st_mtime_ns for path in files}
     with caplog.at_level("INFO"):
         trainer(sides, folder, resume=True).train()
     assert "all 3 epochs are done; nothing to resume" in caplog.text
@@ -738,6 +740,28 @@ def test_devices_that_cannot_be_used(monkeypatch, device, there, words):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(TrainingError, match=words):
         check_devices(device)
+
+
+def test_both_spellings_of_devices_are_taken_everywhere(monkeypatch):
+    """Numbers, as trainings have them, and torch's names."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 12)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    same = {"0": "cuda:0", "cuda": "cuda:0", "cuda:11": "cuda:11", "cpu": "cpu"}
+    for text, device in same.items():
+        assert present_device(text) == device == cli.device(text)
+        number = device.removeprefix("cuda:")
+        assert Settings(device=text).device == number == cli.kinds.devices(text)
+        check_devices(text)
+    for text in ("0,1", "cuda:0,cuda:1", "0,cuda:1", "cuda,cuda:1"):
+        assert Settings(device=text).device == "0,1"
+        check_devices(text)
+    for text in ("\N{SUPERSCRIPT TWO}", "", "cuda:", "-1", "cpu,0", "cuda:0,"):
+        with pytest.raises(TrainingError, match="12 CUDA devices"):
+            check_devices(text)
+        with pytest.raises(UsageError):
+            present_device(text)
+    with pytest.raises(TrainingError, match="names a device twice"):
+        check_devices("0,cuda:0")
 
 
 def test_the_batch_of_stage_one_is_not_that_of_stage_two():

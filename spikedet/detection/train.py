@@ -317,8 +317,8 @@ class Trainer(DetectionTrainer):
         """As ultralytics does, but not with fewer pictures a step when memory was too small."""
         if self.batch_size != self.settings.batch:
             raise TrainingError(
-                f"batch is {self.settings.batch}, for which the memory of {self.args.device} is too "
-                "small; expected a smaller one"
+                f"batch is {self.settings.batch}, for which the memory of {self.args.device} is "
+                "too small; expected a smaller one"
             )
         super()._build_train_pipeline()
 

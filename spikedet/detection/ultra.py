@@ -22,7 +22,7 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("YOLO_VERBOSE", "false")
-_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # of this process; nobody else may enter
+_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # which nobody else may enter
 os.environ["YOLO_CONFIG_DIR"] = _settings.name
 _threads = torch.get_num_threads()
 _open = Image.open
