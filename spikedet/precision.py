@@ -18,13 +18,13 @@ def has_bfloat16() -> bool:
 
 
 def present_device(name: str) -> str:
-    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` is the first one.
+    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` and `0` are the first one.
 
     Raises:
         UsageError: No such device here, or one of a kind that nothing here was tested on.
     """
     try:
-        chosen = torch.device(name)
+        chosen = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):

@@ -26,16 +26,20 @@ from spikedet.settings import world_size
 from spikedet.task import Run
 from spikedet.training import (
     OPTIMIZERS,
+    begin,
     expect_fresh,
     expect_growth,
     expect_possible,
     growing_side,
     held,
+    is_complete,
     load_state,
+    own_run,
     parameter_groups,
     resized,
     restore_optimizer,
     save_state,
+    seed_epoch,
 )
 
 log = logging.getLogger(__name__)
@@ -64,8 +68,10 @@ def train(network: nn.Module, run: Run) -> None:
     expect_possible(settings)
     expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
     expect_fresh(folder, run.resume)
+    if run.resume and is_complete(folder, settings):
+        return
     state = load_state(folder / "state.pt", settings) if run.resume else None
-    with processes(settings.device) as (rank, world, device):
+    with own_run(folder), processes(settings.device) as (rank, world, device):
         loop = _Loop(network, run, rank, world, device)
         rows: list[dict[str, Any]] = []
         first, best = 0, -math.inf
@@ -79,6 +85,8 @@ def train(network: nn.Module, run: Run) -> None:
                 ) from None
             first, rows = state["epoch"] + 1, state["rows"]
             log.info("resuming after epoch %d of %d", first, settings.epochs)
+        elif not rank:
+            begin(folder, settings)
         for epoch in range(first, settings.epochs):
             with from_loader():
                 row = {"epoch": epoch + 1, **loop.epoch(epoch)}
@@ -218,7 +226,7 @@ class _Loop:
         """One pass over the pictures: mean loss, training accuracy, last rate, seconds."""
         start = time.time()
         sums = torch.zeros(2, device=self.device)  # read once: each time a GPU is waited for
-        torch.manual_seed(hash((self.settings.seed, number, self.rank)))
+        seed_epoch(self.settings.seed, number, self.rank)
         self.order.set_epoch(number)
         self.model.train()
         first, last = self.settings.grow_from, self.settings.imgsz
