@@ -26,6 +26,7 @@ from spikedet.engines.program import (
     Current,
     Move,
     Neuron,
+    NoIntegers,
     Op,
     Plus,
     Pool,
@@ -137,7 +138,8 @@ class Plan:
 
     Raises:
         NoLibrary: There are no kernels.
-        UsageError: A row of a map has more neurons than an event can name.
+        NoIntegers: A row of a map has more neurons than an event can name.
+        UsageError: No such kernels here.
     """
 
     def __init__(
@@ -223,7 +225,7 @@ class Plan:
     def _expect_room(self, name: str, shape: Shape, most: int) -> None:
         channels, _, width = shape
         if channels * width * most >= CODES:
-            raise UsageError(
+            raise NoIntegers(
                 f"{name}: a row of {width} places with {channels} channels is longer than the "
                 "events engine can name; use smaller pictures or the torch engine"
             )

@@ -14,7 +14,7 @@ INT32 = 2**31 - 1
 
 
 class NoIntegers(UsageError):
-    """A network that cannot be computed in whole numbers."""
+    """A network, a picture size or a T that cannot be computed in whole numbers."""
 
 
 @dataclass(frozen=True)

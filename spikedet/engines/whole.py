@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikedet.engines import events, library
 from spikedet.engines.integers import compile_integers, constant_nodes
-from spikedet.engines.program import Move, Sums
+from spikedet.engines.program import Move, NoIntegers, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -72,16 +72,18 @@ class WholeEngine:
                 each of its steps [steps], and the number of neurons of all pictures.
 
         Raises:
-            UsageError: More steps than 32 bits can hold, or a size that the integers do not fit.
+            NoIntegers: More steps than 32 bits can hold, or a size that the integers do not fit.
+            UsageError: Pictures that are not on the CPU.
         """
         if pictures.device.type != "cpu":
             raise UsageError("integer engines compute on the CPU; use the torch engine elsewhere")
+        parts = list(parts)
+        self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
         run = self._start(currents, len(pictures))
         totals: dict[str, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            self._expect_steps(done + steps)
             with torch.no_grad():  # never over a yield: it would hold for the caller as well
                 totals = self._part(run, steps, last, done, each_step, totals, tell)
             done += steps
@@ -96,7 +98,7 @@ class WholeEngine:
 
     def _expect_steps(self, steps: int) -> None:
         if steps > self.program.steps_most:
-            raise UsageError(
+            raise NoIntegers(
                 f"T is {steps}; the integers of this network hold up to "
                 f"{self.program.steps_most} steps; use the torch engine"
             )
