@@ -41,7 +41,7 @@ def spiking(network, pictures, T=4, slope=None, each_channel=False, free=False, 
         shape = graph.shapes[node.name][1:] if free else node.module.initial.shape
         spread = node.module.threshold.max() * torch.rand(shape)
         node.module.initial.data = spread if free else node.module.initial.data + 0.3 * spread
-    return graph
+    return graph.requires_grad_(False)
 
 
 def ran(engine, pictures, parts, each_step=False):
