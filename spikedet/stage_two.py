@@ -21,6 +21,7 @@ from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
+from spikedet.engines.rounding import Rounder
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.precision import device_of, layout, mixed
@@ -63,6 +64,10 @@ class Plan:
         end_temperature: What a classifier's outputs are divided by that it distils.
         end_jpeg: Quality, 1 to 100, that a classifier's pictures of it are compressed with after
             each crop, 0 for none; its tuning pictures are taken as they are.
+        int8: Train the end-to-end pass with whole weights, and leave them in the end: a network
+            that the events engine runs as it was trained, and whose file is half as large.
+        sparsity: Weight of a penalty on the synaptic operations in the end-to-end pass, which are
+            counted in units of the float network's multiplications (see `conversion.sparsity`).
         truth: Weight of the task's own loss on the annotations beside the distillation.
         seed: Which pictures are drawn.
     """
@@ -79,6 +84,8 @@ class Plan:
     end_workers: int = 0
     end_temperature: float = 1.0
     end_jpeg: int = 0
+    int8: bool = False
+    sparsity: float = 0.0
     truth: float = 1.0
     seed: int = 0
 
@@ -210,7 +217,7 @@ def end_to_end(
     teacher: Checkpoint | None = None,
     state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Distil a teacher into the spiking network, whole, in place, on its device.
 
     Args:
@@ -225,8 +232,11 @@ def end_to_end(
             interrupted.
         on_step: Called with the step and its loss.
 
+    Returns:
+        For the origin of the network: `int8`, and what `distill` returns of the spikes.
+
     Raises:
-        UsageError: As `expect_end_size`.
+        UsageError: As `expect_end_size`, and as `distill`.
         TrainingError: The state is damaged, or of another pass.
     """
     expect_end_size(task, made, plan, network)
@@ -247,6 +257,7 @@ def end_to_end(
     about |= {"batch": plan.end_batch, "grow from": plan.end_grow_from, "truth": plan.truth}
     about |= {"workers": plan.end_workers, "batch norm": plan.end_batch_norm}
     about |= {"temperature": plan.end_temperature, "jpeg": plan.end_jpeg}
+    about |= {"int8": plan.int8, "sparsity": plan.sparsity}
     about["begun with"] = fingerprint(network.layers.state_dict())
     about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
     about["data"] = task.fingerprint(samples)
@@ -254,17 +265,29 @@ def end_to_end(
     def write(reached: dict[str, Any]) -> None:
         save_state({**reached, "about": about}, state)
 
-    distill(
+    spikes = distill(
         spiking,
         batches,
         loss,
         steps=plan.end_to_end,
         rate=plan.end_rate,
         batch_norm=plan.end_batch_norm,
+        int8=plan.int8,
+        sparsity=plan.sparsity,
         state=_reached(state, about),
         on_step=on_step,
         on_round=write if state else None,
     )
+    return {**({"int8": True} if plan.int8 else {}), **spikes}
+
+
+def whole(network: Graph) -> None:
+    """Round a spiking network to what the integer engines make of it, in place.
+
+    Raises:
+        NoIntegers: It cannot be computed in whole numbers.
+    """
+    Rounder(network).write()
 
 
 def tuning_loss(

@@ -25,7 +25,7 @@ from spikedet.graph.time import CONSTANT
 from spikedet.neurons.layers import SpikingMaxPool, per_channel
 
 LARGEST = 127  # weight
-COARSEST = 2**24  # steps that a threshold, potential or bias has at most
+COARSEST = 2**20  # steps that a threshold, potential or bias has at most
 
 
 class Mixed(Exception):
@@ -43,6 +43,62 @@ class Tree:
     make: Callable[[Tensor], str]
 
 
+def scales_of(least: Tensor, most: Tensor) -> Tensor:
+    """Scales, [C] float64: numbers of 8 significant bits (bfloat16 has them all).
+
+    With so few bits whole multiples of a scale are exact in float32 up to 2**16, so that torch
+    computes the same sums. What rounds to multiples of a scale has that scale again: of the
+    smallest number above 127 / 127.49 of what is needed, the largest weight is always 127.
+
+    Args:
+        least: What weights need: the largest over 127.
+        most: The largest threshold, potential or bias, which has `COARSEST` steps at most.
+    """
+    mantissa, exponent = torch.frexp(least * (LARGEST / 127.49))
+    of_weights = torch.ldexp((mantissa * 256).ceil() / 256, exponent)
+    mantissa, exponent = torch.frexp(most / COARSEST)
+    of_others = torch.ldexp(torch.ones_like(most), exponent - (mantissa == 0.5).to(exponent.dtype))
+    return torch.maximum(of_weights, of_others)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weighted layer that adds to a current.
+
+    Attributes:
+        node: Its name.
+        labels: Which of the neuron's scales each output channel has, -1 for none, [C_out].
+        factors: That scale times this is its own, [C_out].
+        amplitudes: What 1 stands for in each input channel, [C_in], of each term that it reads.
+    """
+
+    node: str
+    labels: Tensor
+    factors: Tensor
+    amplitudes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the weights of one layer of neurons are rounded.
+
+    Attributes:
+        neuron: Name of its node.
+        labels: Scales that it has: one, or as many as channels.
+        parts: Layers that add to its current.
+        offsets: Layers whose bias is added to that of the neuron, and what it is divided by first.
+        constant: What else is added to it, [C].
+        least: The least scale that shortcuts need, [labels].
+    """
+
+    neuron: str
+    labels: int
+    parts: list[Part]
+    offsets: list[tuple[str, Tensor]]
+    constant: Tensor
+    least: Tensor
+
+
 class Currents:
     """The tree of one neuron's current.
 
@@ -51,7 +107,8 @@ class Currents:
 
     Attributes:
         least: The least scale that each label needs, [labels].
-        bias: What the layers add, in units of the neuron, [labels].
+        bias: What the layers add, in units of the neuron, [C].
+        rounding: How all of it is rounded.
     """
 
     def __init__(self, wires: Wires, node: Node, labels: int):
@@ -60,6 +117,8 @@ class Currents:
         self.least = torch.zeros(labels, dtype=torch.float64)
         channels = wires.graph.shapes[node.name][1]
         self.bias = torch.zeros(channels, dtype=torch.float64)
+        constant, least = torch.zeros_like(self.bias), torch.zeros_like(self.least)
+        self.rounding = Rounding(node.name, labels, [], [], constant, least)
 
     def tree(self, name: str, label: Tensor, factor: Tensor, near: bool) -> Tree:
         """What a node's value, read at some scale, is made of.
@@ -103,8 +162,10 @@ class Currents:
         labels, factors = self._channels(label), self._factors(label, factor)
         terms = self.wires.terms(name)
         each = [self.wires.each_channel(name, term.amplitude) for term in terms]
-        for amplitude in each:  # 24 bits are enough for what is not multiplied
-            self._need(labels, (amplitude / factors).abs() / COARSEST)
+        for amplitude in each:  # 20 bits are enough for what is not multiplied
+            needed = (amplitude / factors).abs() / COARSEST
+            self._need(labels, needed)
+            self._need(labels, needed, self.rounding.least)
 
         def make(scales: Tensor) -> str:
             made = []
@@ -136,9 +197,9 @@ class Currents:
             raise self.wires.refuse(node.name, "a linear layer over places")
         labels, factors = self._channels(label), self._factors(label, factor)
         terms = self.wires.terms(source)
-        weights = [
-            times_inputs(module, self.wires.each_channel(source, term.amplitude)) for term in terms
-        ]
+        amplitudes = [self.wires.each_channel(source, term.amplitude) for term in terms]
+        self.rounding.parts.append(Part(node.name, labels, factors, amplitudes))
+        weights = [times_inputs(module, amplitude) for amplitude in amplitudes]
         for weight in weights:
             self._need(labels, largest_of(module, weight) / factors.abs() / LARGEST)
 
@@ -182,6 +243,11 @@ class Currents:
             each = flat.flatten(2)[0] if flat.ndim > 2 else flat[0].unsqueeze(1)
             if bool((each == each[:, :1]).all()):
                 self.bias += each[:, 0]
+                if isinstance(node.module, WEIGHTED) and bool((factor[0, :, ...] != 0).all()):
+                    by = factor.flatten(2)[0, :, 0] if factor.ndim > 2 else factor[0]
+                    self.rounding.offsets.append((node.name, by))
+                else:
+                    self.rounding.constant.add_(each[:, 0])
                 return inner
 
         def make(scales: Tensor) -> str:
@@ -291,11 +357,16 @@ class Currents:
             )
         return each[:, 0]
 
-    def _need(self, labels: Tensor, least: Tensor) -> None:
-        read = labels >= 0
-        self.least.scatter_reduce_(0, labels[read], least[read].nan_to_num(0.0), "amax")
+    def _need(self, labels: Tensor, least: Tensor, into: Tensor | None = None) -> None:
+        need(self.least if into is None else into, labels, least)
 
     @staticmethod
     def _scale(scales: Tensor, label: Tensor, factor: Tensor) -> Tensor:
         """Scales of elements or channels; infinite where nobody reads them."""
         return torch.where(label >= 0, scales[label.clamp(min=0)] * factor, torch.inf)
+
+
+def need(scales: Tensor, labels: Tensor, least: Tensor) -> None:
+    """Raise scales [labels] to what channels with these labels need at least, in place."""
+    read = labels >= 0
+    scales.scatter_reduce_(0, labels[read], least[read].nan_to_num(0.0), "amax")

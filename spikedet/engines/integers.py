@@ -9,9 +9,10 @@ weights of everything that adds to its current, and each is rounded once, half t
     threshold   max(1, round(theta / s))
     potential   round(u[0] / s)
 
-s is the smallest for which all int8 weights fit, max |w a| / 127 of the channel. A spike that is
-added to a current as it is (a shortcut) becomes a weight as well, theta / s, of 32 bits. With a
-slope a neuron fires downwards at u <= -round(theta / a s), and at u < 0 where a = 1.
+s is the smallest number of 8 bits for which all int8 weights fit, about max |w a| / 127 of the
+channel (`currents.scales_of`). A spike that is added to a current as it is (a shortcut) becomes a
+weight as well, theta / s, of 32 bits. With a slope a neuron fires downwards at
+u <= -round(theta / a s), and at u < 0 where a = 1.
 
 Between neurons whole numbers travel: 0/1, or -1/0/1; after an average the sums of windows, whose
 divisor goes into the weights behind. A sum of spikes that stand for unlike thresholds is kept as
@@ -35,7 +36,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikedet.engines.currents import COARSEST, Currents, Mixed
+from spikedet.engines.currents import Currents, Mixed, scales_of
 from spikedet.engines.program import INT32, Current, Move, Neuron, NoIntegers, Program, Sums
 from spikedet.engines.wires import Term, Wires
 from spikedet.graph.graph import INPUT, Graph, Node
@@ -116,7 +117,7 @@ class _Compiler:
         self.wires.known[node.name] = [Term(op.name, amplitude)]
 
     def _constant_neuron(self, node: Node, source: str) -> None:
-        own = _Parameters.of(node.module, self.graph.shapes[source][1])
+        own = Parameters.of(node.module, self.graph.shapes[source][1])
         far = torch.maximum(own.depth.nan_to_num(0.0), own.start)
         scale = torch.maximum(own.theta, far / 16) / FINE
         neuron, limit = self._rounded(node, own, scale, torch.zeros_like(scale))
@@ -127,7 +128,7 @@ class _Compiler:
 
     def _driven_neuron(self, node: Node, source: str) -> None:
         shape = self.graph.shapes[source]
-        own = _Parameters.of(node.module, shape[1])
+        own = Parameters.of(node.module, shape[1])
         labels = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         try:
             current = Currents(self.wires, node, shape[1])
@@ -136,14 +137,9 @@ class _Compiler:
             current = Currents(self.wires, node, 1)
             nothing = torch.zeros_like(labels)
             tree = current.tree(source, nothing, torch.ones(shape, dtype=torch.float64), True)
-        scales = current.least.clone()
-        if len(scales) == 1:
-            scales = scales.expand(shape[1])
         bias = current.bias.expand(shape[1])
-        most = torch.stack([own.theta, own.depth.nan_to_num(0.0), own.start, bias.abs()]).amax(0)
-        scales = torch.maximum(scales, most / COARSEST)
-        if len(current.least) == 1:
-            scales = scales.max().expand(shape[1])
+        scales = own.scales(current.least, bias)
+        self.program.rounding.append(current.rounding)
         name = tree.make(scales[: len(current.least)])
         neuron, _ = self._rounded(node, own, scales, bias)
         self._add_neuron(
@@ -152,7 +148,7 @@ class _Compiler:
         )
 
     def _rounded(
-        self, node: Node, own: _Parameters, scale: Tensor, bias: Tensor
+        self, node: Node, own: Parameters, scale: Tensor, bias: Tensor
     ) -> tuple[Neuron, Tensor]:
         """A neuron in multiples of its scale [C], and its largest useful current [C]."""
 
@@ -209,7 +205,7 @@ class _Compiler:
 
 
 @dataclass(frozen=True)
-class _Parameters:
+class Parameters:
     """A neuron's own values, [C] float64 each.
 
     Attributes:
@@ -223,13 +219,19 @@ class _Parameters:
     start: Tensor
 
     @classmethod
-    def of(cls, module: IFNeuron, channels: int) -> _Parameters:
+    def of(cls, module: IFNeuron, channels: int) -> Parameters:
         theta = module.threshold.detach().double().cpu().expand(channels)
         slope = _slopes(module.slope, channels)
         depth = torch.where(slope > NO_SLOPE, theta / slope.clamp(min=NO_SLOPE), torch.nan)
         start = module.initial.detach().double().cpu().abs()
         start = start.flatten(1).amax(1) if start.ndim > 1 else start.expand(channels)
         return cls(theta, slope, depth, start)
+
+    def scales(self, least: Tensor, bias: Tensor) -> Tensor:
+        """The scale of each channel, [C], for what weights need [labels] and the bias [C]."""
+        most = torch.stack([self.theta, self.depth.nan_to_num(0.0), self.start, bias.abs()])
+        scales = scales_of(least.expand(len(bias)), most.amax(0))
+        return scales.max().expand(len(bias)) if len(least) == 1 else scales
 
 
 def _slopes(slope: Slope, channels: int) -> Tensor:
