@@ -62,11 +62,11 @@ def distill(
         state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
         on_round: Called after each round with what the pass can be taken up from: `step`, the steps
-            done, and the states of `network` and `optimizer`.
+            done, the `operations` of each, and the states of `network` and `optimizer`.
 
     Returns:
-        With `sparsity` that weight, and the operations of the first and the last round: `sparsity`,
-        `operations_before`, `operations_after`.
+        With `sparsity` that weight, and the operations of the first and the last eighth of the steps:
+        `sparsity`, `operations_before`, `operations_after`.
 
     Raises:
         UsageError: `int8` and `batch_norm` together, or a penalty below 0.
@@ -97,7 +97,7 @@ def distill(
             if state is not None:
                 network.load_state_dict(state["network"])
                 optimiser.load_state_dict(state["optimizer"])
-                begun = state["step"]
+                begun, seen = state["step"], list(state.get("operations", []))
             for first in range(begun, steps, ROUND):
                 now = batches(first)
                 last = min(first + ROUND, steps)
@@ -121,14 +121,15 @@ def distill(
                         on_step(step, value.item())
                 if on_round is not None:
                     states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
-                    on_round({"step": last, **states})
+                    on_round({"step": last, "operations": seen, **states})
     finally:
         spiking.requires_grad_(False)
     if rounder is not None:
         rounder.write()
     if not seen:
         return {"sparsity": sparsity} if sparsity else {}
-    first, last = seen[:ROUND], seen[-ROUND:]
+    part = max(1, len(seen) // 8)
+    first, last = seen[:part], seen[-part:]
     return {
         "sparsity": sparsity,
         "operations_before": sum(first) / len(first),
