@@ -133,6 +133,10 @@ class EndToEnd:
         batch_norm: Train beside batch norm that is folded afterwards. It helped a classifier at
             T = 4, neither that at T = 8 nor a detector with batches of 8.
         workers: Loader processes, on which the random numbers of the pictures depend.
+        int8: Train with whole weights, and leave them in the end: a network that the events engine
+            runs as it was trained, and whose file is half as large.
+        sparsity: Weight of a penalty on the synaptic operations, which are counted in units of the
+            float network's multiplications (see `conversion.sparsity`).
         truth: Weight of the task's own loss on the annotations beside the distillation.
     """
 
@@ -142,6 +146,8 @@ class EndToEnd:
     rate: float = 4e-3
     batch_norm: bool = False
     workers: int = 0
+    int8: bool = False
+    sparsity: float = 0.0
     truth: float = 1.0
 
 

@@ -19,7 +19,7 @@ ONLY = {  # what a room may import of the package beside itself
     "neurons": {"errors", "precision"},
     "graph": {"errors", "neurons"},
     "engines": {"errors", "neurons", "graph"},
-    "runtime": {"errors", "neurons", "graph", "engines", "checkpoint"},
+    "runtime": {"errors", "precision", "neurons", "graph", "engines", "checkpoint"},
 }
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))
 

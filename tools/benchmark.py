@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.networks import expect_stage
     from spikedet.released import released
 
-    spiking = spikedet.load(args.weights, args.T, args.device, args.half)
+    spiking = spikedet.load(args.weights, args.T, args.device, args.half, engine="torch")
     reference = spikedet.load(
         args.float or released("float", task=spiking.task.name), device=args.device
     )

@@ -20,6 +20,7 @@ from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
+from spikedet.engines.rounding import Rounder
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.networks import (
@@ -175,7 +176,7 @@ def end_to_end(
     teacher: Checkpoint | None = None,
     state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Distil a teacher into the spiking network, whole, in place, on its device.
 
     Args:
@@ -190,8 +191,11 @@ def end_to_end(
             interrupted.
         on_step: Called with the step and its loss.
 
+    Returns:
+        For the origin of the network: `int8`, and what `distill` returns of the spikes.
+
     Raises:
-        UsageError: As `expect_end_size`.
+        UsageError: As `expect_end_size`, and as `distill`.
         TrainingError: The state is damaged, or of another pass.
     """
     expect_end_size(task, checkpoint, plan, network)
@@ -215,17 +219,29 @@ def end_to_end(
     def write(reached: dict[str, Any]) -> None:
         save_state({**reached, "about": about}, state)
 
-    distill(
+    spikes = distill(
         spiking,
         batches,
         loss,
         steps=plan.end.steps,
         rate=plan.end.rate,
         batch_norm=plan.end.batch_norm,
+        int8=plan.end.int8,
+        sparsity=plan.end.sparsity,
         state=_reached(state, about),
         on_step=on_step,
         on_round=write if state else None,
     )
+    return {**({"int8": True} if plan.end.int8 else {}), **spikes}
+
+
+def whole(network: Graph) -> None:
+    """Round a spiking network to what the integer engines make of it, in place.
+
+    Raises:
+        NoIntegers: It cannot be computed in whole numbers.
+    """
+    Rounder(network).write()
 
 
 def tuning_loss(
