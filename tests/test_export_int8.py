@@ -1,10 +1,9 @@
 """The int8 file: numpy alone gives the spikes of our integer engine."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
+from exported import dyadic, fresh
 from stages import leaves
 from test_engines import CONVOLUTIONS, NETWORKS, Joined, Layer, spiking
 from torch import nn
@@ -15,18 +14,8 @@ from spikedet.engines.reference import rounded
 from spikedet.engines.whole import ReferenceEngine
 from spikedet.exporting import reference
 from spikedet.exporting.registry import ExportError
-from spikedet.graph.operations import WEIGHTED
-from spikedet.neurons.layers import IFNeuron, MeanOverTime, per_channel
+from spikedet.neurons.layers import MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-
-
-def fresh(network):
-    """A copy with weights drawn anew."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    return network
 
 
 def expect_equal(graph, pictures, path, steps=5):
@@ -89,20 +78,6 @@ def test_branches_and_weighted_means(tmp_path):
         node, _, what = name.rpartition(".")
         if node in ints and what not in ("inverse", "limit", "scale"):
             assert tensor.dtype in (np.int8, np.int32), name
-
-
-def dyadic(graph, bits=4):
-    """Weights, thresholds and potentials that float32 adds without rounding, in any order."""
-    for node in graph:
-        if isinstance(node.module, WEIGHTED):
-            for tensor in node.module.parameters():
-                tensor.data = (tensor.data * 2**bits).round() / 2**bits
-        if isinstance(node.module, IFNeuron):
-            node.module.threshold = 2.0 ** node.module.threshold.log2().round()
-            initial = node.module.initial
-            each = per_channel(node.module.threshold, initial.ndim + 1)
-            node.module.initial.data = (initial / each * 8).round() / 8 * each
-    return graph
 
 
 def test_pictures_to_spikes_where_no_order_of_sums_can_matter(tmp_path):

@@ -157,7 +157,7 @@ class _File:
         for key, value in (tensors or {}).items():
             array = value.detach().numpy() if isinstance(value, Tensor) else np.array(value)
             array = array.astype(np.int32) if array.dtype == np.int64 else array
-            self.tensors[f"{free}.{key}"] = np.ascontiguousarray(array)
+            self.tensors[f"{free}.{key}"] = np.array(array, order="C")
         self.nodes.append({"name": free, "op": op, "inputs": inputs, **options})
         self.shapes[free] = self.shapes[inputs[0]] if shape is None else tuple(shape)
         return free
