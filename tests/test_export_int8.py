@@ -7,6 +7,7 @@ from exported import dyadic, fresh
 from stages import leaves
 from test_engines import CONVOLUTIONS, NETWORKS, Joined, Layer, spiking
 from torch import nn
+from torch.nn import functional as F
 
 import spikedet
 from spikedet.engines.program import Current
@@ -78,6 +79,29 @@ def test_branches_and_weighted_means(tmp_path):
         node, _, what = name.rpartition(".")
         if node in ints and what not in ("inverse", "limit", "scale"):
             assert tensor.dtype in (np.int8, np.int32), name
+
+
+class Ends(nn.Module):
+    """First and last layers of every kind that computes in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.first = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv2d(6, 8, 3, 2, 1)
+        self.tokens, self.up = nn.Linear(8, 5), nn.ConvTranspose2d(8, 4, 3, 2, 1, 1, groups=2)
+
+    def forward(self, x):
+        x = self.before(F.avg_pool2d(F.max_pool2d(x * 2 - 1, 3, 1, 1), 2) + 0.5)
+        x = x - F.pad(x, (1, 0, 2, 0), "replicate")[:, :, :-2, :-1]
+        x = F.relu(self.first(x))
+        up = F.pixel_unshuffle(F.interpolate(self.up(x), scale_factor=2), 2)
+        return self.tokens(x.flatten(2).permute(0, 2, 1)), up, up.sum((2, 3)) + up.mean((2, 3)) * 4
+
+
+def test_what_computes_in_float(tmp_path):
+    torch.manual_seed(6)
+    pictures = torch.rand(2, 3, 16, 24)
+    header, _ = expect_equal(spiking(Ends(), pictures), pictures, tmp_path / "a.safetensors")
+    assert len(header["before"]) > 5 and len(header["behind"]) > 5
 
 
 def test_pictures_to_spikes_where_no_order_of_sums_can_matter(tmp_path):

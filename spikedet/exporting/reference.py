@@ -125,13 +125,14 @@ def compute(
         u = u - above * channels("threshold")
         state["u"] = u + below * channels("up") if "low" in own else u
         return above.astype(np.int32) - below
-    if op == "convolution":
-        return with_bias(convolution(x, own["weight"], node), own)
-    if op == "transposed_convolution":
-        return with_bias(transposed_convolution(x, own["weight"], node), own)
-    if op == "linear":
-        found = x @ own["weight"].T
-        return found + own["bias"] if "bias" in own else found
+    if "weight" in own:
+        layer = {"convolution": convolution, "transposed_convolution": transposed_convolution}
+        # float64 holds all of these whole numbers, and is what numpy multiplies fast
+        exact = np.float64 if x.dtype.kind == "i" else x.dtype
+        weight = own["weight"].astype(exact)
+        found = layer.get(op, linear)(x.astype(exact), weight, node).astype(x.dtype)
+        bias = own.get("bias", np.zeros(1, x.dtype))
+        return found + (bias if op == "linear" else bias.reshape(-1, *[1] * (x.ndim - 2)))
     if op == "times":
         return x * own["factor"].astype(x.dtype)
     if op == "plus":
@@ -214,6 +215,6 @@ def _line(start: int, step: int, number: int) -> slice:
     return slice(start, start + step * (number - 1) + 1, step)
 
 
-def with_bias(x: np.ndarray, own: dict[str, np.ndarray]) -> np.ndarray:
-    """A value and the bias of each channel, where there is one."""
-    return x + own["bias"].reshape(-1, *[1] * (x.ndim - 2)) if "bias" in own else x
+def linear(x: np.ndarray, weight: np.ndarray, node: dict[str, Any]) -> np.ndarray:
+    """[B, C] and weight [O, C] -> [B, O]; in float layers also [B, N, C] -> [B, N, O]."""
+    return x @ weight.T
