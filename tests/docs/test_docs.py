@@ -5,6 +5,7 @@ import re
 import pytest
 
 from spikedet import methods
+from spikedet.exporting.registry import EXPORTERS
 from spikedet.graph import operations, table
 from spikedet.neurons import registry
 from support.places import ROOT
@@ -14,6 +15,7 @@ DOCS = ROOT / "docs"
 
 REGISTRIES = (
     methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
+    EXPORTERS,
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def code(page):
     return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
 
 
-@pytest.mark.parametrize("page", ["convert.md", "extending.md"])
+@pytest.mark.parametrize("page", ["convert.md", "export.md", "extending.md"])
 def test_the_code_of_a_page_runs(page, registries, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
