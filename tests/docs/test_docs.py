@@ -1,17 +1,12 @@
 """The code in docs/ runs as it stands, page by page."""
 
-import re
-
 import pytest
 
 from spikedet import methods
 from spikedet.exporting.registry import EXPORTERS
 from spikedet.graph import operations, table
 from spikedet.neurons import registry
-from support.places import ROOT
-
-DOCS = ROOT / "docs"
-
+from support.docs import code
 
 REGISTRIES = (
     methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
@@ -27,10 +22,6 @@ def registries():
     for found, before in zip(REGISTRIES, kept, strict=True):
         found.clear()
         found.update(before)
-
-
-def code(page):
-    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
 
 
 @pytest.mark.parametrize("page", ["convert.md", "export.md", "extending.md"])

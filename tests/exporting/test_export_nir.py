@@ -5,9 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import fresh
-from stages import seen_in
-from test_engines import Joined, Plain, spiking
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +14,9 @@ from spikedet.exporting.registry import ExportError
 from spikedet.neurons.functional import integrate_and_fire
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
+from support.engines import Joined, Plain, spiking
+from support.exported import fresh
+from support.stages import seen_in
 
 nir = pytest.importorskip("nir")
 nirtorch = pytest.importorskip("nirtorch")

@@ -5,9 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import dyadic, fresh
-from stages import leaves, quantised
-from test_engines import CONVOLUTIONS, NETWORKS, Joined, Layer, Plain, spiking
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +17,9 @@ from spikedet.graph.structure import Name
 from spikedet.neurons import registry
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork, watching
+from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, Plain, spiking
+from support.exported import dyadic, fresh
+from support.stages import leaves, quantised
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

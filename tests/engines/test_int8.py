@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 from torch import nn
 
 import spikedet
@@ -18,6 +17,7 @@ from spikedet.errors import UsageError, WeightsError
 from spikedet.graph.operations import WEIGHTED
 from spikedet.neurons.layers import IFNeuron
 from spikedet.runtime.network import SpikingNetwork, watching
+from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 
 def numbers(graph):

@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from exported import dyadic, fresh
-from stages import leaves
-from test_engines import CONVOLUTIONS, NETWORKS, Joined, Layer, spiking
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +14,9 @@ from spikedet.exporting import reference
 from spikedet.exporting.registry import ExportError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
+from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, spiking
+from support.exported import dyadic, fresh
+from support.stages import leaves
 
 
 def expect_equal(graph, pictures, path, steps=5):

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import albumentations
 import pytest
-import test_classification_training as classifiers
-import test_training as detectors
 import torch
 
 from spikedet import files
 from spikedet.errors import TrainingError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.training import epochs_done, own_run
-
-ROOT = Path(__file__).resolve().parents[1]
-devkit, sides = detectors.devkit, detectors.sides  # fixtures
+from support import squares as detectors
+from support import training as classifiers
+from support.places import ROOT
 
 
 class Killed(BaseException):
@@ -171,7 +169,7 @@ def test_a_resumed_classifier_is_the_uninterrupted_one(
     if ("c", workers) not in uninterrupted:
         uninterrupted["c", workers] = tmp_path_factory.mktemp("whole")
         classifiers.run(uninterrupted["c", workers], **settings)
-    original = classifiers.training._Run.epoch
+    original = classifiers.training._Loop.epoch
 
     def kill(self, number):
         if number == epoch:
@@ -181,7 +179,7 @@ def test_a_resumed_classifier_is_the_uninterrupted_one(
         return original(self, number)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(classifiers.training._Run, "epoch", kill)
+        patch.setattr(classifiers.training._Loop, "epoch", kill)
         classifiers.run(tmp_path, **settings)
     assert epochs_done(tmp_path) == (epoch, 3)
     torch.manual_seed(99)
@@ -219,7 +217,7 @@ def test_a_run_that_has_no_epoch_is_begun_again(tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(classifiers.training._Run, "epoch", kill)
+        patch.setattr(classifiers.training._Loop, "epoch", kill)
         classifiers.run(tmp_path)
     assert epochs_done(tmp_path) == (0, 3)
     classifiers.run(tmp_path, batch=8)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_engines import Joined, spiking
 from torch import nn
 
 import spikedet
 from spikedet.conversion.sparsity import Operations, fan_out
 from spikedet.errors import UsageError
 from spikedet.runtime.network import SpikingNetwork
+from support.engines import Joined, spiking
 
 
 def test_fan_out_of_simple_layers():

@@ -7,8 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_docs import code
-from test_engines import spiking
 
 import spikedet
 from spikedet import exporting
@@ -20,6 +18,8 @@ from spikedet.exporting.source import Source, flat_outputs
 from spikedet.graph.structure import Name
 from spikedet.released import released
 from spikedet.runtime.network import SpikingNetwork
+from support.docs import code
+from support.engines import spiking
 
 
 @pytest.fixture
