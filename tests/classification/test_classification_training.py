@@ -24,7 +24,7 @@ from spikedet.task import Run
 from spikedet.training import epochs_done
 from support.classes import add_pictures
 from support.places import ROOT
-from support.training import CLASSES, DESCRIPTION, run, samples, save, settings, toy
+from support.training import CLASSES, DESCRIPTION, described, run, samples, save, settings, toy
 
 
 def same(a, b):
