@@ -1,8 +1,9 @@
-"""Options as fields of dataclasses, and those that the training of every task has.
+"""Options as fields of dataclasses, and those that every task has.
 
 An option is one field: its default, what it means and which values it may have stand in it, and
-from them follow both the check of a run (`wrong`) and the command line (`spikedet.commands`).
-Light to import, as the settings of the tasks are.
+from them follow both the check of a run (`wrong`) and the command line (`spikedet.commands`). A
+task gives its own defaults, and options that only it has, in subclasses in its `settings`. Light to
+import, as those are.
 """
 
 from __future__ import annotations
@@ -11,17 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any
-
-
-def shipped(folder: str) -> Path:
-    """Where a folder of files lies that come with the package: in it, or beside it in a clone."""
-    package = Path(__file__).resolve().parent
-    return package / folder if (package / folder).is_dir() else package.parent / folder
-
-
-CONFIGS = shipped("configs")
 
 
 def option(
@@ -96,11 +87,6 @@ def bounds(limits: Any, what: str) -> str:
     return f"{what} between {least} and {most}"
 
 
-def device_numbers(text: str) -> str:
-    """GPUs as training takes them: `0,1` for `cuda:0,cuda:1`."""
-    return text.replace("cuda:", "").replace("cuda", "0")
-
-
 @dataclass
 class TrainingSettings:
     """How a network is trained."""
@@ -109,7 +95,7 @@ class TrainingSettings:
     imgsz: int = option(32, "input side in pixels", least=1)
     batch: int = option(1, "pictures a step", least=1)
     rate: float = option(0.1, "learning rate at its peak", least=0)
-    device: str = option("cpu", "cpu, 0, or 0,1 for two GPUs", kind=device_numbers)
+    device: str = option("cpu", "cpu, 0 or cuda:0, or 0,1 for two GPUs")
     workers: int = option(1, "loader processes", least=0)
     seed: int = option(
         0, "seed of order, augmentation and initial weights", least=0, most=(1 << 31) - 1
@@ -143,33 +129,156 @@ class TrainingSettings:
     )
     warmup: float = option(1.0, "epochs of warm-up", least=0, group="training")
 
+    def __post_init__(self):
+        self.device = device_numbers(self.device)
+
+
+def device_numbers(device: str) -> str:
+    """`0,1` for `cuda:0,cuda:1`, as settings have it; whatever is no GPU stays as it is."""
+    numbers = ("0" if name == "cuda" else name.removeprefix("cuda:") for name in device.split(","))
+    return ",".join(str(int(number)) if number.isdecimal() else number for number in numbers)
+
 
 @dataclass
-class StageTwo:
-    """What stage II of the conversion does."""
+class StageOne:
+    """How stage I, quantise-clip fine-tuning, differs from other training.
 
+    Attributes:
+        clips_rounded: Where gradients pass the quantisers (see `QuantClip`), as QCFS has it.
+        fold_first: Fold batch norm of a float network before it is trained, not after. With batch
+            norm ten times the learning rate can be borne, which few levels need.
+    """
+
+    noise: float = option(
+        0.1,
+        "probability that an element is not quantised in training, eq 14",
+        least=0,
+        most=1,
+        group="stage I",
+    )
+    per_channel: bool = option(
+        False, "a threshold for each channel, not each layer", group="stage I"
+    )
+    distill: float = option(
+        1.0,
+        "weight of the float network's outputs beside the task's loss",
+        least=0,
+        group="stage I",
+    )
+    clips_rounded: bool = False
+    fold_first: bool = option(
+        False, "fold batch norm before stage I, not after it", group="stage I"
+    )
+
+
+@dataclass
+class LayerWise:
+    """How much stage II does layer by layer (eq 16-21).
+
+    Attributes:
+        coarse: Shift initial potentials to the mean residual (eq 18).
+        fine: Train weights, biases and initial potentials of each layer (eq 19-21).
+        steps: Most steps of fine calibration a layer.
+        rate: Adam's learning rate as a part of each tensor's root mean square.
+        patience: Checks on held-out pictures without a gain before a layer is left.
+        check: Steps between two checks.
+        alpha: Width of the surrogate gradient in units of the threshold.
+        half: Convolutions of the fitting steps in bfloat16 (checks are always float32).
+        per_neuron: An initial potential for every neuron, [C, H, W], instead of every channel;
+            the network then runs on pictures of this size alone.
+        loss: `mse`, or `kl`: Kullback-Leibler divergence of the rates from the targets, soft-max
+            over the flattened C*H*W of each picture (as published for classification; blind to a
+            constant that is added). The readout, whose level matters, is always fitted by `mse`.
+        bias: Before anything else add to the bias of each layer what its activations lack on
+            average: b += mean(a - theta r) (Li et al., ICML 2021). As published it is not judged
+            by the held-out pictures, so a layer may end worse than it began.
+        layers: Names of the layers to calibrate, or shell patterns (`model.1.*`), as they stand in
+            the reports; the others keep their parameters. All when None.
+        pictures, held: Training pictures to fit, and others to judge each layer by.
+        batch: Pictures that go through a layer at once.
+    """
+
+    coarse: bool = True
+    fine: bool = True
+    steps: int = option(
+        120,
+        "most fine-calibration steps a layer",
+        name="layer_steps",
+        least=0,
+        group="stage II",
+    )
+    rate: float = 3e-2
+    patience: int = 4
+    check: int = 15
+    alpha: float = 1.0
+    half: bool = True
+    per_neuron: bool = option(
+        False, "initial potentials of neurons, not channels", group="stage II"
+    )
+    loss: str = option(
+        "mse", "what fine calibration lowers", choices=("mse", "kl"), group="stage II"
+    )
+    bias: bool = False
+    layers: Sequence[str] | None = option(
+        None, "only these, names or patterns like 'model.1.*'", shown="all", group="stage II"
+    )
     pictures: int = option(
         256, "training pictures that layers are fitted to", least=1, group="stage II"
     )
     held: int = option(
         64, "other training pictures that judge each layer", least=1, group="stage II"
     )
-    layer_steps: int = option(120, "most fine-calibration steps a layer", least=0, group="stage II")
-    loss: str = option(
-        "mse", "what fine calibration lowers", choices=("mse", "kl"), group="stage II"
+    batch: int = 8
+
+
+def _end(default: Any, help: str, name: str, **limits: Any) -> Any:
+    """An option of the end-to-end pass, `--end-NAME`."""
+    return option(default, help, name=f"end_{name}", group="end-to-end pass", **limits)
+
+
+@dataclass
+class EndToEnd:
+    """How much the end-to-end pass of stage II does.
+
+    Attributes:
+        steps: 0 for no pass.
+        batch: Pictures a step.
+        grow_from: Their side in pixels at first, growing to that of the network in 3/4 of the
+            steps, as half the side is a quarter of the time; always that of the network when None.
+            A pass at a smaller side alone leaves a network that is worse at its own.
+        rate: Learning rate relative to the weights.
+        batch_norm: Train beside batch norm that is folded afterwards. It helped a classifier at
+            T = 4, neither that at T = 8 nor a detector with batches of 8.
+        workers: Loader processes, on which the random numbers of the pictures depend.
+        int8: Train with whole weights, and leave them in the end: a network that the events engine
+            runs as it was trained, and whose file is half as large.
+        sparsity: Weight of a penalty on the synaptic operations, which are counted in units of the
+            float network's multiplications (see `conversion.sparsity`).
+        truth: Weight of the task's own loss on the annotations beside the distillation.
+    """
+
+    steps: int = _end(400, "steps of the end-to-end pass, 0 for none", "to_end", least=0)
+    batch: int = _end(8, "pictures a step of it", "batch", least=1)
+    grow_from: int | None = _end(None, "side in pixels of its first pictures", "grow_from", least=1)
+    rate: float = _end(4e-3, "its learning rate, relative to the weights", "rate", above=0)
+    batch_norm: bool = _end(
+        False, "train beside batch norm in it, and fold it afterwards", "batch_norm"
     )
-    end_to_end: int = option(
-        400, "steps of the end-to-end pass, 0 for none", least=0, group="end-to-end pass"
+    workers: int = _end(0, "loader processes of it", "workers", least=0)
+    int8: bool = _end(False, "train with whole weights in it, and leave them in the end", "int8")
+    sparsity: float = _end(
+        0.0, "weight of a penalty on the synaptic operations in it", "sparsity", least=0
     )
-    end_rate: float = option(
-        1e-2, "its learning rate, relative to the weights", above=0, group="end-to-end pass"
-    )
-    end_batch: int = option(8, "pictures a step of it", least=1, group="end-to-end pass")
-    end_workers: int = option(0, "loader processes of it", least=0, group="end-to-end pass")
-    end_grow_from: int | None = option(
-        None, "side in pixels of its first pictures", least=1, group="end-to-end pass"
-    )
-    batch: int = field(default=8)  # pictures that layers are fitted to at once; no option
+    truth: float = 1.0
+
+
+@dataclass
+class Plan:
+    """How much stage II does, and which pictures are drawn for it."""
+
+    layers: LayerWise = field(default_factory=LayerWise)
+    end: EndToEnd = field(default_factory=EndToEnd)
+    seed: int = 0
 
 
 def impossible(settings: Any) -> tuple[str, Any, str] | None:

@@ -7,15 +7,54 @@ from dataclasses import dataclass
 from spikedet import settings
 from spikedet.settings import TrainingSettings, option, redefined
 
+GROUP = "classifiers"
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 SHORT = "torchvision:"  # with a name, in the place of the file of a network description
-GROUP = "classifiers"
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
-# What stage I does unless told otherwise, where that is not as in `Settings`.
+# What the training of stage I has unless told otherwise, where it is not as in `Settings`.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.
-FOLD_FIRST = False
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.05}
 STAGE_ONE = {"epochs": 6, "warmup": 0.2, "clip": 1.0}
+
+
+@dataclass
+class StageOne(settings.StageOne):
+    pass
+
+
+@dataclass
+class LayerWise(settings.LayerWise):
+    loss: str = redefined(settings.LayerWise, "loss", "kl")
+    batch: int = 32
+
+
+@dataclass
+class EndToEnd(settings.EndToEnd):
+    """As everywhere, and what only classifiers have.
+
+    Attributes:
+        temperature: What the outputs are divided by that it distils.
+        jpeg: Quality, 1 to 100, that its pictures are compressed with after each crop, 0 for none;
+            its tuning pictures are taken as they are.
+    """
+
+    batch: int = redefined(settings.EndToEnd, "batch", 64)
+    rate: float = redefined(settings.EndToEnd, "rate", 1e-2)
+    temperature: float = option(
+        1.0,
+        "as --temperature of stage I, in this pass",
+        name="end_temperature",
+        least=1,
+        group="end-to-end pass",
+    )
+    jpeg: int = option(
+        0,
+        "as --jpeg of stage I, in this pass",
+        name="end_jpeg",
+        least=0,
+        most=100,
+        group="end-to-end pass",
+    )
 
 
 @dataclass
@@ -51,18 +90,3 @@ class Settings(TrainingSettings):
         group=GROUP,
     )
     clip: float = option(0.0, "largest norm of the gradient, 0 for no bound", least=0, group=GROUP)
-
-
-@dataclass
-class StageTwo(settings.StageTwo):
-    """What stage II does of a classifier."""
-
-    loss: str = redefined(settings.StageTwo, "loss", "kl")
-    end_batch: int = redefined(settings.StageTwo, "end_batch", 64)
-    batch: int = redefined(settings.StageTwo, "batch", 32)
-    end_temperature: float = option(
-        1.0, "as --temperature of stage I, in this pass", least=1, group="end-to-end pass"
-    )
-    end_jpeg: int = option(
-        0, "as --jpeg of stage I, in this pass", least=0, most=100, group="end-to-end pass"
-    )

@@ -64,7 +64,7 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
     from spikedet import checkpoint, tasks
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage
 
     paths = options.weights, options.stage1, options.source
     if options.weights is None:
@@ -92,8 +92,8 @@ def samples(options: Options, task: Task, made: Checkpoint) -> Sequence:
     read = shared.read(options, task, shared.split(options, task.name), names=made.names)
     if options.all:
         refuse(options, ["tuning"], "--all keeps no pictures aside")
-    found = read if options.all else task.split_off_tuning(read, options.tuning)[1]
-    return task.pick(found, options.limit)  # at random: classes may come one after another
+    found = read if options.all else read.split_off_tuning(options.tuning)[1]
+    return found.pick(options.limit)  # at random: classes may come one after another
 
 
 def compare(
@@ -106,14 +106,15 @@ def compare(
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
     import torch
 
-    from spikedet import stage_two
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
+    from spikedet.networks import restore
     from spikedet.runtime.network import SpikingNetwork
+    from spikedet.stages import stage_two
 
     spiking, *others = made
 
     def restored(checkpoint: Checkpoint) -> torch.nn.Module:
-        return task.restore(checkpoint).to(options.device).network
+        return restore(task, checkpoint).to(options.device).network
 
     stage1, source = (o and Reference(restored(o)) for o in others)
     found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
@@ -122,7 +123,7 @@ def compare(
         found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
     with progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
-        for batch in task.pictures(pictures, spiking, options.batch):
+        for batch in pictures.pictures(spiking, options.batch):
             batch = batch.to(options.device, memory_format=torch.channels_last)
             for reference in filter(None, (stage1, source)):
                 reference.see(batch)

@@ -29,16 +29,16 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import checkpoint, tasks
-    from spikedet.commands.calibrate import RECORD
+    from spikedet import checkpoint, networks, tasks
     from spikedet.errors import UsageError, WeightsError
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage
+    from spikedet.stages.pipeline import RECORD
 
     expect_new(options.out)
     if len(options.weights) < 2:
         raise UsageError("--weights: expected two checkpoints or more")
     found = [checkpoint.load(path) for path in options.weights]
-    found = [tasks.of(made).current(made) for made in found]
+    found = [networks.current(tasks.of(made), made) for made in found]
     first = found[0]
     shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
     for path, made in zip(options.weights, found, strict=True):

@@ -47,10 +47,12 @@ def run(options: Options) -> None:
 
     import spikedet
     from spikedet.errors import UsageError, WeightsError
+    from spikedet.networks import expect_stage
     from spikedet.released import released
-    from spikedet.task import expect_stage
 
-    spiking = spikedet.load(options.weights, options.T, options.device, options.half)
+    spiking = spikedet.load(
+        options.weights, options.T, options.device, options.half, engine="torch"
+    )
     reference = spikedet.load(
         options.reference or released("float", task=spiking.task.name), device=options.device
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,13 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
     for name in names:
         if name in options.given:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+def nearest(text: str, words: Sequence[str]) -> str:
+    """A question after the word that was meant, or nothing."""
+    known = {word.lower(): word for word in words}
+    found = difflib.get_close_matches(text.lower(), known, 1)
+    return f" (did you mean {known[found[0]]}?)" if found else ""
 
 
 def expect_new(path: Path) -> None:
@@ -71,7 +79,7 @@ def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) 
     from spikedet import checkpoint
     from spikedet.released import all_released
 
-    seen = task.trained_on(samples)
+    seen = samples.seen_by_released()
     if seen and digests & set(map(checkpoint.identity, all_released(task.name))):
         print(
             f"warning: the released networks were trained on {seen} of these pictures; measure on "

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikedet import resources
+from spikedet.commands.checks import nearest
 from spikedet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
         return []
     from spikedet.files import read_yaml
 
-    options = read_yaml(path).get(command)
+    options = read_yaml(resources.config(path, "experiments")).get(command)
     if not isinstance(options, dict):
         raise UsageError(f"{path}: expected a section {command!r} of options")
     before = []
@@ -57,8 +59,6 @@ def _named(words: Sequence[str]) -> Path | None:
 
 def _option_words(there: Sequence[Option], name: str, value: Any) -> list[str]:
     """One option of a `--config` file as on a command line."""
-    from spikedet.commands.parse import nearest
-
     options = {each.word: each for each in there if not each.more.get("positional")}
     word = f"--{name.replace('_', '-')}"
     if word not in options or word == "--config":

@@ -28,22 +28,23 @@ The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spikedet.commands import kinds, shared
-from spikedet.commands.calibrate import calibrate, expect_new
 from spikedet.commands.checks import refuse
+from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
     END,
     FINE,
     LAYERS,
-    StageOne,
-    StageTwo,
+    Shown,
+    StageOneOptions,
+    StageTwoOptions,
     expect_halves,
+    expect_new_network,
     names_of,
     plan,
     resume,
@@ -56,13 +57,9 @@ from spikedet.settings import option
 
 STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
 
-if TYPE_CHECKING:
-    from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
-
 
 @dataclass(kw_only=True)
-class Options(StageOne, StageTwo, shared.TrainingData):
+class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
     """Options of the command."""
 
     weights: Path = option(help="float checkpoint", aliases=["--model"])
@@ -102,81 +99,37 @@ def expect_used(options: Options, method: Method) -> None:
     if not (method.coarse and method.fine):
         refuse(options, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
     expect_halves(options)
-    if not method.end_to_end and options.stage_two.get("end_to_end"):
+    if not method.end_to_end and options.end.get("steps"):
         refuse(options, ["end_to_end"], f"{name} has no end-to-end pass")
-    if not method.end_to_end or options.stage_two.get("end_to_end") == 0:
+    if not method.end_to_end or options.end.get("steps") == 0:
         refuse(options, END, "there is no end-to-end pass")
         if options.stage1 or not method.finetuned:
             refuse(options, ["unlabelled"], "nothing is distilled")
 
 
-def first_stage(
-    task: Task,
-    made: Checkpoint,
-    train: Sequence,
-    tune: Sequence,
-    options: Options,
-    origin: dict[str, Any],
-) -> Checkpoint:
-    """Stage-I weights for `options.T`: those of --stage1, or those of a run beside --out."""
-    from spikedet import checkpoint, stage_one, stage_two
-    from spikedet.task import expect_same_network, expect_stage
-
-    if options.stage1:
-        ready = checkpoint.load(options.stage1)
-        expect_stage(ready, "qc")
-        expect_same_network(options.stage1, ready, options.weights, made)
-        origin |= {"levels": ready.T, "stage1": checkpoint.sha256(options.stage1)}
-        ready = task.current(ready)
-        ready.T = options.T
-        return ready
-    planned = plan(
-        options, task.name, options.training.get("seed", 0)
-    )  # before the hours that stage I takes
-    stage_two.expect_end_size(task, made, planned, task.graph(made))
-    stage_two.expect_layers(task, made, train, planned)
-    stage = stage_one_options(options, task.name)
-    settings = training_settings(
-        options.training, task.name, stage_one=True, folded=stage["fold_first"]
-    )
-    folder = options.out.with_name(options.out.name + ".stage1")
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
-    stage |= {"teacher": teacher, "origin": origin}
-    wanted = stage_one.planned(task, made, train, options.T, **stage)
-    if not (options.resume and stage_one.finished(folder, wanted, settings)):
-        stage["resume"] = options.resume
-        stage_one.finetune(task, made, train, tune, options.T, folder, settings, **stage)
-    return checkpoint.load(folder / "best.safetensors")
-
-
 def run(options: Options) -> None:
-    from spikedet import checkpoint, stage_one, tasks
-    from spikedet.task import expect_stage
+    from spikedet import checkpoint, tasks
+    from spikedet.networks import expect_stage
+    from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
 
-    expect_new(options.out)
-    device = options.training.get("device", "cpu")
+    expect_new_network(options.out)
+    device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
     check_devices(device)
     made = checkpoint.load(options.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
-    made = task.current(made)
     method = METHODS[options.method]
     expect_used(options, method)
     train, tune = shared.samples(options, task, made.names)
     origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
     origin["method"] = options.method
-    if options.pooling:
-        made.model["spike_pooling"] = options.pooling
-    options.qcfs |= method.plain
-    if method.finetuned:
-        quantised = first_stage(task, made, train, tune, options, origin)
-    else:
-        how = (options.per_channel, method.thresholds)
-        quantised = stage_one.untuned(task, made, train, options.T, *how)
-    options.no_coarse |= not method.coarse
-    options.no_fine |= not method.fine
-    if not method.end_to_end:
-        options.stage_two["end_to_end"] = 0
-    how = {"seed": options.training.get("seed", 0), "device": device}
-    calibrate(task, quantised, train, tune, options, origin, made, method, **how)
+    stage_one = stage_one_options(options, task.name, options.qcfs or method.plain)
+    folded = stage_one.fold_first
+    settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
+    teacher = checkpoint.load(options.teacher) if options.teacher else None
+    about = (task, options.weights, train, tune, options.T, method, settings, stage_one)
+    planned = plan(options, task.name, seed)
+    how = (planned, options.out, origin, options.stage1, teacher, options.pooling)
+    where = (torch_device(device), options.resume, Shown(options.T))
+    Conversion(*about, *how, *where).run()

@@ -99,9 +99,10 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
         WeightsError: Weights of different tasks or classes.
         UsageError: An option that says nothing about these rows.
     """
-    from spikedet import stage_one, stage_two, tasks
+    from spikedet import tasks
     from spikedet.errors import WeightsError
-    from spikedet.task import spiking_checkpoint
+    from spikedet.networks import spiking_checkpoint
+    from spikedet.stages import stage_one, stage_two
 
     loaded = chosen(options)
     kinds = sorted({made.task for made, *_ in loaded})
@@ -139,11 +140,12 @@ def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> S
     if options.threshold_split:
         return shared.read(options, task, options.threshold_split, names=names)
     samples = shared.read(options, task, shared.usual_split(options.data, task.name), names=names)
-    return task.split_off_tuning(samples, None)[0]
+    return samples.split_off_tuning(None)[0]
 
 
 def run(options: Options) -> None:
     from spikedet import tasks
+    from spikedet.networks import restore
 
     expect_writable(options.json)
     planned = planned_rows(options)
@@ -159,14 +161,14 @@ def run(options: Options) -> None:
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, names)
     warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
-    data = task.fingerprint(samples)
+    data = samples.fingerprint()
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
     print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
     titles = "".join(f"{name:>11}" for name in task.columns)
     print(f"{'':20}{'T':>5} {titles}  spike rate")
     for method, made, digest, steps in planned:
-        runner = task.restore(made, options.half).to(options.device)
+        runner = restore(task, made, options.half).to(options.device)
         longest = steps[-1] if steps else made.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:

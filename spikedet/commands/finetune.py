@@ -18,7 +18,7 @@ from spikedet.commands import kinds, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
-    StageOne,
+    StageOneOptions,
     resume,
     stage_one_options,
     training,
@@ -30,7 +30,7 @@ SEVERAL = True  # torchrun may start it
 
 
 @dataclass(kw_only=True)
-class Options(StageOne, shared.TrainingData):
+class Options(StageOneOptions, shared.TrainingData):
     """Options of the command."""
 
     weights: Path = option(help="float checkpoint, or stage I of another T")
@@ -42,30 +42,21 @@ class Options(StageOne, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, stage_one, tasks
+    from spikedet import checkpoint, tasks
+    from spikedet.stages.stage_one import FineTuning
 
     made = checkpoint.load(options.weights)
     task = tasks.of(made)
-    stage = stage_one_options(options, task.name)
+    stage_one = stage_one_options(options, task.name, options.qcfs)
     if made.stage == "qc" and options.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"
         refuse(options, ["distill", "temperature", "unlabelled"], why)
     if made.stage == "qc":
         refuse(options, ["fold_first"], "batch norm of stage-I weights is folded already")
-    folded = stage["fold_first"] or made.stage == "qc"
+    folded = stage_one.fold_first or made.stage == "qc"
     settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
     train, tune = shared.samples(options, task, made.names)
     teacher = checkpoint.load(options.teacher) if options.teacher else None
-    stage_one.finetune(
-        task,
-        made,
-        train,
-        tune,
-        options.T,
-        options.out,
-        settings,
-        **stage,
-        resume=options.resume,
-        teacher=teacher,
-        origin={"command": command_line(), "parent": checkpoint.sha256(options.weights)},
-    )
+    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
+    FineTuning(*about).run(options.out, options.resume)

@@ -53,6 +53,7 @@ def run(options: Options) -> None:
     from spikedet.errors import DataError, UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
+    from spikedet.networks import expect_convertible, float_checkpoint
 
     expect_new(options.out)
     read = state.read(options.state)
@@ -87,12 +88,12 @@ def run(options: Options) -> None:
     left = state.put(network, state.tensors(read, options.state), options.state, what)
     if trained is not None:
         ultralytics_checkpoint.expect_same_layers(trained, network, options.state)
-    task.expect_convertible(description, len(names), imgsz)
+    expect_convertible(task, description, len(names), imgsz)
     origin = {"command": command_line(), "state": checkpoint.sha256(options.state)}
     made = checkpoint.Checkpoint(
         "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
-    checkpoint.save(task.float_checkpoint(made, network), options.out)
+    checkpoint.save(float_checkpoint(task, made, network), options.out)
     if left:
         print(f"left out: {len(left)} tensors of auxiliary heads, which help training only")
     print(f"{options.out}: {task.name}, {len(names)} classes, {imgsz} pixels")

@@ -58,7 +58,7 @@ def module_of(name: str) -> ModuleType:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        from spikedet.commands.parse import nearest
+        from spikedet.commands.checks import nearest
 
         hint = nearest(name, list(COMMANDS)) or "; see spikedet --help"
         raise UsageError(f"no command {cut(name)!r}{hint}")

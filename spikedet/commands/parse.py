@@ -3,7 +3,7 @@
 A command's options are a dataclass whose fields are made by `spikedet.settings.option`; further
 keys of that say how the command line has them:
 
-    name        what it is called, where not as its field
+    name        what it is called, where not as its field, with underscores
     aliases     other names, with their dashes
     positional  it is given without its name
     metavar     what the help calls its value
@@ -29,6 +29,8 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from spikedet.commands.checks import nearest
+from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut
 from spikedet.settings import bounds, option, wrong
 
@@ -61,7 +63,8 @@ class Option:
     """An option as the command line has it.
 
     Attributes:
-        name: Of the field.
+        name: What it is called, with underscores.
+        field: Of the dataclass.
         type: Of one value.
         many: Whether it is a list.
         default: MISSING where it must be given.
@@ -70,6 +73,7 @@ class Option:
     """
 
     name: str
+    field: str
     type: Any
     many: bool
     default: Any
@@ -79,7 +83,7 @@ class Option:
     @property
     def word(self) -> str:
         """On the command line."""
-        return "--" + self.more.get("name", self.name).replace("_", "-")
+        return "--" + self.name.replace("_", "-")
 
     @property
     def off(self) -> str:
@@ -125,15 +129,6 @@ class Option:
         return self.more.get("choices", ())
 
 
-def nearest(text: str, words: Sequence[str]) -> str:
-    """A question after the word that was meant, or nothing."""
-    import difflib
-
-    known = {word.lower(): word for word in words}
-    found = difflib.get_close_matches(text.lower(), known, 1)
-    return f" (did you mean {known[found[0]]}?)" if found else ""
-
-
 def options_of(options: type, part: str = "") -> list[Option]:
     """All options of a dataclass: those that must be given first, then its own, `--config` last."""
     found = []
@@ -147,12 +142,13 @@ def options_of(options: type, part: str = "") -> list[Option]:
             kind = hints[each.name]
             if types.NoneType in kinds:
                 (kind,) = (k for k in kinds if k is not types.NoneType)
-            many = typing.get_origin(kind) is list
+            many = typing.get_origin(kind) in (list, Sequence)
             default = each.default
             if each.default_factory is not MISSING:
                 default = each.default_factory()
             kind = typing.get_args(kind)[0] if many else kind
-            found.append(Option(each.name, kind, many, default, each.metadata, part))
+            name = each.metadata.get("name", each.name)
+            found.append(Option(name, each.name, kind, many, default, each.metadata, part))
     return sorted(found, key=lambda each: (each.default is not MISSING) + (each.name == "config"))
 
 
@@ -172,7 +168,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
     there: dict[str, dict[str, Option]] = {}
     for task, kind in options.items():
         for each in options_of(kind):
-            there.setdefault(each.name, {})[task] = each
+            there.setdefault(each.field, {})[task] = each
     made = []
     for key, each in there.items():
         if key in without:
@@ -184,7 +180,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         }
         shown = "; ".join(f"{value} for {task}" for task, value in values.items())
         if len(set(values.values())) == 1 and len(values) == len(options):
-            shown = next(iter(values.values()))
+            shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
         kind = list[first.type] if first.many else first.type  # type: ignore[name-defined]
         made.append((key, kind | None, field(default=None, metadata=more)))
@@ -214,8 +210,6 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
         UsageError: Words that are none of its options, a value that one cannot have.
         SystemExit: The help was asked for, and is printed.
     """
-    from spikedet.commands.config import with_config
-
     there = options_of(options)
     for help in ("-h", "--help", "--help-all"):
         if help in words:
@@ -231,9 +225,9 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
         if each.flag and each.name not in told:
             value = each.default
         if not each.part:
-            settings[each.name] = value
+            settings[each.field] = value
         elif value is not None:
-            settings.setdefault(each.part, {})[each.name] = value
+            settings.setdefault(each.part, {})[each.field] = value
     made = options(**settings)
     made.given = given_of(there, words)
     return made

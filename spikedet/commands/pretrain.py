@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikedet import resources
 from spikedet.commands import shared
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
 from spikedet.detection.settings import BACKBONE
 from spikedet.errors import UsageError
-from spikedet.settings import CONFIGS, option
+from spikedet.settings import option
 
 SEVERAL = True  # torchrun may start it
 WITHOUT = ("threshold_rate", "temperature")  # there are no thresholds, and nothing is distilled
@@ -33,7 +34,7 @@ class Options(shared.Classified):
 
     out: Path = option(help="folder of the run")
     model: Path = option(
-        CONFIGS / "models/tiny-yolo.yaml",
+        resources.folder("configs") / "models/tiny-yolo.yaml",
         "description of the detector",
         shown="default: our tiny YOLO",
     )
@@ -50,6 +51,8 @@ def run(options: Options) -> None:
     from spikedet import tasks
     from spikedet.checkpoint import Checkpoint, save
     from spikedet.detection import model
+    from spikedet.networks import expect_convertible
+    from spikedet.task import Run
     from spikedet.training import expect_same_run
 
     task = tasks.named("classification")
@@ -58,9 +61,9 @@ def run(options: Options) -> None:
     if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
         settings.grow_from = None
     detector = model.read_description(options.model, options.width, options.activation)
-    tasks.named("detection").expect_convertible(detector, 1, settings.imgsz)
+    expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
-    names = task.names(train)
+    names = train.names
     network = model.build(detector, 1)
     backbone = network.model[: len(network.yaml["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
@@ -74,7 +77,7 @@ def run(options: Options) -> None:
     description = {"arch": "backbone", "form": "imagenet"}
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
     origin = {"command": command_line(), "pictures": len(train)}
-    origin["run"] = {"data": task.fingerprint(train), "detector": detector}
+    origin["run"] = {"data": train.fingerprint(), "detector": detector}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
     def write(trained: nn.Module, path: Path) -> None:
@@ -84,4 +87,4 @@ def run(options: Options) -> None:
 
     if options.resume:
         expect_same_run(options.out, made)
-    task.fit(network, train, tune, made, options.out, settings, write, options.resume)
+    task.fit(network, Run(made, train, tune, options.out, settings, write, options.resume))

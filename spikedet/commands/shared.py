@@ -15,6 +15,7 @@ from spikedet.data.samples import listed
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
+from spikedet.task import Source
 from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
@@ -165,9 +166,8 @@ def read(
     there = {format.name: format for format in map(formats.recognise, options.data) if format}
     if images and not any(format.elsewhere for format in there.values()):
         raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
-    places = {"images": images} if images else {}
-    found = task.read(options.data, split, limit, names or told, **places)
-    classes = task.names(found)
+    found = task.read(Source(options.data, split, limit, names or told, images or ()))
+    classes = found.names
     print(
         f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(found)} pictures of "
         f"{split}, {len(classes)} classes: {listed(classes)}",
@@ -192,6 +192,6 @@ def samples(
 ) -> tuple[Sequence, Sequence]:
     """Training samples of `TrainingData`, and those kept aside for every choice."""
     found = read(options, task, split(options, task.name), options.limit, names)
-    train, tune = task.split_off_tuning(found, getattr(options, "tuning", None))
+    train, tune = found.split_off_tuning(getattr(options, "tuning", None))
     unlabelled = getattr(options, "unlabelled", None)
-    return (task.with_unlabelled(train, unlabelled) if unlabelled else train), tune
+    return (train.with_unlabelled(unlabelled) if unlabelled else train), tune

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikedet import resources
 from spikedet.commands import shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
-from spikedet.settings import CONFIGS, option
+from spikedet.settings import option
 
 SEVERAL = True  # torchrun may start it
 
@@ -29,7 +30,7 @@ class Options(shared.TrainingData):
 
     out: Path = option(help="folder of the run")
     model: Path = option(
-        CONFIGS / "models/tiny-yolo.yaml",
+        resources.folder("configs") / "models/tiny-yolo.yaml",
         "network description, or one of ultralytics' by its name (yolov8n.yaml)",
         shown="default: our tiny YOLO",
     )
@@ -67,6 +68,8 @@ def run(options: Options) -> None:
 
     from spikedet import tasks
     from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
+    from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
+    from spikedet.task import Run
     from spikedet.training import expect_same_run
 
     if options.teacher is None:
@@ -82,9 +85,9 @@ def run(options: Options) -> None:
     description = task.describe(options.model, options.width, options.activation)
     if "imgsz" not in options.training:
         settings.imgsz = task.usual_side(description) or settings.imgsz
-    task.expect_convertible(description, 2, settings.imgsz)
+    expect_convertible(task, description, 2, settings.imgsz)
     train, tune = shared.samples(options, task)
-    names = task.names(train)
+    names = train.names
     network = task.network(description, len(names)).train()
     if options.pretrained:
         fresh = task.fresh(network, options.fresh_heads) if options.fresh_heads else ()
@@ -92,11 +95,11 @@ def run(options: Options) -> None:
     origin = {"command": command_line(), "pictures": len(train)}
     taught = load(options.teacher) if options.teacher else None
     distill = 1.0 if options.distill is None else options.distill
-    origin["run"] = {"data": task.fingerprint(train), "distill": distill}
+    origin["run"] = {"data": train.fingerprint(), "distill": distill}
     origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
-    made = task.float_checkpoint(made, network)
-    teacher = task.teacher(made, taught) if taught else None
+    made = float_checkpoint(task, made, network)
+    teacher = teacher_of(task, made, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:
         made.tensors = trained.state_dict()
@@ -104,5 +107,5 @@ def run(options: Options) -> None:
 
     if options.resume:
         expect_same_run(options.out, made)
-    how = (made, options.out, settings, write, options.resume)
-    task.fit(network, train, tune, *how, teacher, distill)
+    how = (options.out, settings, write, options.resume, teacher, distill)
+    task.fit(network, Run(made, train, tune, *how))

@@ -7,25 +7,26 @@ is as the task has it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands.checks import refuse
+from spikedet.commands.checks import expect_new, refuse
+from spikedet.commands.main import progress
 from spikedet.commands.parse import Options, options_of, partial, several
 from spikedet.errors import UsageError
-from spikedet.settings import option
+from spikedet.settings import Plan, StageOne, option
+from spikedet.stages.watcher import Watcher
 from spikedet.tasks import SETTINGS
 
 if TYPE_CHECKING:
-    from spikedet.stage_two import Plan
+    from spikedet.conversion.calibrate import LayerReport
 
-NOISE, DISTILL = 0.1, 1.0
 DISTILLED = ("teacher", "temperature", "unlabelled")
 FINE = ("layer_steps", "loss")
 CHOSEN = ("pictures", "held", "per_neuron", "layers")
 LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
-GROUP_ONE, GROUP_TWO, GROUP_END = "stage I", "stage II", "end-to-end pass"
+GROUP_ONE, GROUP_TWO = "stage I", "stage II"
 
 
 def resume(help: str = "go on after a kill") -> Any:
@@ -55,7 +56,7 @@ def training(
 
 
 def names_of(part: str = "Settings") -> list[str]:
-    """Names of the options of all tasks, of `Settings` or of `StageTwo`."""
+    """Names of the options of all tasks, of `Settings` or another dataclass of theirs."""
     found = (getattr(kinds, part) for kinds in SETTINGS.values())
     return list(dict.fromkeys(each.name for kind in found for each in options_of(kind)))
 
@@ -81,26 +82,28 @@ def training_settings(
         UsageError: An option of another task.
     """
     usual = _stage_one(task, folded) if stage_one else usual or {}
-    return _of_task(SETTINGS[task].Settings, task, {**usual, **given})
+    return _of_task("Settings", task, {**usual, **given})
 
 
-def _of_task(kind: type, task: str, given: Mapping[str, Any]) -> Any:
-    """Options of a task with these values.
+def _of_task(part: str, task: str, given: Mapping[str, Any]) -> Any:
+    """A dataclass of a task with these values.
 
     Raises:
         UsageError: One that the task has not.
     """
-    there = [each.name for each in options_of(kind)]
+    kinds = {name: getattr(settings, part) for name, settings in SETTINGS.items()}
+    words = {each.field: each.word for kind in kinds.values() for each in options_of(kind)}
+    there = {each.field for each in options_of(kinds[task])}
     for name in given:
         if name not in there:
-            raise UsageError(f"--{name.replace('_', '-')} is no option of {task}")
-    return kind(**given)
+            raise UsageError(f"{words[name]} is no option of {task}")
+    return kinds[task](**given)
 
 
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
     """What stage I has that is not as in the settings of a task."""
     settings = SETTINGS[task]
-    folded = settings.FOLD_FIRST if folded is None else folded
+    folded = settings.StageOne().fold_first if folded is None else folded
     rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
     return {**settings.STAGE_ONE, "rate": rate}
 
@@ -108,89 +111,56 @@ def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
 # ------------------------------------------------------------------ stage I
 
 
-def _fold_first() -> Any:
-    usual = "; ".join(
-        f"{'on' if s.FOLD_FIRST else 'off'} for {task}, --rate being "
-        f"{s.STAGE_ONE_RATE['folded']} with it, {s.STAGE_ONE_RATE['unfolded']} without"
-        for task, s in SETTINGS.items()
-    )
-    return option(
-        None, "fold batch norm before stage I, not after it", shown=usual, group=GROUP_ONE
-    )
+def _of_tasks(part: str) -> Any:
+    """A field with the options of a dataclass that each task has."""
+    return several(partial(part, {task: getattr(kinds, part) for task, kinds in SETTINGS.items()}))
 
 
 @dataclass(kw_only=True)
-class StageOne(Options):
+class StageOneOptions(Options):
     """Options of stage I beside those of every training."""
 
-    noise: float | None = option(
-        None,
-        "probability that an element is not quantised in training, eq 14",
-        least=0,
-        most=1,
-        shown=f"default: {NOISE}",
-        group=GROUP_ONE,
-    )
-    per_channel: bool = option(
-        False, "a threshold for each channel, not each layer", group=GROUP_ONE
-    )
-    distill: float | None = option(
-        None,
-        "weight of the float network's outputs",
-        least=0,
-        shown=f"default: {DISTILL}",
-        group=GROUP_ONE,
-    )
+    stage_one: dict[str, Any] = _of_tasks("StageOne")
     teacher: Path | None = option(
         None, "float checkpoint for --distill; --weights if that is one", group=GROUP_ONE
     )
-    fold_first: bool | None = _fold_first()
     qcfs: bool = option(
         False, "as QCFS trains: --noise 0 --distill 0, its gradient", group=GROUP_ONE
     )
 
 
-def stage_one_options(options: StageOne, task: str) -> dict[str, Any]:
-    """Arguments of `stage_one.finetune`, but for the teacher.
+def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageOne:
+    """The `StageOne` of a task.
+
+    Args:
+        options: Those of it.
+        task: Its name; what was not given is as there.
+        qcfs: Train as QCFS does, whatever a `--config` file says of our stage I.
 
     Raises:
-        UsageError: Noise or distillation for QCFS.
+        UsageError: Noise or distillation for QCFS, or teachers where nothing is distilled.
     """
-    if options.qcfs:
+    found = _of_task("StageOne", task, options.stage_one)
+    if qcfs:
         why = "QCFS trains without noise and distillation"
         refuse(options, ["noise", "distill", *DISTILLED], why)
-        noise = distill = 0.0  # whatever a --config file says of our stage I
-    else:
-        noise = NOISE if options.noise is None else options.noise
-        distill = DISTILL if options.distill is None else options.distill
-        if not distill:
-            refuse(options, DISTILLED, "--distill 0 distils nothing")
-    usual = SETTINGS[task].FOLD_FIRST
-    return {
-        "noise": noise,
-        "per_channel": options.per_channel,
-        "distill": distill,
-        "clips_rounded": options.qcfs,
-        "fold_first": usual if options.fold_first is None else options.fold_first,
-    }
+        return replace(found, noise=0.0, distill=0.0, clips_rounded=True)
+    if not found.distill:
+        refuse(options, DISTILLED, "--distill 0 distils nothing")
+    return found
 
 
 # ------------------------------------------------------------------ stage II
 
 
 @dataclass(kw_only=True)
-class StageTwo(Options):
-    """Options of stage II; those that depend on the task are in `stage_two`."""
+class StageTwoOptions(Options):
+    """Options of stage II."""
 
-    stage_two: dict[str, Any] = several(
-        partial("StageTwo", {task: kinds.StageTwo for task, kinds in SETTINGS.items()})
-    )
+    layer_wise: dict[str, Any] = _of_tasks("LayerWise")
+    end: dict[str, Any] = _of_tasks("EndToEnd")
     no_coarse: bool = option(False, "leave out coarse calibration (eq 18)", group=GROUP_TWO)
     no_fine: bool = option(False, "leave out fine calibration (eq 19-21)", group=GROUP_TWO)
-    per_neuron: bool = option(False, "initial potentials of neurons, not channels", group=GROUP_TWO)
-    layers: list[str] | None = option(
-        None, "only these, names or patterns like 'model.1.*'", shown="all", group=GROUP_TWO
-    )
     pooling: str | None = option(
         None,
         "how spikes are max-pooled",
@@ -198,16 +168,12 @@ class StageTwo(Options):
         shown="default: count",
         group=GROUP_TWO,
     )
-    end_batch_norm: bool = option(
-        False, "train beside batch norm in it, and fold it afterwards", group=GROUP_END
-    )
 
 
-END = ("end_batch_norm", *(n for n in names_of("StageTwo") if n.startswith("end_")))
-END = tuple(name for name in END if name != "end_to_end")
+END = tuple(name for name in names_of("EndToEnd") if name != "end_to_end")
 
 
-def expect_halves(options: StageTwo) -> None:
+def expect_halves(options: StageTwoOptions) -> None:
     """Refuse options of the halves of layer-wise calibration that are left out.
 
     Raises:
@@ -219,7 +185,7 @@ def expect_halves(options: StageTwo) -> None:
         refuse(options, CHOSEN, "--no-coarse and --no-fine leave all layers as they are")
 
 
-def plan(options: StageTwo, task: str, seed: int = 0) -> Plan:
+def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
     """What stage II shall do.
 
     Args:
@@ -230,17 +196,49 @@ def plan(options: StageTwo, task: str, seed: int = 0) -> Plan:
     Raises:
         UsageError: An option of another task.
     """
-    from spikedet.conversion.calibrate import Options as Layers
-    from spikedet.stage_two import Plan
+    layers = _of_task("LayerWise", task, options.layer_wise)
+    layers = replace(layers, coarse=not options.no_coarse, fine=not options.no_fine)
+    return Plan(layers, _of_task("EndToEnd", task, options.end), seed)
 
-    chosen = vars(_of_task(SETTINGS[task].StageTwo, task, options.stage_two))
-    steps, loss = chosen.pop("layer_steps"), chosen.pop("loss")
-    layers = Layers(
-        coarse=not options.no_coarse,
-        fine=not options.no_fine,
-        steps=steps,
-        per_neuron=options.per_neuron,
-        loss=loss,
-        layers=options.layers,
-    )
-    return Plan(layers, seed=seed, end_batch_norm=options.end_batch_norm, **chosen)
+
+class Shown(Watcher):
+    """Progress of both stages as bars and lines."""
+
+    def __init__(self, T: int):
+        self.T = T
+        self.bar: Any = None
+
+    def _open(self, desc: str, unit: str, total: int) -> None:
+        if self.bar is None or self.bar.unit != unit:
+            self.close()
+            self.bar = progress(desc=f"{desc} T={self.T}", unit=unit, total=total)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def layer(self, report: LayerReport, index: int, count: int) -> None:
+        self._open("stage II", "layer", count)
+        self.bar.update()
+        self.bar.write(
+            f"{report.name:24} error {report.before:.5f} -> coarse {report.coarse:.5f} "
+            f"-> fine {report.after:.5f}"
+        )
+
+    def step(self, done: int, steps: int, loss: float) -> None:
+        self._open("end to end", "step", steps)
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def say(self, text: str) -> None:
+        self.close()
+        print(text)
+
+
+def expect_new_network(out: Path) -> None:
+    """Refuse a spiking network that would be written over, see `checks.expect_new`."""
+    from spikedet.stages.pipeline import last_of
+
+    for path in (out, last_of(out)):
+        expect_new(path)

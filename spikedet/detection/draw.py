@@ -5,13 +5,16 @@ from __future__ import annotations
 import colorsys
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from spikedet.detection.boxes import Detections
 from spikedet.errors import cut
+
+if TYPE_CHECKING:
+    from spikedet.detection.boxes import Detections
 
 SMALLEST = 128  # pixels of the shorter side below which a picture is enlarged for its labels
 LARGEST = 4096  # pixels of its longer side above which it is not enlarged

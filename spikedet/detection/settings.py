@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spikedet import settings
-from spikedet.settings import CONFIGS, TrainingSettings, option, redefined
+from spikedet import resources, settings
+from spikedet.settings import TrainingSettings, option, redefined
 
+GROUP = "detectors"
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
-TUNING = CONFIGS / "tuning_ids.txt"
+TUNING = resources.folder("configs") / "tuning_ids.txt"
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
     f"at most {MOST} boxes a picture, difficult objects ignored"
 )
-GROUP = "detectors"
 # How a backbone learns to tell classes apart before it is a detector's, where not as a classifier.
 BACKBONE = {"epochs": 16, "imgsz": 96, "grow_from": 64, "rate": 0.2, "decay": 5e-5}
-# What stage I does unless told otherwise, where that is not as in `Settings`.
-FOLD_FIRST = True
+# What the training of stage I has unless told otherwise, where it is not as in `Settings`.
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.01}
 STAGE_ONE = {"epochs": 4, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
+
+
+@dataclass
+class StageOne(settings.StageOne):
+    fold_first: bool = redefined(settings.StageOne, "fold_first", True)
+
+
+@dataclass
+class LayerWise(settings.LayerWise):
+    pass
+
+
+@dataclass
+class EndToEnd(settings.EndToEnd):
+    steps: int = redefined(settings.EndToEnd, "steps", 600)
+    workers: int = redefined(settings.EndToEnd, "workers", 1)
 
 
 @dataclass
@@ -50,12 +65,3 @@ class Settings(TrainingSettings):
         2000, "time constant in steps of the weights' average", least=0, group=GROUP
     )
     cache: bool = option(True, "hold the resized pictures in memory", group=GROUP)
-
-
-@dataclass
-class StageTwo(settings.StageTwo):
-    """What stage II does of a detector."""
-
-    end_to_end: int = redefined(settings.StageTwo, "end_to_end", 600)
-    end_rate: float = redefined(settings.StageTwo, "end_rate", 4e-3)
-    end_workers: int = redefined(settings.StageTwo, "end_workers", 1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands.calibrate import begun_with
 from spikedet.errors import SpikedetError, UsageError
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
@@ -128,6 +127,13 @@ class Workshop:
         words += ["--split", options.train_split] if options.train_split else []
         return [*words, "--tuning", options.tuning] if options.tuning else words
 
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether a conversion to these weights was killed in its end-to-end pass."""
+        from spikedet.stages.pipeline import begun_with
+
+        return begun_with(path).exists()
+
     def weights(self, cell: Cell, make: bool = True) -> Path:
         """Weights of a row; without `make` only where they are, or would be.
 
@@ -162,7 +168,7 @@ class Workshop:
                 "--end-to-end",
                 options.end_to_end if cell.end_to_end and cell.pictures else 0,
             ]
-        return self.made(path, [*words, *self.training()], make, begun_with(path).is_file())
+        return self.made(path, [*words, *self.training()], make, self.begun(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
@@ -200,7 +206,7 @@ class Workshop:
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
             except SpikedetError:
-                if not out.exists() and not begun_with(out).exists():
+                if not out.exists() and not self.begun(out):
                     note.unlink()  # nothing was begun that it would tell about
                 raise
         return out
@@ -279,11 +285,12 @@ class Workshop:
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
         from spikedet import checkpoint, tasks
+        from spikedet.task import Source
 
         if limit not in self._pictures:
             task, names = tasks.named(self.task), checkpoint.load(self.model).names
-            samples = task.read(self.data, self.options.split, limit, names)
-            self._pictures[limit] = task.fingerprint(samples)
+            samples = task.read(Source(self.data, self.options.split, limit, names))
+            self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
 
     def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:

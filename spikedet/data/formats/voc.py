@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spikedet import resources
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
@@ -28,9 +29,8 @@ from spikedet.data.sizes import on_pictures
 from spikedet.errors import DataError, cut
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
-from spikedet.settings import CONFIGS
 
-SPLITS = CONFIGS / "splits"  # our own, DATASET-SPLIT.txt
+SPLITS = resources.folder("configs") / "splits"  # our own, DATASET-SPLIT.txt
 TRAIN, TEST = (("VOC2007", "train"), ("VOC2012", "trainval")), (("VOC2007", "val"),)
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 VOC_CLASSES = (
