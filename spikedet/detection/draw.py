@@ -55,7 +55,9 @@ def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
     scale = 1
     if enlarge and side < SMALLEST:
         scale = max(1, min(-(-ENLARGED // side), LARGEST // max(height, width)))
-    canvas = np.repeat(np.repeat(detections.picture, scale, 0), scale, 1)
+    canvas = detections.picture.copy()
+    if scale > 1:
+        canvas = np.repeat(np.repeat(canvas, scale, 0), scale, 1)
     height, width = canvas.shape[:2]
     size = (width + height) / 2
     line, font = max(1, round(size / 250)), max(11, round(size / 45))

@@ -108,6 +108,7 @@ def stream_of(container: av.container.InputContainer, name: str) -> av.video.str
             f"{name}: frames of {context.width} x {context.height} pixels are too large; expected "
             f"at most {MOST_PIXELS // 1_000_000} million pixels"
         )
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # of frames that are larger than it says
     return streams[0]
 
 
