@@ -33,6 +33,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow lets through of files that are cut or damaged.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError)
+_DAMAGED += (ArithmeticError, AssertionError, struct.error)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _CONVERT = "install pillow-heif, or convert them to JPEG"
 
@@ -127,7 +130,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million") from None
     except MemoryError:
         raise PictureError(f"{path}: does not fit into memory") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise PictureError(f"{path}: truncated or damaged picture ({error})") from None
 
 
@@ -263,7 +266,7 @@ def read_parts(path: str | Path) -> Iterator[Part]:
             seconds = (picture.info.get("duration") or 0) / 1000 or FRAME_SECONDS
             yield Part(bgr, seconds if animated else None, count - first)
             read += 1
-        if picture.format == "GIF" and animated and not _has_trailer(path):
+        if picture.format == "GIF" and not _has_trailer(path):
             raise PictureError(f"{path}: is cut short; {read} of its frames can be read")
 
 

@@ -197,7 +197,9 @@ class Address:
         if scheme.startswith("http"):
             options |= {"reconnect": "1", "reconnect_delay_max": "4"}  # of films, at their place
         try:
-            return av.open(self.address, options=options, timeout=self.timeout)
+            return av.open(
+                self.address, options=options, timeout=self.timeout, metadata_errors="replace"
+            )
         except (av.FFmpegError, OSError, ValueError) as error:
             raise PictureError(f"{self.name}: cannot be opened ({reason(error)})") from None
 

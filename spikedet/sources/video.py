@@ -79,9 +79,12 @@ def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
     try:
         # a playlist names others, and a name like `http:x` would be an address
         options = {"protocol_whitelist": "none"}
-        with path.open("rb") as file, av.open(file, options=options) as container:
+        with (
+            path.open("rb") as file,
+            av.open(file, options=options, metadata_errors="replace") as container,
+        ):
             yield container
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         what = "its end, where its index is, is missing" if lacks_index(path) else reason(error)
         raise PictureError(f"{name}: is not a video that can be read ({what})") from None
 

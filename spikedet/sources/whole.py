@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+PACKET = 188  # bytes of one of MPEG-TS
+
 
 def is_whole(path: Path) -> bool | None:
     """Whether a file is as long as its parts say.
 
     Args:
-        path: MP4, MOV, AVI, Matroska or WebM.
+        path: MP4, MOV, AVI, Matroska, WebM, or MPEG-TS, whose packets have one length.
 
     Returns:
         False where it was cut, True where not, None where its format does not say.
@@ -27,6 +29,9 @@ def is_whole(path: Path) -> bool | None:
             return _chunks(file, end)
         if start[:4] == b"\x1aE\xdf\xa3":
             return _elements(file, end)
+        file.seek(PACKET)
+        if start[:1] == b"G" and file.read(1) == b"G" and end % PACKET:
+            return False
     return None
 
 
