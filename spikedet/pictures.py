@@ -288,7 +288,8 @@ def _matches(pattern: str) -> list[Path]:
     at = parts.index("**")
     rest = parts[at + 1 :] or ("*",)
     before = str(Path(*parts[:at])) if at else "."
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[str] = set()
     for start in sorted(glob.glob(before)):
         for folder in folders_below(Path(start), seen):
             found += _matches(str(Path(glob.escape(str(folder)), *rest)))

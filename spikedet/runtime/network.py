@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from spikedet.graph.operations import WEIGHTED, Scale, Shift
 from spikedet.graph.structure import fill
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, Temporal, count_spikes
+
+if TYPE_CHECKING:
+    from spikedet.engines.registry import Engine
 
 
 @dataclass
@@ -129,7 +132,8 @@ class SpikingNetwork(nn.Module):
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
-        self.engine, self._engine = "torch", None
+        self.engine = "torch"
+        self._engine: Engine | None = None
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
@@ -155,8 +159,8 @@ class SpikingNetwork(nn.Module):
             steps: Time steps, 1 or more, ascending.
         """
         if len(pictures) > self.chunk:
-            parts = [self.after(part, steps) for part in pictures.split(self.chunk)]
-            return [_join(outputs) for outputs in zip(*parts, strict=True)]
+            several = [self.after(part, steps) for part in pictures.split(self.chunk)]
+            return [_join(outputs) for outputs in zip(*several, strict=True)]
         parts = _parts(steps, max(1, self.chunk // len(pictures)))
         wanted, found = set(steps), {}
         for done, read in self._simulate(pictures, parts, each_step=False):
@@ -223,8 +227,9 @@ class SpikingNetwork(nn.Module):
         part, [steps*B, ...].
         """
         watchers = self._watchers()
-        if self._engine is not None and all(isinstance(w, SpikeRates) for w in watchers):
-            tell = _tell(watchers) if watchers else None
+        rates = [watcher for watcher in watchers if isinstance(watcher, SpikeRates)]
+        if self._engine is not None and len(rates) == len(watchers):
+            tell = _tell(rates) if rates else None
             yield from self._engine.simulate(pictures, parts, each_step, tell)
             return
         graph, plan = self.graph, self._plan()
@@ -387,7 +392,7 @@ def _frames(output: Any, start: int, stop: int) -> Any:
     return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) else x, output)
 
 
-def _join(parts: list[Any]) -> Any:
+def _join(parts: Sequence[Any]) -> Any:
     """Concatenate nested outputs along the batch."""
     return tree_map(
         lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]

@@ -39,9 +39,9 @@ class Folders(Classes):
         if not names:
             raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
         for other in SPLITS:  # one that was unpacked in part has fewer
-            there = _classes(folder / other)
-            if set(there) & set(names):  # else it is no class folders, as in Tiny-ImageNet
-                expect_classes(names, there, place, f"{folder / other} has")
+            others = _classes(folder / other)
+            if set(others) & set(names):  # else it is no class folders, as in Tiny-ImageNet
+                expect_classes(names, others, place, f"{folder / other} has")
         labels, sources = [], []
         for label, name in enumerate(names):
             files = pictures_of(place / name)
