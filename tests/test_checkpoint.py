@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from spikedet import checkpoint
 from spikedet.checkpoint import FORMAT, Checkpoint
 from spikedet.errors import WeightsError
-from spikedet.task import with_graph
+from spikedet.networks import with_graph
 from support.commands import command
 from support.stages import quantised, spiking_copy
 

@@ -22,9 +22,8 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("YOLO_VERBOSE", "false")
-_user = os.getuid() if hasattr(os, "getuid") else "user"  # of Windows, whose folder is his own
-os.environ["YOLO_CONFIG_DIR"] = str(Path(tempfile.gettempdir()) / f"spikedet-{_user}")
-Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, exist_ok=True)
+_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # which nobody else may enter
+os.environ["YOLO_CONFIG_DIR"] = _settings.name
 _threads = torch.get_num_threads()
 _open = Image.open
 

@@ -10,7 +10,7 @@ import torch
 from spikedet.analysis.compare import Comparison, ReadoutError, Reference, cosine
 from spikedet.analysis.record import Recorder
 from spikedet.analysis.residual import expected_counts, periodic, residual_error
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.graph.record import record
@@ -20,6 +20,7 @@ from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.released import released
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 from support.commands import BAD, command
 
 T = 8
@@ -178,7 +179,7 @@ def test_layer_errors_are_those_of_calibration(stages, pictures):
     """Before calibration the report of each layer is the error of the copied network."""
     _, stage1, spiking = stages
     before = compared(stages, [pictures])
-    options = Options(coarse=False, fine=False)
+    options = LayerWise(coarse=False, fine=False)
     reports = calibrate(stage1, copy.deepcopy(spiking), [pictures], [pictures], T, options)
     errors = [sum(layer.error) / len(layer.error) for layer in before.layers.values()]
     errors += before.to_stage1[T].each()

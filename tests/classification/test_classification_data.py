@@ -12,7 +12,6 @@ from torchvision import datasets
 
 from spikedet import cli, tasks
 from spikedet.classification import data, transforms
-from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, UsageError
 from support.classes import CLASSES, add_cifar, add_pictures
 from tools import prepare_cifar
@@ -201,40 +200,40 @@ def test_prepare_cifar_says_what_is_there_or_why_it_is_not(tmp_path, monkeypatch
 
 def test_every_fiftieth_picture_of_a_class_is_kept_aside(folder):
     samples = data.read([folder], "train")
-    train, tune = data.split_off_tuning(samples)
+    train, tune = samples.split_off_tuning()
     assert (len(train), len(tune)) == (784, 16)
     assert {p.name for p in tune.sources} == {"049.png", "099.png"}
     assert tune.labels == [label for label in range(8) for _ in range(2)]
     assert set(train.sources).isdisjoint(tune.sources)
-    assert data.split_off_tuning(samples)[1].sources == tune.sources
+    assert samples.split_off_tuning()[1].sources == tune.sources
     with pytest.raises(DataError, match="16 pictures are too few, none of them is kept aside"):
-        data.split_off_tuning(data.read([folder], "test"))
+        data.read([folder], "test").split_off_tuning()
 
 
 def test_what_is_kept_aside_does_not_depend_on_a_limit(folder):
-    kept = set(data.split_off_tuning(data.read([folder], "train"))[1].sources)
+    kept = set(data.read([folder], "train").split_off_tuning()[1].sources)
     samples = data.read([folder], "train", limit=300)
-    train, tune = data.split_off_tuning(samples)
+    train, tune = samples.split_off_tuning()
     assert set(tune.sources) == kept & set(samples.sources) and len(train) + len(tune) == 300
     assert kept.isdisjoint(train.sources)
     with pytest.raises(DataError, match="none of them is kept aside"):
-        data.split_off_tuning(train)
+        train.split_off_tuning()
 
 
 def test_unlabelled_pictures_stand_behind_the_others(tmp_path, folder):
     add_pictures(tmp_path / "more", "deep", 2, "xy")
-    train, tune = data.split_off_tuning(data.read([folder], "train"))
-    both = data.with_unlabelled(train, [tmp_path / "more", folder / "test"])
+    train, tune = data.read([folder], "train").split_off_tuning()
+    both = train.with_unlabelled([tmp_path / "more", folder / "test"])
     assert both.labels == train.labels + [data.UNLABELLED] * (4 + 16)
     assert both.sources[:-20] == train.sources and both.names == train.names
     assert [p.name for p in both.sources[-20:-16]] == ["000.png", "001.png"] * 2
-    assert data.fingerprint(both) != data.fingerprint(train)
+    assert both.fingerprint() != train.fingerprint()
     for seed in range(3):  # neither thresholds nor layers are fitted to them
-        known = CLASSIFICATION.pick(both, 300, seed)
-        assert known.sources == CLASSIFICATION.pick(train, 300, seed).sources
+        known = both.pick(300, seed)
+        assert known.sources == train.pick(300, seed).sources
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no pictures in there"):
-        data.with_unlabelled(train, [tmp_path / "more", tmp_path / "empty"])
+        train.with_unlabelled([tmp_path / "more", tmp_path / "empty"])
 
 
 # ---------------------------------------------------------------------- transforms
@@ -413,9 +412,9 @@ def test_loader_processes_get_decoded_pictures_and_draw_them_alike(folder):
 def test_fingerprint_stays_when_pictures_were_looked_at(tmp_path):
     add_pictures(tmp_path, "train", 2, "ab", size=(8, 8))
     samples = data.read([tmp_path], "train")
-    before = data.fingerprint(samples)
+    before = samples.fingerprint()
     assert samples.picture(0) is samples.picture(0)  # decoded once
-    assert data.fingerprint(samples) == before
+    assert samples.fingerprint() == before
 
 
 def test_the_task_of_data_folders(tmp_path):

@@ -12,19 +12,21 @@ import torch
 from PIL import Image
 
 import spikedet
-from spikedet import checkpoint, stage_one, stage_two
+from spikedet import checkpoint, networks
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples
 from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
+from spikedet.classification.settings import EndToEnd, LayerWise
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
 from spikedet.released import released
-from spikedet.stage_two import Plan
+from spikedet.settings import Plan
+from spikedet.stages import stage_one, stage_two
 from support.classes import add_pictures
 from support.commands import command
 from tools import analyze
@@ -100,8 +102,8 @@ def test_stage_one_is_written_with_its_batch_norm_folded(made):
     """What is written computes what was trained and measured beside its batch norm."""
     one = checkpoint.load(weights(made, "qc"))
     assert not any("running_mean" in name for name in one.tensors)
-    _, tune = data.split_off_tuning(data.read([made / "data"], "train"))
-    runner = CLASSIFICATION.restore(one)
+    _, tune = data.read([made / "data"], "train").split_off_tuning()
+    runner = networks.restore(CLASSIFICATION, one)
     ((found, _),) = CLASSIFICATION.measure(runner, tune)
     (row,) = csv.DictReader((made / "qc/results.csv").open())
     assert found["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
@@ -165,7 +167,9 @@ def test_networks_for_imagenet_take_its_pictures(made, tmp_path, monkeypatch, fo
     description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
     (tmp_path / "net.yaml").write_text(description + f"form: {form}\n")
     sides = []
-    monkeypatch.setattr(CLASSIFICATION, "fit", lambda *given: sides.append(given[3].imgsz))
+    monkeypatch.setattr(
+        CLASSIFICATION, "fit", lambda network, run: sides.append(run.checkpoint.imgsz)
+    )
     words = ["--model", tmp_path / "net.yaml", "--data", made / "data", "--out", tmp_path / "out"]
     assert command(monkeypatch, "train", *words) == 0
     assert command(monkeypatch, "train", *words, "--imgsz", 64) == 0
@@ -179,9 +183,9 @@ def test_pictures_of_the_end_to_end_pass_that_a_network_cannot_pool():
     source = Checkpoint("float", "classification", description, CLASSES, 32, network.state_dict())
     made = stage_one.untuned(CLASSIFICATION, source, Samples(CLASSES, [0], [picture]), 2)
     network = stage_two.copied(CLASSIFICATION, made)
-    stage_two.expect_end_size(CLASSIFICATION, made, Plan(end_grow_from=32), network)
+    stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=32)), network)
     with pytest.raises(UsageError, match="grow from 16, which the network cannot take: "):
-        stage_two.expect_end_size(CLASSIFICATION, made, Plan(end_grow_from=16), network)
+        stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=16)), network)
 
 
 def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatch, capsys):
@@ -231,7 +235,7 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
         assert row["spike_rate"] is None or 0 < row["spike_rate"] < 1
     assert rows[0]["top1"] > 0.5  # it has learnt; a third by chance
     # the same by hand
-    runner = CLASSIFICATION.restore(checkpoint.load(weights(made, "float")))
+    runner = networks.restore(CLASSIFICATION, checkpoint.load(weights(made, "float")))
     samples = data.read([made / "data"], "test")
     pictures = next(data.batches(samples, runner.description, 16, 9))
     right = (runner(pictures).argmax(1) == torch.tensor(samples.labels)).float().mean().item()
@@ -251,13 +255,13 @@ def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
 
 
 def test_evaluate_in_bfloat16(made, tmp_path, monkeypatch, capsys):
-    restore, halves = CLASSIFICATION.restore, []
+    restore, halves = networks.restore, []
 
-    def look(one, half=False):
+    def look(task, one, half=False):
         halves.append((one.stage, half))
-        return restore(one, half)
+        return restore(task, one, half)
 
-    monkeypatch.setattr(CLASSIFICATION, "restore", look)
+    monkeypatch.setattr(networks, "restore", look)
     words = ["--weights", weights(made, "snn"), "--data", made / "data", "--half"]
     assert command(monkeypatch, "evaluate", *words, "--json", tmp_path / "rows.json") == 0
     assert ("snn", True) in halves and "spiking layers in bfloat16" in capsys.readouterr().out
@@ -558,7 +562,7 @@ def test_calibration_with_few_pictures(made):
     """As many batches as there are pictures for, one at least to fit to and one to judge by."""
     given = checkpoint.load(weights(made, "qc"))
     samples = data.read([made / "data"], "test")
-    plan = Plan(batch=32)
+    plan = Plan(LayerWise(batch=32))
     plan.layers.steps = 1
     for count in (2, 5):
         network = stage_two.copied(CLASSIFICATION, given)
@@ -575,7 +579,8 @@ def test_the_loss_of_the_end_to_end_pass():
     found, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
     labels = torch.tensor([0, 2])
     batch, network = {"label": labels}, torch.nn.Identity()
-    loss = CLASSIFICATION.loss(None, network, found, wanted, batch, 0.5, 4)
+    end = EndToEnd(truth=0.5, temperature=4)
+    loss = CLASSIFICATION.loss(None, network, (found, wanted), batch, end)
     expected = divergence(found, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(found, labels)
     assert loss.item() == pytest.approx(expected.item())
 
@@ -585,7 +590,9 @@ def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
     monkeypatch.setattr(
         CLASSIFICATION,
         "loss",
-        lambda made, network, out, *given: found.append(given[-1]) or out.square().mean(),
+        lambda made, network, outputs, batch, end: (
+            found.append(end.temperature) or outputs[0].square().mean()
+        ),
     )
     words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
              made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
@@ -616,9 +623,9 @@ def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
     more = ["--unlabelled", tmp_path / "pictures", "--data", made / "data"]
     drawn, real = [], CLASSIFICATION.loss
 
-    def watched(made, network, found, wanted, batch, *given):
+    def watched(made, network, outputs, batch, end):
         drawn.extend(batch["label"].tolist())
-        return real(made, network, found, wanted, batch, *given)
+        return real(made, network, outputs, batch, end)
 
     monkeypatch.setattr(CLASSIFICATION, "loss", watched)
     words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
@@ -649,7 +656,7 @@ def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
         assert torch.allclose(mean.tensors[name], tensor + 0.5)
     assert mean.origin["parents"] == [checkpoint.sha256(path) for path in both]
     assert mean.origin["calibration_pictures"] == first.origin["calibration_pictures"]
-    assert "tuning_loss" not in mean.origin and CLASSIFICATION.restore(mean).T == 4
+    assert "tuning_loss" not in mean.origin and networks.restore(CLASSIFICATION, mean).T == 4
     other.T = 8
     checkpoint.save(other, tmp_path / "eight.safetensors")
     other.T = 4
@@ -671,11 +678,11 @@ def test_damaged_tensors_of_a_classifier_are_refused(made):
     given = checkpoint.load(weights(made, "snn"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match="the tensor fc.weight of the graph is not in the file"):
-        CLASSIFICATION.bare(given)
+        networks.module_of(CLASSIFICATION, given)
     given = checkpoint.load(weights(made, "float"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match='tensors do not fit.*"fc.weight"'):
-        CLASSIFICATION.bare(given)
+        networks.module_of(CLASSIFICATION, given)
     given.model["arch"] = "lenet"
     with pytest.raises(WeightsError, match="description in the weights is damaged: arch: lenet"):
-        CLASSIFICATION.bare(given)
+        networks.module_of(CLASSIFICATION, given)

@@ -12,7 +12,7 @@ from spikedet.analysis import operations
 from spikedet.analysis.operations import measure_cost
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.batch_norm import beside_batch_norm
-from spikedet.conversion.calibrate import Options, _Layer, calibrate
+from spikedet.conversion.calibrate import _Layer, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
@@ -26,6 +26,7 @@ from spikedet.graph.time import readouts
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 from support.stages import neurons, quantised, seen_in, spiking_copy
 
 T = 8
@@ -61,7 +62,7 @@ def start_empty(spiking):
 def test_stage_two_lowers_the_error_of_a_trained_network(stages, batches):
     quantised, spiking = stages
     before = output_error(quantised, spiking, batches[24:])
-    options = Options(steps=60, check=10, half=False)
+    options = LayerWise(steps=60, check=10, half=False)
     reports = calibrate(quantised, spiking, batches[:20], batches[20:24], T, options)
     assert [r.name for r in reports][-1] == "last" and len(reports) == 4
     assert all(r.after <= r.coarse <= r.before for r in reports)
@@ -74,7 +75,7 @@ def test_both_calibrations_make_up_for_a_wrong_start(stages, batches, options):
     quantised, spiking = stages
     start_empty(spiking)
     before = output_error(quantised, spiking, batches[24:])
-    options = Options(steps=60, check=10, half=False, **options)
+    options = LayerWise(steps=60, check=10, half=False, **options)
     reports = calibrate(quantised, spiking, batches[:20], batches[20:24], T, options)
     ratios = [r.after / r.before for r in reports[:-1]]
     assert max(ratios) <= 1 and sum(ratios) / len(ratios) < 0.7
@@ -86,7 +87,7 @@ def test_both_calibrations_make_up_for_a_wrong_start(stages, batches, options):
 def test_a_layer_that_cannot_gain_is_left_as_it_was(stages, batches):
     quantised, spiking = stages
     before = {k: v.clone() for k, v in spiking.state_dict().items()}
-    options = Options(coarse=False, rate=50.0, steps=5, check=1, half=False)
+    options = LayerWise(coarse=False, rate=50.0, steps=5, check=1, half=False)
     reports = calibrate(quantised, spiking, batches[:2], batches[8:9], T, options)
     assert all(r.after == r.before for r in reports)
     assert all(torch.equal(v, before[k]) for k, v in spiking.state_dict().items())
@@ -101,7 +102,7 @@ def outputs_of(graph: Graph, pictures):
 def test_errors_reported_are_those_of_the_network_as_it_runs(stages, batches):
     """The cached spikes of layer-wise calibration are those of an ordinary pass."""
     quantised, spiking = stages
-    options = Options(steps=20, check=5, half=False)
+    options = LayerWise(steps=20, check=5, half=False)
     reports = calibrate(quantised, spiking, batches[:4], batches[8:9], T, options)
     levels = outputs_of(quantised, batches[8])
     with torch.no_grad(), seen_in(spiking) as seen:
@@ -116,7 +117,7 @@ def test_errors_reported_are_those_of_the_network_as_it_runs(stages, batches):
 
 def test_coarse_stays_in_its_bounds(stages, batches):
     quantised, spiking = stages
-    calibrate(quantised, spiking, batches[:4], batches[8:9], T, Options(fine=False))
+    calibrate(quantised, spiking, batches[:4], batches[8:9], T, LayerWise(fine=False))
     for neuron in neurons(spiking):
         assert (neuron.initial >= -neuron.threshold).all()
         assert (neuron.initial <= 2 * neuron.threshold).all()
@@ -133,7 +134,7 @@ def test_coarse_reaches_its_bounds_and_no_more(current, target, bound):
     graph.module("0").bias.data.fill_(current)
     spiking = spiking_copy(graph.eval())
     graph.module("0").bias.data.fill_(target)
-    options = Options(fine=False, layers=["1"])
+    options = LayerWise(fine=False, layers=["1"])
     (report,) = calibrate(graph, spiking, [picture], [picture], T, options)
     assert spiking.module("1").initial.item() == bound
     assert report.coarse < report.before == 1.0
@@ -142,7 +143,7 @@ def test_coarse_reaches_its_bounds_and_no_more(current, target, bound):
 def test_thresholds_stay(stages, batches):
     quantised, spiking = stages
     before = [n.threshold.clone() for n in neurons(spiking)]
-    calibrate(quantised, spiking, batches[:4], batches[8:9], T, Options(steps=10, check=5))
+    calibrate(quantised, spiking, batches[:4], batches[8:9], T, LayerWise(steps=10, check=5))
     after = [n.threshold for n in neurons(spiking)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -264,7 +265,7 @@ def test_initial_potentials_of_every_neuron(stages, batches, options):
     errors = []
     for per_neuron in (False, True):
         copied = copy.deepcopy(spiking)
-        chosen = Options(steps=10, check=5, half=False, per_neuron=per_neuron, **options)
+        chosen = LayerWise(steps=10, check=5, half=False, per_neuron=per_neuron, **options)
         fit = batches[:20]
         reports = calibrate(quantised, copied, fit, fit, T, chosen)
         assert all(r.after < r.before for r in reports[:-1])
@@ -281,9 +282,9 @@ def test_only_the_layers_that_are_named(stages, batches):
     start_empty(spiking)
     before = {k: v.clone() for k, v in spiking.state_dict().items()}
     every = calibrate(
-        quantised, copy.deepcopy(spiking), batches[:4], batches[8:9], T, Options(fine=False)
+        quantised, copy.deepcopy(spiking), batches[:4], batches[8:9], T, LayerWise(fine=False)
     )
-    options = Options(steps=10, check=5, half=False, layers=["*_1", "last"])
+    options = LayerWise(steps=10, check=5, half=False, layers=["*_1", "last"])
     reports = calibrate(quantised, spiking, batches[:4], batches[8:9], T, options)
     assert [r.name for r in reports] == ["relu_1", "last"]
     changed = {k for k, v in spiking.state_dict().items() if not torch.equal(v, before[k])}
@@ -295,7 +296,7 @@ def test_only_the_layers_that_are_named(stages, batches):
     # the layer before it was advanced as it is: more is wrong with this layer's input
     assert reports[0].before != every[1].before
     with pytest.raises(UsageError, match=r"no layer is named 'model.3'; there are relu, relu_1"):
-        calibrate(quantised, spiking, batches[:1], batches[8:9], T, Options(layers=["model.3"]))
+        calibrate(quantised, spiking, batches[:1], batches[8:9], T, LayerWise(layers=["model.3"]))
 
 
 def divergence(rates, targets):
@@ -312,7 +313,7 @@ def test_kl_is_blind_to_a_constant_that_is_added_and_mse_is_not(stages, batches)
 
     def error(kind, shift):
         shifted = [theta * (target + shift)]
-        return _Layer(student, site, site.layers, shifted, Options(loss=kind)).error([0])
+        return _Layer(student, site, site.layers, shifted, LayerWise(loss=kind)).error([0])
 
     assert error("kl", 0.25) == pytest.approx(error("kl", 0.0), abs=1e-4)
     assert error("mse", 0.25) > error("mse", 0.0) + 0.02
@@ -325,12 +326,12 @@ def test_kl_loss_against_its_definition(stages, batches):
         SpikingNetwork(spiking, T)(batches[8])
     rate = seen["relu"][0].unflatten(0, (T, -1)).mean(0)
     target = outputs_of(quantised, batches[8])["relu"] / quantised.module("relu").threshold.abs()
-    options = Options(coarse=False, steps=30, check=5, half=False, loss="kl")
+    options = LayerWise(coarse=False, steps=30, check=5, half=False, loss="kl")
     reports = calibrate(quantised, spiking, batches[:8], batches[8:9], T, options)
     assert reports[0].before == pytest.approx(divergence(rate, target), rel=1e-3)
     assert all(r.after < r.before for r in reports[:-1])
     with pytest.raises(UsageError, match="loss 'l1'; expected one of mse, kl"):
-        calibrate(quantised, spiking, batches[:1], batches[8:9], T, Options(loss="l1"))
+        calibrate(quantised, spiking, batches[:1], batches[8:9], T, LayerWise(loss="l1"))
 
 
 def test_more_levels_than_a_byte_holds(stages, batches):
@@ -340,7 +341,7 @@ def test_more_levels_than_a_byte_holds(stages, batches):
             quantiser.steps = 300
     spiking = copy.deepcopy(quantised)
     make_spiking(spiking)
-    reports = calibrate(quantised, spiking, batches[:1], batches[8:9], 300, Options(fine=False))
+    reports = calibrate(quantised, spiking, batches[:1], batches[8:9], 300, LayerWise(fine=False))
     assert reports[0].before < 1e-4  # a constant current: rates are levels
 
 
@@ -354,7 +355,7 @@ def test_leaky_layers_are_calibrated_as_they_run(batches):
     network = quantised(network, batches[:2], T, per_channel=True)
     spiking = spiking_copy(network)
     start_empty(spiking)
-    options = Options(steps=20, check=5, half=False)
+    options = LayerWise(steps=20, check=5, half=False)
     reports = calibrate(network, spiking, batches[:8], batches[8:9], T, options)
     assert all(r.after < r.before for r in reports[:-1])
     with torch.no_grad(), seen_in(spiking) as seen:
@@ -388,7 +389,7 @@ def test_a_layer_that_feeds_two_is_calibrated_with_the_first(batches, layers):
     network, spiking = converted(Fork().eval(), batches)
     start_empty(spiking)
     before = {name: tensor.clone() for name, tensor in spiking.state_dict().items()}
-    options = Options(coarse=False, steps=20, check=5, half=False, layers=layers)
+    options = LayerWise(coarse=False, steps=20, check=5, half=False, layers=layers)
     reports = calibrate(network, spiking, batches[:8], batches[8:9], T, options)
     changed = {
         n for n, tensor in spiking.state_dict().items() if not torch.equal(tensor, before[n])
@@ -444,7 +445,7 @@ def test_stage_two_stays_on_the_device_of_the_network(stages, batches, pretended
     quantised, spiking = stages
     with pretended_gpu:
         pictures = [torch.zeros(batch.shape, device="cuda") for batch in batches[:4]]
-        wanted = Options(steps=2, check=1, **options)
+        wanted = LayerWise(steps=2, check=1, **options)
         reports = calibrate(
             pretend(quantised), pretend(spiking), pictures[:3], pictures[3:], T, wanted
         )

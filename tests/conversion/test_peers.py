@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spikedet import checkpoint, stage_one
+from spikedet import checkpoint
 from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.bias import own_bias, shift_currents
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
 from spikedet.conversion.thresholds import (
@@ -28,6 +28,8 @@ from spikedet.methods import METHODS
 from spikedet.neurons.layers import IFNeuron
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
+from spikedet.stages import stage_one
 from support.places import ROOT
 from support.squares import converted, different
 from support.stages import quantised, seen_in, spiking_copy
@@ -68,7 +70,9 @@ def spiking(network, method, batches, steps=T):
     make_spiking(made, method.initial)
     if method.shift:
         shift_currents(made, steps)
-    options = Options(method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias)
+    options = LayerWise(
+        method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias
+    )
     if method.coarse or method.fine or method.bias:
         targets = target if method.bias else quantised
         calibrate(targets, made, batches[:20], batches[20:24], steps, options)
@@ -166,7 +170,7 @@ def test_bias_correction_by_hand(trained, batches):
     shift_currents(network, T)
     hand = copy.deepcopy(network)
     reports = calibrate(trained, network, batches[:6], batches[20:22], T,
-                        Options(coarse=False, fine=False, bias=True))  # fmt: skip
+                        LayerWise(coarse=False, fine=False, bias=True))  # fmt: skip
     fit = torch.cat(batches[:6])
     with torch.no_grad():
         truth = trained.run(trained.edges, {"input": fit}, [*trained.edges])
@@ -193,7 +197,7 @@ def test_bias_correction_is_not_judged():
     made = copy.deepcopy(network)
     quantise(made, {"1": torch.tensor(3.0)}, 3)
     make_spiking(made, 0.0)
-    options = Options(coarse=False, fine=False, bias=True)
+    options = LayerWise(coarse=False, fine=False, bias=True)
     report, readout = calibrate(network, made, [fit], [held], 3, options)
     assert made.module("0").bias.item() == pytest.approx(0.9)
     assert report.before == pytest.approx((0.2 / 3) ** 2)
@@ -357,7 +361,7 @@ def test_potentials_of_classifiers_start_at_zero_but_those_of_opi(shades, method
 def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, monkeypatch):
     (shades / "x.yaml").write_text("convert: {noise: 0.3, distill: 2.0}")
     wanted = []
-    monkeypatch.setattr(stage_one, "finetune", lambda *_, **options: wanted.append(options))
+    monkeypatch.setattr(stage_one.FineTuning, "run", lambda self, *_: wanted.append(self.options))
     parser = convert.arguments()
     parser.prog = "convert.py"
     words = ["--config", shades / "x.yaml", "--model", shades / "float.safetensors", "--T", 2]
@@ -365,18 +369,17 @@ def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, m
     args = parser.parse_args([*map(str, words)])
     with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
         convert.main(args)
-    assert [(o["noise"], o["distill"]) for o in wanted] == [(0.0, 0.0)]
+    assert [(o.noise, o.distill) for o in wanted] == [(0.0, 0.0)]
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     """The levels of stage I are noted; only T differs between two runs of its weights."""
     fit, trained_as = CLASSIFICATION.fit, []
 
-    def look(network, *args):
-        guide, _ = args[-2:]
+    def look(network, run):
         quantisers = [m for m in network.modules() if isinstance(m, QuantClip)]
-        trained_as.append((guide, {(m.noise, m.clips_rounded, m.steps) for m in quantisers}))
-        fit(network, *args)
+        trained_as.append((run.teacher, {(m.noise, m.clips_rounded, m.steps) for m in quantisers}))
+        fit(network, run)
 
     monkeypatch.setattr(CLASSIFICATION, "fit", look)
     made = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)
@@ -394,7 +397,7 @@ def test_biases_are_corrected_towards_activations_without_levels(shades, monkeyp
         targets.append(target)
         return calibrate(target, *args)
 
-    monkeypatch.setattr("spikedet.stage_two.calibrate", look)
+    monkeypatch.setattr("spikedet.stages.stage_two.calibrate", look)
     classified(shades, "cap")
     kinds = {type(module) for module in targets[0].modules()}
     assert nn.ReLU in kinds and not kinds & {QuantClip, nn.BatchNorm2d}

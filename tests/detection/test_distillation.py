@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikedet import checkpoint
+from spikedet import checkpoint, networks
 from spikedet.detection import model
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.task import DETECTION
@@ -79,4 +79,4 @@ def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
     made = checkpoint.Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
     teacher = checkpoint.Checkpoint(stage, "detection", description, names, 64, {}, T)
     with pytest.raises(WeightsError, match=words):
-        DETECTION.teacher(made, teacher)
+        networks.teacher_of(DETECTION, made, teacher)

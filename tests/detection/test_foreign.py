@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import checkpoint
+from spikedet import checkpoint, networks
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError, UsageError, WeightsError
 from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.networks import with_graph
 from spikedet.neurons.layers import SpikingMaxPool
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.task import with_graph
 from support.places import ROOT
 from support.stages import neurons, quantised
 
@@ -107,7 +107,9 @@ def test_converts(name, width, activation, pools, kept):
 )
 def test_is_refused_by_name(name, activation, words):
     with pytest.raises(ConversionError, match=words):
-        DETECTION.expect_convertible(model.read_description(name, None, activation), 20, 64)
+        networks.expect_convertible(
+            DETECTION, model.read_description(name, None, activation), 20, 64
+        )
 
 
 PICTURE_BESIDE_SPIKES = {
@@ -147,7 +149,7 @@ def test_what_quantising_and_spiking_refuse_is_refused_before_training(
     if "head" not in description:
         description = model.read_description(MODELS / "tiny-yolo.yaml", "n") | description
     with pytest.raises(error, match=words):
-        DETECTION.expect_convertible(description, 20, imgsz)
+        networks.expect_convertible(DETECTION, description, 20, imgsz)
 
 
 def test_training_refuses_before_it_begins(tmp_path):
@@ -191,7 +193,7 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
         model.build(description, 20)
     made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
-        DETECTION.restore(made)
+        networks.restore(DETECTION, made)
     assert not Path("made").exists()
 
 
@@ -204,13 +206,13 @@ def test_pooling_is_read_from_the_description():
     for pooling in ("count", "step"):
         description["spike_pooling"] = pooling
         made = checkpoint.Checkpoint("snn", "detection", *args)
-        for again in (made, DETECTION.current(made)):
-            runner = DETECTION.restore(again)
+        for again in (made, networks.current(DETECTION, made)):
+            runner = networks.restore(DETECTION, again)
             pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
             assert {p.mode for p in pools} == {pooling}
     description["spike_pooling"] = "mean"
     with pytest.raises(WeightsError, match="spike_pooling: mean; expected count or step"):
-        DETECTION.restore(checkpoint.Checkpoint("snn", "detection", *args))
+        networks.restore(DETECTION, checkpoint.Checkpoint("snn", "detection", *args))
 
 
 def test_kept_thresholds_are_restored():
@@ -220,7 +222,7 @@ def test_kept_thresholds_are_restored():
     before = spiking(network, pictures, 4)
     kept = [neuron.folded for neuron in neurons(before.graph)]
     for made in old_and_new(description, before):
-        after = DETECTION.restore(made)
+        after = networks.restore(DETECTION, made)
         assert [neuron.folded for neuron in neurons(after.network.graph)] == kept
         with torch.no_grad():
             wanted, found = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
@@ -234,7 +236,7 @@ def test_per_neuron_potentials_belong_to_a_picture_size():
     neuron = made.graph.module("model.0.act")
     neuron.initial.data = neuron.initial.data.view(-1, 1, 1).expand(-1, 32, 32).clone()
     for one in old_and_new(description, made):
-        runner = DETECTION.restore(one, half=True)
+        runner = networks.restore(DETECTION, one, half=True)
         with torch.no_grad():
             runner.raw(pictures[:1])
             with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):

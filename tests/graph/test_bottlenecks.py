@@ -7,7 +7,7 @@ from torchvision.models.mobilenetv2 import Conv2dNormActivation, InvertedResidua
 from torchvision.models.resnet import BasicBlock
 
 from spikedet.analysis.operations import measure_cost
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.graph.operations import ACTIVATIONS, Leaky
@@ -16,6 +16,7 @@ from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 from support.stages import spiking_copy
 
 T = 8
@@ -199,7 +200,7 @@ def test_calibration_worsens_no_layer(mobile):
     batches = [nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
     fit, held = batches[:14], batches[14:]
     quantised, network = spiking(mobile, batches[0])
-    reports = calibrate(quantised, network, fit, held, T, Options(steps=40, check=10, half=False))
+    reports = calibrate(quantised, network, fit, held, T, LayerWise(steps=40, check=10, half=False))
     assert all(report.after <= report.coarse <= report.before for report in reports)
     better = {report.name for report in reports if report.after < report.before}
     assert {"blocks.0.conv.2_spikes", "blocks.1.conv.2_spikes", "head.2"} <= better

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import calibrate
 from spikedet.detection import model
 from spikedet.errors import ConversionError
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import SpikingMaxPool
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 from support.places import ROOT
 from support.stages import neurons, quantised, seen_in
 
@@ -129,7 +130,7 @@ def test_calibration_of_a_network_with_pools(pictures):
     for neuron in neurons(spiking):
         neuron.initial.data.zero_()
     batches = list(torch.rand(6, 4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
-    options = Options(steps=20, check=5, half=False)
+    options = LayerWise(steps=20, check=5, half=False)
     reports = calibrate(network, spiking, batches[:4], batches[4:5], 8, options)
     assert [r.name for r in reports] == ["relu", "act", "out", "last"]
     assert all(r.after < r.before for r in reports[:-1])

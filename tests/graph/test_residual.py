@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet.conversion.calibrate import Options, calibrate
+from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import ConversionError
 from spikedet.graph.record import record
@@ -14,6 +14,7 @@ from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 
 T = 8
 
@@ -146,7 +147,7 @@ def test_calibration_sends_theta_on(pictures):
     torch.manual_seed(0)
     network, spiking, _ = converted(Bottleneck(False), pictures)
     batches = list(torch.rand(5, 4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
-    options = Options(steps=10, check=5, half=False)
+    options = LayerWise(steps=10, check=5, half=False)
     reports = calibrate(network, spiking, batches[:4], batches[4:], T, options)
     with torch.no_grad():
         error = SpikingNetwork(spiking, T)(batches[4]) - network(batches[4])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import checkpoint
+from spikedet import checkpoint, networks
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import best_threshold
 from spikedet.detection import model
@@ -16,6 +16,7 @@ from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError
 from spikedet.graph.operations import ClippedReLU, Leaky
 from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.networks import with_graph
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
@@ -23,7 +24,6 @@ from spikedet.neurons.functional import (
 from spikedet.neurons.layers import IFNeuron, count_spikes
 from spikedet.neurons.quantize import QuantClip, levels
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.task import with_graph
 from support.places import ROOT
 from support.stages import neurons, quantised, seen_in
 from support.surrogate import step_function
@@ -220,7 +220,7 @@ def test_a_leaky_detector_is_restored_from_its_description():
     snn = copy.deepcopy(graph)
     make_spiking(snn)
     spiking = checkpoint.Checkpoint("snn", *args, snn.layers.state_dict(), 8)
-    floating = DETECTION.restore(checkpoint.Checkpoint("float", *args, state))
+    floating = networks.restore(DETECTION, checkpoint.Checkpoint("float", *args, state))
     leaky = floating.network.module("model.0.act")
     assert isinstance(leaky, Leaky) and leaky.slope == 0.1
     head = DETECTION.head_of(network)
@@ -229,7 +229,7 @@ def test_a_leaky_detector_is_restored_from_its_description():
             qc = with_graph(replace(qc, head=head), graph)
             spiking = with_graph(replace(spiking, head=head), snn)
         with torch.no_grad():
-            again, restored = DETECTION.restore(qc), DETECTION.restore(spiking)
+            again, restored = networks.restore(DETECTION, qc), networks.restore(DETECTION, spiking)
             assert torch.equal(again.raw(pictures)["scores"], graph(pictures)["scores"])
             wanted = SpikingNetwork(snn, 8)(pictures)["scores"]
             assert torch.allclose(restored.raw(pictures)["scores"], wanted, atol=1e-5)

@@ -15,21 +15,23 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import spikedet
-from spikedet import checkpoint, stage_one, stage_two
+from spikedet import checkpoint
 from spikedet.classification.data import Samples
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.prepare import prepare
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import Sample
+from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.errors import SpikedetError, UsageError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.networks import spiking_checkpoint
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.task import spiking_checkpoint
+from spikedet.stages import stage_one, stage_two
 from support.commands import command
 from support.places import ROOT
 
@@ -78,7 +80,8 @@ def detectors(tmp_path_factory):
     made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "grey.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
-    qc = stage_one.untuned(DETECTION, made, [Sample("g", folder / "grey.png", 64, 64, *nothing)], 2)
+    samples = BoxSamples([Sample("g", folder / "grey.png", 64, 64, *nothing)])
+    qc = stage_one.untuned(DETECTION, made, samples, 2)
     snn = spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {})
     for one in (made, qc, snn):
         checkpoint.save(one, folder / one.stage)

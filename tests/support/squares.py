@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from spikedet import checkpoint, stage_one
+from spikedet import checkpoint
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
-from spikedet.detection.data import read_voc, split_off_tuning
+from spikedet.detection.data import read_voc
+from spikedet.detection.samples import BoxSamples
 from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
 from spikedet.methods import METHODS
+from spikedet.stages import pipeline, stage_one
+from spikedet.task import Run
 from support.devkits import add, annotation
 from support.places import ROOT
-from tools import calibrate, convert
+from tools import convert
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,8 @@ def devkit(tmp_path_factory):
 @pytest.fixture
 def sides(devkit, tmp_path, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
-    return split_off_tuning(read_voc(devkit, "VOC2007:train"), devkit.parent / "tuning.txt")
+    samples = BoxSamples(read_voc(devkit, "VOC2007:train"))
+    return samples.split_off_tuning(devkit.parent / "tuning.txt")
 
 
 def trainer(sides, folder, resume=False, width="n", **settings):
@@ -53,7 +57,8 @@ def trainer(sides, folder, resume=False, width="n", **settings):
         made = checkpoint.Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
         checkpoint.save(made, path)
 
-    return Trainer(network, *sides, VOC_CLASSES, folder, settings, save, resume)
+    made = checkpoint.Checkpoint("float", "detection", {}, VOC_CLASSES, settings.imgsz, {})
+    return Trainer(network, Run(made, *sides, folder, settings, save, resume))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,8 @@ def stages_done(devkit, tmp_path_factory):
     tensors = model.build(description, 20).state_dict()
     made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     checkpoint.save(made, folder / "float.safetensors")
-    samples = read_voc(devkit, "VOC2007:train", cache=folder)
-    train, _ = split_off_tuning(samples, devkit.parent / "tuning.txt")
+    samples = BoxSamples(read_voc(devkit, "VOC2007:train", cache=folder))
+    train, _ = samples.split_off_tuning(devkit.parent / "tuning.txt")
     checkpoint.save(stage_one.untuned(DETECTION, made, train, 4), folder / "qc.safetensors")
     return folder
 
@@ -75,7 +80,7 @@ def converted(folder, devkit, method, *words):
     """The network that tools/convert.py makes, and its origin."""
     parser = convert.arguments()
     out = folder / f"{method}.safetensors"
-    for path in (out, calibrate.last_of(out)):
+    for path in (out, pipeline.last_of(out)):
         path.unlink(missing_ok=True)
     does = METHODS.get(method)
     small = ["--pictures", 8, "--held", 8] if does and does.calibrated else []
