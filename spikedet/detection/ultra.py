@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spikedet.errors import WeightsError
+from spikedet.errors import UsageError, WeightsError
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
@@ -27,7 +27,12 @@ os.environ["YOLO_CONFIG_DIR"] = _settings.name
 _threads = torch.get_num_threads()
 _open = Image.open
 
-from ultralytics import utils  # noqa: E402
+try:
+    from ultralytics import utils
+except ModuleNotFoundError as error:  # of ultralytics, or of what it needs itself
+    raise UsageError(
+        f"detectors need {error.name}, which is not installed here: pip install ultralytics"
+    ) from None
 from ultralytics.utils import SETTINGS  # noqa: E402
 
 torch.set_num_threads(_threads)
