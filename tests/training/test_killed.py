@@ -13,9 +13,10 @@ import albumentations
 import pytest
 import torch
 
-from spikedet import cli, files
+from spikedet import checkpoint, cli, files
 from spikedet.errors import TrainingError
 from spikedet.files import ENDING, STALE, write_atomic
+from spikedet.stages import pipeline
 from spikedet.training import epochs_done, own_run
 from support import squares as detectors
 from support import training as classifiers
@@ -231,6 +232,34 @@ def test_weights_without_their_side_car_are_not_written_over(tmp_path, resume):
     with pytest.raises(TrainingError, match="choose another --out"):
         classifiers.run(tmp_path, resume=resume)
     assert (tmp_path / "last.safetensors").read_bytes() == b"weights"
+
+
+# ---------------------------------------------------------------------- conversions
+
+
+def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
+    """Whenever it was killed: what is left beside its result is deleted, or taken up."""
+    out, told = tmp_path / "snn.safetensors", "tools/convert.py --T 4 --out snn.safetensors"
+
+    def write(path):
+        tensors = {"a.weight": torch.zeros(1)}
+        origin = {"command": told}
+        about = ("float", "classification", {}, ("a", "b"), 32, tensors)
+        checkpoint.save(checkpoint.Checkpoint(*about, origin=origin), path)
+
+    assert not pipeline.is_made(out, True, told)
+    write(pipeline.begun_with(out))
+    write(pipeline.last_of(out))  # killed before what is kept was written
+    assert not pipeline.is_made(out, True, f"{told} --resume")
+    with pytest.raises(TrainingError, match="is there already"):
+        pipeline.is_made(out, False, told)
+    write(out)
+    for resume, command in ((False, told), (True, told.replace("4", "8"))):
+        with pytest.raises(TrainingError, match="snn.safetensors is there already"):
+            pipeline.is_made(out, resume, command)
+    assert pipeline.begun_with(out).exists()
+    assert pipeline.is_made(out, True, told.replace("--T", "--resume --T"))
+    assert not pipeline.begun_with(out).exists() and out.exists()
 
 
 # ---------------------------------------------------------------------- other processes
