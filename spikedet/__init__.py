@@ -49,6 +49,7 @@ def load(
     device: str = "cpu",
     half: bool | None = None,
     task: str = "detection",
+    engine: str = "auto",
 ) -> Predictor | Classifier | SpikingNetwork:
     """Load a detector, a classifier, or a spiking network of your own.
 
@@ -56,9 +57,14 @@ def load(
         path: Weights of any stage; the released spiking network for T when None.
         T: Time steps used by default; those the weights were calibrated for when None.
         device: `cpu` or `cuda:N`.
-        half: Compute spiking layers in bfloat16, twice as fast where a CPU supports it;
-            None: there, for detectors and classifiers.
+        half: Let torch compute spiking layers in bfloat16 (True) or float32 (False). Either makes
+            `auto` take torch. None: bfloat16 where torch runs a detector or classifier on a CPU
+            that is fast at it.
         task: Of the released network: `detection`, or `classification` (CIFAR-10).
+        engine: What runs a spiking network: `auto`, the fastest that this machine and this network
+            allow; `torch`, the reference, which gives the numbers of the tables; `events`;
+            `integers` (see `docs/engines.md`). `engine` of what is returned says which it is, and
+            `why_engine` (of a `SpikingNetwork` `engine_reason`) why.
 
     Returns:
         A `Predictor`: call it with a picture, get its `Detections`; for weights of a classifier a
@@ -67,7 +73,8 @@ def load(
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
-        UsageError: T is not a whole number of 1 or more, or no such device is here.
+        UsageError: T is not a whole number of 1 or more, no such device is here, or no such
+            engine, or it cannot run these weights.
 
     Example:
         >>> detector = spikedet.load(T=20)
@@ -85,17 +92,17 @@ def load(
     made = checkpoint.load(path)
     if made.task == "none":
         from spikedet.precision import present_device
+        from spikedet.runtime.choose import choose_engine
         from spikedet.runtime.file import restore
 
         network = restore(made).to(present_device(device))
         network.T = network.T if T is None else T
-        if half:
-            network.use_bfloat16()
+        network.use_engine(engine) if half is None else choose_engine(network, engine, half)
         return network
     if made.task == "classification":
         from spikedet.classification.predict import Classifier
 
-        return Classifier(path, T, device, half)
+        return Classifier(path, T, device, half, engine)
     from spikedet.detection.predict import Predictor
 
-    return Predictor(path, T, device, half)
+    return Predictor(path, T, device, half, engine)

@@ -3,8 +3,8 @@
 A file never holds code. Its header is JSON: what the network is for, how it was made, and the
 network itself as a graph (`graph.serialise`), so that neither the author's class nor the converter
 is needed to run it. Everything in it is looked at before anything is built (`load`). Weights of two
-and more dimensions may be stored in half precision; thresholds, initial potentials, biases and
-norms always are float32.
+and more dimensions may be stored in half precision, and those that whole numbers and a scale are
+without loss always are stored so; thresholds, initial potentials, biases and norms are float32.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from spikedet.engines.program import NoIntegers
+from spikedet.engines.rounding import Rounder, Whole
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 from spikedet.graph.graph import Graph
@@ -29,6 +31,7 @@ from spikedet.neurons.quantize import QuantClip
 
 FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
 FULL_PRECISION = ("threshold", "initial")
+SCALE, AMPLITUDE = ".scale", ".amplitude"  # behind the name of a weight: of its whole numbers
 STAGES = ("float", "qc", "snn")
 MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
 MOST_LOG_WEIGHT = 60.0  # of what a step counts: sums of its exponentials are finite and not 0
@@ -70,13 +73,23 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write atomically.
 
+    Weights of a spiking network that are whole numbers times scales (see `engines.rounding`) are
+    stored as these, int8 and float32, which loses nothing.
+
     Args:
         checkpoint: What to write.
         path: Where.
         half: Store tensors of two and more dimensions in half precision.
     """
     tensors = {}
+    whole = _whole(checkpoint)
     for name, tensor in checkpoint.tensors.items():
+        if name in whole:
+            tensors[name] = whole[name].numbers.contiguous()
+            tensors[name + SCALE] = whole[name].scale.contiguous()
+            if bool((whole[name].amplitude != 1).any()):
+                tensors[name + AMPLITUDE] = whole[name].amplitude.contiguous()
+            continue
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             exact = tensor.ndim < 2 or name.endswith(FULL_PRECISION)
@@ -87,10 +100,27 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
 
 
+def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
+    """Weights of a spiking network that nothing but whole numbers and scales are, by name."""
+    if checkpoint.stage != "snn" or checkpoint.graph is None:
+        return {}
+    try:
+        rounder = Rounder(restore_graph(checkpoint))
+    except NoIntegers:
+        return {}
+    found = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
+    return {
+        name: whole
+        for name, whole in found.items()
+        if name in checkpoint.tensors
+        and torch.equal(whole.value(), checkpoint.tensors[name].detach().cpu().float())
+    }
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors come back as float32 or integers.
 
-    Files of the old form (spikedet-1) are read as well; see `Task.bare` for what becomes of them.
+    Files of the old form (spikedet-1) are read as well; `networks.current` brings them up to date.
 
     Raises:
         WeightsError: No such file, damaged, of another kind, or with values that no network has.
@@ -109,6 +139,8 @@ def load(path: Path) -> Checkpoint:
         tensors[name] = _widen(tensor)
         if tensor.is_floating_point() and not bool(tensors[name].isfinite().all()):
             raise WeightsError(f"{path}: {name[:80]} holds values that are not finite")
+    for name in [name for name in tensors if name + SCALE in tensors]:
+        tensors[name] = _multiplied(path, name, tensors)
     try:
         header = json.loads(metadata["header"])
         listed = isinstance(header["names"], list)
@@ -286,6 +318,25 @@ def _ordered(data: bytes) -> bytes:
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8
     return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def _multiplied(path: Path, name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """A weight that is stored as whole numbers; its scales are taken out of the tensors.
+
+    Raises:
+        WeightsError: They are none, or do not fit it.
+    """
+    numbers, scale = tensors[name], tensors.pop(name + SCALE)
+    amplitude = tensors.pop(name + AMPLITUDE, torch.ones(1))
+    for factor in (scale, amplitude):
+        sizes = zip(factor.shape[::-1], numbers.shape[::-1], strict=False)
+        fits = factor.ndim <= numbers.ndim and all(f in (1, n) for f, n in sizes)
+        if not fits or not factor.is_floating_point() or not bool((factor != 0).all()):
+            raise WeightsError(f"{path}: {name[:80]} has scales that do not fit it")
+    value = Whole(numbers, scale, amplitude).value()
+    if numbers.dtype != torch.int8 or not bool(value.isfinite().all()):
+        raise WeightsError(f"{path}: {name[:80]} is stored as no int8 weight")
+    return value
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from spikedet.errors import UsageError
 
@@ -15,13 +18,13 @@ def has_bfloat16() -> bool:
 
 
 def present_device(name: str) -> str:
-    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` is the first one.
+    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` and `0` are the first one.
 
     Raises:
         UsageError: No such device here, or one of a kind that nothing here was tested on.
     """
     try:
-        chosen = torch.device(name)
+        chosen = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
@@ -66,3 +69,12 @@ def layout(network: nn.Module) -> torch.memory_format:
         if strided and module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
             return torch.contiguous_format
     return torch.channels_last
+
+
+def as_float(value: Any) -> Any:
+    """Every floating-point tensor of a nested structure in float32."""
+
+    def widened(leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(widened, value)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load
 from spikedet.counts import expect_counts
-from spikedet.precision import has_bfloat16, present_device
+from spikedet.engines.registry import AUTO, TORCH
+from spikedet.networks import current, restore
+from spikedet.precision import present_device
+from spikedet.runtime.choose import choose_engine
 from spikedet.task import Task
 
 
@@ -20,7 +23,7 @@ class BasePredictor:
         names: Class names.
         imgsz: Input side in pixels.
         stride: Sides of its pictures are multiples of it.
-        half: Whether spiking layers compute in bfloat16; by default where the CPU is fast at it.
+        why_engine: Which engine runs the network, and why, in one sentence.
     """
 
     task: Task
@@ -31,18 +34,29 @@ class BasePredictor:
         T: int | None = None,
         device: str = "cpu",
         half: bool | None = None,
+        engine: str = AUTO,
     ):
         expect_counts(T=T)
         device = present_device(device)
         self.weights = Path(weights)
-        self.half = device == "cpu" and has_bfloat16() if half is None else half
-        made = self.task.current(checkpoint.load(self.weights))
-        self.runner = self.task.restore(made, self.half).to(device)
-        self.stride = self.task.stride(made.head)
+        loaded = current(self.task, load(self.weights))
+        self.runner = restore(self.task, loaded).to(device)
+        self.why_engine = choose_engine(self.runner.network, engine, half)
+        self.stride = self.task.stride(loaded.head)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()
         self.T = self._time_steps(T)
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs the network."""
+        return getattr(self.runner.network, "engine", TORCH)
+
+    @property
+    def half(self) -> bool:
+        """Whether spiking layers compute in bfloat16."""
+        return getattr(self.runner.network, "bfloat16", False)
 
     def _time_steps(self, T: int | None) -> int | None:
         """The T to run with; warns once of one that the weights were not made for."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from spikedet import resources
 from spikedet.classification import settings as classification
 from spikedet.data.formats import recognise
 from spikedet.detection import settings as detection
@@ -37,9 +38,9 @@ def named(name: str) -> Task:
     raise WeightsError(f"these weights are for {name}; expected {' or '.join(SETTINGS)}")
 
 
-def of(made: Checkpoint) -> Task:
+def of(checkpoint: Checkpoint) -> Task:
     """The task of a checkpoint."""
-    return named(made.task)
+    return named(checkpoint.task)
 
 
 def of_data(folders: Sequence[Path]) -> str:
@@ -76,7 +77,8 @@ def of_description(path: Path) -> Task:
     """
     if str(path).startswith(classification.SHORT):
         return named("classification")
-    if not Path(path).is_file():
+    path = resources.config(path, "models")
+    if not path.is_file():
         return named("detection")  # which knows more descriptions, by their names
     task = read_yaml(path).get("task", "detection")
     if task not in tuple(SETTINGS):

@@ -166,7 +166,7 @@ def test_rates_are_the_spikes_that_were_sent(snn, batches):
 def test_a_file_needs_neither_the_class_nor_ultralytics(snn, batches, tmp_path):
     path = tmp_path / "own.safetensors"
     spikedet.save(snn, path)
-    loaded = spikedet.load(path)
+    loaded = spikedet.load(path, engine="torch")
     x = batches[0][0]
     assert torch.equal(loaded(x)["logits"], snn(x)["logits"])
     assert (loaded.T, loaded.origin) == (16, snn.origin)
@@ -178,7 +178,8 @@ def test_a_file_needs_neither_the_class_nor_ultralytics(snn, batches, tmp_path):
         "        if name.split('.')[0] in ('ultralytics', 'torchvision'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, No())\n"
         "import spikedet\n"
-        f"y = spikedet.load({str(path)!r})(torch.load({str(tmp_path / 'x.pt')!r}))['logits']\n"
+        f"snn = spikedet.load({str(path)!r}, engine='torch')\n"
+        f"y = snn(torch.load({str(tmp_path / 'x.pt')!r}))['logits']\n"
         "assert not any(m.startswith('spikedet.conversion') for m in sys.modules)\n"
         "print(y.double().sum().item())"
     )

@@ -47,10 +47,10 @@ def main(args: argparse.Namespace) -> None:
 
     import spikedet
     from spikedet.errors import UsageError, WeightsError
+    from spikedet.networks import expect_stage
     from spikedet.released import released
-    from spikedet.task import expect_stage
 
-    spiking = spikedet.load(args.weights, args.T, args.device, args.half)
+    spiking = spikedet.load(args.weights, args.T, args.device, args.half, engine="torch")
     reference = spikedet.load(
         args.float or released("float", task=spiking.task.name), device=args.device
     )

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
-from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.calibrate import LayerReport, calibrate
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import ROUND, distill, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import thresholds_by
+from spikedet.engines.rounding import Rounder
 from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.record import record
@@ -26,6 +27,7 @@ from spikedet.methods import named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 
 Loss = Callable[..., Tensor]
 Distance = Callable[[Any, Any], Tensor]
@@ -56,6 +58,8 @@ def convert(
     end_to_end: int | None = None,
     end_rate: float = 4e-3,
     end_batch_norm: bool = False,
+    int8: bool = False,
+    sparsity: float = 0.0,
     pooling: str = "count",
     neuron: str = "neuron",
     seed: int = 0,
@@ -91,13 +95,17 @@ def convert(
         held: Most pictures that layers are judged by, others than those.
         batch: Pictures that go through a layer at once in calibration.
         layer_steps: Most steps of fine calibration a layer.
-        layer_loss: `mse` or `kl` (see `calibrate.Options`).
+        layer_loss: `mse` or `kl` (see `settings.LayerWise`).
         layers: Names or patterns of the layers to calibrate; all when None.
         per_neuron: An initial potential for every neuron instead of every channel.
         end_to_end: Steps of the end-to-end pass over the batches, which follow `network` and, where
             there is one, the loss. None: 200 with a loss and a method that has one, else 0.
         end_rate: Its learning rate, as `rate`.
         end_batch_norm: Train it beside batch norm that is folded afterwards.
+        int8: Return a network of whole weights, int8 with a scale for each output channel, which
+            the events engine runs without any more rounding; the end-to-end pass trains with them.
+        sparsity: Weight of a penalty on the synaptic operations in the end-to-end pass, in units of
+            the float network's multiplications a step: fewer spikes, less time and energy.
         pooling: How spikes are max-pooled: `count` or `step` (see `SpikingMaxPool`).
         neuron: Which one of `neurons.registry`; integrate-and-fire with soft reset by default.
         seed: Of everything that is drawn.
@@ -152,23 +160,30 @@ def convert(
         copied = (how.initial, how.shift, pooling, neuron, example[:4])
         spiking = spiking_copy(graph, T, *copied)
         if how.calibrated:
-            options = Options(
+            options = LayerWise(
                 coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
                 per_neuron=per_neuron, bias=how.bias, layers=layers,
             )  # fmt: skip
             _calibrate(graph, spiking, source.groups(pictures, held, batch), T, options, progress)
-        found = SpikingNetwork(spiking, T)
+        if int8:
+            Rounder(spiking).write()
+        found, spikes = SpikingNetwork(spiking, T), {}
         if end_to_end is None:
             end_to_end = 200 if how.end_to_end and loss is not None else 0
+        if sparsity and not end_to_end:
+            raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
         if end_to_end:
             judges = source.groups(pictures, held, batch)[1]
-            how_much = (end_to_end, end_rate, end_batch_norm)
-            _end_to_end(found, guide, source, loss, measure, judges, *how_much, progress)
+            options = {"rate": end_rate, "batch_norm": end_batch_norm}
+            options |= {"int8": int8, "sparsity": sparsity}
+            spikes = _end_to_end(
+                found, guide, source, loss, measure, judges, end_to_end, options, progress
+            )
     found.requires_grad_(False).eval()
     found.origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
-        "coarse": how.coarse, "fine": how.fine,
+        "coarse": how.coarse, "fine": how.fine, **({"int8": True} if int8 else {}), **spikes,
     }  # fmt: skip
     return found
 
@@ -326,7 +341,7 @@ def _calibrate(
     spiking: Graph,
     groups: tuple[list[Tensor], list[Tensor]],
     T: int,
-    options: Options,
+    options: LayerWise,
     progress: bool,
 ) -> None:
     """Stage II, layer by layer, in place."""
@@ -347,11 +362,14 @@ def _end_to_end(
     distance: Distance,
     judges: list[Tensor],
     steps: int,
-    rate: float,
-    batch_norm: bool,
+    options: dict[str, Any],
     progress: bool,
-) -> None:
-    """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer."""
+) -> dict[str, float]:
+    """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer.
+
+    With a penalty on spikes, which costs some of that, it is kept as it is. `options` are those of
+    `distill`; returns what that does.
+    """
 
     def batches(first: int) -> Iterator[tuple[Any, ...]]:
         done = 0
@@ -378,9 +396,8 @@ def _end_to_end(
             bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
             bar.update()
 
-        distill(
-            spiking, batches, value, steps=steps, rate=rate, batch_norm=batch_norm, on_step=on_step
-        )
+        spikes = distill(spiking, batches, value, steps=steps, on_step=on_step, **options)
     spiking.chunk = chunk
-    if not apart() <= before:
+    if not options["sparsity"] and not apart() <= before:
         spiking.graph = kept
+    return spikes

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.conversion.batch_norm import beside_batch_norm
+from spikedet.conversion.sparsity import Operations
+from spikedet.engines.rounding import Rounder
+from spikedet.errors import UsageError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
@@ -32,10 +35,12 @@ def distill(
     rate: float,
     warmup: int = 20,
     batch_norm: bool = False,
+    int8: bool = False,
+    sparsity: float = 0.0,
     state: dict[str, Any] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
-) -> None:
+) -> dict[str, float]:
     """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
     In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
@@ -51,19 +56,37 @@ def distill(
         rate: Relative learning rate at its peak.
         warmup: Steps of warm-up.
         batch_norm: Train beside batch norm, and fold it afterwards (see `beside_batch_norm`).
+        int8: Train with the weights, biases, thresholds and potentials that integer engines make of
+            them (gradients go straight through the rounding), and leave them in the end.
+        sparsity: Weight of a penalty on spikes (see `sparsity.Operations`).
         state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
         on_round: Called after each round with what the pass can be taken up from: `step`, the steps
-            done, and the states of `network` and `optimizer`.
+            done, the `operations` of each, and the states of `network` and `optimizer`.
+
+    Returns:
+        With `sparsity` that weight, and the operations of the first and the last steps:
+        `sparsity`, `operations_before`, `operations_after`.
 
     Raises:
+        UsageError: `int8` and `batch_norm` together, or a penalty below 0.
+        NoIntegers: With `int8`, a network that has no whole numbers.
         ValueError, KeyError, RuntimeError: The state is of another network.
     """
+    if int8 and batch_norm:
+        raise UsageError("weights that are rounded have no batch norm beside them; choose one")
+    if not 0 <= sparsity < math.inf:
+        raise UsageError(f"sparsity is {sparsity}; expected a number of 0 or more")
     network = spiking.graph
     for node in network.of((MeanOverTime,)):
         if node.module.log_weights is None:
             weighed = MeanOverTime(spiking.T).to(device_of(network))
             network.replace(node.name, weighed)
+    rounder = Rounder(network) if int8 else None
+    if rounder is not None:
+        rounder.spread()
+    operations = Operations(network) if sparsity else None
+    seen: list[float] = []  # operations of each step
     beside = contextlib.nullcontext()
     if batch_norm:
         beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
@@ -74,24 +97,44 @@ def distill(
             if state is not None:
                 network.load_state_dict(state["network"])
                 optimiser.load_state_dict(state["optimizer"])
-                begun = state["step"]
+                begun, seen = state["step"], list(state.get("operations", []))
             for first in range(begun, steps, ROUND):
                 now = batches(first)
                 last = min(first + ROUND, steps)
                 for step in range(first, last):
                     for group in optimiser.param_groups:
                         group["lr"] = group["peak"] * warm_cosine(step, steps, warmup)
-                    value = loss(next(now))
-                    optimiser.zero_grad()
-                    value.backward()
+                    rounded = contextlib.nullcontext() if rounder is None else rounder.applied()
+                    with rounded:
+                        if operations is None:
+                            value = loss(next(now))
+                        else:
+                            with operations.counted():
+                                value = loss(next(now))
+                            counted = operations.part()
+                            seen.append(counted.item())
+                            value = value + sparsity * counted
+                        optimiser.zero_grad()
+                        value.backward()
                     optimiser.step()
                     if on_step is not None:
                         on_step(step, value.item())
                 if on_round is not None:
                     states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
-                    on_round({"step": last, **states})
+                    on_round({"step": last, "operations": seen, **states})
     finally:
         spiking.requires_grad_(False)
+    if rounder is not None:
+        rounder.write()
+    if not seen:
+        return {"sparsity": sparsity} if sparsity else {}
+    part = max(1, len(seen) // 8)
+    first, last = seen[:part], seen[-part:]
+    return {
+        "sparsity": sparsity,
+        "operations_before": sum(first) / len(first),
+        "operations_after": sum(last) / len(last),
+    }
 
 
 def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ INT32 = 2**31 - 1
 
 
 class NoIntegers(UsageError):
-    """A network that cannot be computed in whole numbers."""
+    """A network, a picture size or a T that cannot be computed in whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Program:
         one_size: The program holds for the size alone that the graph was recorded at.
         running: Names of what runs in every step; the rest is linear and behind the last neuron,
             so that it runs once on the means.
+        rounding: How weights were rounded, by layer of neurons (`currents.Rounding`).
     """
 
     graph: Graph
@@ -145,6 +147,7 @@ class Program:
     steps_most: int = INT32
     one_size: bool = False
     running: set[str] = field(default_factory=set)
+    rounding: list[Any] = field(default_factory=list)
 
     @property
     def neurons(self) -> list[Neuron]:

@@ -23,7 +23,8 @@ class Engine(Protocol):
         """As `SpikingNetwork` runs its graph, see `whole.WholeEngine.simulate`."""
 
     def describe(self) -> list[str]:
-        """How it computes, in a few words, and a line for each layer that it leaves to others."""
+        """How it computes, in a few words, and `layer: why` for each layer that it leaves to
+        others."""
 
 
 ENGINES: dict[str, Callable[[Graph], Engine]] = {}

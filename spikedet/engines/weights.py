@@ -17,12 +17,16 @@ def transposed(module: nn.Module) -> bool:
 
 def times_inputs(module: nn.Module, amplitude: Tensor) -> Tensor:
     """Weights times what 1 stands for in each input channel [C], float64."""
-    weight = module.weight.detach().double().cpu()
+    return by_inputs(module, module.weight.detach().double().cpu(), amplitude)
+
+
+def by_inputs(module: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+    """Weights times a factor for each input channel [C_in]."""
     tail = [1] * (weight.ndim - 2)
     if transposed(module):
-        return weight * amplitude.view(-1, 1, *tail)
+        return weight * factor.view(-1, 1, *tail)
     groups = getattr(module, "groups", 1)
-    rows = amplitude.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+    rows = factor.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
     return weight * rows.reshape(len(weight), -1, *tail)
 
 

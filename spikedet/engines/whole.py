@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedet.engines import events, library
+from spikedet.engines import library
+from spikedet.engines.events import Run
 from spikedet.engines.integers import compile_integers, constant_nodes
-from spikedet.engines.program import Move, Sums
+from spikedet.engines.layout import LANES
+from spikedet.engines.plan import Plan
+from spikedet.engines.program import Move, NoIntegers, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -72,16 +75,18 @@ class WholeEngine:
                 each of its steps [steps], and the number of neurons of all pictures.
 
         Raises:
-            UsageError: More steps than 32 bits can hold, or a size that the integers do not fit.
+            NoIntegers: More steps than 32 bits can hold, or a size that the integers do not fit.
+            UsageError: Pictures that are not on the CPU.
         """
         if pictures.device.type != "cpu":
             raise UsageError("integer engines compute on the CPU; use the torch engine elsewhere")
+        parts = list(parts)
+        self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
         run = self._start(currents, len(pictures))
         totals: dict[str, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            self._expect_steps(done + steps)
             with torch.no_grad():  # never over a yield: it would hold for the caller as well
                 totals = self._part(run, steps, last, done, each_step, totals, tell)
             done += steps
@@ -96,7 +101,7 @@ class WholeEngine:
 
     def _expect_steps(self, steps: int) -> None:
         if steps > self.program.steps_most:
-            raise UsageError(
+            raise NoIntegers(
                 f"T is {steps}; the integers of this network hold up to "
                 f"{self.program.steps_most} steps; use the torch engine"
             )
@@ -246,15 +251,15 @@ class EventsEngine(WholeEngine):
         library.library()
         super().__init__(graph)
         self.kernels = kernels
-        self._plans: OrderedDict[tuple, events.Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
         self._lock = threading.Lock()
 
-    def plan(self, sizes: dict[str, tuple[int, ...]]) -> events.Plan:
+    def plan(self, sizes: dict[str, tuple[int, ...]]) -> Plan:
         """The plan for constant nodes of some shapes [1, ...]; the last few are kept."""
         key = tuple(sorted(sizes.items()))
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = events.Plan(self.program, sizes, self.kernels)
+                self._plans[key] = Plan(self.program, sizes, self.kernels)
             self._plans.move_to_end(key)
             while len(self._plans) > 4:
                 self._plans.popitem(last=False)
@@ -266,9 +271,9 @@ class EventsEngine(WholeEngine):
         plan = self.plan(sizes)
         return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
 
-    def _start(self, currents: dict[str, Tensor], batch: int) -> events.Run:
+    def _start(self, currents: dict[str, Tensor], batch: int) -> Run:
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
-        return events.Run(self.plan(sizes), currents, batch)
+        return Run(self.plan(sizes), currents, batch)
 
     def _part(self, run, steps, last, done, each_step, before, tell):
         plan, batch, found = run.plan, run.batch, {}
@@ -279,7 +284,7 @@ class EventsEngine(WholeEngine):
             found[node] = self._mass(node, weights, before, each_step)
             for base in self._reading[node]:
                 channels, height, width = plan.maps[base]
-                padded = -(-channels // events.LANES) * events.LANES
+                padded = -(-channels // LANES) * LANES
                 shape = (batch, height, width, padded)
                 into = np.zeros((steps, *shape) if each_step else shape, np.float32)
                 if (base, node) in before:
@@ -305,7 +310,7 @@ class EventsEngine(WholeEngine):
         return found
 
     @staticmethod
-    def _shape(plan: events.Plan, base: str) -> tuple[int, ...]:
+    def _shape(plan: Plan, base: str) -> tuple[int, ...]:
         return plan.shapes[base][1:]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import WEIGHTED, Scale, Shift
@@ -120,6 +123,9 @@ class SpikingNetwork(nn.Module):
     Attributes:
         origin: How the network was made; goes into its file.
         engine: Name of what runs it, see `use_engine`.
+        engine_reason: In one sentence how that computes, or why torch does.
+        left_out: Why the engine leaves a layer to slower code, by the name of the layer.
+        bfloat16: Whether `use_bfloat16` was called.
     """
 
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
@@ -129,7 +135,10 @@ class SpikingNetwork(nn.Module):
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
-        self.engine, self._engine = "torch", None
+        self.engine, self._engine, self._wanted = "torch", None, "torch"
+        self.engine_reason, self.left_out = "float32 by torch", dict[str, str]()
+        self._compiled: tuple[Any, ...] = ()  # state of the tensors that the engine was made of
+        self.bfloat16 = False
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
@@ -222,10 +231,10 @@ class SpikingNetwork(nn.Module):
         The output is the mean over all steps so far, [B, ...], or that after each step of the last
         part, [steps*B, ...].
         """
-        watchers = self._watchers()
-        if self._engine is not None and all(isinstance(w, SpikeRates) for w in watchers):
-            tell = _tell(watchers) if watchers else None
-            yield from self._engine.simulate(pictures, parts, each_step, tell)
+        parts = list(parts)
+        found = self._by_engine(pictures, parts, each_step)
+        if found is not None:
+            yield from found
             return
         graph, plan = self.graph, self._plan()
         known = graph.run(plan.before, {INPUT: pictures}, plan.kept)
@@ -241,6 +250,34 @@ class SpikingNetwork(nn.Module):
                 return fill(graph.output, values)
 
             yield now.done, read
+
+    def _by_engine(
+        self, pictures: Tensor, parts: list[int], each_step: bool
+    ) -> Iterator[tuple[int, Callable[[], Any]]] | None:
+        """As `_simulate`, by the engine; None where torch has to run this pass."""
+        if self._engine is None or (torch.is_grad_enabled() and self._learns(pictures)):
+            return None
+        watchers = self._watchers()
+        if not all(isinstance(watcher, SpikeRates) for watcher in watchers):
+            return None
+        if self._compiled != _state(self.graph):
+            self.use_engine(self._wanted)  # other weights than it was compiled from
+            return self._by_engine(pictures, parts, each_step)
+        steps = self._engine.simulate(
+            pictures, parts, each_step, _tell(watchers) if watchers else None
+        )
+        try:
+            first = next(steps, None)
+        except NoIntegers as error:
+            if self._wanted != "auto":
+                raise
+            warnings.warn(f"{error}; torch runs it", stacklevel=4)
+            return None
+        return steps if first is None else itertools.chain([first], steps)
+
+    def _learns(self, pictures: Tensor) -> bool:
+        """Whether gradients are wanted, which engines do not have."""
+        return pictures.requires_grad or any(p.requires_grad for p in self.graph.parameters())
 
     def _plan(self) -> _Plan:
         """What runs when; worked out once for a graph of these edges."""
@@ -272,8 +309,9 @@ class SpikingNetwork(nn.Module):
     def use_engine(self, name: str = "auto") -> str:
         """Let an engine run the network from now on, as its weights are now.
 
-        Engines compute without gradients. While something else than `spike_rates` watches a pass,
-        torch runs it.
+        Engines compute without gradients: where they are wanted, and while something else than
+        `spike_rates` watches a pass, torch runs it. Weights that were changed since are compiled
+        again at the next pass (but for changes through `.data`, which torch does not tell).
 
         Args:
             name: One of `engines.registry.names()`: `torch` (float32, the reference), `events`
@@ -288,7 +326,11 @@ class SpikingNetwork(nn.Module):
         """
         from spikedet.engines import registry
 
-        self.engine, self._engine, why = registry.make(name, self.graph)
+        found, self._engine, why = registry.make(name, self.graph)
+        self.engine, self._wanted, self.engine_reason = found, name, why
+        lines = self._engine.describe()[1:] if self._engine is not None else []
+        self.left_out = dict(line.split(": ", 1) for line in lines)
+        self._compiled = _state(self.graph)
         return f"{self.engine}: {why}"
 
     def use_bfloat16(self) -> None:
@@ -297,6 +339,7 @@ class SpikingNetwork(nn.Module):
         0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
         layers, potentials and readouts stay in float32. There is no way back.
         """
+        self.bfloat16 = True
         when = phases(self.graph)
         for node in self.graph:
             if when[node.name] == STEPWISE and isinstance(node.module, (*WEIGHTED, Scale, Shift)):
@@ -361,6 +404,12 @@ class SpikeRates:
         if not size:
             raise UsageError("no pass was counted yet; run the network inside of the with block")
         return spikes / size
+
+
+def _state(graph: Graph) -> tuple[Any, ...]:
+    """What changes whenever tensors of a graph do."""
+    tensors = itertools.chain(graph.parameters(), graph.buffers())
+    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spikedet import resources
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
@@ -29,7 +30,7 @@ from spikedet.errors import DataError, cut
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
 
-SPLITS = Path(__file__).resolve().parents[3] / "configs" / "splits"  # our own, DATASET-SPLIT.txt
+SPLITS = resources.folder("configs") / "splits"  # our own, DATASET-SPLIT.txt
 TRAIN, TEST = (("VOC2007", "train"), ("VOC2012", "trainval")), (("VOC2007", "val"),)
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 VOC_CLASSES = (

@@ -1,0 +1,372 @@
+"""The current of one layer of neurons: what adds to it, and the scale that this asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.engines.program import Move, Plus, Pool, Sums, Times, Weighted
+from spikedet.engines.weights import (
+    by_outputs,
+    factor_of,
+    largest_of,
+    most_of,
+    most_sum,
+    times_inputs,
+)
+from spikedet.engines.wires import AVERAGES, MOVES, Wires
+from spikedet.graph.graph import Node
+from spikedet.graph.operations import WEIGHTED, Add, Scale, Shift, Subtract
+from spikedet.graph.time import CONSTANT
+from spikedet.neurons.layers import SpikingMaxPool, per_channel
+
+LARGEST = 127  # weight
+COARSEST = 2**20  # steps that a threshold, potential or bias has at most
+
+
+class Mixed(Exception):
+    """Channels of a neuron meet in one channel of a layer: they must have one scale."""
+
+
+@dataclass
+class Tree:
+    """What adds up to a current: a node or a leaf, with the scale of its value.
+
+    Attributes:
+        make: Emits the operations and returns the last one's name, given the scales [labels].
+    """
+
+    make: Callable[[Tensor], str]
+
+
+def scales_of(least: Tensor, most: Tensor) -> Tensor:
+    """Scales, [C] float64: numbers of 8 significant bits (bfloat16 has them all).
+
+    With so few bits whole multiples of a scale are exact in float32 up to 2**16, so that torch
+    computes the same sums. What rounds to multiples of a scale has that scale again: of the
+    smallest number above 127 / 127.49 of what is needed, the largest weight is always 127.
+
+    Args:
+        least: What weights need: the largest over 127.
+        most: The largest threshold, potential or bias, which has `COARSEST` steps at most.
+    """
+    mantissa, exponent = torch.frexp(least * (LARGEST / 127.49))
+    of_weights = torch.ldexp((mantissa * 256).ceil() / 256, exponent)
+    mantissa, exponent = torch.frexp(most / COARSEST)
+    of_others = torch.ldexp(torch.ones_like(most), exponent - (mantissa == 0.5).to(exponent.dtype))
+    return torch.maximum(of_weights, of_others)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weighted layer that adds to a current.
+
+    Attributes:
+        node: Its name.
+        labels: Which of the neuron's scales each output channel has, -1 for none, [C_out].
+        factors: That scale times this is its own, [C_out].
+        amplitudes: What 1 stands for in each input channel, [C_in], of each term that it reads.
+    """
+
+    node: str
+    labels: Tensor
+    factors: Tensor
+    amplitudes: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the weights of one layer of neurons are rounded.
+
+    Attributes:
+        neuron: Name of its node.
+        labels: Scales that it has: one, or as many as channels.
+        parts: Layers that add to its current.
+        offsets: Layers whose bias is added to that of the neuron, and what it is divided by first.
+        constant: What else is added to it, [C].
+        least: The least scale that shortcuts need, [labels].
+    """
+
+    neuron: str
+    labels: int
+    parts: list[Part]
+    offsets: list[tuple[str, Tensor]]
+    constant: Tensor
+    least: Tensor
+
+
+class Currents:
+    """The tree of one neuron's current.
+
+    Every value of it has, element by element, a label (which of the neuron's scales it has; -1
+    where nobody reads it) and a factor: its own scale is scales[label] * factor.
+
+    Attributes:
+        least: The least scale that each label needs, [labels].
+        bias: What the layers add, in units of the neuron, [C].
+        rounding: How all of it is rounded.
+    """
+
+    def __init__(self, wires: Wires, node: Node, labels: int):
+        self.wires, self.neuron = wires, node
+        self.graph, self.emit = wires.graph, wires.emit
+        self.least = torch.zeros(labels, dtype=torch.float64)
+        channels = wires.graph.shapes[node.name][1]
+        self.bias = torch.zeros(channels, dtype=torch.float64)
+        constant, least = torch.zeros_like(self.bias), torch.zeros_like(self.least)
+        self.rounding = Rounding(node.name, labels, [], [], constant, least)
+
+    def tree(self, name: str, label: Tensor, factor: Tensor, near: bool) -> Tree:
+        """What a node's value, read at some scale, is made of.
+
+        Args:
+            name: Of the node.
+            label: Of its value, [1, ...].
+            factor: Of its value, [1, ...].
+            near: Nothing but sums and factors lie between it and the neuron, so that constants can
+                be added there.
+        """
+        if self.wires.is_wire(name):
+            return self._wire(name, label, factor)
+        if name not in self.graph or self.wires.when[name] == CONSTANT:
+            raise self.wires.refuse(name, "a current that has no time steps")
+        node = self.graph.node(name)
+        module = node.module
+        if isinstance(module, Add | Subtract):
+            return self._sum(node, label, factor, near)
+        if isinstance(module, Scale):
+            by = module.factor.double().cpu().expand(label.shape)
+            return self.tree(node.inputs[0], label, factor / by, near)
+        if isinstance(module, Shift):
+            offset = module.offset.double().cpu().expand(label.shape)
+            inner = self.tree(node.inputs[0], label, factor, near)
+            return self._shifted(node, inner, offset, label, factor, near)
+        if isinstance(module, WEIGHTED):
+            return self._weighted(node, label, factor, near)
+        if isinstance(module, MOVES):
+            return self._moved(node, label, factor)
+        if isinstance(module, AVERAGES):
+            return self._average(node, label, factor)
+        if isinstance(module, SpikingMaxPool):
+            return self._pooled(node, label, factor)
+        raise self.wires.refuse(name, f"a {node.kind}")
+
+    # ------------------------------------------------------------------ leaves
+
+    def _wire(self, name: str, label: Tensor, factor: Tensor) -> Tree:
+        """Spikes that are added as they are."""
+        labels, factors = self._channels(label), self._factors(label, factor)
+        terms = self.wires.terms(name)
+        each = [self.wires.each_channel(name, term.amplitude) for term in terms]
+        for amplitude in each:  # 20 bits are enough for what is not multiplied
+            needed = (amplitude / factors).abs() / COARSEST
+            self._need(labels, needed)
+            self._need(labels, needed, self.rounding.least)
+
+        def make(scales: Tensor) -> str:
+            made = []
+            for term, amplitude in zip(terms, each, strict=True):
+                whole = (amplitude / self._scale(scales, labels, factors)).round()
+                op = Times(f"{self.neuron.name}:{name}", (term.op,), whole.to(torch.int32))
+                largest = self.wires.largest[term.op] * whole.abs().max().item()
+                made.append(self.emit(op, largest))
+            return self._added(made)
+
+        return Tree(make)
+
+    def _weighted(self, node: Node, label: Tensor, factor: Tensor, near: bool) -> Tree:
+        module, (source,) = node.module, node.inputs
+        bias = torch.zeros(label.shape[1], dtype=torch.float64)
+        if module.bias is not None:
+            bias = module.bias.detach().double().cpu()
+        offset = per_channel(bias, label.ndim).expand(label.shape)
+        if not self.wires.is_wire(source):
+            by = factor_of(module)
+            if by is None:
+                raise self.wires.refuse(
+                    node.name, "a layer that reads what is no spike (a linear bottleneck)"
+                )
+            by = per_channel(by, label.ndim).expand(label.shape)
+            inner = self.tree(source, label, factor / by, near)
+            return self._shifted(node, inner, offset, label, factor, near)
+        if isinstance(module, nn.Linear) and label.ndim != 2:
+            raise self.wires.refuse(node.name, "a linear layer over places")
+        labels, factors = self._channels(label), self._factors(label, factor)
+        terms = self.wires.terms(source)
+        amplitudes = [self.wires.each_channel(source, term.amplitude) for term in terms]
+        self.rounding.parts.append(Part(node.name, labels, factors, amplitudes))
+        weights = [times_inputs(module, amplitude) for amplitude in amplitudes]
+        for weight in weights:
+            self._need(labels, largest_of(module, weight) / factors.abs() / LARGEST)
+
+        def make(scales: Tensor) -> str:
+            made, scale = [], self._scale(scales, labels, factors)
+            for term, weight in zip(terms, weights, strict=True):
+                whole = by_outputs(module, weight, 1 / scale).round()
+                whole = whole.clamp(-LARGEST, LARGEST).to(torch.int32)
+                op = Weighted(f"{self.neuron.name}:{node.name}", (term.op,), module, whole)
+                largest = self.wires.largest[term.op] * most_sum(module, whole)
+                made.append(self.emit(op, largest))
+            return self._added(made)
+
+        return self._shifted(node, Tree(make), offset, label, factor, near)
+
+    # ------------------------------------------------------------------ on the way to them
+
+    def _sum(self, node: Node, label: Tensor, factor: Tensor, near: bool) -> Tree:
+        parts = []
+        for i, source in enumerate(node.inputs):
+            if self.graph.shapes[source] != tuple(label.shape):
+                raise self.wires.refuse(node.name, "a sum of unlike shapes")
+            sign = -1.0 if i and isinstance(node.module, Subtract) else 1.0
+            parts.append(self.tree(source, label, factor * sign, near))
+        return Tree(lambda scales: self._added([part.make(scales) for part in parts]))
+
+    def _shifted(
+        self,
+        node: Node,
+        inner: Tree,
+        offset: Tensor,
+        label: Tensor,
+        factor: Tensor,
+        near: bool,
+    ) -> Tree:
+        """A constant on top of a value."""
+        if not bool(offset.any()):
+            return inner
+        if near:
+            flat = (offset / factor).expand(label.shape)
+            each = flat.flatten(2)[0] if flat.ndim > 2 else flat[0].unsqueeze(1)
+            if bool((each == each[:, :1]).all()):
+                self.bias += each[:, 0]
+                if isinstance(node.module, WEIGHTED) and bool((factor[0, :, ...] != 0).all()):
+                    by = factor.flatten(2)[0, :, 0] if factor.ndim > 2 else factor[0]
+                    self.rounding.offsets.append((node.name, by))
+                else:
+                    self.rounding.constant.add_(each[:, 0])
+                return inner
+
+        def make(scales: Tensor) -> str:
+            source = inner.make(scales)
+            whole = (offset / self._scale(scales, label, factor)).round()
+            largest = self.wires.largest[source] + whole.abs().max().item()
+            return self.emit(
+                Plus(f"{self.neuron.name}:{node.name}", (source,), whole.to(torch.int32)), largest
+            )
+
+        return Tree(make)
+
+    def _moved(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
+        shapes = [self.graph.shapes[source] for source in node.inputs]
+        sizes = [math.prod(shape) for shape in shapes]
+        places, start = [], 1
+        for shape, size in zip(shapes, sizes, strict=True):
+            places.append(torch.arange(start, start + size, dtype=torch.float64).view(shape))
+            start += size
+        where = node.module(*places).long()  # 0: padding
+        labels = torch.full((start,), -1)
+        factors = torch.ones(start, dtype=torch.float64)
+        labels[where.flatten()] = label.flatten()
+        factors[where.flatten()] = factor.flatten()
+        inside = where > 0
+        if not bool((labels[where] == label)[inside].all()):
+            raise Mixed
+        if not bool((factors[where] == factor)[inside].all()):
+            raise self.wires.refuse(node.name, "currents of unlike factors in one place")
+        trees = []
+        for source, place in zip(node.inputs, places, strict=True):
+            at = place.long()
+            trees.append(self.tree(source, labels[at], factors[at], False))
+
+        def make(scales: Tensor) -> str:
+            inputs = tuple(tree.make(scales) for tree in trees)
+            largest = max(self.wires.largest[source] for source in inputs)
+            return self.emit(Move(f"{self.neuron.name}:{node.name}", inputs, node.module), largest)
+
+        return Tree(make)
+
+    def _average(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
+        times = self.wires.times(node)
+        inner = self._of_windows(node, label, factor * times)
+
+        def make(scales: Tensor) -> str:
+            source = inner.make(scales)
+            shape = self.graph.shapes[node.inputs[0]]
+            largest = self.wires.largest[source] * most_of(node.module, shape) * times
+            op = Sums(f"{self.neuron.name}:{node.name}", (source,), node.module, times)
+            return self.emit(op, round(largest))
+
+        return Tree(make)
+
+    def _pooled(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
+        if not bool((factor > 0).all()):
+            raise self.wires.refuse(node.name, "the largest current times a negative factor")
+        inner = self._of_windows(node, label, factor)
+
+        def make(scales: Tensor) -> str:
+            source = inner.make(scales)
+            op = Pool(f"{self.neuron.name}:{node.name}", (source,), node.module)
+            return self.emit(op, self.wires.largest[source])
+
+        return Tree(make)
+
+    def _of_windows(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
+        """What a pooling reads, whose channels stay apart."""
+        labels, factors = self._channels(label), self._factors(label, factor)
+        shape = self.graph.shapes[node.inputs[0]]
+        return self.tree(
+            node.inputs[0],
+            per_channel(labels, len(shape)).expand(shape),
+            per_channel(factors, len(shape)).expand(shape),
+            False,
+        )
+
+    # ------------------------------------------------------------------ scales
+
+    def _added(self, names: list[str]) -> str:
+        if len(names) == 1:
+            return names[0]
+        largest = sum(self.wires.largest[name] for name in names)
+        return self.emit(Plus(f"{self.neuron.name}:sum", tuple(names)), largest)
+
+    def _channels(self, label: Tensor) -> Tensor:
+        """The label of each channel, [C].
+
+        Raises:
+            Mixed: A channel has several.
+        """
+        flat = label.flatten(2)[0] if label.ndim > 2 else label[0].unsqueeze(1)
+        each = flat.amax(1)
+        if not bool(((flat == each.unsqueeze(1)) | (flat < 0)).all()):
+            raise Mixed
+        return each
+
+    def _factors(self, label: Tensor, factor: Tensor) -> Tensor:
+        """The factor of each channel, [C]."""
+        flat = factor.flatten(2)[0] if factor.ndim > 2 else factor[0].unsqueeze(1)
+        read = (label.flatten(2)[0] if label.ndim > 2 else label[0].unsqueeze(1)) >= 0
+        place = read.int().argmax(1, keepdim=True)
+        each = flat.gather(1, place)
+        if not bool(((flat == each) | ~read).all()):
+            raise self.wires.refuse(
+                self.neuron.name, "currents of unlike factors within one channel"
+            )
+        return each[:, 0]
+
+    def _need(self, labels: Tensor, least: Tensor, into: Tensor | None = None) -> None:
+        need(self.least if into is None else into, labels, least)
+
+    @staticmethod
+    def _scale(scales: Tensor, label: Tensor, factor: Tensor) -> Tensor:
+        """Scales of elements or channels; infinite where nobody reads them."""
+        return torch.where(label >= 0, scales[label.clamp(min=0)] * factor, torch.inf)
+
+
+def need(scales: Tensor, labels: Tensor, least: Tensor) -> None:
+    """Raise scales [labels] to what channels with these labels need at least, in place."""
+    read = labels >= 0
+    scales.scatter_reduce_(0, labels[read], least[read].nan_to_num(0.0), "amax")

@@ -1,0 +1,82 @@
+"""What the compiled kernels are called with, as `csrc/events.h` declares it."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+
+LANES, LOOSE = 32, 32
+NEURON, CURRENT, POOL = range(3)
+
+
+class TensorStruct(Structure):
+    _fields_ = [
+        ("channels", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("planes", c_int32),
+        ("room", c_int64),
+        ("events", c_void_p),
+        ("first", c_void_p),
+    ]
+
+
+class SourceStruct(Structure):
+    _fields_ = [
+        ("tensor", c_int32),
+        ("scatter", c_int32),
+        ("negative", c_int32),
+        ("few_size", c_int32),
+        ("row_first", c_void_p),
+        ("rows", c_void_p),
+        ("column_first", c_void_p),
+        ("columns", c_void_p),
+        ("few", c_void_p),
+        ("few_first", c_void_p),
+    ]
+
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class LayerStruct(Structure):
+    _fields_ = [
+        *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
+        *_fields(c_int32, "zero_row window_most by_step initial_each signed_"),
+        *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
+        *_fields(c_void_p, "current state counts mean step_mass"),
+        ("mean_each", c_int32),
+        *_fields(c_void_p, "fired done"),
+    ]
+
+
+class RunStruct(Structure):
+    _fields_ = [
+        *_fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
+        ("layers", POINTER(LayerStruct)),
+        ("tensors", POINTER(TensorStruct)),
+        *_fields(c_void_p, "maker parallel"),
+    ]
+
+
+def pad(value: np.ndarray, padded: int, fill: int) -> np.ndarray:
+    """More channels, [..., padded]."""
+    widths = [(0, 0)] * (value.ndim - 1) + [(0, padded - value.shape[-1])]
+    return np.pad(value, widths, constant_values=fill)
+
+
+def table(lines: list[list[tuple[int, ...]]], size: int, keep: list[Any]) -> tuple[int, int]:
+    """Where each line begins, and all entries behind each other."""
+    first = np.cumsum([0, *(len(line) for line in lines)]).astype(np.int32)
+    flat = [entry for line in lines for entry in line] or [(0,) * size]
+    return pointer(first, keep), pointer(np.array(flat, np.int32), keep)
+
+
+def pointer(array: np.ndarray, keep: list[Any]) -> int:
+    """The address of an array, which is kept."""
+    array = np.ascontiguousarray(array)
+    keep.append(array)
+    return array.ctypes.data

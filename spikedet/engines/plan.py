@@ -1,0 +1,402 @@
+"""From an integer program to calls of the kernels, for one size of picture.
+
+A layer of neurons, whatever adds to its current (`views`), is one call of a compiled kernel
+(`csrc/kernels.inc`). What no kernel knows is left to the reference; `Plan.describe` says what.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import OrderedDict
+from ctypes import c_void_p
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikedet.engines import library, views
+from spikedet.engines.layout import (
+    CURRENT,
+    LANES,
+    NEURON,
+    POOL,
+    LayerStruct,
+    SourceStruct,
+    pad,
+    pointer,
+    table,
+)
+from spikedet.engines.program import (
+    Current,
+    Move,
+    Neuron,
+    NoIntegers,
+    Op,
+    Plus,
+    Pool,
+    Program,
+    Sums,
+    Times,
+    Weighted,
+)
+from spikedet.engines.reference import at_once
+from spikedet.engines.sources import Source, source_of, taps_of
+from spikedet.engines.views import NoView, Piece, Pieces, Shape
+from spikedet.engines.workspace import Workspace
+from spikedet.errors import UsageError
+
+CODES = 2**16  # events of a row
+SMALL = 24_000  # bytes of int16 weights that stay in the first cache, where they add faster
+NEVER = 2**31 - 1  # threshold of channels that are not there
+
+
+@dataclass
+class Stage:
+    """One layer of the plan: a kernel's, or one that the reference computes.
+
+    Attributes:
+        op: The operation whose events it makes.
+        layer: What the kernel needs; None where the reference computes it.
+        why: No kernel knows it.
+    """
+
+    op: Op
+    layer: LayerStruct | None = None
+    why: str = ""
+    arrays: list[Any] = field(default_factory=list)  # that the layer points to
+
+
+class Plan:
+    """An integer program for one size of picture and one set of kernels.
+
+    Args:
+        program: The integers.
+        sizes: Shapes of the constant nodes' values, [1, ...], by their names.
+        kernels: Name of the kernels, the fastest of this machine when None.
+
+    Attributes:
+        shapes: Of every operation's value, [1, ...].
+
+    Raises:
+        NoLibrary: There are no kernels.
+        NoIntegers: A row of a map has more neurons than an event can name.
+        UsageError: No such kernels here.
+    """
+
+    def __init__(
+        self, program: Program, sizes: dict[str, tuple[int, ...]], kernels: str | None = None
+    ):
+        self.program, self.library = program, library.library()
+        names = library.kernels()
+        if kernels is not None and kernels not in names:
+            raise UsageError(f"kernels {kernels!r}; this machine has {', '.join(names)}")
+        self.number = names.index(kernels) if kernels else 0
+        self.kernels = names[self.number]
+        self.half = self.library.sd_kernels_half(self.number)
+        self.shapes = shapes_of(program, sizes)
+        self.stages: list[Stage] = []
+        self.tensors: dict[str, int] = {}  # number by operation
+        self.maps: dict[str, Shape] = {}
+        self.planes: list[int] = []
+        self.most: list[int] = []  # times that one event can occur
+        self.by_layer: list[Stage] = []
+        self._plan()
+        self._free: OrderedDict[tuple[int, int], list[Workspace]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------ planning
+
+    def _plan(self) -> None:
+        ops = self.program.ops
+        wanted = [
+            op
+            for op in ops.values()
+            if op.name in self.program.running and isinstance(op, Neuron | Pool)
+        ]
+        private = self._inside_currents()
+        for op in wanted:
+            if op.name in private:
+                continue
+            try:
+                stage = self._pool(op) if isinstance(op, Pool) else self._neuron(op)
+            except NoView as reason:
+                stage = Stage(op, None, str(reason))
+            self.stages.append(stage)
+            self._new_tensor(op, self._times(op) if isinstance(op, Pool) else 1)
+            if stage.layer is not None:
+                stage.layer.output = self.tensors[op.name]
+
+    def _inside_currents(self) -> set[str]:
+        """Pools of currents: they belong to the neuron behind."""
+        ops, found = self.program.ops, set()
+        spikes: dict[str, bool] = {}
+        for op in ops.values():
+            made = [spikes[source] for source in op.inputs]
+            if isinstance(op, Neuron):
+                spikes[op.name] = True
+            elif isinstance(op, Move | Sums | Pool):
+                spikes[op.name] = all(made)
+            else:
+                spikes[op.name] = False
+            if isinstance(op, Pool) and not spikes[op.name]:
+                found.add(op.name)
+        return found
+
+    def _new_tensor(self, op: Op, most: int = 1) -> int:
+        shape = views.as_map(self.shapes[op.name])
+        self._expect_room(op.name, shape, most)
+        signed = isinstance(op, Neuron) and op.low is not None
+        if isinstance(op, Pool):
+            (source,) = op.inputs
+            signed = self._signed(source)
+        self.tensors[op.name] = len(self.planes)
+        self.maps[op.name] = shape
+        self.planes.append(2 if signed else 1)
+        self.most.append(most)
+        return self.tensors[op.name]
+
+    def _signed(self, name: str) -> bool:
+        if name in self.tensors:
+            return self.planes[self.tensors[name]] == 2
+        op = self.program.ops[name]
+        if isinstance(op, Neuron):
+            return op.low is not None
+        return any(self._signed(source) for source in op.inputs)
+
+    def _expect_room(self, name: str, shape: Shape, most: int) -> None:
+        channels, _, width = shape
+        if channels * width * most >= CODES:
+            raise NoIntegers(
+                f"{name}: a row of {width} places with {channels} channels is longer than the "
+                "events engine can name; use smaller pictures or the torch engine"
+            )
+
+    def _neuron(self, op: Neuron) -> Stage:
+        source = self.program.ops[op.inputs[0]]
+        if isinstance(source, Current):
+            return self._constant(op, source)
+        sources = []
+        for leaf in self._leaves(source):
+            pieces = self._pieces(leaf.inputs[0])
+            for piece in pieces:
+                tensor, base = self.tensors[piece.base], self.maps[piece.base]
+                sources.append(source_of(leaf, piece, self.shapes[leaf.name], tensor, base))
+        return self._layer(op, sources)
+
+    def _leaves(self, op: Op) -> list[Weighted | Times]:
+        if isinstance(op, Plus) and op.offset is None:
+            return [leaf for source in op.inputs for leaf in self._leaves(self.program.ops[source])]
+        if isinstance(op, Weighted | Times):
+            return [op]
+        raise NoView(f"{type(op).__name__.lower()} of currents")
+
+    def _pieces(self, name: str) -> Pieces:
+        """Where a value comes from; what has to be computed becomes a tensor of its own."""
+        op = self.program.ops[name]
+        if name in self.tensors:
+            return [views.whole(name, self.shapes[name])]
+        try:
+            inputs = [self._pieces(source) for source in op.inputs]
+            shapes = [self.shapes[source] for source in op.inputs]
+            return views.through(op, inputs, shapes, self.shapes[name], self.maps)
+        except NoView as reason:
+            self.stages.append(Stage(op, None, str(reason)))
+            self._new_tensor(op, self._times(op))
+            signed = self._signed(op.inputs[0])
+            self.planes[-1] = 2 if signed else 1
+            return [views.whole(name, self.shapes[name])]
+
+    def _times(self, op: Op) -> int:
+        """The largest whole number that a value of spikes holds."""
+        if op.name in self.tensors:
+            return self.most[self.tensors[op.name]]
+        most = max(self._times(self.program.ops[s]) for s in op.inputs) if op.inputs else 1
+        if isinstance(op, Sums):
+            ones = torch.ones(self.shapes[op.inputs[0]], dtype=torch.float64)
+            most *= round((op.module(ones) * op.times).max().item())
+        return most
+
+    # ------------------------------------------------------------------ layers
+
+    def _layer(self, op: Neuron, sources: list[Source]) -> Stage:
+        channels, height, width = views.as_map(self.shapes[op.name])
+        padded = -(-channels // LANES) * LANES
+        stage = self._stage(op, NEURON, channels, padded, height, width)
+        layer, keep = stage.layer, stage.arrays
+        blocks, total, most = [], 0, 0
+        made = (SourceStruct * len(sources))()
+        for source, into in zip(sources, made, strict=True):
+            signed = self.planes[source.tensor] == 2
+            base = total
+            if source.weights is not None:
+                block = np.zeros((len(source.weights), padded), np.int8)
+                block[:, :channels] = source.weights
+                blocks += [block, -block] if signed else [block]
+                total += len(block) * (2 if signed else 1)
+                into.negative = len(block)
+                taps = max(sum(n for _, n, _ in line) for line in source.columns)
+                taps *= max(len(line) for line in source.rows)
+                size = self.maps[list(self.tensors)[source.tensor]][0]
+                most += taps * size * self.most[source.tensor]
+            else:
+                few = np.concatenate([source.few, -source.few]) if signed else source.few
+                into.scatter, into.negative = 1, len(source.few)
+                into.few_size, layer.scattered = source.few.shape[1], 1
+                into.few = pointer(few.astype(np.int32), keep)
+                into.few_first = pointer(source.few_first.astype(np.int32), keep)
+                base = 0
+            into.tensor = source.tensor
+            rows = [[(y, row + base) for y, row in line] for line in source.rows]
+            into.row_first, into.rows = table(rows, 2, keep)
+            into.column_first, into.columns = table(source.columns, 3, keep)
+        weights = np.concatenate([*blocks, np.zeros((1, padded), np.int8)])
+        if (total + 1) * padded >= 2**31:
+            raise NoView("weights of more than 2 GiB")
+        layer.zero_row, layer.window_most = total, most
+        layer.wide = int(2 * weights.size <= SMALL)
+        weights = weights[:, self._order(padded)]
+        layer.weights = pointer(weights.astype(np.int16 if layer.wide else np.int8), keep)
+        layer.sources_number = len(sources)
+        layer.sources = ctypes.cast(made, c_void_p)
+        keep.append(made)
+        return stage
+
+    def _order(self, padded: int) -> np.ndarray:
+        """Channels in the order in which weights lie: lane 2 i + h of a vector is h half + i."""
+        group = np.arange(2 * self.half)
+        within = group % 2 * self.half + group // 2
+        starts = np.arange(0, padded, 2 * self.half)
+        return (starts[:, None] + within).ravel()
+
+    def _constant(self, op: Neuron, current: Current) -> Stage:
+        channels, height, width = views.as_map(self.shapes[op.name])
+        padded = -(-channels // LANES) * LANES
+        stage = self._stage(op, CURRENT, channels, padded, height, width)
+        inverse, limit = (
+            pad(v.numpy().astype(np.float32), padded, 0) for v in (current.inverse, current.limit)
+        )
+        stage.layer.inverse = pointer(inverse, stage.arrays)
+        stage.layer.limit = pointer(limit, stage.arrays)
+        return stage
+
+    def _stage(
+        self, op: Neuron, kind: int, channels: int, padded: int, height: int, width: int
+    ) -> Stage:
+        layer, keep = LayerStruct(), []
+        layer.kind, layer.channels, layer.padded = kind, channels, padded
+        layer.height, layer.width = height, width
+        initial = op.initial.numpy()
+        layer.initial_each = int(initial.ndim > 1)
+        if initial.ndim > 1:
+            if initial.shape[1:] != self.shapes[op.name][2:]:
+                raise UsageError(
+                    f"{op.name}: {self.shapes[op.name][2:]} neurons a channel have initial "
+                    f"potentials for {initial.shape[1:]}; run this network at the picture size "
+                    "that it was calibrated for"
+                )
+            initial = np.moveaxis(initial.reshape(channels, height, width), 0, -1)
+        values = {
+            "bias": pad(op.bias.numpy(), padded, 0),
+            "threshold": pad(op.threshold.numpy(), padded, NEVER),
+            "initial": pad(initial, padded, 0),
+        }
+        if op.low is not None:
+            layer.signed_ = 1
+            values["low"] = pad(op.low.numpy(), padded, -NEVER - 1)
+            values["up"] = pad(op.up.numpy(), padded, 0)
+        for name, value in values.items():
+            setattr(layer, name, pointer(value.astype(np.int32), keep))
+        return Stage(op, layer, "", keep)
+
+    def _pool(self, op: Pool) -> Stage:
+        """Pooling of counts, from events to events."""
+        pieces = self._pieces(op.inputs[0])
+        plain = len(pieces) == 1 and isinstance(pieces[0], Piece)
+        if not plain or pieces[0] != views.whole(pieces[0].base, self.shapes[pieces[0].base]):
+            raise NoView("pooling of what is put together")
+        (piece,) = pieces
+        module, shape = op.module, self.shapes[op.name]
+        channels, height, width = views.as_map(shape)
+        kernel, stride, padding, dilation = (
+            (alone, *last_two(v)[1:]) if module.dimensions == 1 else last_two(v)
+            for v, alone in (  # of rows that there is one of
+                (module.kernel_size, 1),
+                (module.stride, 1),
+                (module.padding, 0),
+                (module.dilation, 1),
+            )
+        )
+        lines = [
+            [[(i, 0) for i, _ in line] for line in taps_of(out, size, k, s, d, p, False)]
+            for out, size, k, s, d, p in zip(
+                (height, width),
+                (len(piece.rows), len(piece.columns)),
+                kernel,
+                stride,
+                dilation,
+                padding,
+                strict=True,
+            )
+        ]
+        layer, keep, made = LayerStruct(), [], (SourceStruct * 1)()
+        made[0].tensor = self.tensors[piece.base]
+        made[0].row_first, made[0].rows = table(lines[0], 2, keep)
+        columns = [[(x, 1, 0) for x, _ in line] for line in lines[1]]
+        made[0].column_first, made[0].columns = table(columns, 3, keep)
+        layer.kind, layer.channels, layer.padded = POOL, channels, channels
+        layer.height, layer.width = height, width
+        layer.by_step = int(module.mode == "step")
+        layer.sources_number, layer.sources = 1, ctypes.cast(made, c_void_p)
+        keep.append(made)
+        return Stage(op, layer, "", keep)
+
+    def describe(self) -> list[str]:
+        """A line for each layer that no kernel computes: its name and why."""
+        return [
+            f"{stage.op.name}: {stage.why}, by the reference"
+            for stage in self.stages
+            if stage.layer is None
+        ]
+
+    # ------------------------------------------------------------------ memory of a run
+
+    def take(self, batch: int, steps: int) -> Workspace:
+        """Memory for some pictures and steps; give it back afterwards."""
+        with self._lock:
+            free = self._free.get((batch, steps))
+            if free:
+                return free.pop()
+        return Workspace(self, batch, steps)
+
+    def give(self, workspace: Workspace) -> None:
+        """Keep memory for the next run; that of the last two sizes."""
+        with self._lock:
+            key = (workspace.batch, workspace.steps)
+            self._free.setdefault(key, []).append(workspace)
+            self._free.move_to_end(key)
+            while len(self._free) > 2:
+                self._free.popitem(last=False)
+
+
+def last_two(value: Any) -> tuple[int, int]:
+    """A pooling's option for rows and columns, which may be one number for both."""
+    value = value if isinstance(value, tuple) else (value,)
+    return value[0], value[-1]
+
+
+def shapes_of(program: Program, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all values for one picture, found without computing them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in program.ops.values():
+        inputs = [torch.empty(shapes[s], dtype=torch.float64, device="meta") for s in op.inputs]
+        if isinstance(op, Current):
+            shapes[op.name] = tuple(sizes[op.node])
+        elif isinstance(op, Neuron):
+            shapes[op.name] = shapes[op.inputs[0]]
+        elif isinstance(op, Pool):
+            shapes[op.name] = tuple(op.module.pool(inputs[0]).shape)
+        else:
+            shapes[op.name] = tuple(at_once(op, inputs).shape)
+    return shapes

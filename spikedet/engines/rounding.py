@@ -1,0 +1,205 @@
+"""Networks whose weights are what the integer engines make of them.
+
+Weights of a layer between neurons become q s / a: q within -127..127, s the scale of its neuron and
+a what a spike of the input stands for; biases, thresholds and initial potentials become multiples
+of s (see `integers`). Compiled again they give the same whole numbers. All other weights, before
+the first neuron and behind the last one, are rounded to half precision, as files hold them.
+
+What stays as it is: thresholds that travel themselves (`IFNeuron.folded`), layers that read sums of
+spikes of unlike thresholds or that two layers of neurons read, and neurons of a constant current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.engines.currents import LARGEST, Part, Rounding, need
+from spikedet.engines.integers import Parameters, compile_integers
+from spikedet.engines.weights import by_inputs, by_outputs, largest_of
+from spikedet.graph.graph import Graph
+from spikedet.graph.operations import WEIGHTED
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole numbers of one weight: weight = numbers scale / amplitude.
+
+    Attributes:
+        numbers: int8 of the weight's shape.
+        scale, amplitude: float32, broadcastable to it.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    amplitude: Tensor
+
+    def value(self) -> Tensor:
+        """The weight, float32."""
+        return (self.numbers.double() * self.scale.double() / self.amplitude.double()).float()
+
+
+class Rounder:
+    """How the tensors of a spiking graph are rounded.
+
+    Args:
+        graph: Spiking; what its weights are may change afterwards, but not its thresholds.
+
+    Raises:
+        NoIntegers: It cannot be computed in whole numbers.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.roundings: list[Rounding] = compile_integers(graph).rounding
+        readers: dict[str, int] = {}
+        for rounding in self.roundings:
+            for name in {*(p.node for p in rounding.parts), *(n for n, _ in rounding.offsets)}:
+                readers[name] = readers.get(name, 0) + 1
+        self.shared = {name for name, number in readers.items() if number > 1}
+        self.parts = {
+            part.node: part
+            for rounding in self.roundings
+            for part in rounding.parts
+            if part.node not in self.shared and len(part.amplitudes) == 1
+        }
+
+    def spread(self) -> None:
+        """Give each channel a threshold and an initial potential of its own, of the same value."""
+        for rounding in self.roundings:
+            neuron = self.graph.module(rounding.neuron)
+            channels = len(rounding.constant)
+            if neuron.folded and not neuron.threshold.ndim:
+                neuron.threshold = neuron.threshold.expand(channels).clone()
+            if not neuron.initial.ndim:
+                neuron.initial.data = neuron.initial.data.expand(channels).clone()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Rounded tensors in the `with` block, and those of before after it.
+
+        Gradients that are computed in it are those at the rounded values; taking them for those of
+        the values themselves is the straight-through estimator.
+        """
+        before = []
+        try:
+            for tensor, value in self.rounded():
+                before.append((tensor, tensor.data))
+                tensor.data = torch.empty_like(tensor.data).copy_(value)
+            yield
+        finally:
+            for tensor, value in reversed(before):
+                tensor.data = value
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Round for good."""
+        for tensor, value in self._halved():
+            tensor.copy_(value)
+        fresh = Rounder(self.graph)  # some of these are factors of what follows
+        fresh.spread()
+        for rounding in fresh.roundings:
+            for tensor, value in fresh._of_neuron(rounding):
+                tensor.copy_(value)
+
+    @torch.no_grad()
+    def rounded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tensors of the graph, and what they become; `spread` comes first."""
+        for rounding in self.roundings:
+            yield from self._of_neuron(rounding)
+        yield from self._halved()
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, Whole]:
+        """The whole numbers of all weights that have them, by the names of their nodes."""
+        return {
+            part.node: self._whole(part, self._scales(rounding))
+            for rounding in self.roundings
+            for part in rounding.parts
+            if part.node in self.parts
+        }
+
+    def _halved(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Weights that have no whole numbers, and what half precision makes of them."""
+        for node in self.graph.of(WEIGHTED):
+            if node.name not in self.parts:
+                weight = node.module.weight
+                half = weight.half().float()
+                yield weight, torch.where(half.isfinite(), half, weight)
+
+    # ------------------------------------------------------------------ one layer of neurons
+
+    def _scales(self, rounding: Rounding) -> Tensor:
+        """Scales [C] of a layer of neurons for the weights of now."""
+        least = rounding.least.clone()
+        for part in rounding.parts:
+            module = self.graph.module(part.node)
+            weight = module.weight.detach().double().cpu()
+            for amplitude in part.amplitudes:
+                largest = largest_of(module, by_inputs(module, weight, amplitude))
+                need(least, part.labels, largest / part.factors.abs() / LARGEST)
+        return self._own(rounding).scales(least, self._bias(rounding))
+
+    def _own(self, rounding: Rounding) -> Parameters:
+        neuron = self.graph.module(rounding.neuron)
+        return Parameters.of(neuron, len(rounding.constant))
+
+    def _bias(self, rounding: Rounding) -> Tensor:
+        total = rounding.constant.clone()
+        for name, factor in rounding.offsets:
+            total += self.graph.module(name).bias.detach().double().cpu() / factor
+        return total
+
+    def _whole(self, part: Part, scales: Tensor) -> Whole:
+        module = self.graph.module(part.node)
+        read = part.labels >= 0
+        scale = torch.where(read, scales[part.labels.clamp(min=0)] * part.factors, 1.0).float()
+        amplitude = part.amplitudes[0].float()
+        amplitude = torch.where(amplitude == 0, 1.0, amplitude)
+        weight = module.weight.detach().double().cpu()
+        ones = torch.ones(*weight.shape[:2], *[1] * (weight.ndim - 2), dtype=torch.float64)
+        scale = by_outputs(module, ones, scale.double())
+        amplitude = by_inputs(module, ones, amplitude.double())
+        numbers = (weight * amplitude / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+        return Whole(numbers, _narrow(scale).float(), _narrow(amplitude).float())
+
+    def _of_neuron(self, rounding: Rounding) -> Iterator[tuple[Tensor, Tensor]]:
+        scales = self._scales(rounding)
+        for part in rounding.parts:
+            if part.node in self.parts:
+                yield self.graph.module(part.node).weight, self._whole(part, scales).value()
+        neuron: nn.Module = self.graph.module(rounding.neuron)
+        if neuron.folded:
+            steps = (neuron.threshold.double().cpu() / scales).round().clamp(min=1)
+            yield neuron.threshold, (steps * scales).float()
+        initial = neuron.initial.detach().double().cpu()
+        each = scales.view(-1, *[1] * (initial.ndim - 1))
+        yield neuron.initial, ((initial / each).round() * each).float()
+        free = [(name, by) for name, by in rounding.offsets if name not in self.shared]
+        total = (self._bias(rounding) / scales).round() * scales
+        for name, by in rounding.offsets:  # the last one makes the sum a multiple
+            bias = self.graph.module(name).bias
+            own = bias.detach().double().cpu() / by
+            if free and name == free[-1][0]:
+                last = bias, by
+                continue
+            if name not in self.shared:
+                own = (own / scales).round() * scales
+                yield bias, (own * by).float()
+            total = total - own
+        if free:
+            bias, by = last
+            yield bias, ((total - rounding.constant) * by).float()
+
+
+def _narrow(factor: Tensor) -> Tensor:
+    """[A, B, 1, ...] with one row, or one column, where all of them are alike."""
+    for dim in (0, 1):
+        first = factor.narrow(dim, 0, 1)
+        if bool((factor == first).all()):
+            factor = first
+    return factor

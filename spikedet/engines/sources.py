@@ -1,0 +1,216 @@
+"""One input of a layer of neurons, as kernels read it: rows, columns and weights of its events.
+
+The kinds are windows of a map (convolutions), vectors (linear layers), and spikes that are added as
+they are (shortcuts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from spikedet.engines import views
+from spikedet.engines.program import Times, Weighted
+from spikedet.engines.views import Elements, NoView, Piece, Shape
+
+
+@dataclass
+class Source:
+    """One input of a layer, see csrc/events.h; weights are still apart."""
+
+    tensor: int
+    rows: list[list[tuple[int, int]]]  # (input row, weight row) for each output row
+    columns: list[list[tuple[int, int, int]]]  # (first, how many, weight column)
+    weights: np.ndarray | None = None  # [weight rows, C_out] int8
+    few: np.ndarray | None = None  # [weight rows, few_size] int32
+    few_first: np.ndarray | None = None
+
+
+def source_of(
+    leaf: Weighted | Times,
+    piece: Piece | Elements,
+    shape: tuple[int, ...],
+    tensor: int,
+    base: Shape,
+) -> Source:
+    """What a layer reads of one piece.
+
+    Args:
+        leaf: What is done with it.
+        piece: Where it comes from.
+        shape: Of the leaf's value, [1, ...].
+        tensor: Number of the piece's base.
+        base: (C, H, W) of that.
+
+    Raises:
+        NoView: No kernel knows it.
+    """
+    if isinstance(piece, Elements):
+        return _features(leaf, piece, tensor, base)
+    if isinstance(leaf, Times):
+        return _direct(leaf, piece, tensor, base)
+    return _window(leaf, piece, shape, tensor, base)
+
+
+def _direct(leaf: Times, piece: Piece, tensor: int, base: Shape) -> Source:
+    """Spikes times a number for each channel."""
+    channels = base[0]
+    few = np.zeros((channels, 1), np.int32)
+    few_first = np.full(channels, -1, np.int32)
+    for out, channel in enumerate(piece.channels):
+        if channel >= 0:
+            if few_first[channel] >= 0:
+                raise NoView("a channel that is added twice")
+            few[channel], few_first[channel] = leaf.factor[out].item(), out
+    rows = [[(y, 0) for y in line] for line in piece.rows]
+    columns = [[(x, 1, 0) for x in line] for line in piece.columns]
+    return Source(tensor, rows, columns, None, few, few_first)
+
+
+def _features(leaf: Weighted | Times, piece: Elements, tensor: int, base: Shape) -> Source:
+    """A vector that may be a flattened map: a window as large as the map."""
+    channels, height, width = base
+    places = np.array(piece.places)
+    there = np.flatnonzero(places >= 0)
+    c, rest = np.divmod(places[there], height * width)
+    y, x = np.divmod(rest, width)
+    weight_rows = (y * width + x) * channels + c
+    if len(np.unique(weight_rows)) < len(weight_rows):
+        raise NoView("a feature that is read twice")
+    rows = [[(y, y * width * channels) for y in range(height)]]
+    columns = [[(0, width, 0)]]
+    source = Source(tensor, rows, columns)
+    size = height * width * channels
+    if isinstance(leaf, Times):
+        if height * width > 1:
+            raise NoView("flattened spikes on a shortcut")
+        source.few = np.zeros((size, 1), np.int32)
+        source.few_first = np.full(channels, -1, np.int32)
+        source.few[weight_rows, 0] = leaf.factor.numpy()[there]
+        source.few_first[weight_rows] = there
+    else:
+        source.weights = np.zeros((size, len(leaf.weight)), np.int8)
+        source.weights[weight_rows] = leaf.weight.numpy()[:, there].T
+    return source
+
+
+def _window(
+    leaf: Weighted, piece: Piece, shape: tuple[int, ...], tensor: int, base: Shape
+) -> Source:
+    """A convolution."""
+    like, weight = leaf.like, leaf.weight
+    if isinstance(like, nn.Linear):
+        raise NoView("a linear layer on a map")
+    transposed = isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    if weight.ndim == 3:
+        weight = weight.unsqueeze(2)
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = (two(v) for v in (like.stride, like.dilation))
+    padding = padding_of(like, kernel, dilation)
+    _, height, width = views.as_map(shape)
+    taps = [
+        taps_of(out, size, k, s, d, p, transposed)
+        for out, size, k, s, d, p in zip(
+            (height, width),
+            (len(piece.rows), len(piece.columns)),
+            kernel,
+            stride,
+            dilation,
+            padding,
+            strict=True,
+        )
+    ]
+    channels = base[0]
+    rows = [
+        [(y, k * kernel[1] * channels) for i, k in line for y in piece.rows[i]] for line in taps[0]
+    ]
+    columns = [
+        merged(sorted((x, k) for i, k in line for x in piece.columns[i])) for line in taps[1]
+    ]
+    read = [c for c in piece.channels if c >= 0]
+    if len(set(read)) < len(read):
+        raise NoView("a channel that is read twice")
+    source = Source(tensor, rows, columns)
+    # [groups, in, out, kh, kw]
+    groups = like.groups
+    if transposed:
+        by_group = weight.view(groups, -1, *weight.shape[1:])
+    else:
+        by_group = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    by_group = by_group.numpy()
+    inside, outside = by_group.shape[1:3]
+    dense = groups == 1 or (groups <= 4 and outside >= 32)
+    if dense:
+        made = np.zeros((*kernel, channels, groups * outside), np.int8)
+    else:
+        made = np.zeros((*kernel, channels, outside), np.int32)
+        source.few_first = np.full(channels, -1, np.int32)
+    for i, channel in enumerate(piece.channels):
+        if channel < 0:
+            continue
+        group, number = divmod(i, inside)
+        taken = by_group[group, number].transpose(1, 2, 0)  # [kh, kw, out]
+        if dense:
+            made[:, :, channel, group * outside : (group + 1) * outside] = taken
+        else:
+            made[:, :, channel] = taken
+            source.few_first[channel] = group * outside
+    made = made.reshape(-1, made.shape[-1])
+    if dense:
+        source.weights = made
+    else:
+        source.few = made
+    return source
+
+
+def taps_of(
+    out: int, size: int, kernel: int, stride: int, dilation: int, padding: int, transposed: bool
+) -> list[list[tuple[int, int]]]:
+    """(input, tap) for each output along one dimension."""
+    lines = []
+    for o in range(out):
+        line = []
+        for k in range(kernel):
+            if transposed:
+                place, rest = divmod(o + padding - k * dilation, stride)
+                inside = not rest and 0 <= place < size
+            else:
+                place = o * stride - padding + k * dilation
+                inside = 0 <= place < size
+            if inside:
+                line.append((place, k))
+        lines.append(line)
+    return lines
+
+
+def merged(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(column, tap) that lie side by side, together: (first column, how many, first tap)."""
+    found: list[tuple[int, int, int]] = []
+    for x, k in pairs:
+        if found and found[-1][0] + found[-1][1] == x and found[-1][2] + found[-1][1] == k:
+            first, number, tap = found[-1]
+            found[-1] = (first, number + 1, tap)
+        else:
+            found.append((x, 1, k))
+    return found
+
+
+def two(value: Any) -> tuple[int, int]:
+    """A convolution's option for rows and columns; of one dimension it is that of columns."""
+    value = value if isinstance(value, tuple) else (value,)
+    return (1, value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def padding_of(
+    like: nn.Module, kernel: tuple[int, ...], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """Zeros before the first row and column."""
+    if like.padding == "valid":
+        return 0, 0
+    if like.padding == "same":
+        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    value = like.padding
+    return (0, value[0]) if len(value) == 1 else (value[0], value[1])

@@ -1,0 +1,208 @@
+"""Spikes on their way: which values are made of nothing but spikes, and what their numbers mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from spikedet.engines.program import INT32, Move, NoIntegers, Op, Pool, Program, Sums
+from spikedet.engines.weights import divisors_of, most_of
+from spikedet.graph.graph import Graph, Node
+from spikedet.graph.operations import (
+    WEIGHTED,
+    Add,
+    Concatenate,
+    Mean,
+    Pad,
+    Permute,
+    Reshape,
+    Scale,
+    Select,
+    Shift,
+    Slice,
+    Squeeze,
+    Stack,
+    Subtract,
+    Sum,
+    Unsqueeze,
+)
+from spikedet.graph.time import CONSTANT, phases
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, per_channel
+
+COUNT = 2**15 - 1  # largest count of spikes that max-pooling keeps
+MOVES = (
+    Concatenate,
+    Stack,
+    Reshape,
+    Permute,
+    Squeeze,
+    Unsqueeze,
+    Slice,
+    Select,
+    Pad,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.Flatten,
+)
+AVERAGES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    Mean,
+    Sum,
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """Whole numbers times what 1 stands for, [1, ...] float64 of the same shape."""
+
+    op: str
+    amplitude: Tensor
+
+
+class Wires:
+    """Values that are made of spikes alone, and the operations that they need.
+
+    Attributes:
+        program: Where operations are put.
+        largest: Absolute value of what each operation gives at most.
+        known: The terms of values, by the names of their nodes.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph, self.when = graph, phases(graph)
+        self.program = Program(graph)
+        self.largest: dict[str, float] = {}
+        self.known: dict[str, list[Term]] = {}
+
+    def emit(self, op: Op, largest: float) -> str:
+        """Put an operation into the program; returns the name that it got.
+
+        Raises:
+            NoIntegers: Its largest value has more than 32 bits.
+        """
+        name, number = op.name, 0
+        while name in self.program.ops:
+            number += 1
+            name = f"{op.name}_{number}"
+        self.program.ops[name] = replace(op, name=name)
+        self.largest[name] = largest
+        if largest > INT32:
+            raise NoIntegers(
+                f"{op.name}: its largest sum is {largest:.3g}, more than 32 bits hold; "
+                "use the torch engine"
+            )
+        return name
+
+    def is_wire(self, name: str) -> bool:
+        """Whether a value is made of spikes without a weight or a constant."""
+        if name not in self.graph or self.when[name] == CONSTANT:
+            return False
+        module = self.graph.module(name)
+        if isinstance(module, IFNeuron):
+            return True
+        if isinstance(module, (*WEIGHTED, Shift)):
+            return False
+        return all(self.is_wire(source) for source in self.graph.edges[name])
+
+    def terms(self, name: str) -> list[Term]:
+        """The terms of a value that is made of spikes."""
+        if name not in self.known:
+            self.known[name] = self._new_terms(self.graph.node(name))
+        return self.known[name]
+
+    def _new_terms(self, node: Node) -> list[Term]:
+        module, shape = node.module, self.graph.shapes[node.name]
+        inputs = [self.terms(source) for source in node.inputs]
+        if isinstance(module, Add | Subtract):
+            terms = []
+            for i, (source, found) in enumerate(zip(node.inputs, inputs, strict=True)):
+                if self.graph.shapes[source] != shape:
+                    raise self.refuse(node.name, "spikes of another shape are added")
+                sign = -1 if i and isinstance(module, Subtract) else 1
+                terms += [Term(t.op, t.amplitude * sign) for t in found]
+            return terms
+        if isinstance(module, Scale):
+            return [Term(t.op, t.amplitude * module.factor.double().cpu()) for t in inputs[0]]
+        if isinstance(module, MOVES):
+            return self._moved(node, inputs)
+        if isinstance(module, AVERAGES):
+            times = self.times(node)
+            terms = []
+            for term in inputs[0]:
+                each = self.each_channel(node.name, term.amplitude)
+                amplitude = per_channel(each / times, len(shape)).expand(shape)
+                largest = self.largest[term.op] * most_of(module, term.amplitude.shape) * times
+                op = self.emit(Sums(node.name, (term.op,), module, times), round(largest))
+                terms.append(Term(op, amplitude))
+            return terms
+        if isinstance(module, SpikingMaxPool):
+            if len(inputs[0]) > 1:
+                raise self.refuse(node.name, "the largest sum of spikes of unlike thresholds")
+            (term,) = inputs[0]
+            each = self.each_channel(node.name, term.amplitude)
+            if not bool((each > 0).all()):
+                raise self.refuse(node.name, "the largest of negative spikes")
+            self.bound_counts(term.op)
+            op = self.emit(Pool(node.name, (term.op,), module), self.largest[term.op])
+            return [Term(op, per_channel(each, len(shape)).expand(shape))]
+        raise self.refuse(node.name, f"a {node.kind}")
+
+    def _moved(self, node: Node, inputs: list[list[Term]]) -> list[Term]:
+        if isinstance(node.module, nn.Upsample) and node.module.mode != "nearest":
+            raise self.refuse(node.name, f"up-sampling by {node.module.mode}")
+        terms = []
+        for k in range(max(len(found) for found in inputs)):
+            there = [found[k] if k < len(found) else None for found in inputs]
+            zeros = {
+                i: self.graph.shapes[source]
+                for i, (source, term) in enumerate(zip(node.inputs, there, strict=True))
+                if term is None
+            }
+            amplitudes = [
+                torch.ones(self.graph.shapes[source], dtype=torch.float64)
+                if term is None
+                else term.amplitude
+                for source, term in zip(node.inputs, there, strict=True)
+            ]
+            amplitude = node.module(*amplitudes)
+            ops = tuple(term.op for term in there if term is not None)
+            move = Move(node.name, ops, node.module, zeros)
+            op = self.emit(move, max(self.largest[source] for source in ops))
+            terms.append(Term(op, amplitude))
+        return terms
+
+    def times(self, node: Node) -> int:
+        """The common multiple of an average's divisors."""
+        module, shape = node.module, self.graph.shapes[node.inputs[0]]
+        if isinstance(module, Mean | Sum) and 1 in [d % len(shape) for d in module.dims]:
+            raise self.refuse(node.name, "a sum over channels")
+        divisors = divisors_of(module, shape)
+        if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d | Sum):
+            self.program.one_size = True
+        found = math.lcm(*divisors)
+        if found > COUNT:
+            raise self.refuse(node.name, f"an average whose divisors have {found} in common")
+        return found
+
+    def bound_counts(self, op: str) -> None:
+        self.program.steps_most = min(self.program.steps_most, int(COUNT // self.largest[op]))
+
+    def each_channel(self, name: str, value: Tensor) -> Tensor:
+        """The one value that each channel of [1, C, ...] has, [C]; zeros of padding apart."""
+        flat = value.flatten(2).flatten(0, 0)[0] if value.ndim > 2 else value[0].unsqueeze(1)
+        high, low = flat.amax(1), flat.amin(1)
+        each = torch.where(high.abs() >= low.abs(), high, low)
+        if not bool(((flat == each.unsqueeze(1)) | (flat == 0)).all()):
+            raise self.refuse(name, "spikes of unlike thresholds within one channel")
+        return each
+
+    def refuse(self, name: str, what: str) -> NoIntegers:
+        return NoIntegers(f"{name}: {what} has no whole numbers here; use the torch engine")
