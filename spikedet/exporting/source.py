@@ -13,9 +13,7 @@ import torch
 import spikedet
 from spikedet import networks, tasks
 from spikedet.checkpoint import Checkpoint, load
-from spikedet.classification import transforms
 from spikedet.counts import expect_counts
-from spikedet.detection.letterbox import GREY
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
@@ -148,12 +146,16 @@ def _about(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
     picture: dict[str, Any] = {"shape": _shape(graph), "colours": "RGB", "bytes_divided_by": 255}
     about = {"task": checkpoint.task, "names": list(checkpoint.names), "input": picture}
     if checkpoint.task == "detection":
+        from spikedet.detection.letterbox import GREY
+
         picture["fit"] = (
             f"letterbox: scaled by min({side} / height, {side} / width), bilinear, to whole "
             f"pixels; centred on {GREY} of 255, left = round(({side} - new width) / 2 - 0.1), top "
             "alike"
         )
         return {**about, "head": {**checkpoint.head, "decode": BOXES}}
+    from spikedet.classification import transforms
+
     cut = transforms.form(checkpoint.model)
     fits = {
         "cifar": f"resized to {side} x {side}, antialiased",
