@@ -106,7 +106,7 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
         return {}
     try:
         rounder = Rounder(restore_graph(checkpoint))
-    except NoIntegers:
+    except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
     found = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
     return {
@@ -120,7 +120,7 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; all tensors come back as float32 or integers.
 
-    Files of the old form (spikedet-1) are read as well; see `Task.bare` for what becomes of them.
+    Files of the old form (spikedet-1) are read as well; `networks.current` brings them up to date.
 
     Raises:
         WeightsError: No such file, damaged, of another kind, or with values that no network has.

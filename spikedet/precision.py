@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from spikedet.errors import UsageError
 
@@ -66,3 +69,12 @@ def layout(network: nn.Module) -> torch.memory_format:
         if strided and module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
             return torch.contiguous_format
     return torch.channels_last
+
+
+def as_float(value: Any) -> Any:
+    """Every floating-point tensor of a nested structure in float32."""
+
+    def widened(leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(widened, value)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load
 from spikedet.counts import expect_counts
 from spikedet.engines.registry import AUTO, TORCH
+from spikedet.networks import current, restore
 from spikedet.precision import present_device
 from spikedet.runtime.choose import choose_engine
 from spikedet.task import Task
@@ -38,10 +39,10 @@ class BasePredictor:
         expect_counts(T=T)
         device = present_device(device)
         self.weights = Path(weights)
-        made = self.task.current(checkpoint.load(self.weights))
-        self.runner = self.task.restore(made).to(device)
+        loaded = current(self.task, load(self.weights))
+        self.runner = restore(self.task, loaded).to(device)
         self.why_engine = choose_engine(self.runner.network, engine, half)
-        self.stride = self.task.stride(made.head)
+        self.stride = self.task.stride(loaded.head)
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()

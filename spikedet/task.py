@@ -1,8 +1,8 @@
-"""What a task is to conversion: the questions it answers, and its networks of all stages.
+"""What a task is to conversion: what it must say itself, and what its samples can do.
 
-`detection.task` and `classification.task` say how their networks are built, how their samples
-become pictures and losses, and how they are measured; the way from a float checkpoint to a spiking
-one is the same for all of them, in `stage_one` and `stage_two`.
+`detection.task` and `classification.task` say how their networks are built and measured, and what
+their loss is. The way from a float checkpoint to a spiking one is the same for all tasks; it is in
+`stages`. Networks of checkpoints of any stage are restored by `networks`.
 """
 
 from __future__ import annotations
@@ -10,45 +10,148 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from spikedet.errors import UsageError
 
-from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
-from spikedet.conversion.prepare import prepare
-from spikedet.errors import UsageError, WeightsError
-from spikedet.graph.graph import Graph
-from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED
-from spikedet.graph.record import record
-from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
-from spikedet.graph.rewrites.quantise import quantise
-from spikedet.graph.rewrites.spike import make_spiking
-from spikedet.graph.serialise import describe
-from spikedet.runtime.network import SpikingNetwork
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from typing_extensions import Self
 
-THRESHOLD_PICTURES = 64
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.graph.graph import Graph
+    from spikedet.settings import EndToEnd
 
 
-@contextmanager
-def fitting(size: str) -> Iterator[None]:
-    """Say of a size of pictures, in words, that the layers of a network do not fit it.
+class Samples(ABC):
+    """Annotated pictures of a task.
 
-    Raises:
-        UsageError: In place of torch's `RuntimeError`.
+    Attributes:
+        names: Class names.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{size}, which the network cannot take: {reason}") from None
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def select(self, numbers: Sequence[int]) -> Self:
+        """The samples of these numbers, in this order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that tell annotated samples, just read, from others."""
+
+    @abstractmethod
+    def split_off_tuning(self, tuning: Path | None = None) -> tuple[Self, Self]:
+        """Training samples without, and with nothing but, those kept aside for every choice.
+
+        Args:
+            tuning: List of those kept aside, where the task has such lists.
+
+        Raises:
+            DataError: Nothing is left on one of the sides.
+            UsageError: A list for a task that has none.
+        """
+
+    @abstractmethod
+    def pictures(self, checkpoint: Checkpoint, batch: int) -> Iterator[Tensor]:
+        """Pictures [B, 3, H, W] as the network of a checkpoint takes them, in order."""
+
+    @abstractmethod
+    def augmented(
+        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Endless training batches of the end-to-end pass.
+
+        Args:
+            checkpoint: Whose network takes the pictures.
+            end: How many make a batch, and how they are made.
+            seed: Of order and augmentation.
+            judging: The pictures judge networks: none is made worse than it is.
+
+        Yields:
+            `img` [B, 3, H, W]; the rest is for `Task.loss`.
+        """
+
+    def labelled(self) -> Self:
+        """The samples whose annotations are known."""
+        return self
+
+    def with_unlabelled(self, folders: Sequence[Path]) -> Self:
+        """The samples and, behind them, pictures that are only distilled.
+
+        Raises:
+            UsageError: The loss of the task wants annotations of every picture.
+            DataError: No pictures there.
+        """
+        raise UsageError("--unlabelled: expected a classifier; detectors learn from boxes")
+
+    def seen_by_released(self) -> int:
+        """How many of them the released networks were trained on, as far as is known."""
+        return 0
+
+    def pick(self, count: int, seed: int = 0) -> Self:
+        """`count` samples drawn without replacement (all of them when there are fewer).
+
+        None of them is unlabelled: such pictures may be unlike those that a network is for.
+        """
+        known = self.labelled()
+        count = min(count, len(known))
+        return known.select(random.Random(seed).sample(range(len(known)), count))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where annotated samples are read from.
+
+    Attributes:
+        folders: The data.
+        split: Data sets and splits, joined by `+`.
+        limit: Only so many pictures, always the same.
+        names: Classes that they must have, or that data without names have.
+        images: Folders of the pictures, where the annotations do not say (detection).
+    """
+
+    folders: Sequence[Path]
+    split: str
+    limit: int | None = None
+    names: tuple[str, ...] | None = None
+    images: Sequence[Path] = ()
+
+
+@dataclass
+class Run:
+    """A training: of what, on what, and where its checkpoints go.
+
+    Attributes:
+        checkpoint: Description, class names and picture size of the network.
+        train: Samples to fit.
+        tune: Samples that choose the best epoch.
+        folder: Of the run; gets best and last checkpoint, results and the state to resume from.
+        settings: Of the task's `Settings`.
+        write: Called with the network and the path of a checkpoint.
+        resume: Go on with the run in `folder`.
+        teacher: Network whose outputs are distilled beside the task's loss.
+        distill: Weight of that.
+    """
+
+    checkpoint: Checkpoint
+    train: Any
+    tune: Any
+    folder: Path
+    settings: Any
+    write: Callable[[nn.Module, Path], None]
+    resume: bool = False
+    teacher: nn.Module | None = None
+    distill: float = 1.0
 
 
 class Task(ABC):
-    """A task: what it must say itself, and what follows from that for networks of any stage.
+    """What a task says itself of its networks, its loss and its measure.
 
     Attributes:
         name: As checkpoints have it.
@@ -62,7 +165,7 @@ class Task(ABC):
     protocol: str
     batch = 8
 
-    # ------------------------------------------------------------------ what a task says itself
+    # ------------------------------------------------------------------ networks
 
     @abstractmethod
     def describe(
@@ -87,6 +190,18 @@ class Task(ABC):
             UsageError: The description cannot be built.
         """
 
+    @abstractmethod
+    def expect_outputs(self, graph: Graph, checkpoint: Checkpoint) -> None:
+        """Refuse a graph whose outputs are not what the rest of its checkpoint takes them for.
+
+        Raises:
+            WeightsError: Says what does not fit.
+        """
+
+    @abstractmethod
+    def runner(self, network: nn.Module, checkpoint: Checkpoint) -> Any:
+        """A network of any stage, ready to be measured."""
+
     def fresh(self, network: nn.Module, strides: Sequence[int]) -> tuple[str, ...]:
         """How the names of the layers begin that predict at these strides.
 
@@ -95,122 +210,56 @@ class Task(ABC):
         """
         raise UsageError(f"{self.name} has no heads of strides")
 
-    @abstractmethod
-    def example(self, imgsz: int) -> Tensor:
-        """A picture [1, 3, H, W] for tracing a network made for `imgsz` pixels."""
+    def head_of(self, network: nn.Module) -> dict[str, Any]:
+        """What the outputs of a network mean, for its checkpoints."""
+        return {}
+
+    def usual_side(self, description: dict[str, Any]) -> int | None:
+        """Side of a network's pictures in pixels where none is given, None for that of settings."""
+        return None
+
+    def stride(self, head: dict[str, Any]) -> int:
+        """Sides of a network's pictures in pixels are multiples of it; `head` as of `head_of`."""
+        return 1
+
+    # ------------------------------------------------------------------ samples, loss and measure
 
     @abstractmethod
-    def runner(self, network: nn.Module, made: Checkpoint) -> Any:
-        """A network of any stage, ready to be measured."""
-
-    @abstractmethod
-    def read(
-        self,
-        folders: Sequence[Path],
-        split: str,
-        limit: int | None = None,
-        names: tuple[str, ...] | None = None,
-    ) -> Sequence:
-        """Annotated samples of a data set.
+    def read(self, source: Source) -> Any:
+        """Annotated `Samples` of a data set.
 
         Raises:
-            DataError: Missing, damaged, or of other classes than `names`.
-        """
-
-    @abstractmethod
-    def fingerprint(self, samples: Sequence) -> str:
-        """Twelve hexadecimal digits that tell annotated samples, just read, from others."""
-
-    def trained_on(self, samples: Sequence) -> int:
-        """How many of the samples released networks were trained on, as far as is known."""
-        return 0
-
-    @abstractmethod
-    def names(self, samples: Sequence) -> tuple[str, ...]:
-        """Class names of samples that were read without saying any."""
-
-    @abstractmethod
-    def split_off_tuning(self, samples: Sequence, tuning: Path | None) -> tuple[Sequence, Sequence]:
-        """Training samples without, and with nothing but, those kept aside for every choice."""
-
-    def with_unlabelled(self, samples: Sequence, folders: Sequence[Path]) -> Sequence:
-        """The samples and, behind them, pictures that are only distilled.
-
-        Raises:
-            UsageError: The loss of the task wants annotations of every picture.
-            DataError: No pictures there.
-        """
-        raise UsageError(f"--unlabelled is no option of {self.name}")
-
-    @abstractmethod
-    def take(self, samples: Sequence, numbers: Sequence[int]) -> Sequence:
-        """The samples of these numbers."""
-
-    @abstractmethod
-    def pictures(self, samples: Sequence, made: Checkpoint, batch: int) -> Iterator[Tensor]:
-        """Pictures [B, 3, H, W] as the network of a checkpoint takes them, in order."""
-
-    @abstractmethod
-    def augmented(
-        self, samples: Sequence, made: Checkpoint, batch: int, seed: int, workers: int, jpeg: int
-    ) -> Iterator[dict[str, Any]]:
-        """Endless training batches, made by so many loader processes, in this one where 0.
-
-        `img` is [B, 3, H, W], the rest is for `loss`. A classifier's pictures are compressed with
-        quality `jpeg`, where that is not 0.
+            DataError: Missing, damaged, or of other classes than `source.names`.
         """
 
     @abstractmethod
     def loss(
         self,
-        made: Checkpoint,
-        network: nn.Module,
-        found: Any,
-        wanted: Any,
-        batch: dict,
-        truth: float,
-        temperature: float,
+        checkpoint: Checkpoint,
+        network: Graph,
+        outputs: tuple[Any, Any],
+        batch: dict[str, Any],
+        end: EndToEnd,
     ) -> Tensor:
         """Loss of the end-to-end pass.
 
-        The distance of outputs from a teacher's, and `truth` times that from the annotations. By
-        `temperature` a classifier's outputs are divided before they are compared.
+        Args:
+            checkpoint: Of the network.
+            network: Its spiking graph.
+            outputs: Of the network, and of its teacher.
+            batch: As of `Samples.augmented`.
+            end: What the annotations weigh beside the distance of the outputs.
         """
 
     @abstractmethod
-    def fit(
-        self,
-        network: nn.Module,
-        train: Sequence,
-        tune: Sequence,
-        made: Checkpoint,
-        folder: Path,
-        settings: Any,
-        write: Callable[[nn.Module, Path], None],
-        resume: bool,
-        teacher: nn.Module | None = None,
-        distill: float = 1.0,
-    ) -> None:
-        """Train a network in place; writes best and last checkpoint to `folder` by `write`.
-
-        Args:
-            network: Float, or with quantisers.
-            train: Samples to fit.
-            tune: Samples that choose the best epoch.
-            made: Its description, class names and picture size.
-            folder: Of the run.
-            settings: The task's.
-            write: Called with the network and the path of a checkpoint.
-            resume: Go on with the run in `folder`.
-            teacher: Whose outputs are distilled beside the task's loss.
-            distill: Weight of that.
-        """
+    def fit(self, network: nn.Module, run: Run) -> None:
+        """Train a network, float or with quantisers, in place."""
 
     @abstractmethod
     def measure(
         self,
         runner: Any,
-        samples: Sequence,
+        samples: Any,
         *,
         steps: Sequence[int] | None = None,
         **options: Any,
@@ -227,244 +276,3 @@ class Task(ABC):
         Returns:
             For each of `steps`; of one entry where they are None.
         """
-
-    def usual_side(self, description: dict[str, Any]) -> int | None:
-        """Side of a network's pictures in pixels where none is given, None for that of settings."""
-        return None
-
-    def stride(self, head: dict[str, Any]) -> int:
-        """Sides of a network's pictures in pixels are multiples of it; `head` as of `head_of`."""
-        return 1
-
-    # ------------------------------------------------------------------ networks of all stages
-
-    def expect_convertible(self, description: dict[str, Any], classes: int, imgsz: int) -> None:
-        """Refuse a network before it is trained which could not be used or converted afterwards.
-
-        One with fresh weights is converted, and thrown away.
-
-        Raises:
-            UsageError: Its pictures are of a size that it cannot take, or its description asks for
-                what conversion does not know.
-            ConversionError: Names the layer, and says what to put in its place.
-        """
-        network = self.network(description, classes)
-        stride = self.stride(self.head_of(network))
-        if imgsz < stride or imgsz % stride:
-            raise UsageError(f"imgsz is {imgsz}; expected a multiple of {stride}")
-        with fitting(f"imgsz is {imgsz}"):
-            graph = prepare(network, self.example(imgsz))
-        quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, 1)
-        make_spiking(graph, pooling=pooling_of(description))
-
-    def bare(self, made: Checkpoint) -> nn.Module:
-        """The network of a checkpoint in evaluation mode.
-
-        Returns:
-            The module of its description for a float checkpoint, a `Graph` for others.
-
-        Raises:
-            WeightsError: Of another task, or its tensors do not fit its graph or description.
-        """
-        if made.stage != "float":
-            return self.graph(made)
-        if made.task != self.name:
-            raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
-        network = self._described(made)
-        try:
-            network.load_state_dict(made.tensors)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise WeightsError(f"tensors do not fit the network description: {reason}") from None
-        for name, tensor in made.tensors.items():
-            if name.endswith("running_var") and not bool((tensor >= 0).all()):
-                raise WeightsError(f"{name[:80]}: a variance below 0")
-        return network.requires_grad_(False)
-
-    def _described(self, made: Checkpoint) -> nn.Module:
-        """A network with fresh weights, as the description in a checkpoint has it."""
-        try:
-            return self.network(made.model, len(made.names))
-        except Exception as error:
-            raise WeightsError(
-                f"the network description in the weights is damaged: {error}"
-            ) from None
-
-    def graph(self, made: Checkpoint) -> Graph:
-        """The graph of a checkpoint of any stage, as it was written; that of a float network has
-        its batch norms.
-
-        Raises:
-            WeightsError: As `bare`, or its outputs are not what its task takes them for.
-        """
-        made = self.current(made)
-        graph = restore_graph(made)
-        self.expect_outputs(graph, made)
-        return graph
-
-    @abstractmethod
-    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
-        """Refuse a graph whose outputs are not what the rest of its checkpoint takes them for.
-
-        Raises:
-            WeightsError: Says what does not fit.
-        """
-
-    def head_of(self, network: nn.Module) -> dict[str, Any]:
-        """What the outputs of a network mean, for its checkpoints."""
-        return {}
-
-    def current(self, made: Checkpoint) -> Checkpoint:
-        """A checkpoint in the form of today, with its graph and what its outputs mean.
-
-        Raises:
-            WeightsError: Of another task, or as `bare`.
-        """
-        if made.task != self.name:
-            raise WeightsError(f"these weights are for {made.task}; expected {self.name} weights")
-        if made.graph is not None:
-            return made
-        if made.stage != "float":
-            from spikedet.upgrade import upgraded
-
-            network = self._described(made)
-            head = self.head_of(network)
-            try:
-                pooling = pooling_of(made.model)
-            except UsageError as error:
-                raise WeightsError(str(error)) from None
-            return upgraded(made, network, self.example(made.imgsz), pooling, head)
-        return self.float_checkpoint(made, self.bare(made))
-
-    def float_checkpoint(self, made: Checkpoint, network: nn.Module) -> Checkpoint:
-        """A float checkpoint with the graph of its network, so that it runs without the class.
-
-        Args:
-            made: Without tensors.
-            network: Built from its description.
-        """
-        graph = record(network, self.example(made.imgsz))
-        described = describe(graph)
-        names, described["tensors"] = dict(network.named_modules(remove_duplicate=False)), {}
-        for node in graph.of(WEIGHTED + NORMS):
-            if node.name not in names:  # another call of a layer that several places share
-                source = node.name.rpartition("_")[0]
-                for key in node.module.state_dict():
-                    described["tensors"][f"{node.name}.{key}"] = f"{source}.{key}"
-        return replace(made, graph=described, head=self.head_of(network))
-
-    def restore(self, made: Checkpoint, half: bool = False) -> Any:
-        """The network of a checkpoint, ready to run.
-
-        Args:
-            made: The checkpoint.
-            half: Let a spiking network compute in bfloat16 (see `SpikingNetwork.use_bfloat16`).
-
-        Raises:
-            WeightsError: As `bare`.
-        """
-        made = self.current(made)
-        network: nn.Module = self.graph(made)
-        if made.stage == "float":
-            fold_batch_norm(network)
-            network.requires_grad_(False)  # those that folding made, too
-        network.to(memory_format=torch.channels_last)
-        if made.stage == "snn":
-            network = SpikingNetwork(network, made.T, chunk=4 * self.batch)
-            if half:
-                network.use_bfloat16()
-        return self.runner(network, made)
-
-    def pick(self, samples: Sequence, count: int, seed: int = 0) -> Sequence:
-        """`count` samples drawn without replacement (all of them when there are fewer).
-
-        None of them is unlabelled: such pictures may be unlike those that a network is for.
-        """
-        count = min(count, len(samples))
-        return self.take(samples, random.Random(seed).sample(range(len(samples)), count))
-
-    def teacher(self, made: Checkpoint, teacher: Checkpoint) -> nn.Module:
-        """The network of a float checkpoint whose outputs one made from `made` shall come near to.
-
-        Raises:
-            WeightsError: It is not a float network, or its outputs mean something else.
-        """
-        expect_stage(teacher, "float")
-        if teacher.names != made.names:
-            raise WeightsError(
-                f"the teacher knows {len(teacher.names)} classes, {', '.join(teacher.names[:3])}, "
-                f"...; expected the {len(made.names)} of the network that learns from it"
-            )
-        return self.restore(teacher).network
-
-
-def expect_stage(made: Any, *stages: str) -> None:
-    """Refuse a checkpoint, or what runs it, of another stage.
-
-    Raises:
-        WeightsError: Says what it is and what was expected.
-    """
-    if made.stage not in stages:
-        raise WeightsError(
-            f"these are {made.stage} weights; expected {' or '.join(stages)} weights"
-        )
-
-
-def spiking_checkpoint(made: Checkpoint, graph: Graph, origin: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the spiking graph that was made from a stage-I checkpoint."""
-    return with_graph(replace(made, stage="snn", origin=origin), graph)
-
-
-def with_graph(made: Checkpoint, graph: Graph) -> Checkpoint:
-    """A checkpoint with another graph."""
-    fields = {key: value for key, value in vars(made).items() if key not in ("tensors", "graph")}
-    return of_graph(graph, **fields)
-
-
-def pooling_of(description: dict[str, Any]) -> str:
-    """How spikes are max-pooled: `spike_pooling: count` (the default) or `step`.
-
-    Raises:
-        UsageError: The description says something else.
-    """
-    pooling = description.get("spike_pooling", "count")
-    if pooling not in ("count", "step"):
-        raise UsageError(
-            f"the network description has spike_pooling: {pooling}; expected count or step"
-        )
-    return pooling
-
-
-def as_float(value: Any) -> Any:
-    """Every floating-point tensor of a nested structure in float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {k: as_float(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(as_float(v) for v in value)
-    return value
-
-
-def expect_same_network(path: Path, made: Checkpoint, other: Path, wanted: Checkpoint) -> None:
-    """Refuse a checkpoint that is not of the network of another, whatever their stages.
-
-    Args:
-        path: Of the first one.
-        made: The first one.
-        other: Path of the second one.
-        wanted: The second one.
-
-    Raises:
-        WeightsError: Of another task, network or input side, or of other classes.
-    """
-
-    def identity(one: Checkpoint) -> dict[str, Any]:
-        # the conversion chooses how spikes are pooled
-        model = {key: value for key, value in one.model.items() if key != "spike_pooling"}
-        return {"task": one.task, "classes": one.names, "network": model, "pixels": one.imgsz}
-
-    found, expected = identity(made), identity(wanted)
-    for key, value in found.items():
-        if value != expected[key]:
-            raise WeightsError(f"{path}: other {key} than {other}; expected the same network")

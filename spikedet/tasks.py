@@ -37,9 +37,9 @@ def named(name: str) -> Task:
     raise WeightsError(f"these weights are for {name}; expected {' or '.join(SETTINGS)}")
 
 
-def of(made: Checkpoint) -> Task:
+def of(checkpoint: Checkpoint) -> Task:
     """The task of a checkpoint."""
-    return named(made.task)
+    return named(checkpoint.task)
 
 
 def of_data(folders: Sequence[Path]) -> str:

@@ -1,14 +1,8 @@
 """Small networks and pictures that several tests use."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
 class SmallNet(nn.Module):

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from stages import quantised, spiking_copy
-from test_energy import command
 
 from spikedet import checkpoint
 from spikedet.checkpoint import FORMAT, Checkpoint
 from spikedet.errors import WeightsError
-from spikedet.task import with_graph
+from spikedet.networks import with_graph
+from support.commands import command
+from support.stages import quantised, spiking_copy
 
 HEADER = {"stage": "snn", "task": "detection", "model": {}, "names": ["a"], "imgsz": 320, "T": 8}
 

@@ -1,8 +1,6 @@
 """Pictures of every kind come out as a viewer shows them; the rest is refused by name."""
 
 import os
-import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -13,6 +11,7 @@ import spikedet.detection.ultra  # noqa: F401  before ultralytics itself
 from spikedet.detection.letterbox import letterbox
 from spikedet.errors import PictureError
 from spikedet.pictures import find_pictures, pictures_in, read_header, read_picture
+from support.pictures import write_png
 
 
 @pytest.fixture
@@ -278,19 +277,6 @@ def test_a_picture_that_memory_is_not_made_for_is_refused_by_its_header(tmp_path
     write_png(tmp_path / "a.png", mode, size)
     with pytest.raises(PictureError, match=f"{size[0]} x {size[1]} pixels are too many; expected"):
         read(tmp_path / "a.png")
-
-
-def write_png(path, mode, size):
-    """The header of a PNG of this size, and hardly any pixels."""
-    depth, colour = {"1": (1, 0), "L": (8, 0)}[mode]
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def test_memory_that_is_not_there_is_one_sentence(tmp_path, halves, monkeypatch):

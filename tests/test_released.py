@@ -3,17 +3,16 @@
 import json
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_energy import command
 
 import spikedet
 from spikedet.checkpoint import identity, sha256
 from spikedet.released import default_weights, released
+from support.commands import command
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = "weights/results/classifiers/cifar10-resnet20"
 PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as tools/evaluate.py takes it
 here = pytest.mark.skipif(not released("snn", 8, "classification"), reason="no released classifier")

@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spikedet import checkpoint, stage_two
+from spikedet import checkpoint, networks
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import WeightsError
 from spikedet.graph.operations import ACTIVATIONS, WEIGHTED
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.time import CONSTANT, phases, readouts
+from spikedet.networks import spiking_checkpoint, with_graph
 from spikedet.neurons.layers import MeanOverTime
-from spikedet.task import spiking_checkpoint, with_graph
+from spikedet.stages import stage_two
 from tools import upgrade
 
 
@@ -75,8 +76,8 @@ def test_an_old_file_computes_what_it_did(spiking, old):
     assert made.graph is None
     x = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
-        wanted = CLASSIFICATION.restore(spiking)(x)
-        assert torch.equal(CLASSIFICATION.restore(made)(x), wanted)
+        wanted = networks.restore(CLASSIFICATION, spiking)(x)
+        assert torch.equal(networks.restore(CLASSIFICATION, made)(x), wanted)
     assert any("log_weights" in name for name in made.tensors)
 
 

@@ -66,7 +66,7 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 def load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
     from spikedet import checkpoint, tasks
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage
 
     paths = args.weights, args.stage1, args.float
     if args.weights is None:
@@ -92,8 +92,8 @@ def samples(args: argparse.Namespace, task: Task, made: Checkpoint) -> Sequence:
     read = cli.read(args, task, cli.split(args, task.name), names=made.names)
     if args.all:
         cli.refuse(args, ["tuning"], "--all keeps no pictures aside")
-    found = read if args.all else task.split_off_tuning(read, args.tuning)[1]
-    return task.pick(found, args.limit)  # at random: classes may come one after another
+    found = read if args.all else read.split_off_tuning(args.tuning)[1]
+    return found.pick(args.limit)  # at random: classes may come one after another
 
 
 def compare(
@@ -106,14 +106,15 @@ def compare(
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
     import torch
 
-    from spikedet import stage_two
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
+    from spikedet.networks import restore
     from spikedet.runtime.network import SpikingNetwork
+    from spikedet.stages import stage_two
 
     spiking, *others = made
 
     def restored(checkpoint: Checkpoint) -> torch.nn.Module:
-        return task.restore(checkpoint).to(args.device).network
+        return restore(task, checkpoint).to(args.device).network
 
     stage1, source = (o and Reference(restored(o)) for o in others)
     found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
@@ -122,7 +123,7 @@ def compare(
         found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
     with cli.progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
-        for batch in task.pictures(pictures, spiking, args.batch):
+        for batch in pictures.pictures(spiking, args.batch):
             batch = batch.to(args.device, memory_format=torch.channels_last)
             for reference in filter(None, (stage1, source)):
                 reference.see(batch)

@@ -31,15 +31,15 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, networks, tasks
     from spikedet.errors import UsageError, WeightsError
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage
 
     cli.expect_new(args.out)
     if len(args.weights) < 2:
         raise UsageError("--weights: expected two checkpoints or more")
     found = [checkpoint.load(path) for path in args.weights]
-    found = [tasks.of(made).current(made) for made in found]
+    found = [networks.current(tasks.of(made), made) for made in found]
     first = found[0]
     shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
     for path, made in zip(args.weights, found, strict=True):

@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
 
     import spikedet
     from spikedet.errors import UsageError, WeightsError
+    from spikedet.networks import expect_stage
     from spikedet.released import released
-    from spikedet.task import expect_stage
 
     spiking = spikedet.load(args.weights, args.T, args.device, args.half, engine="torch")
     reference = spikedet.load(

@@ -31,9 +31,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -43,8 +41,8 @@ from tools.calibrate import (  # noqa: E402
     END,
     FINE,
     LAYERS,
+    Shown,
     add_arguments,
-    calibrate,
     expect_halves,
     expect_new,
     plan,
@@ -52,10 +50,6 @@ from tools.calibrate import (  # noqa: E402
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
 
 STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
-
-if TYPE_CHECKING:
-    from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -109,44 +103,10 @@ def expect_used(args: argparse.Namespace, method: Method) -> None:
             cli.refuse(args, ["unlabelled"], "nothing is distilled")
 
 
-def first_stage(
-    task: Task,
-    made: Checkpoint,
-    train: Sequence,
-    tune: Sequence,
-    args: argparse.Namespace,
-    origin: dict[str, Any],
-) -> Checkpoint:
-    """Stage-I weights for `args.T`: those of --stage1, or those of a run beside --out."""
-    from spikedet import checkpoint, stage_one, stage_two
-    from spikedet.task import expect_same_network, expect_stage
-
-    if args.stage1:
-        ready = checkpoint.load(args.stage1)
-        expect_stage(ready, "qc")
-        expect_same_network(args.stage1, ready, args.weights, made)
-        origin |= {"levels": ready.T, "stage1": checkpoint.sha256(args.stage1)}
-        ready = task.current(ready)
-        ready.T = args.T
-        return ready
-    planned = plan(args, task.name)  # before the hours that stage I takes
-    stage_two.expect_end_size(task, made, planned, task.graph(made))
-    stage_two.expect_layers(task, made, train, planned)
-    options = stage_one_options(args, task.name)
-    settings = cli.training_settings(args, task.name, stage_one=True, folded=options["fold_first"])
-    folder = args.out.with_name(args.out.name + ".stage1")
-    teacher = checkpoint.load(args.teacher) if args.teacher else None
-    options |= {"teacher": teacher, "origin": origin}
-    wanted = stage_one.planned(task, made, train, args.T, **options)
-    if not (args.resume and stage_one.finished(folder, wanted, settings)):
-        options["resume"] = args.resume
-        stage_one.finetune(task, made, train, tune, args.T, folder, settings, **options)
-    return checkpoint.load(folder / "best.safetensors")
-
-
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, stage_one, tasks
-    from spikedet.task import expect_stage
+    from spikedet import checkpoint, tasks
+    from spikedet.networks import expect_stage
+    from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
 
     expect_new(args.out)
@@ -154,25 +114,19 @@ def main(args: argparse.Namespace) -> None:
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")
     task = tasks.of(made)
-    made = task.current(made)
     method = METHODS[args.method]
     expect_used(args, method)
     train, tune = cli.samples(args, task, made.names)
     origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
     origin["method"] = args.method
-    if args.pooling:
-        made.model["spike_pooling"] = args.pooling
     args.qcfs |= method.plain
-    if method.finetuned:
-        quantised = first_stage(task, made, train, tune, args, origin)
-    else:
-        how = (args.per_channel, method.thresholds)
-        quantised = stage_one.untuned(task, made, train, args.T, *how)
-    args.no_coarse |= not method.coarse
-    args.no_fine |= not method.fine
-    if not method.end_to_end:
-        args.end_to_end = 0
-    calibrate(task, quantised, train, tune, args, origin, made, method)
+    options = stage_one_options(args, task.name)
+    settings = cli.training_settings(args, task.name, stage_one=True, folded=options.fold_first)
+    teacher = checkpoint.load(args.teacher) if args.teacher else None
+    about = (task, args.weights, train, tune, args.T, method, settings, options)
+    how = (plan(args, task.name), args.out, origin, args.stage1, teacher, args.pooling)
+    device = cli.torch_device(args.device or "cpu")
+    Conversion(*about, *how, device, args.resume, Shown(args.T)).run()
 
 
 if __name__ == "__main__":

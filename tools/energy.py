@@ -126,12 +126,12 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
     from spikedet import checkpoint
     from spikedet.analysis.operations import multiply_accumulates
-    from spikedet.task import expect_same_network, expect_stage
+    from spikedet.networks import expect_same_network, expect_stage, restore
 
     reference = checkpoint.load(path)
     expect_stage(reference, "float")
     expect_same_network(path, reference, spiking, made)
-    network = task.restore(reference).network
+    network = restore(task, reference).network
     picture = torch.zeros(1, 3, made.imgsz, made.imgsz)
     return sum(multiply_accumulates(network, picture).values())
 
@@ -140,8 +140,8 @@ def main(args: argparse.Namespace) -> None:
     from spikedet import checkpoint, tasks
     from spikedet.analysis.operations import measure_cost
     from spikedet.files import write_atomic
+    from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
-    from spikedet.task import expect_stage
 
     cli.expect_writable(args.json)
     path = args.weights or default_weights(args.T, tasks.of_data(args.data))
@@ -152,11 +152,11 @@ def main(args: argparse.Namespace) -> None:
     reference = float_multiplies(task, args.float, path, made) if args.float else None
     split = cli.split(args, task.name, test=True)
     samples = cli.read(args, task, split, args.limit, made.names)
-    digest, data = checkpoint.identity(path), task.fingerprint(samples)
+    digest, data = checkpoint.identity(path), samples.fingerprint()
     cli.warn_of_training_pictures(task, samples, {digest})
-    pictures = task.pictures(samples, made, args.batch)
+    pictures = samples.pictures(made, args.batch)
     steps = cli.progress(pictures, desc=f"T={T}", unit="batch", leave=False)
-    network = task.restore(made).to(args.device).network
+    network = restore(task, made).to(args.device).network
     cost = measure_cost(network, (batch.to(args.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}

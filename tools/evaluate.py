@@ -93,9 +93,10 @@ def planned_rows(args: argparse.Namespace) -> list[tuple[str, Checkpoint, str, l
         WeightsError: Weights of different tasks or classes.
         UsageError: An option that says nothing about these rows.
     """
-    from spikedet import stage_one, stage_two, tasks
+    from spikedet import tasks
     from spikedet.errors import WeightsError
-    from spikedet.task import spiking_checkpoint
+    from spikedet.networks import spiking_checkpoint
+    from spikedet.stages import stage_one, stage_two
 
     loaded = chosen(args)
     kinds = sorted({made.task for made, *_ in loaded})
@@ -133,11 +134,12 @@ def threshold_samples(args: argparse.Namespace, task: Task, names: tuple[str, ..
     if args.threshold_split:
         return cli.read(args, task, args.threshold_split, names=names)
     samples = cli.read(args, task, cli.usual_split(args.data, task.name), names=names)
-    return task.split_off_tuning(samples, None)[0]
+    return samples.split_off_tuning(None)[0]
 
 
 def main(args: argparse.Namespace) -> None:
     from spikedet import tasks
+    from spikedet.networks import restore
 
     cli.expect_writable(args.json)
     planned = planned_rows(args)
@@ -151,14 +153,14 @@ def main(args: argparse.Namespace) -> None:
     split = cli.split(args, task.name, test=True)
     samples = cli.read(args, task, split, args.limit, names)
     cli.warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
-    data = task.fingerprint(samples)
+    data = samples.fingerprint()
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
     print(f"spiking layers in {'bfloat16' if args.half else 'float32'}")
     titles = "".join(f"{name:>11}" for name in task.columns)
     print(f"{'':20}{'T':>5} {titles}  spike rate")
     for method, made, digest, steps in planned:
-        runner = task.restore(made, args.half).to(args.device)
+        runner = restore(task, made, args.half).to(args.device)
         longest = steps[-1] if steps else made.T
         title = method if longest is None else f"{method} T={longest}"
         with cli.progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:

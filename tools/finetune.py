@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikedet import cli  # noqa: E402
+from spikedet.settings import StageOne  # noqa: E402
 from spikedet.tasks import SETTINGS  # noqa: E402
 
 NOISE, DISTILL = 0.1, 1.0
@@ -34,7 +34,7 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--distill", type=cli.weight, help=f"weight of the float network's outputs ({DISTILL})")
     add("--teacher", type=Path, help="float checkpoint for --distill; --weights if that is one")
     usual = "; ".join(
-        f"{'on' if s.FOLD_FIRST else 'off'} for {task}, --rate being "
+        f"{'on' if s.StageOne.fold_first else 'off'} for {task}, --rate being "
         f"{s.STAGE_ONE_RATE['folded']} with it, {s.STAGE_ONE_RATE['unfolded']} without"
         for task, s in SETTINGS.items()
     )
@@ -43,8 +43,8 @@ def add_stage_one_arguments(parser: argparse.ArgumentParser) -> None:
     add("--qcfs", action="store_true", help="as QCFS trains: --noise 0 --distill 0, its gradient")
 
 
-def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
-    """Arguments of `stage_one.finetune` from `add_stage_one_arguments`, but for the teacher.
+def stage_one_options(args: argparse.Namespace, task: str) -> StageOne:
+    """The task's `StageOne` from `add_stage_one_arguments`.
 
     Raises:
         UsageError: Noise or distillation for QCFS.
@@ -58,14 +58,10 @@ def stage_one_options(args: argparse.Namespace, task: str) -> dict[str, Any]:
         distill = DISTILL if args.distill is None else args.distill
         if not distill:
             cli.refuse(args, DISTILLED, "--distill 0 distils nothing")
-    usual = SETTINGS[task].FOLD_FIRST
-    return {
-        "noise": noise,
-        "per_channel": args.per_channel,
-        "distill": distill,
-        "clips_rounded": args.qcfs,
-        "fold_first": usual if args.fold_first is None else args.fold_first,
-    }
+    options = SETTINGS[task].StageOne(noise, args.per_channel, distill, args.qcfs)
+    if args.fold_first is not None:
+        options.fold_first = args.fold_first
+    return options
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -83,7 +79,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, stage_one, tasks
+    from spikedet import checkpoint, tasks
+    from spikedet.stages.stage_one import FineTuning
 
     made = checkpoint.load(args.weights)
     task = tasks.of(made)
@@ -93,23 +90,13 @@ def main(args: argparse.Namespace) -> None:
         cli.refuse(args, ["distill", "temperature", "unlabelled"], why)
     if made.stage == "qc":
         cli.refuse(args, ["fold_first"], "batch norm of stage-I weights is folded already")
-    folded = options["fold_first"] or made.stage == "qc"
+    folded = options.fold_first or made.stage == "qc"
     settings = cli.training_settings(args, task.name, stage_one=True, folded=folded)
     train, tune = cli.samples(args, task, made.names)
     teacher = checkpoint.load(args.teacher) if args.teacher else None
-    stage_one.finetune(
-        task,
-        made,
-        train,
-        tune,
-        args.T,
-        args.out,
-        settings,
-        **options,
-        resume=args.resume,
-        teacher=teacher,
-        origin={"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)},
-    )
+    origin = {"command": cli.command_line(), "parent": checkpoint.sha256(args.weights)}
+    about = (task, made, train, tune, args.T, settings, options, teacher, origin)
+    FineTuning(*about).run(args.out, args.resume)
 
 
 if __name__ == "__main__":

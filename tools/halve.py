@@ -26,11 +26,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, networks, tasks
 
     cli.expect_new(args.out)
     made = checkpoint.load(args.weights)
-    made = tasks.of(made).current(made)
+    made = networks.current(tasks.of(made), made)
     made.origin["in_full"] = checkpoint.sha256(args.weights)
     checkpoint.save(made, args.out, half=True)
     sizes = (path.stat().st_size / 1e6 for path in (args.weights, args.out))

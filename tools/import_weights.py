@@ -50,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.errors import DataError, UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
+    from spikedet.networks import expect_convertible, float_checkpoint
 
     cli.expect_new(args.out)
     read = state.read(args.state)
@@ -82,12 +83,12 @@ def main(args: argparse.Namespace) -> None:
     left = state.put(network, state.tensors(read, args.state), args.state, what)
     if trained is not None:
         ultralytics_checkpoint.expect_same_layers(trained, network, args.state)
-    task.expect_convertible(description, len(names), imgsz)
+    expect_convertible(task, description, len(names), imgsz)
     origin = {"command": cli.command_line(), "state": checkpoint.sha256(args.state)}
     made = checkpoint.Checkpoint(
         "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
-    checkpoint.save(task.float_checkpoint(made, network), args.out)
+    checkpoint.save(float_checkpoint(task, made, network), args.out)
     if left:
         print(f"left out: {len(left)} tensors of auxiliary heads, which help training only")
     print(f"{args.out}: {task.name}, {len(names)} classes, {imgsz} pixels")

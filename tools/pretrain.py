@@ -50,6 +50,8 @@ def main(args: argparse.Namespace) -> None:
     from spikedet import tasks
     from spikedet.checkpoint import Checkpoint, save
     from spikedet.detection import model
+    from spikedet.networks import expect_convertible
+    from spikedet.task import Run
     from spikedet.training import expect_same_run
 
     task = tasks.named("classification")
@@ -58,9 +60,9 @@ def main(args: argparse.Namespace) -> None:
     if args.grow_from is None and settings.imgsz <= BACKBONE["grow_from"]:
         settings.grow_from = None
     detector = model.read_description(args.model, args.width, args.activation)
-    tasks.named("detection").expect_convertible(detector, 1, settings.imgsz)
+    expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
     train, tune = cli.samples(args, task)
-    names = task.names(train)
+    names = train.names
     network = model.build(detector, 1)
     backbone = network.model[: len(network.yaml["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
@@ -72,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     description = {"arch": "backbone", "form": "imagenet"}
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
     origin = {"command": cli.command_line(), "pictures": len(train)}
-    origin["run"] = {"data": task.fingerprint(train), "detector": detector}
+    origin["run"] = {"data": train.fingerprint(), "detector": detector}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
     def write(trained: nn.Module, path: Path) -> None:
@@ -82,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.resume:
         expect_same_run(args.out, made)
-    task.fit(network, train, tune, made, args.out, settings, write, args.resume)
+    task.fit(network, Run(made, train, tune, args.out, settings, write, args.resume))
 
 
 if __name__ == "__main__":

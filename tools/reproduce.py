@@ -97,7 +97,7 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
         UsageError: The checkpoints are not of one task, or not of that of the name.
     """
     from spikedet import checkpoint, tasks
-    from spikedet.task import expect_stage
+    from spikedet.networks import expect_stage
 
     there = [task for task, names in NAMES.items() if name in names]
     if not models and len(there) > 1:

@@ -64,6 +64,8 @@ def main(args: argparse.Namespace) -> None:
 
     from spikedet import tasks
     from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
+    from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
+    from spikedet.task import Run
     from spikedet.training import expect_same_run
 
     if args.teacher is None:
@@ -79,9 +81,9 @@ def main(args: argparse.Namespace) -> None:
     description = task.describe(args.model, args.width, args.activation)
     if args.imgsz is None:
         settings.imgsz = task.usual_side(description) or settings.imgsz
-    task.expect_convertible(description, 2, settings.imgsz)
+    expect_convertible(task, description, 2, settings.imgsz)
     train, tune = cli.samples(args, task)
-    names = task.names(train)
+    names = train.names
     network = task.network(description, len(names)).train()
     if args.pretrained:
         fresh = task.fresh(network, args.fresh_heads) if args.fresh_heads else ()
@@ -89,11 +91,11 @@ def main(args: argparse.Namespace) -> None:
     origin = {"command": cli.command_line(), "pictures": len(train)}
     taught = load(args.teacher) if args.teacher else None
     distill = 1.0 if args.distill is None else args.distill
-    origin["run"] = {"data": task.fingerprint(train), "distill": distill}
+    origin["run"] = {"data": train.fingerprint(), "distill": distill}
     origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
-    made = task.float_checkpoint(made, network)
-    teacher = task.teacher(made, taught) if taught else None
+    made = float_checkpoint(task, made, network)
+    teacher = teacher_of(task, made, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:
         made.tensors = trained.state_dict()
@@ -101,8 +103,8 @@ def main(args: argparse.Namespace) -> None:
 
     if args.resume:
         expect_same_run(args.out, made)
-    how = (made, args.out, settings, write, args.resume)
-    task.fit(network, train, tune, *how, teacher, distill)
+    how = (args.out, settings, write, args.resume, teacher, distill)
+    task.fit(network, Run(made, train, tune, *how))
 
 
 if __name__ == "__main__":

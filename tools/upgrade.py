@@ -26,7 +26,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, networks, tasks
     from spikedet.errors import WeightsError
 
     cli.expect_new(args.out)
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     if made.graph is not None:
         raise WeightsError(f"{args.weights}: of the form of today already")
     made.origin["upgraded_from"] = checkpoint.sha256(args.weights)
-    made = tasks.of(made).current(made)
+    made = networks.current(tasks.of(made), made)
     checkpoint.save(made, args.out, half=checkpoint.stored_in_half(args.weights))
     print(f"{args.out}: {made.stage}, {len(made.graph['nodes'])} nodes")
 

@@ -14,18 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
+from spikedet.checkpoint import Checkpoint
+from spikedet.classification.settings import EndToEnd
 from spikedet.classification.transforms import augmentation, view
 from spikedet.data.formats import Classes, recognise
 from spikedet.data.formats.folders import FORMAT as folders_format
 from spikedet.data.formats.folders import expect_classes, pictures_of
 from spikedet.errors import DataError, UsageError
 from spikedet.pictures import from_loader, read_picture
+from spikedet.task import Samples as TaskSamples
 
 UNLABELLED = -100  # instead of a class, as torch's cross-entropy has it
 TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
 
 
-class Samples(Dataset):
+class Samples(TaskSamples, Dataset):
     """Labelled pictures, decoded when they are first looked at and then kept as long as small.
 
     Args:
@@ -93,9 +96,71 @@ class Samples(Dataset):
 
     def transformed(self, transform: Any) -> Samples:
         """The same samples behind a transform."""
-        made = copy.copy(self)
-        made.transform = transform
-        return made
+        view = copy.copy(self)
+        view.transform = transform
+        return view
+
+    def labelled(self) -> Samples:
+        return self.select([n for n, label in enumerate(self.labels) if label != UNLABELLED])
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of class names, labels, and pixels or names and sizes."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        for label, source in zip(self.labels, self.sources, strict=True):
+            is_file = isinstance(source, Path)
+            what = f"{source.name} {source.stat().st_size}".encode() if is_file else source.numpy()
+            digest.update(f"\n{label} ".encode())
+            digest.update(what)
+        return digest.hexdigest()[:12]
+
+    def split_off_tuning(self, tuning: Path | None = None) -> tuple[Samples, Samples]:
+        """Separate every 50th picture of each class, which is kept aside for every choice.
+
+        Returns:
+            Samples to train on, and those kept aside.
+
+        Raises:
+            UsageError: A list of those kept aside.
+            DataError: Too few pictures to keep any aside.
+        """
+        if tuning is not None:
+            raise UsageError(
+                f"--tuning is no option of classification: every {TUNING_EVERY}th training "
+                "picture of a class is kept aside"
+            )
+        train = [number for number, aside in enumerate(self.aside) if not aside]
+        tune = [number for number, aside in enumerate(self.aside) if aside]
+        if not tune:
+            raise DataError(
+                f"{len(self)} pictures are too few, none of them is kept aside for choices (every "
+                f"{TUNING_EVERY}th of a class is); expected more"
+            )
+        return self.select(train), self.select(tune)
+
+    def with_unlabelled(self, folders: Sequence[Path]) -> Samples:
+        """The samples, and all pictures in some folders, whose class nobody says.
+
+        Raises:
+            DataError: A folder without pictures.
+        """
+        sources: list[Path] = []
+        for folder in folders:
+            pictures = pictures_of(Path(folder)) if Path(folder).is_dir() else []
+            if not pictures:
+                raise DataError(f"{folder}: no pictures in there")
+            sources += pictures
+        labels = self.labels + [UNLABELLED] * len(sources)
+        aside = self.aside + [False] * len(sources)
+        return Samples(self.names, labels, self.sources + sources, aside)
+
+    def pictures(self, checkpoint: Checkpoint, batch: int) -> Iterator[Tensor]:
+        return batches(self, checkpoint.model, checkpoint.imgsz, batch)
+
+    def augmented(
+        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        about = (checkpoint.model, checkpoint.imgsz, end.batch, seed, end.workers)
+        return augmented(self, *about, 0 if judging else end.jpeg)
 
 
 def read(
@@ -119,12 +184,12 @@ def read(
             another split beside it.
     """
     places = [(Path(folder), part) for folder in folders for part in split.split("+")]
-    found = [_source(folder).read(part) for folder, part in places]
-    first = found[0]
-    for (folder, part), other in zip(places, found, strict=True):
-        expect_classes(other.names, first.names, folder / part, f"{Path(*places[0])} has")
-    labels = [label for part in found for label in part.labels]
-    sources = [source for part in found for source in part.sources]
+    parts = [_source(folder).read(part) for folder, part in places]
+    first = parts[0]
+    for (folder, where), other in zip(places, parts, strict=True):
+        expect_classes(other.names, first.names, folder / where, f"{Path(*places[0])} has")
+    labels = [label for part in parts for label in part.labels]
+    sources = [picture for part in parts for picture in part.sources]
     samples = Samples(first.names, labels, sources)
     if names is not None:
         expect_classes(samples.names, names, folders[0], "the network knows")
@@ -132,17 +197,6 @@ def read(
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         samples = samples.select(order[:limit].tolist())
     return samples
-
-
-def fingerprint(samples: Samples) -> str:
-    """Twelve hexadecimal digits of class names, labels, and pixels or names and sizes of files."""
-    digest = hashlib.sha256("\n".join(samples.names).encode())
-    for label, source in zip(samples.labels, samples.sources, strict=True):
-        is_file = isinstance(source, Path)
-        what = f"{source.name} {source.stat().st_size}".encode() if is_file else source.numpy()
-        digest.update(f"\n{label} ".encode())
-        digest.update(what)
-    return digest.hexdigest()[:12]
 
 
 def _source(folder: Path) -> Classes:
@@ -166,46 +220,10 @@ def download(name: str, folder: Path) -> Path:
     if name not in kinds:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(kinds)}")
     try:
-        made = kinds[name](str(folder), download=True)
+        dataset = kinds[name](str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{folder}: {name} could not be downloaded ({error})") from None
-    return Path(folder) / made.base_folder
-
-
-def split_off_tuning(samples: Samples) -> tuple[Samples, Samples]:
-    """Separate every 50th picture of each class, which is kept aside for every choice.
-
-    Returns:
-        Samples to train on, and those kept aside.
-
-    Raises:
-        DataError: Too few pictures to keep any aside.
-    """
-    train = [number for number, aside in enumerate(samples.aside) if not aside]
-    tune = [number for number, aside in enumerate(samples.aside) if aside]
-    if not tune:
-        raise DataError(
-            f"{len(samples)} pictures are too few, none of them is kept aside for choices (every "
-            f"{TUNING_EVERY}th of a class is); expected more"
-        )
-    return samples.select(train), samples.select(tune)
-
-
-def with_unlabelled(samples: Samples, folders: Sequence[Path]) -> Samples:
-    """The samples, and all pictures in some folders, whose class nobody says.
-
-    Raises:
-        DataError: A folder without pictures.
-    """
-    sources = []
-    for folder in folders:
-        found = pictures_of(Path(folder)) if Path(folder).is_dir() else []
-        if not found:
-            raise DataError(f"{folder}: no pictures in there")
-        sources += found
-    labels = samples.labels + [UNLABELLED] * len(sources)
-    aside = samples.aside + [False] * len(sources)
-    return Samples(samples.names, labels, samples.sources + sources, aside)
+    return Path(folder) / dataset.base_folder
 
 
 def _every_fiftieth(labels: list[int]) -> list[bool]:

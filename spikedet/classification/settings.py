@@ -9,25 +9,37 @@ from spikedet import settings
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 SHORT = "torchvision:"  # with a name, in the place of the file of a network description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
-# What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
+# What the training of stage I has unless told otherwise, where it is not as in `Settings`.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.
-FOLD_FIRST = False
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.05}
 STAGE_ONE = {"epochs": 6, "warmup": 0.2, "clip": 1.0}
-STAGE_TWO = {
-    "pictures": 256,
-    "held": 64,
-    "layer_steps": 120,
-    "loss": "kl",
-    "batch": 32,
-    "end_to_end": 400,
-    "end_batch": 64,
-    "end_grow_from": None,
-    "end_rate": 1e-2,
-    "end_workers": 0,
-    "end_temperature": 1.0,
-    "end_jpeg": 0,
-}
+
+
+@dataclass
+class StageOne(settings.StageOne):
+    pass
+
+
+@dataclass
+class LayerWise(settings.LayerWise):
+    loss: str = "kl"
+    batch: int = 32
+
+
+@dataclass
+class EndToEnd(settings.EndToEnd):
+    """As everywhere, and what only classifiers have.
+
+    Attributes:
+        temperature: What the outputs are divided by that it distils.
+        jpeg: Quality, 1 to 100, that its pictures are compressed with after each crop, 0 for none;
+            its tuning pictures are taken as they are.
+    """
+
+    batch: int = 64
+    rate: float = 1e-2
+    temperature: float = 1.0
+    jpeg: int = 0
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
-from spikedet.classification.settings import PROTOCOL, SHORT, Settings
+from spikedet.classification.measure import measure
+from spikedet.classification.settings import PROTOCOL, SHORT, EndToEnd
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.task import Task
+from spikedet.task import Run, Source, Task
 
 
 class Runner:
@@ -33,9 +35,13 @@ class Runner:
         description: Of the network, with what its pictures are normalised by.
     """
 
-    def __init__(self, network: nn.Module, made: Checkpoint):
-        self.network, self.stage, self.T = network, made.stage, made.T
-        self.names, self.imgsz, self.description = made.names, made.imgsz, made.model
+    def __init__(self, network: nn.Module, checkpoint: Checkpoint):
+        self.network, self.stage, self.T = network, checkpoint.stage, checkpoint.T
+        self.names, self.imgsz, self.description = (
+            checkpoint.names,
+            checkpoint.imgsz,
+            checkpoint.model,
+        )
 
     def to(self, device: str) -> Runner:
         """Move to a device."""
@@ -85,119 +91,46 @@ class Classification(Task):
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
         return models.build(description, classes).eval()
 
-    def example(self, imgsz: int) -> Tensor:
-        return torch.zeros(1, 3, imgsz, imgsz)
-
-    def expect_outputs(self, graph: Graph, made: Checkpoint) -> None:
+    def expect_outputs(self, graph: Graph, checkpoint: Checkpoint) -> None:
         try:
-            models.expect_colours(made.model)
-            transforms.form(made.model)
+            models.expect_colours(checkpoint.model)
+            transforms.form(checkpoint.model)
         except UsageError as error:
             raise WeightsError(
                 f"the network description in the weights is damaged: {error}"
             ) from None
-        shape, wanted = fill(graph.output, graph.shapes), (1, len(made.names))
+        shape, wanted = fill(graph.output, graph.shapes), (1, len(checkpoint.names))
         if shape != wanted or len(graph.shapes[INPUT]) != 4 or graph.shapes[INPUT][1] != 3:
             raise WeightsError(
                 f"the network returns {str(shape)[:80]} for a picture "
                 f"{list(graph.shapes[INPUT][1:])}; its classes want {wanted} for three colours"
             )
 
-    def runner(self, network: nn.Module, made: Checkpoint) -> Runner:
-        return Runner(network, made)
+    def runner(self, network: nn.Module, checkpoint: Checkpoint) -> Runner:
+        return Runner(network, checkpoint)
 
-    def read(
-        self,
-        folders: Sequence[Path],
-        split: str,
-        limit: int | None = None,
-        names: tuple[str, ...] | None = None,
-    ) -> data.Samples:
-        return data.read(folders, split, limit, names)
-
-    def fingerprint(self, samples: data.Samples) -> str:
-        return data.fingerprint(samples)
-
-    def names(self, samples: data.Samples) -> tuple[str, ...]:
-        return samples.names
-
-    def split_off_tuning(
-        self, samples: data.Samples, tuning: Path | None
-    ) -> tuple[data.Samples, data.Samples]:
-        if tuning is not None:
-            raise UsageError(
-                f"--tuning is no option of {self.name}: every {data.TUNING_EVERY}th training "
-                "picture of a class is kept aside"
-            )
-        return data.split_off_tuning(samples)
-
-    def with_unlabelled(self, samples: data.Samples, folders: Sequence[Path]) -> data.Samples:
-        return data.with_unlabelled(samples, folders)
-
-    def pick(self, samples: data.Samples, count: int, seed: int = 0) -> data.Samples:
-        known = [n for n, label in enumerate(samples.labels) if label != data.UNLABELLED]
-        return super().pick(samples.select(known), count, seed)
-
-    def take(self, samples: data.Samples, numbers: Sequence[int]) -> data.Samples:
-        return samples.select(numbers)
-
-    def pictures(self, samples: data.Samples, made: Checkpoint, batch: int) -> Iterator[Tensor]:
-        return data.batches(samples, made.model, made.imgsz, batch)
-
-    def augmented(
-        self,
-        samples: data.Samples,
-        made: Checkpoint,
-        batch: int,
-        seed: int,
-        workers: int,
-        jpeg: int,
-    ) -> Iterator[dict[str, Any]]:
-        return data.augmented(samples, made.model, made.imgsz, batch, seed, workers, jpeg)
+    def read(self, source: Source) -> data.Samples:
+        where = (source.folders, source.split)
+        return data.read(*where, source.limit, source.names)
 
     def loss(
         self,
-        made: Checkpoint,
+        checkpoint: Checkpoint,
         network: nn.Module,
-        found: Tensor,
-        wanted: Tensor,
+        outputs: tuple[Tensor, Tensor],
         batch: dict[str, Any],
-        truth: float,
-        temperature: float,
+        end: EndToEnd,
     ) -> Tensor:
-        total = divergence(found, wanted, temperature)
-        if truth:
-            total = total + truth * cross_entropy(found, batch["label"].to(found.device))
+        logits, targets = outputs
+        total = divergence(logits, targets, end.temperature)
+        if end.truth:
+            total = total + end.truth * cross_entropy(logits, batch["label"].to(logits.device))
         return total
 
-    def fit(
-        self,
-        network: nn.Module,
-        train: data.Samples,
-        tune: data.Samples,
-        made: Checkpoint,
-        folder: Path,
-        settings: Settings,
-        write: Callable[[nn.Module, Path], None],
-        resume: bool,
-        teacher: nn.Module | None = None,
-        distill: float = 1.0,
-    ) -> None:
-        from spikedet.classification.train import train as run
+    def fit(self, network: nn.Module, run: Run) -> None:
+        from spikedet.classification.train import train
 
-        settings.imgsz = made.imgsz
-        run(
-            network,
-            train,
-            tune,
-            made.model,
-            folder,
-            settings,
-            write,
-            resume=resume,
-            teacher=teacher,
-            distill=distill,
-        )
+        train(network, replace(run, settings=replace(run.settings, imgsz=run.checkpoint.imgsz)))
 
     def measure(
         self,
@@ -207,11 +140,9 @@ class Classification(Task):
         steps: Sequence[int] | None = None,
         **options: Any,
     ) -> list[tuple[dict[str, Any], float | None]]:
-        from spikedet.classification.measure import measure
-
         return [
-            ({name: getattr(found, name) for name in self.columns}, rate)
-            for found, rate in measure(runner, samples, steps=steps, **options)
+            ({name: getattr(accuracy, name) for name in self.columns}, rate)
+            for accuracy, rate in measure(runner, samples, steps=steps, **options)
         ]
 
 

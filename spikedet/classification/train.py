@@ -6,9 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from torch.utils.data.distributed import DistributedSampler
 
 from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import accuracy, cross_entropy, divergence
-from spikedet.classification.settings import Settings
 from spikedet.classification.transforms import augmentation
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
 from spikedet.pictures import from_loader
 from spikedet.precision import layout, mixed
 from spikedet.settings import world_size
+from spikedet.task import Run
 from spikedet.training import (
     OPTIMIZERS,
     expect_fresh,
@@ -43,18 +42,7 @@ log = logging.getLogger(__name__)
 STRIDE = 32  # of the deepest networks; pictures grow by multiples of it
 
 
-def train(
-    network: nn.Module,
-    train: Samples,
-    tune: Samples,
-    description: dict[str, Any],
-    folder: Path,
-    settings: Settings,
-    save: Callable[[nn.Module, Path], None],
-    resume: bool = False,
-    teacher: nn.Module | None = None,
-    distill: float = 1.0,
-) -> None:
+def train(network: nn.Module, run: Run) -> None:
     """Train a network in place, with cross-entropy.
 
     Started by torchrun, every process takes its share of each batch, and the first one writes.
@@ -66,31 +54,25 @@ def train(
 
     Args:
         network: Float, or with quantisers.
-        train: Samples to fit.
-        tune: Samples that choose the best epoch.
-        description: Of the network; says how pictures are normalised.
-        folder: Gets `last.safetensors`, `best.safetensors`, `results.csv` and `state.pt`.
-        settings: How.
-        save: Called with the network and the path of a checkpoint.
-        resume: Go on from `folder/state.pt`.
-        teacher: Network whose soft-max outputs are distilled beside the labels.
-        distill: Weight of that.
+        run: What is trained, on what; its folder gets `last.safetensors`, `best.safetensors`,
+            `results.csv` and `state.pt`. The soft-max outputs of a teacher are distilled.
 
     Raises:
         TrainingError: A run that cannot start, resume or go on.
     """
+    settings, folder, description = run.settings, run.folder, run.checkpoint.model
     expect_possible(settings)
     expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
-    expect_fresh(folder, resume)
-    state = load_state(folder / "state.pt", settings) if resume else None
+    expect_fresh(folder, run.resume)
+    state = load_state(folder / "state.pt", settings) if run.resume else None
     with processes(settings.device) as (rank, world, device):
-        run = _Run(network, train, description, settings, teacher, distill, rank, world, device)
+        loop = _Loop(network, run, rank, world, device)
         rows: list[dict[str, Any]] = []
         first, best = 0, -math.inf
         if state is not None:
             try:
-                run.load_state_dict(state["run"])
-                best = max(run.score(row) for row in state["rows"])
+                loop.load_state_dict(state["run"])
+                best = max(loop.score(row) for row in state["rows"])
             except (KeyError, ValueError, RuntimeError):
                 raise TrainingError(
                     f"{folder} holds a run of another network or optimizer; choose another --out"
@@ -99,10 +81,10 @@ def train(
             log.info("resuming after epoch %d of %d", first, settings.epochs)
         for epoch in range(first, settings.epochs):
             with from_loader():
-                row = {"epoch": epoch + 1, **run.epoch(epoch)}
+                row = {"epoch": epoch + 1, **loop.epoch(epoch)}
             if rank:
                 continue
-            row |= run.judge(tune, description)
+            row |= loop.judge(run.tune, description)
             rows.append(row)
             log.info(
                 "epoch %d of %d: loss %.4f, training accuracy %.4f; tuning loss %.4f, tuning "
@@ -110,14 +92,14 @@ def train(
                 epoch + 1, settings.epochs, row["loss"], row["training_top1"],
                 row["tuning_loss"], row["tuning_top1"], row["seconds"],
             )  # fmt: skip
-            save(network, folder / "last.safetensors")
-            if run.score(row) >= best:
-                best = run.score(row)
-                save(network, folder / "best.safetensors")
+            run.write(network, folder / "last.safetensors")
+            if loop.score(row) >= best:
+                best = loop.score(row)
+                run.write(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
             state["settings"] = held(settings)
-            save_state({**state, "run": run.state_dict()}, folder / "state.pt")
+            save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
 
 
 @contextmanager
@@ -145,21 +127,19 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         torch.distributed.destroy_process_group()
 
 
-class _Run:
+class _Loop:
     """Network, optimiser and schedule of a run, an epoch at a time."""
 
     def __init__(
         self,
         network: nn.Module,
-        samples: Samples,
-        description: dict[str, Any],
-        settings: Settings,
-        teacher: nn.Module | None,
-        distill: float,
+        run: Run,
         rank: int,
         world: int,
         device: torch.device,
     ):
+        settings, samples, description = run.settings, run.train, run.checkpoint.model
+        teacher, distill = run.teacher, run.distill
         if settings.batch % world:
             raise UsageError(f"a batch of {settings.batch} cannot be shared by {world} processes")
         share = settings.batch // world

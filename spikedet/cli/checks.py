@@ -71,7 +71,7 @@ def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) 
     from spikedet import checkpoint
     from spikedet.released import all_released
 
-    seen = task.trained_on(samples)
+    seen = samples.seen_by_released()
     if seen and digests & set(map(checkpoint.identity, all_released(task.name))):
         print(
             f"warning: the released networks were trained on {seen} of these pictures; measure on "

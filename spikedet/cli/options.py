@@ -14,6 +14,7 @@ from spikedet.data import formats
 from spikedet.data.samples import listed
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
+from spikedet.task import Source
 from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
@@ -132,9 +133,8 @@ def read(
     kinds = {format.name: format for format in map(formats.recognise, args.data) if format}
     if images and not any(format.elsewhere for format in kinds.values()):
         raise UsageError(f"--images: the pictures of {' and '.join(kinds)} are where they are")
-    options = {"images": images} if images else {}
-    found = task.read(args.data, split, limit, names or told, **options)
-    classes = task.names(found)
+    found = task.read(Source(args.data, split, limit, names or told, images or ()))
+    classes = found.names
     print(
         f"{', '.join(map(str, args.data))}: {' and '.join(kinds)}, {len(found)} pictures of "
         f"{split}, {len(classes)} classes: {listed(classes)}",
@@ -159,9 +159,9 @@ def samples(
 ) -> tuple[Sequence, Sequence]:
     """Training samples of `add_data_arguments`, and those kept aside for every choice."""
     found = read(args, task, split(args, task.name), args.limit, names)
-    train, tune = task.split_off_tuning(found, getattr(args, "tuning", None))
+    train, tune = found.split_off_tuning(getattr(args, "tuning", None))
     unlabelled = getattr(args, "unlabelled", None)
-    return (task.with_unlabelled(train, unlabelled) if unlabelled else train), tune
+    return (train.with_unlabelled(unlabelled) if unlabelled else train), tune
 
 
 def add_training_arguments(
@@ -257,6 +257,6 @@ def _default(task: str, name: str) -> Any:
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
     """What stage I has that is not as in the settings of a task."""
     settings = SETTINGS[task]
-    folded = settings.FOLD_FIRST if folded is None else folded
+    folded = settings.StageOne.fold_first if folded is None else folded
     rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
     return {**settings.STAGE_ONE, "rate": rate}

@@ -24,48 +24,10 @@ from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
 from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
+from spikedet.settings import LayerWise
 
 LOSSES = ("mse", "kl")
 NOTHING = 1e-8  # error of a layer without one: a first layer, whose current is constant
-
-
-@dataclass
-class Options:
-    """How much stage II does.
-
-    Attributes:
-        coarse: Shift initial potentials to the mean residual (eq 18).
-        fine: Train weights, biases and initial potentials of each layer (eq 19-21).
-        steps: Most steps of fine calibration a layer.
-        rate: Adam's learning rate as a part of each tensor's root mean square.
-        patience: Checks on held-out pictures without a gain before a layer is left.
-        check: Steps between two checks.
-        alpha: Width of the surrogate gradient in units of the threshold.
-        half: Convolutions of the fitting steps in bfloat16 (checks are always float32).
-        per_neuron: An initial potential for every neuron, [C, H, W], instead of every channel;
-            the network then runs on pictures of this size alone.
-        loss: `mse`, or `kl`: Kullback-Leibler divergence of the rates from the targets, soft-max
-            over the flattened C*H*W of each picture (as published for classification; blind to a
-            constant that is added). The readout, whose level matters, is always fitted by `mse`.
-        bias: Before anything else add to the bias of each layer what its activations lack on
-            average: b += mean(a - theta r) (Li et al., ICML 2021). As published it is not judged
-            by the held-out pictures, so a layer may end worse than it began.
-        layers: Names of the layers to calibrate, or shell patterns (`model.1.*`), as they stand in
-            the reports; the others keep their parameters. All when None.
-    """
-
-    coarse: bool = True
-    fine: bool = True
-    steps: int = 120
-    rate: float = 3e-2
-    patience: int = 4
-    check: int = 15
-    alpha: float = 1.0
-    half: bool = True
-    per_neuron: bool = False
-    loss: str = "mse"
-    bias: bool = False
-    layers: Sequence[str] | None = None
 
 
 @dataclass
@@ -88,7 +50,7 @@ def calibrate(
     fit: Sequence[Tensor],
     held: Sequence[Tensor],
     T: int,
-    options: Options | None = None,
+    options: LayerWise | None = None,
     report: Callable[[LayerReport, int, int], None] | None = None,
 ) -> list[LayerReport]:
     """Calibrate `spiking` in place.
@@ -110,7 +72,7 @@ def calibrate(
         UsageError: An unknown loss, or a name in `options.layers` that no layer has.
         ConversionError: With `options.bias`, a layer that has no bias of its own (see `own_bias`).
     """
-    options = options or Options()
+    options = options or LayerWise()
     if options.loss not in LOSSES:
         raise UsageError(f"loss {options.loss!r}; expected one of {', '.join(LOSSES)}")
     pictures = [*fit, *held]
@@ -160,7 +122,7 @@ class _Layer:
         site: Site,
         free: list[nn.Module],
         targets: list[Tensor],
-        options: Options,
+        options: LayerWise,
     ):
         self.student, self.site, self.targets, self.options = student, site, targets, options
         self.is_neuron = site.is_neuron

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
-from spikedet.conversion.calibrate import LayerReport, Options, calibrate
+from spikedet.conversion.calibrate import LayerReport, calibrate
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import ROUND, distill, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
@@ -27,6 +27,7 @@ from spikedet.methods import named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import LayerWise
 
 Loss = Callable[..., Tensor]
 Distance = Callable[[Any, Any], Tensor]
@@ -94,7 +95,7 @@ def convert(
         held: Most pictures that layers are judged by, others than those.
         batch: Pictures that go through a layer at once in calibration.
         layer_steps: Most steps of fine calibration a layer.
-        layer_loss: `mse` or `kl` (see `calibrate.Options`).
+        layer_loss: `mse` or `kl` (see `settings.LayerWise`).
         layers: Names or patterns of the layers to calibrate; all when None.
         per_neuron: An initial potential for every neuron instead of every channel.
         end_to_end: Steps of the end-to-end pass over the batches, which follow `network` and, where
@@ -159,7 +160,7 @@ def convert(
         copied = (how.initial, how.shift, pooling, neuron, example[:4])
         spiking = spiking_copy(graph, T, *copied)
         if how.calibrated:
-            options = Options(
+            options = LayerWise(
                 coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
                 per_neuron=per_neuron, bias=how.bias, layers=layers,
             )  # fmt: skip
@@ -340,7 +341,7 @@ def _calibrate(
     spiking: Graph,
     groups: tuple[list[Tensor], list[Tensor]],
     T: int,
-    options: Options,
+    options: LayerWise,
     progress: bool,
 ) -> None:
     """Stage II, layer by layer, in place."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from spikedet.detection.boxes import Detections
+if TYPE_CHECKING:
+    from spikedet.detection.boxes import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
@@ -20,8 +20,7 @@ from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
-from spikedet.precision import layout, mixed
-from spikedet.task import as_float
+from spikedet.precision import as_float, layout, mixed
 
 MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # that a description may ask for
 
@@ -206,7 +205,7 @@ def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int)
     Raises:
         WeightsError: Says what does not fit.
     """
-    made, stride = decoder(head, classes), max(head["strides"])
+    decode_head, stride = decoder(head, classes), max(head["strides"])
     if graph.shapes[INPUT][1:2] != (3,) or len(graph.shapes[INPUT]) != 4 or imgsz % stride:
         raise WeightsError(
             f"a detector of pictures {list(graph.shapes[INPUT][1:])} at {imgsz} pixels; expected "
@@ -215,8 +214,8 @@ def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int)
     shapes = fill(graph.output, graph.shapes)
     if not isinstance(shapes, dict) or set(shapes) != {"boxes", "scores", "feats"}:
         raise WeightsError("the network does not return boxes, scores and feats")
-    feats, edges = shapes["feats"], 4 * made.reg_max
-    good = isinstance(feats, list) and len(feats) == len(made.stride)
+    feats, edges = shapes["feats"], 4 * decode_head.reg_max
+    good = isinstance(feats, list) and len(feats) == len(decode_head.stride)
     if not good or not all(
         isinstance(shape, tuple) and len(shape) == 4 and shape[1] == edges for shape in feats
     ):
@@ -342,10 +341,10 @@ class Runner:
         imgsz: Input side in pixels.
     """
 
-    def __init__(self, network: nn.Module, made: checkpoint.Checkpoint):
-        self.network, self.head = network, decoder(made.head, len(made.names))
-        self.stage, self.T = made.stage, made.T
-        self.names, self.imgsz = tuple(made.names), made.imgsz
+    def __init__(self, network: nn.Module, checkpoint: Checkpoint):
+        self.network, self.head = network, decoder(checkpoint.head, len(checkpoint.names))
+        self.stage, self.T = checkpoint.stage, checkpoint.T
+        self.names, self.imgsz = tuple(checkpoint.names), checkpoint.imgsz
 
     def to(self, device: str) -> Runner:
         """Move to a device."""

@@ -17,22 +17,25 @@ PROTOCOL = (
 )
 # How a backbone learns to tell classes apart before it is a detector's, where not as a classifier.
 BACKBONE = {"epochs": 16, "imgsz": 96, "grow_from": 64, "rate": 0.2, "decay": 5e-5}
-# What stage I (where it is not as in `Settings`) and stage II do unless told otherwise.
-FOLD_FIRST = True
+# What the training of stage I has unless told otherwise, where it is not as in `Settings`.
 STAGE_ONE_RATE = {"folded": 0.002, "unfolded": 0.01}
 STAGE_ONE = {"epochs": 4, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
-STAGE_TWO = {
-    "pictures": 256,
-    "held": 64,
-    "layer_steps": 120,
-    "loss": "mse",
-    "batch": 8,
-    "end_to_end": 600,
-    "end_batch": 8,
-    "end_grow_from": None,
-    "end_rate": 4e-3,
-    "end_workers": 1,
-}
+
+
+@dataclass
+class StageOne(settings.StageOne):
+    fold_first: bool = True
+
+
+@dataclass
+class LayerWise(settings.LayerWise):
+    pass
+
+
+@dataclass
+class EndToEnd(settings.EndToEnd):
+    steps: int = 600
+    workers: int = 1
 
 
 @dataclass

@@ -22,13 +22,13 @@ from torch import nn
 from spikedet.detection.data import Sample
 from spikedet.detection.model import Detector
 from spikedet.detection.parts import Parts
-from spikedet.detection.settings import MOST, Settings
+from spikedet.detection.settings import MOST
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.pictures import read_picture
-from spikedet.precision import layout, mixed
+from spikedet.precision import as_float, layout, mixed
 from spikedet.settings import world_size
-from spikedet.task import as_float
+from spikedet.task import Run
 from spikedet.training import (
     expect_fresh,
     expect_growth,
@@ -133,19 +133,13 @@ class Trainer(DetectionTrainer):
     def __init__(
         self,
         network: Detector,
-        train: list[Sample],
-        tune: list[Sample],
-        names: tuple[str, ...],
-        folder: Path,
-        settings: Settings,
-        save: Callable[[nn.Module, Path], None],
-        resume: bool = False,
-        teacher: nn.Module | None = None,
-        distill: float = 1.0,
+        run: Run,
     ):
-        self.teacher, self.distill = teacher, distill
-        self.network, self.samples, self.names = network, {"train": train, "val": tune}, names
-        self.settings, self.save_weights = settings, save
+        settings, folder, resume = run.settings, run.folder, run.resume
+        self.teacher, self.distill = run.teacher, run.distill
+        self.network, self.names = network, run.checkpoint.names
+        self.samples = {"train": list(run.train), "val": list(run.tune)}
+        self.settings, self.save_weights = settings, run.write
         expect_possible(settings)
         if settings.device == "cpu" and world_size() > 1:
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")

@@ -278,11 +278,12 @@ class Workshop:
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
         from spikedet import checkpoint, tasks
+        from spikedet.task import Source
 
         if limit not in self._pictures:
             task, names = tasks.named(self.task), checkpoint.load(self.model).names
-            samples = task.read(self.data, self.args.split, limit, names)
-            self._pictures[limit] = task.fingerprint(samples)
+            samples = task.read(Source(self.data, self.args.split, limit, names))
+            self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
 
     def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:

@@ -1,0 +1,319 @@
+"""Both stages with their files: what is written where, resumed after a kill, kept if it is better.
+
+CALIBRATION    stage-I weights -> `out`
+    out.layers.safetensors    the layer-wise result, until the end-to-end pass is over
+    out.state.pt              what that pass has reached
+    out.last.safetensors      what it made, where that is not better and so is not kept
+CONVERSION     float weights -> `out`, its run of stage I in the folder `out.stage1`
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from spikedet.checkpoint import Checkpoint, fingerprint, load, save, sha256
+from spikedet.errors import TrainingError
+from spikedet.graph.graph import Graph
+from spikedet.methods import METHODS, Method
+from spikedet.networks import (
+    current,
+    expect_same_network,
+    expect_stage,
+    graph_of,
+    spiking_checkpoint,
+    teacher_of,
+)
+from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.precision import layout
+from spikedet.settings import Plan, StageOne
+from spikedet.stages import stage_two
+from spikedet.stages.stage_one import FineTuning, untuned
+from spikedet.stages.watcher import Watcher
+from spikedet.task import Samples, Task
+
+# what the record of weights goes on to say after another end-to-end pass
+RECORD = ("method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end")
+RECORD += ("end_to_end_steps",)
+NO_ERROR = 1e-9  # of a layer that has nothing to gain, as a first one with its constant input
+
+
+@dataclass
+class Calibration:
+    """Stage II of a stage-I checkpoint, or one more end-to-end pass of a spiking one.
+
+    Attributes:
+        task: Of the network.
+        checkpoint: Stage-I checkpoint, with the T that is wanted.
+        train: Samples to fit.
+        tune: Samples that say whether the end-to-end pass is kept.
+        plan: How much is done.
+        out: Spiking checkpoint to write.
+        origin: Put into it.
+        teacher: Float checkpoint that the end-to-end pass distils; stage I teaches when None.
+        method: How neurons start, and whether biases are corrected.
+        pooling: How spikes are max-pooled, `count` or `step`; as the checkpoint has it when None.
+        device: Where to compute.
+        resume: Go on with an end-to-end pass that was interrupted; without one, begin anew.
+        watcher: Is told what is done.
+    """
+
+    task: Task
+    checkpoint: Checkpoint
+    train: Samples
+    tune: Samples
+    plan: Plan
+    out: Path
+    origin: dict[str, Any]
+    teacher: Checkpoint | None = None
+    method: Method = METHODS["two-stage"]
+    pooling: str | None = None
+    device: str = "cpu"
+    resume: bool = False
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def run(self) -> None:
+        """Calibrate and write.
+
+        Raises:
+            TrainingError: A killed run that is not to be resumed, or that was another one.
+            DataError: Too few samples.
+            UsageError: Pictures that the network cannot take, or layers that it has not.
+        """
+        start = time.time()
+        plan = replace(self.plan, layers=replace(self.plan.layers, bias=self.method.bias))
+        self.origin = dict(self.origin)
+        self.plan, task = plan, self.task
+        if self.pooling:
+            model = {**self.checkpoint.model, "spike_pooling": self.pooling}
+            self.checkpoint = replace(self.checkpoint, model=model)
+        if begun_with(self.out).is_file():
+            network = self._taken_up()
+            layers_done = True
+        else:
+            layers_done = self.checkpoint.stage == "snn"
+            network = self._begun()
+        for node in network.of((SpikingMaxPool,)):
+            node.module.mode = self.pooling or node.module.mode
+        stage_two.expect_end_size(task, self.checkpoint, plan, network)
+        if self.teacher is not None:
+            teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
+        network.to(self.device, memory_format=layout(network))
+        if not layers_done:
+            self._layer_wise(network)
+        target = begun_with(self.out) if plan.end.steps else self.out
+        self.origin["run"] = self._agreed()
+        if not begun_with(self.out).is_file() or not plan.end.steps:
+            save(spiking_checkpoint(self.checkpoint, network, self.origin), target)
+        if plan.end.steps:
+            self._end_to_end(network)
+        forget(self.out)
+        self.watcher.say(f"{self.out}: T={self.checkpoint.T}, {(time.time() - start) / 60:.1f} min")
+
+    def _agreed(self) -> dict[str, Any]:
+        """What a run must agree in with the one that it goes on with."""
+        agreed = {"weights": fingerprint(self.checkpoint.tensors)}
+        agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
+        agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
+        if self.checkpoint.stage != "snn":  # its layers are calibrated already
+            agreed |= vars(self.plan.layers)
+        return agreed
+
+    def _taken_up(self) -> Graph:
+        """The network of a run that was killed in its end-to-end pass."""
+        path = begun_with(self.out)
+        if not self.resume:
+            raise TrainingError(f"{path}: a killed run; add --resume, or choose another --out")
+        reached = load(path)
+        before, now = reached.origin.get("run", {}), self._agreed()
+        other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
+        if other:
+            raise TrainingError(f"{path}: a run with other {other}; choose another --out")
+        self.origin = {**reached.origin, "command": self.origin.get("command")}  # as it is done now
+        return graph_of(self.task, reached)
+
+    def _begun(self) -> Graph:
+        """The network before its layers are calibrated, or as another pass finds it."""
+        checkpoint = self.checkpoint
+        if checkpoint.stage == "snn":
+            record = {name: checkpoint.origin[name] for name in RECORD if name in checkpoint.origin}
+            self.origin = {**record, **self.origin}
+            return graph_of(self.task, checkpoint)
+        layers = self.plan.layers
+        self.origin |= {"coarse": layers.coarse, "fine": layers.fine, "end_to_end": False}
+        self.origin["calibration_pictures"] = 0
+        pictures = next(iter(self.train.pick(2).pictures(checkpoint, 2)))
+        initial, shift = self.method.initial, self.method.shift
+        return stage_two.copied(self.task, checkpoint, initial, shift, pictures)
+
+    def _layer_wise(self, network: Graph) -> None:
+        """The layer-wise pass, in place."""
+        layers = self.plan.layers
+        if not (layers.coarse or layers.fine or layers.bias):
+            return
+        targets = self.teacher if layers.bias else None
+        reports, fitted, judges = stage_two.layer_wise(
+            self.task, self.checkpoint, network, self.train, self.plan, self.watcher.layer, targets
+        )
+        gains = [1 - r.after / r.before for r in reports if r.before > NO_ERROR]
+        gain = sum(gains) / max(1, len(gains))
+        self.origin |= {"layer_wise_gain": gain, "calibration_pictures": fitted}
+        self.watcher.say(
+            f"error per layer on held-out pictures: {gain:.1%} lower on average; {fitted} fitted, "
+            f"{judges} held out"
+        )
+
+    def _end_to_end(self, network: Graph) -> None:
+        """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`."""
+        plan, steps = self.plan, self.plan.end.steps
+        about = (self.task, self.checkpoint, network)
+
+        def loss() -> float:
+            return stage_two.tuning_loss(*about, self.tune, plan, self.teacher)
+
+        def on_step(step: int, value: float) -> None:
+            self.watcher.step(step + 1, steps, value)
+
+        if plan.end.int8:
+            stage_two.whole(network)  # what is kept is whole in any case
+            self.origin["int8"] = True
+        before = loss()
+        kept = copy.deepcopy(network)
+        state = state_of(self.out)
+        spikes = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
+        after = loss()
+        wins = after < before or plan.end.sparsity > 0
+        path = self.out if wins else last_of(self.out)
+        judged = stage_two.judged(self.tune, plan)
+        self.watcher.say(
+            f"loss on {judged} tuning pictures: {before:.4f} before, {after:.4f} after"
+        )
+        self.watcher.say("kept" if wins else f"not kept, but written to {path}")
+        losses = {"tuning_loss": after, "tuning_loss_before": before}
+        passed: dict[str, Any] = {"end_to_end": True, **spikes}
+        passed["end_to_end_steps"] = self.origin.get("end_to_end_steps", 0) + steps
+        origin = {**self.origin, **losses}
+        save(spiking_checkpoint(self.checkpoint, network, {**origin, **passed}), path)
+        if not wins:
+            save(spiking_checkpoint(self.checkpoint, kept, origin), self.out)
+
+
+@dataclass
+class Conversion:
+    """A float checkpoint through both stages, a part of them, or a baseline.
+
+    Attributes:
+        task: Of the network.
+        weights: Path of the float checkpoint.
+        train: Samples to fit.
+        tune: Samples that choose.
+        T: Time steps.
+        method: How to convert.
+        settings: How stage I is trained; of the task's `Settings`.
+        options: What stage I has beside them.
+        plan: How much stage II does.
+        out: Spiking checkpoint to write.
+        origin: Put into it.
+        stage1: Stage-I checkpoint of T or of another number of levels, instead of a run of stage I.
+        teacher: Float checkpoint that stage I distils; `weights` when None.
+        pooling, device, resume, watcher: As of `Calibration`.
+    """
+
+    task: Task
+    weights: Path
+    train: Samples
+    tune: Samples
+    T: int
+    method: Method
+    settings: Any
+    options: StageOne
+    plan: Plan
+    out: Path
+    origin: dict[str, Any]
+    stage1: Path | None = None
+    teacher: Checkpoint | None = None
+    pooling: str | None = None
+    device: str = "cpu"
+    resume: bool = False
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def run(self) -> None:
+        """Convert and write.
+
+        Raises:
+            WeightsError: Weights of another stage or network.
+            TrainingError, DataError, UsageError: As of both stages.
+        """
+        checkpoint = load(self.weights)
+        expect_stage(checkpoint, "float")
+        checkpoint = current(self.task, checkpoint)
+        if self.pooling:
+            model = {**checkpoint.model, "spike_pooling": self.pooling}
+            checkpoint = replace(checkpoint, model=model)
+        origin = dict(self.origin)
+        quantised = self._first_stage(checkpoint, origin)
+        method, plan = self.method, self.plan
+        layers = replace(
+            plan.layers,
+            coarse=plan.layers.coarse and method.coarse,
+            fine=plan.layers.fine and method.fine,
+        )
+        end = plan.end if method.end_to_end else replace(plan.end, steps=0)
+        plan = replace(plan, layers=layers, end=end)
+        about = (self.task, quantised, self.train, self.tune, plan, self.out, origin, checkpoint)
+        where = (self.method, self.pooling, self.device, self.resume, self.watcher)
+        Calibration(*about, *where).run()
+
+    def _first_stage(self, checkpoint: Checkpoint, origin: dict[str, Any]) -> Checkpoint:
+        """Stage-I weights for T: given, estimated, or those of a run beside `out`."""
+        task, T = self.task, self.T
+        if not self.method.finetuned:
+            how = (self.options.per_channel, self.method.thresholds)
+            return untuned(task, checkpoint, self.train, T, *how)
+        if self.stage1 is not None:
+            ready = load(self.stage1)
+            expect_stage(ready, "qc")
+            expect_same_network(self.stage1, ready, self.weights, checkpoint)
+            origin |= {"levels": ready.T, "stage1": sha256(self.stage1)}
+            return replace(current(task, ready), T=T)
+        # refuse what stage II could not do before the hours that stage I takes
+        stage_two.expect_end_size(task, checkpoint, self.plan, graph_of(task, checkpoint))
+        stage_two.expect_layers(task, checkpoint, self.train, self.plan)
+        options = self.options
+        if self.method.plain:
+            options = replace(options, noise=0.0, distill=0.0, clips_rounded=True)
+        about = (task, checkpoint, self.train, self.tune, T, self.settings, options)
+        tuning = FineTuning(*about, self.teacher, origin)
+        folder = self.out.with_name(self.out.name + ".stage1")
+        if not (self.resume and tuning.finished(folder)):
+            tuning.run(folder, self.resume)
+        return load(folder / "best.safetensors")
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A file of the run that makes `out`."""
+    return out.with_name(out.name.removesuffix(".safetensors") + ending)
+
+
+def last_of(out: Path) -> Path:
+    """What the end-to-end pass made where that is not what it keeps."""
+    return beside(out, ".last.safetensors")
+
+
+def begun_with(out: Path) -> Path:
+    """Where the network before the end-to-end pass stands until that is over."""
+    return beside(out, ".layers.safetensors")
+
+
+def state_of(out: Path) -> Path:
+    """What the end-to-end pass has reached until it is over."""
+    return beside(out, ".state.pt")
+
+
+def forget(out: Path) -> None:
+    """Delete what an end-to-end pass would go on from."""
+    for path in (state_of(out), begun_with(out)):
+        path.unlink(missing_ok=True)

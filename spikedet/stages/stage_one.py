@@ -1,0 +1,174 @@
+"""Stage I of any task: quantise-clip fine-tuning, from a float checkpoint to one of stage `qc`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spikedet.checkpoint import Checkpoint, fingerprint, save
+from spikedet.conversion.prepare import prepare
+from spikedet.conversion.thresholds import thresholds_by
+from spikedet.errors import WeightsError
+from spikedet.graph.graph import Graph
+from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
+from spikedet.graph.rewrites.quantise import quantise
+from spikedet.networks import current, example, expect_stage, graph_of, teacher_of, with_graph
+from spikedet.neurons.quantize import QuantClip
+from spikedet.settings import StageOne
+from spikedet.task import Run, Samples, Task
+from spikedet.training import expect_same_run, state_of
+
+THRESHOLD_PICTURES = 64
+
+
+def quantized(
+    task: Task,
+    checkpoint: Checkpoint,
+    samples: Samples,
+    T: int,
+    options: StageOne,
+    thresholds: str | Callable[..., Any] = "least-error",
+) -> Graph:
+    """The graph of a float network with quantise-clip activations, thresholds from `samples`.
+
+    Stage-I weights of another T keep their thresholds and only change their number of levels.
+
+    Args:
+        task: Of the network.
+        checkpoint: Float or stage I.
+        samples: Where thresholds of a float network are estimated.
+        T: Time steps.
+        options: Noise, thresholds of each channel, and when batch norm is folded.
+        thresholds: How they are taken from pictures (see `Method`).
+
+    Raises:
+        WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
+    """
+    expect_stage(checkpoint, "float", "qc")
+    graph = graph_of(task, checkpoint)
+    if checkpoint.stage == "qc":
+        quantisers = [node.module for node in graph.of((QuantClip,))]
+        if options.per_channel and any(not module.threshold.ndim for module in quantisers):
+            raise WeightsError(
+                "these stage-I weights have one threshold a layer; for thresholds of each "
+                "channel start from float weights"
+            )
+        for module in quantisers:
+            module.steps, module.noise = T, options.noise
+        return graph
+    graph = prepare(graph, example(checkpoint.imgsz), options.fold_first)
+    pictures = samples.pick(THRESHOLD_PICTURES).pictures(checkpoint, 8)
+    estimated = thresholds_by(thresholds, graph, pictures, T, options.per_channel)
+    quantise(graph, estimated, T, options.noise)
+    return graph
+
+
+@dataclass
+class FineTuning:
+    """A run of stage I.
+
+    Attributes:
+        task: Of the network.
+        checkpoint: Float, or of stage I and another T, to go on from.
+        train: Samples to fit.
+        tune: Samples that choose the best epoch.
+        T: Time steps of the quantiser.
+        settings: How to train; of the task's `Settings`.
+        options: What stage I has beside them.
+        teacher: Float checkpoint to distil from; `checkpoint` itself when it is a float one.
+        origin: Put into the checkpoints.
+    """
+
+    task: Task
+    checkpoint: Checkpoint
+    train: Samples
+    tune: Samples
+    T: int
+    settings: Any
+    options: StageOne
+    teacher: Checkpoint | None = None
+    origin: dict[str, Any] | None = None
+
+    def planned(self) -> Checkpoint:
+        """What `run` makes, without its tensors.
+
+        Its origin says in `run` what a run must agree in with the one that it resumes.
+        """
+        origin = self.origin or {}
+        run = {"parent": origin.get("parent"), "data": self.train.fingerprint()}
+        run |= vars(self.options)
+        run["teacher"] = None if self.teacher is None else fingerprint(self.teacher.tensors)
+        origin = {**origin, "run": run}
+        made_from = current(self.task, self.checkpoint)
+        return replace(made_from, stage="qc", T=self.T, origin=origin, tensors={})
+
+    def run(self, folder: Path, resume: bool = False) -> None:
+        """Train the quantised network (eq 12-15); best and last checkpoint go to `folder`.
+
+        Args:
+            folder: Of the run.
+            resume: Go on with the run that it holds.
+
+        Raises:
+            TrainingError: That run is for another T, of another network or of other options.
+            WeightsError: A teacher that cannot teach, or as `quantized`.
+            ConversionError: A layer that cannot be converted.
+        """
+        task, options = self.task, self.options
+        checkpoint = current(task, self.checkpoint)
+        planned = self.planned()
+        if resume:
+            expect_same_run(folder, planned)
+        network = quantized(task, checkpoint, self.train, self.T, options)
+        for module in network.modules():
+            if isinstance(module, QuantClip):
+                module.clips_rounded = options.clips_rounded
+        for parameter in network.parameters():
+            parameter.requires_grad_(True)
+        network.train()
+
+        def write(trained: nn.Module, path: Path) -> None:
+            folded = copy.deepcopy(getattr(trained, "graph", trained)).cpu().eval()
+            fold_batch_norm(folded)
+            save(with_graph(planned, folded), path)
+
+        teacher = self.teacher or (checkpoint if checkpoint.stage == "float" else None)
+        guide = teacher_of(task, checkpoint, teacher) if teacher and options.distill else None
+        how = (folder, self.settings, write, resume, guide, options.distill)
+        task.fit(network, Run(checkpoint, self.train, self.tune, *how))
+
+    def finished(self, folder: Path) -> bool:
+        """Whether the run in `folder` has done all the epochs that it would be resumed for.
+
+        Raises:
+            TrainingError: It made something else, or had other settings.
+        """
+        if not (folder / "state.pt").is_file():
+            return False
+        planned = self.planned()
+        expect_same_run(folder, planned)
+        settings = replace(self.settings, imgsz=planned.imgsz)  # as `Task.fit` trains
+        return state_of(folder / "state.pt", settings)["epoch"] + 1 >= settings.epochs
+
+
+def untuned(
+    task: Task,
+    checkpoint: Checkpoint,
+    samples: Samples | Sequence,
+    T: int,
+    per_channel: bool = False,
+    thresholds: str | Callable[..., Any] = "least-error",
+) -> Checkpoint:
+    """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
+
+    Its spiking copy is the simplest conversion ("copied weights").
+    """
+    checkpoint = current(task, checkpoint)
+    options = StageOne(per_channel=per_channel, fold_first=True)
+    graph = quantized(task, checkpoint, samples, T, options, thresholds)
+    return with_graph(replace(checkpoint, stage="qc", T=T, origin={}), graph)

@@ -1,0 +1,490 @@
+"""Training of classifiers: resume, refusals, distillation, mixed precision, two processes."""
+
+import copy
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from spikedet import precision
+from spikedet.checkpoint import load_plain
+from spikedet.classification import train as training
+from spikedet.classification.data import UNLABELLED, Samples, batches
+from spikedet.classification.distillation import accuracy, cross_entropy, divergence
+from spikedet.classification.measure import accuracies
+from spikedet.classification.settings import Settings
+from spikedet.errors import PictureError, TrainingError, UsageError
+from spikedet.neurons.quantize import QuantClip
+from spikedet.training import epochs_done
+from support.classes import add_pictures
+from support.places import ROOT
+
+DESCRIPTION = {"mean": [0.5] * 3, "std": [0.25] * 3}
+CLASSES = 4
+
+
+def samples(count, seed=0):
+    """Noise, brighter in the channel of its class; the last class in none."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 150, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = [number % CLASSES for number in range(count)]
+    for picture, label in zip(pictures, labels, strict=True):
+        if label < 3:
+            picture[label] += 100
+    return Samples(tuple("rgbk"), labels, list(pictures))
+
+
+def toy(norm=True, seed=0):
+    """Two convolutions; the second activation is a quantiser."""
+    torch.manual_seed(seed)
+    norms = [nn.BatchNorm2d(8) if norm else nn.Identity() for _ in range(2)]
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), norms[0], nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1), norms[1], QuantClip(torch.tensor(2.0), 4),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
+def settings(**given):
+    return Settings(**{"epochs": 3, "imgsz": 8, "batch": 16, "rate": 0.1, **given})
+
+
+def save(network, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+
+
+def run(folder, network=None, resume=False, teacher=None, distill=1.0, **given):
+    """A trained network."""
+    network = toy() if network is None else network
+    training.train(
+        network, samples(64), samples(32, 1), DESCRIPTION, folder, settings(**given), save,
+        resume=resume, teacher=teacher, distill=distill,
+    )  # fmt: skip
+    return network
+
+
+def same(a, b):
+    """Whether two states hold the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def rows(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of an uninterrupted run of three epochs, and its network."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_a_run_learns_and_leaves_its_files(whole):
+    folder, network = whole
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == ["1", "2", "3"]
+    assert float(found[-1]["loss"]) < float(found[0]["loss"]) < 2
+    scores = [float(row["tuning_top1"]) for row in found]
+    assert scores[-1] > 0.5  # a quarter by chance
+    assert same(network.state_dict(), load_plain(folder / "last.safetensors"))
+    best = toy()
+    best.load_state_dict(load_plain(folder / "best.safetensors"))
+    best.eval()
+    (found,) = accuracies(lambda x: [best(x)], samples(32, 1), DESCRIPTION, 8)
+    assert found.top1 == max(scores)
+    assert epochs_done(folder) == (3, 3)
+    assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
+
+
+def test_pictures_grow_in_three_quarters_of_the_epochs(tmp_path):
+    seen = []
+    network = toy()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    run(tmp_path, network, imgsz=90, grow_from=32, epochs=4, batch=64)
+    trained = seen[::2]  # one batch to train on an epoch, one to judge it
+    assert trained == [32, 64, 64, 90] and set(seen[1::2]) == {90}
+    with pytest.raises(UsageError, match="grow from 40 pixels; expected a multiple of 32, 90 at"):
+        run(tmp_path / "x", imgsz=90, grow_from=40)
+
+
+def test_a_resumed_run_takes_the_rate_it_is_told_and_refuses_another_batch(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(TrainingError, match="a run with batch=16; resume it so, not with batch=8"):
+        run(tmp_path, resume=True, batch=8)
+    run(tmp_path, resume=True, rate=0.01, decay=0.25)
+    first, second, _ = (float(row["rate"]) for row in rows(tmp_path))
+    part = 0.5 * (1 + math.cos(math.pi * 4 / 8))  # of three epochs of 4 steps the first is warm-up
+    assert first == pytest.approx(0.1 * (1 + math.cos(0)) / 2)
+    assert second == pytest.approx(0.01 * part)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["run"]["o"]["param_groups"]] == [0.25, 0, 0]
+
+
+@pytest.mark.parametrize("left", ["best.safetensors", "last.safetensors"])
+def test_weights_without_their_run_are_not_written_over(tmp_path, left):
+    (tmp_path / left).write_bytes(b"hours of work")
+    with pytest.raises(TrainingError, match="holds the weights of a run; choose another --out"):
+        run(tmp_path)
+    assert (tmp_path / left).read_bytes() == b"hours of work"
+
+
+@pytest.mark.parametrize(
+    ("follows", "order"),
+    [
+        (False, ["last", "best", "last", "best", "last"]),
+        (True, ["last", "best", "last", "last", "best"]),
+    ],
+)
+def test_accuracy_chooses_the_epoch_and_loss_where_a_teacher_is_followed(
+    tmp_path, monkeypatch, follows, order
+):
+    found = iter([(1.0, 0.5), (2.0, 0.75), (0.5, 0.25)])  # the loss of the third is the least
+
+    def judge(*_):
+        return dict(zip(("tuning_loss", "tuning_top1"), next(found), strict=True))
+
+    monkeypatch.setattr(training._Run, "judge", judge)
+    saved = []
+    training.train(
+        toy(), samples(64), samples(32), DESCRIPTION, tmp_path, settings(),
+        lambda _, path: saved.append(path.stem), teacher=toy().eval() if follows else None,
+    )  # fmt: skip
+    assert saved == order
+    assert [row["tuning_top1"] for row in rows(tmp_path)] == ["0.5", "0.75", "0.25"]
+
+
+def test_the_loss_on_tuning_pictures_is_the_one_that_is_trained(tmp_path):
+    teacher = toy().eval()
+    network = run(tmp_path, epochs=1, teacher=teacher, distill=2.0, temperature=4.0)
+    tune = samples(32, 1)
+    pictures = next(batches(tune, DESCRIPTION, 8, 32))
+    with torch.no_grad():
+        logits, wanted = network.eval()(pictures), teacher(pictures)
+    expected = F.cross_entropy(logits, torch.tensor(tune.labels))
+    expected += 2 * divergence(logits, wanted, 4.0)
+    assert float(rows(tmp_path)[0]["tuning_loss"]) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_bound_on_the_gradient_bounds_the_steps(tmp_path):
+    start = dict(toy().named_parameters())
+
+    def moved(folder, clip):
+        made = run(folder, decay=0.0, clip=clip)
+        return max((p - start[name]).abs().max().item() for name, p in made.named_parameters())
+
+    assert moved(tmp_path / "free", 0.0) > 1e-2
+    assert 0 < moved(tmp_path / "bound", 1e-6) < 1e-5
+
+
+@pytest.mark.parametrize("killed", ["between", "within"])
+def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, killed):
+    folder, network = whole
+    original = training._Run.epoch
+
+    def kill(self, number):
+        if number == 2:
+            if killed == "within":
+                original(self, number)
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Run, "epoch", kill)
+        run(tmp_path)
+    assert epochs_done(tmp_path) == (2, 3)
+    torch.manual_seed(99)
+    resumed = run(tmp_path, toy(seed=5), resume=True)
+    assert same(resumed.state_dict(), network.state_dict())
+    states = [torch.load(f / "state.pt")["run"] for f in (folder, tmp_path)]
+    momenta = [[s["momentum_buffer"] for s in state["o"]["state"].values()] for state in states]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    for a, b in zip(rows(folder), rows(tmp_path), strict=True):
+        assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def test_a_seed_gives_the_run_and_another_one_another(whole, tmp_path):
+    assert same(run(tmp_path / "a").state_dict(), whole[1].state_dict())
+    assert not same(run(tmp_path / "b", seed=1).state_dict(), whole[1].state_dict())
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_runs_that_cannot_start_or_go_on(whole, tmp_path):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(TrainingError, match="holds a run; add --resume, or choose another --out"):
+        run(folder)
+    with pytest.raises(TrainingError, match="all 3 epochs are done already"):
+        run(folder, resume=True)
+    with pytest.raises(TrainingError, match="holds a run of another network or optimizer"):
+        run(folder, toy(norm=False), resume=True, epochs=4)
+    with pytest.raises(TrainingError, match="another network or optimizer"):
+        wide = toy()
+        wide[8] = nn.Linear(8, CLASSES + 1)
+        run(folder, wide, resume=True, epochs=4)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(TrainingError, match="nothing to resume here; run without --resume"):
+        run(tmp_path / "new", resume=True)
+    (tmp_path / "state.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match="state.pt: damaged side-car"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"epochs": 0}, TrainingError, "epochs is 0; expected 1 or more"),
+        ({"batch": 0}, TrainingError, "batch is 0; expected 1 or more"),
+        ({"workers": -1}, TrainingError, "workers is -1; expected 0 or more"),
+        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected 0 or more"),
+        ({"optimizer": "Adam"}, TrainingError, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
+        ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
+        ({"augment": "mixup"}, UsageError, "augment is 'mixup'"),
+        ({"jpeg": 101}, UsageError, "jpeg is 101"),
+    ],
+)
+def test_settings_that_no_run_can_have(tmp_path, given, error, words):
+    with pytest.raises(error, match=words):
+        run(tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_must_share_a_batch_and_have_devices(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for processes, device in (("2", "0"), ("1", "0,1")):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        with pytest.raises(UsageError, match=f"'{device}', but torchrun started {processes} pr"):
+            run(tmp_path, device=device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="a batch of 15 cannot be shared by 2 processes"):
+        training._Run(toy(), samples(64), DESCRIPTION, settings(batch=15), None, 1.0, 0, 2,
+                      torch.device("cpu"))  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_epoch_before(tmp_path, monkeypatch):
+    original = training._Run.epoch
+
+    def spoil(self, number):
+        if number == 1:
+            self.network[8].weight.data.fill_(math.nan)
+        return original(self, number)
+
+    monkeypatch.setattr(training._Run, "epoch", spoil)
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 2; lower the rate"):
+        run(tmp_path)
+    assert epochs_done(tmp_path) == (1, 3)
+    kept = load_plain(tmp_path / "last.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+
+
+# ---------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
+    good, cut = samples(32), tmp_path / "cut.png"
+    cut.write_bytes(b"no picture")
+    good.sources[5] = cut
+    out = tmp_path / "run"
+    with pytest.raises(PictureError) as raised:
+        training.train(
+            toy(), good, samples(32, 1), DESCRIPTION, out, settings(workers=workers), save
+        )
+    words = "is not a picture that can be read; "
+    words += "expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
+    assert str(raised.value) == f"{cut}: {words}" and not out.exists()
+
+
+def test_only_weights_decay(tmp_path):
+    network = toy()
+    made = training._Run(network, samples(64), DESCRIPTION, settings(decay=0.1, threshold_rate=0.5),
+                         None, 1.0, 0, 1, torch.device("cpu"))  # fmt: skip
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = {
+        group["param_group"]: (
+            {names[p] for p in group["params"]}, group["initial_lr"], group["weight_decay"]
+        )
+        for group in made.optimizer.param_groups
+    }  # fmt: skip
+    weights = {"0.weight", "3.weight", "8.weight"}
+    assert found["weight"] == (weights, 0.1, 0.1)
+    assert found["threshold"] == ({"5.threshold"}, 0.05, 0.0)
+    plain = {"0.bias", "1.weight", "1.bias", "3.bias", "4.weight", "4.bias", "8.bias"}
+    assert found["plain"] == (plain, 0.1, 0.0)
+
+
+def test_the_rate_warms_up_and_falls_like_a_cosine():
+    found = [training._rate(step, 10, 2, 0.1) for step in range(11)]
+    assert found[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert found[6] == pytest.approx(0.55)  # half way from 1 to 0.1
+    assert found[4] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert found[10] == pytest.approx(0.1) and found[3:] == sorted(found[3:], reverse=True)
+    assert training._rate(0, 10, 0, 0.0) == 1.0
+    assert training._rate(1, 10, 2.5, 0.0) == pytest.approx(0.8)  # warm-up ends within an epoch
+
+
+def test_rates_of_a_run_are_those_of_the_schedule(tmp_path):
+    run(tmp_path, rate=0.2, warmup=1, final=0.5, epochs=2)  # 4 steps an epoch
+    assert [float(row["rate"]) for row in rows(tmp_path)] == pytest.approx([0.2, 0.1])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    network, kinds = toy(), []
+    network[3].register_forward_hook(lambda *seen: kinds.append(seen[2].dtype))
+    rate = 0.1 if optimizer == "SGD" else 0.01
+    run(tmp_path, network, optimizer=optimizer, rate=rate, smoothing=0.1, augment="cutout")
+    assert torch.bfloat16 in kinds and torch.float32 in kinds  # training, and its measurement
+    assert all(t.dtype == torch.float32 for t in network.state_dict().values()
+               if t.is_floating_point())  # fmt: skip
+    assert float(rows(tmp_path)[-1]["loss"]) < float(rows(tmp_path)[0]["loss"])
+    assert not torch.equal(network[1].running_mean, torch.zeros(8))
+
+
+def test_pictures_of_training_are_compressed(tmp_path):
+    contrast = {}
+    for quality in (0, 5):
+        network, seen = toy(), []
+        network.register_forward_pre_hook(
+            lambda module, given, seen=seen: seen.append(given[0].std((2, 3)).mean().item())
+        )
+        run(tmp_path / str(quality), network, augment="none", jpeg=quality, epochs=1)
+        contrast[quality] = sum(seen[:4]) / 4  # the batches of the epoch
+    assert contrast[5] < 0.8 * contrast[0]
+
+
+def test_every_epoch_has_all_pictures_in_an_order_of_its_own(tmp_path):
+    network, seen = toy(), []
+    network.register_forward_pre_hook(
+        lambda module, given: (
+            seen.extend(given[0].mean((1, 2, 3)).tolist()) if module.training else None
+        )
+    )
+    run(tmp_path, network, augment="none", epochs=2)
+    first, second = seen[:64], seen[64:]
+    assert sorted(first) == sorted(second) and len(set(first)) == 64
+    assert first != second and first != sorted(first)
+
+
+# ---------------------------------------------------------------------- distillation
+
+
+def test_labels_count_where_they_are():
+    found, labels = torch.tensor([[2.0, 0], [1, 3], [5, 0], [0, 1]]), torch.tensor([0, 0, 1, 1])
+    for known in ([0, 1], [2], [0, 1, 2, 3]):
+        some = torch.full((4,), UNLABELLED)
+        some[known] = labels[known]
+        for smoothing in (0.0, 0.2):
+            wanted = F.cross_entropy(found[known], labels[known], label_smoothing=smoothing)
+            assert cross_entropy(found, some, smoothing).item() == pytest.approx(wanted.item())
+        right = {2: 0.5, 1: 0.0, 4: 0.5}[len(known)]
+        assert accuracy(found, some).item() == right
+    none = torch.full((4,), UNLABELLED)
+    assert cross_entropy(found, none).item() == accuracy(found, none).item() == 0
+
+
+def test_divergence_by_hand():
+    found, wanted = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert divergence(found, wanted).item() == pytest.approx(by_hand, abs=1e-6)
+    twice = divergence(found.repeat(2, 1), wanted.repeat(2, 1))  # a mean over the pictures
+    assert twice.item() == pytest.approx(by_hand, abs=1e-6)
+    assert divergence(wanted + 7, wanted).item() == pytest.approx(0, abs=1e-6)
+    soft = divergence(found / 4, wanted / 4).item()
+    assert divergence(found, wanted, 4).item() == pytest.approx(16 * soft)
+
+
+def test_distillation_brings_the_network_to_its_teacher(whole, tmp_path):
+    teacher = copy.deepcopy(whole[1]).eval()
+    with torch.no_grad():
+        teacher[8].bias += torch.tensor([0.0, 3.0, 0.0, 0.0])  # not what the labels say
+    pictures = torch.stack([samples(32, 1).picture(n) for n in range(32)]) / 63.75 - 2
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+
+    def distance(network):
+        with torch.no_grad():
+            return divergence(network.eval()(pictures), teacher(pictures)).item()
+
+    alone = run(tmp_path / "alone", teacher=teacher, distill=0.0)
+    taught = run(tmp_path / "taught", teacher=teacher, distill=4.0)
+    soft = run(tmp_path / "soft", teacher=teacher, distill=4.0, temperature=4.0)
+    assert max(distance(taught), distance(soft)) < 0.5 * distance(alone)
+    assert not same(soft.state_dict(), taught.state_dict())
+    assert same(alone.state_dict(), whole[1].state_dict())  # the weight 0 is no distillation
+    assert same(teacher.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- two processes
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pathlib import Path
+from test_classification_training import run_alike
+
+run_alike(Path(sys.argv[1]))
+"""
+
+
+def run_alike(folder):
+    """A run without anything that processes would draw for themselves: noise, crops."""
+    network = toy(norm=False)
+    network[5].noise = 0.0
+    return run(folder, network, augment="none", epochs=1, rate=0.05)
+
+
+def two_processes(*words):
+    """What a script ends with and says when torchrun starts it twice."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return subprocess.run(
+        [*command, "2", *map(str, words)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """Without batch norm, whose statistics are those of each process's share of a batch."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = two_processes(tmp_path / "script.py", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    two = load_plain(tmp_path / "two/last.safetensors")
+    one, first = run_alike(tmp_path / "one").state_dict(), toy(norm=False).state_dict()
+    moved = {name: (one[name] - first[name]).abs().max().item() for name in one}
+    apart = {name: (one[name] - two[name]).abs().max().item() for name in one}
+    assert max(moved.values()) > 0.02
+    assert max(apart.values()) < 0.05 * max(moved.values())
+    assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1"]
+
+
+def test_what_ends_one_of_two_processes_is_said_once(tmp_path):
+    """The other one says no more than that; each would have said what both are told."""
+    add_pictures(tmp_path / "data", "train", 50, "ab", size=(8, 8))
+    (tmp_path / "data/train/b/007.png").write_bytes(b"damaged")
+    words = [ROOT / "tools/train.py", "--model", ROOT / "configs/models/cifar-resnet20.yaml"]
+    words += ["--width", 0.25, "--data", tmp_path / "data", "--imgsz", 8, "--epochs", 4]
+    words += ["--out", tmp_path / "out"]
+    errors = [x for x in two_processes(*words, "--batch", 16).stderr.split("\n") if "error: " in x]
+    assert "b/007.png" in errors[0] and len(errors) <= 2
+    assert errors[1:] in ([], ["error: another process has ended, see what it says"])
+    said = two_processes(*words, "--batch", 15).stderr
+    assert said.count("error: a batch of 15 cannot be shared by 2 processes") == 1

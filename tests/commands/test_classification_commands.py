@@ -1,0 +1,688 @@
+"""The commands with a classifier, from pictures to energy, and what they refuse."""
+
+import csv
+import json
+import shutil
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import spikedet
+from spikedet import checkpoint, networks
+from spikedet.checkpoint import Checkpoint
+from spikedet.classification import data
+from spikedet.classification import train as training
+from spikedet.classification.data import Samples
+from spikedet.classification.distillation import divergence
+from spikedet.classification.predict import Classifier
+from spikedet.classification.settings import EndToEnd, LayerWise
+from spikedet.classification.task import CLASSIFICATION
+from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
+from spikedet.methods import METHODS
+from spikedet.pictures import read_picture
+from spikedet.released import released
+from spikedet.settings import Plan
+from spikedet.stages import stage_one, stage_two
+from support.classes import add_pictures
+from support.commands import command
+from tools import analyze
+
+CLASSES = ("a", "b", "c")
+TRAINING = ["--epochs", 1, "--batch", 50]
+STAGE_TWO = ["--pictures", 8, "--held", 4, "--layer-steps", 2, "--end-to-end", 1]
+DESCRIPTION = """
+task: classification
+arch: resnet20
+width: 0.25
+mean: [0.5, 0.5, 0.5]
+std: [0.25, 0.25, 0.25]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of pictures of three classes, a description, and weights of all stages."""
+    folder = tmp_path_factory.mktemp("classifier")
+    add_pictures(folder / "data", "train", 51, CLASSES, size=(16, 16))
+    add_pictures(folder / "data", "test", 3, CLASSES, size=(16, 16))
+    (folder / "toy.yaml").write_text(DESCRIPTION)
+    read = ["--data", folder / "data"]
+    with pytest.MonkeyPatch.context() as patch:
+        done = command(patch, "train", "--model", folder / "toy.yaml", *read, *TRAINING,
+                       "--epochs", 4, "--imgsz", 16, "--out", folder / "float")  # fmt: skip
+        assert done == 0
+        done = command(patch, "finetune", "--weights", folder / "float/best.safetensors", "--T", 4,
+                       *read, *TRAINING, "--out", folder / "qc")  # fmt: skip
+        assert done == 0
+        done = command(patch, "calibrate", "--weights", folder / "qc/best.safetensors", *read,
+                       "--teacher", folder / "float/best.safetensors", *STAGE_TWO,
+                       "--end-batch-norm", "--end-to-end", 10,
+                       "--out", folder / "snn.safetensors")  # fmt: skip
+        assert done == 0
+    stages = {"float": "float/best", "qc": "qc/best", "snn": "snn"}
+    for stage, name in stages.items():
+        (folder / f"{name}.safetensors").rename(folder / f"{stage}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A file of detector weights."""
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
+    checkpoint.save(Checkpoint("float", "detection", {}, ("dog",), 64, {"x": torch.ones(1)}), path)
+    return path
+
+
+def weights(made, stage):
+    return made / f"{stage}.safetensors"
+
+
+# ---------------------------------------------------------------------- the way of the weights
+
+
+def test_every_stage_says_what_it_is_and_where_it_came_from(made):
+    found = {stage: checkpoint.load(weights(made, stage)) for stage in ("float", "qc", "snn")}
+    for stage, one in found.items():
+        assert (one.stage, one.task, one.names, one.imgsz) == (stage, "classification", CLASSES, 16)
+        assert one.model["width"] == 0.25
+        assert (None if stage == "float" else 4) == one.T
+    assert found["float"].origin["command"].startswith("tools/train.py --model toy.yaml")
+    assert found["float"].origin["pictures"] == 150  # 3 are kept aside
+    assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
+    assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
+    assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
+    assert not any("running_mean" in name for name in found["snn"].tensors)
+
+
+def test_stage_one_is_written_with_its_batch_norm_folded(made):
+    """What is written computes what was trained and measured beside its batch norm."""
+    one = checkpoint.load(weights(made, "qc"))
+    assert not any("running_mean" in name for name in one.tensors)
+    _, tune = data.read([made / "data"], "train").split_off_tuning()
+    runner = networks.restore(CLASSIFICATION, one)
+    ((found, _),) = CLASSIFICATION.measure(runner, tune)
+    (row,) = csv.DictReader((made / "qc/results.csv").open())
+    assert found["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
+
+
+def test_where_batch_norm_is_folded_makes_another_run(made, monkeypatch, capsys, tmp_path):
+    shutil.copytree(made / "qc", tmp_path / "qc")
+    shutil.copy(weights(made, "qc"), tmp_path / "qc/last.safetensors")
+    words = ["--data", made / "data", "--T", 4, *TRAINING, "--out", tmp_path / "qc", "--fold-first"]
+    float_weights = ["--weights", weights(made, "float"), "--resume"]
+    assert command(monkeypatch, "finetune", *float_weights, *words) == TrainingError.exit_code
+    assert "fold_first=False; this one has fold_first=True" in capsys.readouterr().err
+    folded = ["--weights", weights(made, "qc")]
+    assert command(monkeypatch, "finetune", *folded, *words) == UsageError.exit_code
+    assert "--fold-first: batch norm of stage-I weights is folded" in capsys.readouterr().err
+
+
+def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
+    words = ["--model", made / "toy.yaml", "--data", made / "data", *TRAINING, "--imgsz", 16]
+    words += ["--pretrained", weights(made, "float"), "--rate", 0.001, "--epochs", 3]
+    teacher = checkpoint.load(weights(made, "float"))
+    teacher.tensors["fc.bias"] += torch.tensor([6.0, 0.0, 0.0])  # not what the labels say
+    checkpoint.save(teacher, tmp_path / "teacher.safetensors")
+    drawn = {}
+    for weight in (0, 50):
+        guide = ["--teacher", tmp_path / "teacher.safetensors", "--distill", weight]
+        guide = guide if weight else []
+        out = tmp_path / str(weight)
+        assert command(monkeypatch, "train", *words, *guide, "--out", out) == 0
+        bias = checkpoint.load(out / "last.safetensors").tensors["fc.bias"]
+        drawn[weight] = (bias[0] - bias[1:].mean()).item()
+    assert drawn[50] > drawn[0] + 0.05
+    guide = ["--teacher", weights(made, "qc"), "--out", tmp_path / "other"]
+    assert command(monkeypatch, "train", *words, *guide) == WeightsError.exit_code
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_converts(made, tmp_path, monkeypatch, method):
+    out = tmp_path / "out.safetensors"
+    words = ["--weights", weights(made, "float"), "--T", 2, "--data", made / "data", "--out", out]
+    does = METHODS.get(method)
+    if method == "two-stage":
+        words += TRAINING
+    elif does and does.finetuned:
+        words += ["--stage1", weights(made, "qc")]
+    words += ["--pictures", 8, "--held", 4] if does and does.calibrated else []
+    words += ["--layer-steps", 2] if does and does.fine else []
+    words += ["--end-to-end", 1] if does and does.end_to_end else []
+    assert command(monkeypatch, "convert", *words, "--method", method) == 0
+    found = checkpoint.load(out)
+    assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
+    assert ("tuning_loss" in found.origin) == (method == "two-stage")
+    stage1 = tmp_path / "out.safetensors.stage1/best.safetensors"
+    assert stage1.is_file() == (method == "two-stage")
+    classes = spikedet.load(out)(made / "data/test/a/000.png")
+    assert classes.T == 2 and classes.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("form", "side"), [("cifar", 32), ("imagenet", 224)])
+def test_networks_for_imagenet_take_its_pictures(made, tmp_path, monkeypatch, form, side):
+    description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
+    (tmp_path / "net.yaml").write_text(description + f"form: {form}\n")
+    sides = []
+    monkeypatch.setattr(
+        CLASSIFICATION, "fit", lambda network, run: sides.append(run.checkpoint.imgsz)
+    )
+    words = ["--model", tmp_path / "net.yaml", "--data", made / "data", "--out", tmp_path / "out"]
+    assert command(monkeypatch, "train", *words) == 0
+    assert command(monkeypatch, "train", *words, "--imgsz", 64) == 0
+    assert sides == [side, 64]
+
+
+def test_pictures_of_the_end_to_end_pass_that_a_network_cannot_pool():
+    description = {"arch": "vgg16", "width": 0.125, "mean": [0.5] * 3, "std": [0.25] * 3}
+    picture = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
+    network = CLASSIFICATION.network(description, 3)
+    source = Checkpoint("float", "classification", description, CLASSES, 32, network.state_dict())
+    made = stage_one.untuned(CLASSIFICATION, source, Samples(CLASSES, [0], [picture]), 2)
+    network = stage_two.copied(CLASSIFICATION, made)
+    stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=32)), network)
+    with pytest.raises(UsageError, match="grow from 16, which the network cannot take: "):
+        stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=16)), network)
+
+
+def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatch, capsys):
+    add_pictures(tmp_path / "in", "train", 51, CLASSES, size=(40, 36))
+    add_pictures(tmp_path / "in", "val", 2, CLASSES, size=(70, 50))
+    Image.new("RGB", (20, 90)).save(tmp_path / "in/val/a/tall.png")
+    description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
+    (tmp_path / "net.yaml").write_text(description + "form: imagenet\n")
+    read, out = ["--data", tmp_path / "in"], tmp_path / "snn.safetensors"
+    words = ["--model", tmp_path / "net.yaml", "--imgsz", 32, *read, *TRAINING]
+    assert command(monkeypatch, "train", *words, "--out", tmp_path / "float") == 0
+    weights = tmp_path / "float/last.safetensors"
+    words = ["--weights", weights, "--T", 2, *read, *TRAINING, *STAGE_TWO, "--out", out]
+    assert command(monkeypatch, "convert", *words) == 0
+    words = ["--weights", weights, out, *read, "--split", "val", "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", *words) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["stage"], row["T"], row["images"]) for row in rows] == [
+        ("float", None, 7), ("snn", 2, 7)
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert command(monkeypatch, "classify", "--weights", out, tmp_path / "in/val/a") == 0
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line.split(".png: ")[1].split(", ") for line in lines]
+    assert len(answers) == 3
+    assert all({answer[0] for answer in answered} == set(CLASSES) for answered in answers)
+
+
+def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
+    spiking = checkpoint.load(weights(made, "snn"))
+    spiking.origin["end_to_end"] = True  # whether a pass is kept may depend on rounding
+    checkpoint.save(spiking, tmp_path / "snn.safetensors")
+    files = [tmp_path / "snn.safetensors", weights(made, "float"), weights(made, "qc")]
+    words = ["--data", made / "data", "--compare", "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", "--weights", *files, *words) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["method"], row["stage"], row["T"]) for row in rows] == [
+        ("float", "float", None), ("copied weights", "snn", 4), ("stage I, quantised", "qc", 4),
+        ("stage I alone", "snn", 4), ("stages I + II", "snn", 4),
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
+                            "weights_sha256", "calibration_pictures", "data"}  # fmt: skip
+        assert row["images"] == 9 and 0 <= row["top1"] <= 1
+        assert row["top5"] == 1  # three classes
+        assert (row["spike_rate"] is None) == (row["stage"] != "snn")
+        assert row["spike_rate"] is None or 0 < row["spike_rate"] < 1
+    assert rows[0]["top1"] > 0.5  # it has learnt; a third by chance
+    # the same by hand
+    runner = networks.restore(CLASSIFICATION, checkpoint.load(weights(made, "float")))
+    samples = data.read([made / "data"], "test")
+    pictures = next(data.batches(samples, runner.description, 16, 9))
+    right = (runner(pictures).argmax(1) == torch.tensor(samples.labels)).float().mean().item()
+    assert rows[0]["top1"] == pytest.approx(right)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("9 pictures of test; 16 pixels, one view")
+    assert printed[2].split() == ["T", "top1", "top5", "spike", "rate"]
+
+
+def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
+    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--T", 1, 6, "--limit", 4]
+    path = tmp_path / "rows.json"
+    assert command(monkeypatch, "evaluate", *words, "--json", path) == 0
+    rows = json.loads(path.read_text())
+    assert [(row["T"], row["images"]) for row in rows] == [(1, 4), (6, 4)]
+    assert rows[0]["spike_rate"] != rows[1]["spike_rate"]
+
+
+def test_evaluate_in_bfloat16(made, tmp_path, monkeypatch, capsys):
+    restore, halves = networks.restore, []
+
+    def look(task, one, half=False):
+        halves.append((one.stage, half))
+        return restore(task, one, half)
+
+    monkeypatch.setattr(networks, "restore", look)
+    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--half"]
+    assert command(monkeypatch, "evaluate", *words, "--json", tmp_path / "rows.json") == 0
+    assert ("snn", True) in halves and "spiking layers in bfloat16" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["images"] == 9 and 0 < row["spike_rate"] < 1
+
+
+def test_energy_counts_the_float_network_by_hand(made, tmp_path, monkeypatch):
+    path = tmp_path / "energy.json"
+    words = ["--weights", weights(made, "snn"), "--float", weights(made, "float")]
+    assert command(monkeypatch, "energy", *words, "--data", made / "data", "--json", path) == 0
+    found = json.loads(path.read_text())
+    assert (found["T"], found["images"], found["split"]) == (4, 9, "test")
+    # pixels that a 3x3 convolution reads, without its padding, in each direction: 46 of 16
+    # outputs, 22 of 8, 10 of 4; and 23 or 11 where it halves the size
+    stem, last = 3 * 4 * 46**2, 16 * 3
+    stages = 6 * 4 * 4 * 46**2
+    stages += 4 * 8 * 23**2 + 5 * 8 * 8 * 22**2 + 4 * 8 * 8**2
+    stages += 8 * 16 * 11**2 + 5 * 16 * 16 * 10**2 + 8 * 16 * 4**2
+    assert found["totals"]["float"]["multiply_accumulates"] == stem + stages + last
+    assert found["totals"]["multiply_accumulates"]["mean"] == stem + last
+    assert 0 < found["totals"]["accumulates"]["mean"] < 4 * stages
+    assert found["totals"]["ours"]["pJ"]["mean"] > found["totals"]["paper"]["pJ"]["mean"]
+
+
+def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
+    words = ["--weights", weights(made, "snn"), "--stage1", weights(made, "qc"),
+             "--float", weights(made, "float"), "--data", made / "data"]  # fmt: skip
+    assert command(monkeypatch, "analyze", *words, "--out", tmp_path) == 0
+    tables = ("residual", "periodic", "similarity", "gap", "layers")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{table}.{kind}" for table in tables for kind in ("csv", "png")
+    }
+    residual = (tmp_path / "residual.csv").read_text()
+    assert residual.startswith("network,layer,T") and "layer3.2" in residual
+    assert command(monkeypatch, "analyze", *words[:2], *words[-2:], "--out", tmp_path) == 0
+    assert {p.stem for p in tmp_path.iterdir()} == {"residual", "periodic"}  # none of two runs
+    some = analyze.arguments().parse_args([*map(str, words), "--all", "--limit", "12", "--out", ""])
+    taken = analyze.samples(some, CLASSIFICATION, checkpoint.load(weights(made, "snn")))
+    assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
+
+
+def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(made, tmp_path):
+    spiking = checkpoint.load(weights(made, "snn"))
+    spiking.model["spike_pooling"] = "step"
+    checkpoint.save(spiking, tmp_path / "step.safetensors")
+    words = ["--stage1", weights(made, "qc"), "--float", weights(made, "float"), "--data", "d"]
+    words = ["--weights", tmp_path / "step.safetensors", *words, "--out", tmp_path]
+    loaded = analyze.load(analyze.arguments().parse_args([*map(str, words)]))
+    assert [one.model["spike_pooling"] for one in loaded] == ["step"] * 3
+
+
+def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatch, capsys):
+    words = ["--weights", weights(made, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
+    assert command(monkeypatch, "benchmark", *words, weights(made, "float")) == 0
+    assert capsys.readouterr().out.startswith("32 pixels, T=4, ")
+    detector = released("float")
+    if detector:
+        assert command(monkeypatch, "benchmark", *words, detector) == 4
+        assert "weights for detection and classification" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, monkeypatch, capsys):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(b"no picture")
+    pictures = made / "data/test/b"
+    words = ["--weights", weights(made, "snn"), "--top", 2, "--json", tmp_path / "found.json"]
+    assert command(monkeypatch, "classify", *words, pictures) == 0
+    lines = capsys.readouterr().out.splitlines()
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert [entry["file"] for entry in entries] == [str(pictures / f"00{n}.png") for n in range(3)]
+    for line, entry in zip(lines, entries, strict=True):
+        assert entry["T"] == 4 and len(entry["classes"]) == 2
+        first, second = entry["classes"]
+        assert 1 >= first["probability"] >= second["probability"] > 0
+        assert line == f"{entry['file']}: " + ", ".join(
+            f"{c['class']} {c['probability']:.3f}" for c in entry["classes"]
+        )
+    assert command(monkeypatch, "classify", *words, cut, "gone.png", pictures / "000.png") == 3
+    shown = capsys.readouterr()
+    assert "cut.jpg: is not a picture" in shown.err and "gone.png: no such picture" in shown.err
+    assert len(shown.out.splitlines()) == 1  # the rest is done
+    assert len(json.loads((tmp_path / "found.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("stage", ["float", "qc", "snn"])
+def test_a_classifier_in_python(made, stage):
+    classifier = spikedet.load(weights(made, stage), half=False)
+    assert isinstance(classifier, Classifier) and classifier.names == CLASSES
+    steps = classifier.T
+    assert steps == (4 if stage == "snn" else None)
+    paths = [made / f"data/test/{name}/000.png" for name in CLASSES]
+    arrays = [read_picture(path) for path in paths]
+    one = classifier(paths[0])
+    samples = data.read([made / "data"], "test")
+    by_hand = classifier.runner(next(data.batches(samples, classifier.runner.description, 16, 1)))
+    by_hand = by_hand.softmax(1)[0].sort(descending=True)
+    assert np.allclose(one.probabilities, by_hand.values.numpy(), atol=1e-5)
+    assert one.names == tuple(CLASSES[n] for n in by_hand.indices.tolist())
+    assert set(one.names) == set(CLASSES) and one.T == classifier.T
+    assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
+    for found in (classifier(paths), classifier(arrays), classifier([*paths], batch=2)):
+        assert len(found) == 3 and found[0].names == one.names
+        assert np.allclose(found[0].probabilities, one.probabilities, atol=1e-5)
+    grey = classifier(arrays[0][..., 0], top=1)
+    colour = classifier(np.repeat(arrays[0][..., :1], 3, 2), top=1)
+    assert grey.names == colour.names and len(grey.names) == 1
+    assert np.array_equal(grey.probabilities, colour.probabilities)
+    assert classifier([]) == []
+    large = classifier(np.zeros((40, 70, 3), np.uint8))
+    assert large.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_calls_of_a_classifier(made):
+    classifier = spikedet.load(weights(made, "snn"))
+    picture = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(PictureError, match="expected .H, W, 3. uint8"):
+        classifier(picture.astype(np.float32))
+    for name in ("top", "batch", "T"):
+        with pytest.raises(UsageError, match=f"{name} is 0; expected a whole number of 1 or more"):
+            classifier(picture, **{name: 0})
+    with pytest.warns(UserWarning, match="calibrated for T=4, not T=2"):
+        assert classifier(picture, 2).T == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        classifier(picture, 2)
+    with pytest.warns(UserWarning, match="float weights; T=3 is ignored"):
+        assert spikedet.load(weights(made, "float"), 3).T is None
+
+
+# ---------------------------------------------------------------------- refusals
+
+TRAIN = ["train", "--model", "toy.yaml", "--data", "data", "--imgsz", 16, "--out", "OUT"]
+BACKBONE = ["pretrain", "--data", "data", "--out", "OUT"]
+TUNE = ["finetune", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
+CONVERT = ["convert", "--weights", "float.safetensors", "--T", 4, "--out", "OUT"]
+MEASURE = ["evaluate", "--weights", "float.safetensors", "--data", "data"]
+GO_ON = ["calibrate", "--weights", "snn.safetensors", "--teacher", "float.safetensors"]
+GO_ON += ["--data", "data", "--out", "OUT"]
+QC = ["--weights", "qc.safetensors"]
+FEWER = "2 classes, number 3 is none; the network knows 3, number 3 is c"
+OTHERS = "these weights are for {}; expected {} weights"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([*TUNE, "--data", "fewer"], 3, FEWER),
+        ([*CONVERT, "--data", "fewer"], 3, FEWER),
+        (["evaluate", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
+        (["energy", "--weights", "snn.safetensors", "--data", "fewer"], 3, FEWER),
+        ([*TRAIN, "--data", "fewer"], 3, "2 pictures are too few, none of them is kept aside"),
+        ([*TRAIN, "--data", "half"], 3, "train: 2 classes, number 3 is none; "),
+        ([*MEASURE, "--data", "VOCdevkit"], 3, "for detection; the network is for classification"),
+        ([*TRAIN, "--model", "typo.yaml"], 2, "task: clasification; expected detection or class"),
+        ([*MEASURE, "--split", "val"], 3, "CLASS/pictures, --split being test or train"),
+        ([*GO_ON, *QC, "--teacher", "DETECTOR"], 4, "the teacher knows 1 classes, dog"),
+        ([*TRAIN, "--temperature", 4], 2, "--temperature: name the --teacher to distil from"),
+        ([*TUNE, "--data", "data", "--distill", 0, "--temperature", 4], 2,
+         "--temperature: --distill 0 distils nothing"),
+        ([*TUNE, "--data", "data", "--qcfs", "--temperature", 4], 2, "--temperature: QCFS trains"),
+        ([*TUNE, *QC, "--data", "data", "--temperature", 4], 2, "--temperature: stage-I weights"),
+        (["classify", "--weights", "DETECTOR", "data/test/a"], 4,
+         OTHERS.format("detection", "classification")),
+        (["detect", "--weights", "float.safetensors", "data/test/a"], 4,
+         OTHERS.format("classification", "detection")),
+        (["energy", "--weights", "snn.safetensors", "--float", "DETECTOR", "--data", "data"], 4,
+         "other task than snn.safetensors"),
+        ([*MEASURE, "--weights", "float.safetensors", "DETECTOR"], 4,
+         "weights for classification and detection; expected those of one task"),
+        ([*MEASURE, "--weights", "float.safetensors", "renamed.safetensors"], 4,
+         "weights of different classes; expected those of one data set"),
+        ([*TUNE, "--data", "data", "--teacher", "renamed.safetensors"], 4,
+         "the teacher knows 3 classes, x, b, c"),
+        ([*TRAIN, "--close-mosaic", 2], 2, "--close-mosaic is no option of classification"),
+        ([*TUNE, "--data", "data", "--cache"], 2, "--cache is no option of classification"),
+        ([*TRAIN, "--tuning", "list.txt"], 2, "--tuning is no option of classification"),
+        ([*MEASURE, "--classes"], 2, "--classes is no option of classification"),
+        ([*TRAIN, "--width", "s"], 2, "width: s; expected a number such as 0.5"),
+        ([*TRAIN, "--width", "0"], 2, "width: 0.0; expected a number above 0"),
+        ([*TRAIN, "--width", "nan"], 2, "width: nan; expected a number above 0"),
+        ([*TRAIN, "--activation", "gelu"], 2, "activation: gelu; there are relu, leaky"),
+        ([*TRAIN, "--model", "arch.yaml"], 2, "arch: lenet; there are"),
+        ([*TRAIN, "--model", "form.yaml"], 2, "form: mnist; resnet20 has cifar"),
+        ([*TRAIN, "--augment", "mixup"], 2, "augment is 'mixup'; expected none"),
+        ([*MEASURE, "--T", 8], 2, "--T: only spiking weights run with it"),
+        ([*MEASURE, *QC, "--T", 8], 2, "--T: only spiking weights run with it"),
+        ([*MEASURE, *QC, "--compare", "--T", 16], 2, "--T: --compare has weights of T=4 here"),
+        ([*MEASURE, "--threshold-split", "train"], 2, "--threshold-split: no row of copied"),
+        (["benchmark", "--weights", "float.safetensors", "--float", "float.safetensors"], 4,
+         "these are float weights; expected snn weights"),
+        (["benchmark", "--weights", "snn.safetensors", "--float", "qc.safetensors"], 4,
+         "these are qc weights; expected float weights"),
+        ([*TRAIN, "--distill", 2], 2, "--distill: name the --teacher"),
+        ([*TRAIN, "--distill", -1], 2, "--distill: '-1' is not a number of 0 or more"),
+        ([*BACKBONE, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
+        ([*BACKBONE, "--temperature", 4], 2, "unrecognized arguments: --temperature 4"),
+        ([*BACKBONE, "--model", "yolov8n.yaml"], 5, "SiLU"),
+        ([*TRAIN, "--teacher", "float.safetensors", "--distill", 0], 2,
+         "--teacher: --distill 0 distils nothing"),
+        ([*TUNE, "--data", "data", "--teacher", "float.safetensors", "--distill", 0], 2,
+         "--teacher: --distill 0 distils nothing"),
+        ([*GO_ON, *QC, "--end-to-end", 0], 2, "--teacher: --end-to-end 0 leaves"),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--no-fold-first"], 2,
+         "--fold-first: copy has no stage I"),
+        (["energy", "--weights", "snn.safetensors", "--float", "renamed.safetensors", "--data",
+          "data"], 4, "renamed.safetensors: other classes than snn.safetensors"),
+        (["analyze", "--weights", "snn.safetensors", "--float", "renamed.safetensors", "--data",
+          "data", "--out", "OUT"], 4, "renamed.safetensors: other classes than snn.safetensors"),
+        ([*BACKBONE, "--width", "x"], 2, "width 'x'"),
+        ([*BACKBONE, "--grow-from", 50], 2, "grow from 50 pixels; expected a multiple of 32, 96"),
+        ([*CONVERT, "--data", "data", "--method", "spiking-yolo", "--resume"], 2,
+         "--resume: spiking-yolo has neither stage"),
+        ([*TUNE, *QC, "--data", "data", "--distill", 2], 2, "--distill: stage-I weights cannot"),
+        ([*TUNE, "--data", "data", "--qcfs", "--noise", 0], 2, "--noise: QCFS trains without"),
+        ([*GO_ON, "--pictures", 8], 2, "--pictures: spiking weights only go on"),
+        ([*GO_ON, "--held", 1], 2, "--held: spiking weights only go on"),
+        ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only go on"),
+        ([*GO_ON, *QC, "--no-fine", "--loss", "kl"], 2, "--loss: --no-fine leaves"),
+        ([*GO_ON, *QC, "--no-fine", "--no-coarse", "--held", 1], 2, "--held: --no-coarse and --no"),
+        (["classify", "--weights", "snn.safetensors", "data/test/a", "--json", "toy.yaml/x.json"],
+         2, "toy.yaml is not a folder that can be written to"),
+        ([*GO_ON, "--end-to-end", 0, "--end-rate", 1], 2, "--end-rate: --end-to-end 0 leaves"),
+        ([*TRAIN, "--unlabelled", "data"], 2, "--unlabelled: name the --teacher to distil from"),
+        ([*TUNE, "--data", "data", "--distill", 0, "--unlabelled", "data"], 2,
+         "--unlabelled: --distill 0 distils nothing"),
+        ([*TUNE, "--data", "data", "--unlabelled", "toy.yaml"], 3,
+         "toy.yaml: no pictures in there"),
+        ([*GO_ON, "--end-to-end", 0, "--unlabelled", "data"], 2, "--unlabelled: --end-to-end 0"),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--unlabelled", "data"], 2,
+         "--unlabelled: nothing is distilled"),
+        ([*GO_ON, "--end-temperature", 0.5], 2, "'0.5' is not a number of 1 or more"),
+        ([*GO_ON, "--end-jpeg", 101], 2, "'101' is not a whole number of 0 to 100"),
+        ([*GO_ON, "--end-to-end", 0, "--end-jpeg", 75], 2, "--end-jpeg: --end-to-end 0 leaves"),
+        ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
+         "no layer is named 'model.3'; there are relu, layer1.0.relu, "),
+        ([*CONVERT, "--data", "data", "--method", "copy", "--stage1", "qc.safetensors"], 2,
+         "--stage1: copy has no stage I"),
+        ([*TRAIN, "--model", "float.safetensors"], 2, "not readable as YAML"),
+        ([*TRAIN, "--config", "float.safetensors"], 2, "not readable as YAML"),
+        ([*MEASURE, "--device", "mps"], 2, "'mps' is not a device here"),
+        ([*TRAIN, "--device", "mps"], 6, "device 'mps': this machine has"),
+        ([*TRAIN, "--rate", -1], 6, "rate is -1.0; expected 0 or more"),
+        ([*TRAIN, "--smoothing", 2], 6, "smoothing is 2.0; expected a number between 0 and 1"),
+        ([*TRAIN, "--teacher", "float.safetensors", "--temperature", 0.5], 6,
+         "temperature is 0.5; expected 1 or more"),
+        ([*TRAIN, "--out", "float", "--resume", "--width", 0.5], 6, "width=0.25; this one has"),
+        ([*TRAIN, "--out", "float", "--resume", "--imgsz", 32], 6, "imgsz=16; this one has"),
+        ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--batch", 50, "--optimizer",
+          "AdamW"], 6, "a run with optimizer=SGD; resume it so, not with optimizer=AdamW"),
+        ([*CONVERT, "--data", "data", "--out", "damaged", "--resume"], 6, "damaged side-car"),
+        ([*TRAIN, "--epochs", 0], 6, "epochs is 0; expected 1 or more"),
+        ([*TRAIN, "--device", "9"], 6, "CUDA devices; expected cpu"),
+        ([*TRAIN, "--resume"], 6, "nothing to resume here"),
+    ],
+)  # fmt: skip
+def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(made)
+    add_pictures(tmp_path / "fewer", "train", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "fewer", "test", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "half", "train", 1, "ab", size=(16, 16))
+    add_pictures(tmp_path / "half", "test", 1, "abc", size=(16, 16))
+    (tmp_path / "VOCdevkit/VOC2007").mkdir(parents=True)
+    given = checkpoint.load(weights(made, "float"))
+    checkpoint.save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
+    (tmp_path / "damaged.stage1").mkdir()
+    (tmp_path / "damaged.stage1/state.pt").write_bytes(b"damaged")
+    (tmp_path / "arch.yaml").write_text(DESCRIPTION.replace("resnet20", "lenet"))
+    (tmp_path / "typo.yaml").write_text("task: clasification\n")
+    (tmp_path / "form.yaml").write_text(DESCRIPTION + "form: mnist\n")
+    places = {"OUT": tmp_path / "out", "DETECTOR": detector, "damaged": tmp_path / "damaged"}
+    places |= {p.name: p for p in tmp_path.iterdir()}
+    tool, *words = [places.get(word, word) for word in words]
+    assert command(monkeypatch, tool, *words) == code
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    if shown.startswith("error: "):
+        assert len(shown.splitlines()) == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.stage1").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("a: [", "not readable as YAML"), ("\0", "not readable as YAML")],
+)
+def test_descriptions_that_cannot_be_read(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        CLASSIFICATION.describe(path)
+
+
+def test_calibration_with_few_pictures(made):
+    """As many batches as there are pictures for, one at least to fit to and one to judge by."""
+    given = checkpoint.load(weights(made, "qc"))
+    samples = data.read([made / "data"], "test")
+    plan = Plan(LayerWise(batch=32))
+    plan.layers.steps = 1
+    for count in (2, 5):
+        network = stage_two.copied(CLASSIFICATION, given)
+        reports, fitted, held = stage_two.layer_wise(
+            CLASSIFICATION, given, network, samples.select(range(count)), plan
+        )
+        assert all(report.after <= report.before for report in reports) and len(reports) > 19
+        assert fitted == held == {2: 1, 5: 2}[count]
+    with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
+        stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
+
+
+def test_the_loss_of_the_end_to_end_pass():
+    found, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
+    labels = torch.tensor([0, 2])
+    batch, network = {"label": labels}, torch.nn.Identity()
+    end = EndToEnd(truth=0.5, temperature=4)
+    loss = CLASSIFICATION.loss(None, network, (found, wanted), batch, end)
+    expected = divergence(found, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(found, labels)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(
+        CLASSIFICATION,
+        "loss",
+        lambda made, network, outputs, batch, end: (
+            found.append(end.temperature) or outputs[0].square().mean()
+        ),
+    )
+    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
+             made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
+    assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
+    assert found == [4, 4, 4]  # before, a step, after
+
+
+def test_the_end_to_end_pass_compresses_its_pictures_but_not_those_that_judge_it(
+    made, monkeypatch, tmp_path
+):
+    found = []
+    real = data.augmentation
+
+    def watched(*given, **more):
+        found.append(more["jpeg"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(data, "augmentation", watched)
+    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
+             made / "data", "--end-to-end", 1, "--end-jpeg", 75]  # fmt: skip
+    assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
+    assert found == [0, 75, 0]  # before, a step, after
+
+
+def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
+    """Both stages learn what the float network says of them; the names of folders do not count."""
+    add_pictures(tmp_path, "pictures", 10, "xyz", size=(16, 16))
+    more = ["--unlabelled", tmp_path / "pictures", "--data", made / "data"]
+    drawn, real = [], CLASSIFICATION.loss
+
+    def watched(made, network, outputs, batch, end):
+        drawn.extend(batch["label"].tolist())
+        return real(made, network, outputs, batch, end)
+
+    monkeypatch.setattr(CLASSIFICATION, "loss", watched)
+    words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
+    out = tmp_path / "snn.safetensors"
+    words += ["--end-to-end", 6, "--end-batch", 30]
+    assert command(monkeypatch, "calibrate", *words, *more, "--out", out) == 0
+    assert drawn.count(data.UNLABELLED) == 30  # six steps are one round of 180 pictures
+    words = ["--weights", weights(made, "float"), "--T", 4, *TRAINING, "--batch", 30]
+    seen, epoch = [], training.cross_entropy
+    monkeypatch.setattr(
+        training, "cross_entropy", lambda *given: seen.extend(given[1].tolist()) or epoch(*given)
+    )
+    assert command(monkeypatch, "finetune", *words, *more, "--out", tmp_path / "qc") == 0
+    assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
+
+
+def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
+    other = checkpoint.load(weights(made, "snn"))
+    for tensor in other.tensors.values():
+        tensor += 1
+    checkpoint.save(other, tmp_path / "other.safetensors")
+    both = [weights(made, "snn"), tmp_path / "other.safetensors"]
+    out = tmp_path / "mean.safetensors"
+    assert command(monkeypatch, "average", "--weights", *both, "--out", out) == 0
+    first, mean = checkpoint.load(both[0]), checkpoint.load(out)
+    assert mean.tensors.keys() == first.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.allclose(mean.tensors[name], tensor + 0.5)
+    assert mean.origin["parents"] == [checkpoint.sha256(path) for path in both]
+    assert mean.origin["calibration_pictures"] == first.origin["calibration_pictures"]
+    assert "tuning_loss" not in mean.origin and networks.restore(CLASSIFICATION, mean).T == 4
+    other.T = 8
+    checkpoint.save(other, tmp_path / "eight.safetensors")
+    other.T = 4
+    other.tensors.pop("fc.bias")
+    checkpoint.save(other, tmp_path / "fewer.safetensors")
+    for words, code, message in (
+        (both, 6, "is there already"),
+        (both[:1], 2, "expected two checkpoints or more"),
+        ([both[0], tmp_path / "eight.safetensors"], 4, "of T=8; expected T=4"),
+        ([both[0], tmp_path / "fewer.safetensors"], 4, "other tensors than"),
+        ([both[0], weights(made, "qc")], 4, "these are qc weights; expected snn weights"),
+    ):
+        target = out if words == both else tmp_path / "new.safetensors"
+        assert command(monkeypatch, "average", "--weights", *words, "--out", target) == code
+        assert message in capsys.readouterr().err and not (tmp_path / "new.safetensors").exists()
+
+
+def test_damaged_tensors_of_a_classifier_are_refused(made):
+    given = checkpoint.load(weights(made, "snn"))
+    given.tensors.pop("fc.weight")
+    with pytest.raises(WeightsError, match="the tensor fc.weight of the graph is not in the file"):
+        networks.module_of(CLASSIFICATION, given)
+    given = checkpoint.load(weights(made, "float"))
+    given.tensors.pop("fc.weight")
+    with pytest.raises(WeightsError, match='tensors do not fit.*"fc.weight"'):
+        networks.module_of(CLASSIFICATION, given)
+    given.model["arch"] = "lenet"
+    with pytest.raises(WeightsError, match="description in the weights is damaged: arch: lenet"):
+        networks.module_of(CLASSIFICATION, given)

@@ -1,0 +1,43 @@
+"""The code in docs/ runs as it stands, page by page."""
+
+import re
+
+import pytest
+
+from spikedet import methods
+from spikedet.graph import operations, table
+from spikedet.neurons import registry
+from support.places import ROOT
+
+DOCS = ROOT / "docs"
+
+
+REGISTRIES = (
+    methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
+)  # fmt: skip
+
+
+@pytest.fixture
+def registries():
+    """What a page registers is forgotten after the test."""
+    kept = [dict(found) for found in REGISTRIES]
+    yield
+    for found, before in zip(REGISTRIES, kept, strict=True):
+        found.clear()
+        found.update(before)
+
+
+def code(page):
+    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
+
+
+@pytest.mark.parametrize("page", ["convert.md", "extending.md"])
+def test_the_code_of_a_page_runs(page, registries, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code(page), page, "exec"), names)
+    assert names["snn"].T == 8
+    if page == "extending.md":
+        kinds = {node.kind for node in names["snn"].graph}
+        assert {"flip", "neuron"} <= kinds
+        assert "p99" in methods.METHODS and "hard-reset" in registry.NEURONS

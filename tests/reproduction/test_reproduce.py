@@ -1,0 +1,280 @@
+"""Reproduction: what is run, what is resumed, and what stands in the files."""
+
+import csv
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from spikedet import checkpoint
+from spikedet.detection import model
+from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.published import TABLE_10
+from spikedet.errors import DataError, SpikedetError, UsageError
+from spikedet.released import released_leaky
+from support.devkits import add, annotation
+from support.places import BUS, ROOT
+from tools import reproduce
+from tools.reproduction import detection
+from tools.reproduction.workshop import Cell, Workshop
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A devkit of one picture twice, one of them for tuning, and an untrained float network."""
+    monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
+    boxes = [("person", (49, 399, 245, 903), False), ("bus", (23, 231, 805, 757), False)]
+    for number in ("1", "2"):
+        add(tmp_path / "devkit", "VOC2007", number, annotation(*boxes, size=(810, 1080)))
+        shutil.copy(BUS, tmp_path / f"devkit/VOC2007/JPEGImages/{number}.jpg")
+    (tmp_path / "tuning.txt").write_text("VOC2007/2\n")
+    torch.manual_seed(0)
+    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = model.build(description, 20).state_dict()
+    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    checkpoint.save(made, tmp_path / "float.safetensors")
+    return tmp_path
+
+
+def parsed(place, name, *words):
+    split = "VOC2007:train"
+    given = [name, "--data", place / "devkit", "--split", split, "--train-split", split,
+             "--tuning", place / "tuning.txt", "--model", place / "float.safetensors",
+             "--out", place / "results", *words]  # fmt: skip
+    return reproduce.arguments().parse_args([*map(str, given)])
+
+
+def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, capsys):
+    args = parsed(place, "table10", "--methods", "float", "spiking-yolo", "--T", 20)
+    reproduce.main(args)
+    lines = list(csv.DictReader((place / "results/table10.csv").open()))
+    shown = [(line["method"], line["T"], line["images"]) for line in lines]
+    assert shown == [("float", "", "2"), ("spiking-yolo", "20", "2")]
+    assert [line["paper_AP"] for line in lines] == ["", str(TABLE_10["spiking-yolo", 20][0])]
+    assert all(0 <= float(line["AP"]) <= 1 for line in lines)
+    assert (place / "results/table10.png").stat().st_size > 1000
+    assert "(0.2)" in capsys.readouterr().out
+
+    def nothing(self, tool, *words):
+        raise AssertionError(f"{tool} was run again")
+
+    monkeypatch.setattr(Workshop, "run", nothing)
+    before = (place / "results/table10.csv").read_text()
+    reproduce.main(args)
+    assert (place / "results/table10.csv").read_text() == before
+    (weights,) = place.glob("results/*/weights/spiking-yolo-T20.safetensors")
+    kept = weights.read_bytes()
+    weights.unlink()
+    reproduce.main(args)  # the row stands, as it is known how they were made
+    note = weights.with_name(weights.name + ".txt")
+    note.rename(place / "note")
+    with pytest.raises(AssertionError, match="convert was run again"):
+        reproduce.main(args)
+    (place / "note").rename(note)
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(AssertionError, match="evaluate was run again"):  # other weights, other row
+        reproduce.main(args)
+
+
+def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
+    commands, run = [], Workshop.run
+    monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
+    args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20, 8)
+    reproduce.main(args)
+    assert commands == ["convert", "evaluate"]
+    lines = list(csv.DictReader((place / "results/table10.csv").open()))
+    assert [(line["T"], line["paper_AP"]) for line in lines] == [
+        ("8", ""), ("20", str(TABLE_10["spiking-yolo", 20][0])),
+    ]  # fmt: skip
+    before = (place / "results/table10.csv").read_text()
+    args.T = [40]
+    reproduce.main(args)  # only this one is measured, beside the others
+    assert commands == ["convert", "evaluate", "evaluate"]
+    assert (place / "results/table10.csv").read_text().startswith(before)
+    monkeypatch.setattr(Workshop, "run", None)
+    for T in ([8], [20, 40]):
+        args.T = T
+        reproduce.main(args)  # nothing is made again, and no row is lost
+        lines = list(csv.DictReader((place / "results/table10.csv").open()))
+        assert [line["T"] for line in lines] == ["8", "20", "40"]
+
+
+def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeypatch):
+    words = ("table10", "--methods", "float")
+    reproduce.main(parsed(place, *words))
+    monkeypatch.setattr(Workshop, "run", None)
+    reproduce.main(parsed(place, *words))
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        reproduce.main(parsed(place, *words, "--data", place / "nowhere"))
+    monkeypatch.setattr(detection, "SPLIT", "VOC2007:train")
+    box = ("bus", (24, 231, 805, 757), False)
+    add(place / "other", "VOC2007", "1", annotation(box, size=(810, 1080)))
+    shutil.copy(BUS, place / "other/VOC2007/JPEGImages/1.jpg")
+    with pytest.raises(UsageError, match="measured on other pictures than those of --data; choose"):
+        reproduce.main(parsed(place, *words, "--data", place / "other"))
+
+
+def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monkeypatch):
+    words = ("figure7", "--methods", "copy", "--T", 4, "--layer-steps")
+    reproduce.main(parsed(place, *words, 1))
+    (line,) = csv.DictReader((place / "results/figure7.csv").open())
+    made = [line[key] for key in ("method", "T", "weights_for_T", "calibration_pictures")]
+    assert made == ["copy", "4", "4", "0"]
+    reproduce.main(parsed(place, *words, 2))  # nothing to it
+    with monkeypatch.context() as patched:
+        patched.setattr(Workshop, "run", lambda *_: None)  # killed before it wrote any weights
+        one, two = (
+            Workshop(parsed(place, *words, n), place, place / "float.safetensors", "detection", [])
+            for n in (1, 2)
+        )
+        cell = Cell("stage2", 4, None, 256)
+        assert one.weights(cell) == one.weights(cell)
+        with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
+            two.weights(cell)
+    other = place / "other.safetensors"
+    made = checkpoint.load(place / "float.safetensors")
+    made.tensors = {name: tensor + 1 for name, tensor in made.tensors.items()}
+    checkpoint.save(made, other)
+    folders = []
+    monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
+    for path in (place / "float.safetensors", other):
+        reproduce.main(parsed(place, *words, 2, "--model", path))
+    assert len(set(folders)) == 2
+
+
+def test_figure8_follows_one_run(place):
+    reproduce.main(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
+    lines = list(csv.DictReader((place / "results/figure8.csv").open()))
+    assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
+        ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
+    ]  # fmt: skip
+    drawn = plt.imread(place / "results/figure8.png")
+    reproduce.main(
+        parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4, "--boxes-only")
+    )
+    empty = plt.imread(place / "results/figure8.png")
+    assert drawn.shape == empty.shape and empty.mean() > drawn.mean()  # no dark photograph in it
+
+
+def test_options_of_another_name_are_refused(place):
+    with pytest.raises(UsageError, match="--boxes-only: only figure8 draws a picture"):
+        reproduce.main(parsed(place, "table10", "--boxes-only"))
+
+
+def test_cells_of_every_table():
+    def planned(name, *words):
+        given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
+        return detection.cells(given)
+
+    table = planned("table10", "--leaky", "leaky.safetensors")
+    assert {(c.method, c.T, c.limit) for c in table} >= {
+        *((m, t, None) for m in ("copy", "spiking-yolo", "stage1", "two-stage")
+          for t in (8, 20, 40, 60)),
+        *(("two-stage", t, None) for t in (4, 16, 32)),
+        *(("spiking-yolo", t, 200) for t in (500, 2000)),
+        *((m, 8, 200) for m in ("copy", "stage1", "quantised", "two-stage")),
+        *((m, None, limit) for m in ("float", "float-leaky") for limit in (None, 200)),
+    }  # fmt: skip
+    runs = {(c.method, c.made_for, c.steps, c.limit) for c in table}
+    assert runs == {
+        *((m, None, (), limit) for m in ("float", "float-leaky") for limit in (None, 200)),
+        *(("quantised", t, (), None) for t in (4, 8, 20)), ("quantised", 8, (), 200),
+        *(("two-stage", t, (t,), None) for t in (4, 8)),
+        *((m, 8, (8,), 200) for m in ("copy", "stage1", "two-stage")),
+        ("two-stage", 20, (16, 20, 32, 40, 60), None),
+        *((m, 8, (8,), None) for m in ("copy", "stage1")),
+        *((m, 20, (20, 40, 60), None) for m in ("copy", "stage1")),
+        ("spiking-yolo", 20, (8, 20, 40, 60), None), ("spiking-yolo", 20, (500, 2000), 200),
+    }  # fmt: skip
+    assert len(table) == len(set(table))
+    ablation = {(c.method, c.T) for c in planned("figure7")}
+    assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation
+    counted = [(c.pictures, c.end_to_end) for c in planned("table6")]
+    assert counted == [(count, False) for count in detection.CALIBRATION_PICTURES]
+    assert {c.T for c in planned("figure9")} == {None, 30}
+    own = planned("table10", "--made-for", "20", "60", "--methods", "stage1")
+    assert {(c.T, c.made_for) for c in own if c.limit is None} == {
+        (8, 20), (20, 20), (40, 60), (60, 60),
+    }  # fmt: skip
+    assert not any(c.method == "float-leaky" for c in planned("table10"))
+    for words, wanted in {
+        ("--methods", "magic"): "--methods magic: figure7 has no such row; it has float; copy at 4",
+        ("--methods", "copy", "spiking-yolo"): "--methods spiking-yolo: figure7 has no such row",
+        ("--methods", "copy", "--T", "8", "9"): "--T 9: figure7 has no such row",
+    }.items():
+        with pytest.raises(UsageError, match=wanted):
+            planned("figure7", *words)
+    with pytest.raises(UsageError, match="--methods quantised: table10 has no such row"):
+        planned("table10", "--methods", "quantised", "--T", "4", "--made-for", "8")
+
+
+def test_ap_of_every_class_is_written_and_drawn(place):
+    reproduce.main(parsed(place, "figure9", "--methods", "float"))
+    (line,) = csv.DictReader((place / "results/figure9.csv").open())
+    classes = {name: line[f"AP_{name}"] for name in VOC_CLASSES}
+    assert 0 <= float(classes.pop("person")) <= 1 and 0 <= float(classes.pop("bus")) <= 1
+    assert set(classes.values()) == {""}  # no object, no precision
+    assert (place / "results/figure9.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_checkpoints_or_pictures_say_which_task_a_name_is_of(place, tmp_path):
+    float_one = place / "float.safetensors"
+    (tmp_path / "VOC/VOC2007").mkdir(parents=True)
+    (tmp_path / "classes/train").mkdir(parents=True)
+    voc, classes = [tmp_path / "VOC"], [tmp_path / "classes"]
+    assert reproduce.task_of("figure7", [], voc) == "detection"
+    assert reproduce.task_of("figure7", [], classes) == "classification"
+    assert reproduce.task_of("figure7", [float_one], classes) == "detection"
+    assert reproduce.task_of("table2", [], voc) == "classification"
+    with pytest.raises(UsageError, match="for detection; table2 is of classification"):
+        reproduce.task_of("table2", [float_one], classes)
+    with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
+        reproduce.main(parsed(place, "figure7", "--model", float_one, float_one))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch, own):
+    commands = []
+    args = parsed(place, "table10", "--T", 20)
+    models = [place / "float.safetensors"] if own else []
+    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(detection, "table", lambda args, shop: shop.weights(spiking_yolo))
+    spiking_yolo = Cell("spiking-yolo", 20, None, 256)
+    detection.make(args, models)
+    ((tool, *words),) = commands
+    assert tool == "convert"
+    assert words[words.index("--out") + 1].name == "spiking-yolo-T20.safetensors"
+    assert words[words.index("--model") + 1] == (models[0] if own else released_leaky())
+
+
+def test_a_command_that_fails_ends_it(place):
+    args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20)
+    args.leaky = place / "gone.safetensors"
+    with pytest.raises(SpikedetError, match="tools/convert.py ended with exit code 4"):
+        reproduce.main(args)
+    assert not list(place.glob("results/*/weights/*"))  # no note that would stand in the way
+
+
+@pytest.mark.parametrize(
+    ("found", "objects"),
+    [
+        ([], 0),
+        ([("bus", (0, 0, 100, 100))], 1),
+        ([("person", (0, 0, 100, 100))], 0),
+        ([("bus", (0, 0, 100, 49))], 0),
+        ([("bus", (0, 0, 100, 100)), ("bus", (0, 0, 100, 90))], 1),
+    ],
+)
+def test_agreement_with_the_float_network(found, objects):
+    import numpy as np
+
+    from spikedet.detection.boxes import Detections
+
+    def detections(listed):
+        boxes = np.array([box for _, box in listed], np.float32).reshape(-1, 4)
+        labels = np.array([VOC_CLASSES.index(name) for name, _ in listed], np.int64)
+        return Detections(boxes, np.ones(len(listed), np.float32), labels, VOC_CLASSES)
+
+    truth = detections([("bus", (0, 0, 100, 100))])
+    assert detection.agreeing(detections(found), truth) == objects
