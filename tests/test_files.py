@@ -2,14 +2,12 @@
 
 import errno
 import os
-from types import SimpleNamespace
 
 import pytest
 
-from spikedet.commands import parse
-from spikedet.commands.main import run
 from spikedet.errors import DataError, cut
 from spikedet.files import write_atomic, write_csv
+from support.commands import run_as_command
 
 
 def test_write_and_replace(tmp_path):
@@ -56,8 +54,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys, step):
 
     monkeypatch.setattr(os, step, full)
     with pytest.raises(SystemExit) as ended:
-        command = SimpleNamespace(Options=parse.Options, run=lambda _: write_atomic(path, b"[]"))
-        run(lambda: command, [], "test")
+        run_as_command(lambda _: write_atomic(path, b"[]"))
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
     assert os.listdir(tmp_path) == []

@@ -24,7 +24,7 @@ from spikedet.commands.training import (
     Shown,
     StageTwoOptions,
     expect_halves,
-    expect_new_network,
+    is_made,
     plan,
     resume,
 )
@@ -55,7 +55,8 @@ def run(options: Options) -> None:
     from spikedet.stages.pipeline import Calibration, begun_with
 
     out = options.out
-    expect_new_network(out)
+    if is_made(out, options.resume):
+        return
     made = checkpoint.load(options.weights)
     expect_stage(made, "qc", "snn")
     if options.resume and not begun_with(out).is_file():

@@ -44,7 +44,7 @@ from spikedet.commands.training import (
     StageOneOptions,
     StageTwoOptions,
     expect_halves,
-    expect_new_network,
+    is_made,
     names_of,
     plan,
     resume,
@@ -113,7 +113,8 @@ def run(options: Options) -> None:
     from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
 
-    expect_new_network(options.out)
+    if is_made(options.out, options.resume):
+        return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
     check_devices(device)
     made = checkpoint.load(options.weights)

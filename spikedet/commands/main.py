@@ -7,6 +7,7 @@ import ctypes
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
 from spikedet.settings import world_size
 
 if TYPE_CHECKING:
@@ -154,6 +155,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+def _end_in_order() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: what is done is written, temporaries are deleted.
+
+    Loader processes, to which it is sent to end them, inherit that.
+    """
+
+    def end(*_: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    with contextlib.suppress(ValueError):  # in a thread, which no signal reaches
+        signal.signal(signal.SIGTERM, end)
+
+
 def run(command: Any, words: Sequence[str], prog: str) -> None:
     """Parse and run, turn an expected error into one sentence and an exit code.
 
@@ -165,6 +179,7 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
         prog: What it is called.
     """
     keep_freed_memory()
+    _end_in_order()
     _run_as[:] = [prog, *words]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -178,6 +193,12 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
         if first or not isinstance(error, UsageError):  # which all of them have
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        plain = plainly(error)
+        if plain is None:
+            raise
+        print(f"error: {plain}", file=sys.stderr)
+        code = plain.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         code = 130

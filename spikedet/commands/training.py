@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands.checks import expect_new, refuse
-from spikedet.commands.main import progress
+from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.main import command_line, progress
 from spikedet.commands.parse import Options, options_of, partial, several
 from spikedet.errors import UsageError
 from spikedet.settings import Plan, StageOne, option
@@ -236,9 +236,12 @@ class Shown(Watcher):
         print(text)
 
 
-def expect_new_network(out: Path) -> None:
-    """Refuse a spiking network that would be written over, see `checks.expect_new`."""
-    from spikedet.stages.pipeline import last_of
+def is_made(out: Path, resume: bool) -> bool:
+    """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
+    from spikedet.stages import pipeline
 
-    for path in (out, last_of(out)):
-        expect_new(path)
+    expect_writable(out)
+    done = pipeline.is_made(out, resume, command_line())
+    if done:
+        print(f"{out}: complete; nothing to resume")
+    return done

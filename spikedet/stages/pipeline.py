@@ -179,12 +179,13 @@ class Calibration:
 
         if plan.end.int8:
             stage_two.whole(network)  # what is kept is whole in any case
+            self.origin["int8"] = True
         before = loss()
         kept = copy.deepcopy(network)
         state = state_of(self.out)
-        told = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
+        spikes = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
         after = loss()
-        wins = after < before or plan.end.sparsity > 0  # fewer spikes cost some of the loss
+        wins = after < before or plan.end.sparsity > 0
         path = self.out if wins else last_of(self.out)
         judged = stage_two.judged(self.tune, plan)
         self.watcher.say(
@@ -192,13 +193,12 @@ class Calibration:
         )
         self.watcher.say("kept" if wins else f"not kept, but written to {path}")
         losses = {"tuning_loss": after, "tuning_loss_before": before}
-        passed: dict[str, Any] = {"end_to_end": True, **told}
+        passed: dict[str, Any] = {"end_to_end": True, **spikes}
         passed["end_to_end_steps"] = self.origin.get("end_to_end_steps", 0) + steps
         origin = {**self.origin, **losses}
         save(spiking_checkpoint(self.checkpoint, network, {**origin, **passed}), path)
         if not wins:
-            rounded = {"int8": True} if plan.end.int8 else {}
-            save(spiking_checkpoint(self.checkpoint, kept, {**origin, **rounded}), self.out)
+            save(spiking_checkpoint(self.checkpoint, kept, origin), self.out)
 
 
 @dataclass
@@ -317,3 +317,30 @@ def forget(out: Path) -> None:
     """Delete what an end-to-end pass would go on from."""
     for path in (state_of(out), begun_with(out)):
         path.unlink(missing_ok=True)
+
+
+def is_made(out: Path, resume: bool, command: str) -> bool:
+    """Whether the command that is to be resumed is complete; what a kill left is then deleted.
+
+    Args:
+        out: What it is to write.
+        resume: Whether it was told to go on.
+        command: As it was given; `--resume` makes no other one of it.
+
+    Raises:
+        TrainingError: `out` is there, and was made otherwise or is not to be resumed.
+        WeightsError: It cannot be read.
+    """
+    there = next((path for path in (out, last_of(out)) if path.exists()), None)
+    if there is None or (resume and there != out and begun_with(out).is_file()):
+        return False
+    if resume and there == out:
+        before = str(load(out).origin.get("command"))
+        if _without_resume(before) == _without_resume(command):
+            forget(out)
+            return True
+    raise TrainingError(f"{there} is there already; choose another --out")
+
+
+def _without_resume(command: str) -> list[str]:
+    return [word for word in command.split() if word != "--resume"]

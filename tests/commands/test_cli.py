@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +18,12 @@ import yaml
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new, expect_writable, refuse
 from spikedet.commands.main import COMMANDS, main, module_of, parsed, progress
-from spikedet.commands.main import run as run_command
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from spikedet.settings import option
 from spikedet.tasks import SETTINGS
+from support.commands import run_as_command
 from support.places import ROOT
 
 EVERY = [name for name in COMMANDS]
@@ -261,25 +260,14 @@ def test_commands_of_the_pages_have_options_that_there_are(page):
         parse.parse(import_module(f"demo.{name}").Options, shlex.split(words), name)
 
 
-PRINTING = """
-from types import SimpleNamespace
-from spikedet.commands import parse
-from spikedet.commands.main import run
-command = SimpleNamespace(Options=parse.Options, run=lambda _: print({}))
-run(lambda: command, [], "test")
-"""
-
-
-def command(run, several=False):
-    """A command without options."""
-    return SimpleNamespace(Options=parse.Options, run=run, SEVERAL=several)
+PRINTING = "from support.commands import run_as_command; run_as_command(lambda _: print({}))"
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     target = tmp_path / "file" / "rows.json"
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: command(lambda _: write_atomic(target, b"[]")), [], "test")
+        run_as_command(lambda _: write_atomic(target, b"[]"))
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {target}: File exists"
@@ -288,7 +276,8 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch,
 def test_who_stops_reading_is_not_told_off():
     code = PRINTING.format("'x\\n' * 99999")
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe) as run:
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, cwd=ROOT / "tests", stdout=pipe, stderr=pipe) as run:
         assert run.stdout.readline() == b"x\n"
         run.stdout.close()
         assert run.stderr.read() == b"" and run.wait() == 141
@@ -297,7 +286,7 @@ def test_who_stops_reading_is_not_told_off():
 def test_names_that_are_no_text_are_printed():
     code = PRINTING.format("'a\\udcdf.jpg'")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True,
                           env=environment)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\udcdf.jpg\n", b"")
 
@@ -308,11 +297,11 @@ def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: command(lambda _: None), [], "test")
+        run_as_command(lambda _: None)
     assert stopped.value.code == 2
     assert ("runs in one process" in capsys.readouterr().err) == (rank == "0")
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: command(lambda _: None, several=True), [], "test")
+        run_as_command(lambda _: None, several=True)
     assert stopped.value.code == 0
 
 

@@ -1,8 +1,11 @@
 """Commands in the process of the test, and arguments that those which measure refuse."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from spikedet.commands.main import main
+from spikedet.commands import parse
+from spikedet.commands.main import main, run
 
 BAD = [
     (["--T", "0"], 2, "T is '0'"),
@@ -19,3 +22,9 @@ def command(monkeypatch, name, *words):
     with pytest.raises(SystemExit) as stopped:
         main(name, list(map(str, words)))
     return stopped.value.code
+
+
+def run_as_command(function, several=False):
+    """Run a function as a command without options; the process ends as with any."""
+    made = SimpleNamespace(Options=parse.Options, run=function, SEVERAL=several)
+    run(lambda: made, [], "test")
