@@ -63,7 +63,7 @@ class Classifier(BasePredictor):
         expect_counts(top=top, batch=batch)
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if single else list(pictures)
+        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
         found: list[Classes] = []
         for start in range(0, len(several), batch):
             arrays = [as_picture(source)[..., ::-1] for source in several[start : start + batch]]
