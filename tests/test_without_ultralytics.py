@@ -27,7 +27,8 @@ network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.n
 snn = spikedet.convert(network, [torch.rand(2, 3, 8, 8) for _ in range(2)], T=4)
 spikedet.save(snn, "own.safetensors")
 x = torch.rand(1, 3, 8, 8)
-assert torch.equal(spikedet.load("own.safetensors")(x), snn(x))
+assert torch.equal(spikedet.load("own.safetensors", engine="torch")(x), snn(x))
+spikedet.export("own.safetensors", "own.int8.safetensors")
 Image.new("RGB", (32, 32), (200, 10, 10)).save("a.png")
 assert len(spikedet.load(T=4, task="classification")("a.png").names) == 5
 
@@ -39,6 +40,7 @@ from spikedet.released import released
 from spikedet.runtime.file import restore
 
 description = read_yaml(resources.config("cifar-resnet20", "models"))
+spikedet.export(released("snn", 4, "classification"), "classifier.int8.safetensors")
 spikedet.convert(build({**description, "width": 0.25}, 3), [torch.rand(2, 3, 8, 8)] * 2, T=4)
 graph = restore(checkpoint.load(released("snn", 4)))  # a detector's, as far as its head
 assert graph(torch.rand(1, 3, 64, 64))["scores"].shape == (1, 20, 20)

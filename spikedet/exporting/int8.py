@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from spikedet.engines.integers import MOVES, compile_integers, constant_nodes
+from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.program import (
     Current,
     Move,
@@ -27,6 +27,7 @@ from spikedet.engines.program import (
     Times,
     Weighted,
 )
+from spikedet.engines.wires import MOVES
 from spikedet.errors import UsageError
 from spikedet.exporting.lowering import (
     AVERAGES,

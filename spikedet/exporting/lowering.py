@@ -46,7 +46,7 @@ def places(module: nn.Module, shape: Shape) -> list[tuple[int, list[int]]]:
         (axis, index of the input for each index of the output); `NOWHERE` where a zero is put. Axes
         along which nothing moves are left out.
     """
-    found = []
+    result = []
     for axis in range(1, len(shape)):
         line = torch.arange(1, shape[axis] + 1, dtype=torch.float64)
         line = line.view(-1, *[1] * (len(shape) - axis - 1)).expand(shape).clone()
@@ -54,8 +54,8 @@ def places(module: nn.Module, shape: Shape) -> list[tuple[int, list[int]]]:
         other = [dim for dim in range(moved.ndim) if dim != axis]
         taken = [int(value) - 1 for value in moved.amax(other)]
         if taken != list(range(shape[axis])):
-            found.append((axis, taken))
-    return found
+            result.append((axis, taken))
+    return result
 
 
 def windows(module: nn.Module, shape: Shape, out: Shape) -> list[tuple[int, list[list[int]]]]:
@@ -75,12 +75,12 @@ def windows(module: nn.Module, shape: Shape, out: Shape) -> list[tuple[int, list
     kernel, padding = each(module.kernel_size, dims), each(module.padding, dims)
     stride = each(module.stride, dims)
     dilation = each(getattr(module, "dilation", 1), dims)
-    found = []
+    result = []
     for axis, k, s, p, d in zip(axes, kernel, stride, padding, dilation, strict=True):
         starts = [o * s - p for o in range(out[axis])]
         taken = [[start + i * d for i in range(k)] for start in starts]
-        found.append((axis, [[i for i in line if 0 <= i < shape[axis]] for line in taken]))
-    return found
+        result.append((axis, [[i for i in line if 0 <= i < shape[axis]] for line in taken]))
+    return result
 
 
 def window_factors(module: nn.Module, shape: Shape) -> Tensor:
@@ -93,11 +93,11 @@ def window_factors(module: nn.Module, shape: Shape) -> Tensor:
         over = math.prod(shape[d] for d in module.dims)
         return torch.full((1,) * len(shape), 1.0 if isinstance(module, Sum) else 1 / over).double()
     averaged = module(ones)
-    found = torch.ones_like(averaged)
+    result = torch.ones_like(averaged)
     for axis, lines in windows(module, shape, tuple(averaged.shape)):
         number = torch.tensor([len(line) for line in lines], dtype=torch.float64)
-        found = found * number.view(-1, *[1] * (averaged.ndim - axis - 1))
-    return averaged / found
+        result = result * number.view(-1, *[1] * (averaged.ndim - axis - 1))
+    return averaged / result
 
 
 def kept(module: nn.Module, shape: Shape, out: Shape) -> Shape:

@@ -182,19 +182,19 @@ class _Translated:
         told = {"reset": "subtract", "fires": "v >= v_threshold"}
         told |= {"initial_potential": full(module.initial)}
         ones, zeros = np.ones_like(threshold), np.zeros_like(threshold)
-        made = self._add(node, nir.IF(ones, threshold, zeros, metadata=told), sources)
+        spikes = self._add(node, nir.IF(ones, threshold, zeros, metadata=told), sources)
         if module.folded:
-            return made
-        return self._add(node, nir.Scale(threshold), made, "_amplitude")
+            return spikes
+        return self._add(node, nir.Scale(threshold), spikes, "_amplitude")
 
     def _sum(self, node: Node, shape: tuple[int, ...]) -> list[str]:
         """A sum is edges that end in one node."""
         if any(self.graph.shapes[source] != shape for source in node.inputs):
             raise _Refused("a sum of unlike shapes")
-        found = [name for source in node.inputs for name in self.values[source]]
-        if len(set(found)) != len(found):
+        names = [name for source in node.inputs for name in self.values[source]]
+        if len(set(names)) != len(names):
             raise _Refused("a value added to itself")
-        return found
+        return names
 
     def _flattened(self, node: Node, sources: list[str], shape: tuple[int, ...]) -> list[str]:
         if len(shape) == 2:
@@ -226,10 +226,10 @@ class _Translated:
                 size // parts for size, parts in zip(shape[2:], out[2:], strict=True)
             )
         pool = nir.AvgPool2d(np.array(kernel), np.array(stride), np.array(padding))
-        found = self._add(node, pool, sources)
+        names = self._add(node, pool, sources)
         if len(out) == 4:
-            return found
-        return self._flattened(node, found, (*shape[:2], 1, 1))
+            return names
+        return self._flattened(node, names, (*shape[:2], 1, 1))
 
 
 class _Refused(Exception):

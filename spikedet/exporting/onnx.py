@@ -144,9 +144,9 @@ class _Builder:
     def ops(self, kind: str, number: int, *inputs: str, **attributes: Any) -> list[str]:
         """Write a node of several outputs."""
         name = self.free(f"{self.here}/{kind}")
-        made = [name] if number == 1 else [self.free(f"{name}:{i}") for i in range(number)]
-        self.nodes.append(helper.make_node(kind, list(inputs), made, name, **attributes))
-        return made
+        outputs = [name] if number == 1 else [self.free(f"{name}:{i}") for i in range(number)]
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name, **attributes))
+        return outputs
 
     def constant(self, value: Any, name: str = "constant") -> str:
         """A tensor; equal ones are written once."""

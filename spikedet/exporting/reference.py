@@ -91,7 +91,7 @@ def run(
         else:
             known[name] = compute(node, [known[i] for i in node["inputs"]], own[name], {})
     results = {name: known[node] for name, node in header["results"].items()}
-    return results, {name: np.stack(found) for name, found in spikes.items()}
+    return results, {name: np.stack(result) for name, result in spikes.items()}
 
 
 def _names(header: dict[str, Any]) -> list[str]:
@@ -130,9 +130,9 @@ def compute(
         # float64 holds all of these whole numbers, and is what numpy multiplies fast
         exact = np.float64 if x.dtype.kind == "i" else x.dtype
         weight = own["weight"].astype(exact)
-        found = layer.get(op, linear)(x.astype(exact), weight, node).astype(x.dtype)
+        result = layer.get(op, linear)(x.astype(exact), weight, node).astype(x.dtype)
         bias = own.get("bias", np.zeros(1, x.dtype))
-        return found + (bias if op == "linear" else bias.reshape(-1, *[1] * (x.ndim - 2)))
+        return result + (bias if op == "linear" else bias.reshape(-1, *[1] * (x.ndim - 2)))
     if op == "times":
         return x * own["factor"].astype(x.dtype)
     if op == "plus":
@@ -184,12 +184,12 @@ def convolution(x: np.ndarray, weight: np.ndarray, node: dict[str, Any]) -> np.n
     stride, dilation = node["stride"], node["dilation"]
     dims = range(len(kernel))
     out = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in dims]
-    found = np.zeros((len(x), groups, len(weight) // groups, int(np.prod(out))), x.dtype)
+    result = np.zeros((len(x), groups, len(weight) // groups, int(np.prod(out))), x.dtype)
     for tap in np.ndindex(*kernel):
         window = x[(..., *(_line(tap[i] * dilation[i], stride[i], out[i]) for i in dims))]
         rows = weight[(..., *tap)].reshape(groups, -1, weight.shape[1])
-        found += rows @ window.reshape(len(x), groups, weight.shape[1], -1)
-    return found.reshape(len(x), -1, *out)
+        result += rows @ window.reshape(len(x), groups, weight.shape[1], -1)
+    return result.reshape(len(x), -1, *out)
 
 
 def transposed_convolution(x: np.ndarray, weight: np.ndarray, node: dict[str, Any]) -> np.ndarray:
@@ -201,14 +201,14 @@ def transposed_convolution(x: np.ndarray, weight: np.ndarray, node: dict[str, An
         stride[i] * (size[i] - 1) + dilation[i] * (kernel[i] - 1) + 1 + node["output_padding"][i]
         for i in dims
     ]
-    found = np.zeros((len(x), groups * weight.shape[1], *whole), x.dtype)
+    result = np.zeros((len(x), groups * weight.shape[1], *whole), x.dtype)
     columns = x.reshape(len(x), groups, x.shape[1] // groups, -1)
     for tap in np.ndindex(*kernel):
         rows = weight[(..., *tap)].reshape(groups, -1, weight.shape[1]).swapaxes(1, 2)
         place = [_line(tap[i] * dilation[i], stride[i], size[i]) for i in dims]
-        found[(..., *place)] += (rows @ columns).reshape(len(x), -1, *size)
+        result[(..., *place)] += (rows @ columns).reshape(len(x), -1, *size)
     inside = [slice(node["padding"][i][0], whole[i] - node["padding"][i][1]) for i in dims]
-    return found[(..., *inside)]
+    return result[(..., *inside)]
 
 
 def _line(start: int, step: int, number: int) -> slice:

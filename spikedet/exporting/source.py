@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 import spikedet
-from spikedet import checkpoint, tasks
-from spikedet.checkpoint import Checkpoint
-from spikedet.classification import transforms
+from spikedet import networks, tasks
+from spikedet.checkpoint import Checkpoint, load
 from spikedet.counts import expect_counts
-from spikedet.detection.letterbox import GREY
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
@@ -70,50 +68,52 @@ class Source:
         if isinstance(network, str | Path):
             return cls._of_file(Path(network), T)
         if isinstance(network, SpikingNetwork):
-            made_for, stage, network = network.T, "snn", network.graph
+            calibrated_for, stage, network = network.T, "snn", network.graph
         elif isinstance(network, Graph):
             spiking = bool(network.of((MeanOverTime,)))
-            made_for, stage = None, "snn" if spiking else "float"
+            calibrated_for, stage = None, "snn" if spiking else "float"
         else:
             raise UsageError(
                 f"a {type(network).__name__} cannot be exported; expected weights, or what "
                 "spikedet.convert or spikedet.load returns"
             )
         about = {"task": TASK, "names": [], "input": {"shape": _shape(network)}}
-        return cls._of_graph(network, stage, made_for, T, about, None)
+        return cls._of_graph(network, stage, calibrated_for, T, about, None)
 
     @classmethod
     def _of_file(cls, path: Path, T: int | None) -> Source:
-        made = checkpoint.load(path)
-        if made.task == TASK:
-            network = restore(made)
+        checkpoint = load(path)
+        if checkpoint.task == TASK:
+            network = restore(checkpoint)
             about = {"task": TASK, "names": [], "input": {"shape": _shape(network.graph)}}
-            return cls._of_graph(network.graph, "snn", made.T, T, about, path)
-        task = tasks.of(made)
-        made = task.current(made)
-        graph = task.graph(made)
-        return cls._of_graph(graph, made.stage, made.T, T, _about(made, graph), path)
+            return cls._of_graph(network.graph, "snn", checkpoint.T, T, about, path)
+        task = tasks.of(checkpoint)
+        checkpoint = networks.current(task, checkpoint)
+        graph = networks.graph_of(task, checkpoint)
+        about = _about(checkpoint, graph)
+        return cls._of_graph(graph, checkpoint.stage, checkpoint.T, T, about, path)
 
     @classmethod
     def _of_graph(
         cls,
         graph: Graph,
         stage: str,
-        made_for: int | None,
+        calibrated_for: int | None,
         T: int | None,
         about: dict[str, Any],
         path: Path | None,
     ) -> Source:
         notes = []
         if stage != "snn":
-            if T not in (None, made_for):
+            if T not in (None, calibrated_for):
                 raise UsageError(f"T is {T}; a network of stage {stage} has no time steps")
-            T = made_for
+            T = calibrated_for
         elif T is None:
-            T = made_for
-        elif made_for not in (None, T):
+            T = calibrated_for
+        elif calibrated_for not in (None, T):
             notes.append(
-                f"the network was calibrated for T={made_for}, not T={T}; expect lower accuracy"
+                f"the network was calibrated for T={calibrated_for}, not T={T}; "
+                "expect lower accuracy"
             )
         if stage == "snn" and T is None:
             raise UsageError("a spiking graph of its own does not know its time steps; pass T")
@@ -140,19 +140,23 @@ def _shape(graph: Graph) -> list[int | None]:
     return [None, *graph.shapes[INPUT][1:]]
 
 
-def _about(made: Checkpoint, graph: Graph) -> dict[str, Any]:
+def _about(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
     """What pictures and outputs of a task's network are."""
-    side = made.imgsz
+    side = checkpoint.imgsz
     picture: dict[str, Any] = {"shape": _shape(graph), "colours": "RGB", "bytes_divided_by": 255}
-    about = {"task": made.task, "names": list(made.names), "input": picture}
-    if made.task == "detection":
+    about = {"task": checkpoint.task, "names": list(checkpoint.names), "input": picture}
+    if checkpoint.task == "detection":
+        from spikedet.detection.letterbox import GREY
+
         picture["fit"] = (
             f"letterbox: scaled by min({side} / height, {side} / width), bilinear, to whole "
             f"pixels; centred on {GREY} of 255, left = round(({side} - new width) / 2 - 0.1), top "
             "alike"
         )
-        return {**about, "head": {**made.head, "decode": BOXES}}
-    cut = transforms.form(made.model)
+        return {**about, "head": {**checkpoint.head, "decode": BOXES}}
+    from spikedet.classification import transforms
+
+    cut = transforms.form(checkpoint.model)
     fits = {
         "cifar": f"resized to {side} x {side}, antialiased",
         "imagenet": (
@@ -161,8 +165,8 @@ def _about(made: Checkpoint, graph: Graph) -> dict[str, Any]:
         ),
     }
     picture["fit"] = fits[cut]
-    picture["mean"] = list(made.model.get("mean", transforms.MEAN))
-    picture["std"] = list(made.model.get("std", transforms.STD))
+    picture["mean"] = list(checkpoint.model.get("mean", transforms.MEAN))
+    picture["std"] = list(checkpoint.model.get("std", transforms.STD))
     return {**about, "head": {"decode": "one logit a class; soft-max for probabilities"}}
 
 
@@ -171,11 +175,11 @@ def flat_outputs(output: Any) -> list[tuple[str, str]]:
 
     The name is the way to it: `boxes`, `feats.0`; `output` where it returns one tensor.
     """
-    found: list[tuple[str, str]] = []
+    outputs: list[tuple[str, str]] = []
 
     def walk(value: Any, way: str) -> None:
         if isinstance(value, Name):
-            found.append((way or "output", value.name))
+            outputs.append((way or "output", value.name))
         elif isinstance(value, dict):
             for key, item in value.items():
                 walk(item, f"{way}.{key}" if way else str(key))
@@ -185,4 +189,4 @@ def flat_outputs(output: Any) -> list[tuple[str, str]]:
                 walk(item, f"{way}.{key}" if way else str(key))
 
     walk(output, "")
-    return found
+    return outputs

@@ -156,19 +156,18 @@ def test_the_detector_of_the_docs_finds_what_ours_does(tmp_path, monkeypatch):
     assert classes == wanted.classes
     assert np.allclose(scores, wanted.scores, atol=1e-4)
     assert np.allclose(boxes, wanted.boxes, atol=0.05)
-    # a spike may part where a potential touches its threshold, and all that hears it then
+    # in the first step no potential of this picture touches a threshold, where a spike may part
     weights = released("snn", 4)
-    spikedet.export(weights, "a.onnx")
+    spikedet.export(weights, "a.onnx", T=1)
     detector = spikedet.load(weights, half=False)
     tensor = letterbox(picture, detector.imgsz)[0][None]
-    wanted = detector.runner.raw(tensor)
+    raw = detector.runner.raw(tensor, 1)
     session, facts = names["load"]("a.onnx")
-    outputs = session.run(["boxes", "scores"], {"input": tensor.numpy()})
-    for name, found in zip(("boxes", "scores"), outputs, strict=True):
-        truth = wanted[name].numpy()
-        assert np.abs(found - truth).mean() < 0.1 * truth.std()
+    for name in ("boxes", "scores"):
+        (found,) = session.run([name], {"input": tensor.numpy()})
+        assert np.allclose(found, raw[name].numpy(), atol=1e-3)
     assert facts["head"]["strides"] == [16, 32] and "114" in facts["input"]["fit"]
-    assert names["detect"]((session, facts), picture, conf=0.02)[2]
+    assert len(names["detect"]((session, facts), picture, conf=0.0)[2]) > 5
 
 
 def test_predictors_are_exported_from_their_file(tmp_path):

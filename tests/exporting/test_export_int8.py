@@ -19,6 +19,7 @@ from support.exported import dyadic, fresh
 from support.stages import leaves
 
 
+@torch.no_grad()
 def expect_equal(graph, pictures, path, steps=5):
     """From the same currents on, every spike is that of the integer engine; so are the results."""
     network = SpikingNetwork(graph, steps)
