@@ -9,7 +9,7 @@ import math
 import os
 import random
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from spikedet.precision import full_precision
 from spikedet.settings import TrainingSettings, device_numbers, world_size
 
 log = logging.getLogger(__name__)
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
@@ -337,7 +337,9 @@ def parameter_groups(
         decay: Weight decay.
         threshold_rate: Learning rate of thresholds as a part of `rate`.
     """
-    weights, plain, thresholds = [], [], []
+    weights: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    thresholds: list[nn.Parameter] = []
     for key, parameter in network.named_parameters():
         if key.endswith("threshold"):
             thresholds.append(parameter)
