@@ -106,7 +106,7 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
         return {}
     try:
         rounder = Rounder(restore_graph(checkpoint))
-    except NoIntegers:
+    except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
     found = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
     return {

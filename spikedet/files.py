@@ -76,8 +76,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             failed, as that of a full disk names nothing.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(path.parent)
         with _temporary(path) as (file, temporary):
             file.write(data)

@@ -65,8 +65,9 @@ def layout(network: nn.Module) -> torch.memory_format:
     float32: oneDNN's issue 6035, as of torch 2.14.
     """
     for module in network.modules():
-        strided = isinstance(module, nn.Conv2d) and max(module.stride) > 1
-        if strided and module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+            continue
+        if module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
             return torch.contiguous_format
     return torch.channels_last
 

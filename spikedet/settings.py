@@ -136,7 +136,8 @@ class EndToEnd:
         int8: Train with whole weights, and leave them in the end: a network that the events engine
             runs as it was trained, and whose file is half as large.
         sparsity: Weight of a penalty on the synaptic operations, which are counted in units of the
-            float network's multiplications (see `conversion.sparsity`).
+            float network's multiplications (see `conversion.sparsity`). What it gives is kept
+            whatever the tuning loss, as fewer spikes cost some of it.
         truth: Weight of the task's own loss on the annotations beside the distillation.
     """
 

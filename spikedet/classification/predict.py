@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from spikedet.classification import transforms
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.counts import expect_counts
+from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
 from spikedet.predictor import BasePredictor
+from spikedet.runtime.early_exit import EarlyExit
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Classifier(BasePredictor):
         *,
         top: int = 5,
         batch: int = 64,
+        patience: int | None = None,
+        every: int = 1,
     ) -> Classes | list[Classes]:
         """Classify pictures.
 
@@ -52,28 +56,59 @@ class Classifier(BasePredictor):
             T: Time steps, `self.T` by default.
             top: How many classes each answer names.
             batch: Pictures that go through the network at once.
+            patience: Early exit of a spiking network: stop as soon as the most probable class was
+                the same in so many readouts after another one, T steps at most. Pictures go
+                through it one by one then, and `T` of each answer says how many steps it took.
+            every: Steps between two such readouts.
 
         Returns:
             Classes, or a list of them for a list.
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T, `top` or `batch` below 1.
+            UsageError: T, `top`, `batch`, `patience` or `every` below 1, or an early exit of
+                weights without time steps.
         """
-        expect_counts(top=top, batch=batch)
+        expect_counts(top=top, batch=batch, patience=patience, every=every)
+        if patience is not None and self.runner.stage != "snn":
+            raise UsageError(
+                f"{self.weights.name}: {self.runner.stage} weights have no time steps to stop "
+                "early; expected spiking weights"
+            )
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)
         found: list[Classes] = []
+        if patience is not None:
+            found = [self._until(source, T, top, patience, every) for source in several]
+            return found[0] if single else found
         for start in range(0, len(several), batch):
             arrays = [as_picture(source)[..., ::-1] for source in several[start : start + batch]]
             fitted = [self._fitted(array) for array in arrays]
             logits = self.runner(torch.stack(fitted).to(self.device), T).cpu()
-            for values in logits.softmax(1):
-                best = values.topk(min(top, len(self.names)))
-                names = tuple(self.names[i] for i in best.indices.tolist())
-                found.append(Classes(names, best.values.numpy(), T))
+            found += [self._classes(values, top, T) for values in logits.softmax(1)]
         return found[0] if single else found
+
+    def _classes(self, probabilities: torch.Tensor, top: int, T: int | None) -> Classes:
+        best = probabilities.topk(min(top, len(self.names)))
+        names = tuple(self.names[i] for i in best.indices.tolist())
+        return Classes(names, best.values.numpy(), T)
+
+    def _until(
+        self, source: str | Path | np.ndarray, T: int | None, top: int, patience: int, every: int
+    ) -> Classes:
+        """The answer after as many steps as the most probable class needs to settle."""
+        fitted = self._fitted(as_picture(source)[..., ::-1])[None].to(self.device)
+        picture = fitted.contiguous(memory_format=torch.channels_last)
+
+        def read(logits: torch.Tensor) -> Classes:
+            return self._classes(logits.float().cpu().softmax(1)[0], top, T)
+
+        def alike(before: Classes, now: Classes) -> bool:
+            return before.names[0] == now.names[0]
+
+        t, found = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
+        return replace(found, T=t)
 
     def _fitted(self, rgb: np.ndarray) -> torch.Tensor:
         """[H, W, 3] uint8 -> [3, S, S] as the network takes it."""

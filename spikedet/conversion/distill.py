@@ -65,8 +65,8 @@ def distill(
             done, the `operations` of each, and the states of `network` and `optimizer`.
 
     Returns:
-        With `sparsity` that weight, and the operations of the first and the last steps:
-        `sparsity`, `operations_before`, `operations_after`.
+        With `sparsity` that weight, and the operations of the first and the last eighth of the
+        steps: `sparsity`, `operations_before`, `operations_after`.
 
     Raises:
         UsageError: `int8` and `batch_norm` together, or a penalty below 0.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from spikedet.counts import expect_counts
 from spikedet.detection.boxes import Detections
@@ -18,6 +20,7 @@ from spikedet.detection.task import DETECTION
 from spikedet.errors import UsageError
 from spikedet.pictures import as_picture
 from spikedet.predictor import BasePredictor
+from spikedet.runtime.early_exit import EarlyExit
 
 
 class Predictor(BasePredictor):
@@ -33,6 +36,8 @@ class Predictor(BasePredictor):
         conf: float = 0.25,
         iou: float = 0.6,
         batch: int = 8,
+        patience: int | None = None,
+        every: int = 1,
     ) -> Detections | list[Detections]:
         """Detect objects.
 
@@ -42,6 +47,10 @@ class Predictor(BasePredictor):
             conf: Confidence threshold.
             iou: IoU threshold of non-maximum suppression, class by class.
             batch: Pictures that go through the network at once.
+            patience: Early exit of a spiking network: stop as soon as the detections were alike
+                (`alike`) in so many readouts after another one, T steps at most. Pictures go
+                through it one by one then, and `T` of each result says how many steps it took.
+            every: Steps between two such readouts.
 
         Returns:
             Detections, or a list of them for a list; each keeps its picture, so give long lists in
@@ -49,14 +58,20 @@ class Predictor(BasePredictor):
 
         Raises:
             PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T or `batch` below 1, or a threshold outside 0..1.
+            UsageError: T, `batch`, `patience` or `every` below 1, a threshold outside 0..1, or an
+                early exit of weights without time steps.
         """
         _check_fractions(conf=conf, iou=iou)
-        expect_counts(batch=batch)
+        expect_counts(batch=batch, patience=patience, every=every)
+        if patience is not None:
+            self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if single else list(pictures)
         found: list[Detections] = []
+        if patience is not None:
+            found = [self._until(source, T, conf, iou, patience, every) for source in several]
+            return found[0] if single else found
         for start in range(0, len(several), batch):
             found += self._detect(several[start : start + batch], T, conf, iou)
         return found[0] if single else found
@@ -90,11 +105,7 @@ class Predictor(BasePredictor):
         """
         _check_fractions(conf=conf, iou=iou)
         expect_counts(chunk=chunk)
-        if self.runner.stage != "snn":
-            raise UsageError(
-                f"{self.weights.name}: {self.runner.stage} weights have no time steps to read "
-                "out; expected spiking weights"
-            )
+        self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
         return self._steps(picture, as_picture(picture), T, conf, iou, chunk)
 
@@ -112,6 +123,35 @@ class Predictor(BasePredictor):
         for t, raws, rate in self.runner.steps(tensor[None].to(self.device), T, chunk):
             found = self._found(source, array, frame, raws[0].cpu(), t, conf, iou)
             yield replace(found, spike_rate=rate)
+
+    @torch.inference_mode()
+    def _until(
+        self,
+        source: str | Path | np.ndarray,
+        T: int | None,
+        conf: float,
+        iou: float,
+        patience: int,
+        every: int,
+    ) -> Detections:
+        """Detections after as many steps as they need to settle."""
+        array = as_picture(source)
+        tensor, frame = letterbox(array, self.imgsz)
+        picture = tensor[None].contiguous(memory_format=torch.channels_last).to(self.device)
+
+        def read(raw: Any) -> Detections:
+            decoded = self.runner.decode(raw)[0].cpu()
+            return self._found(source, array, frame, decoded, T, conf, iou)
+
+        t, found = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
+        return replace(found, T=t)
+
+    def _expect_steps(self) -> None:
+        if self.runner.stage != "snn":
+            raise UsageError(
+                f"{self.weights.name}: {self.runner.stage} weights have no time steps to read "
+                "out; expected spiking weights"
+            )
 
     @torch.inference_mode()
     def _detect(self, sources: list, T: int | None, conf: float, iou: float) -> list[Detections]:
@@ -137,6 +177,23 @@ class Predictor(BasePredictor):
         boxes, scores, labels = select(raw, conf, iou)
         file = None if isinstance(source, np.ndarray) else str(source)
         return Detections(frame.to_original(boxes), scores, labels, self.names, T, array, file)
+
+
+def alike(before: Detections, now: Detections, iou: float = 0.9, score: float = 0.05) -> bool:
+    """Whether two readouts show the same objects.
+
+    As many, and each has one of its class whose box overlaps by `iou` or more and whose score is
+    nearer than `score`.
+    """
+    if len(before) != len(now):
+        return False
+    if not len(now):
+        return True
+    overlaps = box_iou(torch.from_numpy(before.boxes), torch.from_numpy(now.boxes)).numpy()
+    same = before.labels[:, None] == now.labels
+    near = np.abs(before.scores[:, None] - now.scores) < score
+    pairs = same & near & (overlaps >= iou)
+    return bool(pairs.any(0).all() and pairs.any(1).all())
 
 
 def _check_fractions(**values: float) -> None:

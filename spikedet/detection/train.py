@@ -49,6 +49,7 @@ from spikedet.training import (
 )
 
 log = logging.getLogger(__name__)
+CANDIDATES = 10  # places that ultralytics' loss looks for to predict an object
 
 
 class SampleDataset(YOLODataset):
@@ -158,6 +159,7 @@ class Trainer(DetectionTrainer):
             raise UsageError("a batch is trained in parts on CPUs alone; leave parts out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
+        _expect_places(network, settings.grow_from or settings.imgsz)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
         expect_fresh(folder, resume)
@@ -314,7 +316,10 @@ class Trainer(DetectionTrainer):
                 f"batch is {self.settings.batch}, for which the memory of {self.args.device} is "
                 "too small; expected a smaller one"
             )
-        super()._build_train_pipeline()
+        try:
+            super()._build_train_pipeline()
+        except ValueError as error:  # a last batch of one picture, of which no norm has a variance
+            raise TrainingError(f"{error}") from None
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -380,6 +385,20 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """Nothing: each epoch was measured on the tuning pictures already."""
+
+
+def _expect_places(network: Detector, side: int) -> None:
+    """Refuse pictures so small that there are fewer outputs than one object is given.
+
+    Raises:
+        TrainingError: Says how many there are.
+    """
+    places = sum((side // int(stride)) ** 2 for stride in network.stride)
+    if places < CANDIDATES:
+        raise TrainingError(
+            f"pictures of {side} pixels have {places} places to predict at; expected larger ones, "
+            f"with {CANDIDATES} or more"
+        )
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -48,6 +48,8 @@ def restore(made: checkpoint.Checkpoint) -> SpikingNetwork:
     Raises:
         WeightsError: Damaged.
     """
-    network = SpikingNetwork(checkpoint.restore_graph(made), made.T)
+    graph = checkpoint.restore_graph(made)
+    assert made.T is not None  # `load` refuses a spiking network without
+    network = SpikingNetwork(graph, made.T)
     network.origin = dict(made.origin)
     return network

@@ -179,12 +179,13 @@ class Calibration:
 
         if plan.end.int8:
             stage_two.whole(network)  # what is kept is whole in any case
+            self.origin["int8"] = True
         before = loss()
         kept = copy.deepcopy(network)
         state = state_of(self.out)
-        told = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
+        spikes = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
         after = loss()
-        wins = after < before or plan.end.sparsity > 0  # fewer spikes cost some of the loss
+        wins = after < before or plan.end.sparsity > 0
         path = self.out if wins else last_of(self.out)
         judged = stage_two.judged(self.tune, plan)
         self.watcher.say(
@@ -192,13 +193,12 @@ class Calibration:
         )
         self.watcher.say("kept" if wins else f"not kept, but written to {path}")
         losses = {"tuning_loss": after, "tuning_loss_before": before}
-        passed: dict[str, Any] = {"end_to_end": True, **told}
+        passed: dict[str, Any] = {"end_to_end": True, **spikes}
         passed["end_to_end_steps"] = self.origin.get("end_to_end_steps", 0) + steps
         origin = {**self.origin, **losses}
         save(spiking_checkpoint(self.checkpoint, network, {**origin, **passed}), path)
         if not wins:
-            rounded = {"int8": True} if plan.end.int8 else {}
-            save(spiking_checkpoint(self.checkpoint, kept, {**origin, **rounded}), self.out)
+            save(spiking_checkpoint(self.checkpoint, kept, origin), self.out)
 
 
 @dataclass

@@ -37,17 +37,42 @@ from support.squares import converted, different, trainer
 from tools import calibrate, convert
 
 
-@pytest.mark.parametrize(("first", "fits"), [(None, 1), (32, 1), (64, 1), (0, 0), (10, 0), (96, 0)])
+@pytest.mark.parametrize(("first", "fits"), [(None, 1), (64, 1), (96, 1), (0, 0), (9, 0), (160, 0)])
 def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tmp_path):
     def begin():
-        trainer(sides, tmp_path / "run", grow_from=first)
+        trainer(sides, tmp_path / "run", imgsz=128, grow_from=first)
 
     if fits:
         begin()
     else:
-        words = f"from {first} pixels; expected a multiple of 32, 64 at most"
+        words = f"from {first} pixels; expected a multiple of 32, 128 at most"
         with pytest.raises(UsageError, match=words):
             begin()
+
+
+@pytest.mark.parametrize("settings", [{"imgsz": 32}, {"grow_from": 32}])
+def test_pictures_with_too_few_places_for_the_loss_are_refused(settings, sides, tmp_path):
+    with pytest.raises(TrainingError, match="32 pixels have 5 places .*with 10 or more"):
+        trainer(sides, tmp_path / "run", **settings)
+
+
+def test_a_last_batch_that_norms_cannot_take_is_one_sentence(sides, tmp_path, monkeypatch):
+    monkeypatch.setattr("spikedet.detection.train.CANDIDATES", 1)  # as networks of stride 8 have it
+    run = trainer(sides, tmp_path / "run", imgsz=32, batch=len(sides[0]) - 1)
+    with pytest.raises(TrainingError, match="single value per channel; change batch"):
+        run.train()
+
+
+def test_memory_that_is_too_small_halves_no_batch(sides, tmp_path, monkeypatch):
+    """As ultralytics would, which makes another network than was told."""
+
+    def full(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    run = trainer(sides, tmp_path / "run")
+    run.add_callback("on_train_start", lambda r: monkeypatch.setattr(r, "preprocess_batch", full))
+    with pytest.raises(TrainingError, match="batch is 8, for which the memory of cpu is too small"):
+        run.train()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

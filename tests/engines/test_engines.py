@@ -18,14 +18,7 @@ from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import (
-    CONVOLUTIONS,
-    NETWORKS,
-    Joined,
-    Layer,
-    ran,
-    spiking,
-)
+from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 try:
     KERNELS = library.kernels()

@@ -1,4 +1,4 @@
-"""Small networks of every operation, and how engines run them."""
+"""Small networks for the engines, their spiking graphs, and runs of an engine."""
 
 import torch
 from torch import nn

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import albumentations
 import pytest
 import torch
 
-from spikedet import files
+from spikedet import checkpoint, cli, files
 from spikedet.errors import TrainingError
 from spikedet.files import ENDING, STALE, write_atomic
+from spikedet.stages import pipeline
 from spikedet.training import epochs_done, own_run
 from support import squares as detectors
 from support import training as classifiers
@@ -232,6 +234,34 @@ def test_weights_without_their_side_car_are_not_written_over(tmp_path, resume):
     assert (tmp_path / "last.safetensors").read_bytes() == b"weights"
 
 
+# ---------------------------------------------------------------------- conversions
+
+
+def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
+    """Whenever it was killed: what is left beside its result is deleted, or taken up."""
+    out, told = tmp_path / "snn.safetensors", "tools/convert.py --T 4 --out snn.safetensors"
+
+    def write(path):
+        tensors = {"a.weight": torch.zeros(1)}
+        origin = {"command": told}
+        about = ("float", "classification", {}, ("a", "b"), 32, tensors)
+        checkpoint.save(checkpoint.Checkpoint(*about, origin=origin), path)
+
+    assert not pipeline.is_made(out, True, told)
+    write(pipeline.begun_with(out))
+    write(pipeline.last_of(out))  # killed before what is kept was written
+    assert not pipeline.is_made(out, True, f"{told} --resume")
+    with pytest.raises(TrainingError, match="is there already"):
+        pipeline.is_made(out, False, told)
+    write(out)
+    for resume, command in ((False, told), (True, told.replace("4", "8"))):
+        with pytest.raises(TrainingError, match="snn.safetensors is there already"):
+            pipeline.is_made(out, resume, command)
+    assert pipeline.begun_with(out).exists()
+    assert pipeline.is_made(out, True, told.replace("--T", "--resume --T"))
+    assert not pipeline.begun_with(out).exists() and out.exists()
+
+
 # ---------------------------------------------------------------------- other processes
 
 
@@ -307,6 +337,64 @@ def test_a_temporary_that_was_taken_away_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_lock", slow)
     write_atomic(tmp_path / "a", b"whole")
     assert taken and os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+# ---------------------------------------------------------------------- a machine that is too small
+
+
+def kill_a_child():
+    """End the first loader process of this one as a system without memory does."""
+    place = Path(f"/proc/self/task/{os.getpid()}/children")
+    for _ in range(3000):
+        for child in place.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked up in /proc")
+def test_a_loader_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def main(_):
+        threading.Thread(target=kill_a_child, daemon=True).start()
+        classifiers.run(tmp_path, workers=1, epochs=500)
+
+    monkeypatch.setattr("sys.argv", ["test"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, cli.parser("test"))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1
+    assert last.startswith("error: a loader process was ended") and "fewer --workers" in last
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory is too small for this (no reason given)"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), "(CUDA out of memory. Tried); expected"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "see --batch"),
+        (RuntimeError("unable to write to file </torch_1_2>: No space"), "no shared memory"),
+        (RuntimeError("size mismatch"), None),
+    ],
+)
+def test_memory_that_is_too_small_is_one_sentence(monkeypatch, capsys, error, words):
+    def main(_):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["test"])
+    with pytest.raises(SystemExit if words else RuntimeError) as ended:
+        cli.run(main, cli.parser("test"))
+    if words:
+        assert ended.value.code == 1 and words in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_in_order(tmp_path):
+    """Temporaries are deleted, `finally` is heard."""
+    code = "import os, signal, sys; from spikedet import cli, files\n"
+    code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+    code += "cli.run(lambda _: files.write_atomic('a', b'x'), cli.parser('test'))"
+    told = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=told).returncode == 143
+    assert os.listdir(tmp_path) == []
 
 
 # ---------------------------------------------------------------------- settings of ultralytics

@@ -353,7 +353,8 @@ def _checked(sample: Sample) -> Sample:
         _clipped(box, sample.width, sample.height, f"{sample.path}: a box")
         for box in sample.boxes.tolist()
     ]
-    return replace(sample, boxes=np.array(boxes, np.float32).reshape(-1, 4), areas=None)
+    edges = np.array(boxes, np.float32).reshape(-1, 4)
+    return replace(sample, boxes=edges, areas=None)  # type: ignore[arg-type]  # those of the boxes
 
 
 # ---------------------------------------------------------------------- as a format
