@@ -39,6 +39,7 @@ COMMANDS: dict[str, str | tuple[str, str]] = {
     "analyze": "where a spiking network errs, layer by layer",
     "benchmark": "time beside the float network",
     "benchmark-engines": ("time the engines on real pictures", "benchmark_engines"),
+    "export": "write a network for other programs: ONNX, NIR, int8",
     "import": ("take over trained weights of others", "import_weights"),
     "import-boxes": ("make a data set of annotated pictures", "import_boxes"),
     "label": "annotate pictures by trained detectors",
