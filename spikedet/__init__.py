@@ -6,6 +6,7 @@ y = snn(x)                                         # as the network returns it, 
 spikedet.save(snn, "own.safetensors")
 snn = spikedet.load("own.safetensors")
 detector = spikedet.load(T=8)                      # the released detector
+spikedet.export(snn, "own.onnx")                   # for other programs
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     from spikedet.conversion.convert import convert
     from spikedet.detection.boxes import Detections
     from spikedet.detection.predict import Predictor
+    from spikedet.exporting import export
     from spikedet.runtime.file import save
     from spikedet.runtime.network import SpikingNetwork
 
 __version__ = "0.2.0"
-__all__ = ["Detections", "SpikingNetwork", "__version__", "convert", "load", "save"]
+__all__ = ["Detections", "SpikingNetwork", "__version__", "convert", "export", "load", "save"]
 # Where the names of the face live; torch is imported when one of them is asked for.
 _HOMES = {
     "convert": "spikedet.conversion.convert",
+    "export": "spikedet.exporting",
     "save": "spikedet.runtime.file",
     "SpikingNetwork": "spikedet.runtime.network",
     "Detections": "spikedet.detection.boxes",

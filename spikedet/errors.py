@@ -59,3 +59,27 @@ class TrainingError(SpikedetError):
     """A training run that cannot start, resume or go on."""
 
     exit_code = 6
+
+
+class ResourceError(SpikedetError):
+    """Memory that was too small, or a process that the system took away."""
+
+
+MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "a primitive")
+
+
+def plainly(error: BaseException) -> SpikedetError | None:
+    """A sentence for what torch raises where the machine is too small; None for other errors."""
+    reason = cut((str(error).splitlines() or [""])[0], 200)
+    if "DataLoader worker" in str(error) or "/torch_" in str(error):
+        return ResourceError(
+            "a loader process was ended by the system, or had no shared memory to send pictures "
+            f"({reason}); give it more, or fewer --workers: 0 needs neither. --resume goes on "
+            "with a training"
+        )
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in MEMORY):
+        return ResourceError(
+            f"memory is too small for this ({reason or 'no reason given'}); expected fewer or "
+            "smaller pictures at once, see --batch and --imgsz"
+        )
+    return None

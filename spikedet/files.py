@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spikedet.errors import DataError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = 200  # bytes of a name that a temporary name keeps; most file systems allow 255 of one
+ENDING = ".spikedet-part"  # of temporary names
+STALE = 3600  # seconds without a write after which a temporary file that nobody locks is left over
+_TEMPORARY_NAME = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(ENDING))
+_cleaned: set[str] = set()  # folders in which this process looked for what was left over
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -57,30 +69,99 @@ def read_lines(path: Path, what: str = "list") -> list[str]:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: a temporary file beside it, flushed to disk, then renamed.
 
+    The first write to a folder deletes temporary files that killed processes left there.
+
     Raises:
         OSError: The folder cannot be created, or the file written; it names `path`, whatever call
             failed, as that of a full disk names nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    begins = os.fsdecode(os.fsencode(path.name)[:TEMPORARY])
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{begins}.")
-        with os.fdopen(handle, "wb") as file:
+    with naming(path):
+        _delete_leftovers(path.parent)
+        with _temporary(path) as (file, temporary):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            if fcntl is None:  # where no open file can be renamed
+                file.close()
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let every `OSError` of the system name `path`: that of a full disk names nothing.
+
+    Raises:
+        OSError: With the name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
             error.filename, error.filename2 = str(path), None
         raise
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """A new file beside `path` and its name, locked while it is open; deleted after an error."""
+    begins = os.fsdecode(os.fsencode(path.name)[:TEMPORARY])
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{begins}.", suffix=ENDING)
+        try:
+            with open(handle, "wb") as file:
+                if not _lock(handle, wait=True) or _is(name, handle):  # else it was taken away
+                    yield file, name
+                    return
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def _lock(handle: int, *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or its process ends; False where that cannot be."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # somebody has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _is(name: str, handle: int) -> bool:
+    """Whether a name is that of an open file."""
+    try:
+        return os.path.samestat(os.stat(name, follow_symlinks=False), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Delete temporary files of killed processes, once in a process and folder.
+
+    A process that still writes has its file locked, or has written to it within `STALE` seconds.
+    """
+    place = os.path.realpath(folder)
+    if fcntl is None or place in _cleaned:
+        return
+    _cleaned.add(place)
+    with contextlib.suppress(OSError):
+        for name in filter(_TEMPORARY_NAME.fullmatch, os.listdir(place)):
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    old = time.time() - os.fstat(handle).st_mtime > STALE
+                    if old and _lock(handle) and _is(path, handle):
+                        os.unlink(path)
+                finally:
+                    os.close(handle)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

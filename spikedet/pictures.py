@@ -234,17 +234,23 @@ def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
     return source
 
 
-def pictures_in(folder: Path, deep: bool = False) -> tuple[list[Path], PictureError | None]:
+def pictures_in(
+    folder: Path, deep: bool = False, apart: Sequence[Path] = ()
+) -> tuple[list[Path], PictureError | None]:
     """The pictures of a folder in the order of their names, each once.
+
+    Hidden files are left out: macOS puts a `._a.jpg` beside `a.jpg` where it writes to other disks.
 
     Args:
         folder: The folder.
         deep: Look into its sub-folders and links to folders as well, into each folder once.
+        apart: Folders that are not looked into, whatever links lead there; those above neither.
 
     Returns:
         Paths, and an error that counts and names the pictures that cannot be read, or None.
     """
-    files = list(_files_below(folder)) if deep else list(folder.iterdir())
+    files = _files_below(folder, apart) if deep else folder.iterdir()
+    files = [path for path in files if not path.name.startswith(".")]
     found = sorted(path for path in files if is_picture(path))
     unreadable = sorted(path for path in files if path.suffix.lower() in HEIC - SUFFIXES)
     if not unreadable or reads_heic():
@@ -255,8 +261,10 @@ def pictures_in(folder: Path, deep: bool = False) -> tuple[list[Path], PictureEr
     return found, PictureError(f"{folder}: {what} cannot be read ({names}); {_CONVERT}")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for place in folders_below(folder):
+def _files_below(folder: Path, apart: Sequence[Path]) -> Iterator[Path]:
+    seen = {os.path.realpath(place) for place in apart}
+    seen.update(map(str, Path(os.path.realpath(folder)).parents))
+    for place in folders_below(folder, seen):
         yield from (path for path in place.iterdir() if not path.is_dir())
 
 
@@ -288,7 +296,8 @@ def _matches(pattern: str) -> list[Path]:
     at = parts.index("**")
     rest = parts[at + 1 :] or ("*",)
     before = str(Path(*parts[:at])) if at else "."
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[str] = set()
     for start in sorted(glob.glob(before)):
         for folder in folders_below(Path(start), seen):
             found += _matches(str(Path(glob.escape(str(folder)), *rest)))

@@ -18,13 +18,13 @@ def has_bfloat16() -> bool:
 
 
 def present_device(name: str) -> str:
-    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` is the first one.
+    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` and `0` are the first one.
 
     Raises:
         UsageError: No such device here, or one of a kind that nothing here was tested on.
     """
     try:
-        chosen = torch.device(name)
+        chosen = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
@@ -65,8 +65,9 @@ def layout(network: nn.Module) -> torch.memory_format:
     float32: oneDNN's issue 6035, as of torch 2.14.
     """
     for module in network.modules():
-        strided = isinstance(module, nn.Conv2d) and max(module.stride) > 1
-        if strided and module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+            continue
+        if module.kernel_size == (1, 1) and module.in_channels // module.groups < 16:
             return torch.contiguous_format
     return torch.channels_last
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import spikedet
+from spikedet import resources
 from spikedet.errors import WeightsError
 
 NAMES = {"detection": "tiny-yolo-s", "classification": "cifar10-resnet20"}
@@ -17,11 +17,10 @@ def weights_folder() -> Path:
     Raises:
         WeightsError: In neither place.
     """
-    package = Path(spikedet.__file__).resolve().parent
-    for folder in (package / "weights", package.parent / "weights"):
-        if any(folder.glob("*.safetensors")):
-            return folder
-    raise WeightsError(f"{package.parent / 'weights'}: no released weights here; pass --weights")
+    folder = resources.folder("weights")
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsError(f"{folder}: no released weights here; pass --weights")
+    return folder
 
 
 def released(stage: str, T: int | None = None, task: str = "detection") -> Path | None:

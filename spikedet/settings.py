@@ -28,6 +28,15 @@ class TrainingSettings:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self):
+        self.device = device_numbers(self.device)
+
+
+def device_numbers(device: str) -> str:
+    """`0,1` for `cuda:0,cuda:1`, as settings have it; whatever is no GPU stays as it is."""
+    numbers = ("0" if name == "cuda" else name.removeprefix("cuda:") for name in device.split(","))
+    return ",".join(str(int(number)) if number.isdecimal() else number for number in numbers)
+
 
 FIELD_HELP = {
     "epochs": "epochs, each over all training pictures",
@@ -42,7 +51,7 @@ FIELD_HELP = {
     "warmup": "epochs of warm-up",
     "workers": "loader processes",
     "seed": "seed of order, augmentation and initial weights",
-    "device": "cpu, 0, or 0,1 for two GPUs",
+    "device": "cpu, 0 or cuda:0, or 0,1 for two GPUs",
 }
 
 

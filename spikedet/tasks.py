@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from spikedet import resources
 from spikedet.classification import settings as classification
 from spikedet.data.formats import recognise
 from spikedet.detection import settings as detection
@@ -63,7 +64,7 @@ def expect_data(task: Task, folders: Sequence[Path]) -> None:
 def _kind(folder: Path) -> str | None:
     """The task that data are for, None where that cannot be seen."""
     format = recognise(folder)
-    return format and format.task
+    return None if format is None else format.task
 
 
 def of_description(path: Path) -> Task:
@@ -76,7 +77,8 @@ def of_description(path: Path) -> Task:
     """
     if str(path).startswith(classification.SHORT):
         return named("classification")
-    if not Path(path).is_file():
+    path = resources.config(path, "models")
+    if not path.is_file():
         return named("detection")  # which knows more descriptions, by their names
     task = read_yaml(path).get("task", "detection")
     if task not in tuple(SETTINGS):

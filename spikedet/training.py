@@ -1,12 +1,15 @@
-"""What every training loop needs: random states to resume from, devices, how far a run has come."""
+"""What every training loop needs: seeds of epochs, devices, how far a run has come."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import math
 import os
 import random
 import reprlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,12 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
-from spikedet.files import write_atomic
+from spikedet.files import fcntl, write_atomic
 from spikedet.precision import full_precision
-from spikedet.settings import TrainingSettings, world_size
+from spikedet.settings import TrainingSettings, device_numbers, world_size
 
-OPTIMIZERS = {
+log = logging.getLogger(__name__)
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
@@ -57,18 +61,23 @@ def expect_possible(settings: TrainingSettings) -> None:
 def check_devices(device: str) -> None:
     """Refuse devices that are not there, and several GPUs in one process; GPUs get full precision.
 
+    Args:
+        device: `cpu`, or numbers of GPUs with commas between them, also as `cuda:0`.
+
     Raises:
         TrainingError: Says what is there, or how to start.
     """
     if device == "cpu":
         return
-    numbers = device.split(",")
+    numbers = device_numbers(device).split(",")
     there = torch.cuda.device_count()
-    if not all(n.isdigit() and int(n) < there for n in numbers):
+    if not all(n.isdecimal() and int(n) < there for n in numbers):
         raise TrainingError(
             f"device {device!r}: this machine has {there} CUDA devices; expected cpu, or numbers "
             "of such devices as in 0 or 0,1"
         )
+    if len(set(numbers)) < len(numbers):
+        raise TrainingError(f"device {device!r} names a device twice; expected each once")
     if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
         raise TrainingError(
             f"device {device!r} needs one process a GPU: start the same command with "
@@ -84,27 +93,12 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
-    """States of Python's, numpy's and torch's generators, as values safe to load."""
-    name, keys, *rest = np.random.get_state()
-    version, words, gauss = random.getstate()
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed these generators for an epoch, so that a resumed run draws what one that went on drew.
 
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    Augmentation with generators of its own (albumentations) takes their seed from torch's.
+    """
+    seed_generators(hash((seed, epoch, rank)))
 
 
 def epochs_done(folder: Path) -> tuple[int, int]:
@@ -123,18 +117,83 @@ def epochs_done(folder: Path) -> tuple[int, int]:
 def expect_fresh(folder: Path, resume: bool) -> None:
     """Refuse to write over a run, or to resume where there is none.
 
+    A run that was killed in its first epoch may be begun again or resumed, which is the same.
+
     Raises:
         TrainingError: Says what to do.
     """
     state, *weights = (
         Path(folder) / name for name in ("state.pt", "best.safetensors", "last.safetensors")
     )
+    left = any(path.exists() for path in weights)
     if resume and not state.is_file():
-        raise TrainingError(f"{state}: nothing to resume here; run without --resume")
-    if not resume and state.is_file():
+        what = "run without --resume"
+        if left:
+            what = "the weights beside it are of a run that cannot go on; choose another --out"
+        raise TrainingError(f"{state}: nothing to resume here; {what}")
+    if not resume and state.is_file() and (left or epochs_done(folder)[0]):
         raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
-    if not resume and any(path.exists() for path in weights):
+    if not resume and left:
         raise TrainingError(f"{folder} holds the weights of a run; choose another --out")
+
+
+@contextlib.contextmanager
+def own_run(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run; those of torchrun beside the first may in.
+
+    The lock ends with the process, however that ends, and not with its loader processes.
+
+    Raises:
+        TrainingError: Another process trains there.
+    """
+    if fcntl is None or int(os.environ.get("RANK", 0)):
+        yield
+        return
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise TrainingError(
+                f"{folder}: another process trains here; wait for its end, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            log.warning("%s: not locked against other runs in the same folder", folder)
+        try:
+            yield
+        except BaseException:
+            _forget_unbegun(path.parent)
+            raise
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Leave nothing of a run that ended before its first epoch did."""
+    if (folder / "last.safetensors").exists():
+        return
+    for name in ("state.pt", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        folder.rmdir()
+
+
+def begin(folder: Path, settings: TrainingSettings) -> None:
+    """Write the side-car of a run before its first epoch: from here on it can be resumed."""
+    state = {"epoch": -1, "epochs": settings.epochs, "settings": held(settings)}
+    save_state(state, Path(folder) / "state.pt")
+
+
+def is_complete(folder: Path, settings: TrainingSettings) -> bool:
+    """Whether all epochs of the run that is to be resumed are done, which is said.
+
+    Raises:
+        TrainingError: Damaged, or the run had other settings.
+    """
+    if state_of(Path(folder) / "state.pt", settings)["epoch"] + 1 < settings.epochs:
+        return False
+    if os.environ.get("RANK", "0") == "0":
+        log.info("%s: all %d epochs are done; nothing to resume", folder, settings.epochs)
+    return True
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -211,16 +270,14 @@ def held(settings: TrainingSettings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if name not in FREE}
 
 
-def load_state(path: Path, settings: TrainingSettings) -> dict[str, Any]:
-    """The side-car of a run that goes on with these settings.
+def load_state(path: Path, settings: TrainingSettings) -> dict[str, Any] | None:
+    """The side-car of a run that goes on with these settings; None where no epoch of it is done.
 
     Raises:
-        TrainingError: Damaged, all epochs are done, or the run had other settings.
+        TrainingError: Damaged, or the run had other settings.
     """
     state = state_of(path, settings)
-    if state["epoch"] + 1 >= settings.epochs:
-        raise TrainingError(f"{path}: all {settings.epochs} epochs are done already")
-    return state
+    return state if state["epoch"] >= 0 else None
 
 
 def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
@@ -294,7 +351,9 @@ def parameter_groups(
         decay: Weight decay.
         threshold_rate: Learning rate of thresholds as a part of `rate`.
     """
-    weights, plain, thresholds = [], [], []
+    weights: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    thresholds: list[nn.Parameter] = []
     for key, parameter in network.named_parameters():
         if key.endswith("threshold"):
             thresholds.append(parameter)

@@ -8,10 +8,11 @@ import pytest
 
 from support.places import ROOT
 
-ORDER = ["errors", "counts", "settings", "methods", "precision", "files", "pictures", "data"]
+ORDER = ["errors", "resources"]
+ORDER += ["counts", "settings", "methods", "precision", "files", "pictures", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
-ORDER += ["detection", "classification", "tasks", "cli"]
+ORDER += ["detection", "classification", "tasks", "exporting", "cli"]
 OUTSIDE = {"__init__", "released"}
 APART = [{"detection", "classification"}, {"conversion", "analysis"}]  # neither imports the other
 ONLY = {  # what a room may import of the package beside itself

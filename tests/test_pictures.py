@@ -378,3 +378,12 @@ def test_a_pattern_goes_through_links_to_folders(tmp_path, halves, monkeypatch):
     assert pictures_in(tmp_path / "a", deep=True)[0] == [
         tmp_path / "a/b/c/x.png", tmp_path / "a/link/x.png",
     ]  # fmt: skip
+
+
+def test_hidden_files_are_no_pictures(tmp_path, halves):
+    """As those of macOS, which have the name of a picture and hold none."""
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"attributes")
+    for deep in (False, True):
+        assert pictures_in(tmp_path, deep) == ([tmp_path / "a.png"], None)
+    assert find_pictures([str(tmp_path)]) == ([tmp_path / "a.png"], [])

@@ -186,12 +186,15 @@ class Shown(Watcher):
         print(text)
 
 
-def expect_new(out: Path) -> None:
-    """Refuse an output that would be written over (see `cli.expect_new`)."""
-    from spikedet.stages.pipeline import last_of
+def is_made(args: argparse.Namespace) -> bool:
+    """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
+    from spikedet.stages import pipeline
 
-    for path in (out, last_of(out)):
-        cli.expect_new(path)
+    cli.expect_writable(args.out)
+    done = pipeline.is_made(args.out, args.resume, cli.command_line())
+    if done:
+        print(f"{args.out}: complete; nothing to resume")
+    return done
 
 
 def main(args: argparse.Namespace) -> None:
@@ -200,7 +203,8 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.networks import current, expect_stage
     from spikedet.stages.pipeline import Calibration, begun_with
 
-    expect_new(args.out)
+    if is_made(args):
+        return
     made = checkpoint.load(args.weights)
     expect_stage(made, "qc", "snn")
     if args.resume and not begun_with(args.out).is_file():

@@ -44,7 +44,7 @@ from tools.calibrate import (  # noqa: E402
     Shown,
     add_arguments,
     expect_halves,
-    expect_new,
+    is_made,
     plan,
 )
 from tools.finetune import add_stage_one_arguments, stage_one_options  # noqa: E402
@@ -109,7 +109,8 @@ def main(args: argparse.Namespace) -> None:
     from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
 
-    expect_new(args.out)
+    if is_made(args):
+        return
     check_devices(args.device or "cpu")
     made = checkpoint.load(args.weights)
     expect_stage(made, "float")

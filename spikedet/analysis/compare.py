@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from spikedet.analysis.record import Layer, Recorder, outputs
 from spikedet.analysis.residual import residual_error
-from spikedet.graph.graph import Graph
+from spikedet.graph.graph import Graph, Node
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.time import readouts
-from spikedet.neurons.layers import per_channel
+from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
 
 
@@ -35,7 +36,7 @@ class Reference:
     def __init__(self, graph: Graph):
         self.graph = graph
         activations = graph.of(ACTIVATIONS)
-        self.quantisers = [node for node in activations if hasattr(node.module, "threshold")]
+        self.quantisers = [n for n in activations if isinstance(n.module, QuantClip | IFNeuron)]
         self.readouts = readouts(graph)
         self.activations: list[Tensor] = []
         self.results: list[Tensor] = []
@@ -49,9 +50,14 @@ class Reference:
     def thresholds(self) -> list[Tensor]:
         """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
         return [
-            per_channel(node.module.threshold.detach().abs().clamp(min=1e-6), activation.ndim)
+            per_channel(_threshold(node).detach().abs().clamp(min=1e-6), activation.ndim)
             for node, activation in zip(self.quantisers, self.activations, strict=True)
         ]
+
+
+def _threshold(node: Node) -> Tensor:
+    assert isinstance(node.module, QuantClip | IFNeuron)
+    return node.module.threshold
 
 
 class ReadoutError:

@@ -16,7 +16,7 @@ What is counted, for each picture and all its T steps:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,15 @@ from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import ACTIVATIONS, WEIGHTED, Mean, Scale, Shift, Subtract
+from spikedet.graph.operations import (
+    ACTIVATIONS,
+    WEIGHTED,
+    Mean,
+    Scale,
+    Shift,
+    Subtract,
+    WeightedLayer,
+)
 from spikedet.graph.time import STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.runtime.network import SpikingNetwork
@@ -33,7 +41,7 @@ from spikedet.runtime.network import SpikingNetwork
 PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # 32-bit floating point, table VII
 
 
-def fan_out(layer: nn.Module, shape: torch.Size) -> Tensor:
+def fan_out(layer: WeightedLayer, shape: torch.Size) -> Tensor:
     """Weights that read each position of a layer's input.
 
     Args:
@@ -86,6 +94,7 @@ def _analog_uses(graph: Graph, shapes: dict[str, torch.Size]) -> dict[str, int]:
     """Weight uses of each weighted layer for one picture, were all its inputs analog."""
     found: dict[str, int] = {}
     for node in graph.of(WEIGHTED):
+        assert isinstance(node.module, WEIGHTED)
         shape = shapes[node.inputs[0]]
         uses = fan_out(node.module, shape).expand(shape).sum(dtype=torch.float64)
         found[node.name] = round(uses.item() / shapes[INPUT][0])
@@ -124,8 +133,8 @@ class Cost:
 
     def rate(self) -> Tensor:
         """Spikes per neuron and step over all layers, [N]."""
-        total = sum(self.neurons.values())
-        return sum(self.rates[name] * size for name, size in self.neurons.items()) / total
+        spikes = (self.rates[name] * size for name, size in self.neurons.items())
+        return sum(spikes, torch.zeros(())) / sum(self.neurons.values())
 
 
 @torch.no_grad()
@@ -153,8 +162,10 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
         for lists, new in zip(counted, (rates, *counter.totals(T)), strict=True):
             for name, values in new.items():
                 lists.setdefault(name, []).append(values.cpu())
-    joined = [{name: torch.cat(parts) for name, parts in lists.items()} for lists in counted]
-    return Cost(T, neurons, *joined, analog)
+    rates, accumulates, multiplies = (
+        {name: torch.cat(parts) for name, parts in lists.items()} for lists in counted
+    )
+    return Cost(T, neurons, rates, accumulates, multiplies, analog)
 
 
 @dataclass
@@ -213,6 +224,7 @@ class _Counter:
         return readers
 
     def _weighted_reader(self, node: Node, analog: Tensor | None) -> _Reader:
+        assert isinstance(node.module, WEIGHTED)
         source, once = node.inputs[0], node.name in self.once
         shape = self.shapes[source]
         uses = fan_out(node.module, shape).expand(shape)
@@ -286,12 +298,13 @@ def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
     if isinstance(module, Subtract):
         return inputs[0] + inputs[1]
     if isinstance(module, nn.AvgPool2d):
-        keys = ("kernel_size", "stride", "padding", "ceil_mode")
-        return F.avg_pool2d(x, *(getattr(module, key) for key in keys), divisor_override=1)
+        window = module.kernel_size, module.stride, module.padding
+        return F.avg_pool2d(x, *window, module.ceil_mode, divisor_override=1)
     if isinstance(module, nn.AvgPool1d):
-        (size,), (stride,), (around,) = module.kernel_size, module.stride, module.padding
-        options = {"ceil_mode": module.ceil_mode, "divisor_override": 1}
-        rows = F.avg_pool2d(x.unsqueeze(2), (1, size), (1, stride), (0, around), **options)
+        edges = module.kernel_size, module.stride, module.padding
+        size, stride, around = (edge if isinstance(edge, int) else edge[0] for edge in edges)
+        window = (1, size), (1, stride), (0, around)
+        rows = F.avg_pool2d(x.unsqueeze(2), *window, module.ceil_mode, divisor_override=1)
         return rows.squeeze(2)
     result = module(*inputs)
     if isinstance(module, nn.AdaptiveAvgPool2d):
@@ -303,7 +316,7 @@ def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
     return result
 
 
-def _adaptive_windows(size: torch.Size, wanted: torch.Size) -> Tensor:
+def _adaptive_windows(size: Sequence[int], wanted: Sequence[int]) -> Tensor:
     """Places that each output of adaptive pooling averages, [h, w]."""
     rows, columns = (
         torch.tensor([-(-(i + 1) * n // m) - i * n // m for i in range(m)], dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ def outputs(graph: Graph, names: list[str], pictures: Tensor) -> list[Tensor]:
     return [found[name] for name in names]
 
 
+def _nothing() -> Tensor:
+    return torch.zeros(())
+
+
 @dataclass
 class Layer:
     """Sums over the time steps of one pass, of a layer of neurons.
@@ -34,10 +38,10 @@ class Layer:
     """
 
     name: str
-    module: nn.Module
-    received: Tensor | int = 0
-    sent: Tensor | int = 0
-    fired: Tensor | int = 0
+    module: IFNeuron
+    received: Tensor = field(default_factory=_nothing)
+    sent: Tensor = field(default_factory=_nothing)
+    fired: Tensor = field(default_factory=_nothing)
 
 
 class Recorder:

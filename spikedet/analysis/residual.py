@@ -58,7 +58,8 @@ def residual_error(
         Share whose rate is above the quantiser, [B], and share whose rate is below, [B].
     """
     gap = counts - expected_counts(neuron, received, T)
-    return tuple(side.flatten(1).double().mean(1) for side in (gap > 0, gap < 0))
+    above, below = (side.flatten(1).double().mean(1) for side in (gap > 0, gap < 0))
+    return above, below
 
 
 @dataclass

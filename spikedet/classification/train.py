@@ -26,16 +26,20 @@ from spikedet.settings import world_size
 from spikedet.task import Run
 from spikedet.training import (
     OPTIMIZERS,
+    begin,
     expect_fresh,
     expect_growth,
     expect_possible,
     growing_side,
     held,
+    is_complete,
     load_state,
+    own_run,
     parameter_groups,
     resized,
     restore_optimizer,
     save_state,
+    seed_epoch,
 )
 
 log = logging.getLogger(__name__)
@@ -64,8 +68,10 @@ def train(network: nn.Module, run: Run) -> None:
     expect_possible(settings)
     expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
     expect_fresh(folder, run.resume)
+    if run.resume and is_complete(folder, settings):
+        return
     state = load_state(folder / "state.pt", settings) if run.resume else None
-    with processes(settings.device) as (rank, world, device):
+    with own_run(folder), processes(settings.device) as (rank, world, device):
         loop = _Loop(network, run, rank, world, device)
         rows: list[dict[str, Any]] = []
         first, best = 0, -math.inf
@@ -79,6 +85,8 @@ def train(network: nn.Module, run: Run) -> None:
                 ) from None
             first, rows = state["epoch"] + 1, state["rows"]
             log.info("resuming after epoch %d of %d", first, settings.epochs)
+        elif not rank:
+            begin(folder, settings)
         for epoch in range(first, settings.epochs):
             with from_loader():
                 row = {"epoch": epoch + 1, **loop.epoch(epoch)}
@@ -149,7 +157,9 @@ class _Loop:
         kind, quality = settings.augment, settings.jpeg
         single, self.whole = augmentation(description, settings.imgsz, kind, quality)
         samples = samples.transformed(single)
-        self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
+        self.order: DistributedSampler[Any] = DistributedSampler(
+            samples, world, rank, seed=settings.seed, drop_last=True
+        )
         self.loader = DataLoader(
             samples,
             share,
@@ -161,7 +171,7 @@ class _Loop:
         if not len(self.loader):
             raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
         self.layout = layout(network)
-        self.network = network.to(device, memory_format=self.layout)
+        self.network = network.to(device).to(memory_format=self.layout)
         self.model: nn.Module = self.network
         if world > 1:
             ids = None if device.type == "cpu" else [device.index]
@@ -175,8 +185,11 @@ class _Loop:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        parts = (self.network, self.optimizer, self.schedule)
-        return {name: part.state_dict() for name, part in zip(("n", "o", "s"), parts, strict=True)}
+        return {
+            "n": self.network.state_dict(),
+            "o": self.optimizer.state_dict(),
+            "s": self.schedule.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["n"])
@@ -218,7 +231,7 @@ class _Loop:
         """One pass over the pictures: mean loss, training accuracy, last rate, seconds."""
         start = time.time()
         sums = torch.zeros(2, device=self.device)  # read once: each time a GPU is waited for
-        torch.manual_seed(hash((self.settings.seed, number, self.rank)))
+        seed_epoch(self.settings.seed, number, self.rank)
         self.order.set_epoch(number)
         self.model.train()
         first, last = self.settings.grow_from, self.settings.imgsz

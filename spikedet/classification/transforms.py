@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -111,10 +110,13 @@ class Jpeg(v2.Transform):
         self.quality = quality
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        import cv2
+
         told = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], told)
-        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1]
-        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)
+        assert picture is not None  # it was encoded just now
+        return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)
 
 
 class Cutout(v2.Transform):

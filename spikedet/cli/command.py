@@ -8,6 +8,7 @@ import ctypes
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.cli.config import with_config
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
 from spikedet.settings import world_size
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+def _end_in_order() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: what is done is written, temporaries are deleted.
+
+    Loader processes, to which it is sent to end them, inherit that.
+    """
+
+    def end(*_: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    with contextlib.suppress(ValueError):  # in a thread, which no signal reaches
+        signal.signal(signal.SIGTERM, end)
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None],
     arguments: argparse.ArgumentParser,
@@ -100,6 +114,7 @@ def run(
         several: Processes that torchrun starts share the work; else each would do the same.
     """
     keep_freed_memory()
+    _end_in_order()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -118,6 +133,12 @@ def run(
         if first or not isinstance(error, UsageError):  # which all of them have
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        plain = plainly(error)
+        if plain is None:
+            raise
+        print(f"error: {plain}", file=sys.stderr)
+        code = plain.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         code = 130

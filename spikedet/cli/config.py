@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from spikedet import resources
 from spikedet.errors import UsageError
 
 
@@ -27,7 +28,7 @@ def with_config(arguments: argparse.ArgumentParser, words: list[str]) -> list[st
     from spikedet.files import read_yaml
 
     section = Path(arguments.prog).stem
-    options = read_yaml(path).get(section)
+    options = read_yaml(resources.config(path, "experiments")).get(section)
     if not isinstance(options, dict):
         raise UsageError(f"{path}: expected a section {section!r} of options")
     before = []

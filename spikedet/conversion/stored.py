@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import ACTIVATIONS, WEIGHTED
+from spikedet.graph.operations import ACTIVATIONS, WEIGHTED, WeightedLayer
 from spikedet.graph.time import readouts
 from spikedet.neurons.functional import memory_format
 from spikedet.neurons.layers import IFNeuron, per_channel
@@ -32,12 +32,18 @@ class Site:
     node: Node
     segment: list[str]
     sources: list[str]
-    layers: list[nn.Module]
+    layers: list[WeightedLayer]
 
     @property
     def is_neuron(self) -> bool:
         """Whether it is a layer of neurons (or of what stands for them), and no readout."""
         return isinstance(self.node.module, ACTIVATIONS)
+
+    @property
+    def neuron(self) -> IFNeuron:
+        """Its layer of neurons."""
+        assert isinstance(self.node.module, IFNeuron)
+        return self.node.module
 
     @property
     def value(self) -> str:
@@ -94,7 +100,7 @@ class Stored:
     def free_every_neuron(self, site: Site) -> None:
         """Give each neuron of a site an initial potential of its own, [C, H, W]."""
         if site.is_neuron:
-            initial = site.node.module.initial
+            initial = site.neuron.initial
             shape = self.run(site, self.sources(site, 0)).shape[1:]
             initial.data = per_channel(initial.data, 1 + len(shape)).expand(1, *shape)[0].clone()
 
@@ -138,7 +144,7 @@ class Stored:
             return stored.cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
         self.shapes[site.node.name] = spikes.shape
-        signs = [spikes > 0, spikes < 0] if site.node.module.slope else [spikes.bool()]
+        signs = [spikes > 0, spikes < 0] if site.neuron.slope else [spikes.bool()]
         bits = torch.stack(signs)
         if self._channels_last(bits.ndim - 1, m):
             bits = bits.permute(0, 1, 3, 4, 2).contiguous()
@@ -154,9 +160,10 @@ class Stored:
         maker = self.graph.module(name)
         if self.T is None and not isinstance(maker, QuantClip):
             return torch.from_numpy(stored).to(device, copy=True)  # it may go on in place
-        if self.T is None:
+        if isinstance(maker, QuantClip):
             unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
             return torch.from_numpy(stored).to(device).float() * unit
+        assert isinstance(maker, IFNeuron)
         signs = 2 if maker.slope else 1
         bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
         bits = bits.to(device)
@@ -184,5 +191,5 @@ def fire(
     Returns:
         Spikes [T*B, C, ...], -1, 0 or 1, and potentials [B, C, ...].
     """
-    neuron: IFNeuron = site.node.module
-    return neuron.fire(current, neuron.first_potential(current, batch), T, alpha)
+    start = site.neuron.first_potential(current, batch)
+    return site.neuron.fire(current, start, T, alpha)

@@ -13,7 +13,7 @@ from typing import Any
 from spikedet.errors import DataError
 from spikedet.files import write_atomic
 
-VERSION = 3
+VERSION = 4
 
 
 def cache_folder() -> Path:
@@ -29,7 +29,10 @@ def read_each(
     place: Path,
     cache: Path | None = None,
 ) -> list[Any]:
-    """What `read` makes of every file, from the cache where a file's time and size are the same.
+    """What `read` makes of every file, from the cache where it is the same file, unchanged.
+
+    That is so where its times, size and number in the file system are; the time at which its
+    content or attributes were last changed among them, as copies may keep that of the content.
 
     Args:
         paths: The files.
@@ -43,17 +46,13 @@ def read_each(
     """
     key = hashlib.sha256(f"{os.path.realpath(place)} {name}".encode(errors="replace")).hexdigest()
     stored = (cache or cache_folder()) / f"{name[:80]}-{key[:12]}.json"
-    try:
-        content = json.loads(stored.read_text())
-        known = content["files"] if content["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError):
-        known = {}
+    known = _load(stored)
     found, fresh = [], {}
     for path in paths:
         key = str(path)
         try:
             status = os.stat(key)
-            stamp = [status.st_mtime_ns, status.st_size]
+            stamp = [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
         except (OSError, ValueError):
             stamp = None
         entry = known.get(key)
@@ -66,7 +65,26 @@ def read_each(
         fresh[key] = entry
         found.append(entry[1])
     if any(known.get(name) is not entry for name, entry in fresh.items()):
-        content = {"version": VERSION, "files": {**known, **fresh}}
         with contextlib.suppress(OSError, UnicodeError):  # a read-only home: they are read again
-            write_atomic(stored, json.dumps(content).encode())
+            _store(stored, {**known, **fresh})
     return found
+
+
+def _store(path: Path, entries: dict[str, Any]) -> None:
+    text = json.dumps(entries).encode()
+    write_atomic(path, _mark(text) + text)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What `_store` wrote; nothing where anything else is there."""
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+        mark, text = data[: len(_mark(b""))], data[len(_mark(b"")) :]
+        return json.loads(text) if mark == _mark(text) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _mark(text: bytes) -> bytes:
+    """A first line that damaged entries, or those of another version, do not have."""
+    return f"{VERSION} {hashlib.sha256(text).hexdigest()}\n".encode()

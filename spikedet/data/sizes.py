@@ -69,7 +69,7 @@ def on_pictures(
     tagged = [
         sample.path.name
         for sample, header in zip(samples, seen, strict=True)
-        if len(sample.boxes) and _is_ambiguous(sample, header)
+        if not isinstance(header, DataError) and len(sample.boxes) and _is_ambiguous(sample, header)
     ]
     if tagged:
         warn_of_tags(name, tagged)

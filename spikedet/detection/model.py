@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet import resources
 from spikedet.checkpoint import Checkpoint
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
@@ -244,20 +245,21 @@ def read_description(
     """A network description as a dict.
 
     Args:
-        path: A YAML file, or the name of one that ultralytics brings along (yolov8n.yaml).
+        path: A YAML file, or the name of one that comes with this package (tiny-yolo) or with
+            ultralytics (yolov8n.yaml).
         width: One of its `scales`.
         activation: Put in place of its own, as text: `torch.nn.ReLU()`.
 
     Raises:
         UsageError: No such description, or no such width.
     """
-    file, scale = Path(path), None
+    file, scale = resources.config(path, "models"), None
     if not file.is_file():
         stock = stock_description(file.name) if file.name == str(path) else None
         if stock is None:
             raise UsageError(
-                f"{path}: no such network description; see configs/models, or name one of "
-                "ultralytics' as in yolov8n.yaml"
+                f"{path}: no such network description; expected a file, a name as tiny-yolo, or "
+                "one of ultralytics' as in yolov8n.yaml"
             )
         file, scale = stock
     description = read_yaml(file)

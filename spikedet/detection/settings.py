@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from spikedet import settings
+from spikedet import resources, settings
 
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TUNING = CONFIGS / "tuning_ids.txt"
+TUNING = resources.folder("configs") / "tuning_ids.txt"
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "

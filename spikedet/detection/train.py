@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,26 +26,30 @@ from spikedet.detection.parts import Parts
 from spikedet.detection.settings import MOST
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import PictureError, TrainingError, UsageError
+from spikedet.files import naming, write_atomic
 from spikedet.pictures import read_picture
 from spikedet.precision import as_float, layout, mixed
 from spikedet.settings import world_size
 from spikedet.task import Run
 from spikedet.training import (
+    begin,
     expect_fresh,
     expect_growth,
     expect_possible,
     growing_side,
     held,
+    is_complete,
     load_state,
+    own_run,
     parameter_groups,
-    random_states,
     resized,
     restore_optimizer,
-    restore_random_states,
     save_state,
+    seed_epoch,
 )
 
 log = logging.getLogger(__name__)
+CANDIDATES = 10  # places that ultralytics' loss looks for to predict an object
 
 
 class SampleDataset(YOLODataset):
@@ -88,6 +93,13 @@ class SampleDataset(YOLODataset):
                 old = self.buffer.pop(0)
                 self.ims[old] = self.im_hw0[old] = self.im_hw[old] = None
         return found
+
+    def forget_recent(self) -> None:
+        """Forget the pictures that mosaics are made of where not all are held in memory."""
+        if self.cache != "ram":
+            for i in self.buffer:
+                self.ims[i] = self.im_hw0[i] = self.im_hw[i] = None
+            self.buffer.clear()
 
     def get_labels(self) -> list[dict[str, Any]]:
         labels = []
@@ -147,30 +159,40 @@ class Trainer(DetectionTrainer):
             raise UsageError("a batch is trained in parts on CPUs alone; leave parts out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
+        _expect_places(network, settings.grow_from or settings.imgsz)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
         expect_fresh(folder, resume)
         self.take_up = resume
-        csv = Path(folder) / "results.csv"
-        rows = csv.read_text() if resume and csv.is_file() else None
         threads = torch.get_num_threads()
         super().__init__(overrides=self._overrides(Path(folder)))
         torch.set_num_threads(threads)  # it leaves one core idle, all but one of two
-        if rows is not None:
-            csv.write_text(rows)  # ultralytics deletes the log of a run that it does not resume
         self.args.workers = settings.workers  # it sets 0 on CPUs
+        self.args.resume = False
 
     def train(self) -> None:
-        """Run it; threads of PyTorch are shared out among the parts of a batch meanwhile."""
+        """Run it; threads of PyTorch are shared out among the parts of a batch meanwhile.
+
+        Raises:
+            TrainingError: A run that cannot resume or go on, or another process trains there.
+        """
+        folder = self.state_path.parent
+        if self.take_up and is_complete(folder, self.settings):
+            return
         threads, head = torch.get_num_threads(), self.network.model[-1]
         raw = getattr(head, "raw", False)
         torch.set_num_threads(max(1, threads // self.settings.parts))
         head.raw = False  # ultralytics measures decoded outputs
         try:
-            super().train()
+            with own_run(folder):
+                super().train()
         finally:
             torch.set_num_threads(threads)
             head.raw = raw
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Keep the log that is there; `_setup_train` says what becomes of it."""
+        self.args.resume, self.resume = True, False
 
     def _overrides(self, folder: Path) -> dict[str, Any]:
         s = self.settings
@@ -273,16 +295,38 @@ class Trainer(DetectionTrainer):
         self.ema.decay = _ramp(self.settings.ema_tau)
         if self.settings.parts > 1:  # not before the average was copied: threads cannot be
             self.network.parts = Parts(self.settings.parts)
-        first = self.train_loader.generator.initial_seed()
+        first, rank = self.train_loader.generator.initial_seed(), int(os.environ.get("RANK", 0))
+        if not self.start_epoch and not rank:
+            self.csv.unlink(missing_ok=True)
+            begin(self.state_path.parent, self.settings)
 
         def draw_anew(running: Trainer) -> None:
             """Let a resumed run see the pictures of one that went on, not those of its start."""
             running.train_loader.generator.manual_seed((first + (running.epoch << 32)) % (1 << 64))
             running.train_loader.reset()
+            running.train_loader.dataset.forget_recent()
+            seed_epoch(running.settings.seed, running.epoch, rank)
 
         self.add_callback("on_train_epoch_start", draw_anew)
 
+    def _build_train_pipeline(self) -> None:
+        """As ultralytics does, but not with fewer pictures a step when memory was too small."""
+        if self.batch_size != self.settings.batch:
+            raise TrainingError(
+                f"batch is {self.settings.batch}, for which the memory of {self.args.device} is "
+                "too small; expected a smaller one"
+            )
+        try:
+            super()._build_train_pipeline()
+        except ValueError as error:  # a last batch of one picture, of which no norm has a variance
+            raise TrainingError(f"{error}") from None
+
     # ------------------------------------------------------------------ checkpoints
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """A row of the log; a full disk names it."""
+        with naming(self.csv):
+            super().save_metrics(metrics)
 
     def save_model(self) -> bool:
         """After each epoch: averaged weights, and the side-car that a resumed run starts from."""
@@ -300,7 +344,7 @@ class Trainer(DetectionTrainer):
             "updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": random_states(),
+            "results": self.csv.read_text(),
         }
         save_state(state, self.state_path)
         with warnings.catch_warnings():
@@ -312,6 +356,8 @@ class Trainer(DetectionTrainer):
         if not self.take_up:
             return
         state = load_state(self.state_path, self.settings)
+        if state is None:  # it begins
+            return
         try:
             _plain(self.model).load_state_dict(state["model"])
             self.ema.ema.load_state_dict(state["ema"])
@@ -319,13 +365,14 @@ class Trainer(DetectionTrainer):
             restore_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.best_fitness = state["best_fitness"]
-            restore_random_states(state["random"])
         except (KeyError, ValueError, RuntimeError):
             raise TrainingError(
                 f"{self.state_path.parent} holds a run of another network or optimizer; choose "
                 "another --out"
             ) from None
         self.start_epoch = state["epoch"] + 1
+        if "results" in state:  # without the row of an epoch whose end it did not see
+            write_atomic(self.csv, state["results"].encode())
         log.info("resuming after epoch %d of %d", self.start_epoch, self.epochs)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
@@ -338,6 +385,20 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """Nothing: each epoch was measured on the tuning pictures already."""
+
+
+def _expect_places(network: Detector, side: int) -> None:
+    """Refuse pictures so small that there are fewer outputs than one object is given.
+
+    Raises:
+        TrainingError: Says how many there are.
+    """
+    places = sum((side // int(stride)) ** 2 for stride in network.stride)
+    if places < CANDIDATES:
+        raise TrainingError(
+            f"pictures of {side} pixels have {places} places to predict at; expected larger ones, "
+            f"with {CANDIDATES} or more"
+        )
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -15,20 +15,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spikedet.errors import WeightsError
+from spikedet.errors import UsageError, WeightsError
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("YOLO_VERBOSE", "false")
-_user = os.getuid() if hasattr(os, "getuid") else "user"  # of Windows, whose folder is his own
-os.environ["YOLO_CONFIG_DIR"] = str(Path(tempfile.gettempdir()) / f"spikedet-{_user}")
-Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, exist_ok=True)
+_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # which nobody else may enter
+os.environ["YOLO_CONFIG_DIR"] = _settings.name
 _threads = torch.get_num_threads()
 _open = Image.open
 
-from ultralytics import utils  # noqa: E402
+try:
+    from ultralytics import utils
+except ModuleNotFoundError as error:  # of ultralytics, or of what it needs itself
+    raise UsageError(
+        f"detectors need {error.name}, which is not installed here: pip install ultralytics"
+    ) from None
 from ultralytics.utils import SETTINGS  # noqa: E402
 
 torch.set_num_threads(_threads)

@@ -107,8 +107,8 @@ ADVICE = {
 ENDS = {"sigmoid", "softmax", "log_softmax", "_softmax", "_log_softmax", "tanh"}
 GATED = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "tanh"}
 # what changes the shape of a value and nothing else, on the way to what reads it
-PASSED = ("view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten", "transpose")
-PASSED += ("permute", "contiguous", "reshape", "_to_copy")
+PASSED = {"view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten", "transpose"}
+PASSED |= {"permute", "contiguous", "reshape", "_to_copy"}
 OTHERWISE = (
     "the operations that have one are convolutions, linear layers, ReLU, LeakyReLU, PReLU, ReLU6, "
     "pooling, nearest up-sampling, sums, concatenations and changes of shape"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spikedet.graph.operations import kind_of
 from spikedet.graph.structure import fill, names_in, rename
 
+Module = TypeVar("Module", bound=nn.Module)
 INPUT = "input"  # the name of what a network is called with
 _EMPTY = nn.Module()  # names of its attributes are none for operations
 
@@ -87,6 +88,10 @@ class Graph(nn.Module):
         if name not in self._found:
             self._found[name] = self.layers.get_submodule(name)
         return self._found[name]
+
+    def only(self, kind: type[Module]) -> list[Module]:
+        """The operations of one class, in the order of execution."""
+        return [node.module for node in self if isinstance(node.module, kind)]
 
     def of(self, kinds: tuple[type, ...]) -> list[Node]:
         """Nodes whose operation is of some classes, in the order of execution."""

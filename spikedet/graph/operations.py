@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Subtract(nn.Module):
 class Scale(nn.Module):
     """Product with a constant: a scalar, or broadcastable to [1, ...]."""
 
+    factor: Tensor
+
     def __init__(self, factor: Tensor | Sequence[int] = ()):
         super().__init__()
         self.register_buffer("factor", _constant(factor))
@@ -50,6 +52,8 @@ class Scale(nn.Module):
 
 class Shift(nn.Module):
     """Sum with a constant: a scalar, or broadcastable to [1, ...]."""
+
+    offset: Tensor
 
     def __init__(self, offset: Tensor | Sequence[int] = ()):
         super().__init__()
@@ -212,7 +216,9 @@ class Leaky(nn.Module):
 
     def __init__(self, slope: float | Sequence[float]):
         super().__init__()
-        self.slope = slope if isinstance(slope, int | float) else tuple(slope)
+        self.slope: float | tuple[float, ...] = (
+            slope if isinstance(slope, int | float) else tuple(slope)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.slope, tuple):
@@ -369,7 +375,11 @@ for _kind in (
     register(_kind)
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+WeightedLayer: TypeAlias = (
+    nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.Linear
+)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NormLayer: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 FLOAT_ACTIVATIONS = (nn.ReLU, ClippedReLU, Leaky)
 ACTIVATIONS = (*FLOAT_ACTIVATIONS, QuantClip, IFNeuron)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, SpikingMaxPool)

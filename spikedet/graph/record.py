@@ -331,6 +331,7 @@ class Recorder:
                 f"{where}: a constant whose size is the number of pictures; let that size be 1"
             )
         kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory")}
+        assert callable(node.target)  # an operation, see `handlers`
         return node.target(*args, **kwargs)
 
     def _expect_pictures_apart(self, node: fx.Node, made: Signal) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Shell:
             vars(self).update({key: value for key, value in state.items() if type(key) is str})
 
 
-def _shells() -> list[tuple[type[Shell], str]]:
+def _shells() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     kinds = [f"{module}.{name}" for module, names in LISTED.items() for name in names.split()]
     return [(type(kind.rpartition(".")[2], (Shell,), {"kind": kind}), kind) for kind in kinds]
 

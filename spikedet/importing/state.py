@@ -113,6 +113,8 @@ def put(network: nn.Module, held: dict[str, Tensor], path: Path, what: str) -> t
 class Renamed(dict):
     """A state dict that can say of which version it is, in `_metadata`."""
 
+    _metadata: dict[str, Any]
+
 
 def _unwrapped(held: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """Without what all names begin with, as long as none of them is of the network."""

@@ -84,6 +84,7 @@ def expect_same_layers(made: Trained, network: nn.Module, path: Path) -> None:
         WeightsError: Names the layer.
     """
     there = dict(network.named_modules(remove_duplicate=False))
+    assert isinstance(network.model, nn.Sequential)  # as ultralytics builds it
     head = f"model.{len(network.model) - 1}"
     shells = dict(walk(made.network, path))
     for name in there:

@@ -179,13 +179,13 @@ class _IntegrateAndFire(torch.autograd.Function):
         else:
             grad_current = torch.empty_like(near, dtype=ctx.current_dtype)
         rows = _pictures(together(grad), batch, grad, grad_spikes, grad_current, near, near_below)
-        for row in rows:
-            _retreat(*row, threshold, ctx.alpha, ctx.slope)
+        for grads, sent, current, inside, below in rows:
+            _retreat(grads, sent, current, inside, below, threshold, ctx.alpha, ctx.slope)
         return grad_current.to(ctx.current_dtype), grad, None, None, None, None
 
 
-def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
-    """Tensors [B, C, ...] or [T*B, C, ...], a few pictures at a time, as [T, B, C, ...]."""
+def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Any]]:
+    """Tensors [B, C, ...] or [T*B, C, ...] (or None), a few pictures at a time, [T, B, C, ...]."""
     split: list[Sequence[Tensor | None]] = []
     for tensor in tensors:
         if tensor is None:

@@ -63,6 +63,8 @@ class IFNeuron(Temporal):
         current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
     """
 
+    threshold: Tensor
+
     def __init__(
         self,
         threshold: Tensor,
@@ -142,6 +144,8 @@ class MeanOverTime(Temporal):
         [t*B, C, ...] -> [B, C, ...]
     """
 
+    log_weights: nn.Parameter | None
+
     def __init__(self, steps: int | None = None):
         super().__init__()
         self.register_parameter("log_weights", None)
@@ -155,22 +159,24 @@ class MeanOverTime(Temporal):
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
         """As `Temporal.advance`; what goes on is the mean, what it counts, and how many steps."""
-        mean, mass, done = memory or (None, None, 0)
+        done = memory[2] if memory else 0
         weights = self._weights(done, steps, x.device)
         new, total = mean_over_time(x, batch, weights), weights.sum()
-        if mean is not None:
+        if memory:
+            mean, mass, _ = memory
             total = mass + total
             new = torch.lerp(new, mean, mass / total)
         return new, (new, total, done + steps)
 
     def each(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
         """As `advance`, but the means up to each of the steps, [steps*B, C, ...]."""
-        mean, mass, done = memory or (None, None, 0)
+        done = memory[2] if memory else 0
         weights = self._weights(done, steps, x.device)
         over_time = x.unflatten(0, (steps, batch))
         sums = (over_time * _leading(weights, over_time.ndim)).cumsum(0)
         masses = weights.cumsum(0)
-        if mean is not None:
+        if memory:
+            mean, mass, _ = memory
             sums, masses = sums + mean * mass, masses + mass
         means = sums / _leading(masses, sums.ndim)
         return means.flatten(0, 1), (means[-1], masses[-1], done + steps)

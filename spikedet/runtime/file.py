@@ -48,6 +48,6 @@ def restore(made: checkpoint.Checkpoint) -> SpikingNetwork:
     Raises:
         WeightsError: Damaged.
     """
-    network = SpikingNetwork(checkpoint.restore_graph(made), made.T)
+    network = SpikingNetwork(checkpoint.restore_graph(made), made.time_steps)
     network.origin = dict(made.origin)
     return network

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from spikedet.graph.operations import WEIGHTED, Scale, Shift
 from spikedet.graph.structure import fill
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, Temporal, count_spikes
+
+if TYPE_CHECKING:
+    from spikedet.engines.registry import Engine
 
 
 @dataclass
@@ -125,7 +128,7 @@ class SpikingNetwork(nn.Module):
         engine: Name of what runs it, see `use_engine`.
         engine_reason: In one sentence how that computes, or why torch does.
         left_out: Why the engine leaves a layer to slower code, by the name of the layer.
-        bfloat16: Whether `use_bfloat16` was called.
+        in_bfloat16: Whether `use_bfloat16` was called.
     """
 
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
@@ -135,10 +138,11 @@ class SpikingNetwork(nn.Module):
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
-        self.engine, self._engine, self._wanted = "torch", None, "torch"
+        self.engine, self._wanted = "torch", "torch"
+        self._engine: Engine | None = None
         self.engine_reason, self.left_out = "float32 by torch", dict[str, str]()
         self._compiled: tuple[Any, ...] = ()  # state of the tensors that the engine was made of
-        self.bfloat16 = False
+        self.in_bfloat16 = False
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
@@ -164,8 +168,8 @@ class SpikingNetwork(nn.Module):
             steps: Time steps, 1 or more, ascending.
         """
         if len(pictures) > self.chunk:
-            parts = [self.after(part, steps) for part in pictures.split(self.chunk)]
-            return [_join(outputs) for outputs in zip(*parts, strict=True)]
+            several = [self.after(part, steps) for part in pictures.split(self.chunk)]
+            return [_join(outputs) for outputs in zip(*several, strict=True)]
         parts = _parts(steps, max(1, self.chunk // len(pictures)))
         wanted, found = set(steps), {}
         for done, read in self._simulate(pictures, parts, each_step=False):
@@ -232,9 +236,9 @@ class SpikingNetwork(nn.Module):
         part, [steps*B, ...].
         """
         parts = list(parts)
-        found = self._by_engine(pictures, parts, each_step)
-        if found is not None:
-            yield from found
+        by_engine = self._by_engine(pictures, parts, each_step)
+        if by_engine is not None:
+            yield from by_engine
             return
         graph, plan = self.graph, self._plan()
         known = graph.run(plan.before, {INPUT: pictures}, plan.kept)
@@ -258,14 +262,13 @@ class SpikingNetwork(nn.Module):
         if self._engine is None or (torch.is_grad_enabled() and self._learns(pictures)):
             return None
         watchers = self._watchers()
-        if not all(isinstance(watcher, SpikeRates) for watcher in watchers):
+        rates = [watcher for watcher in watchers if isinstance(watcher, SpikeRates)]
+        if len(rates) < len(watchers):
             return None
         if self._compiled != _state(self.graph):
             self.use_engine(self._wanted)  # other weights than it was compiled from
             return self._by_engine(pictures, parts, each_step)
-        steps = self._engine.simulate(
-            pictures, parts, each_step, _tell(watchers) if watchers else None
-        )
+        steps = self._engine.simulate(pictures, parts, each_step, _tell(rates) if rates else None)
         try:
             first = next(steps, None)
         except NoIntegers as error:
@@ -328,8 +331,10 @@ class SpikingNetwork(nn.Module):
 
         found, self._engine, why = registry.make(name, self.graph)
         self.engine, self._wanted, self.engine_reason = found, name, why
-        lines = self._engine.describe()[1:] if self._engine is not None else []
-        self.left_out = dict(line.split(": ", 1) for line in lines)
+        self.left_out = {}
+        for line in self._engine.describe()[1:] if self._engine is not None else ():
+            layer, _, reason = line.partition(": ")
+            self.left_out[layer] = reason
         self._compiled = _state(self.graph)
         return f"{self.engine}: {why}"
 
@@ -339,7 +344,7 @@ class SpikingNetwork(nn.Module):
         0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
         layers, potentials and readouts stay in float32. There is no way back.
         """
-        self.bfloat16 = True
+        self.in_bfloat16 = True
         when = phases(self.graph)
         for node in self.graph:
             if when[node.name] == STEPWISE and isinstance(node.module, (*WEIGHTED, Scale, Shift)):
@@ -436,7 +441,7 @@ def _frames(output: Any, start: int, stop: int) -> Any:
     return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) else x, output)
 
 
-def _join(parts: list[Any]) -> Any:
+def _join(parts: Sequence[Any]) -> Any:
     """Concatenate nested outputs along the batch."""
     return tree_map(
         lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]

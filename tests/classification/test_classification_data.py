@@ -449,3 +449,21 @@ def test_a_test_is_on_val_where_there_is_no_test(tmp_path):
     assert cli.split(args, "classification", test=True) == "test"
     args.split = "val+test"
     assert cli.split(args, "classification", test=True) == "val+test"
+
+
+def test_links_to_other_classes_and_hidden_folders_bring_no_pictures(tmp_path):
+    """Else a link to a folder above, in a class, gives it the pictures of all others."""
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / f"{number}.png")
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.new("RGB", (8, 8)).save(more / "4.png")
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    for name, target in {"up": "..", "b": "../b", "far": "../..", "more": more}.items():
+        (tmp_path / "train/a" / name).symlink_to(target)
+    samples = data.read([tmp_path], "train")
+    assert samples.names == ("a", "b") and samples.labels == [0] * 4 + [1] * 3
+    names = [path.name for path in samples.sources]
+    assert sorted(names) == sorted(["0.png", "1.png", "2.png"] * 2 + ["4.png"])

@@ -10,66 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from spikedet import precision
 from spikedet.checkpoint import load_plain
 from spikedet.classification import train as training
-from spikedet.classification.data import UNLABELLED, Samples, batches
+from spikedet.classification.data import UNLABELLED, batches
 from spikedet.classification.distillation import accuracy, cross_entropy, divergence
 from spikedet.classification.measure import accuracies
-from spikedet.classification.settings import Settings
 from spikedet.errors import PictureError, TrainingError, UsageError
-from spikedet.neurons.quantize import QuantClip
+from spikedet.task import Run
 from spikedet.training import epochs_done
 from support.classes import add_pictures
 from support.places import ROOT
-
-DESCRIPTION = {"mean": [0.5] * 3, "std": [0.25] * 3}
-CLASSES = 4
-
-
-def samples(count, seed=0):
-    """Noise, brighter in the channel of its class; the last class in none."""
-    generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 150, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = [number % CLASSES for number in range(count)]
-    for picture, label in zip(pictures, labels, strict=True):
-        if label < 3:
-            picture[label] += 100
-    return Samples(tuple("rgbk"), labels, list(pictures))
-
-
-def toy(norm=True, seed=0):
-    """Two convolutions; the second activation is a quantiser."""
-    torch.manual_seed(seed)
-    norms = [nn.BatchNorm2d(8) if norm else nn.Identity() for _ in range(2)]
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), norms[0], nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 2, 1), norms[1], QuantClip(torch.tensor(2.0), 4),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
-    )  # fmt: skip
-
-
-def settings(**given):
-    return Settings(**{"epochs": 3, "imgsz": 8, "batch": 16, "rate": 0.1, **given})
-
-
-def save(network, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-
-
-def run(folder, network=None, resume=False, teacher=None, distill=1.0, **given):
-    """A trained network."""
-    network = toy() if network is None else network
-    training.train(
-        network, samples(64), samples(32, 1), DESCRIPTION, folder, settings(**given), save,
-        resume=resume, teacher=teacher, distill=distill,
-    )  # fmt: skip
-    return network
+from support.training import CLASSES, DESCRIPTION, described, run, samples, save, settings, toy
 
 
 def same(a, b):
@@ -156,12 +111,12 @@ def test_accuracy_chooses_the_epoch_and_loss_where_a_teacher_is_followed(
     def judge(*_):
         return dict(zip(("tuning_loss", "tuning_top1"), next(found), strict=True))
 
-    monkeypatch.setattr(training._Run, "judge", judge)
+    monkeypatch.setattr(training._Loop, "judge", judge)
     saved = []
-    training.train(
-        toy(), samples(64), samples(32), DESCRIPTION, tmp_path, settings(),
-        lambda _, path: saved.append(path.stem), teacher=toy().eval() if follows else None,
-    )  # fmt: skip
+    what = (samples(64), samples(32), tmp_path, settings())
+    teacher = toy().eval() if follows else None
+    write = lambda _, path: saved.append(path.stem)  # noqa: E731
+    training.train(toy(), Run(described(), *what, write, teacher=teacher))
     assert saved == order
     assert [row["tuning_top1"] for row in rows(tmp_path)] == ["0.5", "0.75", "0.25"]
 
@@ -189,32 +144,6 @@ def test_a_bound_on_the_gradient_bounds_the_steps(tmp_path):
     assert 0 < moved(tmp_path / "bound", 1e-6) < 1e-5
 
 
-@pytest.mark.parametrize("killed", ["between", "within"])
-def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, killed):
-    folder, network = whole
-    original = training._Run.epoch
-
-    def kill(self, number):
-        if number == 2:
-            if killed == "within":
-                original(self, number)
-            raise KeyboardInterrupt
-        return original(self, number)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Run, "epoch", kill)
-        run(tmp_path)
-    assert epochs_done(tmp_path) == (2, 3)
-    torch.manual_seed(99)
-    resumed = run(tmp_path, toy(seed=5), resume=True)
-    assert same(resumed.state_dict(), network.state_dict())
-    states = [torch.load(f / "state.pt")["run"] for f in (folder, tmp_path)]
-    momenta = [[s["momentum_buffer"] for s in state["o"]["state"].values()] for state in states]
-    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
-    for a, b in zip(rows(folder), rows(tmp_path), strict=True):
-        assert a | {"seconds": 0} == b | {"seconds": 0}
-
-
 def test_a_seed_gives_the_run_and_another_one_another(whole, tmp_path):
     assert same(run(tmp_path / "a").state_dict(), whole[1].state_dict())
     assert not same(run(tmp_path / "b", seed=1).state_dict(), whole[1].state_dict())
@@ -223,13 +152,14 @@ def test_a_seed_gives_the_run_and_another_one_another(whole, tmp_path):
 # ---------------------------------------------------------------------- refusals
 
 
-def test_runs_that_cannot_start_or_go_on(whole, tmp_path):
+def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
     folder, _ = whole
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with pytest.raises(TrainingError, match="holds a run; add --resume, or choose another --out"):
         run(folder)
-    with pytest.raises(TrainingError, match="all 3 epochs are done already"):
+    with caplog.at_level("INFO"):
         run(folder, resume=True)
+    assert "all 3 epochs are done; nothing to resume" in caplog.text
     with pytest.raises(TrainingError, match="holds a run of another network or optimizer"):
         run(folder, toy(norm=False), resume=True, epochs=4)
     with pytest.raises(TrainingError, match="another network or optimizer"):
@@ -274,19 +204,19 @@ def test_processes_must_share_a_batch_and_have_devices(monkeypatch, tmp_path):
             run(tmp_path, device=device)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="a batch of 15 cannot be shared by 2 processes"):
-        training._Run(toy(), samples(64), DESCRIPTION, settings(batch=15), None, 1.0, 0, 2,
-                      torch.device("cpu"))  # fmt: skip
+        what = (samples(64), samples(32), tmp_path, settings(batch=15), save)
+        training._Loop(toy(), Run(described(), *what), 0, 2, torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_epoch_before(tmp_path, monkeypatch):
-    original = training._Run.epoch
+    original = training._Loop.epoch
 
     def spoil(self, number):
         if number == 1:
             self.network[8].weight.data.fill_(math.nan)
         return original(self, number)
 
-    monkeypatch.setattr(training._Run, "epoch", spoil)
+    monkeypatch.setattr(training._Loop, "epoch", spoil)
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2; lower the rate"):
         run(tmp_path)
     assert epochs_done(tmp_path) == (1, 3)
@@ -304,9 +234,8 @@ def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
     good.sources[5] = cut
     out = tmp_path / "run"
     with pytest.raises(PictureError) as raised:
-        training.train(
-            toy(), good, samples(32, 1), DESCRIPTION, out, settings(workers=workers), save
-        )
+        what = (good, samples(32, 1), out, settings(workers=workers), save)
+        training.train(toy(), Run(described(), *what))
     words = "is not a picture that can be read; "
     words += "expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
     assert str(raised.value) == f"{cut}: {words}" and not out.exists()
@@ -314,8 +243,8 @@ def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
 
 def test_only_weights_decay(tmp_path):
     network = toy()
-    made = training._Run(network, samples(64), DESCRIPTION, settings(decay=0.1, threshold_rate=0.5),
-                         None, 1.0, 0, 1, torch.device("cpu"))  # fmt: skip
+    what = (samples(64), samples(32), tmp_path, settings(decay=0.1, threshold_rate=0.5), save)
+    made = training._Loop(network, Run(described(), *what), 0, 1, torch.device("cpu"))
     names = {parameter: name for name, parameter in network.named_parameters()}
     found = {
         group["param_group"]: (

@@ -1,7 +1,10 @@
 """The VOC reader on a small devkit, and everything that can be wrong with one."""
 
+import os
+
 import pytest
 
+from spikedet.data.cache import read_each
 from spikedet.data.formats import voc
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
@@ -192,3 +195,35 @@ def test_a_fingerprint_knows_pictures_and_annotations(tmp_path):
     with (tmp_path / "VOC2007/JPEGImages/1.jpg").open("ab") as file:
         file.write(b"0")
     assert len({first, second, found()}) == 3
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "\0", "4 0\n{}", "changed", "cut"])
+def test_a_damaged_cache_is_read_again(tmp_path, damage):
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for number, path in enumerate(files):
+        path.write_text(str(number))
+
+    def values():
+        return read_each(files, lambda path: [path.read_text()], "x", tmp_path, tmp_path / "cache")
+
+    assert values() == values() == [["0"], ["1"]]
+    (stored,) = (tmp_path / "cache").iterdir()
+    text = stored.read_text()
+    damaged = {"changed": text.replace('["1"]', '[]'), "cut": text[:-5]}.get(damage, damage)
+    assert damaged != text
+    stored.write_text(damaged)
+    assert values() == [["0"], ["1"]]
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
+    """As archives and copies keep times, some of them one for all files."""
+    path = tmp_path / "a.txt"
+
+    def value(text):
+        (tmp_path / "new").write_text(text)
+        os.utime(tmp_path / "new", (1, 1))
+        os.replace(tmp_path / "new", path)
+        (found,) = read_each([path], lambda p: p.read_text(), "x", tmp_path, tmp_path / "cache")
+        return found
+
+    assert value("one") == "one" and value("two") == "two"

@@ -1,19 +1,16 @@
 """The code in docs/ runs as it stands, page by page."""
 
-import re
-
 import pytest
 
 from spikedet import methods
+from spikedet.exporting.registry import EXPORTERS
 from spikedet.graph import operations, table
 from spikedet.neurons import registry
-from support.places import ROOT
-
-DOCS = ROOT / "docs"
-
+from support.docs import code
 
 REGISTRIES = (
     methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
+    EXPORTERS,
 )  # fmt: skip
 
 
@@ -27,11 +24,7 @@ def registries():
         found.update(before)
 
 
-def code(page):
-    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S))
-
-
-@pytest.mark.parametrize("page", ["convert.md", "extending.md"])
+@pytest.mark.parametrize("page", ["convert.md", "export.md", "extending.md"])
 def test_the_code_of_a_page_runs(page, registries, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

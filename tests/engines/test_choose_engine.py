@@ -48,7 +48,7 @@ def test_auto_is_the_default_and_says_so(path, batches):
 def test_a_number_format_asks_for_torch(path):
     for half in (True, False):
         snn = spikedet.load(path, half=half)
-        assert (snn.engine, snn.bfloat16) == ("torch", half)
+        assert (snn.engine, snn.in_bfloat16) == ("torch", half)
     with pytest.raises(UsageError, match="events engine computes in whole numbers; leave half out"):
         spikedet.load(path, half=True, engine="events")
     with pytest.raises(UsageError, match="no engine 'fast'; expected auto, torch, events"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -39,12 +40,12 @@ class Folders(Classes):
         if not names:
             raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
         for other in SPLITS:  # one that was unpacked in part has fewer
-            there = _classes(folder / other)
-            if set(there) & set(names):  # else it is no class folders, as in Tiny-ImageNet
-                expect_classes(names, there, place, f"{folder / other} has")
+            others = _classes(folder / other)
+            if set(others) & set(names):  # else it is no class folders, as in Tiny-ImageNet
+                expect_classes(names, others, place, f"{folder / other} has")
         labels, sources = [], []
         for label, name in enumerate(names):
-            files = pictures_of(place / name)
+            files = pictures_of(place / name, [place / other for other in names if other != name])
             if not files:
                 raise DataError(f"{place / name}: no pictures of this class")
             labels += [label] * len(files)
@@ -52,9 +53,14 @@ class Folders(Classes):
         return Labelled(names, labels, sources)
 
 
-def pictures_of(place: Path) -> list[Path]:
-    """The pictures of a folder and of those in it, in order; warns of those that cannot be read."""
-    found, unreadable = pictures_in(place, deep=True)
+def pictures_of(place: Path, apart: Sequence[Path] = ()) -> list[Path]:
+    """The pictures of a folder and of those in it, in order; warns of those that cannot be read.
+
+    Args:
+        place: The folder.
+        apart: Other classes, into which a link may lead.
+    """
+    found, unreadable = pictures_in(place, deep=True, apart=apart)
     if unreadable:
         warnings.warn(str(unreadable), stacklevel=2)
     return found
@@ -75,9 +81,14 @@ def expect_classes(found: tuple[str, ...], known: tuple[str, ...], place: Path, 
 
 
 def _classes(place: Path) -> tuple[str, ...]:
-    """Names of the class folders at a place, none where there is no such place."""
+    """Names of the class folders at a place, none where there is no such place.
+
+    Hidden ones are left out, as the `.ipynb_checkpoints` of notebooks.
+    """
     inside = place.iterdir() if place.is_dir() else ()
-    return tuple(sorted(path.name for path in inside if path.is_dir()))
+    return tuple(
+        sorted(path.name for path in inside if path.is_dir() and not path.name.startswith("."))
+    )
 
 
 def fits(path: Path) -> bool:

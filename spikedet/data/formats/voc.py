@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spikedet import resources
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
@@ -29,7 +30,7 @@ from spikedet.errors import DataError, cut
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
 
-SPLITS = Path(__file__).resolve().parents[3] / "configs" / "splits"  # our own, DATASET-SPLIT.txt
+SPLITS = resources.folder("configs") / "splits"  # our own, DATASET-SPLIT.txt
 TRAIN, TEST = (("VOC2007", "train"), ("VOC2012", "trainval")), (("VOC2007", "val"),)
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 VOC_CLASSES = (
@@ -352,7 +353,8 @@ def _checked(sample: Sample) -> Sample:
         _clipped(box, sample.width, sample.height, f"{sample.path}: a box")
         for box in sample.boxes.tolist()
     ]
-    return replace(sample, boxes=np.array(boxes, np.float32).reshape(-1, 4), areas=None)
+    edges = np.array(boxes, np.float32).reshape(-1, 4)
+    return replace(sample, boxes=edges, areas=None)  # type: ignore[arg-type]  # those of the boxes
 
 
 # ---------------------------------------------------------------------- as a format

@@ -79,9 +79,10 @@ class Labels(Boxes):
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
             objects = rows.get(label, [])
             try:
-                for each in (header, objects):
-                    if isinstance(each, DataError):
-                        raise each
+                if isinstance(header, DataError):
+                    raise header
+                if isinstance(objects, DataError):
+                    raise objects
                 sample = _sample(picture, root, header[:2], objects, own, names, label)
             except DataError as error:
                 problems.append(error)
@@ -133,7 +134,7 @@ class Labels(Boxes):
     def _entry(self, split: str) -> list[str]:
         """What the description says of a split."""
         values = (self._given(key) for key in SPLITS.get(split, ()))
-        value = next(filter(None, values), [])
+        value: str | list[Any] = next(filter(None, values), [])
         return [value] if isinstance(value, str) else [str(each) for each in value]
 
     def _part(self, split: str) -> Iterator[Path]:
@@ -208,18 +209,18 @@ class Labels(Boxes):
 
 def _row(label: float, values: Sequence[float]) -> list[float]:
     """Class and edges of one line; a ValueError where it is none."""
-    values = np.array(values)
-    if len(values) % 2 or len(values) < 4 or label < 0 or label != int(label):
+    numbers = np.array(values)
+    if len(numbers) % 2 or len(numbers) < 4 or label < 0 or label != int(label):
         raise ValueError
-    if not ((values >= -BEYOND) & (values <= 1 + BEYOND)).all():  # NaN is in no range
+    if not ((numbers >= -BEYOND) & (numbers <= 1 + BEYOND)).all():  # NaN is in no range
         raise ValueError
-    if len(values) == 4:
-        centre, half = values[:2], values[2:] / 2
+    if len(numbers) == 4:
+        centre, half = numbers[:2], numbers[2:] / 2
         if (half < 0).any():
             raise ValueError
         edges = np.concatenate([centre - half, centre + half])
     else:
-        corners = values.reshape(-1, 2)
+        corners = numbers.reshape(-1, 2)
         edges = np.concatenate([corners.min(0), corners.max(0)])
     return [int(label), *np.clip(edges, 0, 1).tolist()]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spikedet.graph.graph import Graph
-from spikedet.graph.operations import NORMS, WEIGHTED
+from spikedet.graph.operations import NORMS, WEIGHTED, NormLayer, WeightedLayer
 
 
 @torch.no_grad()
@@ -20,23 +20,23 @@ def fold_batch_norm(graph: Graph) -> None:
     readers = graph.readers()
     for name in [node.name for node in graph.of(NORMS)]:
         node = graph.node(name)  # as it is now: one before it may be gone
-        (source,) = node.inputs
+        (source,), norm = node.inputs, node.module
+        assert isinstance(norm, NORMS)
         before = graph.module(source) if source in graph else None
         alone = readers[source] == [node.name] and source not in graph.outputs
         if isinstance(before, WEIGHTED) and alone:
-            fold(before, node.module)
+            fold(before, norm)
             graph.remove(node.name)
             readers = graph.readers()
         else:
-            graph.replace(node.name, _affine(node.module, len(graph.shapes[source])))
+            graph.replace(node.name, _affine(norm, len(graph.shapes[source])))
 
 
 @torch.no_grad()
-def fold(layer: nn.Module, norm: nn.Module) -> None:
+def fold(layer: WeightedLayer, norm: NormLayer) -> None:
     """Make a weighted layer compute what it and the batch norm behind it compute (eq 5)."""
     scale, shift = _scale_and_shift(norm)
-    outputs = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
-    if outputs:  # weight [in, out / groups, ...]
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):  # weight [in, out / groups, ...]
         groups = layer.groups
         rows = scale.view(groups, -1).repeat_interleave(layer.in_channels // groups, 0)
         factor = rows.view(layer.in_channels, -1, *[1] * (layer.weight.ndim - 2))
@@ -49,16 +49,18 @@ def fold(layer: nn.Module, norm: nn.Module) -> None:
     layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=trains)
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_shift(norm: NormLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """What a batch norm does in evaluation mode, [C] each, float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # recording refuses one without them
+    scale = (variance.double() + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
+    shift = -mean.double() * scale
     return scale, shift + norm.bias.double() if norm.affine else shift
 
 
-def _affine(norm: nn.Module, ndim: int) -> nn.Module:
+def _affine(norm: NormLayer, ndim: int) -> nn.Module:
     """The 1x1 convolution that does what a batch norm on [B, C, ...] does."""
     scale, shift = _scale_and_shift(norm)
     channels = len(scale)

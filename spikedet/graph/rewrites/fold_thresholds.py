@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from spikedet.graph.operations import (
     Shift,
     Subtract,
     Sum,
+    WeightedLayer,
 )
 from spikedet.graph.time import CONSTANT, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
@@ -37,10 +40,16 @@ def fold_thresholds(graph: Graph) -> None:
     labels = _Labels(graph)
     while more := labels.conflicts():
         for name in more:
-            graph.module(name).folded = False
+            _neuron(graph.node(name)).folded = False
     for node in graph.of(WEIGHTED):
         if (heard := labels.heard.get(node.name)) is not None:
+            assert isinstance(node.module, WEIGHTED)
             _scale_inputs(node.module, labels.thresholds(heard).to(node.module.weight))
+
+
+def _neuron(node: Node) -> IFNeuron:
+    assert isinstance(node.module, IFNeuron)
+    return node.module
 
 
 class _Labels:
@@ -59,7 +68,7 @@ class _Labels:
             channels = graph.shapes[node.name][1]
             self.first[node.name] = len(self.owners) + 1
             self.owners += [node.name] * channels
-            self.values.append(node.module.threshold.cpu().double().expand(channels))
+            self.values.append(_neuron(node).threshold.cpu().double().expand(channels))
         self.heard: dict[str, Tensor] = {}
         self.found: set[str] = set()
 
@@ -103,7 +112,7 @@ class _Labels:
                 total = self._joined(total, other.expand(shape))
             return total
         if isinstance(module, Shift):
-            apart = (module.offset != 0).cpu().expand(shape)
+            apart = module.offset.ne(0).cpu().expand(shape)
             self._mark(inputs[0].expand(shape)[apart])
             return torch.where(apart, REAL, inputs[0].expand(shape))
         if isinstance(module, Scale):
@@ -115,7 +124,7 @@ class _Labels:
         return module(*inputs)
 
     def _of_neuron(self, node: Node, shape: tuple[int, ...]) -> Tensor:
-        if not node.module.folded:
+        if not _neuron(node).folded:
             return torch.full(shape, REAL, dtype=torch.float64)
         first = self.first[node.name]
         numbers = torch.arange(first, first + shape[1], dtype=torch.float64)
@@ -127,7 +136,7 @@ class _Labels:
         self._mark(x[apart], y[apart])
         return torch.where(apart, REAL, torch.where(x == NOTHING, y, x))
 
-    def _one_of(self, largest, x: Tensor) -> Tensor:
+    def _one_of(self, largest: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Labels of windows: that of all their places where it is the same."""
         high = largest(torch.where(x == NOTHING, -torch.inf, x))
         low = -largest(-torch.where(x == NOTHING, torch.inf, x))
@@ -141,7 +150,7 @@ class _Labels:
         return self._one_of(lambda y: y.flatten(2).amax(2), x.view(*x.shape, 1))[0]
 
 
-def _windows(module: nn.Module):
+def _windows(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The largest value of each window of a pooling or a sum; None for anything else."""
     if isinstance(module, SpikingMaxPool):
         return module.pool
@@ -151,15 +160,15 @@ def _windows(module: nn.Module):
             x, module.kernel_size, module.stride, module.padding, ceil_mode=module.ceil_mode
         )
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        return lambda x: F.adaptive_max_pool2d(x, module.output_size)
+        return nn.AdaptiveMaxPool2d(module.output_size)
     if isinstance(module, nn.AdaptiveAvgPool1d):
-        return lambda x: F.adaptive_max_pool1d(x, module.output_size)
+        return nn.AdaptiveMaxPool1d(module.output_size)
     if isinstance(module, Mean | Sum):
         return lambda x: x.amax(module.dims, module.keepdim)
     return None
 
 
-def _scale_inputs(layer: nn.Module, scale: Tensor) -> None:
+def _scale_inputs(layer: WeightedLayer, scale: Tensor) -> None:
     """Multiply the weights of a layer by a scale for each of its input channels, [C]."""
     tail = [1] * (layer.weight.ndim - 2)
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):  # [in, out / groups, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -47,6 +49,7 @@ def make_spiking(
     when = phases(graph)
     for node in graph.of((nn.MaxPool1d, nn.MaxPool2d)):
         if when[node.name] == STEPWISE:
+            assert isinstance(node.module, nn.MaxPool1d | nn.MaxPool2d)
             graph.replace(node.name, _counted(node.module, pooling))
     for name in readouts(graph):
         (source,) = graph.edges[name]
@@ -55,9 +58,12 @@ def make_spiking(
         if when.get(name) == STEPWISE:  # the network ends in an activation: its mean rate
             mean = graph.add(f"{name}_mean", MeanOverTime(), [name])
             graph.shapes[mean] = graph.shapes[name]
-            names = {name: mean}
-            graph.output = rename(graph.output, lambda n, names=names: names.get(n, n))
+            graph.output = rename(graph.output, partial(_renamed, {name: mean}))
     fold_thresholds(graph)
+
+
+def _renamed(names: dict[str, str], name: str) -> str:
+    return names.get(name, name)
 
 
 def _counted(pool: nn.MaxPool1d | nn.MaxPool2d, mode: str) -> SpikingMaxPool:

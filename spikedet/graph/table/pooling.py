@@ -59,8 +59,12 @@ def avg_pool(
     dims = x.ndim - 2
     kernel = each(kernel, dims)
     stride = kernel if not stride else each(stride, dims)
-    args = (kernel, stride, each(padding, dims), ceil_mode, count_include_pad)
-    pool = nn.AvgPool2d(*args, divisor_override) if dims == 2 else nn.AvgPool1d(*args)
+    padding = each(padding, dims)
+    pool: nn.Module
+    if dims == 2:
+        pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    else:
+        pool = nn.AvgPool1d(kernel, stride, padding, ceil_mode, count_include_pad)
     return rec.emit(node, pool, x)
 
 

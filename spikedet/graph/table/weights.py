@@ -216,6 +216,7 @@ def _norm(
     affine = weight is not None or bias is not None
     kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
     norm = kind(len(mean), eps, momentum, affine).to(mean.device)
+    assert norm.running_mean is not None and norm.running_var is not None  # it tracks both
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
     if affine:

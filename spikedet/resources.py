@@ -1,0 +1,38 @@
+"""Files that come with the package: network descriptions, experiments, splits, released weights."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def folder(name: str) -> Path:
+    """Where files of the package lie: inside it when it is installed, beside it in a clone.
+
+    Args:
+        name: `configs` or `weights`.
+    """
+    package = Path(str(files("spikedet")))
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def config(path: Path | str, kind: str) -> Path:
+    """A configuration that a user names: a file of his own, or one that comes with the package.
+
+    Args:
+        path: A path, or the name of a shipped file, with or without `configs/models/` before it and
+            `.yaml` behind it. A file of that path wins over a shipped one.
+        kind: Folder of the shipped ones, `models` or `experiments`.
+
+    Returns:
+        The file; `path` itself where there is no such file in either place.
+    """
+    path = Path(path)
+    if path.is_file() or path.parent not in (Path("."), Path("configs", kind)):
+        return path
+    shipped = folder("configs") / kind
+    for name in (path.name, f"{path.name}.yaml"):
+        if name.endswith(".yaml") and (shipped / name).is_file():
+            return shipped / name
+    return path

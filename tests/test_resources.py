@@ -1,0 +1,57 @@
+"""Files that come with the package, found by name; `.ci/wheel` looks for them in a wheel."""
+
+import re
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+
+from spikedet import resources, tasks
+from spikedet.errors import UsageError
+from support.places import ROOT
+
+MODELS = ROOT / "configs/models"
+
+
+@pytest.mark.parametrize("word", ["tiny-yolo", "tiny-yolo.yaml", "configs/models/tiny-yolo.yaml"])
+def test_a_description_is_found_by_name_wherever_one_is(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.config(word, "models") == MODELS / "tiny-yolo.yaml"
+    task = tasks.of_description(word)
+    assert task.name == "detection" and task.describe(word, "n")["scale"] == "n"
+
+
+def test_a_classifier_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = tasks.of_description("cifar-resnet20")
+    assert task.name == "classification" and task.describe("cifar-resnet20")["arch"] == "resnet20"
+
+
+def test_a_file_of_ones_own_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-yolo").mkdir()  # a folder is no description
+    assert resources.config("tiny-yolo", "models") == MODELS / "tiny-yolo.yaml"
+    Path("tiny-yolo.yaml").write_text("task: classification\n")
+    assert resources.config("tiny-yolo.yaml", "models") == Path("tiny-yolo.yaml")
+    assert tasks.of_description("tiny-yolo.yaml").name == "classification"
+
+
+@pytest.mark.parametrize("word", ["gone", "elsewhere/tiny-yolo.yaml", "../models/tiny-yolo", "."])
+def test_what_is_not_there_stays_as_it_was_named(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.config(word, "models") == Path(word)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(Path(word)))}: "):
+        tasks.of_description(word).describe(Path(word))
+
+
+def test_an_experiment_is_found_by_name():
+    wanted = ROOT / "configs/experiments/half-width-cpu.yaml"
+    assert resources.config("half-width-cpu", "experiments") == wanted
+    assert resources.config("tiny-yolo", "experiments") == Path("tiny-yolo")
+
+
+def test_every_folder_of_code_is_a_package():
+    """Or a wheel would be without it."""
+    folders = {p.parent.relative_to(ROOT) for p in (ROOT / "spikedet").rglob("*.py")}
+    packages = find_packages(str(ROOT), include=["spikedet*"])
+    assert {str(folder).replace("/", ".") for folder in folders} == set(packages)
