@@ -117,13 +117,21 @@ def rows(times: dict[Subject, list[float]], batch: int) -> list[Row]:
     made = []
     for subject, found in times.items():
         low, _, high = quantiles(found, n=4) if len(found) > 1 else found * 3
+        ms, ms_low, ms_high = (t / batch * 1e3 for t in (median(found), low, high))
         made.append(
             Row(
-                subject.name, subject.engine, subject.T, batch, torch.get_num_threads(),
-                *(seconds / batch * 1e3 for seconds in (median(found), low, high)),
-                median(found) / median(floats), min(found) / min(floats),
+                subject.name,
+                subject.engine,
+                subject.T,
+                batch,
+                torch.get_num_threads(),
+                ms,
+                ms_low,
+                ms_high,
+                passes=median(found) / median(floats),
+                best_passes=min(found) / min(floats),
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -157,6 +165,7 @@ def spikingjelly_copy(graph: Graph, T: int) -> SpikingNetwork:
         raise UsageError("SpikingJelly is not installed; pip install spikingjelly") from None
     graph = copy.deepcopy(graph)
     for node in graph.of((IFNeuron,)):
+        assert isinstance(node.module, IFNeuron)
         graph.replace(node.name, _Peer(node.module))
     network = SpikingNetwork(graph, T, chunk=2**31)
     return network.requires_grad_(False)

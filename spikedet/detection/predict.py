@@ -37,7 +37,7 @@ class Predictor(BasePredictor):
         iou: float = 0.6,
         batch: int = 8,
         patience: int | None = None,
-        every: int = 1,
+        every: int = 4,
     ) -> Detections | list[Detections]:
         """Detect objects.
 
