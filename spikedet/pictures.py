@@ -249,8 +249,8 @@ def pictures_in(
     Returns:
         Paths, and an error that counts and names the pictures that cannot be read, or None.
     """
-    files = _files_below(folder, apart) if deep else folder.iterdir()
-    files = [path for path in files if not path.name.startswith(".")]
+    inside = _files_below(folder, apart) if deep else folder.iterdir()
+    files = [path for path in inside if not path.name.startswith(".")]
     found = sorted(path for path in files if is_picture(path))
     unreadable = sorted(path for path in files if path.suffix.lower() in HEIC - SUFFIXES)
     if not unreadable or reads_heic():

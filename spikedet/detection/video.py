@@ -69,7 +69,8 @@ def every_frame(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 def newest_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
     """Frames of a camera, each the newest that was not yet given; older ones are skipped."""
-    changed, ended, waiting = threading.Condition(), threading.Event(), []
+    changed, ended = threading.Condition(), threading.Event()
+    waiting: list[np.ndarray] = []
 
     def read() -> None:
         while not ended.is_set():
@@ -132,7 +133,7 @@ class VideoFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None
-        code = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])
+        code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
         writer = cv2.VideoWriter(str(self.path), code, self.frame_rate, (width, height))
         if not writer.isOpened():
             raise UsageError(f"{self.path}: cannot be written; choose another file")
