@@ -179,7 +179,8 @@ class Trainer(DetectionTrainer):
         folder = self.state_path.parent
         if self.take_up and is_complete(folder, self.settings):
             return
-        threads, head = torch.get_num_threads(), self.network.model[-1]
+        threads = torch.get_num_threads()
+        head: Any = self.network.model[-1]
         raw = getattr(head, "raw", False)
         torch.set_num_threads(max(1, threads // self.settings.parts))
         head.raw = False  # ultralytics measures decoded outputs
