@@ -319,3 +319,30 @@ def forget(out: Path) -> None:
     """Delete what an end-to-end pass would go on from."""
     for path in (state_of(out), begun_with(out)):
         path.unlink(missing_ok=True)
+
+
+def is_made(out: Path, resume: bool, command: str) -> bool:
+    """Whether the command that is to be resumed is complete; what a kill left is then deleted.
+
+    Args:
+        out: What it is to write.
+        resume: Whether it was told to go on.
+        command: As it was given; `--resume` makes no other one of it.
+
+    Raises:
+        TrainingError: `out` is there, and was made otherwise or is not to be resumed.
+        WeightsError: It cannot be read.
+    """
+    there = next((path for path in (out, last_of(out)) if path.exists()), None)
+    if there is None or (resume and there != out and begun_with(out).is_file()):
+        return False
+    if resume and there == out:
+        before = str(load(out).origin.get("command"))
+        if _without_resume(before) == _without_resume(command):
+            forget(out)
+            return True
+    raise TrainingError(f"{there} is there already; choose another --out")
+
+
+def _without_resume(command: str) -> list[str]:
+    return [word for word in command.split() if word != "--resume"]
