@@ -160,7 +160,21 @@ def own_run(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             log.warning("%s: not locked against other runs in the same folder", folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            _forget_unbegun(path.parent)
+            raise
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Leave nothing of a run that ended before its first epoch did."""
+    if (folder / "last.safetensors").exists():
+        return
+    for name in ("state.pt", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        folder.rmdir()
 
 
 def begin(folder: Path, settings: TrainingSettings) -> None:
