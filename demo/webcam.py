@@ -9,7 +9,6 @@ written instead.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # several lines of OpenCV's about what it cannot open; ours are one sentence
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -30,33 +28,31 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from spikedet import cli  # noqa: E402
+from spikedet.commands import parse, shared  # noqa: E402
+from spikedet.commands.checks import expect_new  # noqa: E402
+from spikedet.commands.main import run as run_command  # noqa: E402
 from spikedet.errors import PictureError, UsageError  # noqa: E402
+from spikedet.settings import option  # noqa: E402
 
 TITLE = "spikedet"
 CHUNK = 5  # steps computed at once: the first are seen early, all take up to a tenth longer
 FALLBACK = Path("detections/webcam.mp4")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("--source", default="0", help="number of a camera, a video file or a picture")
-    add("--T", type=cli.time_steps, help="time steps to begin with; those of the weights if absent")
-    add("--weights", type=Path, help="spiking weights; the released ones if left out")
-    add("--conf", type=cli.fraction, default=0.25, help="confidence threshold")
-    add("--iou", type=cli.fraction, default=0.6, help="IoU threshold of non-maximum suppression")
-    cli.add_device(parser)
-    cli.add_half(parser, default=None)
-    add(
-        "--each-step",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show every time step, or only the last",
-    )
-    add("--frames", type=cli.count, help="end after so many frames of the source")
-    add("--out", type=Path, help=f"video to write; {FALLBACK} without a display if left out")
-    return parser
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the demo."""
+
+    source: str = option("0", "number of a camera, a video file or a picture")
+    T: int | None = shared.steps("time steps to begin with; those of the weights if absent")
+    weights: Path | None = option(None, "spiking weights; the released ones if left out")
+    conf: float = option(0.25, "confidence threshold", least=0, most=1)
+    iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
+    device: str = shared.device()
+    half: bool | None = shared.half(None)
+    each_step: bool = option(True, "show every time step, or only the last")
+    frames: int | None = option(None, "end after so many frames of the source", least=1)
+    out: Path | None = option(None, f"video to write; {FALLBACK} without a display if left out")
 
 
 def has_display() -> bool:
@@ -180,23 +176,23 @@ def free_name(path: Path) -> Path:
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def main(args: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     from spikedet.detection.predict import Predictor
     from spikedet.detection.video import VideoFile, open_source
     from spikedet.released import default_weights
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    if args.out:
-        cli.expect_new(args.out)
-    path = args.weights or default_weights(args.T)
-    detector = Predictor(path, args.T, args.device, args.half)
+    if options.out:
+        expect_new(options.out)
+    path = options.weights or default_weights(options.T)
+    detector = Predictor(path, options.T, options.device, options.half)
     if detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
     window = has_display()
-    out = args.out or (None if window else free_name(FALLBACK))
-    frames, frame_rate = open_source(args.source, repeat=window)
+    out = options.out or (None if window else free_name(FALLBACK))
+    frames, frame_rate = open_source(options.source, repeat=window)
     controls = Controls(detector.T)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(VideoFile(out, frame_rate)) if out else None
@@ -209,14 +205,14 @@ def main(args: argparse.Namespace) -> None:
             if window:
                 show_in_window(picture, controls)
 
-        frames = itertools.islice(frames, args.frames)
-        chunk = CHUNK if args.each_step else None
-        options = {"conf": args.conf, "iou": args.iou, "chunk": chunk}
-        begun = play(detector, frames, controls, args.each_step, show, **options)
+        frames = itertools.islice(frames, options.frames)
+        chunk = CHUNK if options.each_step else None
+        how = {"conf": options.conf, "iou": options.iou, "chunk": chunk}
+        begun = play(detector, frames, controls, options.each_step, show, **how)
     if begun == 0:
-        raise PictureError(f"{args.source}: holds no frame that can be read")
+        raise PictureError(f"{options.source}: holds no frame that can be read")
     print(f"{begun} frames, T={controls.T}" + (f"; video in {out}" if out else ""))
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    run_command(lambda: sys.modules[__name__], sys.argv[1:], "demo/webcam.py")

@@ -16,9 +16,9 @@ def cut(text: object, most: int = 80) -> str:
 class SpikedetError(Exception):
     """Base of all errors with a sentence meant for the user.
 
-    The sentence names the offending value and what would be right. `cli.run` prints it and exits
-    with `exit_code`; anything else that is raised is a bug and keeps its traceback. A sentence that
-    would be longer than `LONGEST`, because it echoes what a file holds, is cut.
+    The sentence names the offending value and what would be right. `commands.main.run` prints it
+    and exits with `exit_code`; anything else that is raised is a bug and keeps its traceback. A
+    sentence that would be longer than `LONGEST`, because it echoes what a file holds, is cut.
     """
 
     exit_code = 1

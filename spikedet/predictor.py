@@ -72,7 +72,7 @@ class BasePredictor:
             self._told.add(T)
             warnings.warn(
                 f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "
-                "expect lower accuracy, or calibrate for this T with tools/calibrate.py",
+                "expect lower accuracy, or calibrate for this T with spikedet calibrate",
                 stacklevel=3,
             )
         return T

@@ -1,32 +1,133 @@
-"""Settings that every task has; light to import, as those of the tasks are.
+"""Options as fields of dataclasses, and those that every task has.
 
-A task gives its own defaults, and options that only it has, in subclasses in its `settings`.
+An option is one field: its default, what it means and which values it may have stand in it, and
+from them follow both the check of a run (`wrong`) and the command line (`spikedet.commands`). A
+task gives its own defaults, and options that only it has, in subclasses in its `settings`. Light to
+import, as those are.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    choices: Sequence[str] = (),
+    kind: Callable[[str], Any] | None = None,
+    group: str = "",
+    **shown: Any,
+) -> Any:
+    """A field of a dataclass that is an option of commands.
+
+    Args:
+        default: Its value where none is given; without it the option must be given.
+        help: What it means.
+        least: Least value of a number.
+        above: A number is greater than it.
+        most: Greatest value of a number.
+        choices: The texts that it may be.
+        kind: Makes a value of the text on a command line, or raises ValueError with a sentence;
+            the type of the field if left out.
+        group: Under which heading the help shows it; among the main options if left out.
+        shown: How the command line has it, see `spikedet.commands.parse`.
+    """
+    metadata = {"help": help, "least": least, "above": above, "most": most, "kind": kind}
+    metadata |= {"choices": tuple(choices), "group": group, **shown}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def redefined(options: type, name: str, default: Any) -> Any:
+    """An option of a dataclass that this one is based on, with another default."""
+    (there,) = (each for each in fields(options) if each.name == name)
+    return field(default=default, metadata=there.metadata)
+
+
+def wrong(value: Any, limits: Any) -> str | None:
+    """What would be right where a value is outside the limits of its option, else None.
+
+    Args:
+        value: A number or text; None is always right.
+        limits: Metadata of an `option`.
+    """
+    choices = limits.get("choices")
+    if choices and value is not None and value not in choices:
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    least, above, most = (limits.get(name) for name in ("least", "above", "most"))
+    if least is above is most is None:
+        return None
+    low = value > above if above is not None else least is None or value >= least
+    if low and value <= (math.inf if most is None else most) and value != math.inf:
+        return None
+    return bounds(limits, "a number")
+
+
+def bounds(limits: Any, what: str) -> str:
+    """The values that the limits of an option allow, in words: `a number between 0 and 1`."""
+    least, above, most = (limits.get(name) for name in ("least", "above", "most"))
+    if above is not None:
+        return f"{what} above {above:g}" + (f" and at most {most:g}" if most is not None else "")
+    if least is None and most is None:
+        return what
+    if most is None:
+        return f"{what} of {least} or more"
+    return f"{what} between {least} and {most}"
 
 
 @dataclass
 class TrainingSettings:
-    """How a network is trained; `FIELD_HELP` says what each field means."""
+    """How a network is trained."""
 
-    epochs: int
-    imgsz: int
-    batch: int
-    rate: float
-    grow_from: int | None = None
-    optimizer: str = "SGD"
-    final: float = 0.01
-    decay: float = 5e-4
-    threshold_rate: float = 1.0
-    warmup: float = 1.0
-    workers: int = 1
-    seed: int = 0
-    device: str = "cpu"
+    epochs: int = option(1, "epochs, each over all training pictures", least=1)
+    imgsz: int = option(32, "input side in pixels", least=1)
+    batch: int = option(1, "pictures a step", least=1)
+    rate: float = option(0.1, "learning rate at its peak", least=0)
+    device: str = option("cpu", "cpu, 0 or cuda:0, or 0,1 for two GPUs")
+    workers: int = option(1, "loader processes", least=0)
+    seed: int = option(
+        0, "seed of order, augmentation and initial weights", least=0, most=(1 << 31) - 1
+    )
+    grow_from: int | None = option(
+        None,
+        "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
+        least=1,
+        group="training",
+    )
+    optimizer: str = option("SGD", "optimiser", choices=("SGD", "AdamW"), group="training")
+    final: float = option(
+        0.01,
+        "last learning rate as a part of the first (cosine in between)",
+        least=0,
+        most=1,
+        group="training",
+    )
+    decay: float = option(
+        5e-4,
+        "weight decay of convolution and linear weights; nothing else decays",
+        least=0,
+        most=1,
+        group="training",
+    )
+    threshold_rate: float = option(
+        1.0,
+        "learning rate of firing thresholds as a part of --rate",
+        least=0,
+        group="training",
+    )
+    warmup: float = option(1.0, "epochs of warm-up", least=0, group="training")
 
     def __post_init__(self):
         self.device = device_numbers(self.device)
@@ -38,41 +139,36 @@ def device_numbers(device: str) -> str:
     return ",".join(str(int(number)) if number.isdecimal() else number for number in numbers)
 
 
-FIELD_HELP = {
-    "epochs": "epochs, each over all training pictures",
-    "imgsz": "input side in pixels",
-    "batch": "pictures a step",
-    "rate": "learning rate at its peak",
-    "grow_from": "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
-    "optimizer": "SGD or AdamW",
-    "final": "last learning rate as a part of the first (cosine in between)",
-    "decay": "weight decay of convolution and linear weights; nothing else decays",
-    "threshold_rate": "learning rate of firing thresholds as a part of --rate",
-    "warmup": "epochs of warm-up",
-    "workers": "loader processes",
-    "seed": "seed of order, augmentation and initial weights",
-    "device": "cpu, 0 or cuda:0, or 0,1 for two GPUs",
-}
-
-
 @dataclass
 class StageOne:
     """How stage I, quantise-clip fine-tuning, differs from other training.
 
     Attributes:
-        noise: Probability that an element is not quantised while training (eq 14).
-        per_channel: One threshold a channel instead of one a layer.
-        distill: Weight of the float network's outputs beside the task's loss, 0 for none.
         clips_rounded: Where gradients pass the quantisers (see `QuantClip`), as QCFS has it.
         fold_first: Fold batch norm of a float network before it is trained, not after. With batch
             norm ten times the learning rate can be borne, which few levels need.
     """
 
-    noise: float = 0.1
-    per_channel: bool = False
-    distill: float = 1.0
+    noise: float = option(
+        0.1,
+        "probability that an element is not quantised in training, eq 14",
+        least=0,
+        most=1,
+        group="stage I",
+    )
+    per_channel: bool = option(
+        False, "a threshold for each channel, not each layer", group="stage I"
+    )
+    distill: float = option(
+        1.0,
+        "weight of the float network's outputs beside the task's loss",
+        least=0,
+        group="stage I",
+    )
     clips_rounded: bool = False
-    fold_first: bool = False
+    fold_first: bool = option(
+        False, "fold batch norm before stage I, not after it", group="stage I"
+    )
 
 
 @dataclass
@@ -104,19 +200,40 @@ class LayerWise:
 
     coarse: bool = True
     fine: bool = True
-    steps: int = 120
+    steps: int = option(
+        120,
+        "most fine-calibration steps a layer",
+        name="layer_steps",
+        least=0,
+        group="stage II",
+    )
     rate: float = 3e-2
     patience: int = 4
     check: int = 15
     alpha: float = 1.0
     half: bool = True
-    per_neuron: bool = False
-    loss: str = "mse"
+    per_neuron: bool = option(
+        False, "initial potentials of neurons, not channels", group="stage II"
+    )
+    loss: str = option(
+        "mse", "what fine calibration lowers", choices=("mse", "kl"), group="stage II"
+    )
     bias: bool = False
-    layers: Sequence[str] | None = None
-    pictures: int = 256
-    held: int = 64
+    layers: Sequence[str] | None = option(
+        None, "only these, names or patterns like 'model.1.*'", shown="all", group="stage II"
+    )
+    pictures: int = option(
+        256, "training pictures that layers are fitted to", least=1, group="stage II"
+    )
+    held: int = option(
+        64, "other training pictures that judge each layer", least=1, group="stage II"
+    )
     batch: int = 8
+
+
+def _end(default: Any, help: str, name: str, **limits: Any) -> Any:
+    """An option of the end-to-end pass, `--end-NAME`."""
+    return option(default, help, name=f"end_{name}", group="end-to-end pass", **limits)
 
 
 @dataclass
@@ -141,14 +258,18 @@ class EndToEnd:
         truth: Weight of the task's own loss on the annotations beside the distillation.
     """
 
-    steps: int = 400
-    batch: int = 8
-    grow_from: int | None = None
-    rate: float = 4e-3
-    batch_norm: bool = False
-    workers: int = 0
-    int8: bool = False
-    sparsity: float = 0.0
+    steps: int = _end(400, "steps of the end-to-end pass, 0 for none", "to_end", least=0)
+    batch: int = _end(8, "pictures a step of it", "batch", least=1)
+    grow_from: int | None = _end(None, "side in pixels of its first pictures", "grow_from", least=1)
+    rate: float = _end(4e-3, "its learning rate, relative to the weights", "rate", above=0)
+    batch_norm: bool = _end(
+        False, "train beside batch norm in it, and fold it afterwards", "batch_norm"
+    )
+    workers: int = _end(0, "loader processes of it", "workers", least=0)
+    int8: bool = _end(False, "train with whole weights in it, and leave them in the end", "int8")
+    sparsity: float = _end(
+        0.0, "weight of a penalty on the synaptic operations in it", "sparsity", least=0
+    )
     truth: float = 1.0
 
 
@@ -159,6 +280,16 @@ class Plan:
     layers: LayerWise = field(default_factory=LayerWise)
     end: EndToEnd = field(default_factory=EndToEnd)
     seed: int = 0
+
+
+def impossible(settings: Any) -> tuple[str, Any, str] | None:
+    """Name and value of the first option that is outside its limits, and what would be right."""
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        right = wrong(value, each.metadata)
+        if right is not None:
+            return each.name, value, right
+    return None
 
 
 def world_size() -> int:

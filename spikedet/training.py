@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import os
 import random
 import reprlib
@@ -22,18 +21,14 @@ from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import fcntl, write_atomic
 from spikedet.precision import full_precision
-from spikedet.settings import TrainingSettings, device_numbers, world_size
+from spikedet.settings import TrainingSettings, device_numbers, impossible, world_size
 
 log = logging.getLogger(__name__)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
-LEAST = {"epochs": 1, "imgsz": 1, "batch": 1, "temperature": 1, "parts": 1} | dict.fromkeys(
-    ("rate", "threshold_rate", "warmup", "workers", "clip", "close_mosaic", "ema_tau"), 0
-)
 FREE = ("epochs", "rate", "decay", "device", "workers", "cache")  # a resumed run may have others
-PARTS = ("final", "decay", "smoothing", "mosaic", "mixup", "scale", "translate")
 
 
 def expect_possible(settings: TrainingSettings) -> None:
@@ -43,13 +38,9 @@ def expect_possible(settings: TrainingSettings) -> None:
         TrainingError: Names the setting and what would be right.
         UsageError: Fewer or more devices than torchrun started processes.
     """
-    for name, value in vars(settings).items():
-        if name in LEAST and value is not None and not LEAST[name] <= value < math.inf:
-            raise TrainingError(f"{name} is {value}; expected {LEAST[name]} or more")
-        if name in PARTS and not 0 <= value <= 1:
-            raise TrainingError(f"{name} is {value}; expected a number between 0 and 1")
-    if settings.optimizer not in OPTIMIZERS:
-        raise TrainingError(f"optimizer {settings.optimizer!r}; expected {' or '.join(OPTIMIZERS)}")
+    if problem := impossible(settings):
+        name, value, right = problem
+        raise TrainingError(f"{name} is {value!r}; expected {right}")
     check_devices(settings.device)
     world, devices = world_size(), settings.device.split(",")
     if settings.device != "cpu" and len(devices) != world:

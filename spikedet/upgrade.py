@@ -10,7 +10,7 @@ tensors were put into what came out. So it is here, one last time. Names of tens
     X.1.threshold          and the neurons behind it                     X_spikes.threshold
     N.threshold            or in place of its batch norm N               X_spikes.threshold
 
-`tools/upgrade.py --weights OLD --out NEW` stores the new form.
+`spikedet upgrade --weights OLD --out NEW` stores the new form.
 """
 
 from __future__ import annotations

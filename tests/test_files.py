@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from spikedet import cli
 from spikedet.errors import DataError, cut
 from spikedet.files import write_atomic, write_csv
+from support.commands import run_as_command
 
 
 def test_write_and_replace(tmp_path):
@@ -53,9 +53,8 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys, step):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, step, full)
-    monkeypatch.setattr("sys.argv", ["test"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda _: write_atomic(path, b"[]"), cli.parser("test"))
+        run_as_command(lambda _: write_atomic(path, b"[]"))
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
     assert os.listdir(tmp_path) == []

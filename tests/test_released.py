@@ -14,7 +14,7 @@ from support.commands import command
 from support.places import ROOT
 
 ROWS = "weights/results/classifiers/cifar10-resnet20"
-PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as tools/evaluate.py takes it
+PICTURES = os.environ.get("SPIKEDET_CIFAR10")  # folder of CIFAR-10, as spikedet evaluate takes it
 here = pytest.mark.skipif(not released("snn", 8, "classification"), reason="no released classifier")
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from spikedet import checkpoint, networks
 from spikedet.classification.task import CLASSIFICATION
+from spikedet.commands import upgrade
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import WeightsError
 from spikedet.graph.operations import ACTIVATIONS, WEIGHTED
@@ -17,7 +18,6 @@ from spikedet.graph.time import CONSTANT, phases, readouts
 from spikedet.networks import spiking_checkpoint, with_graph
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.stages import stage_two
-from tools import upgrade
 
 
 @pytest.fixture(scope="module", params=["resnet20", "mobilenetv2"])
@@ -83,7 +83,7 @@ def test_an_old_file_computes_what_it_did(spiking, old):
 
 def test_the_tool_writes_the_form_of_today(spiking, old, tmp_path):
     out = tmp_path / "new.safetensors"
-    upgrade.main(SimpleNamespace(weights=old, out=out))
+    upgrade.run(SimpleNamespace(weights=old, out=out))
     made = checkpoint.load(out)
     assert made.graph == spiking.graph
     assert made.tensors.keys() == spiking.tensors.keys()
@@ -91,4 +91,4 @@ def test_the_tool_writes_the_form_of_today(spiking, old, tmp_path):
     assert made.origin == {"note": "mine", "upgraded_from": checkpoint.sha256(old)}
     assert checkpoint.identity(out) == checkpoint.sha256(old) == checkpoint.identity(old)
     with pytest.raises(WeightsError, match="of the form of today already"):
-        upgrade.main(SimpleNamespace(weights=out, out=tmp_path / "again.safetensors"))
+        upgrade.run(SimpleNamespace(weights=out, out=tmp_path / "again.safetensors"))

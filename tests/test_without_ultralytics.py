@@ -79,10 +79,9 @@ def test_a_detector_says_what_is_missing(tmp_path):
 def test_a_command_says_it_and_ends(tool, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     code = f"""
-import runpy
+from spikedet.commands.main import main
 
-sys.argv = ["{tool}.py", "a.png"] if "{tool}" == "detect" else ["{tool}.py", "--data", "."]
-runpy.run_path("{ROOT}/tools/{tool}.py", run_name="__main__")
+main("{tool}", ["a.png"] if "{tool}" == "detect" else ["--data", "."])
 """
     done = run(code, "ultralytics", cwd=tmp_path)
     assert done.returncode == UsageError.exit_code and "Traceback" not in done.stderr

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikedet import settings
+from spikedet.settings import TrainingSettings, option, redefined
 
+GROUP = "classifiers"
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 SHORT = "torchvision:"  # with a name, in the place of the file of a network description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
@@ -22,7 +24,7 @@ class StageOne(settings.StageOne):
 
 @dataclass
 class LayerWise(settings.LayerWise):
-    loss: str = "kl"
+    loss: str = redefined(settings.LayerWise, "loss", "kl")
     batch: int = 32
 
 
@@ -36,37 +38,55 @@ class EndToEnd(settings.EndToEnd):
             its tuning pictures are taken as they are.
     """
 
-    batch: int = 64
-    rate: float = 1e-2
-    temperature: float = 1.0
-    jpeg: int = 0
+    batch: int = redefined(settings.EndToEnd, "batch", 64)
+    rate: float = redefined(settings.EndToEnd, "rate", 1e-2)
+    temperature: float = option(
+        1.0,
+        "as --temperature of stage I, in this pass",
+        name="end_temperature",
+        least=1,
+        group="end-to-end pass",
+    )
+    jpeg: int = option(
+        0,
+        "as --jpeg of stage I, in this pass",
+        name="end_jpeg",
+        least=0,
+        most=100,
+        group="end-to-end pass",
+    )
 
 
 @dataclass
-class Settings(settings.TrainingSettings):
-    """How a classifier is trained; `FIELD_HELP` says what each field means."""
+class Settings(TrainingSettings):
+    """How a classifier is trained."""
 
-    epochs: int = 100
-    imgsz: int = 32
-    batch: int = 128
-    rate: float = 0.1
-    final: float = 0.0
-    workers: int = 0
-    augment: str = "crop"
-    jpeg: int = 0
-    smoothing: float = 0.0
-    temperature: float = 1.0
-    clip: float = 0.0
-
-
-FIELD_HELP = {
-    **settings.FIELD_HELP,
-    "augment": "none, crop (and mirror), cutout or autoaugment; each with those before it; stage "
-    "II crops and mirrors",
-    "jpeg": "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
-    "pictures that will come as JPEG files, where those of the training do not",
-    "smoothing": "label smoothing",
-    "temperature": "what the outputs are divided by that are distilled; 4 where the teacher was "
-    "trained until it was sure of its training pictures",
-    "clip": "largest norm of the gradient, 0 for no bound",
-}
+    epochs: int = redefined(TrainingSettings, "epochs", 100)
+    imgsz: int = redefined(TrainingSettings, "imgsz", 32)
+    batch: int = redefined(TrainingSettings, "batch", 128)
+    rate: float = redefined(TrainingSettings, "rate", 0.1)
+    final: float = redefined(TrainingSettings, "final", 0.0)
+    workers: int = redefined(TrainingSettings, "workers", 0)
+    augment: str = option(
+        "crop",
+        "each with those before it, crop also mirrors; stage II crops and mirrors",
+        choices=("none", "crop", "cutout", "autoaugment"),
+        group=GROUP,
+    )
+    jpeg: int = option(
+        0,
+        "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
+        "pictures that will come as JPEG files, where those of the training do not",
+        least=0,
+        most=100,
+        group=GROUP,
+    )
+    smoothing: float = option(0.0, "label smoothing", least=0, most=1, group=GROUP)
+    temperature: float = option(
+        1.0,
+        "what the outputs are divided by that are distilled; 4 where the teacher was trained until "
+        "it was sure of its training pictures",
+        least=1,
+        group=GROUP,
+    )
+    clip: float = option(0.0, "largest norm of the gradient, 0 for no bound", least=0, group=GROUP)

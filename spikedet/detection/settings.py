@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikedet import resources, settings
+from spikedet.settings import TrainingSettings, option, redefined
 
+GROUP = "detectors"
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
 TUNING = resources.folder("configs") / "tuning_ids.txt"
 CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
@@ -22,7 +24,7 @@ STAGE_ONE = {"epochs": 4, "warmup": 0.2, "close_mosaic": 2, "ema_tau": 200}
 
 @dataclass
 class StageOne(settings.StageOne):
-    fold_first: bool = True
+    fold_first: bool = redefined(settings.StageOne, "fold_first", True)
 
 
 @dataclass
@@ -32,38 +34,34 @@ class LayerWise(settings.LayerWise):
 
 @dataclass
 class EndToEnd(settings.EndToEnd):
-    steps: int = 600
-    workers: int = 1
+    steps: int = redefined(settings.EndToEnd, "steps", 600)
+    workers: int = redefined(settings.EndToEnd, "workers", 1)
 
 
 @dataclass
-class Settings(settings.TrainingSettings):
-    """How a detector is trained; `FIELD_HELP` says what each field means."""
+class Settings(TrainingSettings):
+    """How a detector is trained."""
 
-    epochs: int = 40
-    imgsz: int = 320
-    batch: int = 32
-    rate: float = 0.02
-    close_mosaic: int = 3
-    mosaic: float = 1.0
-    mixup: float = 0.0
-    scale: float = 0.5
-    translate: float = 0.1
-    by_size: bool = False
-    parts: int = 1
-    ema_tau: float = 2000
-    cache: bool = True
-
-
-FIELD_HELP = {
-    **settings.FIELD_HELP,
-    "close_mosaic": "last epochs without mosaic",
-    "mosaic": "probability of mosaic",
-    "mixup": "probability of mixing two pictures",
-    "scale": "random scale, plus or minus this part",
-    "translate": "random shift, as a part of the picture",
-    "by_size": "give an object to the output strides that fit its size, not to any",
-    "parts": "on a CPU: parts of a batch, each on a thread of its own",
-    "ema_tau": "time constant in steps of the weights' average",
-    "cache": "hold the resized pictures in memory",
-}
+    epochs: int = redefined(TrainingSettings, "epochs", 40)
+    imgsz: int = redefined(TrainingSettings, "imgsz", 320)
+    batch: int = redefined(TrainingSettings, "batch", 32)
+    rate: float = redefined(TrainingSettings, "rate", 0.02)
+    close_mosaic: int = option(3, "last epochs without mosaic", least=0, group=GROUP)
+    mosaic: float = option(1.0, "probability of mosaic", least=0, most=1, group=GROUP)
+    mixup: float = option(0.0, "probability of mixing two pictures", least=0, most=1, group=GROUP)
+    scale: float = option(
+        0.5, "random scale, plus or minus this part", least=0, most=1, group=GROUP
+    )
+    translate: float = option(
+        0.1, "random shift, as a part of the picture", least=0, most=1, group=GROUP
+    )
+    by_size: bool = option(
+        False, "give an object to the output strides that fit its size, not to any", group=GROUP
+    )
+    parts: int = option(
+        1, "on a CPU: parts of a batch, each on a thread of its own", least=1, group=GROUP
+    )
+    ema_tau: float = option(
+        2000, "time constant in steps of the weights' average", least=0, group=GROUP
+    )
+    cache: bool = option(True, "hold the resized pictures in memory", group=GROUP)

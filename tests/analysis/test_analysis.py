@@ -1,4 +1,4 @@
-"""Residual potential error, likeness to stage I and the gap over time; tools/analyze.py."""
+"""Residual potential error, likeness to stage I and the gap over time; spikedet analyze."""
 
 import copy
 import csv

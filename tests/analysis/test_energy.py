@@ -1,4 +1,4 @@
-"""Synaptic operations against counts made by hand and by brute force; tools/energy.py."""
+"""Synaptic operations against counts made by hand and by brute force; spikedet energy."""
 
 import json
 from itertools import product

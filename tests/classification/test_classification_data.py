@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from spikedet import cli, tasks
+from spikedet import tasks
 from spikedet.classification import data, transforms
+from spikedet.commands import prepare, shared
+from spikedet.commands.main import parsed
 from spikedet.errors import DataError, PictureError, UsageError
 from support.classes import CLASSES, add_cifar, add_pictures
-from tools import prepare_cifar
 
 DESCRIPTION = {"arch": "resnet20", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
 
@@ -179,7 +180,7 @@ def test_two_data_sets_in_one_folder_must_be_told_apart(tmp_path, monkeypatch):
 def test_prepare_cifar_says_what_is_there_or_why_it_is_not(tmp_path, monkeypatch, capsys):
     add_cifar(tmp_path / "there", monkeypatch)
     words = ["cifar10", str(tmp_path / "there")]
-    prepare_cifar.main(prepare_cifar.arguments().parse_args(words))
+    prepare.run(parsed("prepare", words))
     shown = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in shown] == [
         "train, 15 pictures of 3 classes", "test, 3 pictures of 3 classes",
@@ -443,12 +444,12 @@ def test_a_test_is_on_val_where_there_is_no_test(tmp_path):
     for name in ("both/test", "both/val", "imagenet/val"):
         (tmp_path / name).mkdir(parents=True)
     args = argparse.Namespace(split=None, data=[tmp_path / "imagenet"])
-    assert cli.split(args, "classification", test=True) == "val"
-    assert cli.split(args, "classification") == "train"
+    assert shared.split(args, "classification", test=True) == "val"
+    assert shared.split(args, "classification") == "train"
     args.data.append(tmp_path / "both")
-    assert cli.split(args, "classification", test=True) == "test"
+    assert shared.split(args, "classification", test=True) == "test"
     args.split = "val+test"
-    assert cli.split(args, "classification", test=True) == "val+test"
+    assert shared.split(args, "classification", test=True) == "val+test"
 
 
 def test_links_to_other_classes_and_hidden_folders_bring_no_pictures(tmp_path):

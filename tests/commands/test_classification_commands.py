@@ -21,6 +21,8 @@ from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
 from spikedet.classification.settings import EndToEnd, LayerWise
 from spikedet.classification.task import CLASSIFICATION
+from spikedet.commands import analyze
+from spikedet.commands.main import parsed
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
@@ -29,7 +31,6 @@ from spikedet.settings import Plan
 from spikedet.stages import stage_one, stage_two
 from support.classes import add_pictures
 from support.commands import command
-from tools import analyze
 
 CLASSES = ("a", "b", "c")
 TRAINING = ["--epochs", 1, "--batch", 50]
@@ -90,7 +91,7 @@ def test_every_stage_says_what_it_is_and_where_it_came_from(made):
         assert (one.stage, one.task, one.names, one.imgsz) == (stage, "classification", CLASSES, 16)
         assert one.model["width"] == 0.25
         assert (None if stage == "float" else 4) == one.T
-    assert found["float"].origin["command"].startswith("tools/train.py --model toy.yaml")
+    assert found["float"].origin["command"].startswith("spikedet train --model toy.yaml")
     assert found["float"].origin["pictures"] == 150  # 3 are kept aside
     assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
     assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
@@ -299,7 +300,7 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     assert residual.startswith("network,layer,T") and "layer3.2" in residual
     assert command(monkeypatch, "analyze", *words[:2], *words[-2:], "--out", tmp_path) == 0
     assert {p.stem for p in tmp_path.iterdir()} == {"residual", "periodic"}  # none of two runs
-    some = analyze.arguments().parse_args([*map(str, words), "--all", "--limit", "12", "--out", ""])
+    some = parsed("analyze", [*words, "--all", "--limit", 12, "--out", ""])
     taken = analyze.samples(some, CLASSIFICATION, checkpoint.load(weights(made, "snn")))
     assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
 
@@ -310,7 +311,7 @@ def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(made, t
     checkpoint.save(spiking, tmp_path / "step.safetensors")
     words = ["--stage1", weights(made, "qc"), "--float", weights(made, "float"), "--data", "d"]
     words = ["--weights", tmp_path / "step.safetensors", *words, "--out", tmp_path]
-    loaded = analyze.load(analyze.arguments().parse_args([*map(str, words)]))
+    loaded = analyze.load(parsed("analyze", words))
     assert [one.model["spike_pooling"] for one in loaded] == ["step"] * 3
 
 

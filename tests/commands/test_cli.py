@@ -7,83 +7,91 @@ import shlex
 import subprocess
 import sys
 import time
-from argparse import ArgumentTypeError
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from spikedet import cli
+from spikedet.commands import kinds, parse
+from spikedet.commands.checks import expect_new, expect_writable, refuse
+from spikedet.commands.main import COMMANDS, main, module_of, parsed, progress
+from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
+from spikedet.settings import option
+from spikedet.tasks import SETTINGS
+from support.commands import run_as_command
 from support.places import ROOT
-from tools import calibrate, detect
+
+EVERY = [name for name in COMMANDS]
 
 
-@pytest.fixture
-def parser():
-    made = cli.parser("test")
-    made.prog = "train.py"
-    cli.add_data_arguments(made)
-    cli.add_training_arguments(made)
-    return made
+def train(*words):
+    return parsed("train", ["--data", "devkit", "--out", "run", *words])
 
 
-def parse(parser, *words):
-    words = ["--data", "devkit", *map(str, words)]
-    return parser.parse_args(words)
-
-
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(parser, tmp_path):
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("train: {epochs: 7, imgsz: 96, cache: false, close-mosaic: 2}\nother: {a: 1}\n")
-    args = parse(parser, "--config", path, "--imgsz", 64)
-    assert (args.epochs, args.imgsz, args.cache, args.close_mosaic) == (7, 64, False, 2)
-    assert args.batch == parse(parser).batch
+    found = train("--config", path, "--imgsz", 64)
+    assert found.training == {"epochs": 7, "imgsz": 64, "cache": False, "close_mosaic": 2}
+    assert train().training == {}
+
+
+def test_the_last_of_a_repeated_option_counts():
+    assert train("--epochs", 3, "--epochs=4", "--data", "a", "b").training == {"epochs": 4}
+    assert train("--data", "a", "b").data == [Path("a"), Path("b")]
 
 
 @pytest.mark.parametrize("words", [["a.jpg", "--config", "FILE"], ["--config", "FILE", "a.jpg"]])
 def test_false_null_and_lists_in_a_file(tmp_path, words):
-    made = detect.arguments()
-    made.prog, path = "detect.py", tmp_path / "x.yaml"
+    path = tmp_path / "x.yaml"
     path.write_text("detect: {each-step: false, T: null, half: false, classes: [cat, dog]}")
-    words = [str(path) if word == "FILE" else word for word in words]
-    args = made.parse_args(words)
-    assert (args.each_step, args.T, args.half, args.classes) == (False, None, False, ["cat", "dog"])
-    assert args.sources == ["a.jpg"]
+    found = parsed("detect", [str(path) if word == "FILE" else word for word in words])
+    shown = (found.each_step, found.T, found.half, found.classes)
+    assert shown == (False, None, False, ["cat", "dog"])
+    assert found.sources == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "half"), [([], None), (["--half"], True), (["--no-half"], False),
+                        (["--half", "--no-half"], False)],
+)  # fmt: skip
+def test_a_switch_that_may_be_left_to_the_machine(words, half):
+    assert parsed("detect", words).half is half
 
 
 @pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "gpu"])
 def test_devices_that_are_not_here(device):
-    with pytest.raises(ArgumentTypeError, match=f"'{device}'"):
-        cli.device(device)
+    with pytest.raises(UsageError, match=f"--device: .*'{device}'"):
+        parsed("detect", ["--device", device])
 
 
-def test_an_option_that_would_be_ignored_is_refused(parser):
+def test_an_option_that_would_be_ignored_is_refused():
+    names = ["resume", "close_mosaic"]
     with pytest.raises(UsageError, match="--close-mosaic: there is no mosaic"):
-        cli.refuse(
-            parse(parser, "--close-mosaic", 0), ["resume", "close_mosaic"], "there is no mosaic"
-        )
-    cli.refuse(parse(parser), ["resume", "close_mosaic"], "")
+        refuse(train("--close-mosaic", 0), names, "there is no mosaic")
+    refuse(train(), names, "")
     with pytest.raises(UsageError, match="--cache: there is nothing"):
-        cli.refuse(parse(parser, "--no-cache"), ["cache"], "there is nothing")
+        refuse(train("--no-cache"), ["cache"], "there is nothing")
+    with pytest.raises(UsageError, match="--weights: there are none"):  # by its other name
+        words = ["--model", "f", "--T", 4, "--data", "d", "--out", "o"]
+        refuse(parsed("convert", words), ["weights"], "there are none")
 
 
-def test_an_option_of_a_file_that_would_be_ignored_is_not_refused_unless_it_is_given(
-    parser, tmp_path
-):
+def test_an_option_of_a_file_that_would_be_ignored_is_not_refused_unless_it_is_given(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("train: {epochs: 7}\n")
-    cli.refuse(parse(parser, "--config", path), ["epochs"], "")
+    refuse(train("--config", path), ["epochs"], "")
     with pytest.raises(UsageError, match="--epochs: nothing is trained"):
-        cli.refuse(parse(parser, "--config", path, "--epochs=9"), ["epochs"], "nothing is trained")
+        refuse(train("--config", path, "--epochs=9"), ["epochs"], "nothing is trained")
 
 
 def test_another_option_that_begins_alike_is_not_a_file():
-    made = cli.parser("test")
-    made.add_argument("--conf", type=cli.fraction)
-    assert made.parse_args(["--conf", "0.5"]).conf == 0.5
+    assert parsed("detect", ["--conf", "0.5"]).conf == 0.5
 
 
 @pytest.mark.parametrize(
@@ -95,20 +103,132 @@ def test_another_option_that_begins_alike_is_not_a_file():
         ("a: [", "not readable as YAML"),
         ("- 3", "not readable as YAML"),
         ("train: \0", "not readable as YAML"),
-        ("train: {epocs: 3}", "train has no option 'epocs'"),
+        ("train: {epocs: 3}", "train has no option 'epocs' .did you mean --epochs"),
         ("train: {help: true}", "train has no option 'help'"),
         ("train: {resume: 3}", "train has resume: 3; expected true or false"),
         ("train: {epochs: true}", "train has epochs: True; expected text"),
+        ("train: {epochs: 0}", "train has epochs: '0' is not a whole number of 1 or more"),
         ("train: {data: [a, {b: 1}]}", "train has data: .*; expected text"),
         ("train: {epochs: [1, 2]}", "train has epochs: .1, 2.; expected a single value"),
     ],
 )
-def test_bad_files(parser, tmp_path, text, words):
+def test_bad_files(tmp_path, text, words):
     path = tmp_path / "x.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UsageError, match=words):
-        parse(parser, "--config", path)
+    with pytest.raises(UsageError, match=words) as told:
+        train("--config", path)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["detect", "--T", 0], "--T: T is '0'; expected a whole number of 1 or more"),
+        (["detect", "--T"], "--T: expected a value"),
+        (["detect", "--conf", 3], "--conf: '3' is not a number between 0 and 1"),
+        (["detect", "--conf", "nan"], "--conf: 'nan' is not a number between 0 and 1"),
+        (["detect", "--classes"], "--classes: expected a value or more"),
+        (["detect", "--clases", "cat"],
+         "unrecognized arguments: --clases cat (did you mean --classes?)"),
+        (["detect", "--half=1"], "--half: takes no value"),
+        (["detect", "--json", "a.jpg"],
+         "--json: 'a.jpg' is to be written; expected a name in .json"),
+        (["halve", "--weights", "a"], "expected --out PATH"),
+        (["halve"], "expected --weights PATH and --out PATH"),
+        (["halve", "--weights", "a", "--out", "b", "c"], "unrecognized arguments: c"),
+        (["prepare", "voc"], "expected FOLDER"),
+        (["prepare", "vocc", "x"],
+         "DATASET: 'vocc'; expected voc, cifar10 or cifar100 (did you mean voc?)"),
+        (["train", "--data", "d", "--out", "o", "--rate", "-1"],
+         "--rate: '-1' is not a number of 0 or more"),
+        (["train", "--data", "d", "--out", "o", "--optimizer", "sgd"],
+         "--optimizer: 'sgd'; expected SGD or AdamW (did you mean SGD?)"),
+        (["train", "--data", "d", "--out", "o", "--jpeg", 101],
+         "--jpeg: '101' is not a whole number between 0 and 100"),
+        (["energy", "--data", "d", "--pj-ac", 0], "--pj-ac: '0' is not a number above 0"),
+        (["evaluate", "--data", "d", "--areas", 1], "--areas: expected a value"),
+        (["detec"], "no command 'detec' (did you mean detect?)"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_one_sentence(words, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words=[*map(str, words)])
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"error: {told}\n")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_help_of_a_command_is_light_and_says_what_it_does(name):
+    code = (
+        "import sys\nfrom spikedet.commands.main import main\n"
+        f"try: main(words=[{name!r}, '--help'])\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'cv2', 'ultralytics', 'torchvision', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(module_of(name).__doc__.splitlines()[0])
+    assert f"usage: spikedet {name} " in done.stdout
+
+
+def test_the_help_names_all_commands_and_shows_rare_options_in_groups(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words=["--help"])
+    assert ended.value.code == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {name} " in overview for name in EVERY)
+    for word, there in {"--help": False, "--help-all": True}.items():
+        with pytest.raises(SystemExit):
+            main(words=["convert", word])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "--epochs N epochs, each over all training pictures (4 for detection; 6 for" in shown
+        assert ("stage I options" in shown and "--noise X" in shown) == there
+        assert ("--augment {none" in shown and "(crop for classification)" in shown) == there
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_option_has_a_help_and_a_default_that_it_can_have(name):
+    for each in parse.options_of(module_of(name).Options):
+        assert each.more["help"], each.name
+        if each.type in (int, float) and isinstance(each.default, int | float):
+            assert each.parse(str(each.default)) == each.default
+
+
+def test_an_option_is_one_field(monkeypatch):
+    """Added to the settings of a task it is parsed, checked, shown, and reaches its run."""
+
+    @dataclass
+    class More(SETTINGS["classification"].Settings):
+        blur: float = option(0.0, "how much", least=0, most=1, group="classifiers")
+
+    monkeypatch.setattr(SETTINGS["classification"], "Settings", More)
+
+    @dataclass(kw_only=True)
+    class Options(parse.Options):
+        training: dict[str, Any] = training()
+
+    found = parse.parse(Options, ["--blur", "0.5"], "spikedet x")
+    assert training_settings(found.training, "classification").blur == 0.5
+    with pytest.raises(UsageError, match="--blur is no option of detection"):
+        training_settings(found.training, "detection")
+    with pytest.raises(UsageError, match="--blur: '2' is not a number between 0 and 1"):
+        parse.parse(Options, ["--blur", "2"], "spikedet x")
+    from spikedet.training import expect_possible
+
+    with pytest.raises(TrainingError, match="blur is 2; expected a number between 0 and 1"):
+        expect_possible(More(blur=2))
+
+
+def _stages(found):
+    """Options of both stages, as they are called."""
+    parts = ("stage_one", "layer_wise", "end")
+    there = {each.part: {} for each in parse.options_of(type(found)) if each.part in parts}
+    for each in parse.options_of(type(found)):
+        if each.part in parts and each.field in getattr(found, each.part):
+            there[each.part][each.name] = getattr(found, each.part)[each.field]
+    return {name: value for part in there.values() for name, value in part.items()}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiments").glob("*.yaml")))
@@ -116,12 +236,11 @@ def test_released_configurations_hold_options_of_their_commands(path):
     sections = yaml.safe_load(path.read_text())
     assert {"train", "convert", "evaluate"} <= sections.keys()
     for command, options in sections.items():
-        made = import_module(f"tools.{command}").arguments()
-        made.prog = f"{command}.py"
         required = ["--weights", "w", "--out", "o"] if command == "convert" else ["--out", "o"]
         required = [] if command == "evaluate" else required
         required += ["--T", "8"] if command == "convert" else []
-        args = vars(made.parse_args(["--config", str(path), "--data", "d", *required]))
+        found = parsed(command, ["--config", path, "--data", "d", *required])
+        args = vars(found) | getattr(found, "training", {}) | _stages(found)
         if "model" in options:
             options["model"] = Path(options["model"])
             assert (ROOT / options["model"]).is_file()
@@ -131,38 +250,43 @@ def test_released_configurations_hold_options_of_their_commands(path):
 @pytest.mark.parametrize("page", ["README.md", "demo/README.md"])
 def test_commands_of_the_pages_have_options_that_there_are(page):
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    found = re.findall(r"python (tools|demo)/(\w+)\.py([^#\n]*)", "".join(blocks))
-    assert found
-    for folder, name, words in found:
-        made = import_module(f"{folder}.{name}").arguments()
-        made.prog = f"{name}.py"
-        made.parse_args(shlex.split(words))
+    blocks = "".join(blocks).replace("\\\n", " ")
+    found = re.findall(r"^spikedet ([\w-]+)([^#\n]*)", blocks, re.MULTILINE)
+    demos = re.findall(r"python demo/(\w+)\.py([^#\n]*)", blocks)
+    assert found or demos
+    for name, words in found:
+        parsed(name, shlex.split(words))
+    for name, words in demos:
+        parse.parse(import_module(f"demo.{name}").Options, shlex.split(words), name)
+
+
+PRINTING = "from support.commands import run_as_command; run_as_command(lambda _: print({}))"
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     target = tmp_path / "file" / "rows.json"
-    monkeypatch.setattr("sys.argv", ["test"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda args: write_atomic(target, b"[]"), cli.parser("test"))
+        run_as_command(lambda _: write_atomic(target, b"[]"))
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {tmp_path / 'file'}: File exists"
+    assert line == f"error: {target}: File exists"
 
 
 def test_who_stops_reading_is_not_told_off():
-    code = "from spikedet import cli; cli.run(lambda _: print('x\\n' * 99999), cli.parser('t'))"
+    code = PRINTING.format("'x\\n' * 99999")
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe) as run:
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, cwd=ROOT / "tests", stdout=pipe, stderr=pipe) as run:
         assert run.stdout.readline() == b"x\n"
         run.stdout.close()
         assert run.stderr.read() == b"" and run.wait() == 141
 
 
 def test_names_that_are_no_text_are_printed():
-    code = "from spikedet import cli; cli.run(lambda _: print('a\\udcdf.jpg'), cli.parser('t'))"
+    code = PRINTING.format("'a\\udcdf.jpg'")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True,
                           env=environment)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\udcdf.jpg\n", b"")
 
@@ -170,54 +294,47 @@ def test_names_that_are_no_text_are_printed():
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_several_processes_are_refused_where_each_would_do_the_same(monkeypatch, capsys, rank):
     """By each of them, in the words of the first."""
-    monkeypatch.setattr(sys, "argv", ["tool"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda _: None, cli.parser("test"))
+        run_as_command(lambda _: None)
     assert stopped.value.code == 2
     assert ("runs in one process" in capsys.readouterr().err) == (rank == "0")
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda _: None, cli.parser("test"), several=True)
+        run_as_command(lambda _: None, several=True)
     assert stopped.value.code == 0
 
 
-def test_stage_one_takes_the_picture_size_of_its_weights(parser, capsys):
-    args = parse(parser, "--imgsz", 64)
-    assert cli.training_settings(args, "detection").imgsz == 64
-    own = cli.parser("test")
-    cli.add_training_arguments(own, stage_one=True)
-    assert cli.training_settings(own.parse_args([]), "detection", stage_one=True).epochs == 4
-    with pytest.raises(SystemExit):
-        own.parse_args(["--imgsz", "64"])
-    assert "unrecognized arguments: --imgsz" in capsys.readouterr().err
+def finetune(*words):
+    return parsed("finetune", ["--weights", "w", "--T", 4, "--data", "d", "--out", "o", *words])
+
+
+def test_stage_one_takes_the_picture_size_of_its_weights():
+    assert training_settings(train("--imgsz", 64).training, "detection").imgsz == 64
+    assert training_settings(finetune().training, "detection", stage_one=True).epochs == 4
+    with pytest.raises(UsageError, match="unrecognized arguments: --imgsz"):
+        finetune("--imgsz", "64")
 
 
 @pytest.mark.parametrize("task", ["detection", "classification"])
 def test_the_usual_rate_of_stage_one_is_lower_without_batch_norm(task):
-    own = cli.parser("test")
-    cli.add_training_arguments(own, stage_one=True)
-
     def rate(*words, folded):
-        args = own.parse_args(words)
-        return cli.training_settings(args, task, stage_one=True, folded=folded).rate
+        given = finetune(*words).training
+        return training_settings(given, task, stage_one=True, folded=folded).rate
 
     assert rate(folded=True) < rate(folded=False)
     assert rate("--rate", "0.3", folded=True) == rate("--rate", "0.3", folded=False) == 0.3
 
 
-def test_json_is_written_to_names_in_json_only(capsys):
-    assert cli.json_file("a/rows.json") == Path("a/rows.json")
-    with pytest.raises(SystemExit):
-        detect.arguments().parse_args(["--T", "20", "--json", "image.jpg"])
-    assert "'image.jpg' is to be written; expected a name in .json" in capsys.readouterr().err
+def test_json_is_written_to_names_in_json_only():
+    assert kinds.json_file("a/rows.json") == Path("a/rows.json")
 
 
 @pytest.mark.parametrize("words", [["--pictures", "0"], ["--held", "-1"], ["--end-to-end", "-3"]])
-def test_numbers_that_stage_two_cannot_do(words, capsys):
-    with pytest.raises(SystemExit):
-        calibrate.arguments().parse_args(["--weights", "w", "--data", "d", "--out", "o", *words])
-    assert "is not a whole number of 1 or more" in capsys.readouterr().err
+def test_numbers_that_stage_two_cannot_do(words):
+    least = 0 if words[0] == "--end-to-end" else 1
+    with pytest.raises(UsageError, match=f"is not a whole number of {least} or more"):
+        parsed("calibrate", ["--weights", "w", "--data", "d", "--out", "o", *words])
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
@@ -227,17 +344,17 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
         "file/a/b.json": "file is not a folder",
     }.items():
         with pytest.raises(UsageError, match=words):
-            cli.expect_writable(tmp_path / name)
+            expect_writable(tmp_path / name)
     with pytest.raises(TrainingError, match="is there already"):
-        cli.expect_new(tmp_path / "file")
-    cli.expect_new(tmp_path / "new/folder/file")
+        expect_new(tmp_path / "file")
+    expect_new(tmp_path / "new/folder/file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much"])
 def test_rates_and_prices_are_above_zero(text):
-    with pytest.raises(ArgumentTypeError, match="is not a number above 0"):
-        cli.positive(text)
+    with pytest.raises(UsageError, match="is not a number above 0"):
+        parsed("energy", ["--data", "d", f"--pj-ac={text}"])
 
 
 class Stream(io.StringIO):
@@ -256,7 +373,7 @@ def test_a_progress_bar_fills_no_log(monkeypatch):
     for terminal in (True, False):
         stream = Stream(terminal)
         monkeypatch.setattr(sys, "stderr", stream)
-        for _ in cli.progress(range(4), desc="steps"):
+        for _ in progress(range(4), desc="steps"):
             time.sleep(0.15)
         shown[terminal] = stream.getvalue().count("steps: ")
     assert shown[False] == 2 < shown[True]  # a log has the first and the last state

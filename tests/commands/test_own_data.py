@@ -3,12 +3,12 @@
 import json
 import re
 import shlex
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 from spikedet import checkpoint
+from spikedet.commands.main import parsed
 from support.classes import add_cifar, add_pictures
 from support.commands import command
 from support.places import ROOT
@@ -32,7 +32,7 @@ def commands(block):
     """(tool, words) of a block of the page."""
     return [
         (tool, shlex.split(words))
-        for tool, words in re.findall(r"python tools/(\w+)\.py(.*)", block)
+        for tool, words in re.findall(r"^spikedet (\w+)(.*)", block, re.MULTILINE)
     ]
 
 
@@ -53,7 +53,7 @@ def test_the_page_names_every_command():
     assert [tool for tool, _ in commands(BLOCKS[0])] == TOOLS
     for block in BLOCKS:
         for tool, words in commands(block):
-            import_module(f"tools.{tool}").arguments().parse_args(words)
+            parsed(tool, words)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_classification(tmp_path, monkeypatch, capsys):
 
 
 def test_cifar_is_said(tmp_path, monkeypatch, capsys):
-    from spikedet import cli, tasks
-    from tools import evaluate
+    from spikedet import tasks
+    from spikedet.commands import shared
 
     add_cifar(tmp_path / "cifar10", monkeypatch)
-    args = evaluate.arguments().parse_args(["--data", "cifar10"])
+    args = parsed("evaluate", ["--data", "cifar10"])
     task = tasks.named("classification")
-    samples = cli.read(args, task, cli.split(args, task.name, test=True))
+    samples = shared.read(args, task, shared.split(args, task.name, test=True))
     assert samples.labels == [2, 0, 1]
     told = "cifar10: CIFAR, 3 pictures of test, 3 classes: plane, car, bird\n"
     assert capsys.readouterr().err == told

@@ -11,6 +11,8 @@ from torch import nn
 from spikedet import checkpoint
 from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
+from spikedet.commands import convert
+from spikedet.commands.main import parsed
 from spikedet.conversion.bias import own_bias, shift_currents
 from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.prepare import prepare
@@ -33,7 +35,6 @@ from spikedet.stages import stage_one
 from support.places import ROOT
 from support.squares import converted, different
 from support.stages import quantised, seen_in, spiking_copy
-from tools import convert
 
 T = 8
 UNTRAINED = ("rmp", "opt", "opi", "cap")
@@ -334,7 +335,7 @@ def shades(tmp_path_factory):
 
 
 def classified(folder, method, *words, steps=4):
-    """The network that tools/convert.py makes of the classifier."""
+    """The network that spikedet convert makes of the classifier."""
     out = folder / f"{method}-{steps}.safetensors"
     out.unlink(missing_ok=True)
     given = [
@@ -347,7 +348,7 @@ def classified(folder, method, *words, steps=4):
     ]
     small = ["--out", out, "--data", folder]
     small += ["--pictures", 64, "--held", 32] if METHODS[method].calibrated else []
-    convert.main(convert.arguments().parse_args([*map(str, [*given, *small, *words])]))
+    convert.run(parsed("convert", [*given, *small, *words]))
     return checkpoint.load(out)
 
 
@@ -362,13 +363,11 @@ def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, m
     (shades / "x.yaml").write_text("convert: {noise: 0.3, distill: 2.0}")
     wanted = []
     monkeypatch.setattr(stage_one.FineTuning, "run", lambda self, *_: wanted.append(self.options))
-    parser = convert.arguments()
-    parser.prog = "convert.py"
     words = ["--config", shades / "x.yaml", "--model", shades / "float.safetensors", "--T", 2]
     words += ["--data", shades, "--method", "qcfs", "--out", shades / "w.safetensors"]
-    args = parser.parse_args([*map(str, words)])
+    args = parsed("convert", words)
     with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
-        convert.main(args)
+        convert.run(args)
     assert [(o.noise, o.distill) for o in wanted] == [(0.0, 0.0)]
 
 

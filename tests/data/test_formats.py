@@ -11,7 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from spikedet import cli, tasks
+from spikedet import tasks
+from spikedet.commands import shared
+from spikedet.commands.main import parsed
 from spikedet.data import formats
 from spikedet.data.formats import read_boxes, recognise
 from spikedet.data.formats.voc import VOC_CLASSES, parse_annotation
@@ -115,8 +117,8 @@ def test_what_is_there_says_the_format(tmp_path):
 )
 def test_usual_splits(format, train, test, tmp_path):
     folder = WRITERS[format](tmp_path / "shapes")
-    assert cli.usual_split([folder], "detection") == train
-    assert cli.usual_split([folder], "detection", test=True) == test
+    assert shared.usual_split([folder], "detection") == train
+    assert shared.usual_split([folder], "detection", test=True) == test
 
 
 def test_splits_that_are_not_usual_are_to_be_named(tmp_path):
@@ -127,22 +129,22 @@ def test_splits_that_are_not_usual_are_to_be_named(tmp_path):
     for name, there in {"voc": "Shapes:mine", "yolo": "train", "coco": "train, default"}.items():
         words = f"{name}: no usual split to measure on among {there}; name one with --split"
         with pytest.raises(DataError, match=words):
-            cli.usual_split([tmp_path / name], "detection", test=True)
+            shared.usual_split([tmp_path / name], "detection", test=True)
 
 
 def test_usual_splits_of_voc(tmp_path):
     for year in ("VOC2007", "VOC2012"):
         add(tmp_path / "both", year, "1", annotation())
-    assert cli.usual_split([tmp_path / "both"], "detection") == "VOC2007:train+VOC2012:trainval"
-    assert cli.usual_split([tmp_path / "both"], "detection", test=True) == "VOC2007:val"
+    assert shared.usual_split([tmp_path / "both"], "detection") == "VOC2007:train+VOC2012:trainval"
+    assert shared.usual_split([tmp_path / "both"], "detection", test=True) == "VOC2007:val"
     shutil.rmtree(tmp_path / "both/VOC2012")
-    assert cli.usual_split([tmp_path / "both"], "detection") == "VOC2007:train"
+    assert shared.usual_split([tmp_path / "both"], "detection") == "VOC2007:train"
 
 
 def test_a_file_is_its_own_split(tmp_path):
     write_coco(tmp_path)
     path = tmp_path / "annotations/instances_train.json"
-    assert cli.usual_split([path], "detection", test=True) == "train"
+    assert shared.usual_split([path], "detection", test=True) == "train"
     assert len(read_boxes([path], "train")) == 12
     with pytest.raises(DataError, match="no split 'val'; there are train"):
         read_boxes([path], "val")
@@ -150,7 +152,7 @@ def test_a_file_is_its_own_split(tmp_path):
 
 def test_formats_go_together(tmp_path):
     paths = [WRITERS[format](tmp_path / format) for format in WRITERS]
-    assert cli.usual_split(paths, "detection", test=True) == "Shapes:val+val"
+    assert shared.usual_split(paths, "detection", test=True) == "Shapes:val+val"
     assert len(read_boxes(paths, "Shapes:val+val")) == 12
     assert len(read_boxes(paths, "Shapes:val+val", limit=6)) == 6
     with pytest.raises(DataError, match="--split Shapes:val says none of its splits"):
@@ -204,32 +206,28 @@ def test_names_of_a_description(tmp_path):
 
 def test_class_names_of_the_command_line(tmp_path):
     (tmp_path / "names.txt").write_text("a b\n\nc\n")
-    assert cli.options.class_names([str(tmp_path / "names.txt")]) == ("a b", "c")
-    assert cli.options.class_names(["a", "b"]) == ("a", "b")
+    assert shared.class_names([str(tmp_path / "names.txt")]) == ("a b", "c")
+    assert shared.class_names(["a", "b"]) == ("a", "b")
     with pytest.raises(DataError, match="--names: two classes of the name 'a'"):
-        cli.options.class_names(["a", "b", "a"])
+        shared.class_names(["a", "b", "a"])
 
 
 def test_names_that_are_not_those_of_the_weights_are_refused(tmp_path):
-    from tools import evaluate
-
     write_yolo(tmp_path / "yolo")
     words = ["--data", str(tmp_path / "yolo"), "--names", *NAMES]
-    args = evaluate.arguments().parse_args(words)
+    args = parsed("evaluate", words)
     task = tasks.named("detection")
-    assert len(cli.read(args, task, "val", names=NAMES)) == 4
+    assert len(shared.read(args, task, "val", names=NAMES)) == 4
     with pytest.raises(UsageError, match="--names circle, square, triangle: the weights know a, b"):
-        cli.read(args, task, "val", names=("a", "b"))
+        shared.read(args, task, "val", names=("a", "b"))
 
 
 def test_options_of_detectors_are_refused_for_classifiers(tmp_path):
-    from tools import evaluate
-
     (tmp_path / "test/a").mkdir(parents=True)
     for words in (["--names", "a"], ["--images", "b"]):
-        args = evaluate.arguments().parse_args(["--data", str(tmp_path), *words])
+        args = parsed("evaluate", ["--data", str(tmp_path), *words])
         with pytest.raises(UsageError, match=f"{words[0]} is no option of classification"):
-            cli.read(args, tasks.named("classification"), "test")
+            shared.read(args, tasks.named("classification"), "test")
 
 
 # ---------------------------------------------------------------------- VOC
@@ -256,7 +254,7 @@ def test_the_jpg_is_the_picture_where_there_are_two(tmp_path):
 def test_a_data_set_of_a_devkit_is_data_itself(tmp_path, monkeypatch):
     write_voc(tmp_path)
     write_voc(tmp_path, name="Other")
-    assert cli.usual_split([tmp_path / "Shapes"], "detection") == "Shapes:train"
+    assert shared.usual_split([tmp_path / "Shapes"], "detection") == "Shapes:train"
     assert len(read_boxes([tmp_path / "Shapes"], "val")) == 4
     monkeypatch.chdir(tmp_path / "Other")
     assert read_boxes(["."], "val")[0].id == "Other/val-00"
@@ -618,25 +616,21 @@ def test_where_pictures_are(tmp_path):
 
 
 def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
-    from tools import evaluate
-
     path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
     (tmp_path / "coco/val").rename(tmp_path / "elsewhere")
     words = ["--data", str(path), "--images", str(tmp_path / "elsewhere")]
-    args, task = evaluate.arguments().parse_args(words), tasks.named("detection")
-    assert len(cli.read(args, task, cli.split(args, task.name, test=True))) == 4
+    args, task = parsed("evaluate", words), tasks.named("detection")
+    assert len(shared.read(args, task, shared.split(args, task.name, test=True))) == 4
     told = "COCO annotations, 4 pictures of val, 3 classes: circle, square, triangle\n"
     assert capsys.readouterr().err == f"{path}: {told}"
 
 
 def test_folders_of_pictures_that_would_be_ignored_are_refused(tmp_path):
-    from tools import evaluate
-
     write_yolo(tmp_path / "yolo")
     words = ["--data", str(tmp_path / "yolo"), "--images", str(tmp_path)]
-    args = evaluate.arguments().parse_args(words)
+    args = parsed("evaluate", words)
     with pytest.raises(UsageError, match="--images: the pictures of YOLO labels are where they"):
-        cli.read(args, tasks.named("detection"), "val")
+        shared.read(args, tasks.named("detection"), "val")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])
@@ -658,7 +652,7 @@ def test_the_first_letters_of_a_split_are_enough(tmp_path):
     folder = write_coco(tmp_path / "coco")
     old, new = (folder / f"annotations/instances_val{end}.json" for end in ("", "2017"))
     old.rename(new)
-    assert cli.usual_split([folder], "detection", test=True) == "val2017"
+    assert shared.usual_split([folder], "detection", test=True) == "val2017"
     assert len(read_boxes([folder], "val")) == len(read_boxes([folder], "val2017")) == 4
 
 
@@ -670,7 +664,7 @@ def test_files_beside_their_pictures(tmp_path):
         path.rename(folder / split / "_annotations.coco.json")
     (folder / "annotations").rmdir()
     assert recognise(folder).name == "COCO annotations"
-    assert cli.usual_split([folder], "detection", test=True) == "val"
+    assert shared.usual_split([folder], "detection", test=True) == "val"
     assert perfect(read_boxes([folder], "val")) == pytest.approx(1)
 
 

@@ -154,7 +154,7 @@ def test_what_quantising_and_spiking_refuse_is_refused_before_training(
 
 def test_training_refuses_before_it_begins(tmp_path):
     """The command takes a stock description by its name, and says what to do about SiLU."""
-    command = [sys.executable, MODELS.parents[1] / "tools/train.py", "--model", "yolov8n.yaml"]
+    command = [sys.executable, "-m", "spikedet", "train", "--model", "yolov8n.yaml"]
     command += ["--data", "nowhere", "--out", "run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 5 and "model.0.act (SiLU): silu" in done.stderr, done.stderr

@@ -203,7 +203,7 @@ def test_a_folder_becomes_a_data_set_to_train_on(folder, monkeypatch, capsys):
     assert [row["file_name"] for row in made["images"]] == ["a.jpg", "c.jpg", "sub/b.jpg"]
     assert str(folder) not in json.dumps(made)
     words = ["--pictures", "in", "--coco", "out.json", "--out", "kit/CATS", "--split", "train"]
-    assert command(monkeypatch, "import_boxes", *words) == 0
+    assert command(monkeypatch, "import-boxes", *words) == 0
     samples = read_voc(Path("kit"), "CATS:train")
     assert [sample.id for sample in samples] == ["CATS/a", "CATS/b", "CATS/c"]
     for sample, left in zip(samples, (0, 10, 20), strict=True):
@@ -307,16 +307,16 @@ def test_coco_files_are_imported_and_a_later_one_adds_what_is_new(folder, monkey
         {"image_id": 7, "category_id": 3, "bbox": [82, 20, 40, 40], "score": 0.8},
     ]
     (folder / "2.json").write_text(json.dumps(data(annotations=more)))
-    assert command(monkeypatch, "import_boxes", *COCO) == 0
+    assert command(monkeypatch, "import-boxes", *COCO) == 0
     (only,) = read_voc(Path("kit"), "C:train")
     assert only.boxes.tolist() == [[10, 10, 30, 30]]  # half the size, as the picture is
     words = [*COCO[:4], "2.json", "--out", "kit/D", "--split", "train"]
-    assert command(monkeypatch, "import_boxes", *words) == 0
+    assert command(monkeypatch, "import-boxes", *words) == 0
     (both,) = read_voc(Path("kit"), "D:train")
     # two boxes of one file may overlap: it knows what it means
     assert both.boxes.tolist() == [[10, 10, 30, 30], [40, 10, 60, 30], [41, 10, 60, 30]]
     words = [*COCO[:4], "--out", "kit/E", "--split", "train", "--least-score", "0.2"]
-    assert command(monkeypatch, "import_boxes", *words) == 0
+    assert command(monkeypatch, "import-boxes", *words) == 0
     (low,) = read_voc(Path("kit"), "E:train")
     assert low.boxes.tolist() == [[10, 10, 30, 30], [0, 30, 20, 40]]
 
@@ -338,7 +338,7 @@ def test_coco_files_are_imported_and_a_later_one_adds_what_is_new(folder, monkey
 )
 def test_coco_files_that_cannot_be_imported(folder, monkeypatch, capsys, made, sentence):
     (folder / "1.json").write_text(made)
-    assert command(monkeypatch, "import_boxes", *COCO) == 3
+    assert command(monkeypatch, "import-boxes", *COCO) == 3
     shown = capsys.readouterr().err
     assert sentence in shown and len(shown.splitlines()) == 1
     assert not (folder / "kit").exists()
@@ -352,5 +352,5 @@ def test_coco_files_that_cannot_be_imported(folder, monkeypatch, capsys, made, s
     ],
 )
 def test_options_of_other_inputs(folder, monkeypatch, capsys, words, sentence):
-    assert command(monkeypatch, "import_boxes", *words) == 2
+    assert command(monkeypatch, "import-boxes", *words) == 2
     assert sentence in capsys.readouterr().err

@@ -18,7 +18,6 @@ from spikedet.detection.prepare import check_split, download, unpack
 from spikedet.errors import DataError
 from support.commands import command
 from support.devkits import add, annotation
-from support.places import ROOT
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -159,7 +158,7 @@ def test_archive_that_points_outside_is_refused(tmp_path):
 
 
 def run(folder, *options):
-    command = [sys.executable, ROOT / "tools/prepare_voc.py", folder, *options]
+    command = [sys.executable, "-m", "spikedet", "prepare", "voc", folder, *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -219,7 +218,7 @@ XML = ["--pictures", "from", "--xml", "from/Annotations", "--out", "to"]
 @pytest.mark.parametrize("words", [LIST, XML])
 def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, words):
     for _ in range(2):  # what is there already is the same
-        assert command(monkeypatch, "import_boxes", *words) == 0
+        assert command(monkeypatch, "import-boxes", *words) == 0
         shown = capsys.readouterr().out
         assert shown == "to: 2 pictures, split train; 1 more are without an object of a VOC class\n"
     assert check_split(boxes / "to", "train") == (2, 2, 2, [])
@@ -238,7 +237,7 @@ def test_no_picture_is_lost_for_its_name(boxes, monkeypatch, capsys, words):
         listed.write("x/2007_08_15_12.jpg 10,10,30,30,0\n")
     add(boxes, "from", "bare", annotation(("dog", (11, 11, 30, 30), False)))
     (boxes / "from/JPEGImages/bare.jpg").unlink()
-    assert command(monkeypatch, "import_boxes", *words) == 0
+    assert command(monkeypatch, "import-boxes", *words) == 0
     listed = (boxes / "to/ImageSets/Main/train.txt").read_text().split()
     assert listed == ["2007_08_15_12", "a", "b"]
     told = "1 annotations without a JPEG picture" in capsys.readouterr().out
@@ -250,14 +249,14 @@ def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monke
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(boxes / "from/JPEGImages/a.jpg", exif=exif)
     (boxes / "list").write_text("a.jpg 5,45,30,60,0\n")
-    assert command(monkeypatch, "import_boxes", *LIST) == 0
+    assert command(monkeypatch, "import-boxes", *LIST) == 0
     width, height, found, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
     assert (width, height, found.tolist()) == (40, 60, [[5, 45, 30, 60]])
 
 
 def test_pythons_that_cannot_unpack_safely_are_refused_before_the_download(monkeypatch, tmp_path):
     monkeypatch.delattr(tarfile, "data_filter")
-    assert command(monkeypatch, "prepare_voc", tmp_path) == 2
+    assert command(monkeypatch, "prepare", "voc", tmp_path) == 2
 
 
 @pytest.mark.parametrize("words", [LIST, XML])
@@ -267,7 +266,7 @@ def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
     with (boxes / "list").open("a") as listed:
         listed.write("x/2007_000001.jpg 10,10,30,30,0\n")
     (boxes / "others.txt").write_text("b -1\n\n")
-    assert command(monkeypatch, "import_boxes", *words, "--skip", "others.txt") == 0
+    assert command(monkeypatch, "import-boxes", *words, "--skip", "others.txt") == 0
     assert (boxes / "to/ImageSets/Main/train.txt").read_text().split() == ["a"]
 
 
@@ -301,7 +300,7 @@ def test_boxes_that_cannot_be_imported(boxes, monkeypatch, capsys, line, words, 
     (boxes / "cut/a.xml").write_text("<annotation>")
     (boxes / "odd").mkdir()
     (boxes / "odd/a.xml").write_text('<?xml version="1.0" encoding="hex"?><annotation/>')
-    assert command(monkeypatch, "import_boxes", *words) == code
+    assert command(monkeypatch, "import-boxes", *words) == code
     shown = capsys.readouterr().err
     assert message in shown and len(shown.splitlines()) == 1
     assert not (boxes / "to").exists()
@@ -314,7 +313,7 @@ def test_an_import_writes_over_nothing(boxes, monkeypatch, capsys, path):
     kept = boxes / "to" / path
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
-    assert command(monkeypatch, "import_boxes", *LIST) == 3
+    assert command(monkeypatch, "import-boxes", *LIST) == 3
     assert f"{path}: is there already" in capsys.readouterr().err
     assert [p for p in (boxes / "to").rglob("*") if p.is_file()] == [kept]
     assert kept.read_text() == "mine"

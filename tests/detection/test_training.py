@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from spikedet import checkpoint, cli, networks
+from spikedet import checkpoint, networks
+from spikedet.commands import calibrate, convert, kinds
+from spikedet.commands.main import parsed
+from spikedet.commands.training import plan
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.stored import Stored
 from spikedet.detection import loader, model
@@ -29,12 +32,11 @@ from spikedet.networks import spiking_checkpoint
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import present_device
 from spikedet.settings import EndToEnd, LayerWise, Plan
-from spikedet.stages import stage_two
+from spikedet.stages import pipeline, stage_two
 from spikedet.training import check_devices, epochs_done, expect_same_run
 from support.commands import command
 from support.places import ROOT
 from support.squares import converted, different, trainer
-from tools import calibrate, convert
 
 
 @pytest.mark.parametrize(("first", "fits"), [(None, 1), (64, 1), (96, 1), (0, 0), (9, 0), (160, 0)])
@@ -218,7 +220,7 @@ def test_thresholds_and_norms_do_not_decay(sides, tmp_path):
 
 
 def run(tool, *arguments, cache):
-    command = [sys.executable, ROOT / "tools" / tool, *map(str, arguments)]
+    command = [sys.executable, "-m", "spikedet", tool, *map(str, arguments)]
     environment = {**os.environ, "SPIKEDET_CACHE": str(cache)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -227,7 +229,7 @@ def run(tool, *arguments, cache):
 def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     small = ["--epochs", 1, "--batch", 8, "--workers", 0]
-    done = run("train.py", *data, *small, "--width", "n", "--imgsz", 64, "--out", tmp_path / "f",
+    done = run("train", *data, *small, "--width", "n", "--imgsz", 64, "--out", tmp_path / "f",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     floating = tmp_path / "f" / "best.safetensors"
@@ -235,7 +237,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
 
     stage2 = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
     stage2 += ["--per-channel", "--per-neuron", "--loss", "kl", "--layers", "model.[1-9].*"]
-    done = run("convert.py", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
+    done = run("convert", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
                tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = checkpoint.load(tmp_path / "snn.safetensors")
@@ -247,7 +249,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
     assert checkpoint.load(one).stage == "qc"
-    again = ["convert.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
+    again = ["convert", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
              tmp_path / "snn.safetensors"]  # fmt: skip
     done = run(*again, cache=tmp_path)
     assert done.returncode == 6 and "is there already; choose another --out" in done.stderr
@@ -263,29 +265,29 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     ):
         done = run(*again[:4], 4, *again[5:], "--per-channel", *option, cache=tmp_path)
         assert done.returncode == 6 and words in done.stderr, option
-    done = run("finetune.py", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
+    done = run("finetune", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
                one.parent, cache=tmp_path)  # fmt: skip
     assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
-    done = run("train.py", *data, *small, "--imgsz", 80, "--out", tmp_path / "g", cache=tmp_path)
+    done = run("train", *data, *small, "--imgsz", 80, "--out", tmp_path / "g", cache=tmp_path)
     assert done.returncode == 2 and "imgsz is 80; expected a multiple of 32" in done.stderr
-    done = run("calibrate.py", "--weights", floating, *data, "--out", tmp_path / "x",
+    done = run("calibrate", "--weights", floating, *data, "--out", tmp_path / "x",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 4
     assert "these are float weights; expected qc or snn weights" in done.stderr
-    done = run("finetune.py", "--weights", kept, "--T", 4, *data, "--out",
+    done = run("finetune", "--weights", kept, "--T", 4, *data, "--out",
                tmp_path / "y", cache=tmp_path)  # fmt: skip
     assert done.returncode == 4 and "expected float or qc weights" in done.stderr
-    done = run("finetune.py", "--weights", floating, "--T", 4, *data, *small, "--no-fold-first",
+    done = run("finetune", "--weights", floating, "--T", 4, *data, *small, "--no-fold-first",
                "--out", tmp_path / "beside", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     beside = checkpoint.load(tmp_path / "beside/best.safetensors")
     assert beside.origin["run"]["fold_first"] is False
     assert not any("running_mean" in name for name in beside.tensors)
-    done = run("finetune.py", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
+    done = run("finetune", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(tmp_path / "z" / "best.safetensors").T == 6
-    done = run("evaluate.py", "--data", devkit, "--split", "VOC2007:train", "--compare",
+    done = run("evaluate", "--data", devkit, "--split", "VOC2007:train", "--compare",
                "--weights", floating, one, kept, "--threshold-split",
                "VOC2007:train", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -316,18 +318,16 @@ def test_options_that_a_method_would_ignore_are_refused(stages_done, method, wor
     given = ["--model", stages_done / "float.safetensors", "--method", method, "--T", 4, "--data",
              "nowhere", "--out", stages_done / "none.safetensors", *words]  # fmt: skip
     with pytest.raises(UsageError, match=refusal):
-        convert.main(convert.arguments().parse_args([*map(str, given)]))
+        convert.run(parsed("convert", given))
 
 
 def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_path):
     (tmp_path / "x.yaml").write_text("convert: {epochs: 3, end-to-end: 5}")
-    parser = convert.arguments()
-    parser.prog = "convert.py"
     given = ["--config", tmp_path / "x.yaml", "--model", stages_done / "float.safetensors",
              "--method", "copy", "--T", 4, "--data", "nowhere",
              "--out", tmp_path / "o"]  # fmt: skip
     with pytest.raises(DataError, match="nowhere"):  # no earlier refusal
-        convert.main(parser.parse_args([*map(str, given)]))
+        convert.run(parsed("convert", given))
 
 
 @pytest.mark.parametrize("change", ["classes", "network", "pixels"])
@@ -388,11 +388,11 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
              "VOC2007:train", "--tuning", devkit.parent / "tuning.txt", "--end-to-end", 2,
              "--out", out]  # fmt: skip
     with pytest.raises(UsageError, match="name their --teacher"):
-        calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+        calibrate.run(parsed("calibrate", words))
     words += ["--teacher", stages_done / "float.safetensors"]
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
     falling = iter([2.0, 1.0])
-    calibrate.main(calibrate.arguments().parse_args([*map(str, words)]))
+    calibrate.run(parsed("calibrate", words))
     after = checkpoint.load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
     assert after.origin["end_to_end"] is True and after.origin["end_to_end_steps"] == 2
@@ -411,7 +411,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         given = ["--weights", stages_done / "copy.safetensors", "--teacher", floating, "--data",
                  devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt",
                  "--end-to-end", 3, *words]  # fmt: skip
-        calibrate.main(calibrate.arguments().parse_args([*map(str, given)]))
+        calibrate.run(parsed("calibrate", given))
 
     def trained(path):
         rejected = path.with_suffix(".last.safetensors")
@@ -452,7 +452,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
             calibrated("--out", out, "--resume", *words)
     layers = begun.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(calibrate.cli, "command_line", lambda: "calibrate.py --resume")
+        patched.setattr(calibrate, "command_line", lambda: "calibrate.py --resume")
         calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
     assert checkpoint.load(out).origin["command"] == "calibrate.py --resume"
@@ -594,8 +594,8 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
 
 def test_runs_beside_names_with_a_dot_are_apart():
     folder = Path("runs")
-    assert calibrate.begun_with(folder / "a0.1") != calibrate.begun_with(folder / "a0.2")
-    assert calibrate.state_of(folder / "a.safetensors") == folder / "a.state.pt"
+    assert pipeline.begun_with(folder / "a0.1") != pipeline.begun_with(folder / "a0.2")
+    assert pipeline.state_of(folder / "a.safetensors") == folder / "a.state.pt"
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):
@@ -610,7 +610,7 @@ def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit
 def test_convert_wants_float_weights(stages_done, devkit):
     one = ["--model", str(stages_done / "qc.safetensors"), "--T", "4", "--data", str(devkit)]
     with pytest.raises(WeightsError, match="these are qc weights; expected float weights"):
-        convert.main(convert.arguments().parse_args([*one, "--out", str(stages_done / "x")]))
+        convert.run(parsed("convert", [*one, "--out", str(stages_done / "x")]))
 
 
 @pytest.fixture(scope="module")
@@ -701,9 +701,9 @@ def test_both_spellings_of_devices_are_taken_everywhere(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     same = {"0": "cuda:0", "cuda": "cuda:0", "cuda:11": "cuda:11", "cpu": "cpu"}
     for text, device in same.items():
-        assert present_device(text) == device == cli.device(text)
+        assert present_device(text) == device == kinds.device(text)
         number = device.removeprefix("cuda:")
-        assert Settings(device=text).device == number == cli.kinds.devices(text)
+        assert Settings(device=text).device == number
         check_devices(text)
     for text in ("0,1", "cuda:0,cuda:1", "0,cuda:1", "cuda,cuda:1"):
         assert Settings(device=text).device == "0,1"
@@ -719,6 +719,6 @@ def test_both_spellings_of_devices_are_taken_everywhere(monkeypatch):
 
 def test_the_batch_of_stage_one_is_not_that_of_stage_two():
     words = ["--model", "f", "--T", "4", "--data", "d", "--out", "o", "--batch", "128"]
-    args = convert.arguments().parse_args([*words, "--pictures", "32"])
-    planned = calibrate.plan(args, "detection")
+    args = parsed("convert", [*words, "--pictures", "32"])
+    planned = plan(args, "detection")
     assert (planned.batch, planned.pictures, planned.held) == (8, 32, 64)

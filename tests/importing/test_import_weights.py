@@ -9,9 +9,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from spikedet import checkpoint, tasks
+from spikedet.commands import import_weights
+from spikedet.commands.main import parsed
 from spikedet.detection import model
 from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
-from tools import import_weights
 
 RESNET = "configs/models/imagenet-resnet18.yaml"
 
@@ -29,7 +30,7 @@ def resnet(tmp_path):
 def imported(folder, *words, model=RESNET, state="state.pth", imgsz=64, out="w.safetensors"):
     given = ["--model", model, "--state", folder / state, "--names", folder / "names.txt"]
     given += ["--out", folder / out, *words, *(["--imgsz", imgsz] if imgsz else [])]
-    import_weights.main(import_weights.arguments().parse_args([*map(str, given)]))
+    import_weights.run(parsed("import", given))
     return checkpoint.load(folder / out)
 
 
@@ -140,7 +141,7 @@ def test_the_command_ends_with_a_sentence_and_a_code(tmp_path):
     torch.save({"model": Model()}, tmp_path / "best.pt")
     words = ["--state", tmp_path / "best.pt", "--out", tmp_path / "w.safetensors"]
     done = subprocess.run(
-        [sys.executable, import_weights.__file__, *words], capture_output=True, text=True
+        [sys.executable, "-m", "spikedet", "import", *words], capture_output=True, text=True
     )
     assert done.returncode == 4 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

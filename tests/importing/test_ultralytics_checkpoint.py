@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from spikedet import checkpoint, tasks
+from spikedet.commands import import_weights
+from spikedet.commands.main import parsed
 from spikedet.detection.model import read_description
 from spikedet.detection.ultra import DetectionModel, utils
 from spikedet.errors import ConversionError, DataError, UsageError, WeightsError
-from tools import import_weights
 
 DESCRIPTION = {
     "nc": 3,
@@ -73,7 +74,7 @@ def best(path, network, ema=True, **more):
 
 def imported(folder, *words, state="best.pt", out="w.safetensors"):
     given = ["--state", folder / state, "--out", folder / out, *words]
-    import_weights.main(import_weights.arguments().parse_args([*map(str, given)]))
+    import_weights.run(parsed("import", given))
     return checkpoint.load(folder / out)
 
 

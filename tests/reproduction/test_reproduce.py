@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from spikedet import checkpoint
+from spikedet.commands.main import parsed as parsed_words
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.published import TABLE_10
 from spikedet.errors import DataError, SpikedetError, UsageError
 from spikedet.released import released_leaky
+from spikedet.reproduction import command as reproduce
+from spikedet.reproduction import detection
+from spikedet.reproduction.workshop import Cell, Workshop
 from support.devkits import add, annotation
 from support.places import BUS, ROOT
-from tools import reproduce
-from tools.reproduction import detection
-from tools.reproduction.workshop import Cell, Workshop
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def parsed(place, name, *words):
     given = [name, "--data", place / "devkit", "--split", split, "--train-split", split,
              "--tuning", place / "tuning.txt", "--model", place / "float.safetensors",
              "--out", place / "results", *words]  # fmt: skip
-    return reproduce.arguments().parse_args([*map(str, given)])
+    return parsed_words("reproduce", given)
 
 
 def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, capsys):
     args = parsed(place, "table10", "--methods", "float", "spiking-yolo", "--T", 20)
-    reproduce.main(args)
+    reproduce.run(args)
     lines = list(csv.DictReader((place / "results/table10.csv").open()))
     shown = [(line["method"], line["T"], line["images"]) for line in lines]
     assert shown == [("float", "", "2"), ("spiking-yolo", "20", "2")]
@@ -61,27 +62,27 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
 
     monkeypatch.setattr(Workshop, "run", nothing)
     before = (place / "results/table10.csv").read_text()
-    reproduce.main(args)
+    reproduce.run(args)
     assert (place / "results/table10.csv").read_text() == before
     (weights,) = place.glob("results/*/weights/spiking-yolo-T20.safetensors")
     kept = weights.read_bytes()
     weights.unlink()
-    reproduce.main(args)  # the row stands, as it is known how they were made
+    reproduce.run(args)  # the row stands, as it is known how they were made
     note = weights.with_name(weights.name + ".txt")
     note.rename(place / "note")
     with pytest.raises(AssertionError, match="convert was run again"):
-        reproduce.main(args)
+        reproduce.run(args)
     (place / "note").rename(note)
     weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     with pytest.raises(AssertionError, match="evaluate was run again"):  # other weights, other row
-        reproduce.main(args)
+        reproduce.run(args)
 
 
 def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     commands, run = [], Workshop.run
     monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
     args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20, 8)
-    reproduce.main(args)
+    reproduce.run(args)
     assert commands == ["convert", "evaluate"]
     lines = list(csv.DictReader((place / "results/table10.csv").open()))
     assert [(line["T"], line["paper_AP"]) for line in lines] == [
@@ -89,39 +90,39 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     ]  # fmt: skip
     before = (place / "results/table10.csv").read_text()
     args.T = [40]
-    reproduce.main(args)  # only this one is measured, beside the others
+    reproduce.run(args)  # only this one is measured, beside the others
     assert commands == ["convert", "evaluate", "evaluate"]
     assert (place / "results/table10.csv").read_text().startswith(before)
     monkeypatch.setattr(Workshop, "run", None)
     for T in ([8], [20, 40]):
         args.T = T
-        reproduce.main(args)  # nothing is made again, and no row is lost
+        reproduce.run(args)  # nothing is made again, and no row is lost
         lines = list(csv.DictReader((place / "results/table10.csv").open()))
         assert [line["T"] for line in lines] == ["8", "20", "40"]
 
 
 def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeypatch):
     words = ("table10", "--methods", "float")
-    reproduce.main(parsed(place, *words))
+    reproduce.run(parsed(place, *words))
     monkeypatch.setattr(Workshop, "run", None)
-    reproduce.main(parsed(place, *words))
+    reproduce.run(parsed(place, *words))
     with pytest.raises(DataError, match="nowhere: no such folder"):
-        reproduce.main(parsed(place, *words, "--data", place / "nowhere"))
+        reproduce.run(parsed(place, *words, "--data", place / "nowhere"))
     monkeypatch.setattr(detection, "SPLIT", "VOC2007:train")
     box = ("bus", (24, 231, 805, 757), False)
     add(place / "other", "VOC2007", "1", annotation(box, size=(810, 1080)))
     shutil.copy(BUS, place / "other/VOC2007/JPEGImages/1.jpg")
     with pytest.raises(UsageError, match="measured on other pictures than those of --data; choose"):
-        reproduce.main(parsed(place, *words, "--data", place / "other"))
+        reproduce.run(parsed(place, *words, "--data", place / "other"))
 
 
 def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monkeypatch):
     words = ("figure7", "--methods", "copy", "--T", 4, "--layer-steps")
-    reproduce.main(parsed(place, *words, 1))
+    reproduce.run(parsed(place, *words, 1))
     (line,) = csv.DictReader((place / "results/figure7.csv").open())
     made = [line[key] for key in ("method", "T", "weights_for_T", "calibration_pictures")]
     assert made == ["copy", "4", "4", "0"]
-    reproduce.main(parsed(place, *words, 2))  # nothing to it
+    reproduce.run(parsed(place, *words, 2))  # nothing to it
     with monkeypatch.context() as patched:
         patched.setattr(Workshop, "run", lambda *_: None)  # killed before it wrote any weights
         one, two = (
@@ -139,18 +140,18 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     folders = []
     monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
     for path in (place / "float.safetensors", other):
-        reproduce.main(parsed(place, *words, 2, "--model", path))
+        reproduce.run(parsed(place, *words, 2, "--model", path))
     assert len(set(folders)) == 2
 
 
 def test_figure8_follows_one_run(place):
-    reproduce.main(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
+    reproduce.run(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
     assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
         ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
     drawn = plt.imread(place / "results/figure8.png")
-    reproduce.main(
+    reproduce.run(
         parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4, "--boxes-only")
     )
     empty = plt.imread(place / "results/figure8.png")
@@ -159,12 +160,12 @@ def test_figure8_follows_one_run(place):
 
 def test_options_of_another_name_are_refused(place):
     with pytest.raises(UsageError, match="--boxes-only: only figure8 draws a picture"):
-        reproduce.main(parsed(place, "table10", "--boxes-only"))
+        reproduce.run(parsed(place, "table10", "--boxes-only"))
 
 
 def test_cells_of_every_table():
     def planned(name, *words):
-        given = reproduce.arguments().parse_args([name, "--data", "devkit", *words])
+        given = parsed_words("reproduce", [name, "--data", "devkit", *words])
         return detection.cells(given)
 
     table = planned("table10", "--leaky", "leaky.safetensors")
@@ -210,7 +211,7 @@ def test_cells_of_every_table():
 
 
 def test_ap_of_every_class_is_written_and_drawn(place):
-    reproduce.main(parsed(place, "figure9", "--methods", "float"))
+    reproduce.run(parsed(place, "figure9", "--methods", "float"))
     (line,) = csv.DictReader((place / "results/figure9.csv").open())
     classes = {name: line[f"AP_{name}"] for name in VOC_CLASSES}
     assert 0 <= float(classes.pop("person")) <= 1 and 0 <= float(classes.pop("bus")) <= 1
@@ -230,7 +231,7 @@ def test_the_checkpoints_or_pictures_say_which_task_a_name_is_of(place, tmp_path
     with pytest.raises(UsageError, match="for detection; table2 is of classification"):
         reproduce.task_of("table2", [float_one], classes)
     with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
-        reproduce.main(parsed(place, "figure7", "--model", float_one, float_one))
+        reproduce.run(parsed(place, "figure7", "--model", float_one, float_one))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -251,8 +252,8 @@ def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch,
 def test_a_command_that_fails_ends_it(place):
     args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20)
     args.leaky = place / "gone.safetensors"
-    with pytest.raises(SpikedetError, match="tools/convert.py ended with exit code 4"):
-        reproduce.main(args)
+    with pytest.raises(SpikedetError, match="spikedet convert ended with exit code 4"):
+        reproduce.run(args)
     assert not list(place.glob("results/*/weights/*"))  # no note that would stand in the way
 
 

@@ -2,7 +2,6 @@
 
 import csv
 from dataclasses import replace
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +12,13 @@ from PIL import Image
 from spikedet import checkpoint
 from spikedet.classification import published
 from spikedet.classification.models import build
+from spikedet.commands.main import module_of
+from spikedet.commands.main import parsed as parsed_words
 from spikedet.errors import DataError, UsageError
-from tools import reproduce
-from tools.calibrate import begun_with
-from tools.reproduction import classification, tables
-from tools.reproduction.workshop import Cell, Workshop
+from spikedet.reproduction import classification, tables
+from spikedet.reproduction import command as reproduce
+from spikedet.reproduction.workshop import Cell, Workshop
+from spikedet.stages.pipeline import begun_with
 
 NAMES = published.CLASSES["CIFAR-10"]
 
@@ -53,7 +54,7 @@ def place(tmp_path_factory):
 
 def parsed(place, out, name, *words):
     given = [name, "--data", place / "data", "--model", place / "float.safetensors", "--out", out]
-    return reproduce.arguments().parse_args([*map(str, [*given, *words])])
+    return parsed_words("reproduce", [*map(str, [*given, *words])])
 
 
 def lines_of(path):
@@ -67,12 +68,11 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
     def run(self, tool, *words):
         """As a command, but in this process, which has torch already."""
         runs.append(tool)
-        command = import_module(f"tools.{tool}")
-        command.main(command.arguments().parse_args([*map(str, words)]))
+        module_of(tool).run(parsed_words(tool, words))
 
     monkeypatch.setattr(Workshop, "run", run)
     args.epochs, args.pictures, args.layer_steps, args.end_to_end = 1, 2, 1, 0
-    reproduce.main(args)
+    reproduce.run(args)
     assert runs == ["evaluate", "finetune", "convert", "evaluate"]
     lines = lines_of(tmp_path / "table2.csv")
     run = [line for line in lines if line["value"] != "not run"]
@@ -92,7 +92,7 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
     assert "not run (89.97)" in text and "T=128" in text
 
     before = (tmp_path / "table2.csv").read_text()
-    reproduce.main(args)
+    reproduce.run(args)
     assert len(runs) == 4  # nothing is run again
     assert (tmp_path / "table2.csv").read_text() == before
 
@@ -104,7 +104,7 @@ def network(name, dataset="CIFAR-10", leaky=False, released=None):
 
 def cells_of(name, networks):
     """All that a table would measure."""
-    args = reproduce.arguments().parse_args([name, "--data", "d"])
+    args = parsed_words("reproduce", [name, "--data", "d"])
     lines = tables.planned(tables.TABLES[name], networks)
     found = [tables.cell_of(args, line, T) for line in lines for T in line.steps]
     return [cell for cell in found if cell]
@@ -112,7 +112,7 @@ def cells_of(name, networks):
 
 def asked(name, networks, *words):
     """(method, network, T, pictures) of what a table would measure, without the float network."""
-    args = reproduce.arguments().parse_args([name, "--data", "d", *map(str, words)])
+    args = parsed_words("reproduce", [name, "--data", "d", *map(str, words)])
     found = set()
     for line in tables.planned(tables.TABLES[name], networks):
         for T in line.steps:
@@ -131,7 +131,7 @@ def test_published_rows_are_run_with_the_network_and_data_set_they_are_of():
     }  # fmt: skip
     assert {("quantised", T) for T in published.STEPS_2} <= methods
     for released, ends in ((None, {False}), ("snn.safetensors", {True, False})):
-        args = reproduce.arguments().parse_args(["table2", "--data", "d", "--end-to-end", "0"])
+        args = parsed_words("reproduce", ["table2", "--data", "d", "--end-to-end", "0"])
         without = [network("resnet20-wide", released=released)]
         lines = tables.planned(tables.TABLES["table2"], without)
         cells = [tables.cell_of(args, line, 4) for line in lines if 4 in line.steps]
@@ -163,7 +163,7 @@ def test_calibration_pictures_and_the_ablation():
         ("two-stage", "resnet20", 4, pictures) for pictures in counts
     }
     line = tables.planned(tables.TABLES["table6"], [network("resnet18")])[0]
-    args = reproduce.arguments().parse_args(["table6", "--data", "d"])
+    args = parsed_words("reproduce", ["table6", "--data", "d"])
     assert tables.cell_of(args, line, 2).end_to_end is False
     ablation = {method for method, *_ in asked("figure7", [network("resnet20")])}
     assert ablation == {"copy", "stage1", "stage2", "stage1-coarse", "stage1-fine", "two-stage"}
@@ -200,7 +200,7 @@ class Shop:
 
 
 def measured(tmp_path, name, *words):
-    args = reproduce.arguments().parse_args([name, "--data", "d", "--out", str(tmp_path), *words])
+    args = parsed_words("reproduce", [name, "--data", "d", "--out", str(tmp_path), *words])
     made = replace(network("resnet20", "CIFAR-100"), shop=Shop())
     classification.measure(args, [made])
     lines = [x for x in lines_of(tmp_path / f"{name}.csv") if x["network"] == "resnet20"]
@@ -249,7 +249,7 @@ def test_names_of_networks(classes, more, wanted):
 def test_a_table_without_a_network_of_its_own_is_the_published_one(place, tmp_path, capsys):
     args = parsed(place, tmp_path, "table4")
     args.model = None  # the released network, of which table IV has no row
-    reproduce.main(args)
+    reproduce.run(args)
     assert "not run (73.18)" in capsys.readouterr().out
     assert {line["value"] for line in lines_of(tmp_path / "table4.csv")} == {"not run"}
 
@@ -258,27 +258,27 @@ def test_bad_input(place, tmp_path):
     twice = place / "float.safetensors"
     args = parsed(place, tmp_path, "table2", "--model", twice, twice)
     with pytest.raises(UsageError, match="a second resnet20-x0.25 of CIFAR-10"):
-        reproduce.main(args)
+        reproduce.run(args)
     other = save(tmp_path / "other.safetensors", names=("x", "y"), width=0.25)
     with pytest.raises(DataError, match=r"none of the data folders holds its 2 classes \(x, y"):
-        reproduce.main(parsed(place, tmp_path, "table2", "--model", other))
+        reproduce.run(parsed(place, tmp_path, "table2", "--model", other))
     with pytest.raises(UsageError, match="for classification; table10 is of detection"):
-        reproduce.main(parsed(place, tmp_path, "table10"))
+        reproduce.run(parsed(place, tmp_path, "table10"))
     for method in ("magic", "stage2"):  # the second is of figure7
         with pytest.raises(UsageError, match=f"--methods {method}: expected some of cap, float, l"):
-            reproduce.main(parsed(place, tmp_path, "table2", "--methods", method))
+            reproduce.run(parsed(place, tmp_path, "table2", "--methods", method))
     with pytest.raises(UsageError, match="--T 3 99: table2 has no such column; it has 2, 4, 8"):
-        reproduce.main(parsed(place, tmp_path, "table2", "--T", 2, 3, 99))
+        reproduce.run(parsed(place, tmp_path, "table2", "--T", 2, 3, 99))
     with pytest.raises(UsageError, match="--made-for: table2 of classifiers has no use for it"):
-        reproduce.main(parsed(place, tmp_path, "table2", "--made-for", 4))
+        reproduce.run(parsed(place, tmp_path, "table2", "--made-for", 4))
     leaky = save(tmp_path / "leaky.safetensors", width=0.25, activation="leaky")
     with pytest.raises(UsageError, match="figure7 has no row for leaky resnet20-x0.25 of CIFAR-10"):
-        reproduce.main(parsed(place, tmp_path, "figure7", "--model", leaky))
+        reproduce.run(parsed(place, tmp_path, "figure7", "--model", leaky))
     assert not list(tmp_path.glob("*.csv"))
 
 
 def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
-    """Each figure's files are those of tools/analyze.py."""
+    """Each figure's files are those of spikedet analyze."""
     commands = []
 
     def run(self, tool, *words):
@@ -292,7 +292,7 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
     monkeypatch.setattr(Workshop, "run", run)
     monkeypatch.setattr(Workshop, "weights", lambda self, cell: f"{cell.method}-T{cell.T}")
     monkeypatch.setattr(Workshop, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
-    reproduce.main(parsed(place, tmp_path, "figure5", "--T", 4))
+    reproduce.run(parsed(place, tmp_path, "figure5", "--T", 4))
     ((tool, words),) = commands
     assert tool == "analyze" and words[:4] == ["--weights", "two-stage-T4", "--stage1", "stage1-T4"]
     made = sorted(path.name for path in tmp_path.glob("figure5-*.csv"))

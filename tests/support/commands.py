@@ -1,11 +1,11 @@
 """Commands in the process of the test, and arguments that those which measure refuse."""
 
-import sys
-from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
-from spikedet import cli
+from spikedet.commands import parse
+from spikedet.commands.main import main, run
 
 BAD = [
     (["--T", "0"], 2, "T is '0'"),
@@ -17,10 +17,14 @@ BAD = [
 ]
 
 
-def command(monkeypatch, tool, *words):
+def command(monkeypatch, name, *words):
     """Exit code of a command run in this process."""
-    module = import_module(f"tools.{tool}")
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        cli.run(module.main, module.arguments())
+        main(name, list(map(str, words)))
     return stopped.value.code
+
+
+def run_as_command(function, several=False):
+    """Run a function as a command without options; the process ends as with any."""
+    made = SimpleNamespace(Options=parse.Options, run=function, SEVERAL=several)
+    run(lambda: made, [], "test")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from spikedet import checkpoint
+from spikedet.commands import convert
+from spikedet.commands.main import parsed
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc
@@ -21,7 +23,6 @@ from spikedet.stages import pipeline, stage_one
 from spikedet.task import Run
 from support.devkits import add, annotation
 from support.places import ROOT
-from tools import convert
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,7 @@ def stages_done(devkit, tmp_path_factory):
 
 
 def converted(folder, devkit, method, *words):
-    """The network that tools/convert.py makes, and its origin."""
-    parser = convert.arguments()
+    """The network that spikedet convert makes, and its origin."""
     out = folder / f"{method}.safetensors"
     for path in (out, pipeline.last_of(out)):
         path.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def converted(folder, devkit, method, *words):
     small += ["--end-to-end", 2] if does and does.end_to_end else []
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
-    convert.main(parser.parse_args([*map(str, [*given, *data, *small, *words])]))
+    convert.run(parsed("convert", [*given, *data, *small, *words]))
     made = checkpoint.load(out)
     assert (made.stage, made.T) == ("snn", 4)
     return made

@@ -13,13 +13,14 @@ import albumentations
 import pytest
 import torch
 
-from spikedet import checkpoint, cli, files
+from spikedet import checkpoint, files
 from spikedet.errors import TrainingError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.stages import pipeline
 from spikedet.training import epochs_done, own_run
 from support import squares as detectors
 from support import training as classifiers
+from support.commands import run_as_command
 from support.places import ROOT
 
 
@@ -359,9 +360,8 @@ def test_a_loader_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch, 
         threading.Thread(target=kill_a_child, daemon=True).start()
         classifiers.run(tmp_path, workers=1, epochs=500)
 
-    monkeypatch.setattr("sys.argv", ["test"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(main, cli.parser("test"))
+        run_as_command(main)
     last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 1
     assert last.startswith("error: a loader process was ended") and "fewer --workers" in last
@@ -381,19 +381,19 @@ def test_memory_that_is_too_small_is_one_sentence(monkeypatch, capsys, error, wo
     def main(_):
         raise error
 
-    monkeypatch.setattr("sys.argv", ["test"])
     with pytest.raises(SystemExit if words else RuntimeError) as ended:
-        cli.run(main, cli.parser("test"))
+        run_as_command(main)
     if words:
         assert ended.value.code == 1 and words in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_command_in_order(tmp_path):
     """Temporaries are deleted, `finally` is heard."""
-    code = "import os, signal, sys; from spikedet import cli, files\n"
+    code = "import os, signal, sys; from spikedet import files\n"
+    code += "from support.commands import run_as_command\n"
     code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
-    code += "cli.run(lambda _: files.write_atomic('a', b'x'), cli.parser('test'))"
-    told = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code += "run_as_command(lambda _: files.write_atomic('a', b'x'))"
+    told = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=told).returncode == 143
     assert os.listdir(tmp_path) == []
 

@@ -42,7 +42,7 @@ class Cifar(Classes):
         except RuntimeError:
             raise DataError(
                 f"{root}: {kind.__name__} is incomplete, damaged or not unpacked; see "
-                "tools/prepare_cifar.py"
+                "spikedet prepare"
             ) from None
         labels = [int(label) for label in read.targets]
         wrong = [label for label in labels if not 0 <= label < len(read.classes)]

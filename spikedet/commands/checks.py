@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,23 +12,31 @@ from typing import TYPE_CHECKING
 from spikedet.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
+    from spikedet.commands.parse import Options
     from spikedet.task import Task
 
 
-def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+def refuse(options: Options, names: Sequence[str], why: str) -> None:
     """Refuse options that would be ignored; those of a `--config` file may be for other methods.
 
     Args:
-        args: The parsed arguments.
-        names: Options.
+        options: Those that were parsed.
+        names: Of options.
         why: They would be ignored.
 
     Raises:
         UsageError: One of them is on the command line.
     """
     for name in names:
-        if name in args.given:
+        if name in options.given:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
+
+
+def nearest(text: str, words: Sequence[str]) -> str:
+    """A question after the word that was meant, or nothing."""
+    known = {word.lower(): word for word in words}
+    found = difflib.get_close_matches(text.lower(), known, 1)
+    return f" (did you mean {known[found[0]]}?)" if found else ""
 
 
 def expect_new(path: Path) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spikedet import cli
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED
+from spikedet.commands import shared
+from spikedet.commands.checks import refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
-from tools.reproduction.tables import (
+from spikedet.reproduction.tables import (
     COSTS,
     END,
     OURS,
@@ -25,7 +25,7 @@ from tools.reproduction.tables import (
     planned,
     wanted,
 )
-from tools.reproduction.workshop import Cell, Workshop, expect_there
+from spikedet.reproduction.workshop import Cell, Workshop, expect_there
 
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
 UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
@@ -40,23 +40,23 @@ TORCHVISION_NAMES = {"vgg16_bn": "vgg16", "mobilenet_v2": "mobilenetv2"}
 FIGURES = ("figure4", "figure5")
 
 
-def make(args: argparse.Namespace, models: list[Path]) -> None:
-    """Make `args.name` with the float networks of these checkpoints.
+def make(options: Any, models: list[Path]) -> None:
+    """Make `options.name` with the float networks of these checkpoints.
 
     Raises:
         UsageError: Two checkpoints of one network and data set, or a method that there is not.
         DataError: None of the data folders holds the classes of a network.
     """
-    args.split = cli.split(args, "classification", test=True)
-    cli.refuse(args, DETECTORS, f"{args.name} of classifiers has no use for it")
-    networks = given(args, models)
-    if args.name in FIGURES:
-        analyse(args, networks)
+    options.split = shared.split(options, "classification", test=True)
+    refuse(options, DETECTORS, f"{options.name} of classifiers has no use for it")
+    networks = given(options, models)
+    if options.name in FIGURES:
+        analyse(options, networks)
     else:
-        measure(args, networks)
+        measure(options, networks)
 
 
-def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
+def given(options: Any, models: list[Path]) -> list[Network]:
     """The networks of these float checkpoints; that of the released classifier without any."""
     from spikedet import checkpoint
     from spikedet.released import released
@@ -70,11 +70,11 @@ def given(args: argparse.Namespace, models: list[Path]) -> list[Network]:
         leaky = made.model.get("activation") == "leaky"
         folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.identity(path)[:8]}"
         shop = Workshop(
-            args,
-            args.out / folder.lower(),
+            options,
+            options.out / folder.lower(),
             None if path == shipped else path,
             "classification",
-            folders_of(args, path, made.names),
+            folders_of(options, path, made.names),
             levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
         )
         if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in found):
@@ -98,11 +98,11 @@ def described(made: Any) -> tuple[str, str]:
     return name, next(cifar, f"{classes} classes")
 
 
-def folders_of(args: argparse.Namespace, path: Path, names: tuple[str, ...]) -> list[Path]:
+def folders_of(options: Any, path: Path, names: tuple[str, ...]) -> list[Path]:
     """The data folders that hold the classes of a network."""
     from spikedet.classification import data
 
-    folders = [f for f in args.data if data.read([f], args.split).names == names]
+    folders = [f for f in options.data if data.read([f], options.split).names == names]
     if not folders:
         raise DataError(
             f"{path}: none of the data folders holds its {len(names)} classes "
@@ -135,7 +135,7 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
 
 
 def cost(found: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
-    """GSOP x 1e-3, uJ or % of what tools/energy.py wrote; None for the deviation of one picture."""
+    """GSOP x 1e-3, uJ or % of what spikedet energy wrote; None for the deviation of one picture."""
     totals = found["totals"]
     kind, _, ours = measure.partition("_")
     accounting = totals["ours" if ours else "paper"]
@@ -159,7 +159,7 @@ def source_cost(found: dict[str, Any], measure: str) -> float:
     return reference["pJ"] * 1e-6 if measure.startswith("energy") else 100.0
 
 
-def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
+def measure(options: Any, networks: Sequence[Network]) -> None:
     """Measure what is asked for of the given networks, few time steps first.
 
     All that is known of the table is written after each, and printed at the end.
@@ -167,10 +167,10 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
     Raises:
         UsageError: A T of which the table has no column, or a method of which it has no row.
     """
-    lines = planned(TABLES[args.name], networks)
-    if args.model and not any(line.network for line in lines):
+    lines = planned(TABLES[options.name], networks)
+    if options.model and not any(line.network for line in lines):
         given = ", ".join(f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks)
-        raise UsageError(f"{args.name} has no row for {given}")
+        raise UsageError(f"{options.name} has no row for {given}")
     entries = {
         (number, T): entry(line, T)
         for number, line in enumerate(lines)
@@ -180,12 +180,12 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
     rows = {OURS.get(line.row.method) for line in lines if line.network}
     known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
     have = f"expected some of {', '.join(sorted(known))}"
-    expect_there("--methods", args.methods, known, have)
+    expect_there("--methods", options.methods, known, have)
     columns = {T for _, T in entries if T is not None}
-    have = f"{args.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
-    expect_there("--T", args.T, columns, have)
-    cells = {(number, T): cell_of(args, lines[number], T) for number, T in entries}
-    asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(args, lines[n], T)}
+    have = f"{options.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
+    expect_there("--T", options.T, columns, have)
+    cells = {(number, T): cell_of(options, lines[number], T) for number, T in entries}
+    asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(options, lines[n], T)}
     for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
         line, make = lines[number], (number, T) in asked
         try:
@@ -203,9 +203,9 @@ def measure(args: argparse.Namespace, networks: Sequence[Network]) -> None:
             for other, same in enumerate(lines):  # the float network's, whatever the method
                 if (same.network, same.row.measure) == (line.network, line.row.measure):
                     entries[other, None] |= filled(source_cost(row, line.row.measure), row)
-        write(args, entries)
-    write(args, entries)
-    show(args, lines, entries)
+        write(options, entries)
+    write(options, entries)
+    show(options, lines, entries)
 
 
 def entry(line: Line, T: int | None) -> dict[str, Any]:
@@ -226,11 +226,11 @@ def filled(found: float, row: dict[str, Any]) -> dict[str, Any]:
     return {"value": found, **accuracy, "images": row["images"]}
 
 
-def write(args: argparse.Namespace, entries: dict[Any, dict[str, Any]]) -> None:
+def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
     from spikedet.analysis import plots
 
-    write_csv(args.out / f"{args.name}.csv", list(entries.values()))
+    write_csv(options.out / f"{options.name}.csv", list(entries.values()))
     shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
     curves = [
         {**e, "method": f"{e['method']}, {e['network']}, {e['dataset']}"}
@@ -240,18 +240,18 @@ def write(args: argparse.Namespace, entries: dict[Any, dict[str, Any]]) -> None:
     if not curves:
         return
     key = "T"
-    if args.name == "table6":
+    if options.name == "table6":
         key = "calibration_pictures"
         curves = [{**e, "method": f"{e['method']}, T={e['T']}"} for e in curves]
     sources = {e["value"] for e in shown if e["method"] == "float"}
     source = sources.pop() / 100 if len(sources) == 1 else None
-    title = f"{args.name}, {curves[0]['images']} pictures"
-    write_atomic(args.out / f"{args.name}.png", plots.over(curves, key, "top1", title, source))
+    title = f"{options.name}, {curves[0]['images']} pictures"
+    write_atomic(
+        options.out / f"{options.name}.png", plots.over(curves, key, "top1", title, source)
+    )
 
 
-def show(
-    args: argparse.Namespace, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]
-) -> None:
+def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]) -> None:
     """Print a line for each row, a column for each T: measured, and the paper's in brackets."""
     steps = sorted({T for _, T in entries if T is not None})
     for name in dict.fromkeys(line.row.measure for line in lines):
@@ -264,7 +264,7 @@ def show(
                 cells = (shown(entries.get((number, T))) for T in (None, *steps))
                 grid.append([row.dataset, row.network, method, *cells])
         widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        print(f"\n{args.name}: {UNITS[name]}")
+        print(f"\n{options.name}: {UNITS[name]}")
         for words in grid:
             aligned = [
                 word.ljust(width) if number < 3 else word.rjust(width)
@@ -275,7 +275,7 @@ def show(
     print(f"Measured on {' or '.join(map(str, counts)) or 'no'} pictures.")
     print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
     if any(line.row.method.endswith(END) for line in lines if line.network):
-        steps = f"{args.end_to_end} steps, or those of the released network's card,"
+        steps = f"{options.end_to_end} steps, or those of the released network's card,"
         print(f"+ end to end: {steps} on all training pictures after stage II, not in the paper.")
     if any(line.row.method == "QCFS" for line in lines if line.network):
         print("QCFS as measured: fine-tuned from the float network, in the epochs of our stage I.")
@@ -291,30 +291,30 @@ def shown(entry: dict[str, Any] | None) -> str:
     return text + (f" ({entry['paper']})" if entry["paper"] else "")
 
 
-def analyse(args: argparse.Namespace, networks: Sequence[Network]) -> None:
-    """Figures 4 and 5: tools/analyze.py on each network, of which the paper prints no numbers.
+def analyse(options: Any, networks: Sequence[Network]) -> None:
+    """Figures 4 and 5: spikedet analyze on each network, of which the paper prints no numbers.
 
     Raises:
         UsageError: An option that has no effect on them.
     """
     why = "figures 4 and 5 compare the same networks on tuning pictures"
-    cli.refuse(args, ["methods", "half"], why)
-    names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[args.name]
+    refuse(options, ["methods", "half"], why)
+    names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[options.name]
     ran = False
     for network in networks:
-        for T in args.T or ANALYSED_STEPS:
+        for T in options.T or ANALYSED_STEPS:
             shop = network.shop
-            weights = shop.weights(Cell("two-stage", T, args.limit, args.pictures))
+            weights = shop.weights(Cell("two-stage", T, options.limit, options.pictures))
             folder = shop.out / f"analysis-T{T}"
             words = ["--weights", weights, "--stage1", shop.stage_one(T), "--float", shop.model]
-            words += [*shop.training(), "--T", T, "--limit", args.limit or ANALYSED_PICTURES]
+            words += [*shop.training(), "--T", T, "--limit", options.limit or ANALYSED_PICTURES]
             shop.run("analyze", *words, "--out", folder)
             for name in names:
-                target = args.out / f"{args.name}-{name}-{shop.out.name}-T{T}"
+                target = options.out / f"{options.name}-{name}-{shop.out.name}-T{T}"
                 for ending in (".csv", ".png"):
                     made = (folder / f"{name}{ending}").read_bytes()
                     write_atomic(target.with_name(target.name + ending), made)
                 print(f"{target}.csv and .png")
             ran = True
     if not ran:
-        print(f"{args.name}: {NOT_RUN}; name a float classifier with --model")
+        print(f"{options.name}: {NOT_RUN}; name a float classifier with --model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from spikedet import cli
+from spikedet.commands.checks import refuse
 from spikedet.detection.boxes import Detections
 from spikedet.detection.published import MEASURES, TABLE_10
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
-from tools.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
+from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
 EPOCHS = 2  # of stage I, where it must be run
@@ -52,7 +51,7 @@ STEPS = {
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
 # Networks are made for these T unless --made-for names others. A row of another T is read out from
-# a run of the next greater one, after the greatest that network runs on, as tools/detect.py does.
+# a run of the next greater one, after the greatest that network runs on, as spikedet detect does.
 MADE_FOR = (4, 8, 20)
 ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
 LONG = {  # on --long-limit pictures
@@ -67,8 +66,8 @@ DRAWN = ("spiking-yolo", *(method for method in STEPS["figure7"] if method != "f
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
-def make(args: argparse.Namespace, models: list[Path]) -> None:
-    """Make `args.name`.
+def make(options: Any, models: list[Path]) -> None:
+    """Make `options.name`.
 
     Raises:
         UsageError: More than one float checkpoint.
@@ -77,65 +76,65 @@ def make(args: argparse.Namespace, models: list[Path]) -> None:
 
     if len(models) > 1:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
-    if args.name == "figure8":
-        cli.refuse(args, ["limit"], "figure8 is of one picture")
-        expect_there("--methods", args.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
+    if options.name == "figure8":
+        refuse(options, ["limit"], "figure8 is of one picture")
+        expect_there("--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
     else:
-        cli.refuse(args, ["picture", "boxes_only"], "only figure8 draws a picture")
-    if args.name != "table10":
-        cli.refuse(args, ["long_limit"], "only table10 has rows with T >= 500")
-    args.split = args.split or SPLIT
+        refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")
+    if options.name != "table10":
+        refuse(options, ["long_limit"], "only table10 has rows with T >= 500")
+    options.split = options.split or SPLIT
     model = models[0] if models else None
-    args.leaky = args.leaky or (None if model else released_leaky())
-    if args.leaky is None:
+    options.leaky = options.leaky or (None if model else released_leaky())
+    if options.leaky is None:
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
-    folder = args.out / f"detector-{checkpoint.identity(source)[:8]}"
-    shop = Workshop(args, folder, model, "detection", args.data, EPOCHS)
-    if args.name == "figure8":
-        steps_of_one_picture(args, shop)
+    folder = options.out / f"detector-{checkpoint.identity(source)[:8]}"
+    shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
+    if options.name == "figure8":
+        steps_of_one_picture(options, shop)
     else:
-        table(args, shop)
+        table(options, shop)
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
-    """Rows of `args.name`, cheap ones first: those of --T and --methods, with the float network.
+def cells(options: Any) -> list[Cell]:
+    """Rows of `options.name`, cheap ones first: those of --T and --methods, with the float network.
 
     Raises:
         UsageError: A method or T of which it has no row.
     """
-    planned = [(m, t, args.limit) for m, steps in STEPS[args.name].items() for t in steps]
-    if args.name == "table10" and (not args.T or max(args.T) >= 500):
-        limit = min(filter(None, (args.long_limit or LONG_LIMIT, args.limit)))
+    planned = [(m, t, options.limit) for m, steps in STEPS[options.name].items() for t in steps]
+    if options.name == "table10" and (not options.T or max(options.T) >= 500):
+        limit = min(filter(None, (options.long_limit or LONG_LIMIT, options.limit)))
         planned += [(m, t, limit) for m, steps in LONG.items() for t in steps]
     planned = [
         (method, T, limit)
         for method, T, limit in dict.fromkeys(planned)
-        if (T is None or not args.T or T in args.T)
-        and (not args.methods or method in args.methods)
-        and (method != "float-leaky" or args.leaky)
-        and (method != "quantised" or T in (args.made_for or MADE_FOR))
+        if (T is None or not options.T or T in options.T)
+        and (not options.methods or method in options.methods)
+        and (method != "float-leaky" or options.leaky)
+        and (method != "quantised" or T in (options.made_for or MADE_FOR))
     ]
     rows = "; ".join(
         f"{method} at {', '.join(map(str, steps))}" if steps != (None,) else method
-        for method, steps in STEPS[args.name].items()
+        for method, steps in STEPS[options.name].items()
     )
-    have = f"{args.name} has no such row; it has {rows}"
-    expect_there("--methods", args.methods, {method for method, *_ in planned}, have)
-    expect_there("--T", args.T, {T for _, T, _ in planned}, have)
+    have = f"{options.name} has no such row; it has {rows}"
+    expect_there("--methods", options.methods, {method for method, *_ in planned}, have)
+    expect_there("--T", options.T, {T for _, T, _ in planned}, have)
     runs: dict[Any, list[int]] = {}  # what is read out from one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
-            runs.setdefault((method, made_for(args, method, T), limit), []).append(T)
-    counts = CALIBRATION_PICTURES if args.name == "table6" else (args.pictures,)
+            runs.setdefault((method, made_for(options, method, T), limit), []).append(T)
+    counts = CALIBRATION_PICTURES if options.name == "table6" else (options.pictures,)
     found = [
         Cell.of(
             method,
             T,
             limit,
             pictures,
-            made_for=made_for(args, method, T),
-            steps=tuple(sorted(runs.get((method, made_for(args, method, T), limit), ()))),
+            made_for=made_for(options, method, T),
+            steps=tuple(sorted(runs.get((method, made_for(options, method, T), limit), ()))),
         )
         for method, T, limit in planned
         for pictures in counts
@@ -143,11 +142,11 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     return sorted(found, key=lambda cell: cell.T or 0)
 
 
-def made_for(args: argparse.Namespace, method: str, T: int | None) -> int | None:
+def made_for(options: Any, method: str, T: int | None) -> int | None:
     """T that the network of a row is made for."""
     if T is None:
         return None
-    there = args.made_for or MADE_FOR
+    there = options.made_for or MADE_FOR
     greater = [] if method in ANY_T else [t for t in there if t >= T]
     return min(greater, default=max(there))
 
@@ -181,10 +180,10 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
         write_atomic(path, plots.over(spiking, key, "AP", title, source))
 
 
-def table(args: argparse.Namespace, shop: Workshop) -> None:
+def table(options: Any, shop: Workshop) -> None:
     """Measure the rows that were asked for, and write all there are of a table, after each."""
-    wanted = cells(args)
-    everything = cells(argparse.Namespace(**{**vars(args), "T": None, "methods": None}))
+    wanted = cells(options)
+    everything = cells(replace(options, T=None, methods=None))
     measured = {}
     for cell in everything:
         with contextlib.suppress(UsageError):  # of weights that were made in another way
@@ -192,9 +191,9 @@ def table(args: argparse.Namespace, shop: Workshop) -> None:
     for cell in wanted:
         measured[cell] = shop.row(cell)
         rows = [(c, measured[c]) for c in dict.fromkeys([*everything, *wanted]) if measured.get(c)]
-        lines = [entry(args.name, *pair) for pair in rows]
-        write_csv(args.out / f"{args.name}.csv", lines)
-        plot(args.name, lines, [row for _, row in rows], args.out / f"{args.name}.png")
+        lines = [entry(options.name, *pair) for pair in rows]
+        write_csv(options.out / f"{options.name}.csv", lines)
+        plot(options.name, lines, [row for _, row in rows], options.out / f"{options.name}.png")
     show(lines)
 
 
@@ -211,31 +210,31 @@ def show(lines: list[dict[str, Any]]) -> None:
     print("In brackets: the paper's table X, of another training and evaluation protocol.")
 
 
-def steps_of_one_picture(args: argparse.Namespace, shop: Workshop) -> None:
+def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     """Figure 8: detections after several time steps of one run, float first."""
     import spikedet
     from spikedet.detection import figures
     from spikedet.detection.ultra import SAMPLE
 
-    picture, T = args.picture or SAMPLE, max(args.T or SHOWN_STEPS)
+    picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
     shown, lines = [], []
-    truth = spikedet.load(shop.model, device=args.device)(picture)
+    truth = spikedet.load(shop.model, device=options.device)(picture)
     shown.append(("float", [truth]))
-    for method in args.methods or ("spiking-yolo", "stage1", "two-stage"):
-        own = made_for(args, method, T)
-        weights = shop.weights(Cell.of(method, T, None, args.pictures, made_for=own))
-        detector = spikedet.load(weights, own, args.device, args.half)
-        steps = [f for f in detector.steps(picture, T) if f.T in (args.T or SHOWN_STEPS)]
+    for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
+        own = made_for(options, method, T)
+        weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
+        detector = spikedet.load(weights, own, options.device, options.half)
+        steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
             {"method": method, "T": f.T, "weights_for_T": own, "objects": len(f),
              "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
             for f in steps
         ]  # fmt: skip
-    write_csv(args.out / "figure8.csv", lines)
-    if args.boxes_only:
+    write_csv(options.out / "figure8.csv", lines)
+    if options.boxes_only:
         shown = [(method, [emptied(found) for found in steps]) for method, steps in shown]
-    write_atomic(args.out / "figure8.png", figures.grid(shown))
+    write_atomic(options.out / "figure8.png", figures.grid(shown))
     for line in lines:
         print(
             f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "

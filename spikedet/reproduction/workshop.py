@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -15,9 +14,7 @@ from typing import Any
 from spikedet.errors import SpikedetError, UsageError
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
-from tools.calibrate import begun_with
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("float", "float-leaky")  # networks that are given
 LAYER_WISE = "layer-wise"  # the row of `two-stage` as in the paper, without the end-to-end pass
 
@@ -78,18 +75,18 @@ class Workshop:
     """Makes weights and rows of one float network.
 
     Args:
-        args: Of tools/reproduce.py, with `split`.
+        options: Of spikedet reproduce, with `split`.
         out: Folder of `weights` and `rows`.
         model: Float checkpoint; the released one of the task if None.
         task: Its task.
         data: Folders of the data set.
-        epochs: Of stage I, those of tools/finetune.py if None.
+        epochs: Of stage I, those of spikedet finetune if None.
         levels: L of QCFS, the steps that its network is quantised to.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        options: Any,
         out: Path,
         model: Path | None,
         task: str,
@@ -97,8 +94,8 @@ class Workshop:
         epochs: int | None = None,
         levels: int = 8,
     ):
-        self.args, self.out, self.task, self.data = args, out, task, data
-        self.epochs, self.levels, self.given = args.epochs or epochs, levels, model is not None
+        self.options, self.out, self.task, self.data = options, out, task, data
+        self.epochs, self.levels, self.given = options.epochs or epochs, levels, model is not None
         self.model = model or self.released("float")
         self._pictures: dict[int | None, str] = {}
 
@@ -109,13 +106,13 @@ class Workshop:
             SpikedetError: It failed; it has said why.
         """
         # not among what is noted: it makes no other network
-        none = self.args.device == "cpu" or "spiking-yolo" in words  # which trains nothing
-        device = [] if none else ["--device", self.args.device]
-        command = [f"tools/{tool}.py", *map(str, words), *device]
-        print("$ " + shlex.join(command), flush=True)
-        done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]])
+        none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
+        device = [] if none else ["--device", self.options.device]
+        command = [tool, *map(str, words), *device]
+        print("$ spikedet " + shlex.join(command), flush=True)
+        done = subprocess.run([sys.executable, "-m", "spikedet", *command])
         if done.returncode:
-            raise SpikedetError(f"tools/{tool}.py ended with exit code {done.returncode}")
+            raise SpikedetError(f"spikedet {tool} ended with exit code {done.returncode}")
 
     def released(self, stage: str, T: int | None = None) -> Path | None:
         """Released weights, where the rows are of the released float network."""
@@ -125,10 +122,17 @@ class Workshop:
 
     def training(self) -> list[Any]:
         """Options that say what to train on."""
-        args = self.args
+        options = self.options
         words = ["--data", *self.data]
-        words += ["--split", args.train_split] if args.train_split else []
-        return [*words, "--tuning", args.tuning] if args.tuning else words
+        words += ["--split", options.train_split] if options.train_split else []
+        return [*words, "--tuning", options.tuning] if options.tuning else words
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether a conversion to these weights was killed in its end-to-end pass."""
+        from spikedet.stages.pipeline import begun_with
+
+        return begun_with(path).exists()
 
     def weights(self, cell: Cell, make: bool = True) -> Path:
         """Weights of a row; without `make` only where they are, or would be.
@@ -137,17 +141,17 @@ class Workshop:
             UsageError: They are there, or begun, and were made in another way.
         """
         if cell.method in SOURCES:
-            return self.model if cell.method == "float" else self.args.leaky
+            return self.model if cell.method == "float" else self.options.leaky
         if cell.method == "quantised":
             return self.stage_one(cell.weights_T, make)
-        args = self.args
-        usual = cell.pictures == args.pictures and cell.end_to_end
+        options = self.options
+        usual = cell.pictures == options.pictures and cell.end_to_end
         ready = self.released("snn", cell.weights_T)
         if cell.method == "two-stage" and usual and ready:
             return ready
         path = self.out / "weights" / f"{self.name(cell)}.safetensors"
         make = make and not path.is_file()
-        model = args.leaky if cell.method == "spiking-yolo" and args.leaky else self.model
+        model = options.leaky if cell.method == "spiking-yolo" and options.leaky else self.model
         words = ["convert", "--model", model, "--method", cell.method, "--T", cell.weights_T]
         if cell.method.startswith(("stage1", "two")):
             words += ["--stage1", self.stage_one(cell.weights_T, make)]
@@ -156,12 +160,15 @@ class Workshop:
         method = METHODS.get(cell.method)
         if method and method.calibrated and cell.pictures:
             words += ["--pictures", cell.pictures]
-            words += ["--layer-steps", args.layer_steps] if method.fine else []
+            words += ["--layer-steps", options.layer_steps] if method.fine else []
         elif method and method.calibrated:
             words += ["--no-coarse", "--no-fine"]
         if method and method.end_to_end:
-            words += ["--end-to-end", args.end_to_end if cell.end_to_end and cell.pictures else 0]
-        return self.made(path, [*words, *self.training()], make, begun_with(path).is_file())
+            words += [
+                "--end-to-end",
+                options.end_to_end if cell.end_to_end and cell.pictures else 0,
+            ]
+        return self.made(path, [*words, *self.training()], make, self.begun(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
@@ -172,7 +179,7 @@ class Workshop:
         return self.finetuned(f"qcfs-L{self.levels}", self.levels, make, "--qcfs")
 
     def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
-        """Weights of a run of tools/finetune.py."""
+        """Weights of a run of spikedet finetune."""
         from spikedet.training import epochs_done
 
         folder = self.out / "weights" / name
@@ -199,7 +206,7 @@ class Workshop:
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
             except SpikedetError:
-                if not out.exists() and not begun_with(out).exists():
+                if not out.exists() and not self.begun(out):
                     note.unlink()  # nothing was begun that it would tell about
                 raise
         return out
@@ -218,17 +225,17 @@ class Workshop:
 
     def name(self, cell: Cell) -> str:
         """Of the files of a row."""
-        pictures = "" if cell.pictures == self.args.pictures else f"-{cell.pictures}-pictures"
+        pictures = "" if cell.pictures == self.options.pictures else f"-{cell.pictures}-pictures"
         layers = "" if cell.end_to_end else "-layer-wise"
         return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What tools/evaluate.py measures of a row; without `make` None where it did not yet."""
+        """What spikedet evaluate measures of a row; without `make` None where it did not yet."""
         steps = cell.steps or (cell.T,)
-        path = self.place(cell, "-half" if self.args.half else "")
+        path = self.place(cell, "-half" if self.options.half else "")
         rows = {row["T"]: row for row in self.read(path, cell) or []}
         if cell.T not in rows and make:
-            words = ["--half"] if self.args.half else []
+            words = ["--half"] if self.options.half else []
             if cell.method not in (*SOURCES, "quantised"):
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
@@ -236,7 +243,7 @@ class Workshop:
         return rows.get(cell.T)
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What tools/energy.py counts of a row; without `make` None where it did not yet."""
+        """What spikedet energy counts of a row; without `make` None where it did not yet."""
         path = self.place(cell, f"-energy-at-{cell.T}")
         found = self.read(path, cell)
         if found is None and make:
@@ -247,7 +254,7 @@ class Workshop:
     def place(self, cell: Cell, ending: str) -> Path:
         """Where what is measured of the weights of a row is kept."""
         limit = [] if cell.limit is None else [cell.limit]
-        name = "-".join(map(str, [self.name(cell), self.args.split.replace(":", "."), *limit]))
+        name = "-".join(map(str, [self.name(cell), self.options.split.replace(":", "."), *limit]))
         return self.out / "rows" / f"{name}{ending}.json"
 
     def read(self, path: Path, cell: Cell) -> Any:
@@ -282,7 +289,7 @@ class Workshop:
 
         if limit not in self._pictures:
             task, names = tasks.named(self.task), checkpoint.load(self.model).names
-            samples = task.read(Source(self.data, self.args.split, limit, names))
+            samples = task.read(Source(self.data, self.options.split, limit, names))
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
 
@@ -290,7 +297,14 @@ class Workshop:
         """What a command that measures the weights of a row writes as JSON, beside `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
-        given = ["--weights", self.weights(cell), "--data", *self.data, "--split", self.args.split]
+        given = [
+            "--weights",
+            self.weights(cell),
+            "--data",
+            *self.data,
+            "--split",
+            self.options.split,
+        ]
         made = path.with_suffix(".new.json")
         self.run(tool, *given, *limit, *words, "--json", made)
         return json.loads(made.read_text())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED, Row
 from spikedet.methods import METHODS
-from tools.reproduction.workshop import LAYER_WISE, Cell, Workshop
+from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop
 
 END = " + end to end"  # the pass after stage II, which the paper has not
-OURS = {  # what tools/convert.py calls the paper's methods, and our own
+OURS = {  # what spikedet convert calls the paper's methods, and our own
     "RMP": "rmp",
     "OPT": "opt",
     "CAP": "cap",
@@ -150,26 +150,26 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
     return lines
 
 
-def cell_of(args: argparse.Namespace, line: Line, T: int | None) -> Cell | None:
+def cell_of(options: Any, line: Line, T: int | None) -> Cell | None:
     """What can be measured of a line at T (None: of its float network), if anything."""
     method = OURS.get(line.row.method)
     if line.network is None or not can_run(method):
         return None
     if T is None:
-        return Cell("float", None, args.limit, args.pictures)
-    passes = args.end_to_end or line.network.shop.released("snn", T)  # which has had its own
+        return Cell("float", None, options.limit, options.pictures)
+    passes = options.end_to_end or line.network.shop.released("snn", T)  # which has had its own
     if line.row.method.endswith(END) and not passes:
         return None
-    pictures = args.pictures if line.row.pictures is None else line.row.pictures
-    return Cell.of(method, T, args.limit, pictures)
+    pictures = options.pictures if line.row.pictures is None else line.row.pictures
+    return Cell.of(method, T, options.limit, pictures)
 
 
-def wanted(args: argparse.Namespace, line: Line, T: int | None) -> bool:
+def wanted(options: Any, line: Line, T: int | None) -> bool:
     """Whether --methods and --T ask for it; float networks are measured in any case."""
     if T is None:
         return True
-    asked = not args.methods or OURS.get(line.row.method) in args.methods
-    return asked and (not args.T or T in args.T)
+    asked = not options.methods or OURS.get(line.row.method) in options.methods
+    return asked and (not options.T or T in options.T)
 
 
 def can_run(method: str | None) -> bool:

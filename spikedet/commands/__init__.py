@@ -1,0 +1,8 @@
+"""The command line: one file a command, nobody else parses, prints or exits.
+
+A file holds the `Options` of its command, a dataclass, and `run`, which takes them and returns an
+exit code, or None for 0; its docstring is the help. `main.COMMANDS` names the files.
+
+Exit codes: 0 done, 1 an output that cannot be written or a failed command of `spikedet reproduce`,
+2 wrong arguments, and one for each kind of error in `spikedet.errors`.
+"""

@@ -1,0 +1,272 @@
+"""Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
+
+    spikedet analyze --data VOCdevkit --split VOC2007:train --T 8 --limit 64 --out analysis-T8
+    spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 --out analysis
+
+Runs on training pictures that were kept aside for choices, or with --all on any split. Writes CSV
+files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
+their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
+and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy
+over T is what spikedet evaluate measures) and `layers` (error of each layer before and after stage
+II, in units of its threshold squared). Without --weights the shipped networks of all stages are
+compared; with it, those that are given, and what needs a missing one is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands import shared
+from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.main import progress
+from spikedet.methods import label
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.analysis.compare import Comparison, ReadoutError
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.task import Task
+
+ALONE = "stage I alone"
+ENDINGS = (".csv", ".png")
+Rows = list[dict[str, Any]]
+
+
+@dataclass(kw_only=True)
+class Options(shared.TrainingData):
+    """Options of the command."""
+
+    out: Path = option(help="folder for CSV files and plots")
+    limit: int = option(64, "only so many pictures, always the same", least=1)
+    weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
+    stage1: Path | None = option(None, "stage-I checkpoint it was made from; runs with its own T")
+    source: Path | None = option(None, "float checkpoint", name="float")
+    all: bool = option(False, "not only pictures kept aside for every choice")
+    T: int | None = shared.steps()
+    batch: int = shared.batch(4)
+    device: str = shared.device()
+
+
+def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
+    """The released spiking weights of a task for T, and of its stage I and float network."""
+    from spikedet.released import default_weights
+
+    path = default_weights(T, task)
+    beside = path.name.replace("-snn-", "-qc-"), re.sub(r"-snn-T\d+", "-float", path.name)
+    stage1, source = (path.with_name(name) for name in beside)
+    return path, stage1 if stage1.is_file() else None, source if source.is_file() else None
+
+
+def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
+    """Spiking, stage-I and float checkpoint of one network description."""
+    from spikedet import checkpoint, tasks
+    from spikedet.networks import expect_same_network, expect_stage
+
+    paths = options.weights, options.stage1, options.source
+    if options.weights is None:
+        paths = [
+            given or found
+            for given, found in zip(
+                paths, shipped(options.T, tasks.of_data(options.data)), strict=True
+            )
+        ]
+    found = []
+    for path, stage in zip(paths, ("snn", "qc", "float"), strict=True):
+        made = path and checkpoint.load(path)
+        if made:
+            expect_stage(made, stage)
+            spiking = (found or [made])[0]
+            expect_same_network(path, made, paths[0], spiking)
+            # a copy of stage I pools spikes as the conversion chose
+            made.model["spike_pooling"] = spiking.model.get("spike_pooling", "count")
+        found.append(made)
+    return tuple(found)
+
+
+def samples(options: Options, task: Task, made: Checkpoint) -> Sequence:
+    """The pictures to run on."""
+    read = shared.read(options, task, shared.split(options, task.name), names=made.names)
+    if options.all:
+        refuse(options, ["tuning"], "--all keeps no pictures aside")
+    found = read if options.all else read.split_off_tuning(options.tuning)[1]
+    return found.pick(options.limit)  # at random: classes may come one after another
+
+
+def compare(
+    options: Options,
+    task: Task,
+    made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
+    pictures: Sequence,
+    T: int,
+) -> tuple[dict[str, Comparison], ReadoutError]:
+    """Run all networks: comparisons by name, and the error of stage I to the float network."""
+    import torch
+
+    from spikedet.analysis.compare import Comparison, ReadoutError, Reference
+    from spikedet.networks import restore
+    from spikedet.runtime.network import SpikingNetwork
+    from spikedet.stages import stage_two
+
+    spiking, *others = made
+
+    def restored(checkpoint: Checkpoint) -> torch.nn.Module:
+        return restore(task, checkpoint).to(options.device).network
+
+    stage1, source = (o and Reference(restored(o)) for o in others)
+    found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
+    if others[0] and ALONE not in found:
+        copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(options.device)
+        found = {ALONE: Comparison(copied, T), **found}
+    between = ReadoutError()
+    with progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
+        for batch in pictures.pictures(spiking, options.batch):
+            batch = batch.to(options.device, memory_format=torch.channels_last)
+            for reference in filter(None, (stage1, source)):
+                reference.see(batch)
+            if stage1 and source:
+                between.add(stage1.results, source.results)
+            for comparison in found.values():
+                comparison.add(batch, stage1, source)
+            bar.update(len(batch))
+    return found, between
+
+
+def residual_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Figure 4: means over the pictures, and the worst picture."""
+    rows = []
+    for network, comparison in found.items():
+        for name, layer in comparison.layers.items():
+            share = [a + b for a, b in zip(layer.above, layer.below, strict=True)]
+            row = {"network": network, "layer": name, "T": T, "neurons": layer.neurons}
+            row |= {"share": mean(share), "above": mean(layer.above), "below": mean(layer.below)}
+            rows.append(row | {"share_max": max(share), "images": len(share)})
+    return rows
+
+
+def similarity_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Figure 5b: mean cosine over the pictures."""
+    return [
+        {"network": network, "layer": name, "T": T, "cosine": mean(layer.cosine)}
+        | {"images": len(layer.cosine)}
+        for network, comparison in found.items()
+        for name, layer in comparison.layers.items()
+        if layer.cosine
+    ]
+
+
+def layer_rows(found: dict[str, Comparison], T: int) -> Rows:
+    """Error of every layer and readout before and after stage II."""
+    if len(found) < 2:
+        return []
+    before, after = (layer_errors(comparison, T) for comparison in found.values())
+    return [
+        {"layer": name, "T": T, "before": value, "after": after[name]}
+        for name, value in before.items()
+    ]
+
+
+def layer_errors(comparison: Comparison, T: int) -> dict[str, float]:
+    """Error of every layer and readout to stage I."""
+    errors = {name: mean(layer.error) for name, layer in comparison.layers.items()}
+    last = comparison.to_stage1[T].each()
+    return errors | dict(zip(comparison.readouts, last, strict=True))
+
+
+def gap_rows(found: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
+    """Figure 5c: error of the outputs after each step, and of stage I, which has no steps."""
+    rows = []
+    for network, comparison in found.items():
+        gaps = {"float": comparison.to_float, "stage I": comparison.to_stage1}
+        for reference, steps in gaps.items():
+            rows += [
+                {"network": network, "reference": reference, "T": t, "error": error.mean()}
+                for t, error in steps.items()
+            ]
+    if between.sums:
+        row = {"network": "stage I", "reference": "float", "error": between.mean()}
+        rows += [row | {"T": t} for t in range(1, T + 1)]
+    return rows
+
+
+def periodic_rows(T: int) -> Rows:
+    """Figure 5a."""
+    from spikedet.analysis.residual import periodic
+
+    return [
+        {"course": answer.course, "T": T, "mean_current": x, "quantiser": g, "rate": r}
+        for answer in periodic(T)
+        for x, g, r in zip(
+            answer.mean.tolist(), answer.quantiser.tolist(), answer.rate.tolist(), strict=True
+        )
+    ]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write(folder: Path, name: str, rows: Rows, T: int) -> None:
+    """`NAME.csv` and `NAME.png`."""
+    from spikedet.analysis import plots
+    from spikedet.files import write_atomic, write_csv
+
+    table, plot = (folder / f"{name}{ending}" for ending in ENDINGS)
+    write_csv(table, rows)
+    write_atomic(plot, getattr(plots, name)(rows, T))
+
+
+def show(tables: dict[str, Rows]) -> None:
+    """Print a line for each layer and network."""
+    cosines = {(r["network"], r["layer"]): r["cosine"] for r in tables["similarity"]}
+    own = tables["residual"][-1]["network"]
+    errors = {r["layer"]: {ALONE: r["before"], own: r["after"]} for r in tables["layers"]}
+    width = max(len(row["network"]) for row in tables["residual"]) + 2
+    print(f"{'':{width}}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
+    for row in tables["residual"]:
+        network, layer = row["network"], row["layer"]
+        likeness, error = cosines.get((network, layer)), errors.get(layer, {}).get(network)
+        print(
+            f"{network:{width}}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
+            f"{'-' if likeness is None else f'{likeness:.4f}':>8}"
+            f"{'-' if error is None else f'{error:.5f}':>10}"
+        )
+    last = max((row["T"] for row in tables["gap"]), default=None)
+    for row in tables["gap"]:
+        if row["T"] == last:
+            name = f"{row['network']} to {row['reference']}"
+            print(f"outputs, T={last}: {name:28} error {row['error']:.4f}")
+
+
+def run(options: Options) -> None:
+    from spikedet import tasks
+
+    expect_writable(options.out / "residual.csv")
+    made = load(options)
+    T = options.T or made[0].T
+    task = tasks.of(made[0])
+    pictures = shared.samples(options, task, made[0])
+    found, between = compare(options, task, made, pictures, T)
+    tables = {
+        "residual": residual_rows(found, T),
+        "periodic": periodic_rows(T),
+        "similarity": similarity_rows(found, T),
+        "layers": layer_rows(found, T),
+        "gap": gap_rows(found, between, T),
+    }
+    print(
+        f"T={T}, weights of T={made[0].T}: {len(pictures)} pictures of "
+        f"{shared.split(options, task.name)}"
+    )
+    show(tables)
+    for name, rows in tables.items():
+        if rows:
+            write(options.out, name, rows, T)
+        else:
+            for ending in ENDINGS:  # of an earlier run, maybe of other weights
+                (options.out / f"{name}{ending}").unlink(missing_ok=True)
+            print(f"{name}: left out; it needs --stage1" + (" or --float" if name == "gap" else ""))
+    print(f"{options.out}: CSV files and plots")

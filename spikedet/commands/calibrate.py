@@ -1,0 +1,82 @@
+"""Stage II: turn a stage-I network into a calibrated spiking network.
+
+    spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 --data VOCdevkit --out W
+
+Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
+pictures that were not fitted; then the whole network is trained for a few steps towards the
+outputs of the float network (--teacher; of the stage-I network without), which is kept if the loss
+on the tuning pictures falls. Until then the layer-wise result and what the pass has reached stand
+beside --out (.layers.safetensors, .state.pt): --resume goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spikedet.commands import shared
+from spikedet.commands.checks import refuse
+from spikedet.commands.kinds import torch_device
+from spikedet.commands.main import command_line
+from spikedet.commands.training import (
+    END,
+    LAYERS,
+    Shown,
+    StageTwoOptions,
+    expect_halves,
+    is_made,
+    plan,
+    resume,
+)
+from spikedet.methods import METHODS
+from spikedet.settings import option
+
+
+@dataclass(kw_only=True)
+class Options(StageTwoOptions, shared.TrainingData):
+    """Options of the command."""
+
+    weights: Path = option(
+        help="stage-I checkpoint, or a spiking one to go on with the end-to-end pass"
+    )
+    out: Path = option(help="spiking checkpoint to write")
+    T: int | None = shared.steps("time steps; those of the weights if left")
+    teacher: Path | None = option(None, "float checkpoint that the end-to-end pass distils")
+    resume: bool = resume("go on with the end-to-end pass of a killed run")
+    seed: int = option(0, "which pictures are drawn", least=0, most=(1 << 31) - 1)
+    device: str = shared.device()
+    unlabelled: list[Path] | None = shared.unlabelled()
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, tasks
+    from spikedet.errors import TrainingError, UsageError
+    from spikedet.networks import current, expect_stage
+    from spikedet.stages.pipeline import Calibration, begun_with
+
+    out = options.out
+    if is_made(out, options.resume):
+        return
+    made = checkpoint.load(options.weights)
+    expect_stage(made, "qc", "snn")
+    if options.resume and not begun_with(out).is_file():
+        raise TrainingError(f"{out}: no end-to-end pass to resume here; run without --resume")
+    if made.stage == "snn" and options.teacher is None:
+        raise UsageError(f"{options.weights}: to go on with spiking weights, name their --teacher")
+    if made.stage == "snn":
+        refuse(options, LAYERS, "spiking weights only go on with the end-to-end pass")
+    expect_halves(options)
+    if options.end.get("steps") == 0:
+        useless = (*END, "unlabelled", "teacher")
+        useless = END if options.resume else useless  # else it repeats its own
+        refuse(options, useless, "--end-to-end 0 leaves the end-to-end pass out")
+    task = tasks.of(made)
+    made = current(task, made)
+    made = replace(made, T=options.T or made.T)
+    train, tune = shared.samples(options, task, made.names)
+    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    teacher = checkpoint.load(options.teacher) if options.teacher else None
+    planned = plan(options, task.name, options.seed)
+    about = (task, made, train, tune, planned, out, origin, teacher)
+    where = (torch_device(options.device), options.resume, Shown(made.T))
+    Calibration(*about, METHODS["two-stage"], options.pooling, *where).run()

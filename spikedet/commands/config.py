@@ -1,0 +1,83 @@
+"""Options of a command in a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet import resources
+from spikedet.commands.checks import nearest
+from spikedet.errors import UsageError
+
+if TYPE_CHECKING:
+    from spikedet.commands.parse import Option
+
+
+def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
+    """The options of the `--config` file that the words of a command line name, as words.
+
+    The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
+    options without dashes. `true` and `false` switch, a list gives several values, and what is
+    `null` counts as left out.
+
+    Args:
+        there: The options of the command.
+        words: Of the command line; what they say wins, where they come after the words of the file.
+        command: Name of the command.
+
+    Raises:
+        UsageError: No such file, not YAML of that form, or an option that the command has not.
+    """
+    path = _named(words)
+    if path is None:
+        return []
+    from spikedet.files import read_yaml
+
+    options = read_yaml(resources.config(path, "experiments")).get(command)
+    if not isinstance(options, dict):
+        raise UsageError(f"{path}: expected a section {command!r} of options")
+    before = []
+    for name, value in options.items():
+        try:
+            before += _option_words(there, str(name), value)
+        except UsageError as error:
+            raise UsageError(f"{path}: {command} {error}") from None
+    # a list ends where the next option begins
+    return [*before, "--config", str(path)] if before else []
+
+
+def _named(words: Sequence[str]) -> Path | None:
+    """The file that the last `--config` names; what is wrong with it the parser says."""
+    path = None
+    for word, after in zip(words, [*words, ""][1:], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--config" and (equals or (after and not after.startswith("--"))):
+            path = Path(value if equals else after)
+    return path
+
+
+def _option_words(there: Sequence[Option], name: str, value: Any) -> list[str]:
+    """One option of a `--config` file as on a command line."""
+    options = {each.word: each for each in there if not each.more.get("positional")}
+    word = f"--{name.replace('_', '-')}"
+    if word not in options or word == "--config":
+        raise UsageError(f"has no option {name!r}{nearest(word, list(options))}")
+    option = options[word]
+    if value is None:
+        return []
+    if option.flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"has {name}: {value}; expected true or false")
+        return [word] if value else [option.off] if option.off else []
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(v) not in (str, int, float) for v in values):
+        raise UsageError(f"has {name}: {value}; expected text (perhaps in quotes) or a number")
+    if not option.many and len(values) > 1:
+        raise UsageError(f"has {name}: {value}; expected a single value")
+    try:
+        for each in values:
+            option.parse(str(each))
+    except ValueError as error:
+        raise UsageError(f"has {name}: {error}") from None
+    return [word, *map(str, values)] if option.many else [f"{word}={values[0]}"]

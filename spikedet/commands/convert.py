@@ -1,0 +1,136 @@
+"""Float checkpoint -> spiking network, by the two-stage method, a part of it, or a baseline.
+
+    spikedet convert --model runs/float/best.safetensors --T 8 --data VOCdevkit --out W
+    spikedet convert --model FLOAT --method stage1-coarse --stage1 QC --T 8 --data VOCdevkit --out W
+    spikedet convert --model runs/resnet20/best.safetensors --T 8 --data cifar10 --out W
+
+    two-stage       stage I, then stage II layer by layer and end to end
+    stage1          stage I, its weights copied into spiking neurons
+    stage2          stage II of the float network with estimated thresholds; its targets are the
+                    activations of that network, rounded and clipped, as after stage I
+    stage1-coarse   stage I and the coarse half of stage II (initial potentials)
+    stage1-fine     stage I and the fine half of stage II (weights and potentials)
+    copy            float weights and estimated thresholds, nothing trained
+    spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons for leaky ReLU
+    rmp             float weights, the largest activation of a layer is its threshold (Han et al.
+                    2020); potentials start at 0
+    opt             as rmp, and theta / (2 T) more current in every step (Deng and Gu 2021)
+    opi             as rmp, but potentials start at theta / 2 (Bu et al. 2022a)
+    qcfs            as stage1, without noise and distillation (Bu et al. 2022b); --stage1 may have
+                    been trained for another number of levels than T
+    cap             float weights, thresholds of least error, currents as in opt, then biases are
+                    corrected layer by layer (Li et al. 2021)
+
+All neurons reset by subtraction. opt and cap keep the shift of --T when they are run for another T.
+The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
+--stage1 takes stage-I weights that are there already, of T or of another number of levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikedet.commands import kinds, shared
+from spikedet.commands.checks import refuse
+from spikedet.commands.kinds import torch_device
+from spikedet.commands.main import command_line
+from spikedet.commands.training import (
+    END,
+    FINE,
+    LAYERS,
+    Shown,
+    StageOneOptions,
+    StageTwoOptions,
+    expect_halves,
+    is_made,
+    names_of,
+    plan,
+    resume,
+    stage_one_options,
+    training,
+    training_settings,
+)
+from spikedet.methods import METHODS, Method
+from spikedet.settings import option
+
+STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
+
+
+@dataclass(kw_only=True)
+class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
+    """Options of the command."""
+
+    weights: Path = option(help="float checkpoint", aliases=["--model"])
+    T: int = option(help="time steps", kind=kinds.time_steps)
+    out: Path = option(help="spiking checkpoint to write")
+    method: str = option("two-stage", "how to convert", choices=tuple(METHODS), metavar="METHOD")
+    stage1: Path | None = option(None, "stage-I checkpoint, instead of a run of stage I")
+    resume: bool = resume()
+    training: dict[str, Any] = training(stage_one=True)
+    unlabelled: list[Path] | None = shared.unlabelled()
+
+
+def expect_used(options: Options, method: Method) -> None:
+    """Refuse options that this method would ignore, or that make another method of it.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    name = options.method
+    training = [n for n in names_of() if n not in ("seed", "device", "imgsz")]
+    if method.thresholds == "channels":
+        why = f"{name} has neither stage"
+        ignored = ("stage1", "per_channel", *STAGE_ONE, *training, *LAYERS, *END, "end_to_end")
+        ignored += ("device", "resume", "unlabelled")
+        refuse(options, ignored, why)
+        return
+    if not method.finetuned:
+        refuse(options, ["stage1", *STAGE_ONE, *training, "resume"], f"{name} has no stage I")
+    elif options.stage1:
+        refuse(options, [*STAGE_ONE, *training, "per_channel"], "--stage1 is trained already")
+    if not method.calibrated:
+        refuse(options, LAYERS, f"{name} calibrates no layers")
+    if not method.fine:
+        refuse(options, FINE, f"{name} has no fine calibration")
+    if not (method.coarse or method.fine):
+        refuse(options, ["per_neuron"], f"{name} leaves initial potentials as they are")
+    if not (method.coarse and method.fine):
+        refuse(options, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
+    expect_halves(options)
+    if not method.end_to_end and options.end.get("steps"):
+        refuse(options, ["end_to_end"], f"{name} has no end-to-end pass")
+    if not method.end_to_end or options.end.get("steps") == 0:
+        refuse(options, END, "there is no end-to-end pass")
+        if options.stage1 or not method.finetuned:
+            refuse(options, ["unlabelled"], "nothing is distilled")
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, tasks
+    from spikedet.networks import expect_stage
+    from spikedet.stages.pipeline import Conversion
+    from spikedet.training import check_devices
+
+    if is_made(options.out, options.resume):
+        return
+    device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
+    check_devices(device)
+    made = checkpoint.load(options.weights)
+    expect_stage(made, "float")
+    task = tasks.of(made)
+    method = METHODS[options.method]
+    expect_used(options, method)
+    train, tune = shared.samples(options, task, made.names)
+    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    origin["method"] = options.method
+    stage_one = stage_one_options(options, task.name, options.qcfs or method.plain)
+    folded = stage_one.fold_first
+    settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
+    teacher = checkpoint.load(options.teacher) if options.teacher else None
+    about = (task, options.weights, train, tune, options.T, method, settings, stage_one)
+    planned = plan(options, task.name, seed)
+    how = (planned, options.out, origin, options.stage1, teacher, options.pooling)
+    where = (torch_device(device), options.resume, Shown(options.T))
+    Conversion(*about, *how, *where).run()

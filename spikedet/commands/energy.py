@@ -1,0 +1,173 @@
+"""Spikes, synaptic operations and energy of a spiking network, beside the float network.
+
+    spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --limit 100 --T 8
+    spikedet energy --weights W --data cifar10
+
+Accumulates are counted for every spike and every weight that reads it, exact at the borders.
+Layers on analog values are multiply-accumulates: the first (computed once), and the readouts (once,
+on the mean rate). Two accountings: `ours` prices each operation as what it is; the `paper's` prices
+every operation of the spiking network as an accumulate (its table VII). Without --float the float
+network is the same layers on analog values. Mean and standard deviation are over the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands import kinds, shared
+from spikedet.commands.checks import expect_writable, warn_of_training_pictures
+from spikedet.commands.main import progress
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spikedet.analysis.operations import Cost
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.task import Task
+
+
+@dataclass(kw_only=True)
+class Options(shared.TestData):
+    """Options of the command."""
+
+    limit: int = option(100, "only so many pictures, always the same", least=1)
+    weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
+    reference: Path | None = option(
+        None, "float checkpoint whose operations are the reference", name="float"
+    )
+    T: int | None = shared.steps()
+    batch: int = shared.batch(4)
+    device: str = shared.device()
+    pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
+    pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
+    json: Path | None = option(None, "write everything to this file", kind=kinds.json_file)
+
+
+def statistics(values: Tensor) -> dict[str, float | None]:
+    """Mean and standard deviation over pictures; the deviation of one picture is None."""
+    deviation = values.std().item() if len(values) > 1 else None
+    return {"mean": values.mean().item(), "std": deviation}
+
+
+def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
+    """Totals of both accountings, and of the float network."""
+    from spikedet.analysis.operations import picojoules as energy
+
+    accumulates, multiplies = sum(cost.accumulates.values()), sum(cost.multiplies.values())
+    float_pj = energy(0, reference, options.pj_ac, options.pj_mac)
+    found: dict[str, Any] = {
+        "accumulates": statistics(accumulates),
+        "multiply_accumulates": statistics(multiplies),
+        "float": {"multiply_accumulates": reference, "pJ": float_pj},
+    }
+    prices = {"ours": options.pj_mac, "paper": options.pj_ac}
+    for name, price in prices.items():
+        spent = energy(accumulates, multiplies, options.pj_ac, price)
+        found[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
+    return found
+
+
+def by_layer(cost: Cost) -> dict[str, Any]:
+    """Statistics of each layer of neurons, and of each layer that reads spikes or analog values."""
+    rates = {
+        name: {"neurons": cost.neurons[name], "spike_rate": statistics(rate)}
+        for name, rate in cost.rates.items()
+    }
+    operations = {
+        name: {
+            "accumulates": statistics(cost.accumulates[name]),
+            "multiply_accumulates": statistics(cost.multiplies[name]),
+            "float_multiply_accumulates": cost.float_multiplies.get(name, 0),
+        }
+        for name in cost.accumulates
+    }
+    return {"neurons": rates, "operations": operations}
+
+
+def pair(value: dict[str, float | None], scale: float = 1.0, digits: int = 2) -> str:
+    """`mean +- deviation`."""
+    deviation = "-" if value["std"] is None else f"{value['std'] * scale:.{digits}f}"
+    return f"{value['mean'] * scale:.{digits}f} +- {deviation}"
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    print(f"{'layer of neurons':28}{'neurons':>10}  spikes per neuron and step")
+    for name, row in result["neurons"].items():
+        print(f"{name:28}{row['neurons']:>10}  {pair(row['spike_rate'], digits=4)}")
+    print(f"{'all':28}{'':>10}  {pair(result['spike_rate'], digits=4)}\n")
+    print(f"{'millions of operations':28}{'accumulates':>20}{'MAC':>10}{'float MAC':>12}")
+    for name, row in result["operations"].items():
+        mac = row["multiply_accumulates"]["mean"] / 1e6
+        reference = row["float_multiply_accumulates"] / 1e6
+        print(f"{name:28}{pair(row['accumulates'], 1e-6):>20}{mac:>10.2f}{reference:>12.2f}")
+    totals = result["totals"]
+    mac, reference = totals["multiply_accumulates"]["mean"], totals["float"]["multiply_accumulates"]
+    print(
+        f"{'all':28}{pair(totals['accumulates'], 1e-6):>20}{mac / 1e6:>10.2f}"
+        f"{reference / 1e6:>12.2f}\n"
+    )
+    ac, each = result["pj_ac"], result["pj_mac"]
+    print(f"energy per picture at {ac} pJ an accumulate, {each} pJ a multiply-accumulate")
+    scale, unit = (1e-9, "mJ") if totals["float"]["pJ"] >= 1e9 else (1e-6, "uJ")
+    print(f"float          {totals['float']['pJ'] * scale:.3f} {unit}")
+    for name, words in (("ours", "ours"), ("paper", "paper's")):
+        energy, ratio = pair(totals[name]["pJ"], scale, 3), pair(totals[name]["ratio"], 100)
+        print(f"{words:8} T={result['T']:<4} {energy} {unit}, {ratio} % of float")
+
+
+def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) -> int:
+    """Multiply-accumulates of the float network of spiking weights, for one picture."""
+    import torch
+
+    from spikedet import checkpoint
+    from spikedet.analysis.operations import multiply_accumulates
+    from spikedet.networks import expect_same_network, expect_stage, restore
+
+    reference = checkpoint.load(path)
+    expect_stage(reference, "float")
+    expect_same_network(path, reference, spiking, made)
+    network = restore(task, reference).network
+    picture = torch.zeros(1, 3, made.imgsz, made.imgsz)
+    return sum(multiply_accumulates(network, picture).values())
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, tasks
+    from spikedet.analysis.operations import measure_cost
+    from spikedet.files import write_atomic
+    from spikedet.networks import expect_stage, restore
+    from spikedet.released import default_weights
+
+    expect_writable(options.json)
+    path = options.weights or default_weights(options.T, tasks.of_data(options.data))
+    made = checkpoint.load(path)
+    expect_stage(made, "snn")
+    T = options.T or made.T
+    task = tasks.of(made)
+    reference = float_multiplies(task, options.reference, path, made) if options.reference else None
+    split = shared.split(options, task.name, test=True)
+    samples = shared.read(options, task, split, options.limit, made.names)
+    digest, data = checkpoint.identity(path), samples.fingerprint()
+    warn_of_training_pictures(task, samples, {digest})
+    pictures = samples.pictures(made, options.batch)
+    steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
+    network = restore(task, made).to(options.device).network
+    cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
+    reference = reference or sum(cost.float_multiplies.values())
+    result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
+    result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
+    result |= {
+        "pj_ac": options.pj_ac,
+        "pj_mac": options.pj_mac,
+        "spike_rate": statistics(cost.rate()),
+    }
+    result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
+    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")
+    show(result)
+    if options.json:
+        write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())

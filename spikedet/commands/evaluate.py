@@ -1,0 +1,211 @@
+"""Average precision of a detector, accuracy of a classifier; float, quantised or spiking.
+
+    spikedet evaluate --data VOCdevkit --split VOC2007:spikedet-val --T 20
+    spikedet evaluate --data VOCdevkit --split VOC2007:spikedet-val --compare --json table.json
+    spikedet evaluate --weights W --data cifar10 --split test --T 8 --json row.json
+    spikedet evaluate --weights FLOAT QC SNN --data cifar10 --compare
+
+Without --weights the released detector for that T is measured, on class folders or CIFAR the
+released classifier. With --weights one run of the longest --T gives the rows of all of them
+(any-time readout). --compare prints the whole story in one table: float, then for each T weights
+copied without any fine-tuning, the stage-I network, its weights copied into spiking neurons (stage
+I alone), and stages I + II; --T then says of which T.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands import kinds, shared
+from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
+from spikedet.commands.main import progress
+from spikedet.errors import UsageError
+from spikedet.methods import label
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.task import Task
+
+
+@dataclass(kw_only=True)
+class Options(shared.TestData):
+    """Options of the command."""
+
+    weights: list[Path] | None = option(None, "checkpoints; the shipped ones if left out")
+    T: list[int] | None = option(
+        None, "time steps; those of the weights if left out", kind=kinds.time_steps
+    )
+    compare: bool = option(
+        False, "float, stage-I and spiking rows, with baselines; --weights then names all of them"
+    )
+    threshold_split: str | None = option(
+        None,
+        "pictures that give the thresholds of the copied-weights row (those that spikedet convert "
+        "takes, which leaves tuning pictures out)",
+    )
+    classes: bool = option(False, "AP of every class as well (detection)")
+    areas: list[float] | None = option(
+        None,
+        "square pixels between small, medium and large objects (1024 9216; detection)",
+        above=0,
+        nargs=2,
+        metavar="SMALL LARGE",
+    )
+    batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
+    device: str = shared.device()
+    half: bool = shared.half(False)
+    json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
+
+
+def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
+    """Weights to measure, the identity of their files, and the time steps to run them with.
+
+    Those are None for its own T.
+
+    Raises:
+        UsageError: --T where none of the weights run with it.
+    """
+    from spikedet import checkpoint, tasks
+    from spikedet.released import all_released, default_weights
+
+    task = tasks.of_data(options.data)
+    if options.weights or options.compare:
+        steps = None if options.compare else options.T
+        files = [(path, steps) for path in options.weights or all_released(task)]
+    else:
+        files = [(default_weights(t, task), t and [t]) for t in options.T or [None]]
+    loaded = [(checkpoint.load(path), checkpoint.identity(path), steps) for path, steps in files]
+    if options.T and options.compare:
+        there = sorted({made.T for made, *_ in loaded if made.T})
+        if not set(options.T) <= set(there):
+            raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
+        loaded = [item for item in loaded if item[0].T in (None, *options.T)]
+    elif options.T and all(made.stage != "snn" for made, *_ in loaded):
+        raise UsageError("--T: only spiking weights run with it, and there are none among these")
+    return loaded
+
+
+def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
+    """(method, checkpoint, identity of its file, time steps) of everything to measure.
+
+    Each has a row for each of its time steps, or one row where they are None.
+
+    Raises:
+        WeightsError: Weights of different tasks or classes.
+        UsageError: An option that says nothing about these rows.
+    """
+    from spikedet import tasks
+    from spikedet.errors import WeightsError
+    from spikedet.networks import spiking_checkpoint
+    from spikedet.stages import stage_one, stage_two
+
+    loaded = chosen(options)
+    kinds = sorted({made.task for made, *_ in loaded})
+    if len(kinds) > 1:
+        raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
+    task = tasks.named(kinds[0])
+    if len({made.names for made, *_ in loaded}) > 1:
+        raise WeightsError("weights of different classes; expected those of one data set")
+    if options.compare and all(made.stage == "snn" for made, *_ in loaded):
+        raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
+    order = {"float": 0, "qc": 1, "snn": 2}
+    loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
+    floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
+    copies = options.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
+    samples = threshold_samples(options, task, loaded[0][0].names) if copies else []
+    found = []
+    for made, digest, wanted in loaded:
+        steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
+        if options.compare and made.stage == "qc":
+            for origin, origin_digest in floats:
+                plain = stage_one.untuned(task, origin, samples, made.T)
+                copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
+                found.append(("copied weights", copied, origin_digest, None))
+        found.append((label(made.stage, made.origin), made, digest, steps))
+        if options.compare and made.stage == "qc":
+            alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
+            found.append(("stage I alone", alone, digest, None))
+    if "copied weights" not in {method for method, *_ in found}:
+        refuse(options, ["threshold_split"], "no row of copied weights; it needs --compare")
+    return found
+
+
+def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Sequence:
+    """Training pictures that give the thresholds of copied weights."""
+    if options.threshold_split:
+        return shared.read(options, task, options.threshold_split, names=names)
+    samples = shared.read(options, task, shared.usual_split(options.data, task.name), names=names)
+    return samples.split_off_tuning(None)[0]
+
+
+def run(options: Options) -> None:
+    from spikedet import tasks
+    from spikedet.networks import restore
+
+    expect_writable(options.json)
+    planned = planned_rows(options)
+    task, names = tasks.of(planned[0][1]), planned[0][1].names
+    for name in ("classes", "areas"):
+        if getattr(options, name) and task.name != "detection":
+            raise UsageError(f"--{name} is no option of {task.name}")
+    if options.areas and options.areas[0] >= options.areas[1]:
+        raise UsageError(
+            f"--areas {options.areas[0]:g} {options.areas[1]:g}: expected the smaller first"
+        )
+    areas = {"areas": tuple(options.areas)} if options.areas else {}
+    split = shared.split(options, task.name, test=True)
+    samples = shared.read(options, task, split, options.limit, names)
+    warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
+    data = samples.fingerprint()
+    entries: list[dict[str, Any]] = []
+    print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
+    print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
+    titles = "".join(f"{name:>11}" for name in task.columns)
+    print(f"{'':20}{'T':>5} {titles}  spike rate")
+    for method, made, digest, steps in planned:
+        runner = restore(task, made, options.half).to(options.device)
+        longest = steps[-1] if steps else made.T
+        title = method if longest is None else f"{method} T={longest}"
+        with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
+
+            def advance(done, bar=bar):
+                bar.update(done - bar.n)
+
+            how = {"batch": options.batch or task.batch, "on_batch": advance, **areas}
+            measured = task.measure(runner, samples, steps=steps, **how)
+        for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
+            per_class = values.pop("per_class", None)
+            entry = {"stage": made.stage, "method": method, "T": T, **values}
+            entry = {key: none_if_undefined(value) for key, value in entry.items()}
+            entry |= {"images": len(samples), "spike_rate": rate}
+            entry |= {"weights_sha256": digest, "data": data, **areas}
+            entry["calibration_pictures"] = made.origin.get("calibration_pictures")
+            if per_class is not None:
+                entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
+            entries.append(entry)
+            show(entry, task.columns, options.classes)
+    if options.json:
+        from spikedet.files import write_atomic
+
+        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
+    """Print a row."""
+    text = "".join(f"{'-' if entry[c] is None else f'{entry[c]:.4f}':>11}" for c in columns)
+    rate = entry["spike_rate"]
+    rate = "-" if rate is None else f"{rate:.4f}"
+    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate}")
+    if classes:
+        for name, value in entry.get("per_class", {}).items():
+            print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")
+
+
+def none_if_undefined(value: Any) -> Any:
+    """NaN, which JSON cannot hold, becomes None."""
+    return None if value != value else value

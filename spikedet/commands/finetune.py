@@ -1,0 +1,62 @@
+"""Stage I: quantise and clip the activations, fine-tune with the task's loss, fold batch norm.
+
+    spikedet finetune --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
+
+The weights say whether they are a detector's or a classifier's, here as in the other commands.
+
+Thresholds start at the least quantisation error on training pictures and are trained in a group of
+their own without decay. --resume goes on after a kill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikedet.commands import kinds, shared
+from spikedet.commands.checks import refuse
+from spikedet.commands.main import command_line
+from spikedet.commands.training import (
+    StageOneOptions,
+    resume,
+    stage_one_options,
+    training,
+    training_settings,
+)
+from spikedet.settings import option
+
+SEVERAL = True  # torchrun may start it
+
+
+@dataclass(kw_only=True)
+class Options(StageOneOptions, shared.TrainingData):
+    """Options of the command."""
+
+    weights: Path = option(help="float checkpoint, or stage I of another T")
+    T: int = option(help="time steps", kind=kinds.time_steps)
+    out: Path = option(help="folder of the run")
+    resume: bool = resume()
+    training: dict[str, Any] = training(stage_one=True)
+    unlabelled: list[Path] | None = shared.unlabelled()
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, tasks
+    from spikedet.stages.stage_one import FineTuning
+
+    made = checkpoint.load(options.weights)
+    task = tasks.of(made)
+    stage_one = stage_one_options(options, task.name, options.qcfs)
+    if made.stage == "qc" and options.teacher is None:
+        why = "stage-I weights cannot be distilled from; name a --teacher"
+        refuse(options, ["distill", "temperature", "unlabelled"], why)
+    if made.stage == "qc":
+        refuse(options, ["fold_first"], "batch norm of stage-I weights is folded already")
+    folded = stage_one.fold_first or made.stage == "qc"
+    settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
+    train, tune = shared.samples(options, task, made.names)
+    teacher = checkpoint.load(options.teacher) if options.teacher else None
+    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
+    FineTuning(*about).run(options.out, options.resume)

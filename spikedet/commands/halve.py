@@ -1,0 +1,36 @@
+"""Weights in half the bytes, as the released ones are: matrices in half precision.
+
+    spikedet halve --weights runs/snn-T8.safetensors --out snn-T8-half.safetensors
+
+Biases, thresholds, initial potentials and norms stay in float32. Measure what --out holds: deep
+spiking networks answer to the rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.commands import parse
+from spikedet.commands.checks import expect_new
+from spikedet.settings import option
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path = option(help="checkpoint of any stage")
+    out: Path = option(help="checkpoint to write")
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, networks, tasks
+
+    expect_new(options.out)
+    made = checkpoint.load(options.weights)
+    made = networks.current(tasks.of(made), made)
+    made.origin["in_full"] = checkpoint.sha256(options.weights)
+    checkpoint.save(made, options.out, half=True)
+    sizes = (path.stat().st_size / 1e6 for path in (options.weights, options.out))
+    print(f"{options.out}: {' -> '.join(f'{size:.1f}' for size in sizes)} MB")

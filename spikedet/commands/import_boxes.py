@@ -1,0 +1,100 @@
+"""Turn pictures with another annotation format into a data set of the VOCdevkit layout.
+
+Three inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
+numbered as in --names), a folder of VOC XML files, or COCO files, such as spikedet label writes. Of
+several COCO files each adds the objects that overlap none of those before it. Objects of classes
+that VOC does not have are left out, and so are pictures without any other object; how many is
+printed. Pictures are JPEG files; they are linked, not copied. No file that is there is written
+over: what is the same is left alone, anything else is refused before anything is written.
+
+    spikedet import-boxes --pictures coco/val2017 --list val2017.txt --names coco.names \\
+        --out devkit/COCO2017 --split voc
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.commands import parse
+from spikedet.commands.checks import refuse
+from spikedet.data.formats.voc import is_copy_of_2007
+from spikedet.errors import DataError, UsageError
+from spikedet.files import read_lines
+from spikedet.settings import option
+
+JPEG = {".jpg", ".jpeg"}
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    pictures: list[Path] = option(help="picture folders")
+    out: Path = option(help="data-set folder to make")
+    boxes: Path | None = option(None, "list of pictures and boxes", name="list", metavar="FILE")
+    xml: Path | None = option(None, "folder of VOC XML files")
+    coco: list[Path] | None = option(None, "COCO files; the first counts most")
+    least_score: float = option(0.35, "of --coco: of boxes that have a score", least=0, most=1)
+    names: Path | None = option(None, "class names of --list, one a line", metavar="FILE")
+    split: str = option("train", "name of the split file")
+    skip: list[Path] = option([], "split files of ids to skip")
+
+
+def run(options: Options) -> None:
+    from spikedet.detection.to_voc import (
+        annotations_of_coco,
+        annotations_of_folder,
+        annotations_of_list,
+        write,
+    )
+
+    sources = {"list": options.boxes, "xml": options.xml, "coco": options.coco}
+    if sum(source is not None for source in sources.values()) != 1:
+        raise UsageError("expected one of --list, --xml and --coco")
+    if options.boxes and options.names is None:
+        raise UsageError("--list needs --names, the class names its numbers stand for")
+    if options.xml:
+        refuse(options, ["names"], "VOC XML has the names of its classes itself")
+    if options.coco:
+        refuse(options, ["names"], "COCO files have the names of their classes themselves")
+    else:
+        refuse(options, ["least_score"], "only boxes of --coco have scores")
+    skip = {line.split()[0] for path in options.skip for line in read_lines(path) if line}
+    pictures: dict[str, Path] = {}
+    for path in (p for folder in options.pictures for p in sorted(folder.rglob("*"))):
+        if path.suffix.lower() not in JPEG:
+            continue
+        known = pictures.setdefault(path.stem, path)
+        if os.path.realpath(path) != os.path.realpath(known):
+            raise DataError(f"{path} and {known}: two pictures of one name")
+    if not pictures:
+        raise DataError(f"{options.pictures[0]}: no JPEG pictures here")
+    # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
+    skip |= set(filter(is_copy_of_2007, pictures))
+    if options.boxes:
+        annotations = annotations_of_list(options.boxes, options.names, pictures, skip)
+    elif options.coco:
+        annotations = annotations_of_coco(options.coco, options.least_score, pictures, skip)
+    else:
+        annotations = annotations_of_folder(options.xml, pictures, skip)
+    found: dict[str, bytes | None] = {}
+    for stem, xml in annotations:
+        if stem in found:
+            raise DataError(f"{options.boxes}: two lines for pictures named {stem}")
+        found[stem] = xml
+    kept = {stem: xml for stem, xml in sorted(found.items()) if xml is not None}
+    if not kept:
+        raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")
+    write(
+        options.out,
+        options.split,
+        kept,
+        {stem: Path(os.path.realpath(pictures[stem])) for stem in kept},
+    )
+    without = f"{len(found) - len(kept)} more are without an object of a VOC class"
+    if options.xml:
+        alone = {path.stem for path in options.xml.glob("*.xml")} - pictures.keys() - skip
+        without += f", {len(alone)} annotations without a JPEG picture" if alone else ""
+    print(f"{options.out}: {len(kept)} pictures, split {options.split}; {without}")

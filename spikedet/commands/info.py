@@ -1,0 +1,134 @@
+"""Say what a file of weights holds: its network, T, thresholds, size, classes and where it is from.
+
+    spikedet info weights.safetensors
+    spikedet info weights.safetensors --json info.json
+
+Of a spiking network it says as well which engines run it, and of one that does not which layer it
+does not take and why.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands import kinds, parse
+from spikedet.commands.checks import expect_writable
+from spikedet.errors import UsageError, cut
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.checkpoint import Checkpoint
+    from spikedet.graph.graph import Graph
+
+STAGES = {"float": "float", "qc": "quantised (stage I)", "snn": "spiking"}
+NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
+    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint
+    from spikedet.files import write_atomic
+
+    expect_writable(options.json)
+    made = checkpoint.load(options.weights)
+    told = facts(made, options.weights)
+    for name, value in told.items():
+        if value not in (None, [], {}):
+            print(f"{name.replace('_', ' '):14}{text(value)}")
+    if options.json:
+        write_atomic(options.json, (json.dumps(told, indent=2, default=str) + "\n").encode())
+
+
+def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
+    """What there is to say about a checkpoint, by name.
+
+    Args:
+        made: The checkpoint.
+        path: Its file.
+    """
+    from spikedet import checkpoint
+
+    graph = graph_of(made)
+    thresholds = thresholds_of(made)
+    weights = [t for t in made.tensors.values() if t.is_floating_point()]
+    sizes = f"{path.stat().st_size / 1e6:.1f} MB"
+    halved = " (matrices in half precision)" if checkpoint.stored_in_half(path) else ""
+    told: dict[str, Any] = {
+        "file": str(path),
+        "task": made.task,
+        "stage": STAGES[made.stage],
+        "network": named(made.model),
+        "T": made.T,
+        "thresholds": thresholds,
+        "input": f"{made.imgsz} x {made.imgsz} pixels",
+        "parameters": sum(tensor.numel() for tensor in weights),
+        "size": sizes + halved,
+        "layers": len(graph) if graph is not None else None,
+        "classes": list(made.names),
+        "sha256": checkpoint.sha256(path),
+        "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
+    }
+    if made.stage == "snn" and graph is not None:
+        told["engines"] = engines(graph)
+    return told
+
+
+def graph_of(made: Checkpoint) -> Graph | None:
+    """The graph of a checkpoint, None where the file has none, as old float networks."""
+    from spikedet.checkpoint import restore_graph
+
+    return None if made.graph is None else restore_graph(made)
+
+
+def thresholds_of(made: Checkpoint) -> dict[str, float] | None:
+    """Number of layers that have thresholds, least and greatest of them."""
+    found = [t for name, t in made.tensors.items() if name.endswith("threshold")]
+    if not found:
+        return None
+    least, greatest = min(float(t.min()) for t in found), max(float(t.max()) for t in found)
+    return {"layers": len(found), "least": least, "greatest": greatest}
+
+
+def named(model: dict[str, Any]) -> str:
+    """What a network description calls its network."""
+    name = model.get("arch") or model.get("yaml_file") or "described by layers"
+    more = [f"{key} {model[key]}" for key in ("width", "scale", "activation") if model.get(key)]
+    return ", ".join([cut(name), *map(cut, more)])
+
+
+def engines(graph: Graph) -> dict[str, str]:
+    """Why each engine runs a spiking graph, or does not."""
+    from spikedet.engines import registry
+
+    told = {}
+    for name in registry.names():
+        try:
+            _, _, why = registry.make(name, graph)
+            told[name] = why
+        except UsageError as error:
+            told[name] = f"no: {error}"
+    return told
+
+
+def text(value: Any) -> str:
+    """A value as a few words."""
+    if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:
+        return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
+    if isinstance(value, dict):
+        return "\n".join(
+            f"{'' if n == 0 else ' ' * 14}{key}: {cut(item, 200)}"
+            for n, (key, item) in enumerate(value.items())
+        )
+    if isinstance(value, list):
+        return cut(f"{len(value)}: {', '.join(map(str, value))}", 400)
+    return f"{value:,}" if isinstance(value, int) else cut(value, 200)

@@ -1,0 +1,40 @@
+"""Values of options that are more than a number: each refuses in one sentence what it cannot be.
+
+The sentence is that of a ValueError, as `spikedet.settings.option` takes it for its `kind`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spikedet.errors import UsageError
+
+
+def time_steps(text: str) -> int:
+    """A whole number of time steps, at least 1."""
+    steps = int(text) if text.strip().isdecimal() else 0
+    if steps < 1:
+        raise ValueError(f"T is {text!r}; expected a whole number of 1 or more")
+    return steps
+
+
+def json_file(text: str) -> Path:
+    """A name that ends in .json, for the file may be written over."""
+    if not text.endswith(".json"):
+        raise ValueError(f"{text!r} is to be written; expected a name in .json")
+    return Path(text)
+
+
+def device(text: str) -> str:
+    """A device of torch's that is present on this machine: `cpu`, `cuda`, `cuda:N` or `N`."""
+    from spikedet.precision import present_device
+
+    try:
+        return present_device(torch_device(text))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+def torch_device(text: str) -> str:
+    """`cuda:0` of a training command's `0`."""
+    return f"cuda:{text}" if text.isdigit() else text

@@ -1,0 +1,147 @@
+"""Label pictures with trained detectors: a folder in, a COCO file with scores out.
+
+    spikedet label pictures --weights yolo11n_int8_openvino_model --voc --out labels.json
+    spikedet import-boxes --pictures pictures --coco labels.json --least-score 0.35 \\
+        --out devkit/LABELLED --split train
+
+--weights are detectors that ultralytics loads (ONNX, OpenVINO, TFLite ..., .pt by its safe reader)
+or this project's own. Boxes of several, and with --mirror of the mirrored picture as well, are
+fused: what one of n sees alone has an nth of its score. Pictures of sub-folders are labelled, too;
+nothing is written beside them. After a kill --resume goes on.
+
+Licences: detectors trained by others may oblige whoever passes on what they taught.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.commands import kinds, parse, shared
+from spikedet.commands.checks import expect_new
+from spikedet.commands.main import command_line, progress
+from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
+from spikedet.errors import DataError, PictureError, UsageError
+from spikedet.settings import option
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    folder: Path = option(help="folder of pictures", positional=True, metavar="FOLDER")
+    weights: list[Path] = option(help="one detector or several")
+    out: Path = option(help="COCO file to write", kind=kinds.json_file)
+    voc: bool = option(False, "rename COCO's classes to VOC's, keep VOC's 20 alone")
+    rename: list[str] = option([], "other class names", metavar="OLD=NEW")
+    classes: list[str] | None = option(None, "only these, as they are renamed")
+    conf: float = option(0.1, "least score of a box, of one detector", least=0, most=1)
+    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1)
+    one_class: float | None = option(
+        None,
+        "of boxes of any classes that overlap more than this the surest is kept",
+        least=0,
+        most=1,
+    )
+    mirror: bool = option(False, "look at the mirrored picture as well")
+    imgsz: int | None = option(
+        None, "input side in pixels; the detector's own if left out", least=1
+    )
+    device: str = shared.device()
+    resume: bool = option(False, "go on after a kill")
+
+
+def new_names(options: Options) -> dict[str, str]:
+    """What `--voc` and `--rename` ask for.
+
+    Raises:
+        UsageError: Not of the form OLD=NEW.
+    """
+    names = dict(COCO_NAMES) if options.voc else {}
+    for pair in options.rename:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename {pair!r}: expected OLD=NEW, as in couch=sofa")
+        names[old] = new
+    return names
+
+
+def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
+    """The classes that can be found, in order.
+
+    Raises:
+        UsageError: One that is renamed or asked for and no detector knows.
+    """
+    there = dict.fromkeys(name for teacher in teachers for name in teacher.names)
+    for old in (pair.partition("=")[0] for pair in options.rename):
+        if old not in there:
+            raise UsageError(f"--rename: no detector knows {old!r}; they know {', '.join(there)}")
+    found = list(dict.fromkeys(names.get(name, name) for name in there))
+    if options.voc:
+        found = [name for name in VOC_CLASSES if name in found]
+    for name in options.classes or ():
+        if name not in found:
+            raise UsageError(f"unknown class {name!r}; there are {', '.join(found)}")
+    return [name for name in found if not options.classes or name in options.classes]
+
+
+def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> dict:
+    """What makes the boxes what they are."""
+    from spikedet.checkpoint import sha256
+
+    digests = {}
+    for path in options.weights:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        digests[path.name] = {file.name: sha256(file) for file in files}
+    return {
+        "weights": digests,
+        "classes": classes,
+        "rename": names,
+        **{key: getattr(options, key) for key in ("conf", "iou", "one_class", "mirror", "imgsz")},
+    }
+
+
+def run(options: Options) -> int:
+    from spikedet.detection import label
+    from spikedet.files import write_atomic
+    from spikedet.pictures import SUFFIXES, read_picture
+
+    expect_new(options.out)
+    if not options.folder.is_dir():
+        raise DataError(f"{options.folder}: no such folder; expected one of pictures")
+    paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{options.folder}: no pictures in this folder")
+    how = (options.conf, options.iou, options.imgsz, options.device)
+    teachers = [label.teacher(path, *how) for path in options.weights]
+    names = new_names(options)
+    classes = known(teachers, names, options)
+    settings = settings_of(options, names, classes)
+    partial = options.out.with_name(options.out.name + ".partial")
+    journal = label.Journal(partial, settings, options.resume)
+    views = teachers + [label.mirrored(teacher) for teacher in teachers if options.mirror]
+    failed = 0
+    names_of = {path: path.relative_to(options.folder).as_posix() for path in paths}
+    for path, name in progress(names_of.items(), "pictures", unit="picture"):
+        if name in journal.done:
+            continue
+        try:
+            picture = read_picture(path)
+        except PictureError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        found = [label.renamed(view(picture), names, classes) for view in views]
+        objects = label.fuse(found)
+        if options.one_class is not None:
+            objects = label.without_doubles(objects, options.one_class)
+        journal.add(name, picture.shape[1], picture.shape[0], objects)
+    entries = [journal.done[name] for name in names_of.values() if name in journal.done]
+    info = {"description": "labelled by detectors", "command": command_line(), **settings}
+    made = label.coco(entries, classes, info)
+    write_atomic(options.out, (json.dumps(made) + "\n").encode())
+    partial.unlink(missing_ok=True)
+    print(f"{options.out}: {len(made['annotations'])} boxes in {len(entries)} pictures")
+    return DataError.exit_code if failed else 0

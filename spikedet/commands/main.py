@@ -1,0 +1,226 @@
+"""How a command begins and ends: its name, its options, its errors, its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
+from spikedet.settings import world_size
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LOG_INTERVAL = 60.0  # seconds between two states of a progress bar that goes into a file
+HERE = "spikedet.commands."
+# Each command: what it does, and where it is if not in a file of its name, here or with its dotted
+# name. Another one is one more file and one more line.
+COMMANDS: dict[str, str | tuple[str, str]] = {
+    "detect": "find objects in pictures",
+    "classify": "name what pictures show",
+    "info": "say what a file of weights holds",
+    "train": "train a float network",
+    "convert": "make a spiking network of a float one: stage I, stage II",
+    "finetune": "stage I alone: quantise and fine-tune",
+    "calibrate": "stage II alone: layer by layer and end to end",
+    "evaluate": "average precision or accuracy, over T",
+    "energy": "spikes, synaptic operations and energy",
+    "analyze": "where a spiking network errs, layer by layer",
+    "benchmark": "time beside the float network",
+    "benchmark-engines": ("time the engines on real pictures", "benchmark_engines"),
+    "export": "write a network for other programs: ONNX, NIR, int8",
+    "import": ("take over trained weights of others", "import_weights"),
+    "import-boxes": ("make a data set of annotated pictures", "import_boxes"),
+    "label": "annotate pictures by trained detectors",
+    "prepare": "download VOC or CIFAR, or check a VOCdevkit",
+    "pretrain": "train a detector's backbone on classified pictures",
+    "average": "mean of several spiking networks",
+    "halve": "weights in half the bytes",
+    "upgrade": "weights of the old form in that of today",
+    "reproduce": ("the paper's tables and figures", "spikedet.reproduction.command"),
+}
+_run_as: list[str] = ["spikedet"]
+
+
+def module_of(name: str) -> ModuleType:
+    """The file of a command, which is imported only when it is called.
+
+    Raises:
+        UsageError: There is no such command.
+    """
+    if name not in COMMANDS:
+        from spikedet.commands.checks import nearest
+
+        hint = nearest(name, list(COMMANDS)) or "; see spikedet --help"
+        raise UsageError(f"no command {cut(name)!r}{hint}")
+    told = COMMANDS[name]
+    file = told[1] if isinstance(told, tuple) else name
+    return import_module(file if "." in file else HERE + file)
+
+
+def parsed(name: str, words: Sequence[Any]) -> Any:
+    """The options of a command that some words give.
+
+    Raises:
+        UsageError: They are none of its options, or with a value that one cannot have.
+    """
+    return _parsed(module_of(name), list(map(str, words)), f"spikedet {name}")
+
+
+def _parsed(command: Any, words: Sequence[str], prog: str) -> Any:
+    from spikedet.commands.parse import parse
+
+    return parse(command.Options, words, prog, command.__doc__ or "")
+
+
+def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
+    """Run a command; the process ends with its exit code.
+
+    Args:
+        name: Of the command; the first of the words if left out.
+        words: Of the command line; those of this process if left out.
+
+    Raises:
+        SystemExit: It is done.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if name is None:
+        if words[:1] in ([], ["-h"], ["--help"]):
+            print(overview())
+            sys.exit(0 if words else 2)
+        if words == ["--version"]:
+            print(version())
+            sys.exit(0)
+        name = words.pop(0)
+    run(lambda: module_of(name), words, f"spikedet {name}")
+
+
+def overview() -> str:
+    """The help of `spikedet`: all commands."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = ["usage: spikedet COMMAND [OPTIONS]", "", "Object detection and classification with "
+             "spiking neural networks.", ""]  # fmt: skip
+    for name, told in COMMANDS.items():
+        lines.append(f"  {name:{width}}{told[0] if isinstance(told, tuple) else told}")
+    return "\n".join([*lines, "", "spikedet COMMAND --help says more of one."])
+
+
+def version() -> str:
+    """Of the package that is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"spikedet {version('spikedet')}"
+    except PackageNotFoundError:
+        return "spikedet, not installed"
+
+
+def command_line() -> str:
+    """The command as it was given, for the record; folders are cut to their names."""
+    return " ".join(Path(word).name if word.startswith("/") else word for word in _run_as)
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A progress bar of tqdm's on standard error; where that is no terminal, a state a minute.
+
+    Args:
+        *args: As tqdm takes them.
+        **options: As well.
+    """
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
+    return tqdm(*args, mininterval=interval, maxinterval=max(10.0, interval), **options)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large blocks for the next tensor, which saves their page faults.
+
+    Element-wise operations on large tensors run up to three times as fast. Other C libraries are
+    left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: what is done is written, temporaries are deleted.
+
+    Loader processes, to which it is sent to end them, inherit that.
+    """
+
+    def end(*_: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    with contextlib.suppress(ValueError):  # in a thread, which no signal reaches
+        signal.signal(signal.SIGTERM, end)
+
+
+def run(command: Any, words: Sequence[str], prog: str) -> None:
+    """Parse and run, turn an expected error into one sentence and an exit code.
+
+    Args:
+        command: Gives the module of the command, or an object like one: `Options`, `run`,
+            `__doc__`, and `SEVERAL` where processes that torchrun starts share the work, which
+            else would each do the same.
+        words: Of its options.
+        prog: What it is called.
+    """
+    keep_freed_memory()
+    _end_in_order()
+    _run_as[:] = [prog, *words]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    try:
+        code = _call(command(), words, prog)
+        sys.stdout.flush()
+    except SpikedetError as error:
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        if first or not isinstance(error, UsageError):  # which all of them have
+            print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        plain = plainly(error)
+        if plain is None:
+            raise
+        print(f"error: {plain}", file=sys.stderr)
+        code = plain.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:  # an output that cannot be written, a disk that is full
+        if error.strerror is None:
+            raise
+        name = error.filename2 or error.filename
+        name = f"{cut(name, LONGEST)}: " if name else ""
+        print(f"error: {name}{error.strerror}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _call(command: Any, words: Sequence[str], prog: str) -> int:
+    options = _parsed(command, words, prog)
+    if world_size() > 1 and not getattr(command, "SEVERAL", False):
+        raise UsageError(
+            "this command runs in one process; torchrun is for spikedet train, finetune and "
+            "pretrain"
+        )
+    return command.run(options) or 0

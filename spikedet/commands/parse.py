@@ -1,0 +1,416 @@
+"""From a dataclass of options to the words of a command line, by tyro.
+
+A command's options are a dataclass whose fields are made by `spikedet.settings.option`; further
+keys of that say how the command line has them:
+
+    name        what it is called, where not as its field, with underscores
+    aliases     other names, with their dashes
+    positional  it is given without its name
+    metavar     what the help calls its value
+    shown       what the help says of its default, where that is not the default itself
+    pair        a boolean is switched off as well, by `--no-NAME`; None where it may be either
+    nargs       a list has exactly so many values
+
+A field made by `several` stands for the options of another dataclass; its value is a dict of those
+that were given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from spikedet.commands.checks import nearest
+from spikedet.commands.config import with_config
+from spikedet.errors import UsageError, cut
+from spikedet.settings import bounds, option, wrong
+
+GROUPS = ("data", "training", "distillation", "stage I", "stage II", "end-to-end pass")
+GROUPS += ("detectors", "classifiers")  # in this order, others behind them
+WIDTH = 100  # of a page of help, in characters
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Base of the options of every command.
+
+    Attributes:
+        given: Names of those that stand on the command line, not in a `--config` file.
+    """
+
+    config: Path | None = option(
+        None, "YAML file with options; see configs/experiments", metavar="FILE"
+    )
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+
+
+def several(options: type) -> Any:
+    """A field that stands for the options of a dataclass, see there."""
+    return field(default_factory=dict, metadata={"options": options})
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as the command line has it.
+
+    Attributes:
+        name: What it is called, with underscores.
+        field: Of the dataclass.
+        type: Of one value.
+        many: Whether it is a list.
+        default: MISSING where it must be given.
+        more: Metadata of its field.
+        part: The field that it is collected in, see `several`.
+    """
+
+    name: str
+    field: str
+    type: Any
+    many: bool
+    default: Any
+    more: Mapping[str, Any]
+    part: str = ""
+
+    @property
+    def word(self) -> str:
+        """On the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def off(self) -> str:
+        """What switches it off; empty where nothing does."""
+        return "--no-" + self.word[2:] if self.flag and self.pair else ""
+
+    @property
+    def flag(self) -> bool:
+        """Whether it has no value."""
+        return self.type is bool
+
+    @property
+    def pair(self) -> bool:
+        """Whether a flag can be switched off."""
+        return self.more.get("pair", self.default is not False)
+
+    def parse(self, text: str) -> Any:
+        """A value.
+
+        Raises:
+            ValueError: In one sentence.
+        """
+        kind = self.more.get("kind")
+        if kind:
+            return kind(text)
+        if self.type is int or self.type is float:
+            try:
+                value = self.type(text)
+            except ValueError:
+                value = float("nan")
+            if wrong(value, self.more) or value != value or abs(value) == float("inf"):
+                what = "a whole number" if self.type is int else "a number"
+                raise ValueError(f"{text!r} is not {bounds(self.more, what)}")
+            return value
+        value = self.type(text)
+        if right := wrong(value, self.more):
+            raise ValueError(f"{cut(repr(text))}; expected {right}{nearest(text, self.choices)}")
+        return value
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that it may be, where that is a matter of choice."""
+        return self.more.get("choices", ())
+
+
+def options_of(options: type, part: str = "") -> list[Option]:
+    """All options of a dataclass: those that must be given first, then its own, `--config` last."""
+    found = []
+    hints = typing.get_type_hints(options)
+    own = vars(options).get("__annotations__", {})
+    for each in sorted(fields(options), key=lambda f: f.name not in own):
+        if "options" in each.metadata:
+            found += options_of(each.metadata["options"], each.name)
+        elif "help" in each.metadata:
+            kinds = typing.get_args(hints[each.name])
+            kind = hints[each.name]
+            if types.NoneType in kinds:
+                (kind,) = (k for k in kinds if k is not types.NoneType)
+            many = typing.get_origin(kind) in (list, Sequence)
+            default = each.default
+            if each.default_factory is not MISSING:
+                default = each.default_factory()
+            kind = typing.get_args(kind)[0] if many else kind
+            name = each.metadata.get("name", each.name)
+            found.append(Option(name, each.name, kind, many, default, each.metadata, part))
+    return sorted(found, key=lambda each: (each.default is not MISSING) + (each.name == "config"))
+
+
+def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping] | None = None,
+            without: Sequence[str] = ()) -> type:  # fmt: skip
+    """The options of one task or another, each None until it is given.
+
+    Args:
+        name: Of the dataclass that is made.
+        options: The dataclass of each task.
+        usual: Defaults of each task that are not as there.
+        without: Names that are left out.
+
+    Returns:
+        A dataclass; the help shows the defaults of all tasks.
+    """
+    there: dict[str, dict[str, Option]] = {}
+    for task, kind in options.items():
+        for each in options_of(kind):
+            there.setdefault(each.field, {})[task] = each
+    made = []
+    for key, each in there.items():
+        if key in without:
+            continue
+        first = next(iter(each.values()))
+        values = {
+            task: _shown((usual or {}).get(task, {}).get(key, one.default))
+            for task, one in each.items()
+        }
+        shown = "; ".join(f"{value} for {task}" for task, value in values.items())
+        if len(set(values.values())) == 1 and len(values) == len(options):
+            shown = first.more.get("shown") or next(iter(values.values()))
+        more = {**first.more, "shown": shown, "pair": first.flag}
+        kind = list[first.type] if first.many else first.type  # type: ignore[name-defined]
+        made.append((key, kind | None, field(default=None, metadata=more)))
+    return make_dataclass(name, made, kw_only=True)
+
+
+def _shown(value: Any) -> str:
+    """A default in the help."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "off" if value is None else str(value)
+
+
+# ------------------------------------------------------------------ tyro
+
+
+def parse(options: type, words: Sequence[str], prog: str, description: str = "") -> Any:
+    """The options that some words give.
+
+    Args:
+        options: The dataclass, based on `Options`.
+        words: Of the command line.
+        prog: What the help calls the command.
+        description: What the help says of it.
+
+    Raises:
+        UsageError: Words that are none of its options, a value that one cannot have.
+        SystemExit: The help was asked for, and is printed.
+    """
+    there = options_of(options)
+    for help in ("-h", "--help", "--help-all"):
+        if help in words:
+            show_help(there, prog, description, everything=help == "--help-all")
+    before = with_config(there, list(words), prog.rpartition(" ")[2])
+    values = vars(_run(there, [*before, *words], prog))
+    for group in [v for v in values.values() if hasattr(v, "in_group")]:
+        values = {**values, **vars(group)}
+    told = given_of(there, [*before, *words])
+    settings: dict[str, Any] = {}
+    for each in there:
+        value = values[each.name]
+        if each.flag and each.name not in told:
+            value = each.default
+        if not each.part:
+            settings[each.field] = value
+        elif value is not None:
+            settings.setdefault(each.part, {})[each.field] = value
+    made = options(**settings)
+    made.given = given_of(there, words)
+    return made
+
+
+def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
+    """Names of the options among some words."""
+    names = {
+        word: each.name
+        for each in there
+        for word in (each.word, each.off, *each.more.get("aliases", ()))
+    }
+    firsts = {word.partition("=")[0].replace("_", "-") for word in words}
+    return frozenset(names[word] for word in firsts if word and word in names)
+
+
+def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
+    """Options by the heading that they stand under, the main ones first."""
+    groups: dict[str, list[Option]] = {}
+    for each in there:
+        groups.setdefault(each.more["group"], []).append(each)
+    order = ("", *GROUPS, *groups)
+    return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
+
+
+def show_help(there: Sequence[Option], prog: str, description: str, everything: bool) -> None:
+    """Print the help: what people need, or everything; the process ends.
+
+    Raises:
+        SystemExit: It is printed.
+    """
+    groups = [title for title in grouped(there) if title]
+    print(description.strip() + "\n")
+    columns = str(min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    shown = [each for each in there if everything or not each.more["group"]]
+    with _columns(columns), contextlib.suppress(SystemExit):
+        _tyro(shown, ["--help"], prog)
+    if groups and not everything:
+        print(f"Further options ({', '.join(groups)}): {prog} --help-all")
+    raise SystemExit(0)
+
+
+def _run(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+    """What tyro makes of the words.
+
+    Raises:
+        UsageError: In one sentence what tyro prints in a box.
+    """
+    for each in there:
+        if each.flag and any(word.partition("=")[0] in (each.word, each.off) and "=" in word
+                             for word in words):  # fmt: skip
+            raise UsageError(f"{each.word}: takes no value")
+    raw = io.BytesIO()
+    printed = io.TextIOWrapper(raw, "utf-8", write_through=True)  # for which boxes are drawn
+    try:
+        with (
+            _columns("10000"),
+            contextlib.redirect_stderr(printed),
+            contextlib.redirect_stdout(printed),
+        ):
+            return _tyro(there, words, prog)
+    except SystemExit:
+        raise UsageError(sentence(raw.getvalue().decode())) from None
+
+
+@contextlib.contextmanager
+def _columns(number: str) -> typing.Iterator[None]:
+    """Another width of the terminal."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = number
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+    import tyro
+
+    groups = {
+        title: [(each.name, *_field(each)) for each in members]
+        for title, members in grouped(there).items()
+    }
+    main = groups.pop("", [])
+    for title, members in groups.items():
+        made = make_dataclass("Group", members, kw_only=True, namespace={"in_group": True})
+        made.__doc__ = ""
+        kind = Annotated[made, tyro.conf.arg(name=title)]  # type: ignore[valid-type]
+        main.append((f"group_{len(main)}", kind, field(default_factory=made)))
+    made = make_dataclass("Words", main, kw_only=True)
+    made.__doc__ = ""
+    return tyro.cli(made, args=list(words), prog=prog, description="")
+
+
+def _field(each: Option) -> tuple[Any, Any]:
+    """Type and field of an option, as tyro takes them."""
+    import tyro
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    shown = each.more.get("shown")
+    hint = "(required)" if each.default is MISSING else ""
+    if shown is not None:
+        hint = f"({shown})" if shown else ""
+    elif each.default not in (None, False, MISSING) and each.default != []:
+        text = " ".join(map(str, each.default)) if each.many else _shown(each.default)
+        hint = f"(default: {text})"
+    told = tyro.conf.arg(
+        name=each.word[2:],
+        help=each.more["help"],
+        help_behavior_hint=hint,
+        prefix_name=False,
+        aliases=each.more.get("aliases"),
+    )
+    if each.flag:
+        kind: Any = Annotated[bool, told]
+        if not each.pair:
+            kind = tyro.conf.FlagCreatePairsOff[kind]
+        return kind, field(default=bool(each.default))
+    nargs: Any = each.more.get("nargs", "*") if each.many else 1
+
+    def value(texts: list[str]) -> Any:
+        if each.many and not texts and not each.more.get("positional"):
+            raise ValueError("expected a value or more")
+        values = [each.parse(text) for text in texts]
+        return values if each.many else values[0]
+
+    metavar = each.more.get("metavar") or _metavar(each)
+    spec = PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar + (" ..." if nargs == "*" else ""),
+        instance_from_str=value,
+        is_instance=lambda _: True,
+        str_from_instance=lambda v: list(map(str, v or [])) if each.many else [str(v)],
+    )
+    kind = Annotated[Any, spec, told]
+    if each.more.get("positional"):
+        kind = tyro.conf.Positional[kind]
+    if each.default is MISSING:
+        return kind, field()
+    if each.many and each.default is not None:
+        return kind, field(default_factory=lambda: list(each.default))
+    return kind, field(default=each.default)
+
+
+def _metavar(each: Option) -> str:
+    """What the help calls a value."""
+    if each.choices:
+        return "{" + ",".join(each.choices) + "}"
+    if each.type in (int, float):
+        return {int: "N", float: "X"}[each.type]
+    return "PATH" if each.type is Path else "NAME"
+
+
+# ------------------------------------------------------------------ what tyro prints
+
+
+def sentence(printed: str) -> str:
+    """One sentence of what tyro prints in a box about wrong words."""
+    lines = [line.strip("│").rstrip() for line in printed.splitlines()]
+    title = lines[0].strip("╭╮─ ") if lines else ""
+    sections: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if set(line.strip()) <= set("─╰╯"):
+            sections.append([])
+        else:
+            sections[-1].append(line[1:])
+    first = " ".join(line.strip() for line in sections[0])
+    names = [line.strip() for line in sections[0] if re.match(r"    \S", line)]
+    if title == "Required options":
+        return f"expected {' and '.join(names)}"
+    near = [
+        line.split(",")[0].split()[0]
+        for section in sections
+        if section and section[0].startswith("Perhaps you meant")
+        for line in section
+        if re.match(r"    \S", line)
+    ]
+    first = first.removeprefix("Error parsing ").removesuffix(".")
+    if first.startswith("Unrecognized options: "):
+        rest = first.removeprefix("Unrecognized options: ")
+        first = f"unrecognized arguments: {rest.replace(', ', ' ')}"
+    first = re.sub(r"^Missing value for argument '(.*)'\. .*$", r"\1: expected a value", first)
+    return first + (f" (did you mean {' or '.join(near[:2])}?)" if near else "")

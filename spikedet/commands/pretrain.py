@@ -1,0 +1,90 @@
+"""Pre-train the detector's backbone on classified pictures, before it is trained on boxes.
+
+    spikedet pretrain --data tiny-imagenet-200 --out runs/backbone
+    spikedet train --data VOCdevkit --pretrained runs/backbone/best.safetensors --out runs/float
+
+It is trained as a classifier is, behind it the mean of its features and a linear layer, which are
+not kept. A detector that starts from it is far ahead of one from scratch (see the model card in
+weights/). Writes last.safetensors and best.safetensors (best on pictures kept aside), results.csv
+and state.pt into --out after every epoch; --resume goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikedet import resources
+from spikedet.commands import shared
+from spikedet.commands.main import command_line
+from spikedet.commands.training import resume, training, training_settings
+from spikedet.detection.settings import BACKBONE
+from spikedet.errors import UsageError
+from spikedet.settings import option
+
+SEVERAL = True  # torchrun may start it
+WITHOUT = ("threshold_rate", "temperature")  # there are no thresholds, and nothing is distilled
+
+
+@dataclass(kw_only=True)
+class Options(shared.Classified):
+    """Options of the command."""
+
+    out: Path = option(help="folder of the run")
+    model: Path = option(
+        resources.folder("configs") / "models/tiny-yolo.yaml",
+        "description of the detector",
+        shown="default: our tiny YOLO",
+    )
+    width: str | None = option(None, "one of the description's scales, n s m l")
+    activation: str | None = option(None, "instead of the description's, as in 'torch.nn.ReLU()'")
+    resume: bool = resume()
+    training: dict[str, Any] = training(usual={"classification": BACKBONE}, without=WITHOUT)
+
+
+def run(options: Options) -> None:
+    import torch
+    from torch import nn
+
+    from spikedet import tasks
+    from spikedet.checkpoint import Checkpoint, save
+    from spikedet.detection import model
+    from spikedet.networks import expect_convertible
+    from spikedet.task import Run
+    from spikedet.training import expect_same_run
+
+    task = tasks.named("classification")
+    settings = training_settings(options.training, task.name, usual=BACKBONE)
+    torch.manual_seed(settings.seed)
+    if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
+        settings.grow_from = None
+    detector = model.read_description(options.model, options.width, options.activation)
+    expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
+    train, tune = shared.samples(options, task)
+    names = train.names
+    network = model.build(detector, 1)
+    backbone = network.model[: len(network.yaml["backbone"])]
+    if any(layer.f != -1 for layer in backbone[1:]):
+        raise UsageError(
+            f"{options.model}: its backbone branches; only a chain of layers is trained"
+        )
+    with torch.no_grad():
+        channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    network = nn.Sequential(OrderedDict(parts, classifier=nn.Linear(channels, len(names)))).train()
+    description = {"arch": "backbone", "form": "imagenet"}
+    description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
+    origin = {"command": command_line(), "pictures": len(train)}
+    origin["run"] = {"data": train.fingerprint(), "detector": detector}
+    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+
+    def write(trained: nn.Module, path: Path) -> None:
+        state = trained.state_dict()
+        made.tensors = {key: state[key] for key in state if key.startswith("model.")}
+        save(made, path)
+
+    if options.resume:
+        expect_same_run(options.out, made)
+    task.fit(network, Run(made, train, tune, options.out, settings, write, options.resume))

@@ -1,0 +1,197 @@
+"""Options that several commands have, and what is made of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands import kinds
+from spikedet.commands.parse import Options
+from spikedet.data import formats
+from spikedet.data.samples import listed
+from spikedet.errors import UsageError
+from spikedet.files import read_lines
+from spikedet.settings import option
+from spikedet.task import Source
+from spikedet.tasks import SETTINGS, expect_data
+
+if TYPE_CHECKING:
+    from spikedet.task import Task
+
+FOLDERS = {
+    "detection": "VOCdevkit, data.yaml of YOLO labels or COCO's instances_*.json",
+    "classification": "class folders or CIFAR",
+}
+GROUP = "data"
+
+
+def device() -> Any:
+    """`--device` of a command that runs networks on a single one."""
+    return option("cpu", "cpu or cuda:N", kind=kinds.device)
+
+
+def half(default: bool | None) -> Any:
+    """`--half/--no-half`; None chooses by the CPU."""
+    chosen = ", if the CPU supports it" if default is None else ""
+    return option(default, f"spiking layers in bfloat16{chosen}", pair=True)
+
+
+def batch(default: int | None, help: str = "pictures at a time") -> Any:
+    """`--batch` of a command that trains nothing."""
+    return option(default, help, least=1)
+
+
+def steps(help: str = "time steps; those of the weights if left out") -> Any:
+    """`--T`, which may be left out."""
+    return option(None, help, kind=kinds.time_steps)
+
+
+def unlabelled() -> Any:
+    """`--unlabelled`, of commands that distil."""
+    return option(None, "folders of more pictures, distilled without labels", group="classifiers")
+
+
+def _data(tasks: Sequence[str] = tuple(SETTINGS)) -> Any:
+    return option(help="; ".join(FOLDERS[name] for name in tasks) + "; several")
+
+
+def _split(tasks: Sequence[str] = tuple(SETTINGS), test: bool = False) -> Any:
+    kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
+    usual = "; ".join(f"{getattr(SETTINGS[name], kind)} for {name}" for name in tasks)
+    if "detection" in tasks:
+        usual += f"; {'val or test' if test else 'train'} of other data than VOC's"
+    elif test:
+        usual += ", or val where there is only that"
+    return option(None, f"data sets and splits, joined by + ({usual})")
+
+
+@dataclass(kw_only=True)
+class Classified(Options):
+    """Data of classifiers; a split that is not given is that of the data, see `split`."""
+
+    data: list[Path] = _data(["classification"])
+    split: str | None = _split(["classification"])
+    limit: int | None = option(None, "only so many pictures, always the same", least=1)
+
+
+@dataclass(kw_only=True)
+class Measured(Classified):
+    """Data of either task, to be measured."""
+
+    data: list[Path] = _data()
+    split: str | None = _split(test=True)
+
+
+@dataclass(kw_only=True)
+class Own(Options):
+    """What data of detectors may need besides."""
+
+    names: list[str] | None = option(
+        None,
+        "class names in their order, or a file with one a line (those of the data)",
+        group=GROUP,
+    )
+    images: list[Path] | None = option(
+        None, "folders of the pictures of a COCO file, where they are not beside it", group=GROUP
+    )
+
+
+@dataclass(kw_only=True)
+class TestData(Own, Measured):
+    """Data of either task that are one's own, to be measured."""
+
+
+@dataclass(kw_only=True)
+class TrainingData(Own, Classified):
+    """Data of either task, to be trained on."""
+
+    data: list[Path] = _data()
+    split: str | None = _split()
+    tuning: Path | None = option(
+        None,
+        "list of training pictures kept aside for every choice",
+        group="detectors",
+        metavar="FILE",
+    )
+
+
+def split(options: Any, task: str, *, test: bool = False) -> str:
+    """The split that was asked for, or the usual one of the data.
+
+    To test on class folders it is `val` where no folder has the usual one and all have that, as
+    ImageNet's.
+    """
+    return options.split or usual_split(options.data, task, test=test)
+
+
+def usual_split(data: Sequence[Path], task: str, *, test: bool = False) -> str:
+    """The split of some data that is trained on, or measured."""
+    if task == "detection":
+        return formats.usual_split(data, task, test)
+    settings = SETTINGS[task]
+    usual = settings.TEST_SPLIT if test else settings.TRAIN_SPLIT
+    if not test or any((folder / usual).is_dir() for folder in data):
+        return usual
+    return "val" if all((folder / "val").is_dir() for folder in data) else usual
+
+
+def read(
+    options: Any,
+    task: Task,
+    split: str,
+    limit: int | None = None,
+    names: tuple[str, ...] | None = None,
+) -> Sequence:
+    """Annotated samples of `--data`, as `Task.read` gives them.
+
+    One line on standard error says what they are.
+
+    Raises:
+        DataError: As there, and where the folders are for another task.
+        UsageError: `--names` that are not those of the weights, or options of another task.
+    """
+    expect_data(task, options.data)
+    told, images = class_names(getattr(options, "names", None)), getattr(options, "images", None)
+    if task.name != "detection":
+        for name, value in {"names": told, "images": images}.items():
+            if value:
+                raise UsageError(f"--{name} is no option of {task.name}")
+    if told and names and told != tuple(names):
+        raise UsageError(
+            f"--names {listed(told)}: the weights know {listed(names)}; leave --names out"
+        )
+    there = {format.name: format for format in map(formats.recognise, options.data) if format}
+    if images and not any(format.elsewhere for format in there.values()):
+        raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
+    found = task.read(Source(options.data, split, limit, names or told, images or ()))
+    classes = found.names
+    print(
+        f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(found)} pictures of "
+        f"{split}, {len(classes)} classes: {listed(classes)}",
+        file=sys.stderr,  # results alone go to standard output
+    )
+    return found
+
+
+def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Class names of `--names`: as they are, or one a line of a single file."""
+    if not words:
+        return None
+    where = "--names"
+    if len(words) == 1 and Path(words[0]).is_file():
+        where = words[0]
+        words = [name for name in read_lines(Path(where), "class names") if name]
+    return formats.expect_names(words, where)
+
+
+def samples(
+    options: Any, task: Task, names: tuple[str, ...] | None = None
+) -> tuple[Sequence, Sequence]:
+    """Training samples of `TrainingData`, and those kept aside for every choice."""
+    found = read(options, task, split(options, task.name), options.limit, names)
+    train, tune = found.split_off_tuning(getattr(options, "tuning", None))
+    unlabelled = getattr(options, "unlabelled", None)
+    return (train.with_unlabelled(unlabelled) if unlabelled else train), tune

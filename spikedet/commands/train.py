@@ -1,0 +1,111 @@
+"""Train a float network: the detector on PASCAL VOC, or a classifier on folders of pictures.
+
+    spikedet train --data VOCdevkit --split VOC2007:train+VOC2012:trainval --out runs/float
+    spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 --out runs/resnet20
+
+The network description says which of the two it is. Writes last.safetensors and best.safetensors
+(best on the tuning pictures), results.csv and state.pt into --out after every epoch; --resume goes
+on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikedet import resources
+from spikedet.commands import shared
+from spikedet.commands.checks import refuse
+from spikedet.commands.main import command_line
+from spikedet.commands.training import resume, training, training_settings
+from spikedet.settings import option
+
+SEVERAL = True  # torchrun may start it
+
+
+@dataclass(kw_only=True)
+class Options(shared.TrainingData):
+    """Options of the command."""
+
+    out: Path = option(help="folder of the run")
+    model: Path = option(
+        resources.folder("configs") / "models/tiny-yolo.yaml",
+        "network description, or one of ultralytics' by its name (yolov8n.yaml)",
+        shown="default: our tiny YOLO",
+    )
+    width: str | None = option(None, "a detector's scale, n s m l; a classifier's factor, 0.5")
+    activation: str | None = option(
+        None,
+        "instead of the description's: a detector's 'torch.nn.ReLU()'; a classifier's relu or "
+        "leaky",
+    )
+    pretrained: Path | None = option(
+        None,
+        "start from these layers: a backbone (spikedet pretrain) or a float network of the same "
+        "description",
+    )
+    resume: bool = resume()
+    training: dict[str, Any] = training()
+    fresh_heads: list[int] | None = option(
+        None,
+        "leave the heads of these output strides out of --pretrained",
+        least=1,
+        metavar="STRIDE",
+        group="detectors",
+    )
+    teacher: Path | None = option(
+        None, "float network of the same classes to distil from as well", group="distillation"
+    )
+    distill: float | None = option(
+        None, "weight of --teacher's outputs", least=0, shown="default: 1.0", group="distillation"
+    )
+    unlabelled: list[Path] | None = shared.unlabelled()
+
+
+def run(options: Options) -> None:
+    import torch
+
+    from spikedet import tasks
+    from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
+    from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
+    from spikedet.task import Run
+    from spikedet.training import expect_same_run
+
+    if options.teacher is None:
+        why = "name the --teacher to distil from"
+        refuse(options, ["distill", "temperature", "unlabelled"], why)
+    if options.distill == 0:
+        refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
+    if options.pretrained is None:
+        refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
+    task = tasks.of_description(options.model)
+    settings = training_settings(options.training, task.name)
+    torch.manual_seed(settings.seed)
+    description = task.describe(options.model, options.width, options.activation)
+    if "imgsz" not in options.training:
+        settings.imgsz = task.usual_side(description) or settings.imgsz
+    expect_convertible(task, description, 2, settings.imgsz)
+    train, tune = shared.samples(options, task)
+    names = train.names
+    network = task.network(description, len(names)).train()
+    if options.pretrained:
+        fresh = task.fresh(network, options.fresh_heads) if options.fresh_heads else ()
+        load_plain_into(network, options.pretrained, fresh)
+    origin = {"command": command_line(), "pictures": len(train)}
+    taught = load(options.teacher) if options.teacher else None
+    distill = 1.0 if options.distill is None else options.distill
+    origin["run"] = {"data": train.fingerprint(), "distill": distill}
+    origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
+    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    made = float_checkpoint(task, made, network)
+    teacher = teacher_of(task, made, taught) if taught else None
+
+    def write(trained: torch.nn.Module, path: Path) -> None:
+        made.tensors = trained.state_dict()
+        save(made, path)
+
+    if options.resume:
+        expect_same_run(options.out, made)
+    how = (options.out, settings, write, options.resume, teacher, distill)
+    task.fit(network, Run(made, train, tune, *how))

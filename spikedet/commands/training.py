@@ -1,0 +1,247 @@
+"""Options of training and of both stages of the conversion, and what is made of them.
+
+Those that depend on the task are the fields of its `Settings` and its `StageTwo`: what is not given
+is as the task has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.main import command_line, progress
+from spikedet.commands.parse import Options, options_of, partial, several
+from spikedet.errors import UsageError
+from spikedet.settings import Plan, StageOne, option
+from spikedet.stages.watcher import Watcher
+from spikedet.tasks import SETTINGS
+
+if TYPE_CHECKING:
+    from spikedet.conversion.calibrate import LayerReport
+
+DISTILLED = ("teacher", "temperature", "unlabelled")
+FINE = ("layer_steps", "loss")
+CHOSEN = ("pictures", "held", "per_neuron", "layers")
+LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
+GROUP_ONE, GROUP_TWO = "stage I", "stage II"
+
+
+def resume(help: str = "go on after a kill") -> Any:
+    """`--resume`."""
+    return option(False, help)
+
+
+def training(
+    *,
+    stage_one: bool = False,
+    usual: dict[str, dict[str, Any]] | None = None,
+    without: Sequence[str] = (),
+) -> Any:
+    """A field with the options of the training settings of every task; a dict of those given.
+
+    Args:
+        stage_one: The defaults that are shown are those of stage I, whose side is that of weights.
+        usual: The tasks that there are, with those defaults of each that are not as in its
+            settings.
+        without: Settings that have no option.
+    """
+    if usual is None:
+        usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
+    without = (*without, "imgsz") if stage_one else without
+    kinds = {task: SETTINGS[task].Settings for task in usual}
+    return several(partial("Training", kinds, usual, without))
+
+
+def names_of(part: str = "Settings") -> list[str]:
+    """Names of the options of all tasks, of `Settings` or another dataclass of theirs."""
+    found = (getattr(kinds, part) for kinds in SETTINGS.values())
+    return list(dict.fromkeys(each.name for kind in found for each in options_of(kind)))
+
+
+def training_settings(
+    given: Mapping[str, Any],
+    task: str,
+    *,
+    stage_one: bool = False,
+    folded: bool | None = None,
+    usual: dict[str, Any] | None = None,
+) -> Any:
+    """The settings of a task.
+
+    Args:
+        given: Those that `training` parsed.
+        task: Its name.
+        stage_one: What was not given is as stage I has it.
+        folded: Whether that has no batch norm; as usual when None.
+        usual: What was not given, where it is not as in the settings of the task.
+
+    Raises:
+        UsageError: An option of another task.
+    """
+    usual = _stage_one(task, folded) if stage_one else usual or {}
+    return _of_task("Settings", task, {**usual, **given})
+
+
+def _of_task(part: str, task: str, given: Mapping[str, Any]) -> Any:
+    """A dataclass of a task with these values.
+
+    Raises:
+        UsageError: One that the task has not.
+    """
+    kinds = {name: getattr(settings, part) for name, settings in SETTINGS.items()}
+    words = {each.field: each.word for kind in kinds.values() for each in options_of(kind)}
+    there = {each.field for each in options_of(kinds[task])}
+    for name in given:
+        if name not in there:
+            raise UsageError(f"{words[name]} is no option of {task}")
+    return kinds[task](**given)
+
+
+def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
+    """What stage I has that is not as in the settings of a task."""
+    settings = SETTINGS[task]
+    folded = settings.StageOne().fold_first if folded is None else folded
+    rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
+    return {**settings.STAGE_ONE, "rate": rate}
+
+
+# ------------------------------------------------------------------ stage I
+
+
+def _of_tasks(part: str) -> Any:
+    """A field with the options of a dataclass that each task has."""
+    return several(partial(part, {task: getattr(kinds, part) for task, kinds in SETTINGS.items()}))
+
+
+@dataclass(kw_only=True)
+class StageOneOptions(Options):
+    """Options of stage I beside those of every training."""
+
+    stage_one: dict[str, Any] = _of_tasks("StageOne")
+    teacher: Path | None = option(
+        None, "float checkpoint for --distill; --weights if that is one", group=GROUP_ONE
+    )
+    qcfs: bool = option(
+        False, "as QCFS trains: --noise 0 --distill 0, its gradient", group=GROUP_ONE
+    )
+
+
+def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageOne:
+    """The `StageOne` of a task.
+
+    Args:
+        options: Those of it.
+        task: Its name; what was not given is as there.
+        qcfs: Train as QCFS does, whatever a `--config` file says of our stage I.
+
+    Raises:
+        UsageError: Noise or distillation for QCFS, or teachers where nothing is distilled.
+    """
+    found = _of_task("StageOne", task, options.stage_one)
+    if qcfs:
+        why = "QCFS trains without noise and distillation"
+        refuse(options, ["noise", "distill", *DISTILLED], why)
+        return replace(found, noise=0.0, distill=0.0, clips_rounded=True)
+    if not found.distill:
+        refuse(options, DISTILLED, "--distill 0 distils nothing")
+    return found
+
+
+# ------------------------------------------------------------------ stage II
+
+
+@dataclass(kw_only=True)
+class StageTwoOptions(Options):
+    """Options of stage II."""
+
+    layer_wise: dict[str, Any] = _of_tasks("LayerWise")
+    end: dict[str, Any] = _of_tasks("EndToEnd")
+    no_coarse: bool = option(False, "leave out coarse calibration (eq 18)", group=GROUP_TWO)
+    no_fine: bool = option(False, "leave out fine calibration (eq 19-21)", group=GROUP_TWO)
+    pooling: str | None = option(
+        None,
+        "how spikes are max-pooled",
+        choices=("count", "step"),
+        shown="default: count",
+        group=GROUP_TWO,
+    )
+
+
+END = tuple(name for name in names_of("EndToEnd") if name != "end_to_end")
+
+
+def expect_halves(options: StageTwoOptions) -> None:
+    """Refuse options of the halves of layer-wise calibration that are left out.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    if options.no_fine:
+        refuse(options, FINE, "--no-fine leaves fine calibration out")
+    if options.no_coarse and options.no_fine:
+        refuse(options, CHOSEN, "--no-coarse and --no-fine leave all layers as they are")
+
+
+def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
+    """What stage II shall do.
+
+    Args:
+        options: Those of it.
+        task: Its name; what was not given is as there.
+        seed: Which pictures are drawn.
+
+    Raises:
+        UsageError: An option of another task.
+    """
+    layers = _of_task("LayerWise", task, options.layer_wise)
+    layers = replace(layers, coarse=not options.no_coarse, fine=not options.no_fine)
+    return Plan(layers, _of_task("EndToEnd", task, options.end), seed)
+
+
+class Shown(Watcher):
+    """Progress of both stages as bars and lines."""
+
+    def __init__(self, T: int):
+        self.T = T
+        self.bar: Any = None
+
+    def _open(self, desc: str, unit: str, total: int) -> None:
+        if self.bar is None or self.bar.unit != unit:
+            self.close()
+            self.bar = progress(desc=f"{desc} T={self.T}", unit=unit, total=total)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def layer(self, report: LayerReport, index: int, count: int) -> None:
+        self._open("stage II", "layer", count)
+        self.bar.update()
+        self.bar.write(
+            f"{report.name:24} error {report.before:.5f} -> coarse {report.coarse:.5f} "
+            f"-> fine {report.after:.5f}"
+        )
+
+    def step(self, done: int, steps: int, loss: float) -> None:
+        self._open("end to end", "step", steps)
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def say(self, text: str) -> None:
+        self.close()
+        print(text)
+
+
+def is_made(out: Path, resume: bool) -> bool:
+    """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
+    from spikedet.stages import pipeline
+
+    expect_writable(out)
+    done = pipeline.is_made(out, resume, command_line())
+    if done:
+        print(f"{out}: complete; nothing to resume")
+    return done

@@ -1,0 +1,38 @@
+"""Weights of the old form (spikedet-1) in the form of today, which holds the network as a graph.
+
+    spikedet upgrade --weights old.safetensors --out new.safetensors
+
+The network is converted once more and gets the tensors of the old file, in the precision that they
+are stored in. It computes what it did. The new file names the old one (`upgraded_from`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.commands import parse
+from spikedet.commands.checks import expect_new
+from spikedet.settings import option
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path = option(help="checkpoint of any stage")
+    out: Path = option(help="checkpoint to write")
+
+
+def run(options: Options) -> None:
+    from spikedet import checkpoint, networks, tasks
+    from spikedet.errors import WeightsError
+
+    expect_new(options.out)
+    made = checkpoint.load(options.weights)
+    if made.graph is not None:
+        raise WeightsError(f"{options.weights}: of the form of today already")
+    made.origin["upgraded_from"] = checkpoint.sha256(options.weights)
+    made = networks.current(tasks.of(made), made)
+    checkpoint.save(made, options.out, half=checkpoint.stored_in_half(options.weights))
+    print(f"{options.out}: {made.stage}, {len(made.graph['nodes'])} nodes")

@@ -1,0 +1,188 @@
+"""Annotations of other formats as files of the VOCdevkit layout, of VOC's classes alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from spikedet.data.formats.voc import VOC_CLASSES, parse_xml
+from spikedet.detection.boxes import COCO_NAMES
+from spikedet.errors import DataError
+from spikedet.files import read_lines, write_atomic
+from spikedet.pictures import read_header
+
+SAME, ANY = 0.45, 0.7  # IoU from which a box of a COCO file is one that an earlier file has
+Objects = list[tuple[str, list[int]]]
+
+
+def xml_of_boxes(size: tuple[int, int], objects: Objects) -> bytes:
+    """VOC XML of a picture of `size` (width, height) with these objects."""
+    root = ElementTree.Element("annotation")
+    node = ElementTree.SubElement(root, "size")
+    for key, value in zip(("width", "height", "depth"), (*size, 3), strict=True):
+        ElementTree.SubElement(node, key).text = str(value)
+    for name, box in objects:
+        item = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(item, "name").text = name
+        ElementTree.SubElement(item, "difficult").text = "0"
+        node = ElementTree.SubElement(item, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(node, key).text = str(value)
+    return ElementTree.tostring(root)
+
+
+def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> Objects:
+    """Objects of VOC classes in one line of a box list, in VOC's 1-based inclusive pixels.
+
+    Raises:
+        DataError: A box that is not of that form.
+    """
+    objects = []
+    for box in line.split()[1:]:
+        try:
+            x1, y1, x2, y2, label = (float(v) for v in box.split(","))
+            x1, y1 = max(round(x1), 0) + 1, max(round(y1), 0) + 1
+            x2, y2 = min(round(x2), size[0]), min(round(y2), size[1])
+            name = names[label]
+        except (ValueError, OverflowError, KeyError):
+            raise DataError(
+                f"{line.split()[0]}: box {box!r}; expected x1,y1,x2,y2,class with a class of 0 to "
+                f"{len(names) - 1}"
+            ) from None
+        name = COCO_NAMES.get(name, name)
+        if name in VOC_CLASSES and x2 >= x1 and y2 >= y1:
+            objects.append((name, [x1, y1, x2, y2]))
+    return objects
+
+
+def annotations_of_list(
+    path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture in a box list; None where no VOC object is left."""
+    classes = dict(enumerate(read_lines(names)))
+    for line in filter(None, read_lines(path)):
+        stem = Path(line.split()[0]).stem
+        if stem in skip:
+            continue
+        if stem not in pictures:
+            raise DataError(f"{path}: {line.split()[0]}: no such picture in --pictures")
+        size = read_header(pictures[stem])[:2]
+        objects = list_objects(line, classes, size)
+        yield stem, xml_of_boxes(size, objects) if objects else None
+
+
+def annotations_of_folder(
+    folder: Path, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture with a VOC XML; None where no VOC object is left."""
+    for stem in pictures.keys() - skip:
+        path = folder / f"{stem}.xml"
+        if not path.is_file():
+            continue
+        root = parse_xml(path)
+        for item in root.findall("object"):
+            name = item.findtext("name", "").strip()
+            name = COCO_NAMES.get(name, name)
+            if name in VOC_CLASSES:
+                item.find("name").text = name
+            else:
+                root.remove(item)
+        yield stem, None if root.find("object") is None else ElementTree.tostring(root)
+
+
+def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], list]]:
+    """Size and objects of VOC classes of each picture of a COCO file, by the picture's stem.
+
+    Args:
+        path: The file.
+        least: Least score; boxes without one count, crowds do not.
+
+    Raises:
+        DataError: No such file, not of that form, or two pictures of one name.
+    """
+    found: dict[str, tuple[tuple[int, int], list]] = {}
+    try:
+        data = json.loads(path.read_bytes())
+        names = {row["id"]: COCO_NAMES.get(row["name"], row["name"]) for row in data["categories"]}
+        stems = {row["id"]: Path(row["file_name"]).stem for row in data["images"]}
+        for row in data["images"]:
+            if found.setdefault(stems[row["id"]], (None, []))[0]:
+                raise DataError(f"{path}: two pictures named {stems[row['id']]}")
+            size = int(row["width"]), int(row["height"])
+            if min(size) < 1:
+                raise ValueError
+            found[stems[row["id"]]] = (size, [])
+        for row in data["annotations"]:
+            name = names[row["category_id"]]
+            x, y, width, height = map(float, row["bbox"])
+            if not all(map(math.isfinite, (x, y, width, height))):
+                raise ValueError
+            counts = not row.get("iscrowd") and row.get("score", 1.0) >= least
+            if counts and name in VOC_CLASSES:
+                found[stems[row["image_id"]]][1].append((name, (x, y, x + width, y + height)))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f"{path}: not a COCO file; expected images (id, file_name, width, height), annotations "
+            "(image_id, category_id, bbox) and categories (id, name)"
+        ) from None
+    return found
+
+
+def annotations_of_coco(
+    paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Stem and XML of every picture of the first COCO file; None where no VOC object is left."""
+    from spikedet.detection.label import iou
+
+    first, *others = (coco_objects(path, least) for path in paths)
+    for stem in first:
+        if stem in skip:
+            continue
+        if stem not in pictures:
+            raise DataError(f"{paths[0]}: {stem}: no such picture in --pictures")
+        width, height = read_header(pictures[stem])[:2]
+        objects: Objects = []
+        for found in (first, *others):
+            size, rows = found.get(stem, ((1, 1), []))
+            scale = (width / size[0], height / size[1]) * 2  # the picture may have been resized
+            before = list(objects)
+            for name, edges in rows:
+                x1, y1, x2, y2 = (edge * s for edge, s in zip(edges, scale, strict=True))
+                box = [max(round(x1), 0) + 1, max(round(y1), 0) + 1]
+                box += [min(round(x2), width), min(round(y2), height)]
+                new = all(iou(box, b) < (SAME if n == name else ANY) for n, b in before)
+                if new and box[2] >= box[0] and box[3] >= box[1]:
+                    objects.append((name, box))
+        yield stem, xml_of_boxes((width, height), objects) if objects else None
+
+
+def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[str, Path]) -> None:
+    """Write annotations, links to the pictures, and at last the list of both.
+
+    Raises:
+        DataError: Something else is there already; nothing is written then.
+    """
+    listed = out / "ImageSets/Main" / f"{split}.txt"
+    ids = ("\n".join(annotations) + "\n").encode()
+    files = {out / "Annotations" / f"{stem}.xml": xml for stem, xml in annotations.items()}
+    links = {out / "JPEGImages" / f"{stem}.jpg": path for stem, path in pictures.items()}
+    for path, content in {**files, listed: ids}.items():
+        if path.exists() and path.read_bytes() != content:
+            raise DataError(f"{path}: is there already, with other content; choose another --out")
+    for link, picture in links.items():
+        if os.path.lexists(link) and os.path.realpath(link) != str(picture):
+            raise DataError(f"{link}: is there already, another picture; choose another --out")
+    for folder in ("Annotations", "JPEGImages"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        path.write_bytes(content)
+    for link, picture in links.items():
+        if not os.path.lexists(link):
+            link.symlink_to(picture)
+    write_atomic(listed, ids)
