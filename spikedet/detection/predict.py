@@ -67,7 +67,7 @@ class Predictor(BasePredictor):
             self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if single else list(pictures)
+        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
         found: list[Detections] = []
         if patience is not None:
             found = [self._until(source, T, conf, iou, patience, every) for source in several]
@@ -107,6 +107,7 @@ class Predictor(BasePredictor):
         expect_counts(chunk=chunk)
         self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
+        assert T is not None  # of a network with time steps
         return self._steps(picture, as_picture(picture), T, conf, iou, chunk)
 
     @torch.inference_mode()

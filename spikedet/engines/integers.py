@@ -117,7 +117,7 @@ class _Compiler:
         self.wires.known[node.name] = [Term(op.name, amplitude)]
 
     def _constant_neuron(self, node: Node, source: str) -> None:
-        own = Parameters.of(node.module, self.graph.shapes[source][1])
+        own = Parameters.of(self.graph.neuron(node.name), self.graph.shapes[source][1])
         far = torch.maximum(own.depth.nan_to_num(0.0), own.start)
         scale = torch.maximum(own.theta, far / 16) / FINE
         neuron, limit = self._rounded(node, own, scale, torch.zeros_like(scale))
@@ -128,7 +128,7 @@ class _Compiler:
 
     def _driven_neuron(self, node: Node, source: str) -> None:
         shape = self.graph.shapes[source]
-        own = Parameters.of(node.module, shape[1])
+        own = Parameters.of(self.graph.neuron(node.name), shape[1])
         labels = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         try:
             current = Currents(self.wires, node, shape[1])
@@ -156,7 +156,7 @@ class _Compiler:
             return (x / scale).round().to(torch.int32)
 
         threshold = whole(own.theta).clamp(min=1)
-        initial = node.module.initial.detach().double().cpu()
+        initial = self.graph.neuron(node.name).initial.detach().double().cpu()
         each = scale.view(-1, 1, 1) if initial.ndim > 1 else scale
         start = (initial / each).round().to(torch.int32)
         if initial.ndim < 2:

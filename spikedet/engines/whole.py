@@ -85,7 +85,7 @@ class WholeEngine:
         self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
         run = self._start(currents, len(pictures))
-        totals: dict[str, Any] = {}
+        totals: dict[Any, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
             at_once = steps if each_step else self._at_once(run)
@@ -95,7 +95,7 @@ class WholeEngine:
                     totals = self._part(run, piece, ends, done, each_step, totals, tell)
                 done += piece
 
-            def read(found: dict[str, Any] = totals, steps: int = steps) -> Any:
+            def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:
                 return self._read(found, known, len(pictures), steps if each_step else 1)
 
             yield done, read
@@ -140,27 +140,25 @@ class WholeEngine:
 
     @torch.no_grad()
     def _read(
-        self, totals: dict[str, Any], known: list[dict[str, Tensor]], batch: int, steps: int
+        self, totals: dict[Any, Any], known: list[dict[str, Tensor]], batch: int, steps: int
     ) -> Any:
         """Behind the last neuron, frame by frame, so that no batch changes it."""
         frames = []
         for frame in range(steps * batch):
             values = dict(known[frame % batch])
             for node, terms in self.program.means.items():
-                found = None
+                found = []
                 for op, amplitude in terms:
                     value = self._mean(op, node, totals, frame, batch)
-                    if not bool((amplitude == 1).all()):
-                        value = value * amplitude
-                    found = value if found is None else found + value
-                values[node] = found
+                    found.append(value if bool((amplitude == 1).all()) else value * amplitude)
+                values[node] = sum(found[1:], found[0])
             frames.append(self.graph.run(self._behind, values, set(self.graph.outputs)))
         if len(frames) == 1:
             return fill(self.graph.output, frames[0])
         joined = {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
         return fill(self.graph.output, joined)
 
-    def _mean(self, name: str, node: str, totals: dict[str, Any], frame: int, batch: int) -> Tensor:
+    def _mean(self, name: str, node: str, totals: dict[Any, Any], frame: int, batch: int) -> Tensor:
         """Mean over time of an operation's value, [1, ...] float32."""
         op = self.program.ops[name]
         if isinstance(op, Move | Sums):
@@ -223,8 +221,8 @@ class ReferenceEngine(WholeEngine):
         return Reference(self.program, currents, batch)
 
     def _part(self, run, steps, last, done, each_step, before, tell):
-        values = run.advance(steps)
-        batch, found = run.batch, {}
+        values, batch = run.advance(steps), run.batch
+        found: dict[Any, Any] = {}
         for node, masses in self._masses(done, steps).items():
             found[node] = self._mass(node, masses, before, each_step)
             for base in self._reading[node]:
@@ -287,7 +285,8 @@ class EventsEngine(WholeEngine):
         return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
 
     def _part(self, run, steps, last, done, each_step, before, tell):
-        plan, batch, found = run.plan, run.batch, {}
+        plan, batch = run.plan, run.batch
+        found: dict[Any, Any] = {}
         masses, sums = {}, {}
         later = []  # a second mean of the same spikes
         by_node = self._masses(done, steps)
