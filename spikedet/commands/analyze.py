@@ -15,7 +15,6 @@ compared; with it, those that are given, and what needs a missing one is left ou
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from spikedet.settings import option
 if TYPE_CHECKING:
     from spikedet.analysis.compare import Comparison, ReadoutError
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
@@ -87,7 +86,7 @@ def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | 
     return tuple(found)
 
 
-def samples(options: Options, task: Task, made: Checkpoint) -> Sequence:
+def samples(options: Options, task: Task, made: Checkpoint) -> Samples:
     """The pictures to run on."""
     read = shared.read(options, task, shared.split(options, task.name), names=made.names)
     if options.all:
@@ -100,7 +99,7 @@ def compare(
     options: Options,
     task: Task,
     made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
-    pictures: Sequence,
+    pictures: Samples,
     T: int,
 ) -> tuple[dict[str, Comparison], ReadoutError]:
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
@@ -248,7 +247,7 @@ def run(options: Options) -> None:
     made = load(options)
     T = options.T or made[0].T
     task = tasks.of(made[0])
-    pictures = shared.samples(options, task, made[0])
+    pictures = samples(options, task, made[0])
     found, between = compare(options, task, made, pictures, T)
     tables = {
         "residual": residual_rows(found, T),

@@ -29,7 +29,7 @@ from spikedet.settings import option
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 
 @dataclass(kw_only=True)
@@ -135,7 +135,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     return found
 
 
-def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Sequence:
+def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
     """Training pictures that give the thresholds of copied weights."""
     if options.threshold_split:
         return shared.read(options, task, options.threshold_split, names=names)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spikedet.graph.operations import kind_of
+from spikedet.graph.operations import WEIGHTED, WeightedLayer, kind_of
 from spikedet.graph.structure import fill, names_in, rename
+from spikedet.neurons.layers import IFNeuron
 
 Module = TypeVar("Module", bound=nn.Module)
 INPUT = "input"  # the name of what a network is called with
@@ -88,6 +89,18 @@ class Graph(nn.Module):
         if name not in self._found:
             self._found[name] = self.layers.get_submodule(name)
         return self._found[name]
+
+    def neuron(self, name: str) -> IFNeuron:
+        """A layer of neurons by its name."""
+        module = self.module(name)
+        assert isinstance(module, IFNeuron)
+        return module
+
+    def weighted(self, name: str) -> WeightedLayer:
+        """A convolution or linear layer by its name."""
+        module = self.module(name)
+        assert isinstance(module, WEIGHTED)
+        return module
 
     def only(self, kind: type[Module]) -> list[Module]:
         """The operations of one class, in the order of execution."""
