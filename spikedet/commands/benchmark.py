@@ -48,14 +48,18 @@ def run(options: Options) -> None:
     import spikedet
     from spikedet.errors import UsageError, WeightsError
     from spikedet.networks import expect_stage
+    from spikedet.predictor import BasePredictor
     from spikedet.released import released
 
     spiking = spikedet.load(
         options.weights, options.T, options.device, options.half, engine="torch"
     )
+    if not isinstance(spiking, BasePredictor):
+        raise UsageError("a network of one's own has no float weights to be compared with")
     reference = spikedet.load(
         options.reference or released("float", task=spiking.task.name), device=options.device
     )
+    assert isinstance(reference, BasePredictor)  # float weights are of a task
     expect_stage(spiking.runner, "snn")
     expect_stage(reference.runner, "float")
     if reference.task is not spiking.task:

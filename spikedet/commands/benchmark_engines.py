@@ -52,20 +52,22 @@ def pictures(data: Path, number: int, size: int) -> list:
 def run(options: Options) -> None:
     import torch
 
-    import spikedet
-    from spikedet.released import released
+    from spikedet.detection.predict import Predictor
+    from spikedet.released import default_weights, released
 
     clock = time.process_time if options.cpu else time.perf_counter
     shown = pictures(options.data, min(options.rounds, 100), options.imgsz)
-    networks = {("float32", "torch", 1): spikedet.load(released("float")).runner.network}
+    source = released("float")
+    assert source is not None  # it comes with the package
+    networks = {("float32", "torch", 1): Predictor(source).runner.network}
     for T in options.T:
         for engine in options.engines:
-            network = spikedet.load(None, T, half=False).runner.network
+            network = Predictor(default_weights(T), T, half=False).runner.spiking
             print(f"T = {T}, {network.use_engine(engine)}")
             networks["spikedet", engine, T] = network
     for network in networks.values():
         network.to(memory_format=torch.channels_last)
-    times = {key: [] for key in networks}
+    times: dict[tuple[str, str, int], list[float]] = {key: [] for key in networks}
     with torch.inference_mode():
         for i in range(options.rounds + 1):
             for key, network in networks.items():

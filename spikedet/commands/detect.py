@@ -106,13 +106,13 @@ def run(options: Options) -> int:
     inputs = {os.path.realpath(path) for path in paths}  # `resolve` raises at a link to itself
     taken: set[Path] = set()
     entries, objects, done, failed = [], 0, 0, len(errors)
-    thresholds = {"conf": options.conf, "iou": options.iou}
     for path in paths:
         try:
             if options.each_step:
-                steps = list(detector.steps(path, **thresholds))
+                steps = list(detector.steps(path, conf=options.conf, iou=options.iou))
             else:
-                steps = [detector(path, **thresholds)]
+                whole = detector(path, conf=options.conf, iou=options.iou)
+                steps = whole if isinstance(whole, list) else [whole]
             if options.classes:
                 steps = [found.only(options.classes) for found in steps]
             for found in steps:
@@ -131,9 +131,9 @@ def run(options: Options) -> int:
         entries += [entry(path, found) for found in steps]
     if options.json:
         write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
-    steps = "" if detector.T is None else f", T={detector.T}"
+    told = "" if detector.T is None else f", T={detector.T}"
     print(
-        f"{objects} objects in {done} pictures{steps}, {detector.weights.name}; "
+        f"{objects} objects in {done} pictures{told}, {detector.weights.name}; "
         f"annotated pictures in {options.out}"
     )
     return DataError.exit_code if failed else 0
