@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Show the detections of a spiking network after every time step, from a camera or a video.
+"""Watch a spiking network see: the detections of every time step, firing rates, energy.
 
-    demo/webcam.py --source 0 --T 20
+    demo/webcam.py --source 0 --T 8
 
-Keys: + and - change T, space pauses, q or Esc ends. Where no window can be opened, a video is
-written instead.
+Takes a camera by number, a video, a picture, an address, and whatever else `spikedet detect` takes.
+Keys: + and - change T, ] and [ the confidence, f shows the float network beside it, space pauses,
+q or Esc ends. Where no window can be opened, a video is written instead.
 """
 
 from __future__ import annotations
@@ -17,39 +18,45 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# several lines of OpenCV's about what it cannot open; ours are one sentence
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+import cv2
+import numpy as np
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from spikedet.commands import parse, shared
+from spikedet.commands.checks import expect_new
+from spikedet.commands.main import run as run_command
+from spikedet.errors import DataError, PictureError, UsageError
+from spikedet.settings import option
+from spikedet.sources import Frame, open_sources
 
-from spikedet.commands import parse, shared  # noqa: E402
-from spikedet.commands.checks import expect_new  # noqa: E402
-from spikedet.commands.main import run as run_command  # noqa: E402
-from spikedet.errors import PictureError, UsageError  # noqa: E402
-from spikedet.settings import option  # noqa: E402
+if TYPE_CHECKING:
+    from spikedet.detection.boxes import Detections
 
 TITLE = "spikedet"
-CHUNK = 5  # steps computed at once: the first are seen early, all take up to a tenth longer
+CHUNK = 4  # steps computed at once: the first are seen early, all take up to a tenth longer
 FALLBACK = Path("detections/webcam.mp4")
+STEP = 0.05  # of the confidence, a key
 
 
 @dataclass(kw_only=True)
 class Options(parse.Options):
     """Options of the demo."""
 
-    source: str = option("0", "number of a camera, a video file or a picture")
+    source: str = option("0", "number of a camera, a video, a picture, an address")
     T: int | None = shared.steps("time steps to begin with; those of the weights if absent")
     weights: Path | None = option(None, "spiking weights; the released ones if left out")
-    conf: float = option(0.25, "confidence threshold", least=0, most=1)
+    float_weights: Path | None = option(
+        None, "float weights for the other side; the released ones if left out"
+    )
+    conf: float = option(0.25, "confidence threshold to begin with", least=0, most=1)
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
     device: str = shared.device()
     half: bool | None = shared.half(None)
+    side_by_side: bool = option(False, "begin with the float network beside the spiking one")
     each_step: bool = option(True, "show every time step, or only the last")
     frames: int | None = option(None, "end after so many frames of the source", least=1)
     out: Path | None = option(None, f"video to write; {FALLBACK} without a display if left out")
@@ -74,11 +81,15 @@ class Controls:
 
     Attributes:
         T: Time steps, from the next frame on.
+        conf: Confidence threshold, from the next frame on.
+        beside: Whether the float network is shown.
         paused: Whether nothing moves until space is pressed again.
         ended: Whether to stop.
     """
 
     T: int
+    conf: float = 0.25
+    beside: bool = False
     paused: bool = False
     ended: bool = False
 
@@ -89,6 +100,11 @@ class Controls:
             self.T += 1
         elif pressed in ("-", "_"):
             self.T = max(1, self.T - 1)
+        elif pressed in ("]", "["):
+            by = STEP if pressed == "]" else -STEP
+            self.conf = min(0.95, max(STEP, round(self.conf + by, 2)))
+        elif pressed in ("f", "F"):
+            self.beside = not self.beside
         elif pressed == " ":
             self.paused = not self.paused
         elif pressed in ("q", "Q", "\x1b"):
@@ -108,51 +124,141 @@ class FrameRate:
         return frames / max(1e-9, now - self.times[0])
 
 
-def annotate(found, T: int, frame_rate: float) -> np.ndarray:
-    """The picture to show for one time step: boxes, and a line of numbers below.
+@dataclass
+class Shown:
+    """One picture to show.
+
+    Attributes:
+        frame: Of the source.
+        found: Detections after found.T steps.
+        beside: Those of the float network, or None.
+        T: Steps of this frame.
+        rates: Spikes per neuron and step of each layer so far.
+        frame_rate: Frames a second.
+        energy: Of the spiking network so far and of the float network, mJ; or None.
+    """
+
+    frame: Frame
+    found: Detections
+    beside: Detections | None
+    T: int
+    rates: Mapping[str, float]
+    frame_rate: float
+    energy: tuple[float, float] | None
+
+
+def annotate(shown: Shown, conf: float) -> np.ndarray:
+    """The picture to show for one time step, [H, W, 3] uint8 BGR."""
+    from spikedet.detection.draw import draw
+    from spikedet.outputs.panel import panel
+
+    pictures = {f"spiking, step {shown.found.T} of {shown.T}": draw(shown.found, enlarge=True)}
+    if shown.beside is not None:
+        pictures["float"] = draw(shown.beside, enlarge=True)
+    mean = shown.found.spike_rate
+    lines = [
+        f"{shown.frame_rate:.1f} frames/s   T {shown.T} (+ -)   confidence {conf:.2f} ([ ])   "
+        f"{mean:.3f} spikes a neuron and step"
+    ]
+    if shown.energy is not None:
+        spiking, analog = shown.energy
+        lines.append(
+            f"energy of a frame, estimated: {spiking:.2f} mJ; of the float network {analog:.2f} mJ"
+        )
+    return panel(pictures, shown.rates, lines)
+
+
+class Eye:
+    """A spiking detector that tells of its layers, and a float one where it is wanted.
 
     Args:
-        found: `Detections` after found.T of T steps, with picture and spike rate.
-        T: Time steps of this frame.
-        frame_rate: Frames of the source per second.
-
-    Returns:
-        [H, W, 3] uint8 BGR.
+        detector: A `Predictor` of spiking weights.
+        other: Gives a `Predictor` of float weights, or raises; called when it is wanted first.
     """
-    from spikedet.detection.draw import status
 
-    numbers = f"step {found.T}/{T}   spike rate {found.spike_rate:.3f}"
-    return status(found.plot(), f"{frame_rate:.1f} frames/s   {numbers}")
+    def __init__(self, detector, other: Callable):
+        self.detector, self._make = detector, other
+        self._other, self._energy = None, None
+
+    def look(self, frame: Frame, controls: Controls, iou: float, chunk: int | None,
+             frame_rate: float) -> Iterator[Shown]:  # fmt: skip
+        """What is to be shown of a frame after each time step."""
+        T, conf, picture = controls.T, controls.conf, frame.picture
+        network = self.detector.runner.network
+        if self._energy is None:
+            self._energy = self._count(picture, T)
+        beside = None
+        if controls.beside:
+            self._other = self._other or self._make()
+            beside = self._other(picture, conf=conf, iou=iou)
+        with network.spike_rates() as rates:
+            for found in self.detector.steps(picture, T, conf=conf, iou=iou, chunk=chunk):
+                layers = rates.by_layer(found.T)
+                spent = self._energy.picojoules(layers, found.T) / 1e9
+                energy = spent, self._energy.float_pj / 1e9
+                yield Shown(frame, found, beside, T, layers, frame_rate, energy)
+
+    def _count(self, picture: np.ndarray, T: int):
+        from spikedet.analysis.estimate import EnergyEstimate
+        from spikedet.detection.letterbox import letterbox
+
+        tensor, _ = letterbox(picture, self.detector.imgsz)
+        network = self.detector.runner.network
+        return EnergyEstimate(network, tensor[None].to(self.detector.device), T)
 
 
 def play(
-    detector,
-    frames: Iterable[np.ndarray],
+    eye,
+    frames: Iterable[Frame],
     controls: Controls,
     each_step: bool,
-    show: Callable[[np.ndarray], None],
-    **options,
+    show: Callable[[Shown], None],
+    iou: float = 0.6,
 ) -> int:
     """Detect in every frame and show each time step, or only the last; returns frames begun.
 
     Args:
-        detector: A `Predictor` of spiking weights.
-        frames: Pictures [H, W, 3] uint8 BGR.
+        eye: An `Eye`.
+        frames: Of a source.
         controls: Asked before each frame, and after each step whether to stop.
         each_step: Show every step.
-        show: Takes the annotated pictures.
-        options: Of `Predictor.steps`.
+        show: Takes what is to be shown.
+        iou: IoU threshold of non-maximum suppression.
     """
     rate, begun = FrameRate(), 0
     for frame in frames:
         begun += 1
-        T, frame_rate = controls.T, rate.tick(time.perf_counter())
-        for found in detector.steps(frame, T, **options):
-            if each_step or found.T == T:
-                show(annotate(found, T, frame_rate))
-            if controls.ended:
-                return begun
+        frame_rate = rate.tick(time.perf_counter())
+        chunk = CHUNK if each_step else None
+        with contextlib.closing(eye.look(frame, controls, iou, chunk, frame_rate)) as steps:
+            for shown in steps:
+                if each_step or shown.found.T == shown.T:
+                    show(shown)
+                if controls.ended:
+                    return begun
     return begun
+
+
+class Clock:
+    """Times of a video in which each step lasts as long as a frame of the source.
+
+    With the last step only, the times are those of the source.
+    """
+
+    def __init__(self, each_step: bool):
+        self.each_step, self._now, self._last = each_step, 0.0, None
+
+    def at(self, frame: Frame) -> tuple[float, float | None]:
+        """When the next picture, of `frame`, is shown, and for how long if that is known."""
+        if not self.each_step:
+            return frame.time, frame.duration
+        usual = 1 / 25
+        if self._last is not None and frame.index != self._last.index:
+            usual = max(1e-3, frame.time - self._last.time)
+        if self._last is None or frame.index != self._last.index:
+            self._length, self._last = frame.duration or usual, frame
+        now, self._now = self._now, self._now + self._length
+        return now, self._length
 
 
 def show_in_window(picture: np.ndarray, controls: Controls) -> None:
@@ -176,12 +282,21 @@ def free_name(path: Path) -> Path:
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def run(options: Options) -> None:
-    from spikedet.detection.predict import Predictor
-    from spikedet.detection.video import VideoFile, open_source
-    from spikedet.released import default_weights
+def again_and_again(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Frames; of a picture that stands alone for ever, as a camera in front of it would."""
+    for frame in frames:
+        yield frame
+        while not frame.video and frame.total == 1:
+            frame = replace(frame, index=frame.index + 1, time=frame.time + 1 / 25)
+            yield frame
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+
+def run(options: Options) -> int:
+    from spikedet.detection.predict import Predictor
+    from spikedet.outputs import VideoFile
+    from spikedet.released import default_weights, released
+
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     if options.out:
         expect_new(options.out)
     path = options.weights or default_weights(options.T)
@@ -190,28 +305,47 @@ def run(options: Options) -> None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
+    if options.device == "cpu":
+        detector.runner.network.use_engine()
+
+    def other():
+        weights = options.float_weights or released("float")
+        if weights is None:
+            raise UsageError("no float weights are released; pass --float-weights")
+        return Predictor(weights, None, options.device, options.half)
+
     window = has_display()
     out = options.out or (None if window else free_name(FALLBACK))
-    frames, frame_rate = open_source(options.source, repeat=window)
-    controls = Controls(detector.T)
+    failures = []
+
+    def tell(error: PictureError) -> None:
+        failures.append(error)
+        print(f"error: {error}", file=sys.stderr)
+
+    frames: Iterable[Frame] = open_sources([options.source], tell=tell)
+    frames = again_and_again(frames) if window else frames
+    controls, clock = Controls(detector.T, options.conf, options.side_by_side), None
     with contextlib.ExitStack() as stack:
-        video = stack.enter_context(VideoFile(out, frame_rate)) if out else None
+        video = stack.enter_context(VideoFile(out)) if out else None
+        clock = Clock(options.each_step)
         if not window:
             print(f"no display: writing {out}; Ctrl-C ends it", flush=True)
 
-        def show(picture: np.ndarray) -> None:
+        def show(shown: Shown) -> None:
+            picture = annotate(shown, controls.conf)
             if video:
-                video.write(picture)
+                video.write(picture, *clock.at(shown.frame))
             if window:
                 show_in_window(picture, controls)
 
         frames = itertools.islice(frames, options.frames)
-        chunk = CHUNK if options.each_step else None
-        how = {"conf": options.conf, "iou": options.iou, "chunk": chunk}
-        begun = play(detector, frames, controls, options.each_step, show, **how)
-    if begun == 0:
+        eye = Eye(detector, other)
+        begun = play(eye, frames, controls, options.each_step, show, options.iou)
+    if begun == 0 and not failures:
         raise PictureError(f"{options.source}: holds no frame that can be read")
-    print(f"{begun} frames, T={controls.T}" + (f"; video in {out}" if out else ""))
+    if begun:
+        print(f"{begun} frames, T={controls.T}" + (f"; video in {out}" if out else ""))
+    return DataError.exit_code if failures else 0
 
 
 if __name__ == "__main__":

@@ -33,8 +33,34 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow lets through of files that are cut or damaged.
+_DAMAGED: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError)
+_DAMAGED += (TypeError, RuntimeError, ArithmeticError, AssertionError, struct.error)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _CONVERT = "install pillow-heif, or convert them to JPEG"
+
+
+# Formats whose files are animations, and not several pictures in one file.
+ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF", "FLI"}
+FRAME_SECONDS = 0.1  # of a frame that does not say how long it is shown, as browsers have it
+
+
+class UnknownFormat(PictureError):
+    """A file that is no picture of any format that can be read."""
+
+
+class Part(NamedTuple):
+    """One of the pictures in a file.
+
+    Attributes:
+        picture: [H, W, 3] uint8, BGR.
+        seconds: How long an animation shows it; None of a picture that stands.
+        total: Pictures in the file.
+    """
+
+    picture: np.ndarray
+    seconds: float | None
+    total: int
 
 
 class Header(NamedTuple):
@@ -99,12 +125,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     )
                 yield picture
     except UnidentifiedImageError:
-        raise PictureError(f"{path}: {_what_else(path)}") from None
+        raise UnknownFormat(f"{path}: {_what_else(path)}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million") from None
     except MemoryError:
         raise PictureError(f"{path}: does not fit into memory") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise PictureError(f"{path}: truncated or damaged picture ({error})") from None
 
 
@@ -163,9 +189,11 @@ def _has_late_tags(path: Path) -> bool:
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture as a viewer shows it.
 
-    The rotation tag is applied, transparency is laid on white, 16-bit values and numbers of 0 to 1
-    are scaled to 8 bits, grey, palette and CMYK pictures become colour; of an animation the first
-    frame is taken. Pillow does the reading, which says what is wrong with a file.
+    The rotation tag is applied, transparency is laid on white, grey, palette and CMYK pictures
+    become colour. 16-bit values and numbers of 0 to 1 are scaled to 8 bits; a picture of 16 bits
+    whose values all fit into 12 comes from a camera of 12 and is scaled from those. Of an
+    animation the first frame is taken, see `read_parts`. Pillow does the reading, which says what
+    is wrong with a file.
 
     Args:
         path: The file.
@@ -178,10 +206,75 @@ def read_picture(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with _opened(path) as picture:
-        picture.load()
-        turn = _turn_of(picture, path)
-        rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
+        return _bgr(picture, path)
+
+
+def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of an opened picture."""
+    deep = picture.mode == "RGB" and ";16" in str(getattr(picture, "tile", ""))
+    picture.load()
+    turn = _turn_of(picture, path)
+    rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
+    if deep and rgb.max(initial=0) <= 15 and (bright := _of_twelve_bits(path, turn)) is not None:
+        return bright
     return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _of_twelve_bits(path: Path, turn: int) -> np.ndarray | None:
+    """A picture of 16 bits a colour whose values are of 12: Pillow keeps the upper four of them."""
+    import cv2
+
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    as_stored = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    values = cv2.imdecode(data, as_stored)
+    if values is None or values.dtype != np.uint16 or values.max(initial=0) > 4095:
+        return None
+    eight = Image.fromarray((values * (255 / 4095) + 0.5).astype(np.uint8))
+    return np.ascontiguousarray(eight.transpose(TURNS[turn]) if turn > 1 else eight)
+
+
+def read_parts(path: str | Path) -> Iterator[Part]:
+    """Every picture of a file: frames of an animation, pages of a TIFF, else the only one.
+
+    Each is read as by `read_picture`. Smaller copies of a page, which a TIFF may hold, are left
+    out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An iterator, which reads each picture when it is asked for.
+
+    Raises:
+        PictureError: As `read_picture`; behind the last part that can be read where a file is cut.
+    """
+    path = Path(path)
+    with _opened(path) as picture:
+        animated = picture.format in ANIMATIONS and getattr(picture, "is_animated", False)
+        paged = picture.format == "TIFF" and getattr(picture, "n_frames", 1) > 1
+        count = getattr(picture, "n_frames", 1) if animated or paged else 1
+        first = int(animated and getattr(picture, "default_image", False))  # stands for the rest
+        read = 0
+        for number in range(first, count):
+            if animated or paged:
+                picture.seek(number)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million")
+            if paged and number and getattr(picture, "tag_v2", {}).get(254, 0) & 1:
+                continue
+            bgr = _bgr(picture, path)
+            seconds = (picture.info.get("duration") or 0) / 1000 or FRAME_SECONDS
+            yield Part(bgr, seconds if animated else None, count - first)
+            read += 1
+        if picture.format == "GIF" and not _has_trailer(path):
+            raise PictureError(f"{path}: is cut short; {read} of its frames can be read")
+
+
+def _has_trailer(path: Path) -> bool:
+    """Whether a GIF goes on to its last byte."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4096))
+        return file.read().rstrip(b"\0\r\n ").endswith(b";")
 
 
 @contextmanager
@@ -202,7 +295,7 @@ def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 RGB of any Pillow mode."""
     if picture.mode in {"I;16", "I;16B", "I;16L", "I", "F"}:
         values = np.asarray(picture)
-        tops = (1, 255) if picture.mode == "F" else ()
+        tops = (1, 255) if picture.mode == "F" else (4095,)
         top = next((top for top in tops if np.nanmax(values, initial=0) <= top), 65535)
         grey = np.empty(values.shape, np.uint8)
         for row in range(0, len(values), 256):  # all at once is eight times its memory

@@ -153,7 +153,7 @@ def own_run(folder: Path) -> Iterator[None]:
             log.warning("%s: not locked against other runs in the same folder", folder)
         try:
             yield
-        except BaseException:
+        except Exception:  # no kill, which is resumed
             _forget_unbegun(path.parent)
             raise
 

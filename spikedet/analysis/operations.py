@@ -168,6 +168,34 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
     return Cost(T, neurons, rates, accumulates, multiplies, analog)
 
 
+@torch.no_grad()
+def costs_of_spikes(spiking: SpikingNetwork, picture: Tensor) -> dict[str, float]:
+    """Accumulates that a spike of each layer of neurons costs: the mean over its neurons.
+
+    Args:
+        spiking: The network.
+        picture: [1, C, H, W]; only its size matters.
+    """
+    counter = _Counter(spiking, picture)
+    found = {}
+    for node in spiking.graph.of((IFNeuron,)):
+        ones = torch.ones(counter.shapes[node.name], device=picture.device)
+        events = counter.follow({node.name: ones})
+        uses = (
+            (events[reader.source] * reader.accumulates).sum(dtype=torch.float64).item()
+            for reader in counter.readers
+            if not reader.once and reader.source in events
+        )
+        found[node.name] = sum(uses) / ones.numel()
+    return found
+
+
+@torch.no_grad()
+def multiplies_once(spiking: SpikingNetwork, picture: Tensor) -> float:
+    """Multiply-accumulates of a picture [1, C, H, W] that are the same for any number of steps."""
+    return sum(reader.multiplies for reader in _Counter(spiking, picture).readers if reader.once)
+
+
 @dataclass
 class _Reader:
     """Something that reads a value: a weighted layer, or neurons behind an addition.
@@ -208,8 +236,8 @@ class _Counter:
     def _readers(self) -> list[_Reader]:
         """What reads spikes or analog values, found by following ones from where each starts."""
         start = {INPUT: torch.ones(self.shapes[INPUT], device=self.device)}
-        analog = self._follow(self._ones(WEIGHTED), start)
-        spikes = self._follow(self._ones((IFNeuron,)))
+        analog = self.follow(self._ones(WEIGHTED), start)
+        spikes = self.follow(self._ones((IFNeuron,)))
         for node in self.graph.of((SpikingMaxPool,)):
             if node.name in spikes:
                 real = analog.get(node.name, torch.zeros(()))
@@ -242,7 +270,7 @@ class _Counter:
         """Add the operations of one step from its spikes 0/1."""
         pooled = {name: fired[name] * places.to(self.device) for name, places in self.pools.items()}
         neurons = {n: x for n, x in fired.items() if isinstance(self.graph.module(n), IFNeuron)}
-        events = self._follow({**neurons, **pooled})
+        events = self.follow({**neurons, **pooled})
         for reader in self.readers:
             if not reader.once and reader.source in events:
                 operations = events[reader.source] * reader.accumulates
@@ -256,7 +284,7 @@ class _Counter:
             multiplies[reader.name] += reader.multiplies * (1 if reader.once else T)
         return self.counted, multiplies
 
-    def _follow(
+    def follow(
         self, sent: dict[str, Tensor], start: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Follow numbers through everything that is neither weighted nor a neuron.

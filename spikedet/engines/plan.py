@@ -20,6 +20,7 @@ from spikedet.engines import library, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
+    LOOSE,
     NEURON,
     POOL,
     LayerStruct,
@@ -360,6 +361,16 @@ class Plan:
         layer.sources_number, layer.sources = 1, ctypes.cast(made, c_void_p)
         keep.append(made)
         return Stage(op, layer, "", keep)
+
+    @property
+    def bytes_of_a_step(self) -> int:
+        """Memory that the events of one picture and step may need, if all neurons fired."""
+        found = 0
+        for name, number in self.tensors.items():
+            channels, height, width = self.maps[name]
+            room = width * channels * self.most[number] + LOOSE + width + 1
+            found += 2 * self.planes[number] * height * room
+        return found
 
     def describe(self) -> list[str]:
         """A line for each layer that no kernel computes: its name and why."""

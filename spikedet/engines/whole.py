@@ -17,7 +17,7 @@ from spikedet.engines.events import Run
 from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
-from spikedet.engines.program import Move, NoIntegers, Sums
+from spikedet.engines.program import INT32, Move, NoIntegers, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -25,6 +25,7 @@ from spikedet.graph.structure import fill
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
+MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once may take
 Tell = Callable[[str, int, Tensor, int], None]
 
 
@@ -87,9 +88,12 @@ class WholeEngine:
         totals: dict[Any, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            with torch.no_grad():  # never over a yield: it would hold for the caller as well
-                totals = self._part(run, steps, last, done, each_step, totals, tell)
-            done += steps
+            at_once = steps if each_step else self._at_once(run)
+            for piece, final in _with_last(_even(steps, at_once)):
+                with torch.no_grad():  # never over a yield: it would hold for the caller as well
+                    ends = last and final
+                    totals = self._part(run, piece, ends, done, each_step, totals, tell)
+                done += piece
 
             def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:
                 return self._read(found, known, len(pictures), steps if each_step else 1)
@@ -171,6 +175,10 @@ class WholeEngine:
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> Any:
         raise NotImplementedError
+
+    def _at_once(self, run: Any) -> int:
+        """Steps that are computed at once at most, whatever the caller's parts are."""
+        return INT32
 
     def _part(
         self,
@@ -273,6 +281,9 @@ class EventsEngine(WholeEngine):
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
         return Run(self.plan(sizes), currents, batch)
 
+    def _at_once(self, run: Run) -> int:
+        return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
+
     def _part(self, run, steps, last, done, each_step, before, tell):
         plan, batch = run.plan, run.batch
         found: dict[Any, Any] = {}
@@ -317,6 +328,12 @@ def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tenso
     """[..., B, H, W, padded] -> [N, C, ...], a view of the same memory where it can be one."""
     values = torch.from_numpy(sums)[..., :channels].flatten(0, -4).permute(0, 3, 1, 2)
     return values if len(shape) == 3 else values.reshape(len(values), *shape)
+
+
+def _even(steps: int, most: int) -> list[int]:
+    """So many steps in as few parts of `most` as there can be, all about as large."""
+    parts = -(-steps // most)
+    return [steps // parts + (i < steps % parts) for i in range(parts)]
 
 
 def _with_last(parts: Iterable[int]) -> Iterator[tuple[int, bool]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet.analysis.estimate import EnergyEstimate
 from spikedet.analysis.operations import (
     _adaptive_windows,
     fan_out,
@@ -379,3 +380,17 @@ def test_bad_arguments(devkit, monkeypatch, capsys, words, code, message):
     words = [files.get(word, word) for word in words]
     assert command(monkeypatch, "energy", "--data", devkit, *words) == code
     assert message in capsys.readouterr().err
+
+
+def test_energy_from_firing_rates_is_near_the_exact_count(small_net, pictures):
+    """Exact for the picture that it was made with, near for others, whatever T."""
+    spiking = convert(small_net, pictures[:1], 4, threshold=0.5)
+    estimate = EnergyEstimate(spiking, pictures[:1], 4)
+    for number, T, within in ((0, 4, 1e-6), (1, 4, 0.05), (2, 8, 0.05), (3, 2, 0.05)):
+        picture = pictures[number : number + 1] * (1 - number / 10)
+        with spiking.spike_rates() as rates:
+            spiking(picture, T)
+        cost = measure_cost(spiking, [picture], T)
+        exact = sum(picojoules(cost.accumulates[n], cost.multiplies[n]) for n in cost.accumulates)
+        assert estimate.picojoules(rates.by_layer(), T) == pytest.approx(exact.item(), rel=within)
+        assert estimate.float_pj == pytest.approx(4.6 * sum(cost.float_multiplies.values()))

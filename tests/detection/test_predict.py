@@ -10,7 +10,6 @@ from spikedet import checkpoint
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
-from spikedet.detection.draw import status
 from spikedet.detection.predict import select
 from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
@@ -294,18 +293,6 @@ def test_drawing_changes_a_copy_only(shape):
     found.picture = None
     with pytest.raises(ValueError, match="no picture"):
         found.plot()
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (480, 640), (40, 3000)])
-def test_status_is_a_dark_strip_with_light_text_below(shape):
-    picture = np.full((*shape, 3), 160, np.uint8)
-    shown = status(picture, "9.9 frames/s   step 3/20   spike rate 0.102")
-    assert shown.shape == picture.shape and (picture == 160).all()
-    changed = (shown != picture).any((1, 2))
-    assert changed[-1] and (np.diff(changed.astype(int)) >= 0).all()  # one strip at the edge
-    strip = shown[changed]
-    assert strip.min() == 40 and strip.max() > 60
-    assert (strip[:, 0] == 40).all() and (strip[:, -1] == 40).all()  # the text ends inside
 
 
 def test_only_some_classes():

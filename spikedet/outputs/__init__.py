@@ -1,0 +1,285 @@
+"""What is written: annotated pictures and videos, tables of the detections, labels, crops."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from spikedet.detection.boxes import Detections
+from spikedet.detection.draw import draw
+from spikedet.errors import PictureError, UsageError
+from spikedet.files import write_atomic
+from spikedet.outputs.coco import CocoResults
+from spikedet.outputs.names import Names, numbered, picture_suffix, safe, stem_of
+from spikedet.outputs.text import csv_rows, csv_table, json_lines, json_list, json_text
+from spikedet.outputs.video import VideoFile
+from spikedet.sources import Frame
+
+__all__ = ["Counts", "Outputs", "Save", "VideoFile", "entry_of"]
+
+
+@dataclass(frozen=True)
+class Save:
+    """What of the detections is written; any of it, or nothing.
+
+    Attributes:
+        folder: Of annotated pictures and videos, `crops/` and `labels/`.
+        annotated: Pictures with their boxes; of videos a video with the times of its source.
+        frames: Each frame of a video as an annotated picture, too.
+        crops: A picture of each object, in a folder for each class.
+        yolo: Labels as YOLO has them, a file a picture, and `classes.txt`.
+        json: A list of entries (`entry_of`).
+        jsonl: The same, one entry a line, which others can read while it grows.
+        csv: A row an object.
+        coco: Results as COCO's evaluation reads them.
+        coco_annotations: Whose numbers of pictures and classes `coco` has.
+    """
+
+    folder: Path = Path("detections")
+    annotated: bool = True
+    frames: bool = False
+    crops: bool = False
+    yolo: bool = False
+    json: Path | None = None
+    jsonl: Path | None = None
+    csv: Path | None = None
+    coco: Path | None = None
+    coco_annotations: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("folder", "json", "jsonl", "csv", "coco", "coco_annotations"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+
+
+@dataclass
+class Counts:
+    """What was written.
+
+    Attributes:
+        pictures: Pictures that stand alone.
+        frames: Frames of videos.
+        objects: By class.
+        files: Annotated pictures and videos, crops and labels.
+    """
+
+    pictures: int = 0
+    frames: int = 0
+    objects: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+
+
+class Outputs:
+    """Writes the detections of one frame after the other.
+
+    Close it, best by `with`, also when reading or detecting fails: every file is complete then.
+
+    Args:
+        save: What is written.
+        inputs: Files that are read, `Sources.files`: none of them is written over.
+
+    Attributes:
+        counts: What was written so far.
+
+    Raises:
+        UsageError: A file to write is an input, or named twice; `folder` cannot be one.
+        DataError: Annotations that cannot be read.
+    """
+
+    def __init__(self, save: Save, inputs: Iterable[Path] = ()):
+        self.save, self.counts = save, Counts()
+        self._names = Names(inputs)
+        if save.annotated or save.frames or save.crops or save.yolo:
+            _expect_folder(save.folder)
+        for path in (save.json, save.jsonl, save.csv, save.coco):
+            if path is not None:
+                self._names.take(path)
+        self._json = json_list(save.json) if save.json else None
+        self._lines = json_lines(save.jsonl) if save.jsonl else None
+        self._table = csv_table(save.csv) if save.csv else None
+        self._coco = CocoResults(save.coco, save.coco_annotations) if save.coco else None
+        self._videos: dict[str, VideoFile] = {}  # at most one, that of the source of now
+        self._classes_known = False
+
+    def write(self, frame: Frame, found: Detections | Sequence[Detections]) -> list[Path]:
+        """Write the detections of a frame.
+
+        Args:
+            frame: The frame.
+            found: Its detections; or several, after some time steps each, whose files are named
+                `-t01` and so on, and which share the time of the frame in a video.
+
+        Returns:
+            The annotated picture or video of each.
+
+        Raises:
+            PictureError: A picture that cannot be written in its format.
+            UsageError: It would be written over an input.
+            OSError: The disk is full; close the outputs then.
+        """
+        several = not isinstance(found, Detections)
+        steps = [found] if isinstance(found, Detections) else list(found)
+        written = []
+        for number, one in enumerate(steps):
+            one = replace(one, picture=frame.picture, file=frame.source)
+            share = _share(frame, number, len(steps))
+            name = numbered(frame) + (f"-t{one.T:02}" if several and one.T else "")
+            annotated = self._annotate(share, one, name)
+            written += [annotated] if annotated else []
+            self._write_parts(frame, one, name)
+            self._tell(frame, one, annotated)
+        self.counts.objects.update(steps[-1].classes)
+        if frame.video:
+            self.counts.frames += 1
+        else:
+            self.counts.pictures += 1
+        return written
+
+    def _annotate(self, frame: Frame, found: Detections, name: str) -> Path | None:
+        """The annotated picture or video of a frame."""
+        path = None
+        if self.save.annotated or self.save.frames:
+            drawn = draw(found, enlarge=True)
+        if self.save.annotated and frame.video:
+            video = self._video_of(frame)
+            video.write(drawn, frame.time, frame.duration)
+            path = video.path
+        if self.save.frames if frame.video else self.save.annotated:
+            end = name + picture_suffix(frame)
+            file = self._names.new(self.save.folder, stem_of(frame), end)
+            self._write_picture(file, drawn)
+            path = path or file
+        return path
+
+    def _video_of(self, frame: Frame) -> VideoFile:
+        if frame.source not in self._videos:
+            self._close_videos()
+            path = self._names.new(self.save.folder, stem_of(frame), ".mp4")
+            self._videos[frame.source] = VideoFile(path)
+            self.counts.files += 1
+        return self._videos[frame.source]
+
+    def _write_parts(self, frame: Frame, found: Detections, name: str) -> None:
+        """Crops and labels."""
+        stem, folder = stem_of(frame), self.save.folder
+        if self.save.crops:
+            height, width = frame.picture.shape[:2]
+            for box, label in zip(found.boxes, found.classes, strict=True):
+                x1, y1 = np.floor(box[:2]).astype(int).clip(0)
+                x2, y2 = np.ceil(box[2:]).astype(int).clip(0, (width, height))
+                if x2 > x1 and y2 > y1:
+                    place = folder / "crops" / (safe(label) or "unnamed")
+                    path = self._names.new(place, stem, name + picture_suffix(frame))
+                    self._write_picture(path, frame.picture[y1:y2, x1:x2])
+        if self.save.yolo:
+            if not self._classes_known:
+                names = "".join(f"{name}\n" for name in found.names)
+                write_atomic(self._names.take(folder / "classes.txt"), names.encode())
+                self._classes_known = True
+            write_atomic(
+                self._names.new(folder / "labels", stem, name + ".txt"), found.to_yolo().encode()
+            )
+            self.counts.files += 1
+
+    def _write_picture(self, path: Path, picture: np.ndarray) -> None:
+        try:
+            done, data = cv2.imencode(path.suffix, picture)
+        except cv2.error:
+            done = False
+        if not done:
+            height, width = picture.shape[:2]
+            what = f"{width} x {height} pixels"
+            raise PictureError(f"{path}: {what} cannot be written as {path.suffix}")
+        write_atomic(path, data.tobytes())
+        self.counts.files += 1
+
+    def _tell(self, frame: Frame, found: Detections, annotated: Path | None) -> None:
+        """Entries in the text files."""
+        entry = entry_of(frame, found, annotated)
+        if self._json is not None:
+            self._json.add(json_text(entry))
+        if self._lines is not None:
+            self._lines.add(json_text(entry) + "\n")
+        if self._table is not None:
+            self._table.add(csv_rows(entry))
+        if self._coco is not None:
+            self._coco.add(frame, found)
+
+    def _close_videos(self) -> None:
+        while self._videos:
+            _, video = self._videos.popitem()
+            video.close()
+
+    def close(self) -> None:
+        """Finish every file.
+
+        Raises:
+            OSError: One could not be finished; the others are.
+        """
+        files = [self._json, self._lines, self._table, self._coco]
+        closers = [self._close_videos, *(file.close for file in files if file is not None)]
+        failed = None
+        for close in closers:
+            try:
+                close()
+            except (OSError, UsageError) as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def entry_of(frame: Frame, found: Detections, annotated: Path | None = None) -> dict[str, Any]:
+    """What JSON says of a frame.
+
+    Args:
+        frame: The frame.
+        found: Its detections.
+        annotated: Its annotated picture, or the video that it is in.
+
+    Returns:
+        `file` (name of the source), `frame` (0, 1, 2 ... in it), `time` (seconds in it), `T`,
+        `width` and `height` (pixels), `annotated` (or None), and `detections`: a list of `class`,
+        `score`, `xyxy` (x1 y1 x2 y2 in pixels), with tracking also `id` (None while not known).
+    """
+    height, width = frame.picture.shape[:2]
+    listed = [
+        {"class": one["class"], "score": one["score"], "xyxy": one["box"]}
+        | ({"id": one["id"]} if "id" in one else {})
+        for one in found.to_dict()["objects"]
+    ]
+    return {
+        "file": frame.source, "frame": frame.index, "time": round(frame.time, 6), "T": found.T,
+        "width": width, "height": height, "annotated": annotated and str(annotated),
+        "detections": listed,
+    }  # fmt: skip
+
+
+def _expect_folder(path: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before the work begins."""
+    there = path.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{path}: {there} is not a folder that can be written to")
+
+
+def _share(frame: Frame, number: int, count: int) -> Frame:
+    """A frame of a video in which `count` pictures share its time: that of one of them."""
+    if count == 1 or not frame.video:
+        return frame
+    duration = frame.duration or 1 / 25
+    return replace(frame, time=frame.time + duration * number / count, duration=duration / count)

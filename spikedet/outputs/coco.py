@@ -1,0 +1,77 @@
+"""Results as COCO's evaluation reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spikedet.detection.boxes import Detections
+from spikedet.errors import DataError
+from spikedet.outputs.text import Growing, json_list, json_text
+from spikedet.sources import Frame
+
+
+class CocoResults:
+    """A file of results, one entry an object, with the file of each beside COCO's own keys.
+
+    Without `annotations` the first picture is 1, the next 2 and so on, and categories count from 1
+    in the order of the class names.
+
+    Args:
+        path: To write.
+        annotations: An `instances_*.json`, whose numbers of pictures and classes are taken.
+
+    Raises:
+        DataError: `annotations` cannot be read.
+    """
+
+    def __init__(self, path: Path, annotations: Path | None = None):
+        self._file: Growing = json_list(path)
+        self._images, self._categories = None, None
+        if annotations is not None:
+            self._images, self._categories = _numbers(annotations)
+        self._pictures = 0
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Append the objects of a frame.
+
+        Raises:
+            DataError: The picture or a class is not among the annotations.
+            OSError: The disk is full.
+        """
+        self._pictures += 1
+        image = self._pictures
+        if self._images is not None:
+            name = Path(frame.source).name
+            if name not in self._images:
+                raise DataError(f"{frame.source}: is not among the images of the annotations")
+            image = self._images[name]
+        for entry in found.to_coco(image, self._numbers_of(found.names)):
+            entry |= {"file_name": frame.source, "frame": frame.index}
+            self._file.add(json_text(entry))
+
+    def _numbers_of(self, names: Sequence[str]) -> list[int]:
+        if self._categories is None:
+            return list(range(1, len(names) + 1))
+        missing = [name for name in names if name not in self._categories]
+        if missing:
+            raise DataError(f"{missing[0]}: is not among the categories of the annotations")
+        return [self._categories[name] for name in names]
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+def _numbers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of the images by file name and of the categories by name."""
+    try:
+        held: Any = json.loads(path.read_bytes())
+        images = {Path(image["file_name"]).name: image["id"] for image in held["images"]}
+        return images, {category["name"]: category["id"] for category in held["categories"]}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{path}: expected COCO's annotations with images and categories") from None

@@ -1,0 +1,244 @@
+"""From the words of a command to sources: files, folders, patterns, lists, cameras, addresses."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import urllib.parse
+import urllib.request
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from spikedet.errors import DataError, PictureError
+from spikedet.files import read_lines
+from spikedet.pictures import HEIC, SUFFIXES, find_pictures, folders_below, reads_heic
+from spikedet.sources.live import ADDRESS, Address, Camera, is_camera
+from spikedet.sources.stills import NUMBER, Numbered, Picture, numbered
+from spikedet.sources.video import Video
+
+Source = Picture | Video | Numbered | Camera | Address
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".ts", ".mts"}
+VIDEOS |= {
+    ".m2ts",
+    ".vob",
+    ".wmv",
+    ".asf",
+    ".flv",
+    ".f4v",
+    ".3gp",
+    ".3g2",
+    ".ogv",
+    ".mjpeg",
+    ".mjpg",
+}
+VIDEOS |= {".y4m", ".h264", ".264", ".h265", ".hevc", ".265", ".ivf", ".mxf", ".dv"}
+# Pillow knows these by name but does not decode them, or only with another program.
+_NOT_DECODED = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"}
+# Pictures that no installed library decodes, or not rightly.
+_OTHER_PICTURES = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"}
+_OTHER_PICTURES |= {".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".wmf", ".emf", ".jxl", ".exr"}
+_OTHER_PICTURES |= {".hdr", ".dpx"}
+NAMED = 3  # of files that cannot be read, in a sentence that counts them all
+LARGEST_LIST = 64 << 20  # bytes
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Endings of the pictures that the installed libraries decode, in small letters."""
+    reads_heic()  # registers what pillow-heif decodes
+    known = Image.registered_extensions()
+    found = {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED}
+    heic = HEIC if reads_heic() else set()
+    return frozenset((found | SUFFIXES | {".mpo"} | heic) - _OTHER_PICTURES - VIDEOS)
+
+
+@dataclass
+class Found:
+    """What is behind the words of a command.
+
+    Attributes:
+        sources: In order, each file once.
+        lists: Files that named others.
+        errors: What cannot be read, a sentence for each word or folder.
+        ignored: Files in folders that are neither pictures nor videos.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)
+    errors: list[PictureError] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class How:
+    """How words are understood; as `open_sources` has it.
+
+    Attributes:
+        recursive: Look into the folders in a folder as well.
+        without: Folders in a folder that are left out.
+        frame_rate: Pictures a second of numbered pictures.
+    """
+
+    recursive: bool
+    without: Sequence[Path]
+    frame_rate: float
+
+
+def find_sources(words: Sequence[str | os.PathLike], how: How) -> Found:
+    """What is behind the words of a command; nothing is opened yet."""
+    found = Found()
+    for word in words:
+        word = os.fspath(word)
+        try:
+            _add(found, word, how)
+        except PictureError as error:
+            found.errors.append(error)
+        except OSError as error:  # of a name that is too long, a folder that may not be read
+            found.errors.append(PictureError(f"{word}: {error.strerror}"))
+    once: dict[Hashable, Source] = {}
+    for source in found.sources:
+        once.setdefault(source.name if isinstance(source, Numbered) else source, source)
+    found.sources = list(once.values())
+    return found
+
+
+def _add(found: Found, word: str, how: How, base: Path | None = None) -> None:
+    """Add what is behind a word; those of a list are sought beside it first."""
+    if "\0" in word:
+        raise PictureError(f"{word!r}: is no name of a file")
+    scheme = ADDRESS.match(word)
+    if scheme and scheme[1].lower() == "file":
+        word = urllib.request.url2pathname(urllib.parse.urlsplit(word).path)
+    elif scheme:
+        found.sources.append(Address(word))
+        return
+    path = Path(word)
+    if base is not None and not path.is_absolute() and os.path.lexists(base / path):
+        path = base / path
+    if os.path.isdir(path):
+        _add_folder(found, path, how)
+    elif is_camera(path):
+        found.sources.append(Camera(str(path)))
+    elif os.path.lexists(path):
+        if path.suffix.lower() == ".txt":
+            _add_list(found, path, how, base)
+        else:
+            found.sources.append(_file(path))
+    elif word.isdecimal() and len(word) < 4:
+        found.sources.append(Camera(int(word)))
+    elif NUMBER.search(word):
+        found.sources.append(numbered(str(_beside(base, word)), how.frame_rate))
+    elif glob.has_magic(word):
+        _add_pattern(found, str(_beside(base, word)))
+    elif path.suffix.lower() in picture_suffixes():
+        raise PictureError(f"{word}: no such picture")
+    elif path.suffix.lower() in VIDEOS | {".txt"}:
+        raise PictureError(f"{word}: no such file")
+    else:
+        raise PictureError(
+            f"{word}: no such file or folder; expected one, a pattern, the number of a camera, or "
+            "an address like rtsp://..."
+        )
+
+
+def _beside(base: Path | None, word: str) -> Path:
+    """A pattern of a list, beside it where its folder is there."""
+    if base is not None and (base / word).parent.is_dir():
+        return base / word
+    return Path(word)
+
+
+def _file(path: Path) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in VIDEOS:
+        return Video(path)
+    return Picture(path, sure=suffix in picture_suffixes())
+
+
+def _add_folder(found: Found, folder: Path, how: How) -> None:
+    """Add the pictures and videos of a folder, by name."""
+    places: Iterable[Path] = [folder]
+    if how.recursive:
+        real = os.path.realpath(folder)
+        apart = {*map(os.path.realpath, how.without), *map(str, Path(real).parents)} - {real}
+        places = folders_below(folder, apart)
+    there = (file for place in places for file in place.iterdir())
+    files = sorted(f for f in there if not f.name.startswith(".") and not f.is_dir())
+    if _add_known(found, files, str(folder)) == 0:
+        deeper = "" if how.recursive else "; those of the folders in it are read with --recursive"
+        inside = any(path.is_dir() for path in folder.iterdir())
+        raise PictureError(
+            f"{folder}: no pictures in this folder, and no videos{deeper if inside else ''}"
+        )
+
+
+def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
+    """Add the files that are pictures or videos by name; name those that cannot be read.
+
+    Returns:
+        Files that are pictures or videos, readable or not.
+    """
+    unreadable, known = [], 0
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix in VIDEOS or suffix in picture_suffixes():
+            found.sources.append(_file(file))
+            known += 1
+        elif suffix in _OTHER_PICTURES | HEIC:
+            unreadable.append(file)
+        else:
+            found.ignored.append(file)
+    if unreadable:
+        found.errors.append(_unreadable(unreadable, where))
+    return known + len(unreadable)
+
+
+def _unreadable(files: Sequence[Path], where: str) -> PictureError:
+    """An error that counts and names pictures that cannot be read."""
+    heic = [file for file in files if file.suffix.lower() in HEIC]
+    kind = "HEIC " if len(heic) == len(files) else ""
+    what = f"1 {kind}picture" if len(files) == 1 else f"{len(files)} {kind}pictures"
+    names = ", ".join(file.name for file in files[:NAMED]) + (", ..." if files[NAMED:] else "")
+    convert = "convert them to JPEG"
+    advice = f"install pillow-heif, or {convert}" if heic else convert
+    return PictureError(f"{where}: {what} cannot be read ({names}); {advice}")
+
+
+def _add_pattern(found: Found, pattern: str) -> None:
+    """Add the files that a glob pattern matches; those of `*` as of a folder, by name."""
+    files, errors = find_pictures([pattern])
+    found.errors += errors
+    if files and not Path(pattern).suffix:
+        if _add_known(found, files, pattern) == 0:
+            found.errors.append(PictureError(f"{pattern}: matches no pictures or videos"))
+        return
+    found.sources += [_file(path) for path in files]
+
+
+def _add_list(found: Found, path: Path, how: How, base: Path | None) -> None:
+    """Add what a list file says, a word a line; empty lines and those with # are none."""
+    if base is not None:
+        raise PictureError(f"{path}: is a list in a list; expected pictures and videos")
+    if not path.is_file():
+        raise PictureError(f"{path}: is a pipe or a device; expected a list of files")
+    if path.stat().st_size > LARGEST_LIST:
+        raise PictureError(f"{path}: is larger than {LARGEST_LIST >> 20} MB; expected a list")
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        raise PictureError(str(error)) from None
+    found.lists.append(path)
+    words = [line for line in lines if line and not line.startswith("#")]
+    if not words:
+        raise PictureError(f"{path}: this list is empty; expected a file a line")
+    for word in words:
+        try:
+            _add(found, word, how, path.absolute().parent)
+        except PictureError as error:
+            found.errors.append(PictureError(f"{path}: {error}"))
+        except OSError as error:
+            found.errors.append(PictureError(f"{path}: {word}: {error.strerror}"))

@@ -1,0 +1,128 @@
+"""Picture files, animations among them, and numbered pictures that are a film together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.errors import PictureError
+from spikedet.pictures import UnknownFormat, read_parts, read_picture
+from spikedet.sources.frame import Frame, Problems
+from spikedet.sources.video import Video, expect_file
+
+NUMBER = re.compile(r"%(?:0(\d{1,2}))?d")  # of `f%04d.png`
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file: one frame, or those of an animation, or the pages of a TIFF.
+
+    Attributes:
+        path: The file.
+        sure: Whether its name says that it is a picture; else it may be a video.
+    """
+
+    path: Path
+    sure: bool = True
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
+        """Its frames in turn.
+
+        Raises:
+            PictureError: It cannot be read, or is cut short: then behind its last frame.
+        """
+        if not self.sure:
+            expect_file(self.path)
+        try:
+            yield from self._parts()
+        except UnknownFormat:
+            if self.sure:
+                raise
+            yield from Video(self.path).frames(problems)
+
+    def _parts(self) -> Iterator[Frame]:
+        time = 0.0
+        for index, (picture, seconds, count) in enumerate(read_parts(self.path)):
+            yield Frame(
+                picture, self.name, index, time, seconds is not None, count, seconds,
+                file=self.path,
+            )  # fmt: skip
+            time += seconds or 0.0
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Numbered picture files that are the frames of a film.
+
+    Attributes:
+        pattern: Their path with `%04d` or `%d` in place of the number.
+        files: Those that are there, in the order of their numbers.
+        frame_rate: Pictures a second.
+    """
+
+    pattern: str
+    files: list[Path]
+    frame_rate: float
+
+    @property
+    def name(self) -> str:
+        return self.pattern
+
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
+        """Its frames in turn; one that is missing or damaged leaves its time empty."""
+        numbers = [_number_of(self.pattern, path) for path in self.files]
+        first, total = numbers[0], numbers[-1] - numbers[0] + 1
+        missing = total - len(numbers)
+        for index, (number, path) in enumerate(zip(numbers, self.files, strict=True)):
+            try:
+                picture = read_picture(path)
+            except PictureError as error:
+                problems.add(error, 1)
+                continue
+            time, duration = (number - first) / self.frame_rate, 1 / self.frame_rate
+            length = total * duration
+            yield Frame(picture, self.name, index, time, True, len(numbers), duration, length, path)
+        if missing:
+            between = f"{self.files[0].name} and {self.files[-1].name}"
+            what = "1 picture is" if missing == 1 else f"{missing} pictures are"
+            problems.add(PictureError(f"{self.pattern}: {what} missing between {between}"), missing)
+
+
+def numbered(pattern: str, frame_rate: float) -> Numbered:
+    """The pictures behind a pattern such as `f%04d.png`.
+
+    Raises:
+        PictureError: There are none, or the pattern has no number in its file's name, or several.
+    """
+    folder, name = Path(pattern).parent, Path(pattern).name
+    if len(NUMBER.findall(name)) != 1 or NUMBER.search(str(folder)):
+        raise PictureError(f"{pattern}: expected one number, like %04d, in the name of the file")
+    files = []
+    if folder.is_dir():
+        found = _expression(name)
+        files = [path for path in folder.iterdir() if found.fullmatch(path.name)]
+    if not files:
+        raise PictureError(f"{pattern}: there are no such pictures")
+    return Numbered(pattern, sorted(files, key=lambda p: _number_of(pattern, p)), frame_rate)
+
+
+def _expression(name: str) -> re.Pattern:
+    """What finds the names of a pattern: `f%03d.png` has f001.png and f1000.png, not f01.png."""
+    before, width, behind = NUMBER.split(name)
+    digits = r"(0|[1-9]\d*)" if width is None else rf"(\d{{{width}}}|[1-9]\d{{{width},}})"
+    return re.compile(re.escape(before) + digits + re.escape(behind))
+
+
+def _number_of(pattern: str, path: Path) -> int:
+    found = _expression(Path(pattern).name).fullmatch(path.name)
+    return int(found[1]) if found else -1

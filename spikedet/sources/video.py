@@ -1,0 +1,189 @@
+"""Videos, decoded by PyAV: every frame with its own time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from spikedet.errors import PictureError
+from spikedet.pictures import MOST_PIXELS
+from spikedet.sources.frame import Frame, Problems
+from spikedet.sources.whole import is_whole, lacks_index
+
+FRAME_RATE = 25.0  # where nobody says
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
+        """Its frames in turn; damaged ones are left out and counted.
+
+        Raises:
+            PictureError: It cannot be opened, or is cut short: then behind its last frame.
+        """
+        expect_file(self.path)
+        given, total = 0, None
+        with opened(self.path, self.name) as container:
+            for frame in decoded(container, self.name, problems, self.path):
+                given, total = given + 1, frame.total
+                yield frame
+        if given and is_whole(self.path) is False:
+            of = f" of {total}" if total and total > given else ""
+            raise PictureError(f"{self.path}: is cut short; {given}{of} frames can be read")
+        if not given:
+            raise PictureError(f"{self.path}: holds no frame that can be read")
+
+
+def expect_file(path: Path) -> None:
+    """Refuse what is no file: a pipe would wait for somebody to write into it.
+
+    Raises:
+        PictureError: Missing, empty, a folder, a pipe or a device.
+    """
+    if not path.exists():
+        raise PictureError(f"{path}: no such video or picture")
+    if not path.is_file():
+        raise PictureError(f"{path}: is no file; expected a video or a picture")
+    if not path.stat().st_size:
+        raise PictureError(f"{path}: is empty")
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
+    """A video file. It cannot make FFmpeg open another file or an address.
+
+    Raises:
+        PictureError: It cannot be opened.
+    """
+    try:
+        # a playlist names others, and a name like `http:x` would be an address
+        options = {"protocol_whitelist": "none"}
+        with (
+            path.open("rb") as file,
+            av.open(file, options=options, metadata_errors="replace") as container,
+        ):
+            yield container
+    except (av.FFmpegError, OSError, ValueError) as error:
+        what = "its end, where its index is, is missing" if lacks_index(path) else reason(error)
+        raise PictureError(f"{name}: is not a video that can be read ({what})") from None
+
+
+def reason(error: Exception) -> str:
+    """What an error of FFmpeg says, without its function and arguments."""
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
+def stream_of(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:
+    """The pictures of a container, no cover of an album.
+
+    Raises:
+        PictureError: There are none, or they are larger than 120 megapixels.
+    """
+    streams = [s for s in container.streams.video if s.codec_context is not None]
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in streams if not s.disposition & cover] or streams
+    if not streams:
+        raise PictureError(f"{name}: holds no pictures")
+    context = streams[0].codec_context
+    if context.width * context.height > MOST_PIXELS:
+        raise PictureError(
+            f"{name}: frames of {context.width} x {context.height} pixels are too large; expected "
+            f"at most {MOST_PIXELS // 1_000_000} million pixels"
+        )
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # of frames that are larger than it says
+    return streams[0]
+
+
+def seconds_of(container: av.container.InputContainer) -> float | None:
+    """How long a container says that it is, in seconds."""
+    return container.duration / av.time_base if container.duration else None
+
+
+def decoded(
+    container: av.container.InputContainer,
+    name: str,
+    problems: Problems,
+    file: Path | None = None,
+) -> Iterator[Frame]:
+    """Frames of a container, each with its own time; damaged ones are left out and counted.
+
+    Args:
+        container: Opened for reading.
+        name: Of the source.
+        problems: Takes what is met.
+        file: Path of a file.
+
+    Raises:
+        PictureError: It holds no pictures, or too large ones.
+    """
+    stream = stream_of(container, name)
+    total, length = stream.frames or None, seconds_of(container)
+    usual = 1 / float(stream.average_rate) if stream.average_rate else 1 / FRAME_RATE
+    given, bad, begin, clock, stopped = 0, 0, None, None, None
+    packets = container.demux(stream)
+    flushed = False
+    while not flushed:
+        try:
+            packet = next(packets, None)
+            flushed = packet is None or not packet.size
+        except (av.FFmpegError, OSError) as error:
+            packet, stopped, flushed = None, error, True
+        try:
+            # an empty packet, which is the last one, fetches the frames that still wait
+            frames = packet.decode() if packet else stream.codec_context.decode(None)
+        except av.error.EOFError:
+            break
+        except (av.FFmpegError, OSError):
+            bad += 1
+            continue
+        for raw in frames:
+            try:
+                if raw.is_corrupt:
+                    raise ValueError
+                picture = upright(raw)
+            except (ValueError, av.FFmpegError):
+                bad += 1
+                continue
+            told = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
+            if told is None:
+                told = 0.0 if clock is None else clock + usual
+            begin = told if begin is None else begin
+            if clock is not None and told <= clock:  # times that begin anew, or stand still
+                begin += told - clock - usual
+            time, clock = max(0.0, told - begin), told
+            seconds = float(raw.duration * (raw.time_base or 0)) if raw.duration else None
+            yield Frame(picture, name, given, time, True, total, seconds, length, file)
+            given += 1
+    if bad and (given or file is None):
+        what = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
+        problems.add(PictureError(f"{name}: {what} left out"), bad)
+    if stopped is not None:
+        problems.add(PictureError(f"{name}: ends after {given} frames ({reason(stopped)})"))
+
+
+def upright(raw: av.VideoFrame) -> np.ndarray:
+    """[H, W, 3] uint8 BGR of a frame, turned as a viewer turns it."""
+    picture = raw.to_ndarray(format="bgr24")
+    turns = round(raw.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
