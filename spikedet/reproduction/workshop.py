@@ -39,9 +39,7 @@ class Cell:
     steps: tuple[int, ...] = field(default=(), compare=False)
 
     @classmethod
-    def of(
-        cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any
-    ) -> Cell:
+    def of(cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any) -> Cell:
         """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
         method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
         return cls(method, T, limit, pictures, passes, **options)
