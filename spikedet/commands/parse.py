@@ -34,8 +34,10 @@ from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut
 from spikedet.settings import bounds, option, wrong
 
-GROUPS = ("data", "training", "distillation", "stage I", "stage II", "end-to-end pass")
-GROUPS += ("detectors", "classifiers")  # in this order, others behind them
+GROUPS = (  # in this order, others behind them
+    "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",
+    "classifiers",
+)  # fmt: skip
 WIDTH = 100  # of a page of help, in characters
 
 
@@ -347,7 +349,7 @@ def _field(each: Option) -> tuple[Any, Any]:
     if each.flag:
         kind: Any = Annotated[bool, told]
         if not each.pair:
-            kind = tyro.conf.FlagCreatePairsOff[kind]
+            kind = tyro.conf.FlagCreatePairsOff[kind]  # type: ignore[misc]
         return kind, field(default=bool(each.default))
     nargs: Any = each.more.get("nargs", "*") if each.many else 1
 
@@ -367,7 +369,7 @@ def _field(each: Option) -> tuple[Any, Any]:
     )
     kind = Annotated[Any, spec, told]
     if each.more.get("positional"):
-        kind = tyro.conf.Positional[kind]
+        kind = tyro.conf.Positional[kind]  # type: ignore[misc]
     if each.default is MISSING:
         return kind, field()
     if each.many and each.default is not None:

@@ -61,9 +61,10 @@ def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
     height, width = canvas.shape[:2]
     size = (width + height) / 2
     line, font = max(1, round(size / 250)), max(11, round(size / 45))
-    boxes: list[Box] = [
-        tuple(box) for box in (detections.boxes * scale).round().astype(int).reshape(-1, 4).tolist()
-    ]
+    boxes: list[Box] = []
+    for edges in detections.boxes.tolist():
+        x1, y1, x2, y2 = (round(v * scale) for v in edges)
+        boxes.append((x1, y1, x2, y2))
     colours = [_colour_of(detections, number) for number in range(len(boxes))]
     for (x1, y1, x2, y2), ink in reversed(list(zip(boxes, colours, strict=True))):
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), ink, line)
@@ -83,15 +84,15 @@ def _number_of(detections: Detections, number: int) -> int:
 
 
 def _colour_of(detections: Detections, number: int) -> tuple[int, int, int]:
-    return colour(_number_of(detections, number) or int(detections.labels[number]))
+    return colour(detections.number_of(number) or int(detections.labels[number]))
 
 
 def _text_of(detections: Detections, number: int) -> str:
     """Class, number of the object where it is known, and score."""
-    known = _number_of(detections, number)
-    name = cut(" ".join(detections.names[detections.labels[number]].split()), LONGEST)
+    known = detections.number_of(number)
+    name = detections.names[detections.labels[number]]
     name += f" #{known}" if known else ""
-    return f"{name} {detections.scores[number]:.2f}"
+    return f"{cut(' '.join(name.split()), LONGEST)} {detections.scores[number]:.2f}"
 
 
 @functools.lru_cache(32)
@@ -111,7 +112,8 @@ def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
     ascent, descent = font.getmetrics()
     margin = max(2, size // 5)
     bright = np.dot(ground, (0.114, 0.587, 0.299)) > 140
-    label = Image.new("RGB", (int(right - left) + 2 * margin, ascent + descent), ground)
+    wide = round(right - left) + 2 * margin
+    label = Image.new("RGB", (wide, ascent + descent), ground)
     ink = (0, 0, 0) if bright else (255, 255, 255)
     ImageDraw.Draw(label).text((margin - left, 0), text, ink, font)
     return np.asarray(label)
