@@ -172,20 +172,20 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         for each in options_of(kind):
             there.setdefault(each.field, {})[task] = each
     made = []
-    for key, by_task in there.items():
+    for key, of_tasks in there.items():
         if key in without:
             continue
-        first = next(iter(by_task.values()))
+        first = next(iter(of_tasks.values()))
         values = {
             task: _shown((usual or {}).get(task, {}).get(key, one.default))
-            for task, one in by_task.items()
+            for task, one in of_tasks.items()
         }
         shown = "; ".join(f"{value} for {task}" for task, value in values.items())
         if len(set(values.values())) == 1 and len(values) == len(options):
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
-        kind = list[first.type] if first.many else first.type  # type: ignore[name-defined]
-        made.append((key, kind | None, field(default=None, metadata=more)))
+        value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
+        made.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, made, kw_only=True)
 
 

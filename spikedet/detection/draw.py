@@ -78,6 +78,11 @@ def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
     return canvas
 
 
+def _number_of(detections: Detections, number: int) -> int:
+    """What an object is called across frames, 0 where that is not known."""
+    return 0 if detections.ids is None else int(detections.ids[number])
+
+
 def _colour_of(detections: Detections, number: int) -> tuple[int, int, int]:
     return colour(detections.number_of(number) or int(detections.labels[number]))
 
