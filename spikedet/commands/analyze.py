@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import progress
+from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
 
@@ -48,6 +49,7 @@ class Options(shared.TrainingData):
     T: int | None = shared.steps()
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
 
 
 def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
@@ -242,6 +244,11 @@ def show(tables: dict[str, Rows]) -> None:
 def run(options: Options) -> None:
     from spikedet import task_registry
 
+    if options.engine not in ("auto", "torch"):
+        raise UsageError(
+            f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
+            "alone tells"
+        )
     expect_writable(options.out / "residual.csv")
     made = load(options)
     T = options.T or made[0].time_steps

@@ -13,6 +13,7 @@ network is the same layers on analog values. Mean and standard deviation are ove
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Options(shared.TestData):
     T: int | None = shared.steps()
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
     pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
     json: Path | None = option(None, "write everything to this file", kind=kinds.json_file)
@@ -161,17 +163,23 @@ def run(options: Options) -> None:
     pictures = samples.pictures(made, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = restore(task, made).to(options.device).network
+    if options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
     result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
+    result["engine"] = network.engine
     result |= {
         "pj_ac": options.pj_ac,
         "pj_mac": options.pj_mac,
         "spike_rate": statistics(cost.rate()),
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
-    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")
+    print(
+        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels, "
+        f"{network.engine} engine"
+    )
     show(result)
     if options.json:
         write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())

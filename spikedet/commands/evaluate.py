@@ -15,6 +15,7 @@ I alone), and stages I + II; --T then says of which T.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Options(shared.TestData):
     )
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     half: bool = shared.half(False)
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
 
@@ -87,8 +89,12 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
         if not set(options.T) <= set(there):
             raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
-    elif options.T and all(made.stage != "snn" for made, *_ in loaded):
-        raise UsageError("--T: only spiking weights run with it, and there are none among these")
+    elif all(made.stage != "snn" for made, *_ in loaded):
+        asked = {"T": options.T, "engine": options.engine not in ("auto", "torch")}
+        for name in filter(asked.get, asked):
+            raise UsageError(
+                f"--{name}: only spiking weights run with it, and there are none among these"
+            )
     return loaded
 
 
@@ -150,6 +156,7 @@ def run(options: Options) -> None:
     from spikedet.networks import restore
 
     expect_writable(options.json)
+    shared.expect_half(options)
     planned = planned_rows(options)
     task, names = task_registry.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
@@ -166,11 +173,13 @@ def run(options: Options) -> None:
     data = samples.fingerprint()
     entries: list[dict[str, Any]] = []
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
-    print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
+    if options.engine == "torch" or options.half:
+        print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
     titles = "".join(f"{name:>11}" for name in task.columns)
-    print(f"{'':20}{'T':>5} {titles}  spike rate")
+    print(f"{'':20}{'T':>5} {titles}  spike rate  engine")
     for method, made, digest, steps in planned:
         runner = restore(task, made, options.half).to(options.device)
+        engine = use_engine(runner, options)
         longest = steps[-1] if steps else made.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
@@ -185,7 +194,7 @@ def run(options: Options) -> None:
             per_class = values.pop("per_class", None)
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
-            entry |= {"images": len(samples), "spike_rate": rate}
+            entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
             entry |= {"weights_sha256": digest, "data": data, **areas}
             entry["calibration_pictures"] = made.origin.get("calibration_pictures")
             if per_class is not None:
@@ -198,12 +207,28 @@ def run(options: Options) -> None:
         write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
 
 
+def use_engine(runner: Any, options: Options) -> str:
+    """Let the engine that was asked for run spiking weights; its name, said on standard error.
+
+    Tables of reference numbers are float32 by torch, so that torch computes in bfloat16 for
+    `--half` alone, also where `auto` takes it.
+    """
+    if runner.stage != "snn":
+        return "torch"
+    network = runner.network
+    if not options.half and options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        if options.engine == "auto":
+            network.use_engine(network.engine)  # no other one may take over in the middle of a row
+    return network.engine
+
+
 def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
     """Print a row."""
     text = "".join(f"{'-' if entry[c] is None else f'{entry[c]:.4f}':>11}" for c in columns)
     rate = entry["spike_rate"]
     rate = "-" if rate is None else f"{rate:.4f}"
-    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate}")
+    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate:10}  {entry['engine']}")
     if classes:
         for name, value in entry.get("per_class", {}).items():
             print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")

@@ -4,7 +4,7 @@
     spikedet info weights.safetensors --json info.json
 
 Of a spiking network it says as well which engines run it, and of one that does not which layer it
-does not take and why.
+does not take and why. "left out" are layers that an engine leaves to torch, and why.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
         "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
     }
     if made.stage == "snn" and graph is not None:
-        told["engines"] = engines(graph)
+        told["engines"], told["left_out"] = engines(graph)
     return told
 
 
@@ -106,18 +106,22 @@ def named(model: dict[str, Any]) -> str:
     return ", ".join([cut(name), *map(cut, more)])
 
 
-def engines(graph: Graph) -> dict[str, str]:
-    """Why each engine runs a spiking graph, or does not."""
+def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
+    """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    told = {}
+    told, left = {}, {}
     for name in registry.names():
         try:
-            _, _, why = registry.make(name, graph)
-            told[name] = why
+            chosen, engine, why = registry.make(name, graph)
+            told[name] = why if engine is None else engine.describe()[0]
+            if chosen != name:
+                told[name] = f"{chosen}, {told[name]}"
+            else:
+                left |= {f"{name}, {k}": why for k, why in registry.left_out(engine).items()}
         except UsageError as error:
             told[name] = f"no: {error}"
-    return told
+    return told, left
 
 
 def text(value: Any) -> str:
