@@ -35,8 +35,8 @@ SCALE, AMPLITUDE = ".scale", ".amplitude"  # behind the name of a weight: of its
 STAGES = ("float", "qc", "snn")
 MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
 MOST_LOG_WEIGHT = 60.0  # of what a step counts: sums of its exponentials are finite and not 0
-TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TYPES += (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
 
 
 @dataclass
@@ -68,6 +68,17 @@ class Checkpoint:
     origin: dict[str, Any] = field(default_factory=dict)
     graph: dict[str, Any] | None = None
     head: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def time_steps(self) -> int:
+        """T.
+
+        Raises:
+            WeightsError: It has none, as a float network.
+        """
+        if self.T is None:
+            raise WeightsError(f"these {self.stage} weights have no time steps")
+        return self.T
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -180,6 +191,7 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
     except ValueError as error:
         raise WeightsError(str(error)) from None
     declared = graph.layers.state_dict()
+    assert checkpoint.graph is not None  # or `build` refuses it
     files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise WeightsError("the graph does not say which tensors its layers share")
@@ -199,8 +211,8 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
     if checkpoint.stage != "float" and (more := checkpoint.tensors.keys() - known):
         raise WeightsError(f"the tensor {min(more)[:80]} of the file is not in the graph")
     graph.layers.load_state_dict(tensors, assign=True)
-    for node in graph.of((QuantClip,)):
-        node.module.steps = checkpoint.T
+    for quantiser in graph.only(QuantClip):
+        quantiser.steps = checkpoint.time_steps
     expect_sound(graph)
     graph.requires_grad_(False)
     return graph.eval()

@@ -129,15 +129,16 @@ def restore(task: Task, checkpoint: Checkpoint, half: bool = False) -> Any:
         WeightsError: As `graph_of`.
     """
     checkpoint = current(task, checkpoint)
-    network: nn.Module = graph_of(task, checkpoint)
+    graph = graph_of(task, checkpoint)
     if checkpoint.stage == "float":
-        fold_batch_norm(network)
-        network.requires_grad_(False)  # those that folding made, too
-    network.to(memory_format=torch.channels_last)
-    if checkpoint.stage == "snn":
-        network = SpikingNetwork(network, checkpoint.T, chunk=4 * task.batch)
-        if half:
-            network.use_bfloat16()
+        fold_batch_norm(graph)
+        graph.requires_grad_(False)  # those that folding made, too
+    graph.to(memory_format=torch.channels_last)
+    if checkpoint.stage != "snn":
+        return task.runner(graph, checkpoint)
+    network = SpikingNetwork(graph, checkpoint.time_steps, chunk=4 * task.batch)
+    if half:
+        network.use_bfloat16()
     return task.runner(network, checkpoint)
 
 

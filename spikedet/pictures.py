@@ -34,8 +34,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow lets through of files that are cut or damaged.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError)
-_DAMAGED += (ArithmeticError, AssertionError, struct.error)
+_DAMAGED: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError)
+_DAMAGED += (TypeError, RuntimeError, ArithmeticError, AssertionError, struct.error)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _CONVERT = "install pillow-heif, or convert them to JPEG"
 
@@ -55,12 +55,12 @@ class Part(NamedTuple):
     Attributes:
         picture: [H, W, 3] uint8, BGR.
         seconds: How long an animation shows it; None of a picture that stands.
-        count: Pictures in the file.
+        total: Pictures in the file.
     """
 
     picture: np.ndarray
     seconds: float | None
-    count: int
+    total: int
 
 
 class Header(NamedTuple):
@@ -211,7 +211,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
     """[H, W, 3] uint8 BGR of an opened picture."""
-    deep = picture.mode == "RGB" and ";16" in str(picture.tile)
+    deep = picture.mode == "RGB" and ";16" in str(getattr(picture, "tile", ""))
     picture.load()
     turn = _turn_of(picture, path)
     rgb = _eight_bit_rgb(picture.transpose(TURNS[turn]) if turn > 1 else picture)
@@ -252,7 +252,7 @@ def read_parts(path: str | Path) -> Iterator[Part]:
     with _opened(path) as picture:
         animated = picture.format in ANIMATIONS and getattr(picture, "is_animated", False)
         paged = picture.format == "TIFF" and getattr(picture, "n_frames", 1) > 1
-        count = picture.n_frames if animated or paged else 1
+        count = getattr(picture, "n_frames", 1) if animated or paged else 1
         first = int(animated and getattr(picture, "default_image", False))  # stands for the rest
         read = 0
         for number in range(first, count):
@@ -260,7 +260,7 @@ def read_parts(path: str | Path) -> Iterator[Part]:
                 picture.seek(number)
             if picture.width * picture.height > MOST_PIXELS:
                 raise PictureError(f"{path}: more pixels than {MOST_PIXELS // 1_000_000} million")
-            if paged and number and picture.tag_v2.get(254, 0) & 1:
+            if paged and number and getattr(picture, "tag_v2", {}).get(254, 0) & 1:
                 continue
             bgr = _bgr(picture, path)
             seconds = (picture.info.get("duration") or 0) / 1000 or FRAME_SECONDS
@@ -342,8 +342,8 @@ def pictures_in(
     Returns:
         Paths, and an error that counts and names the pictures that cannot be read, or None.
     """
-    files = _files_below(folder, apart) if deep else folder.iterdir()
-    files = [path for path in files if not path.name.startswith(".")]
+    inside = _files_below(folder, apart) if deep else folder.iterdir()
+    files = [path for path in inside if not path.name.startswith(".")]
     found = sorted(path for path in files if is_picture(path))
     unreadable = sorted(path for path in files if path.suffix.lower() in HEIC - SUFFIXES)
     if not unreadable or reads_heic():

@@ -56,7 +56,7 @@ class BasePredictor:
     @property
     def half(self) -> bool:
         """Whether spiking layers compute in bfloat16."""
-        return getattr(self.runner.network, "bfloat16", False)
+        return getattr(self.runner.network, "in_bfloat16", False)
 
     def _time_steps(self, T: int | None) -> int | None:
         """The T to run with; warns once of one that the weights were not made for."""

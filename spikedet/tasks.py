@@ -64,7 +64,7 @@ def expect_data(task: Task, folders: Sequence[Path]) -> None:
 def _kind(folder: Path) -> str | None:
     """The task that data are for, None where that cannot be seen."""
     format = recognise(folder)
-    return format and format.task
+    return None if format is None else format.task
 
 
 def of_description(path: Path) -> Task:

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from spikedet.precision import full_precision
 from spikedet.settings import TrainingSettings, device_numbers, impossible, world_size
 
 log = logging.getLogger(__name__)
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
@@ -151,7 +151,21 @@ def own_run(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             log.warning("%s: not locked against other runs in the same folder", folder)
-        yield
+        try:
+            yield
+        except Exception:  # no kill, which is resumed
+            _forget_unbegun(path.parent)
+            raise
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Leave nothing of a run that ended before its first epoch did."""
+    if (folder / "last.safetensors").exists():
+        return
+    for name in ("state.pt", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        folder.rmdir()
 
 
 def begin(folder: Path, settings: TrainingSettings) -> None:
@@ -328,7 +342,9 @@ def parameter_groups(
         decay: Weight decay.
         threshold_rate: Learning rate of thresholds as a part of `rate`.
     """
-    weights, plain, thresholds = [], [], []
+    weights: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    thresholds: list[nn.Parameter] = []
     for key, parameter in network.named_parameters():
         if key.endswith("threshold"):
             thresholds.append(parameter)

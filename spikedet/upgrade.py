@@ -56,7 +56,7 @@ def upgraded(
         graph = prepare(graph, example)
     except ConversionError as error:
         raise WeightsError(f"the network of an old file does not convert: {error}") from None
-    quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, made.T)
+    quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, made.time_steps)
     if made.stage == "snn":
         make_spiking(graph, pooling=pooling)
     tensors = _renamed(made.tensors, graph, norms)

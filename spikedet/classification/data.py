@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.classification.settings import EndToEnd
+from spikedet.classification.settings import EndToEnd as ClassifierPass
 from spikedet.classification.transforms import augmentation, view
 from spikedet.data.formats import Classes, recognise
 from spikedet.data.formats.folders import FORMAT as folders_format
 from spikedet.data.formats.folders import expect_classes, pictures_of
 from spikedet.errors import DataError, UsageError
 from spikedet.pictures import from_loader, read_picture
+from spikedet.settings import EndToEnd
 from spikedet.task import Samples as TaskSamples
 
 UNLABELLED = -100  # instead of a class, as torch's cross-entropy has it
@@ -89,10 +90,12 @@ class Samples(TaskSamples, Dataset):
 
     def select(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers, in this order."""
-        labels, sources, aside = (
-            [values[n] for n in numbers] for values in (self.labels, self.sources, self.aside)
+        return Samples(
+            self.names,
+            [self.labels[n] for n in numbers],
+            [self.sources[n] for n in numbers],
+            [self.aside[n] for n in numbers],
         )
-        return Samples(self.names, labels, sources, aside)
 
     def transformed(self, transform: Any) -> Samples:
         """The same samples behind a transform."""
@@ -107,10 +110,11 @@ class Samples(TaskSamples, Dataset):
         """Twelve hexadecimal digits of class names, labels, and pixels or names and sizes."""
         digest = hashlib.sha256("\n".join(self.names).encode())
         for label, source in zip(self.labels, self.sources, strict=True):
-            is_file = isinstance(source, Path)
-            what = f"{source.name} {source.stat().st_size}".encode() if is_file else source.numpy()
             digest.update(f"\n{label} ".encode())
-            digest.update(what)
+            if isinstance(source, Path):
+                digest.update(f"{source.name} {source.stat().st_size}".encode())
+            else:
+                digest.update(source.numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def split_off_tuning(self, tuning: Path | None = None) -> tuple[Samples, Samples]:
@@ -151,7 +155,7 @@ class Samples(TaskSamples, Dataset):
             sources += pictures
         labels = self.labels + [UNLABELLED] * len(sources)
         aside = self.aside + [False] * len(sources)
-        return Samples(self.names, labels, self.sources + sources, aside)
+        return Samples(self.names, labels, [*self.sources, *sources], aside)
 
     def pictures(self, checkpoint: Checkpoint, batch: int) -> Iterator[Tensor]:
         return batches(self, checkpoint.model, checkpoint.imgsz, batch)
@@ -159,6 +163,7 @@ class Samples(TaskSamples, Dataset):
     def augmented(
         self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
     ) -> Iterator[dict[str, Any]]:
+        assert isinstance(end, ClassifierPass)
         about = (checkpoint.model, checkpoint.imgsz, end.batch, seed, end.workers)
         return augmented(self, *about, 0 if judging else end.jpeg)
 
@@ -202,8 +207,11 @@ def read(
 def _source(folder: Path) -> Classes:
     """The data of a folder; class folders, which say what is missing, where it is of no format."""
     format = recognise(folder)
-    known = format is not None and format.task == "classification"
-    return (format if known else folders_format).source([folder], [])
+    if format is None or format.task != "classification":
+        format = folders_format
+    source = format.source([folder], [])
+    assert isinstance(source, Classes)
+    return source
 
 
 def download(name: str, folder: Path) -> Path:

@@ -30,8 +30,10 @@ def cross_entropy(found: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
         labels: Number of the class, or `UNLABELLED`.
         smoothing: Of the labels.
     """
-    how = {"label_smoothing": smoothing, "ignore_index": UNLABELLED, "reduction": "sum"}
-    return F.cross_entropy(found, labels, **how) / labelled(labels)
+    total = F.cross_entropy(
+        found, labels, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing
+    )
+    return total / labelled(labels)
 
 
 def accuracy(found: Tensor, labels: Tensor) -> Tensor:

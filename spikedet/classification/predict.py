@@ -77,7 +77,7 @@ class Classifier(BasePredictor):
             )
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if single else list(pictures)
+        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
         found: list[Classes] = []
         if patience is not None:
             found = [self._until(source, T, top, patience, every) for source in several]

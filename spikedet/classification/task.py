@@ -15,12 +15,14 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.measure import measure
-from spikedet.classification.settings import PROTOCOL, SHORT, EndToEnd
+from spikedet.classification.settings import PROTOCOL, SHORT
+from spikedet.classification.settings import EndToEnd as ClassifierPass
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import EndToEnd
 from spikedet.task import Run, Source, Task
 
 
@@ -52,11 +54,13 @@ class Runner:
     def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
         """Logits [B, C] of normalised pictures [B, 3, H, W]; T only for a spiking network."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        spiking = isinstance(self.network, SpikingNetwork)
-        return (self.network(pictures, T) if spiking else self.network(pictures)).float()
+        if isinstance(self.network, SpikingNetwork):
+            return self.network(pictures, T).float()
+        return self.network(pictures).float()
 
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
         """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
+        assert isinstance(self.network, SpikingNetwork)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         return [logits.float() for logits in self.network.after(pictures, steps)]
 
@@ -122,6 +126,7 @@ class Classification(Task):
         batch: dict[str, Any],
         end: EndToEnd,
     ) -> Tensor:
+        assert isinstance(end, ClassifierPass)
         logits, targets = outputs
         total = divergence(logits, targets, end.temperature)
         if end.truth:

@@ -157,7 +157,9 @@ class _Loop:
         kind, quality = settings.augment, settings.jpeg
         single, self.whole = augmentation(description, settings.imgsz, kind, quality)
         samples = samples.transformed(single)
-        self.order = DistributedSampler(samples, world, rank, seed=settings.seed, drop_last=True)
+        self.order: DistributedSampler[Any] = DistributedSampler(
+            samples, world, rank, seed=settings.seed, drop_last=True
+        )
         self.loader = DataLoader(
             samples,
             share,
@@ -169,7 +171,7 @@ class _Loop:
         if not len(self.loader):
             raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
         self.layout = layout(network)
-        self.network = network.to(device, memory_format=self.layout)
+        self.network = network.to(device).to(memory_format=self.layout)
         self.model: nn.Module = self.network
         if world > 1:
             ids = None if device.type == "cpu" else [device.index]
@@ -183,8 +185,11 @@ class _Loop:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        parts = (self.network, self.optimizer, self.schedule)
-        return {name: part.state_dict() for name, part in zip(("n", "o", "s"), parts, strict=True)}
+        return {
+            "n": self.network.state_dict(),
+            "o": self.optimizer.state_dict(),
+            "s": self.schedule.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["n"])

@@ -114,8 +114,9 @@ class Jpeg(v2.Transform):
 
         told = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], told)
-        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1]
-        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        picture = cv2.imdecode(file, cv2.IMREAD_COLOR)
+        assert picture is not None  # it was encoded just now
+        return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)
 
 
 class Cutout(v2.Transform):

@@ -1,82 +1,138 @@
-"""Time the spiking network against the float network, one picture at a time, interleaved.
+"""Time a spiking network against its float network, engine by engine, interleaved.
 
-    spikedet benchmark --T 20 --imgsz 416
+    spikedet benchmark --data VOCdevkit --T 4 8 20
+    spikedet benchmark --T 8 --engines events torch torch-bfloat16 --peers
 
-Prints the best time of each, their ratio, and the peak memory of the process. The float network
-computes in float32, the spiking one as --half says.
+Prints milliseconds a picture, and passes: that over the time of the float network in float32 in
+the same run. How many neurons fire decides the time of the events engine, so that pictures must be
+real ones: --data names them, else it is the street picture that ultralytics brings (a classifier
+sees noise). With --cpu it is the time that the processor was at work, which other programs on the
+machine disturb less; with one thread (OMP_NUM_THREADS=1) it is comparable. --peers adds
+SpikingJelly where it is installed, --memory the peak memory of processes that run one network each.
 """
 
 from __future__ import annotations
 
-import sys
+import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.settings import option
+
+BFLOAT16 = "torch-bfloat16"
+OWN = ("torch", "events", "integers")  # engines whose memory is measured
 
 
 @dataclass(kw_only=True)
 class Options(parse.Options):
     """Options of the command."""
 
-    T: int | None = shared.steps()
-    imgsz: int = option(416, "input side in pixels", least=1)
+    T: list[int] = option([8], "time steps", kind=kinds.time_steps)
+    engines: list[str] = option(["auto"], f"by name: auto, events, torch, {BFLOAT16}, integers")
+    weights: Path | None = option(None, "spiking weights; the released ones for T if left out")
     reference: Path | None = option(
         None, "float weights; the released ones if left out", name="float"
     )
-    weights: Path | None = option(None, "spiking weights; the released ones for T if left out")
-    rounds: int = option(10, "rounds; the best of each kind counts", least=1)
+    data: Path | None = option(None, "pictures: a VOCdevkit, or a folder of pictures")
+    imgsz: int | None = option(None, "input side in pixels; that of the weights", least=1)
+    batch: int = option(1, "pictures at once", least=1)
+    rounds: int = option(20, "runs of each; the median and the best are told", least=1)
     device: str = shared.device()
-    half: bool | None = shared.half(None)
+    peers: bool = option(False, "SpikingJelly as well, where it is installed")
+    cpu: bool = option(False, "time of the processor, not of the clock")
+    memory: bool = option(False, "peak memory of each, in processes of their own")
+    json: Path | None = option(None, "write a list of results here", kind=kinds.json_file)
 
 
-def peak_memory() -> str:
-    """The most memory that this process has had, where the system says."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return "unknown"
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB"
+def pictures(options: Options, task: str, size: int) -> list[Any]:
+    """Batches [B, 3, size, size] as the network takes them."""
+    import torch
+
+    count = min(options.rounds, 100) * options.batch
+    if task != "detection":
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(count, 3, size, size, generator=generator)
+        return list(noise.contiguous(memory_format=torch.channels_last).split(options.batch))
+    from spikedet.detection.letterbox import letterbox
+    from spikedet.detection.ultra import SAMPLE
+    from spikedet.pictures import find_pictures, read_picture
+
+    paths: list[Path] = [Path(SAMPLE)]
+    if options.data is not None:
+        listed = options.data / "VOC2007/ImageSets/Main/train.txt"
+        if listed.is_file():
+            names = listed.read_text().split()
+            paths = [options.data / f"VOC2007/JPEGImages/{name}.jpg" for name in names]
+        else:
+            paths, _ = find_pictures([str(options.data)])
+    paths = [paths[number % len(paths)] for number in range(count)]
+    inputs = torch.stack([letterbox(read_picture(path), size)[0] for path in paths])
+    return list(inputs.contiguous(memory_format=torch.channels_last).split(options.batch))
 
 
 def run(options: Options) -> None:
-    import torch
-
     import spikedet
+    from spikedet.analysis import timing
     from spikedet.errors import UsageError, WeightsError
+    from spikedet.files import write_atomic
     from spikedet.networks import expect_stage
-    from spikedet.released import released
+    from spikedet.released import default_weights, released
 
-    spiking = spikedet.load(
-        options.weights, options.T, options.device, options.half, engine="torch"
-    )
-    reference = spikedet.load(
-        options.reference or released("float", task=spiking.task.name), device=options.device
-    )
-    expect_stage(spiking.runner, "snn")
+    first = spikedet.load(options.weights, options.T[0], options.device)
+    expect_stage(first.runner, "snn")
+    task = first.task
+    path = options.reference or released("float", task=task.name)
+    reference = spikedet.load(path, device=options.device)
     expect_stage(reference.runner, "float")
-    if reference.task is not spiking.task:
-        kinds = f"{reference.task.name} and {spiking.task.name}"
-        raise WeightsError(f"weights for {kinds}; expected those of one task")
-    if options.imgsz % reference.stride:
-        raise UsageError(f"imgsz is {options.imgsz}; expected a multiple of {reference.stride}")
-    runners = {"float": reference.runner, "spiking": spiking.runner}
-    picture = torch.rand(1, 3, options.imgsz, options.imgsz, device=options.device)
-    best = dict.fromkeys(runners, float("inf"))
-    with torch.inference_mode():
-        for _ in range(options.rounds):
-            for name, runner in runners.items():
-                start = time.perf_counter()
-                runner(picture, spiking.T if name == "spiking" else None)
-                if picture.is_cuda:
-                    torch.cuda.synchronize()
-                best[name] = min(best[name], time.perf_counter() - start)
-    print(
-        f"{options.imgsz} pixels, T={spiking.T}, {torch.get_num_threads()} threads: "
-        f"float {best['float'] * 1e3:.1f} ms (float32), "
-        f"spiking {best['spiking'] * 1e3:.1f} ms ({'bfloat16' if spiking.half else 'float32'}), "
-        f"ratio {best['spiking'] / best['float']:.1f}; peak memory {peak_memory()}"
-    )
+    if reference.task is not task:
+        kinds_ = f"{reference.task.name} and {task.name}"
+        raise WeightsError(f"weights for {kinds_}; expected those of one task")
+    size = options.imgsz or first.imgsz
+    if size % reference.stride:
+        raise UsageError(f"imgsz is {size}; expected a multiple of {reference.stride}")
+    runs: dict[Any, Callable[[Any], Any]] = {}
+    runs[timing.Subject(timing.FLOAT, "torch")] = reference.runner.network
+    print(timing.machine())
+    for T in options.T:
+        for engine in options.engines:
+            how: dict[str, Any] = {"engine": engine}
+            if engine in ("torch", BFLOAT16):
+                how = {"half": engine == BFLOAT16}
+            loaded = spikedet.load(options.weights, T, options.device, task=task.name, **how)
+            print(f"T={T}: {loaded.why_engine}")
+            network = loaded.runner.network
+            runs[timing.Subject("spikedet", engine, T)] = lambda x, net=network, T=T: net(x, T)
+        if options.peers:
+            graph = spikedet.load(options.weights, T, task=task.name, half=False)
+            try:
+                peer = timing.spikingjelly_copy(graph.runner.network.graph, T)
+            except UsageError as error:
+                print(error)
+                continue
+            runs[timing.Subject("spikingjelly", "multi-step", T)] = peer.to(options.device)
+    shown = [batch.to(options.device) for batch in pictures(options, task.name, size)]
+    clock = time.process_time if options.cpu else time.perf_counter
+    rows = timing.rows(timing.interleaved(runs, shown, options.rounds, clock), options.batch)
+    lines = [row.as_json() for row in rows]
+    for row in rows:
+        print(
+            f"{row.name:12} {row.engine:14} T={row.T:<3} {row.ms:8.2f} ms a picture "
+            f"({row.ms_low:.2f} to {row.ms_high:.2f}), {row.passes:5.2f} passes by the median, "
+            f"{row.best_passes:5.2f} by the best"
+        )
+    for row, line in zip(rows, lines, strict=True):
+        if not options.memory or row.engine not in OWN:
+            continue
+        of = path if row.name == timing.FLOAT else options.weights or default_weights(row.T)
+        peak = timing.peak_memory(of, row.T, row.engine, size, options.batch, row.threads)
+        line |= {"peak_bytes": peak.process, "run_bytes": peak.run}
+        print(
+            f"{row.name:12} {row.engine:14} T={row.T:<3} {peak.process / 2**20:.0f} MiB, "
+            f"{peak.run / 2**20:.0f} of them for T steps"
+        )
+    if options.json:
+        write_atomic(options.json, (json.dumps(lines, indent=1) + "\n").encode())

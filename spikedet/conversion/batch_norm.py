@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.graph.graph import Graph
-from spikedet.graph.operations import WEIGHTED
+from spikedet.graph.operations import WEIGHTED, NormLayer
 from spikedet.graph.rewrites.fold_batch_norm import fold
 from spikedet.graph.time import readouts
 
@@ -30,8 +30,9 @@ def beside_batch_norm(graph: Graph, run: Callable[[], Any]) -> Iterator[None]:
         run: Runs it on a batch.
     """
     last = set(readouts(graph))
-    layers = {n.name: n.module for n in graph.of(WEIGHTED) if n.name not in last}
-    norms: dict[str, nn.Module] = {}
+    layers = {n.name: n.module for n in graph if isinstance(n.module, WEIGHTED)}
+    layers = {name: layer for name, layer in layers.items() if name not in last}
+    norms: dict[str, NormLayer] = {}
     handles = [
         layer.register_forward_hook(partial(_measure, norms, name))
         for name, layer in layers.items()
@@ -55,7 +56,7 @@ def beside_batch_norm(graph: Graph, run: Callable[[], Any]) -> Iterator[None]:
 
 
 def _measure(
-    norms: dict[str, nn.Module], name: str, layer: nn.Module, inputs: tuple[Tensor], out: Tensor
+    norms: dict[str, NormLayer], name: str, layer: nn.Module, inputs: tuple[Tensor], out: Tensor
 ) -> None:
     """A batch norm that in evaluation mode leaves the output [N, C, ...] of a layer as it is.
 
@@ -66,8 +67,9 @@ def _measure(
     kind = nn.BatchNorm2d if out.ndim == 4 else nn.BatchNorm1d
     norm = kind(out.shape[1], device=out.device)
     var, mean = torch.var_mean(out.float().transpose(0, 1).flatten(1), 1, correction=0)
+    assert norm.running_mean is not None and norm.running_var is not None  # it tracks both
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
-    norm.weight.data.copy_((norm.running_var + norm.eps).sqrt())
+    norm.weight.data.copy_((var + norm.eps).sqrt())
     norm.bias.data.copy_(mean)
     norms[name] = norm

@@ -24,6 +24,7 @@ def own_bias(student: Stored, site: Site) -> nn.Parameter:
         if layer.bias is None or len(layer.bias) != channels:
             continue
         if layer not in elsewhere and site.layers.count(layer) == 1:
+            assert isinstance(layer.bias, nn.Parameter)
             return layer.bias
     raise ConversionError(
         f"{site.node.name}: no layer with a bias feeds these neurons alone, so there is no place "
@@ -49,4 +50,4 @@ def shift_currents(graph: Graph, T: int) -> None:
     student = Stored(graph, [torch.zeros(graph.shapes[INPUT])], T)
     for site in student.sites:
         if site.is_neuron:
-            own_bias(student, site).data += site.node.module.threshold / (2 * T)
+            own_bias(student, site).data += site.neuron.threshold / (2 * T)

@@ -22,6 +22,7 @@ from spikedet.conversion.bias import own_bias
 from spikedet.conversion.stored import Site, Stored, fire
 from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
+from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 from spikedet.settings import LayerWise
@@ -120,16 +121,18 @@ class _Layer:
         self,
         student: Stored,
         site: Site,
-        free: list[nn.Module],
+        free: list[WeightedLayer],
         targets: list[Tensor],
         options: LayerWise,
     ):
-        self.student, self.site, self.targets, self.options = student, site, targets, options
+        assert student.T is not None
+        self.student, self.site, self.T = student, site, student.T
+        self.targets, self.options = targets, options
         self.is_neuron = site.is_neuron
         self.parameters = [p for layer in free for p in layer.parameters()]
         if self.is_neuron:
-            self.parameters.append(site.node.module.initial)
-            self.unit = None
+            self.parameters.append(site.neuron.initial)
+            self.unit = torch.ones(())
         else:
             spread = torch.cat([t.transpose(0, 1).flatten(1) for t in targets], 1).std(1)
             self.unit = spread.clamp(min=1e-6).view(1, -1, *[1] * (targets[0].ndim - 2))
@@ -176,15 +179,15 @@ class _Layer:
         return (rate - target).square().mean()
 
     def rate(self, current: Tensor, alpha: float | None = None) -> Tensor:
-        batch, T = self.student.batch, self.student.T
+        batch, T = self.student.batch, self.T
         spikes, _ = fire(self.site, current, batch, T, 1.0 if alpha is None else alpha)
         return mean_over_time(spikes, batch, torch.ones(T, device=spikes.device))
 
     def target(self, m: int) -> Tensor:
         target = self.targets[m]
         if target.is_floating_point():  # not quantised
-            return target / per_channel(self.site.node.module.threshold, target.ndim)
-        return target.float() / self.student.T
+            return target / per_channel(self.site.neuron.threshold, target.ndim)
+        return target.float() / self.T
 
     @torch.no_grad()
     def error(self, numbers: range) -> float:
@@ -192,27 +195,27 @@ class _Layer:
 
     def gap(self, fit: range, every_neuron: bool = False) -> Tensor:
         """Mean of a - r over pictures and places, [C], or over pictures alone, [C, H, W]."""
-        total = 0
+        gaps = []
         for m in fit:
             current = self.student.run(self.site, self.student.sources(self.site, m))
             gap = self.target(m) - self.rate(current)
             over = [0] if every_neuron else [d for d in range(gap.ndim) if d != 1]
-            total = total + gap.mean(over) / len(fit)
-        return total
+            gaps.append(gap.mean(over) / len(fit))
+        return sum(gaps[1:], gaps[0])
 
     @torch.no_grad()
     def correct_bias(self, fit: range) -> None:
         """b += theta mean(a - r), the mean of what the activations lack."""
         bias = own_bias(self.student, self.site)
-        bias.data += self.site.node.module.threshold * self.gap(fit)
+        bias.data += self.site.neuron.threshold * self.gap(fit)
 
     @torch.no_grad()
     def coarse(self, fit: range) -> None:
         """u0 += T theta mean(a - r) (eq 18), kept within [-theta, 2 theta]."""
-        neuron = self.site.node.module
+        neuron = self.site.neuron
         total = self.gap(fit, every_neuron=neuron.initial.ndim > 1)
         theta = per_channel(neuron.threshold, 1 + neuron.initial.ndim).squeeze(0)
-        shifted = neuron.initial + self.student.T * theta * total
+        shifted = neuron.initial + self.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
     def fine(self, fit: range, held: range, best: float) -> float:

@@ -149,8 +149,8 @@ def convert(
             0.0 if how.plain else noise,
         )
         if how.plain:
-            for node in graph.of((QuantClip,)):
-                node.module.clips_rounded = True
+            for quantiser in graph.only(QuantClip):
+                quantiser.clips_rounded = True
         measure = distance or _distance(guide, source)
         if epochs:
             weight = 0.0 if how.plain else distill
@@ -160,11 +160,12 @@ def convert(
         copied = (how.initial, how.shift, pooling, neuron, example[:4])
         spiking = spiking_copy(graph, T, *copied)
         if how.calibrated:
-            options = LayerWise(
+            layer_wise = LayerWise(
                 coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
                 per_neuron=per_neuron, bias=how.bias, layers=layers,
             )  # fmt: skip
-            _calibrate(graph, spiking, source.groups(pictures, held, batch), T, options, progress)
+            groups = source.groups(pictures, held, batch)
+            _calibrate(graph, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
         found, spikes = SpikingNetwork(spiking, T), {}
@@ -315,9 +316,12 @@ def _finetune(
         for _ in range(epochs):
             for parts in source:
                 for group in optimiser.param_groups:
-                    group["lr"] = group["peak"] * warm_cosine(bar.n, steps, min(20, steps // 10))
+                    done = warm_cosine(int(bar.n), steps, min(20, steps // 10))
+                    group["lr"] = group["peak"] * done
                 output = graph(parts[0])
-                value = weight * distance(output, guide(parts[0])) if weight else 0.0
+                value = torch.zeros(())
+                if weight:
+                    value = weight * distance(output, guide(parts[0]))
                 if loss is not None:
                     value = value + loss(output, *parts[1:])
                 _step(optimiser, value)

@@ -10,9 +10,9 @@ from torch import Tensor
 from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.stored import Site, Stored
 from spikedet.errors import ConversionError
-from spikedet.graph.graph import INPUT, Graph, Node
+from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.spike import make_spiking
-from spikedet.neurons.layers import SpikingMaxPool, mean_over_time
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
 
 APART = 1e-3  # of the largest current of a layer: what rounding explains, and nothing else
 
@@ -96,11 +96,12 @@ def expect_faithful(quantised: Graph, spiking: Graph, pictures: Tensor, steps: i
 
 def _rate(graph: Graph, name: str, wire: Tensor, batch: int, weights: Tensor) -> Tensor:
     """What the spikes of a layer stand for on average: theta times their rate, [B, ...]."""
-    node: Node = graph.node(name)
+    neuron = graph.module(name)
+    assert isinstance(neuron, IFNeuron)
     mean = mean_over_time(wire.float(), batch, weights)
-    if not node.module.folded:
+    if not neuron.folded:
         return mean
-    theta = node.module.threshold
+    theta = neuron.threshold
     return mean * (theta.view(1, -1, *[1] * (mean.ndim - 2)) if theta.ndim else theta)
 
 

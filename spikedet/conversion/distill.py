@@ -87,7 +87,7 @@ def distill(
         rounder.spread()
     operations = Operations(network) if sparsity else None
     seen: list[float] = []  # operations of each step
-    beside = contextlib.nullcontext()
+    beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if batch_norm:
         beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
     try:
@@ -129,11 +129,10 @@ def distill(
     if not seen:
         return {"sparsity": sparsity} if sparsity else {}
     part = max(1, len(seen) // 8)
-    first, last = seen[:part], seen[-part:]
     return {
         "sparsity": sparsity,
-        "operations_before": sum(first) / len(first),
-        "operations_after": sum(last) / len(last),
+        "operations_before": sum(seen[:part]) / part,
+        "operations_after": sum(seen[-part:]) / part,
     }
 
 

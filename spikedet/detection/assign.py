@@ -62,7 +62,7 @@ class SizedLoss(DetectionLoss):
 
     def __init__(self, network: torch.nn.Module):
         super().__init__(network)
-        old = self.assigner
+        old = self.assigner  # type: ignore[has-type]
         self.assigner = SizedAssigner(
             topk=old.topk,
             num_classes=old.num_classes,

@@ -155,9 +155,9 @@ class Detections:
         for (x1, y1, x2, y2), score, label in zip(
             self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
         ):
-            values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
-            values += (x2 - x1) / width, (y2 - y1) / height
-            values += (score,) if scores else ()
+            values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
+            values += [(x2 - x1) / width, (y2 - y1) / height]
+            values += [score] if scores else []
             lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]))
         return "".join(line + "\n" for line in lines)
 

@@ -21,6 +21,6 @@ def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Te
     mass = weight.sum().clamp(min=1)
     classes = F.binary_cross_entropy_with_logits(found["scores"], score, reduction="sum")
     entropy = F.binary_cross_entropy_with_logits(wanted["scores"], score, reduction="sum")
-    edges = [output["boxes"].unflatten(1, (4, -1)).log_softmax(2) for output in (found, wanted)]
-    apart = F.kl_div(*edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
+    own, edges = (x["boxes"].unflatten(1, (4, -1)).log_softmax(2) for x in (found, wanted))
+    apart = F.kl_div(own, edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
     return (classes - entropy) / mass + (apart * weight).sum() / mass

@@ -158,8 +158,8 @@ def _annotation(image: int, box: np.ndarray, label: int) -> dict:
 
 def voc07_ap50(detections: Sequence[Detections], samples: Sequence[Sample], classes: int) -> float:
     """Mean over the annotated classes of the eleven-point AP at IoU 0.5; nan without any."""
-    values = [_voc07_class(detections, samples, label) for label in range(classes)]
-    values = [value for value in values if value is not None]
+    each = [_voc07_class(detections, samples, label) for label in range(classes)]
+    values = [value for value in each if value is not None]
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -169,10 +169,11 @@ class Own:
         if imgsz and imgsz != self.detector.runner.imgsz:
             own = self.detector.runner.imgsz
             raise UsageError(f"imgsz {imgsz}: {path.name} takes {own} pixels")
-        self.names, self.options = self.detector.names, {"conf": conf, "iou": iou}
+        self.names, self.conf, self.iou = self.detector.names, conf, iou
 
     def __call__(self, picture: np.ndarray) -> list[Object]:
-        found = self.detector(picture, **self.options)
+        found = self.detector(picture, conf=self.conf, iou=self.iou)
+        assert not isinstance(found, list)  # of one picture
         boxes = (tuple(box) for box in found.boxes.tolist())
         return list(map(Object, found.classes, found.scores.tolist(), boxes))
 
@@ -244,7 +245,8 @@ def coco(
         info: About it all.
     """
     numbers = {name: number for number, name in enumerate(names, 1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, entry in enumerate(entries, 1):
         size = {key: entry[key] for key in ("file_name", "width", "height")}
         images.append({"id": number, **size})

@@ -46,7 +46,7 @@ def augmented(
         data=data,
     )
     generator = torch.Generator().manual_seed(seed)
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         dataset,
         min(batch, len(samples)),
         shuffle=True,

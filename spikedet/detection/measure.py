@@ -44,12 +44,13 @@ def detect_all(
         After each of `steps` (one of them in a network without time): those of every sample.
     """
     device = device_of(runner.network)
-    found: list[list[Detections]] = [[] for _ in steps or [None]]
+    times: Sequence[int | None] = steps or [None]
+    found: list[list[Detections]] = [[] for _ in times]
     done = 0
     for pictures, fitted in batches(samples, runner.imgsz, batch):
         pictures = pictures.to(device)
         outputs = runner.after(pictures, steps) if steps else [runner(pictures)]
-        for T, output, detections in zip(steps or [None], outputs, found, strict=True):
+        for T, output, detections in zip(times, outputs, found, strict=True):
             for raw, frame in zip(output.cpu(), fitted, strict=True):
                 boxes, scores, labels = select(raw, CONFIDENCE, IOU, MOST)
                 boxes = frame.to_original(np.asarray(boxes))
@@ -82,8 +83,10 @@ def measure(
     if runner.stage != "snn":
         (found,) = detect_all(runner, samples, **options)
         return [(average_precision(found, samples, runner.names, areas), None)]
-    steps = steps or [runner.T]
-    with runner.network.spike_rates() as rates:
+    if not steps:
+        assert runner.T is not None  # of a spiking network
+        steps = [runner.T]
+    with runner.spiking.spike_rates() as rates:
         each = detect_all(runner, samples, steps=steps, **options)
     precisions = [average_precision(found, samples, runner.names, areas) for found in each]
     return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]

@@ -22,6 +22,7 @@ from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
 from spikedet.precision import as_float, layout, mixed
+from spikedet.runtime.network import SpikingNetwork
 
 MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # that a description may ask for
 
@@ -74,7 +75,7 @@ class Head(Detect):
         return tuple(names)
 
 
-class _Trained:
+class _Trained(nn.Module):
     """The detection loss, for networks with ultralytics' or with a graph's layers.
 
     With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`. With
@@ -105,7 +106,8 @@ class _Trained:
             return self._loss(batch, self.criterion, preds)
         if self.criteria is None:  # an assigner remembers what it does
             self.criteria = [self.init_criterion() for _ in range(self.parts.number)]
-        return self.parts.step(lambda piece, part: self._loss(piece, self.criteria[part]), batch)
+        criteria = self.criteria
+        return self.parts.step(lambda piece, part: self._loss(piece, criteria[part]), batch)
 
     def _loss(
         self, batch: dict[str, Any], criterion: Any, preds: Any = None
@@ -131,6 +133,9 @@ class _Trained:
 class Detector(_Trained, DetectionModel):
     """Ultralytics' detection model, trained in bfloat16 on a CPU."""
 
+    model: nn.Sequential
+    stride: Tensor
+
     def __init__(self, description: dict[str, Any], classes: int):
         super().__init__(description, nc=classes, verbose=False)
         head = self.model[-1]
@@ -138,10 +143,17 @@ class Detector(_Trained, DetectionModel):
             kind = "an end-to-end Detect" if type(head) is Detect else type(head).__name__
             raise UsageError(f"the last layer of the description is {kind}; expected Detect")
         head.__class__ = Head
-        head.start_boxes()
+        self.head.start_boxes()
+
+    @property
+    def head(self) -> Head:
+        """The last layer, which gives raw outputs."""
+        head = self.model[-1]
+        assert isinstance(head, Head)
+        return head
 
 
-class GraphDetector(_Trained, nn.Module):
+class GraphDetector(_Trained):
     """A graph that returns a head's raw outputs, with the face that ultralytics' trainer expects.
 
     Args:
@@ -150,11 +162,14 @@ class GraphDetector(_Trained, nn.Module):
         classes: How many.
     """
 
+    decoder: Detect
+
     def __init__(self, graph: Graph, head: dict[str, Any], classes: int):
         super().__init__()
         self.graph = graph
         self.__dict__["decoder"] = decoder(head, classes)  # no layer of the network
-        self.stride, self.nc, self.yaml = self.decoder.stride, classes, {}
+        self.stride, self.nc = self.decoder.stride, classes
+        self.yaml: dict[str, Any] = {}
         self.names = {number: str(number) for number in range(classes)}
         self.args: Any = None
         self.criterion: Any = None
@@ -179,7 +194,7 @@ class GraphDetector(_Trained, nn.Module):
 
 def head_of(network: Detector) -> dict[str, Any]:
     """What the outputs of a detector mean, as checkpoints have it."""
-    head = network.model[-1]
+    head = network.head
     return {"strides": [float(stride) for stride in head.stride], "reg_max": head.reg_max}
 
 
@@ -189,7 +204,7 @@ def decoder(head: dict[str, Any], classes: int) -> Detect:
     Raises:
         WeightsError: The description of the head is damaged.
     """
-    strides, reg_max = head.get("strides"), head.get("reg_max")
+    strides, reg_max = head.get("strides", []), head.get("reg_max")
     good = isinstance(strides, list) and 0 < len(strides) <= 8
     good = good and all(isinstance(s, int | float) and 1 <= s <= 1024 for s in strides)
     if not good or type(reg_max) is not int or not 1 <= reg_max <= 256:
@@ -354,6 +369,12 @@ class Runner:
         self.head.to(device).stride = self.head.stride.to(device)
         return self
 
+    @property
+    def spiking(self) -> SpikingNetwork:
+        """The network, where it is a spiking one."""
+        assert isinstance(self.network, SpikingNetwork)
+        return self.network
+
     def raw(self, pictures: Tensor, T: int | None = None) -> dict[str, Any]:
         """Head outputs before decoding: boxes [B, 4 R, A], scores [B, C, A] (logits), feats."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
@@ -380,7 +401,7 @@ class Runner:
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
         """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        return [self.decode(raw) for raw in self.network.after(pictures, steps)]
+        return [self.decode(raw) for raw in self.spiking.after(pictures, steps)]
 
     def steps(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
@@ -391,11 +412,11 @@ class Runner:
             t = 1..T, what `__call__` gives with t steps, and spikes per neuron and step so far.
         """
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with self.network.spike_rates() as rates:
-            for t, raw in self.network.anytime(pictures, T, chunk):
+        with self.spiking.spike_rates() as rates:
+            for t, raw in self.spiking.anytime(pictures, T, chunk):
                 yield t, self.decode(raw), rates.mean(t)
 
 
 def raw_outputs(network: Detector) -> None:
     """Let the head return its outputs before decoding, in evaluation as well."""
-    network.model[-1].raw = True
+    network.head.raw = True

@@ -37,7 +37,7 @@ class Predictor(BasePredictor):
         iou: float = 0.6,
         batch: int = 8,
         patience: int | None = None,
-        every: int = 1,
+        every: int = 4,
     ) -> Detections | list[Detections]:
         """Detect objects.
 
@@ -67,7 +67,7 @@ class Predictor(BasePredictor):
             self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if single else list(pictures)
+        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
         found: list[Detections] = []
         if patience is not None:
             found = [self._until(source, T, conf, iou, patience, every) for source in several]
@@ -107,6 +107,7 @@ class Predictor(BasePredictor):
         expect_counts(chunk=chunk)
         self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
+        assert T is not None  # of a network with time steps
         return self._steps(picture, as_picture(picture), T, conf, iou, chunk)
 
     @torch.inference_mode()
@@ -183,12 +184,11 @@ def alike(before: Detections, now: Detections, iou: float = 0.9, score: float = 
     """Whether two readouts show the same objects.
 
     As many, and each has one of its class whose box overlaps by `iou` or more and whose score is
-    nearer than `score`.
+    nearer than `score`. Two that show nothing are not alike: in the first steps spikes have not
+    come through all layers yet, so that a picture without objects takes all its steps.
     """
-    if len(before) != len(now):
+    if len(before) != len(now) or not len(now):
         return False
-    if not len(now):
-        return True
     overlaps = box_iou(torch.from_numpy(before.boxes), torch.from_numpy(now.boxes)).numpy()
     same = before.labels[:, None] == now.labels
     near = np.abs(before.scores[:, None] - now.scores) < score

@@ -55,18 +55,27 @@ class Detection(Task):
     def runner(self, network: nn.Module, checkpoint: Checkpoint) -> Runner:
         return Runner(network, checkpoint)
 
-    def fresh(self, network: Detector, strides: Sequence[int]) -> tuple[str, ...]:
-        return network.model[-1].layers(strides)
+    def fresh(self, network: nn.Module, strides: Sequence[int]) -> tuple[str, ...]:
+        assert isinstance(network, Detector)
+        return network.head.layers(strides)
 
-    def head_of(self, network: Detector) -> dict[str, Any]:
+    def head_of(self, network: nn.Module) -> dict[str, Any]:
+        assert isinstance(network, Detector)
         return head_of(network)
 
     def stride(self, head: dict[str, Any]) -> int:
         return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
 
     def read(self, source: Source) -> BoxSamples:
-        options = {"limit": source.limit, "names": source.names, "places": source.images}
-        return BoxSamples(read_boxes(source.folders, source.split, **options))
+        return BoxSamples(
+            read_boxes(
+                source.folders,
+                source.split,
+                limit=source.limit,
+                names=source.names,
+                places=source.images,
+            )
+        )
 
     def loss(
         self,
@@ -84,13 +93,14 @@ class Detection(Task):
             total = total + end.truth * detector.loss(batch, raw)[0].sum() / len(batch["img"])
         return total
 
-    def fit(self, network: Detector | Graph, run: Run) -> None:
+    def fit(self, network: nn.Module, run: Run) -> None:
         from spikedet.detection.train import Trainer
 
         checkpoint = run.checkpoint
         run = replace(run, settings=replace(run.settings, imgsz=checkpoint.imgsz))
         if isinstance(network, Graph):
             network = GraphDetector(network, checkpoint.head, len(checkpoint.names)).train()
+        assert isinstance(network, Detector | GraphDetector)
         with from_loader():
             Trainer(network, run).train()
 

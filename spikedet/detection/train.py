@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from spikedet.detection.data import Sample
-from spikedet.detection.model import Detector
+from spikedet.detection.model import Detector, GraphDetector
 from spikedet.detection.parts import Parts
 from spikedet.detection.settings import MOST
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
@@ -102,7 +102,7 @@ class SampleDataset(YOLODataset):
             self.buffer.clear()
 
     def get_labels(self) -> list[dict[str, Any]]:
-        labels = []
+        labels: list[dict[str, Any]] = []
         for sample in self.samples:
             sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
             kept = ~sample.crowd & (sides > 0).all(1)
@@ -144,7 +144,7 @@ class Trainer(DetectionTrainer):
 
     def __init__(
         self,
-        network: Detector,
+        network: Detector | GraphDetector,
         run: Run,
     ):
         settings, folder, resume = run.settings, run.folder, run.resume
@@ -179,7 +179,8 @@ class Trainer(DetectionTrainer):
         folder = self.state_path.parent
         if self.take_up and is_complete(folder, self.settings):
             return
-        threads, head = torch.get_num_threads(), self.network.model[-1]
+        threads = torch.get_num_threads()
+        head: Any = self.network.model[-1]
         raw = getattr(head, "raw", False)
         torch.set_num_threads(max(1, threads // self.settings.parts))
         head.raw = False  # ultralytics measures decoded outputs
@@ -279,6 +280,7 @@ class Trainer(DetectionTrainer):
     @torch.no_grad()
     def _taught(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """Raw outputs of the teacher; in bfloat16 on a CPU, as the network itself trains."""
+        assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"
         self.teacher.to(pictures.device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
@@ -387,7 +389,7 @@ class Trainer(DetectionTrainer):
         """Nothing: each epoch was measured on the tuning pictures already."""
 
 
-def _expect_places(network: Detector, side: int) -> None:
+def _expect_places(network: Detector | GraphDetector, side: int) -> None:
     """Refuse pictures so small that there are fewer outputs than one object is given.
 
     Raises:

@@ -179,7 +179,7 @@ class Currents:
         return Tree(make)
 
     def _weighted(self, node: Node, label: Tensor, factor: Tensor, near: bool) -> Tree:
-        module, (source,) = node.module, node.inputs
+        module, (source,) = self.graph.weighted(node.name), node.inputs
         bias = torch.zeros(label.shape[1], dtype=torch.float64)
         if module.bias is not None:
             bias = module.bias.detach().double().cpu()
@@ -305,11 +305,12 @@ class Currents:
     def _pooled(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
         if not bool((factor > 0).all()):
             raise self.wires.refuse(node.name, "the largest current times a negative factor")
-        inner = self._of_windows(node, label, factor)
+        inner, module = self._of_windows(node, label, factor), node.module
+        assert isinstance(module, SpikingMaxPool)
 
         def make(scales: Tensor) -> str:
             source = inner.make(scales)
-            op = Pool(f"{self.neuron.name}:{node.name}", (source,), node.module)
+            op = Pool(f"{self.neuron.name}:{node.name}", (source,), module)
             return self.emit(op, self.wires.largest[source])
 
         return Tree(make)

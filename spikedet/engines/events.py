@@ -96,11 +96,12 @@ class Run:
         for i, stage in enumerate(stages):
             layer, name = layers[i], stage.op.name
             ctypes.memmove(
-                ctypes.byref(layer), ctypes.byref(stage.layer), ctypes.sizeof(LayerStruct)
+                ctypes.byref(layer), ctypes.byref(stage.kernel), ctypes.sizeof(LayerStruct)
             )
             maker[plan.tensors[name]] = i
             if layer.kind == CURRENT:
                 source = plan.program.ops[stage.op.inputs[0]]
+                assert isinstance(source, Current)
                 layer.current = self.currents[source.node].data_ptr()
             if not (last and self.first_part):
                 state = self._state(stage)
@@ -128,7 +129,7 @@ class Run:
             raise MemoryError("no memory for the events engine")
         for stage in stages:
             name = stage.op.name
-            if name in sums and stage.layer.kind == POOL:
+            if name in sums and stage.kernel.kind == POOL:
                 values = self._unpack(name, memory)
                 self._add_mean(name, values, masses[name], sums[name], each)
 
@@ -137,14 +138,14 @@ class Run:
         name = stage.op.name
         if name not in self.state:
             channels, height, width = self.plan.maps[name]
-            if stage.layer.kind == POOL:
+            if stage.kernel.kind == POOL:
                 source = self.plan.program.ops[stage.op.inputs[0]].name
                 inside = self.plan.maps[source]
                 rows = _most_rows(stage)
                 size = rows * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:
-                shape = (self.batch, height, width, stage.layer.padded)
+                shape = (self.batch, height, width, stage.kernel.padded)
                 self.state[name] = np.zeros(shape, np.int32)
         return self.state[name]
 
@@ -220,6 +221,6 @@ def channels_last(frames: Tensor, shape: Shape) -> Tensor:
 
 
 def _most_rows(stage: Stage) -> int:
-    source = ctypes.cast(stage.layer.sources, POINTER(SourceStruct))[0]
+    source = ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))[0]
     first = ctypes.cast(source.row_first, POINTER(c_int32))
-    return max(first[y + 1] - first[y] for y in range(stage.layer.height))
+    return max(first[y + 1] - first[y] for y in range(stage.kernel.height))

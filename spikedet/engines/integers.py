@@ -110,14 +110,14 @@ class _Compiler:
             self._driven_neuron(node, source)
         (op,) = [op for op in self.program.neurons if op.name == node.name]
         shape = self.graph.shapes[node.name]
-        amplitude = torch.ones(shape, dtype=torch.float64)
+        amplitude = _ones(shape)
         if not node.module.folded:
             theta = node.module.threshold.double().cpu().expand(shape[1])
             amplitude = per_channel(theta, len(shape)).expand(shape)
         self.wires.known[node.name] = [Term(op.name, amplitude)]
 
     def _constant_neuron(self, node: Node, source: str) -> None:
-        own = Parameters.of(node.module, self.graph.shapes[source][1])
+        own = Parameters.of(self.graph.neuron(node.name), self.graph.shapes[source][1])
         far = torch.maximum(own.depth.nan_to_num(0.0), own.start)
         scale = torch.maximum(own.theta, far / 16) / FINE
         neuron, limit = self._rounded(node, own, scale, torch.zeros_like(scale))
@@ -128,15 +128,15 @@ class _Compiler:
 
     def _driven_neuron(self, node: Node, source: str) -> None:
         shape = self.graph.shapes[source]
-        own = Parameters.of(node.module, shape[1])
+        own = Parameters.of(self.graph.neuron(node.name), shape[1])
         labels = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         try:
             current = Currents(self.wires, node, shape[1])
-            tree = current.tree(source, labels, torch.ones(shape, dtype=torch.float64), True)
+            tree = current.tree(source, labels, _ones(shape), True)
         except Mixed:
             current = Currents(self.wires, node, 1)
             nothing = torch.zeros_like(labels)
-            tree = current.tree(source, nothing, torch.ones(shape, dtype=torch.float64), True)
+            tree = current.tree(source, nothing, _ones(shape), True)
         bias = current.bias.expand(shape[1])
         scales = own.scales(current.least, bias)
         self.program.rounding.append(current.rounding)
@@ -156,7 +156,7 @@ class _Compiler:
             return (x / scale).round().to(torch.int32)
 
         threshold = whole(own.theta).clamp(min=1)
-        initial = node.module.initial.detach().double().cpu()
+        initial = self.graph.neuron(node.name).initial.detach().double().cpu()
         each = scale.view(-1, 1, 1) if initial.ndim > 1 else scale
         start = (initial / each).round().to(torch.int32)
         if initial.ndim < 2:
@@ -244,3 +244,8 @@ def constant_nodes(graph: Graph) -> list[str]:
     """Nodes that run once a picture, before the first neuron, in the order of execution."""
     when = phases(graph)
     return [name for name in graph.edges if when[name] == CONSTANT and name != INPUT]
+
+
+def _ones(shape: tuple[int, ...]) -> Tensor:
+    """Ones that take no memory, float64."""
+    return torch.ones((), dtype=torch.float64).expand(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -68,7 +69,9 @@ def pad(value: np.ndarray, padded: int, fill: int) -> np.ndarray:
     return np.pad(value, widths, constant_values=fill)
 
 
-def table(lines: list[list[tuple[int, ...]]], size: int, keep: list[Any]) -> tuple[int, int]:
+def table(
+    lines: Sequence[Sequence[tuple[int, ...]]], size: int, keep: list[Any]
+) -> tuple[int, int]:
     """Where each line begins, and all entries behind each other."""
     first = np.cumsum([0, *(len(line) for line in lines)]).astype(np.int32)
     flat = [entry for line in lines for entry in line] or [(0,) * size]

@@ -20,6 +20,7 @@ from spikedet.engines import library, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
+    LOOSE,
     NEURON,
     POOL,
     LayerStruct,
@@ -66,6 +67,12 @@ class Stage:
     layer: LayerStruct | None = None
     why: str = ""
     arrays: list[Any] = field(default_factory=list)  # that the layer points to
+
+    @property
+    def kernel(self) -> LayerStruct:
+        """What the kernel needs; only where there is one."""
+        assert self.layer is not None
+        return self.layer
 
 
 class Plan:
@@ -224,7 +231,7 @@ class Plan:
         channels, height, width = views.as_map(self.shapes[op.name])
         padded = -(-channels // LANES) * LANES
         stage = self._stage(op, NEURON, channels, padded, height, width)
-        layer, keep = stage.layer, stage.arrays
+        layer, keep = stage.kernel, stage.arrays
         blocks, total, most = [], 0, 0
         made = (SourceStruct * len(sources))()
         for source, into in zip(sources, made, strict=True):
@@ -241,6 +248,7 @@ class Plan:
                 size = self.maps[list(self.tensors)[source.tensor]][0]
                 most += taps * size * self.most[source.tensor]
             else:
+                assert source.few is not None and source.few_first is not None
                 few = np.concatenate([source.few, -source.few]) if signed else source.few
                 into.scatter, into.negative = 1, len(source.few)
                 into.few_size, layer.scattered = source.few.shape[1], 1
@@ -277,14 +285,15 @@ class Plan:
         inverse, limit = (
             pad(v.numpy().astype(np.float32), padded, 0) for v in (current.inverse, current.limit)
         )
-        stage.layer.inverse = pointer(inverse, stage.arrays)
-        stage.layer.limit = pointer(limit, stage.arrays)
+        stage.kernel.inverse = pointer(inverse, stage.arrays)
+        stage.kernel.limit = pointer(limit, stage.arrays)
         return stage
 
     def _stage(
         self, op: Neuron, kind: int, channels: int, padded: int, height: int, width: int
     ) -> Stage:
-        layer, keep = LayerStruct(), []
+        layer = LayerStruct()
+        keep: list[Any] = []
         layer.kind, layer.channels, layer.padded = kind, channels, padded
         layer.height, layer.width = height, width
         initial = op.initial.numpy()
@@ -302,7 +311,7 @@ class Plan:
             "threshold": pad(op.threshold.numpy(), padded, NEVER),
             "initial": pad(initial, padded, 0),
         }
-        if op.low is not None:
+        if op.low is not None and op.up is not None:
             layer.signed_ = 1
             values["low"] = pad(op.low.numpy(), padded, -NEVER - 1)
             values["up"] = pad(op.up.numpy(), padded, 0)
@@ -313,10 +322,10 @@ class Plan:
     def _pool(self, op: Pool) -> Stage:
         """Pooling of counts, from events to events."""
         pieces = self._pieces(op.inputs[0])
-        plain = len(pieces) == 1 and isinstance(pieces[0], Piece)
-        if not plain or pieces[0] != views.whole(pieces[0].base, self.shapes[pieces[0].base]):
+        piece, *others = pieces
+        whole = views.whole(piece.base, self.shapes[piece.base])
+        if others or not isinstance(piece, Piece) or piece != whole:
             raise NoView("pooling of what is put together")
-        (piece,) = pieces
         module, shape = op.module, self.shapes[op.name]
         channels, height, width = views.as_map(shape)
         kernel, stride, padding, dilation = (
@@ -340,7 +349,8 @@ class Plan:
                 strict=True,
             )
         ]
-        layer, keep, made = LayerStruct(), [], (SourceStruct * 1)()
+        layer, made = LayerStruct(), (SourceStruct * 1)()
+        keep: list[Any] = []
         made[0].tensor = self.tensors[piece.base]
         made[0].row_first, made[0].rows = table(lines[0], 2, keep)
         columns = [[(x, 1, 0) for x, _ in line] for line in lines[1]]
@@ -351,6 +361,16 @@ class Plan:
         layer.sources_number, layer.sources = 1, ctypes.cast(made, c_void_p)
         keep.append(made)
         return Stage(op, layer, "", keep)
+
+    @property
+    def bytes_of_a_step(self) -> int:
+        """Memory that the events of one picture and step may need, if all neurons fired."""
+        found = 0
+        for name, number in self.tensors.items():
+            channels, height, width = self.maps[name]
+            room = width * channels * self.most[number] + LOOSE + width + 1
+            found += 2 * self.planes[number] * height * room
+        return found
 
     def describe(self) -> list[str]:
         """A line for each layer that no kernel computes: its name and why."""

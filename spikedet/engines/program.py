@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
+from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import SpikingMaxPool
 
 INT32 = 2**31 - 1
@@ -54,7 +55,7 @@ class Weighted(Op):
         weight: int32 of the layer's shape, within -127..127.
     """
 
-    like: nn.Module
+    like: WeightedLayer
     weight: Tensor
 
 

@@ -25,6 +25,7 @@ from spikedet.engines.program import (
     Times,
     Weighted,
 )
+from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import per_channel
 
 
@@ -57,9 +58,9 @@ class Reference:
             current = rounded(op, self.currents[op.node])
             return current.repeat(steps, *[1] * (current.ndim - 1))
         if isinstance(op, Pool | Neuron):
-            advance = _pool if isinstance(op, Pool) else _fire
-            memory = self.memory.get(op.name)
-            value, self.memory[op.name] = advance(op, inputs[0], self.batch, steps, memory)
+            args = (inputs[0], self.batch, steps, self.memory.get(op.name))
+            done = _pool(op, *args) if isinstance(op, Pool) else _fire(op, *args)
+            value, self.memory[op.name] = done
             return value
         return at_once(op, inputs)
 
@@ -93,22 +94,14 @@ def at_once(op: Op, inputs: list[Tensor]) -> Tensor:
     return op.module(*inputs)
 
 
-def _weighted(like: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def _weighted(like: WeightedLayer, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(like, nn.Linear):
         return F.linear(x, weight)
     if isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d):
-        function = F.conv_transpose1d if weight.ndim == 3 else F.conv_transpose2d
-        return function(
-            x,
-            weight,
-            None,
-            like.stride,
-            like.padding,
-            like.output_padding,
-            like.groups,
-            like.dilation,
-        )
-    function = F.conv1d if weight.ndim == 3 else F.conv2d
+        reversing: Any = F.conv_transpose1d if weight.ndim == 3 else F.conv_transpose2d
+        how = (like.stride, like.padding, like.output_padding, like.groups, like.dilation)
+        return reversing(x, weight, None, *how)
+    function: Any = F.conv1d if weight.ndim == 3 else F.conv2d
     return function(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
 
 
@@ -128,7 +121,7 @@ def _fire(
         u = u + now + each(op.bias)
         above = (u >= each(op.threshold)).to(current.dtype)
         below = torch.zeros_like(above)
-        if op.low is not None:
+        if op.low is not None and op.up is not None:
             below = (u <= each(op.low)).to(current.dtype)
             u = u + below * each(op.up)
         u = u - above * each(op.threshold)

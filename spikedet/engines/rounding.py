@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedet.engines.currents import LARGEST, Part, Rounding, need
 from spikedet.engines.integers import Parameters, compile_integers
@@ -71,7 +71,7 @@ class Rounder:
     def spread(self) -> None:
         """Give each channel a threshold and an initial potential of its own, of the same value."""
         for rounding in self.roundings:
-            neuron = self.graph.module(rounding.neuron)
+            neuron = self.graph.neuron(rounding.neuron)
             channels = len(rounding.constant)
             if neuron.folded and not neuron.threshold.ndim:
                 neuron.threshold = neuron.threshold.expand(channels).clone()
@@ -127,7 +127,7 @@ class Rounder:
         """Weights that have no whole numbers, and what half precision makes of them."""
         for node in self.graph.of(WEIGHTED):
             if node.name not in self.parts:
-                weight = node.module.weight
+                weight = self.graph.weighted(node.name).weight
                 half = weight.half().float()
                 yield weight, torch.where(half.isfinite(), half, weight)
 
@@ -137,7 +137,7 @@ class Rounder:
         """Scales [C] of a layer of neurons for the weights of now."""
         least = rounding.least.clone()
         for part in rounding.parts:
-            module = self.graph.module(part.node)
+            module = self.graph.weighted(part.node)
             weight = module.weight.detach().double().cpu()
             for amplitude in part.amplitudes:
                 largest = largest_of(module, by_inputs(module, weight, amplitude))
@@ -145,17 +145,21 @@ class Rounder:
         return self._own(rounding).scales(least, self._bias(rounding))
 
     def _own(self, rounding: Rounding) -> Parameters:
-        neuron = self.graph.module(rounding.neuron)
-        return Parameters.of(neuron, len(rounding.constant))
+        return Parameters.of(self.graph.neuron(rounding.neuron), len(rounding.constant))
 
     def _bias(self, rounding: Rounding) -> Tensor:
         total = rounding.constant.clone()
         for name, factor in rounding.offsets:
-            total += self.graph.module(name).bias.detach().double().cpu() / factor
+            total += self._bias_of(name).detach().double().cpu() / factor
         return total
 
+    def _bias_of(self, name: str) -> Tensor:
+        bias = self.graph.weighted(name).bias
+        assert bias is not None  # or it would be no offset
+        return bias
+
     def _whole(self, part: Part, scales: Tensor) -> Whole:
-        module = self.graph.module(part.node)
+        module = self.graph.weighted(part.node)
         read = part.labels >= 0
         scale = torch.where(read, scales[part.labels.clamp(min=0)] * part.factors, 1.0).float()
         amplitude = part.amplitudes[0].float()
@@ -171,8 +175,8 @@ class Rounder:
         scales = self._scales(rounding)
         for part in rounding.parts:
             if part.node in self.parts:
-                yield self.graph.module(part.node).weight, self._whole(part, scales).value()
-        neuron: nn.Module = self.graph.module(rounding.neuron)
+                yield self.graph.weighted(part.node).weight, self._whole(part, scales).value()
+        neuron = self.graph.neuron(rounding.neuron)
         if neuron.folded:
             steps = (neuron.threshold.double().cpu() / scales).round().clamp(min=1)
             yield neuron.threshold, (steps * scales).float()
@@ -182,7 +186,7 @@ class Rounder:
         free = [(name, by) for name, by in rounding.offsets if name not in self.shared]
         total = (self._bias(rounding) / scales).round() * scales
         for name, by in rounding.offsets:  # the last one makes the sum a multiple
-            bias = self.graph.module(name).bias
+            bias = self._bias_of(name)
             own = bias.detach().double().cpu() / by
             if free and name == free[-1][0]:
                 last = bias, by

@@ -7,7 +7,7 @@ they are (shortcuts).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -15,6 +15,8 @@ from torch import nn
 from spikedet.engines import views
 from spikedet.engines.program import Times, Weighted
 from spikedet.engines.views import Elements, NoView, Piece, Shape
+
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 @dataclass
@@ -136,18 +138,15 @@ def _window(
     source = Source(tensor, rows, columns)
     # [groups, in, out, kh, kw]
     groups = like.groups
-    if transposed:
-        by_group = weight.view(groups, -1, *weight.shape[1:])
-    else:
-        by_group = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
-    by_group = by_group.numpy()
+    parts = weight.view(groups, -1, *weight.shape[1:])
+    by_group = (parts if transposed else parts.transpose(1, 2)).numpy()
     inside, outside = by_group.shape[1:3]
     dense = groups == 1 or (groups <= 4 and outside >= 32)
     if dense:
         made = np.zeros((*kernel, channels, groups * outside), np.int8)
     else:
         made = np.zeros((*kernel, channels, outside), np.int32)
-        source.few_first = np.full(channels, -1, np.int32)
+    few_first = np.full(channels, -1, np.int32)
     for i, channel in enumerate(piece.channels):
         if channel < 0:
             continue
@@ -157,12 +156,12 @@ def _window(
             made[:, :, channel, group * outside : (group + 1) * outside] = taken
         else:
             made[:, :, channel] = taken
-            source.few_first[channel] = group * outside
+            few_first[channel] = group * outside
     made = made.reshape(-1, made.shape[-1])
     if dense:
         source.weights = made
     else:
-        source.few = made
+        source.few, source.few_first = made, few_first
     return source
 
 
@@ -205,12 +204,13 @@ def two(value: Any) -> tuple[int, int]:
 
 
 def padding_of(
-    like: nn.Module, kernel: tuple[int, ...], dilation: tuple[int, int]
+    like: Convolution, kernel: tuple[int, ...], dilation: tuple[int, int]
 ) -> tuple[int, int]:
     """Zeros before the first row and column."""
     if like.padding == "valid":
         return 0, 0
-    if like.padding == "same":
-        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    if isinstance(like.padding, str):  # same
+        rows, columns = (d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        return rows, columns
     value = like.padding
     return (0, value[0]) if len(value) == 1 else (value[0], value[1])

@@ -7,7 +7,7 @@ channels. A `Piece` is one such path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ def _same(size: int) -> Lines:
     return tuple((i,) for i in range(size))
 
 
-Pieces = list[Piece] | list[Elements]
+Pieces = Sequence[Piece | Elements]
 
 
 def through(
@@ -112,9 +112,10 @@ def through(
 
 
 def _maps(pieces: Pieces) -> list[Piece]:
-    if not all(isinstance(piece, Piece) for piece in pieces):
+    found = [piece for piece in pieces if isinstance(piece, Piece)]
+    if len(found) < len(pieces):
         raise NoView("features as a map")
-    return pieces  # type: ignore[return-value]
+    return found
 
 
 def _beside(inputs: list[list[Piece]], sizes: list[int]) -> list[Piece]:

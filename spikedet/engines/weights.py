@@ -3,60 +3,59 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikedet.graph.operations import Mean, Sum
+from spikedet.graph.operations import Mean, Sum, WeightedLayer
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)  # weight [in, out / groups, ...]
 
 
-def transposed(module: nn.Module) -> bool:
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
-
-
-def times_inputs(module: nn.Module, amplitude: Tensor) -> Tensor:
+def times_inputs(module: WeightedLayer, amplitude: Tensor) -> Tensor:
     """Weights times what 1 stands for in each input channel [C], float64."""
     return by_inputs(module, module.weight.detach().double().cpu(), amplitude)
 
 
-def by_inputs(module: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+def by_inputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
     """Weights times a factor for each input channel [C_in]."""
     tail = [1] * (weight.ndim - 2)
-    if transposed(module):
+    if isinstance(module, TRANSPOSED):
         return weight * factor.view(-1, 1, *tail)
     groups = getattr(module, "groups", 1)
     rows = factor.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
     return weight * rows.reshape(len(weight), -1, *tail)
 
 
-def by_output(module: nn.Module, weight: Tensor) -> Tensor:
+def by_output(module: WeightedLayer, weight: Tensor) -> Tensor:
     """Weights of each output channel, [C_out, -1]."""
-    if not transposed(module):
+    if not isinstance(module, TRANSPOSED):
         return weight.flatten(1)
-    groups = module.groups  # [in, out / groups, ...]
+    groups = module.groups
     parts = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
     return parts.transpose(1, 2).reshape(groups * weight.shape[1], -1)
 
 
-def largest_of(module: nn.Module, weight: Tensor) -> Tensor:
+def largest_of(module: WeightedLayer, weight: Tensor) -> Tensor:
     return by_output(module, weight).abs().amax(1)
 
 
-def most_sum(module: nn.Module, weight: Tensor) -> float:
+def most_sum(module: WeightedLayer, weight: Tensor) -> float:
     return by_output(module, weight.long()).abs().sum(1).max().item()
 
 
-def by_outputs(module: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+def by_outputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
     """Weights times a factor for each output channel [C_out]."""
     tail = [1] * (weight.ndim - 2)
-    if not transposed(module):
+    if not isinstance(module, TRANSPOSED):
         return weight * factor.view(-1, 1, *tail)
     rows = factor.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1)
     return weight * rows.reshape(len(weight), -1, *tail)
 
 
-def factor_of(module: nn.Module) -> Tensor | None:
+def factor_of(module: WeightedLayer) -> Tensor | None:
     """The factor of each channel [C] that a layer is, but for its bias; None if it is none."""
     weight = module.weight.detach().double().cpu()
     if isinstance(module, nn.Linear):
@@ -69,8 +68,8 @@ def factor_of(module: nn.Module) -> Tensor | None:
     return weight.flatten() if alone and point and still else None
 
 
-def _no_padding(module: nn.Module) -> bool:
-    return module.padding in ("same", "valid") or all(p == 0 for p in module.padding)
+def _no_padding(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d) -> bool:
+    return isinstance(module.padding, str) or all(p == 0 for p in module.padding)
 
 
 def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
@@ -80,7 +79,7 @@ def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
     if isinstance(module, Mean):
         return [math.prod(shape[d % len(shape)] for d in module.dims)]
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-        sizes = module.output_size
+        sizes: Any = module.output_size
         dims = 2 if isinstance(module, nn.AdaptiveAvgPool2d) else 1
         sizes = (sizes,) * dims if isinstance(sizes, int) else tuple(sizes)
         wide: list[set[int]] = []
@@ -89,21 +88,20 @@ def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
         return sorted({math.prod(pair) for pair in _pairs(wide)})
     ones = torch.ones((1, 1, *shape[2:]), dtype=torch.float64)
     if isinstance(module, nn.AvgPool2d):
-        kernel = module.kernel_size
         if module.divisor_override:
             return [module.divisor_override]
         summed = F.avg_pool2d(
-            ones, kernel, module.stride, module.padding, module.ceil_mode, True, 1
+            ones, module.kernel_size, module.stride, module.padding, module.ceil_mode, True, 1
         )
         found = summed / module(ones)
     else:
-        kernel, stride, padding = (
-            (1, v[0] if isinstance(v, tuple) else v)
+        assert isinstance(module, nn.AvgPool1d)
+        size, stride, padding = (
+            v[0] if isinstance(v, tuple) else v
             for v in (module.kernel_size, module.stride, module.padding)
         )
-        summed = F.avg_pool2d(
-            ones.unsqueeze(2), kernel, stride, (0, padding[1]), module.ceil_mode, True, 1
-        )
+        window = (1, size), (1, stride), (0, padding)
+        summed = F.avg_pool2d(ones.unsqueeze(2), *window, module.ceil_mode, True, 1)
         found = summed.squeeze(2) / module(ones)
     return sorted({int(v) for v in found.round().unique().tolist()})
 

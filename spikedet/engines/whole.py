@@ -17,7 +17,7 @@ from spikedet.engines.events import Run
 from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
-from spikedet.engines.program import Move, NoIntegers, Sums
+from spikedet.engines.program import INT32, Move, NoIntegers, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -25,6 +25,7 @@ from spikedet.graph.structure import fill
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
+MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once may take
 Tell = Callable[[str, int, Tensor, int], None]
 
 
@@ -84,14 +85,17 @@ class WholeEngine:
         self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
         run = self._start(currents, len(pictures))
-        totals: dict[str, Any] = {}
+        totals: dict[Any, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            with torch.no_grad():  # never over a yield: it would hold for the caller as well
-                totals = self._part(run, steps, last, done, each_step, totals, tell)
-            done += steps
+            at_once = steps if each_step else self._at_once(run)
+            for piece, final in _with_last(_even(steps, at_once)):
+                with torch.no_grad():  # never over a yield: it would hold for the caller as well
+                    ends = last and final
+                    totals = self._part(run, piece, ends, done, each_step, totals, tell)
+                done += piece
 
-            def read(found: dict[str, Any] = totals, steps: int = steps) -> Any:
+            def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:
                 return self._read(found, known, len(pictures), steps if each_step else 1)
 
             yield done, read
@@ -136,27 +140,25 @@ class WholeEngine:
 
     @torch.no_grad()
     def _read(
-        self, totals: dict[str, Any], known: list[dict[str, Tensor]], batch: int, steps: int
+        self, totals: dict[Any, Any], known: list[dict[str, Tensor]], batch: int, steps: int
     ) -> Any:
         """Behind the last neuron, frame by frame, so that no batch changes it."""
         frames = []
         for frame in range(steps * batch):
             values = dict(known[frame % batch])
             for node, terms in self.program.means.items():
-                found = None
+                found = []
                 for op, amplitude in terms:
                     value = self._mean(op, node, totals, frame, batch)
-                    if not bool((amplitude == 1).all()):
-                        value = value * amplitude
-                    found = value if found is None else found + value
-                values[node] = found
+                    found.append(value if bool((amplitude == 1).all()) else value * amplitude)
+                values[node] = sum(found[1:], found[0])
             frames.append(self.graph.run(self._behind, values, set(self.graph.outputs)))
         if len(frames) == 1:
             return fill(self.graph.output, frames[0])
         joined = {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
         return fill(self.graph.output, joined)
 
-    def _mean(self, name: str, node: str, totals: dict[str, Any], frame: int, batch: int) -> Tensor:
+    def _mean(self, name: str, node: str, totals: dict[Any, Any], frame: int, batch: int) -> Tensor:
         """Mean over time of an operation's value, [1, ...] float32."""
         op = self.program.ops[name]
         if isinstance(op, Move | Sums):
@@ -173,6 +175,10 @@ class WholeEngine:
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> Any:
         raise NotImplementedError
+
+    def _at_once(self, run: Any) -> int:
+        """Steps that are computed at once at most, whatever the caller's parts are."""
+        return INT32
 
     def _part(
         self,
@@ -215,8 +221,8 @@ class ReferenceEngine(WholeEngine):
         return Reference(self.program, currents, batch)
 
     def _part(self, run, steps, last, done, each_step, before, tell):
-        values = run.advance(steps)
-        batch, found = run.batch, {}
+        values, batch = run.advance(steps), run.batch
+        found: dict[Any, Any] = {}
         for node, masses in self._masses(done, steps).items():
             found[node] = self._mass(node, masses, before, each_step)
             for base in self._reading[node]:
@@ -275,8 +281,12 @@ class EventsEngine(WholeEngine):
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
         return Run(self.plan(sizes), currents, batch)
 
+    def _at_once(self, run: Run) -> int:
+        return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
+
     def _part(self, run, steps, last, done, each_step, before, tell):
-        plan, batch, found = run.plan, run.batch, {}
+        plan, batch = run.plan, run.batch
+        found: dict[Any, Any] = {}
         masses, sums = {}, {}
         later = []  # a second mean of the same spikes
         by_node = self._masses(done, steps)
@@ -318,6 +328,12 @@ def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tenso
     """[..., B, H, W, padded] -> [N, C, ...], a view of the same memory where it can be one."""
     values = torch.from_numpy(sums)[..., :channels].flatten(0, -4).permute(0, 3, 1, 2)
     return values if len(shape) == 3 else values.reshape(len(values), *shape)
+
+
+def _even(steps: int, most: int) -> list[int]:
+    """So many steps in as few parts of `most` as there can be, all about as large."""
+    parts = -(-steps // most)
+    return [steps // parts + (i < steps % parts) for i in range(parts)]
 
 
 def _with_last(parts: Iterable[int]) -> Iterator[tuple[int, bool]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.errors import UsageError
 from spikedet.exporting import registry
-from spikedet.exporting.source import Source
 from spikedet.files import write_atomic
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def export(
     Example:
         >>> spikedet.export("weights/tiny-yolo-s-snn-T8.safetensors", "detector.onnx")
     """
+    from spikedet.exporting.source import Source  # torch, and all that networks need
+
     exporter = registry.named(format) if format is not None else registry.of_ending(Path(path))
     unknown = sorted(set(options) - set(exporter.options))
     if unknown:

@@ -6,6 +6,7 @@ The layout is described in docs/export.md; `reference.py` runs it with numpy alo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ from spikedet.graph.operations import (
     Stack,
     Subtract,
     Unsqueeze,
+    WeightedLayer,
 )
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
@@ -114,16 +116,18 @@ class _File:
                 ops[op.name] = self._integer(op, ops, known)
         steps, self.nodes = self.nodes, []
         summed: dict[str, str] = {}
-        for node, terms in program.means.items():
-            log_weights = self.graph.module(node).log_weights
+        for mean, terms in program.means.items():
+            readout = self.graph.module(mean)
+            assert isinstance(readout, MeanOverTime)
+            log_weights = readout.log_weights
             weights = torch.ones(1) if log_weights is None else log_weights.detach().exp()
             values = []
-            for op, amplitude in terms:
-                value = self._mean(op, node, weights, ops, summed)
+            for name, amplitude in terms:
+                value = self._mean(name, mean, weights, ops, summed)
                 if not bool((amplitude == 1).all()):
-                    value = self._add(node, "times", [value], {"factor": amplitude})
+                    value = self._add(mean, "times", [value], {"factor": amplitude})
                 values.append(value)
-            known[node] = values[0] if len(values) == 1 else self._add(node, "plus", values)
+            known[mean] = values[0] if len(values) == 1 else self._add(mean, "plus", values)
         for node in behind:
             known[node.name] = self._float(node, [known[s] for s in node.inputs])
         header = {
@@ -133,7 +137,7 @@ class _File:
             "before": before,
             "steps": steps,
             "behind": self.nodes,
-            "results": {name: known[node] for name, node in flat_outputs(self.graph.output)},
+            "results": {name: known[made] for name, made in flat_outputs(self.graph.output)},
         }
         metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
         return save(dict(sorted(self.tensors.items())), metadata)
@@ -145,7 +149,7 @@ class _File:
         name: str,
         op: str,
         inputs: list[str],
-        tensors: dict[str, Tensor | list] | None = None,
+        tensors: Mapping[str, Tensor | list[Any]] | None = None,
         shape: Shape | None = None,
         **options: Any,
     ) -> str:
@@ -171,7 +175,7 @@ class _File:
         if isinstance(op, Neuron):
             tensors = {"bias": op.bias, "threshold": op.threshold, "initial": op.initial}
             tensors["scale"] = op.scale
-            if op.low is not None:
+            if op.low is not None and op.up is not None:
                 tensors |= {"low": op.low, "up": op.up}
             return self._add(op.name, "neuron", inputs, tensors)
         if isinstance(op, Weighted):
@@ -234,21 +238,20 @@ class _File:
 
     # ------------------------------------------------------------------ kinds of nodes
 
-    def _weighted(self, name: str, like: nn.Module, inputs: list[str], weight: Tensor) -> str:
+    def _weighted(self, name: str, like: WeightedLayer, inputs: list[str], weight: Tensor) -> str:
         tensors = {"weight": weight}
         if weight.is_floating_point() and like.bias is not None:
             tensors["bias"] = like.bias
         shape = tuple(like(torch.zeros(self.shapes[inputs[0]])).shape)
         if isinstance(like, nn.Linear):
             return self._add(name, "linear", inputs, tensors, shape)
-        turned = isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d)
         options: dict[str, Any] = {"stride": list(like.stride), "dilation": list(like.dilation)}
         options["padding"] = [list(pair) for pair in padding_of(like)]
         options["groups"] = like.groups
-        if turned:
-            options["output_padding"] = list(like.output_padding)
-        kind = "transposed_convolution" if turned else "convolution"
-        return self._add(name, kind, inputs, tensors, shape, **options)
+        if not isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d):
+            return self._add(name, "convolution", inputs, tensors, shape, **options)
+        options["output_padding"] = list(like.output_padding)
+        return self._add(name, "transposed_convolution", inputs, tensors, shape, **options)
 
     def _averaged(
         self, name: str, module: nn.Module, inputs: list[str], times: int, whole: bool
@@ -277,7 +280,8 @@ class _File:
         return self._windowed(name, op, inputs, windows(module, shape, out), out)
 
     def _windowed(self, name: str, op: str, inputs: list[str], lines: list, out: Shape) -> str:
-        tensors, axes = {}, []
+        tensors: dict[str, list[Any]] = {}
+        axes = []
         for axis, line in lines:
             longest = max(len(taken) for taken in line)
             tensors[f"axis{axis}"] = [taken + [-1] * (longest - len(taken)) for taken in line]
@@ -304,9 +308,9 @@ class _File:
             return self._add(name, "transpose", inputs, shape=out, axes=axes)
         if isinstance(module, Select):
             axis, size = module.dim % len(shapes[0]), shapes[0][module.dim]
-            taken = {f"axis{axis}": [module.index % size]}
+            index = {f"axis{axis}": [module.index % size]}
             wide = tuple(1 if d == axis else n for d, n in enumerate(shapes[0]))
-            return reshape(self._add(name, "take", inputs, taken, wide, axes=[axis]), out)
+            return reshape(self._add(name, "take", inputs, index, wide, axes=[axis]), out)
         if isinstance(module, nn.PixelShuffle | nn.PixelUnshuffle):
             return self._shuffled(name, module, inputs[0], out)
         taken = places(module, shapes[0])
@@ -317,6 +321,7 @@ class _File:
 
     def _shuffled(self, name: str, module: nn.Module, source: str, out: Shape) -> str:
         _, channels, height, width = self.shapes[source]
+        r: Any
         if isinstance(module, nn.PixelShuffle):
             r = module.upscale_factor
             wide, axes = (1, channels // r**2, r, r, height, width), [0, 1, 4, 2, 5, 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ Shape = tuple[int, ...]
 AVERAGES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean, Sum,
 )  # fmt: skip
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 NOWHERE = -1  # in place of an index: a zero, or nothing
 
 
@@ -24,12 +25,12 @@ def each(value: Any, dims: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
 
-def padding_of(layer: nn.Module) -> list[tuple[int, int]]:
+def padding_of(layer: Convolution) -> list[tuple[int, int]]:
     """Zeros before and behind each dimension of a convolution's input."""
     kernel, dilation = layer.kernel_size, layer.dilation
     if layer.padding == "valid":
         return [(0, 0)] * len(kernel)
-    if layer.padding == "same":
+    if isinstance(layer.padding, str):  # same
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(both // 2, both - both // 2) for both in total]
     return [(p, p) for p in layer.padding]

@@ -65,7 +65,7 @@ def build(source: Source) -> tuple[bytes, list[str]]:
         raise ExportError(f"NIR holds spiking networks; these are weights of stage {source.stage}")
     translated = _Translated(source)
     notes = [INPUTS, RESET, FIRES]
-    if any(bool(node.module.initial.any()) for node in source.graph.of((IFNeuron,))):
+    if any(bool(neuron.initial.any()) for neuron in source.graph.only(IFNeuron)):
         notes.append(START)
     notes.append(READOUT if translated.step_weights is None else WEIGHTED_READOUT)
     metadata = {"spikedet": source.facts_json(), "not_in_nir": "\n".join(notes)}
@@ -87,6 +87,7 @@ class _Translated:
     """
 
     def __init__(self, source: Source):
+        assert source.T is not None  # of a spiking network
         self.graph, self.T = source.graph, source.T
         shape = np.array(self.graph.shapes[INPUT][1:])
         self.nodes: dict[str, nir.NIRNode] = {INPUT: nir.Input({"input": shape})}
@@ -104,7 +105,7 @@ class _Translated:
         if len(outputs) != 1:
             names = ", ".join(name for name, _ in outputs)
             refused.append((OUTPUT, f"several outputs ({names})"))
-        weights = [self._weights(node.module) for node in self.graph.of((MeanOverTime,))]
+        weights = [self._weights(mean) for mean in self.graph.only(MeanOverTime)]
         if any(not torch.equal(weights[0], other) for other in weights[1:]):
             refused.append((OUTPUT, "means over time in which steps count unequally"))
         refuse("NIR", refused)
@@ -179,8 +180,8 @@ class _Translated:
             return _array(each_one.expand(shape)[0])
 
         threshold = full(module.threshold)
-        told = {"reset": "subtract", "fires": "v >= v_threshold"}
-        told |= {"initial_potential": full(module.initial)}
+        told: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
+        told["initial_potential"] = full(module.initial)
         ones, zeros = np.ones_like(threshold), np.zeros_like(threshold)
         spikes = self._add(node, nir.IF(ones, threshold, zeros, metadata=told), sources)
         if module.folded:
@@ -208,7 +209,7 @@ class _Translated:
         module = node.module
         if len(shape) != 4:
             raise _Refused("an average that is not one of windows in two dimensions")
-        padding = (0, 0)
+        padding: tuple[int, ...] = (0, 0)
         if isinstance(module, nn.AvgPool2d):
             kernel, stride = each(module.kernel_size, 2), each(module.stride, 2)
             padding = each(module.padding, 2)
@@ -248,11 +249,10 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> nir.NI
             shape[2:], _array(layer.weight), tuple(layer.stride), padding, tuple(layer.dilation),
             1, _array(bias),
         )  # fmt: skip
-    padding = padding if isinstance(padding, str) else padding[0]
+    edge = padding if isinstance(padding, str) else padding[0]
     return nir.Conv1d(
-        shape[2], _array(layer.weight), layer.stride[0], padding, layer.dilation[0], 1,
-        _array(bias),
-    )  # fmt: skip
+        shape[2], _array(layer.weight), layer.stride[0], edge, layer.dilation[0], 1, _array(bias)
+    )
 
 
 def _array(tensor: Tensor) -> np.ndarray:

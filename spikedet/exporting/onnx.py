@@ -52,6 +52,7 @@ from spikedet.graph.operations import (
     Stack,
     Subtract,
     Unsqueeze,
+    WeightedLayer,
 )
 from spikedet.graph.time import CONSTANT, phases
 from spikedet.neurons.functional import NO_SLOPE
@@ -166,9 +167,9 @@ class _Builder:
             self.here = node.name
             inputs = [self.values[source] for source in node.inputs]
             self.values[node.name] = self.write(node, inputs)
-        for name, node in flat_outputs(self.graph.output):
-            self.nodes.append(helper.make_node("Identity", [self.values[node]], [name], name))
-            self.outputs.append(self._value(name, self.graph.shapes[node][1:]))
+        for name, source in flat_outputs(self.graph.output):
+            self.nodes.append(helper.make_node("Identity", [self.values[source]], [name], name))
+            self.outputs.append(self._value(name, self.graph.shapes[source][1:]))
         graph = helper.make_graph(
             self.nodes, "spikedet", self.inputs, self.outputs, list(self.constants.values())
         )
@@ -281,7 +282,7 @@ class _Builder:
         level = self.op("Clip", level, least, self.number(1.0))
         return self.op("Mul", level, self.constant(threshold, "threshold"))
 
-    def weighted(self, layer: nn.Module, x: str, ndim: int) -> str:
+    def weighted(self, layer: WeightedLayer, x: str, ndim: int) -> str:
         weight = layer.weight.detach()
         bias = [] if layer.bias is None else [self.constant(layer.bias, "bias")]
         if isinstance(layer, nn.Linear):
@@ -339,9 +340,9 @@ class _Builder:
         elif isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
             if any(size % parts for size, parts in zip(shape[2:], out[2:], strict=True)):
                 return None
-            kernel = stride = [
+            kernel = stride = tuple(
                 size // parts for size, parts in zip(shape[2:], out[2:], strict=True)
-            ]
+            )
             padding = (0,) * dims
         else:
             return None
@@ -383,6 +384,7 @@ class _Builder:
         if isinstance(module, nn.PixelShuffle):
             return self.op("DepthToSpace", x, blocksize=module.upscale_factor, mode="CRD")
         _, channels, height, width = shape
+        wide: tuple[Any, ...]
         if isinstance(module, nn.PixelUnshuffle):
             r = module.downscale_factor
             wide, axes = (1, channels, height // r, r, width // r, r), [0, 1, 3, 5, 2, 4]
@@ -407,9 +409,14 @@ class _Builder:
         value = value.detach().float()
         return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim == 1 else value
 
+    def initial(self, node: Node) -> str:
+        """Potentials of a layer of neurons before the first step."""
+        initial, ndim = self.graph.neuron(node.name).initial, len(self.graph.shapes[node.name])
+        return self.constant(self.channels(initial, ndim), "initial")
+
     def fire(self, node: Node, ndim: int) -> Callable[[str, str], tuple[str, str]]:
         """One step of neurons: (potential, current) -> (what is sent, potential)."""
-        module = node.module
+        module = self.graph.neuron(node.name)
         theta = module.threshold.detach()
         threshold = self.constant(self.channels(theta, ndim), "threshold")
         slope = torch.tensor(module.slope, dtype=torch.float32)
@@ -448,12 +455,18 @@ class _Builder:
 class _Whole(_Builder):
     """A network that returns its outputs at once; T steps of a spiking one in the batch."""
 
+    @property
+    def T(self) -> int:
+        """Steps of a spiking network."""
+        assert self.source.T is not None
+        return self.source.T
+
     def neuron(self, node: Node, x: str) -> str:
-        shape, T = self.graph.shapes[node.name], self.source.T
+        shape, T = self.graph.shapes[node.name], self.T
         step = self.fire(node, len(shape))
         constant = self.when[node.inputs[0]] == CONSTANT
         currents = [x] * T if constant else self.steps(x)
-        potential = self.constant(self.channels(node.module.initial, len(shape)), "initial")
+        potential = self.initial(node)
         sent = []
         for current in currents:
             spikes, potential = step(potential, current)
@@ -471,8 +484,8 @@ class _Whole(_Builder):
         return self.op("Concat", *sent, axis=0) if len(sent) > 1 else sent[0]
 
     def mean(self, node: Node, x: str) -> str:
-        T, shape = self.source.T, self.graph.shapes[node.name]
-        weights = step_weights(node.module, T)
+        T, shape = self.T, self.graph.shapes[node.name]
+        weights = step_weights(readout_of(node), T)
         weights = (weights / weights.sum()).view(-1, *[1] * len(shape))
         size = np.array([T, -1, *shape[1:]], np.int64)
         x = self.op("Reshape", x, self.constant(size, "shape"))
@@ -482,7 +495,7 @@ class _Whole(_Builder):
 
     def steps(self, x: str) -> list[str]:
         """[T*B, ...] step by step."""
-        T = self.source.T
+        T = self.T
         return self.ops("Split", T, x, axis=0, num_outputs=T) if T > 1 else [x]
 
     def about(self) -> dict[str, Any]:
@@ -518,8 +531,7 @@ class _Step(_Builder):
 
     def neuron(self, node: Node, x: str) -> str:
         shape = self.graph.shapes[node.name]
-        initial = self.constant(self.channels(node.module.initial, len(shape)), "initial")
-        potential = self.state(node, "potential", shape, initial)
+        potential = self.state(node, "potential", shape, self.initial(node))
         spikes, potential = self.fire(node, len(shape))(potential, x)
         self.hand_on(potential)
         return spikes
@@ -535,8 +547,8 @@ class _Step(_Builder):
 
     def mean(self, node: Node, x: str) -> str:
         """The weighted sum so far, over what all steps so far count."""
-        shape, steps = self.graph.shapes[node.name], node.module.steps
-        weights = step_weights(node.module, steps or 1)
+        shape, readout = self.graph.shapes[node.name], readout_of(node)
+        weights = step_weights(readout, readout.steps or 1)
         last = self.constant(np.array(len(weights) - 1, np.int64), "last")
         index = self.op("Min", "t", last)
         weight = self.op("Gather", self.constant(weights, "weights"), index, axis=0)
@@ -555,6 +567,12 @@ class _Step(_Builder):
 
     def about(self) -> dict[str, Any]:
         return {"form": "step", "states": self.states}
+
+
+def readout_of(node: Node) -> MeanOverTime:
+    """The mean over time of a node."""
+    assert isinstance(node.module, MeanOverTime)
+    return node.module
 
 
 def step_weights(module: MeanOverTime, steps: int) -> Tensor:

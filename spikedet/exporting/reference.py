@@ -6,6 +6,7 @@ It needs numpy and safetensors and nothing of this package, so that it can be co
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def run(
         known[node["name"]] = compute(node, inputs, own[node["name"]], {})
     state: dict[str, Any] = {name: {} for name in own}
     spikes: dict[str, list[np.ndarray]] = {}
-    sums, masses = {}, {}  # of each mean over time
+    sums: dict[str, Any] = {}  # of each mean over time
+    masses: dict[str, Any] = {}
     for t in range(steps):
         values = dict(known)
         for node in header["steps"]:
@@ -186,8 +188,8 @@ def convolution(x: np.ndarray, weight: np.ndarray, node: dict[str, Any]) -> np.n
     out = [(x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in dims]
     result = np.zeros((len(x), groups, len(weight) // groups, int(np.prod(out))), x.dtype)
     for tap in np.ndindex(*kernel):
-        window = x[(..., *(_line(tap[i] * dilation[i], stride[i], out[i]) for i in dims))]
-        rows = weight[(..., *tap)].reshape(groups, -1, weight.shape[1])
+        window = x[_last(_line(tap[i] * dilation[i], stride[i], out[i]) for i in dims)]
+        rows = weight[_last(tap)].reshape(groups, -1, weight.shape[1])
         result += rows @ window.reshape(len(x), groups, weight.shape[1], -1)
     return result.reshape(len(x), -1, *out)
 
@@ -204,11 +206,16 @@ def transposed_convolution(x: np.ndarray, weight: np.ndarray, node: dict[str, An
     result = np.zeros((len(x), groups * weight.shape[1], *whole), x.dtype)
     columns = x.reshape(len(x), groups, x.shape[1] // groups, -1)
     for tap in np.ndindex(*kernel):
-        rows = weight[(..., *tap)].reshape(groups, -1, weight.shape[1]).swapaxes(1, 2)
+        rows = weight[_last(tap)].reshape(groups, -1, weight.shape[1]).swapaxes(1, 2)
         place = [_line(tap[i] * dilation[i], stride[i], size[i]) for i in dims]
-        result[(..., *place)] += (rows @ columns).reshape(len(x), -1, *size)
+        result[_last(place)] += (rows @ columns).reshape(len(x), -1, *size)
     inside = [slice(node["padding"][i][0], whole[i] - node["padding"][i][1]) for i in dims]
-    return result[(..., *inside)]
+    return result[_last(inside)]
+
+
+def _last(index: Iterable[Any]) -> Any:
+    """An index of the last dimensions."""
+    return (..., *index)
 
 
 def _line(start: int, step: int, number: int) -> slice:

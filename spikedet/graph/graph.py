@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from spikedet.graph.operations import kind_of
+from spikedet.graph.operations import WEIGHTED, WeightedLayer, kind_of
 from spikedet.graph.structure import fill, names_in, rename
+from spikedet.neurons.layers import IFNeuron
 
+Module = TypeVar("Module", bound=nn.Module)
 INPUT = "input"  # the name of what a network is called with
 _EMPTY = nn.Module()  # names of its attributes are none for operations
 
@@ -87,6 +89,22 @@ class Graph(nn.Module):
         if name not in self._found:
             self._found[name] = self.layers.get_submodule(name)
         return self._found[name]
+
+    def neuron(self, name: str) -> IFNeuron:
+        """A layer of neurons by its name."""
+        module = self.module(name)
+        assert isinstance(module, IFNeuron)
+        return module
+
+    def weighted(self, name: str) -> WeightedLayer:
+        """A convolution or linear layer by its name."""
+        module = self.module(name)
+        assert isinstance(module, WEIGHTED)
+        return module
+
+    def only(self, kind: type[Module]) -> list[Module]:
+        """The operations of one class, in the order of execution."""
+        return [node.module for node in self if isinstance(node.module, kind)]
 
     def of(self, kinds: tuple[type, ...]) -> list[Node]:
         """Nodes whose operation is of some classes, in the order of execution."""

@@ -216,7 +216,9 @@ class Leaky(nn.Module):
 
     def __init__(self, slope: float | Sequence[float]):
         super().__init__()
-        self.slope = slope if isinstance(slope, int | float) else tuple(slope)
+        self.slope: float | tuple[float, ...] = (
+            slope if isinstance(slope, int | float) else tuple(slope)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.slope, tuple):

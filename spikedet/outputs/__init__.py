@@ -126,7 +126,7 @@ class Outputs:
             OSError: The disk is full; close the outputs then.
         """
         several = not isinstance(found, Detections)
-        steps = list(found) if several else [found]
+        steps = [found] if isinstance(found, Detections) else list(found)
         written = []
         for number, one in enumerate(steps):
             one = replace(one, picture=frame.picture, file=frame.source)

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 COLUMNS = (
     "file", "frame", "time", "T", "class", "score", "x1", "y1", "x2", "y2", "id", "annotated",
@@ -26,7 +26,8 @@ class Growing:
 
     def __init__(self, path: Path, head: str = "", between: str = "", tail: str = ""):
         self.path, self._between, self._tail = path, between, tail.encode()
-        self._head, self._file, self._end, self._entries = head, None, 0, 0
+        self._head, self._end, self._entries = head, 0, 0
+        self._file: io.FileIO | None = None
         self._failed = False
 
     def add(self, text: str) -> None:
@@ -55,11 +56,12 @@ class Growing:
     def _put(self, text: str) -> None:
         try:
             if self._file is None:
-                self._file = self._open()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = io.FileIO(self.path, "wb")
                 text = self._head + text
             data = text.encode(errors="backslashreplace")
             self._file.seek(self._end)
-            self._file.write(data + self._tail)
+            write_all(self._file, data + self._tail)
             self._file.truncate()
             self._end += len(data)
         except OSError as error:
@@ -68,10 +70,6 @@ class Growing:
             error.filename = str(self.path)
             raise
 
-    def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return _Whole(self.path, "wb", buffering=0)
-
     def _restore(self) -> None:
         """What was there before a failed entry: its bytes lie there, only the tail is to be new."""
         if self._file is None:
@@ -79,22 +77,20 @@ class Growing:
         try:
             self._file.truncate(self._end)
             self._file.seek(self._end)
-            self._file.write(self._tail)
+            write_all(self._file, self._tail)
         except OSError:
             pass
 
 
-class _Whole(io.FileIO):
-    """A file whose `write` writes all or raises."""
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all, however little the system takes at once.
 
-    def __init__(self, path: Path, mode: str, buffering: int = 0):
-        super().__init__(path, mode)
-
-    def write(self, data: bytes) -> int:
-        left = memoryview(data)
-        while left:
-            left = left[super().write(left) :]
-        return len(data)
+    Raises:
+        OSError: The disk is full.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 def json_list(path: Path) -> Growing:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import cv2
@@ -43,8 +44,10 @@ class VideoFile:
         self.path = path
         if path.suffix.lower() not in CONTAINERS:
             raise UsageError(f"{path}: expected a name that ends in {' or '.join(CONTAINERS)}")
-        self._file = self._container = self._stream = None
-        self._waiting: list[av.Packet] = []  # the newest packet, whose length is not known yet
+        self._file: BinaryIO | None = None
+        self._container: av.container.OutputContainer | None = None
+        self._stream: Any = None
+        self._waiting: list[Any] = []  # the newest packet, whose length is not known yet
         self._start, self._last, self._usual = 0.0, -1, 1 / FRAME_RATE
         self._duration: float | None = None
         self._failed = False
@@ -74,7 +77,7 @@ class VideoFile:
             fitted = _fitted(picture, stream.height, stream.width)
             frame = av.VideoFrame.from_ndarray(fitted, format="bgr24")
             frame.pts, frame.time_base = ticks, CLOCK
-            self._send(stream.encode(frame))
+            self._send(self._container, stream.encode(frame))
         except (av.FFmpegError, OSError) as error:
             self._failed = True
             raise self._told(error) from None
@@ -90,23 +93,24 @@ class VideoFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         form, options = CONTAINERS[self.path.suffix.lower()]
         self._file = self.path.open("wb")  # FFmpeg would take some names for addresses
-        self._container = av.open(self._file, "w", format=form, options=options)
+        self._container = container = av.open(self._file, "w", format=form, options=options)
         scale = min(1.0, MOST_SIDE / max(height, width))
         height, width = (max(2, round(side * scale)) for side in (height, width))
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream = stream = self._container.add_stream(codec, rate=round(FRAME_RATE))
+        stream: Any = container.add_stream(codec, rate=round(FRAME_RATE))
+        self._stream = stream
         stream.height, stream.width = height + height % 2, width + width % 2  # colours are shared
         stream.pix_fmt, stream.options = "yuv420p", OPTIONS[codec]
         stream.codec_context.time_base = CLOCK
         stream.codec_context.gop_size = KEY_FRAMES
 
-    def _send(self, packets: list[av.Packet]) -> None:
+    def _send(self, container: Any, packets: list[Any]) -> None:
         """Write packets, each with its length: until the next one begins."""
         for packet in packets:
             if self._waiting:
                 before = self._waiting.pop()
                 before.duration = packet.pts - before.pts
-                self._container.mux(before)
+                container.mux(before)
             self._waiting.append(packet)
 
     def close(self) -> None:
@@ -120,7 +124,7 @@ class VideoFile:
             return
         error = None
         try:
-            self._send(self._stream.encode(None) if self._last >= 0 else [])
+            self._send(self._container, self._stream.encode(None) if self._last >= 0 else [])
             for last in self._waiting:
                 seconds = self._usual if self._duration is None else self._duration
                 last.duration = max(1, round(seconds / CLOCK))

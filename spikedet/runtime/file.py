@@ -48,8 +48,6 @@ def restore(made: checkpoint.Checkpoint) -> SpikingNetwork:
     Raises:
         WeightsError: Damaged.
     """
-    graph = checkpoint.restore_graph(made)
-    assert made.T is not None  # `load` refuses a spiking network without
-    network = SpikingNetwork(graph, made.T)
+    network = SpikingNetwork(checkpoint.restore_graph(made), made.time_steps)
     network.origin = dict(made.origin)
     return network

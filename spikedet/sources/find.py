@@ -7,7 +7,7 @@ import glob
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,19 +88,20 @@ class How:
     frame_rate: float
 
 
-def find_sources(words: Sequence[str], how: How) -> Found:
+def find_sources(words: Sequence[str | os.PathLike], how: How) -> Found:
     """What is behind the words of a command; nothing is opened yet."""
     found = Found()
-    for word in map(os.fspath, words):
+    for word in words:
+        word = os.fspath(word)
         try:
             _add(found, word, how)
         except PictureError as error:
             found.errors.append(error)
         except OSError as error:  # of a name that is too long, a folder that may not be read
             found.errors.append(PictureError(f"{word}: {error.strerror}"))
-    once = {}
+    once: dict[Hashable, Source] = {}
     for source in found.sources:
-        once.setdefault(source if not isinstance(source, Numbered) else source.name, source)
+        once.setdefault(source.name if isinstance(source, Numbered) else source, source)
     found.sources = list(once.values())
     return found
 
@@ -160,23 +161,19 @@ def _file(path: Path) -> Source:
 
 def _add_folder(found: Found, folder: Path, how: How) -> None:
     """Add the pictures and videos of a folder, by name."""
-    places = [folder]
+    places: Iterable[Path] = [folder]
     if how.recursive:
-        without = {os.path.realpath(path) for path in how.without}
-        below = folders_below(folder)
-        places = [next(below), *(place for place in below if not _lies_in(place, without))]
-    files = sorted(file for place in places for file in place.iterdir() if not file.is_dir())
+        real = os.path.realpath(folder)
+        apart = {*map(os.path.realpath, how.without), *map(str, Path(real).parents)} - {real}
+        places = folders_below(folder, apart)
+    there = (file for place in places for file in place.iterdir())
+    files = sorted(f for f in there if not f.name.startswith(".") and not f.is_dir())
     if _add_known(found, files, str(folder)) == 0:
         deeper = "" if how.recursive else "; those of the folders in it are read with --recursive"
         inside = any(path.is_dir() for path in folder.iterdir())
         raise PictureError(
             f"{folder}: no pictures in this folder, and no videos{deeper if inside else ''}"
         )
-
-
-def _lies_in(place: Path, folders: set[str]) -> bool:
-    real = Path(os.path.realpath(place))
-    return not folders.isdisjoint(map(str, (real, *real.parents)))
 
 
 def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
@@ -193,7 +190,7 @@ def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
             known += 1
         elif suffix in _OTHER_PICTURES | HEIC:
             unreadable.append(file)
-        elif not file.name.startswith("."):
+        else:
             found.ignored.append(file)
     if unreadable:
         found.errors.append(_unreadable(unreadable, where))

@@ -6,7 +6,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from spikedet.sources.frame import Frame, Problems
 from spikedet.sources.video import decoded, reason, seconds_of, stream_of
 
 Item = TypeVar("Item")
+Picture = tuple[np.ndarray, float]  # and when it came, in seconds of a clock
 ADDRESS = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 TIMEOUT = 10.0  # seconds without an answer
@@ -46,7 +47,7 @@ class Camera:
     def files(self) -> list[Path]:
         return []
 
-    def frames(self, problems: Problems) -> Iterator[Frame]:
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """The newest frame each time, until the camera ends.
 
         Raises:
@@ -68,7 +69,7 @@ class Camera:
         raise PictureError(f"{self.name} gives no more pictures")
 
 
-def captured(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
+def captured(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
     """Pictures of a camera and when they came, in seconds of a clock; releases it at the end."""
     try:
         while True:
@@ -83,7 +84,7 @@ def captured(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
         capture.release()
 
 
-def timed(pictures: Iterator[tuple[np.ndarray, float]], name: str) -> Iterator[Frame]:
+def timed(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
     """Frames of pictures and when they came, in seconds of a clock."""
     start = None
     for index, (picture, now) in enumerate(pictures):
@@ -99,12 +100,14 @@ def is_camera(path: Path) -> bool:
         return False
 
 
-def newest(items: Iterator[Item]) -> Iterator[Item]:
+def newest(items: Generator[Item, None, None]) -> Iterator[Item]:
     """Items of a generator that runs in a thread, each the newest not yet given.
 
     Whoever stops reading closes the generator; what it raises is raised behind its last item.
     """
-    changed, ended, waiting, raised = threading.Condition(), threading.Event(), [], []
+    changed, ended = threading.Condition(), threading.Event()
+    waiting: list[Item] = []
+    raised: list[Exception] = []
 
     def read() -> None:
         try:
@@ -162,7 +165,7 @@ class Address:
     def files(self) -> list[Path]:
         return []
 
-    def frames(self, problems: Problems) -> Iterator[Frame]:
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Every frame of a film, whose length is known; of a stream the newest each time.
 
         A stream that ends or breaks is connected to again, and its frames go on with the time that
@@ -172,7 +175,7 @@ class Address:
             PictureError: It cannot be opened; it is lost and does not come back; a film ends before
                 its length.
         """
-        scheme = ADDRESS.match(self.address)[1].lower()
+        scheme = self._scheme
         if scheme not in SCHEMES:
             raise PictureError(f"{self.name}: expected an address with {', '.join(SCHEMES)}")
         container = self._connect()
@@ -189,9 +192,13 @@ class Address:
             return
         yield from timed(newest(self._stream(container, problems)), self.name)
 
+    @property
+    def _scheme(self) -> str:
+        return self.address.partition(":")[0].lower()
+
     def _connect(self) -> av.container.InputContainer:
         options = {"protocol_whitelist": PROTOCOLS}
-        scheme = ADDRESS.match(self.address)[1].lower()
+        scheme = self._scheme
         if scheme.startswith("rtsp"):
             options["rtsp_transport"] = "tcp"
         if scheme.startswith("http"):
@@ -223,8 +230,8 @@ class Address:
             raise PictureError(f"{self.name}: ends after {end:.1f} of {seconds:.1f} seconds")
 
     def _stream(
-        self, first: av.container.InputContainer, problems: Problems
-    ) -> Iterator[tuple[np.ndarray, float]]:
+        self, first: av.container.InputContainer | None, problems: Problems
+    ) -> Generator[Picture, None, None]:
         """Pictures of what has no end, and when they came, in seconds of a clock."""
         failures, count, lost = 0, 0, False
         while True:

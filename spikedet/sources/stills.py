@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Picture:
     def files(self) -> list[Path]:
         return [self.path]
 
-    def frames(self, problems: Problems) -> Iterator[Frame]:
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Its frames in turn.
 
         Raises:
@@ -78,7 +78,7 @@ class Numbered:
     def name(self) -> str:
         return self.pattern
 
-    def frames(self, problems: Problems) -> Iterator[Frame]:
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Its frames in turn; one that is missing or damaged leaves its time empty."""
         numbers = [_number_of(self.pattern, path) for path in self.files]
         first, total = numbers[0], numbers[-1] - numbers[0] + 1
@@ -124,4 +124,5 @@ def _expression(name: str) -> re.Pattern:
 
 
 def _number_of(pattern: str, path: Path) -> int:
-    return int(_expression(Path(pattern).name).fullmatch(path.name)[1])
+    found = _expression(Path(pattern).name).fullmatch(path.name)
+    return int(found[1]) if found else -1

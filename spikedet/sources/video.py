@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class Video:
     def files(self) -> list[Path]:
         return [self.path]
 
-    def frames(self, problems: Problems) -> Iterator[Frame]:
+    def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Its frames in turn; damaged ones are left out and counted.
 
         Raises:
@@ -165,14 +165,14 @@ def decoded(
             except (ValueError, av.FFmpegError):
                 bad += 1
                 continue
-            told = None if raw.pts is None else float(raw.pts * raw.time_base)
+            told = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
             if told is None:
                 told = 0.0 if clock is None else clock + usual
             begin = told if begin is None else begin
             if clock is not None and told <= clock:  # times that begin anew, or stand still
                 begin += told - clock - usual
             time, clock = max(0.0, told - begin), told
-            seconds = float(raw.duration * raw.time_base) if raw.duration else None
+            seconds = float(raw.duration * (raw.time_base or 0)) if raw.duration else None
             yield Frame(picture, name, given, time, True, total, seconds, length, file)
             given += 1
     if bad and (given or file is None):

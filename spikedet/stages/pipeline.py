@@ -36,8 +36,10 @@ from spikedet.stages.watcher import Watcher
 from spikedet.task import Samples, Task
 
 # what the record of weights goes on to say after another end-to-end pass
-RECORD = ("method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end")
-RECORD += ("end_to_end_steps",)
+RECORD = (
+    "method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end",
+    "end_to_end_steps",
+)  # fmt: skip
 NO_ERROR = 1e-9  # of a layer that has nothing to gain, as a first one with its constant input
 
 
@@ -96,12 +98,12 @@ class Calibration:
         else:
             layers_done = self.checkpoint.stage == "snn"
             network = self._begun()
-        for node in network.of((SpikingMaxPool,)):
-            node.module.mode = self.pooling or node.module.mode
+        for pool in network.only(SpikingMaxPool):
+            pool.mode = self.pooling or pool.mode
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
         if self.teacher is not None:
             teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
-        network.to(self.device, memory_format=layout(network))
+        network.to(self.device).to(memory_format=layout(network))
         if not layers_done:
             self._layer_wise(network)
         target = begun_with(self.out) if plan.end.steps else self.out
@@ -115,7 +117,7 @@ class Calibration:
 
     def _agreed(self) -> dict[str, Any]:
         """What a run must agree in with the one that it goes on with."""
-        agreed = {"weights": fingerprint(self.checkpoint.tensors)}
+        agreed: dict[str, Any] = {"weights": fingerprint(self.checkpoint.tensors)}
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
         if self.checkpoint.stage != "snn":  # its layers are calibrated already

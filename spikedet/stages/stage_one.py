@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def quantized(
     expect_stage(checkpoint, "float", "qc")
     graph = graph_of(task, checkpoint)
     if checkpoint.stage == "qc":
-        quantisers = [node.module for node in graph.of((QuantClip,))]
+        quantisers = graph.only(QuantClip)
         if options.per_channel and any(not module.threshold.ndim for module in quantisers):
             raise WeightsError(
                 "these stage-I weights have one threshold a layer; for thresholds of each "
@@ -134,6 +134,7 @@ class FineTuning:
 
         def write(trained: nn.Module, path: Path) -> None:
             folded = copy.deepcopy(getattr(trained, "graph", trained)).cpu().eval()
+            assert isinstance(folded, Graph)
             fold_batch_norm(folded)
             save(with_graph(planned, folded), path)
 
@@ -159,7 +160,7 @@ class FineTuning:
 def untuned(
     task: Task,
     checkpoint: Checkpoint,
-    samples: Samples | Sequence,
+    samples: Samples,
     T: int,
     per_channel: bool = False,
     thresholds: str | Callable[..., Any] = "least-error",

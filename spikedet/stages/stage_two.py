@@ -70,7 +70,7 @@ def copied(
     expect_stage(checkpoint, "qc")
     pooling = pooling_of(checkpoint.model)
     graph = graph_of(task, checkpoint)
-    return spiking_copy(graph, checkpoint.T, initial, shift, pooling, pictures=pictures)
+    return spiking_copy(graph, checkpoint.time_steps, initial, shift, pooling, pictures=pictures)
 
 
 def layer_wise(
@@ -117,10 +117,16 @@ def layer_wise(
     target = graph_of(task, teacher or checkpoint)
     if teacher is not None:
         prepare(target, example(checkpoint.imgsz))
-    target.to(device, memory_format=form)
+    target.to(device).to(memory_format=form)
     fit, judge = pictures[:-judges], pictures[-judges:]
-    reports = calibrate(target, network, fit, judge, checkpoint.T, layers, report)
+    reports = calibrate(target, network, fit, judge, checkpoint.time_steps, layers, report)
     return reports, size * len(fit), size * len(judge)
+
+
+def _spiking(network: Graph, checkpoint: Checkpoint, plan: Plan) -> SpikingNetwork:
+    """As the end-to-end pass runs it: a batch of all steps at once."""
+    T = checkpoint.time_steps
+    return SpikingNetwork(network, T, chunk=plan.end.batch * T)
 
 
 def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Graph) -> None:
@@ -199,7 +205,7 @@ def end_to_end(
         TrainingError: The state is damaged, or of another pass.
     """
     expect_end_size(task, checkpoint, plan, network)
-    spiking = SpikingNetwork(network, checkpoint.T, chunk=plan.end.batch * checkpoint.T)
+    spiking = _spiking(network, checkpoint, plan)
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
 
     def batches(first: int) -> Iterator[dict[str, Any]]:
@@ -217,7 +223,8 @@ def end_to_end(
     about["data"] = samples.fingerprint()
 
     def write(reached: dict[str, Any]) -> None:
-        save_state({**reached, "about": about}, state)
+        if state is not None:
+            save_state({**reached, "about": about}, state)
 
     spikes = distill(
         spiking,
@@ -268,7 +275,7 @@ def tuning_loss(
     Raises:
         WeightsError: A teacher that cannot teach (see `networks.teacher_of`).
     """
-    spiking = SpikingNetwork(network, checkpoint.T, chunk=plan.end.batch * checkpoint.T)
+    spiking = _spiking(network, checkpoint, plan)
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
     count = judged(samples, plan) // min(plan.end.batch, len(samples))
     seed_generators(0)  # of augmentation that draws in this process

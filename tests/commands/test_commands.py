@@ -69,6 +69,7 @@ def test_detect_finds_people_and_a_bus(bus, tmp_path):
     assert "T=20" in done.stdout
 
 
+@pytest.mark.slow
 def test_each_step_is_listed_and_drawn(bus, tmp_path):
     shutil.copy(bus, tmp_path / "copy.png")  # read by its content
     done = run("detect", "--T", 8, "bus.jpg", "--json", "last.json", cwd=tmp_path)
@@ -213,6 +214,7 @@ def test_another_T_warns_and_runs(bus, tmp_path):
     assert "calibrated for T=20, not T=12" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_on_a_devkit_of_one_picture(bus, tmp_path):
     from support.devkits import add, annotation
 

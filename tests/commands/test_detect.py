@@ -190,10 +190,10 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(run, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence(run, monkeypatch):
-    def full(self, data):
+    def full(file, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spikedet.outputs.text._Whole.write", full)
+    monkeypatch.setattr("spikedet.outputs.text.write_all", full)
     code, _, err = run("a.png", "--jsonl", "o.jsonl")
     assert code == 1 and err == "error: o.jsonl: No space left on device\n"
 

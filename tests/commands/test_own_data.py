@@ -32,7 +32,7 @@ def commands(block):
     """(tool, words) of a block of the page."""
     return [
         (tool, shlex.split(words))
-        for tool, words in re.findall(r"python tools/(\w+)\.py(.*)", block)
+        for tool, words in re.findall(r"^spikedet (\w+)(.*)", block, re.MULTILINE)
     ]
 
 
@@ -56,7 +56,6 @@ def test_the_page_names_every_command():
             parsed(tool, words)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "pictures", "shown"),
     [
@@ -83,7 +82,6 @@ def test_detection(format, pictures, shown, tmp_path, monkeypatch, capsys):
     assert "energy per picture" in printed
 
 
-@pytest.mark.slow
 def test_classification(tmp_path, monkeypatch, capsys):
     add_pictures(tmp_path / "classes", "train", 50, NAMES, size=(16, 16))
     add_pictures(tmp_path / "classes", "test", 2, NAMES, size=(16, 16))

@@ -400,6 +400,7 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     assert after.origin["method"] == "copy" and after.origin["calibration_pictures"] == 0
 
 
+@pytest.mark.slow
 def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, capsys):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     monkeypatch.setattr(distillation, "ROUND", 1)
@@ -525,6 +526,7 @@ def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
     floating = checkpoint.load(stages_done / "float.safetensors")
     network = stage_two.copied(DETECTION, checkpoint.load(stages_done / "qc.safetensors"))

@@ -314,7 +314,7 @@ def test_folders_in_a_folder(tree):
 def test_the_folder_of_results_is_no_source(tree):
     frames, _ = read("tree", recursive=True, without=["tree/sub/deep"])
     assert [f.source for f in frames][3:] == ["tree/sub/c.jpg"]
-    assert len(read("tree/sub", recursive=True, without=["tree"])[0]) == 1
+    assert len(read("tree/sub", recursive=True, without=["tree"])[0]) == 2
     assert len(read("tree/sub/deep", recursive=True, without=["tree/sub/deep"])[0]) == 1
 
 

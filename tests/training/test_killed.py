@@ -83,6 +83,7 @@ def uninterrupted():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "cache", "epoch"),
     [(0, False, 0), (0, False, 1), (0, False, 2), (0, True, 1), (1, False, 1), (1, True, 2)],

@@ -18,6 +18,7 @@ All but `task` and `arch` may be left out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -33,6 +34,7 @@ FORMS = ("cifar", "imagenet")
 ACTIVATIONS = ("relu", "leaky")
 POOLINGS = ("max", "avg")
 SLOPE = 0.1  # of the leaky ReLU, table IX
+NETWORKS: dict[str, Mapping[str, Callable[[float, int], nn.Module]]]
 NETWORKS = {**resnet.NETWORKS, **resnext.NETWORKS, **vgg.NETWORKS, **mobilenet.NETWORKS}
 FOREIGN = "torchvision/"
 TORCHVISION = tuple(FOREIGN + n for n in torchvision.models.list_models(module=torchvision.models))
@@ -83,7 +85,7 @@ def foreign(name: str) -> dict[str, Any]:
     Raises:
         UsageError: There is none of that name.
     """
-    description = {"task": "classification", "arch": FOREIGN + name}
+    description: dict[str, Any] = {"task": "classification", "arch": FOREIGN + name}
     if description["arch"] in AUXILIARY:
         description |= {"mean": HALF, "std": HALF}
     expect_valid(description)
@@ -96,7 +98,7 @@ def usual_side(description: dict[str, Any]) -> int:
     That of the weights which torchvision publishes of its own networks (299 for `inception_v3`),
     else 224.
     """
-    arch = description.get("arch")
+    arch = description.get("arch", "")
     if arch not in TORCHVISION:
         return 224
     weights = torchvision.models.get_model_weights(arch.removeprefix(FOREIGN)).DEFAULT
@@ -125,7 +127,8 @@ def expect_valid(description: dict[str, Any]) -> None:
     _expect("activation", description.get("activation", "relu"), ACTIVATIONS)
     _expect("pooling", description.get("pooling", "max"), POOLINGS)
     _expect("spike_pooling", description.get("spike_pooling", "count"), ("count", "step"))
-    _expect("form", description.get("form", FORMS[0]), tuple(NETWORKS.get(arch, FORMS)), arch)
+    forms = NETWORKS.get(str(arch), FORMS)
+    _expect("form", description.get("form", FORMS[0]), tuple(forms), arch)
     width = description.get("width", 1.0)
     if not _is_number(width) or not 0 < width <= 16:
         raise UsageError(f"width: {width}; expected a number above 0, up to 16")

@@ -90,7 +90,7 @@ def cifar_stem(channels: int) -> dict[str, nn.Module]:
 
 def deep_stem(channels: int) -> dict[str, nn.Module]:
     """Three 3x3 convolutions at full size, named as in timm's deep stems."""
-    layers = []
+    layers: list[nn.Module] = []
     for inputs in (3, channels):
         layers.append(nn.Conv2d(inputs, channels, 3, padding=1, bias=False))
         layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

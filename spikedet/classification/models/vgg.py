@@ -29,20 +29,19 @@ def vgg16(form: str, width: float, classes: int) -> nn.Sequential:
 
     sizes = [size if size == "M" else scaled(size) for size in cfgs["D"]]
     last, hidden = scaled(512), scaled(4096)
+    places = 1 if form == "cifar" else 7
+    classifier: nn.Module
     if form == "cifar":
-        places, classifier = 1, nn.Linear(last, classes)
+        classifier = nn.Linear(last, classes)
     else:
-        places, classifier = (
-            7,
-            nn.Sequential(
-                nn.Linear(last * 7 * 7, hidden),
-                nn.ReLU(inplace=True),
-                nn.Dropout(),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(inplace=True),
-                nn.Dropout(),
-                nn.Linear(hidden, classes),
-            ),
+        classifier = nn.Sequential(
+            nn.Linear(last * places**2, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(hidden, classes),
         )
     network = nn.Sequential(
         OrderedDict(
@@ -55,6 +54,7 @@ def vgg16(form: str, width: float, classes: int) -> nn.Sequential:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            assert module.bias is not None  # as `make_layers` has it
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.01)

@@ -10,10 +10,9 @@ from spikedet.errors import ConversionError
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS, Leaky
 from spikedet.neurons.quantize import QuantClip
-from spikedet.neurons.slope import Slope
 
 
-def leak(activation: nn.Module) -> Slope:
+def leak(activation: nn.Module) -> float | tuple[float, ...]:
     """Slope of an activation's negative side."""
     if isinstance(activation, Leaky):
         return activation.slope

@@ -1,0 +1,47 @@
+"""Write a network in a format that other programs and chips read: ONNX, NIR, int8.
+
+    spikedet export weights.safetensors network.onnx
+    spikedet export weights.safetensors network.nir --T 8
+
+What the file does not say by itself, so that whoever runs it has to know, is printed. Nothing is
+written where a layer cannot be said in the format; each such layer is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedet.commands import parse, shared
+from spikedet.commands.checks import expect_writable
+from spikedet.settings import option
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
+    out: Path = option(
+        help="file to write; its ending says the format: .onnx .nir .int8.safetensors",
+        positional=True,
+        metavar="FILE",
+    )
+    format: str | None = option(None, "onnx, nir or int8, where the ending does not say it")
+    T: int | None = shared.steps()
+    form: str | None = option(
+        None, "of a spiking ONNX: all steps at once, or one", choices=("unrolled", "step")
+    )
+
+
+def run(options: Options) -> None:
+    from spikedet.exporting import export
+
+    expect_writable(options.out)
+    form = {} if options.form is None else {"form": options.form}
+    done = export(options.weights, options.out, options.format, options.T, **form)
+    steps = "" if done.T is None else f", T={done.T}"
+    size = options.out.stat().st_size / 1e6
+    print(f"{done.path}: {done.format}{steps}, {size:.1f} MB")
+    for note in done.notes:
+        print(f"note: {note}")

@@ -1,0 +1,72 @@
+"""`spikedet info` and `spikedet export` of released weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spikedet import checkpoint
+from spikedet.released import released
+from support.commands import command
+
+SPIKING = released("snn", 4, "classification")
+pytestmark = pytest.mark.skipif(SPIKING is None, reason="no released weights")
+
+
+def told(monkeypatch, tmp_path, path):
+    out = tmp_path / "info.json"
+    assert command(monkeypatch, "info", path, "--json", out) == 0
+    return json.loads(out.read_text())
+
+
+def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
+    found, made = told(monkeypatch, tmp_path, SPIKING), checkpoint.load(SPIKING)
+    thresholds = [t for name, t in made.tensors.items() if name.endswith("threshold")]
+    assert found["stage"] == "spiking" and found["T"] == 4 and found["task"] == "classification"
+    assert found["network"].startswith("resnet20") and found["classes"] == list(made.names)
+    assert found["thresholds"] == {
+        "layers": len(thresholds),
+        "least": min(float(t.min()) for t in thresholds),
+        "greatest": max(float(t.max()) for t in thresholds),
+    }
+    floats = [t for t in made.tensors.values() if t.is_floating_point()]
+    assert found["parameters"] == sum(t.numel() for t in floats)
+    assert found["sha256"] == checkpoint.sha256(SPIKING) and found["engines"]["torch"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"T 4 thresholds {found['thresholds']['least']:.3g} to" in shown
+    assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
+
+
+def test_info_says_which_layer_an_engine_does_not_take(tmp_path, monkeypatch):
+    from spikedet.engines import registry
+    from spikedet.engines.program import NoIntegers
+
+    def refuse(graph):
+        raise NoIntegers("conv1: its weights are complex")
+
+    monkeypatch.setitem(registry.ENGINES, "events", refuse)
+    found = told(monkeypatch, tmp_path, SPIKING)
+    assert found["engines"]["events"] == "no: conv1: its weights are complex"
+
+
+def test_info_of_a_float_network_has_no_steps(tmp_path, monkeypatch, capsys):
+    found = told(monkeypatch, tmp_path, released("float", task="classification"))
+    assert found["stage"] == "float" and found["T"] is found["thresholds"] is None
+    assert "engines" not in found and "thresholds" not in capsys.readouterr().out
+
+
+def test_info_of_what_is_no_weights_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "w.safetensors").write_text("no weights")
+    assert command(monkeypatch, "info", tmp_path / "w.safetensors") == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_export_writes_and_says_what_the_file_does_not(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "w.int8.safetensors"
+    assert command(monkeypatch, "export", SPIKING, out, "--T", 4) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert out.is_file() and shown[0].startswith(f"{out}: int8, T=4, ")
+    assert all(line.startswith("note: ") for line in shown[1:])
+    assert command(monkeypatch, "export", SPIKING, tmp_path / "w.doc") == 2
+    assert "the ending says no format" in capsys.readouterr().err
+    assert [path.name for path in Path(tmp_path).iterdir()] == [out.name]

@@ -1,0 +1,30 @@
+"""Spike trains that are kept packed come back as they were, in every layout."""
+
+import pytest
+import torch
+
+from spikedet.conversion.stored import Stored
+from support.engines import NETWORKS, spiking
+
+
+@pytest.mark.parametrize("slope", [None, 0.2])
+@pytest.mark.parametrize("name", ["max_pool", "linear", "one_dimension"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_spikes_come_back(name, layout, slope):
+    torch.manual_seed(0)
+    pictures = torch.rand(3, 3, 16, 16).contiguous(memory_format=layout)
+    graph = spiking(NETWORKS[name], pictures, slope=slope)
+    stored = Stored(graph, [pictures], 5)
+    for index, site in enumerate(stored.sites):
+        if not site.is_neuron:
+            continue
+        current = stored.run(site, stored.sources(site, 0))
+        neuron = site.node.module
+        spikes, _ = neuron.fire(current, neuron.first_potential(current, 3), 5)
+        stored.advance(index)
+        if site.node.name in stored.kept:
+            found = stored.unpack(site.node.name, 0)
+            assert torch.equal(found, neuron.on_wire(spikes))
+            if found.ndim == 4:
+                assert found.is_contiguous(memory_format=layout)
+            assert stored.kept[site.node.name][0].nbytes <= -(-2 * spikes.numel() // 8)
