@@ -10,6 +10,7 @@ server for anything and keeps nothing. Needs pip install spikedet[web].
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,7 @@ def run(options: Options) -> None:
             raise UsageError(f"{file}: no such file")
     if options.key and not options.certificate:
         raise UsageError("--key without --certificate")
+    warnings.filterwarnings("ignore", ".* was calibrated for T=")  # the page says so
     limits = Limits(
         options.megabytes, options.megapixels, options.most_steps, options.frames,
         options.seconds, options.waiting,

@@ -293,8 +293,9 @@ def _asked(viewer: Viewer, query: Any) -> tuple[int, float]:
 def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
     T, conf = _asked(viewer, query)
     picture = viewer.read(path)
+    looks = viewer.look(picture, T, conf, query.get("float") == "1")
     yield _picture(picture, T)
-    for seen in viewer.look(picture, T, conf, query.get("float") == "1"):
+    for seen in looks:
         if isinstance(seen, Step):
             yield {"kind": "step", **_step(seen)}
         else:
@@ -399,4 +400,5 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])

@@ -177,6 +177,7 @@ class Viewer:
                 spent += time.perf_counter() - start
                 if found is None:
                     break
+                assert found.T is not None
                 layers = rates.by_layer(found.T)
                 energy = self._energy.picojoules(layers, found.T) / 1e9
                 yield Step(found, layers, spent, energy)
@@ -185,9 +186,9 @@ class Viewer:
         if beside and self.reference is not None:
             self._expect_time(begin)
             start = time.perf_counter()
-            found = self.reference(picture, conf=conf, iou=IOU)
-            assert isinstance(found, Detections)
-            yield Beside(found, time.perf_counter() - start)
+            other = self.reference(picture, conf=conf, iou=IOU)
+            assert isinstance(other, Detections)
+            yield Beside(other, time.perf_counter() - start)
 
     def film(self, path: Path, T: int, conf: float = 0.25) -> Iterator[tuple[float, Step]]:
         """What is seen in each frame of a video after T steps, and the time of the frame.

@@ -196,7 +196,11 @@ async function again() {
   $("spikes").disabled = isVideo(file);
   say("looking ...");
   const done = await alone((signal) => (isVideo(file) ? film(file, signal) : look(file, signal)));
-  if (done && !isVideo(file)) say("Move the step below, or play the time steps again.");
+  if (done && !isVideo(file)) {
+    const other = Number($("T").value) !== about.made_for;
+    const note = other ? ` These weights were made for T=${about.made_for} and see best there.` : "";
+    say(`Move the step below, or play the time steps again.${note}`);
+  }
   document.body.dataset.answers = Number(document.body.dataset.answers || 0) + 1;
 }
 
