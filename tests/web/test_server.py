@@ -5,7 +5,7 @@ import json
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import cv2
 import numpy as np
@@ -192,19 +192,19 @@ def test_those_who_wait_are_limited_and_uploads_are_deleted():
     slow = Slow()
     served = Served(slow, at_once=1)
     try:
-        with ThreadPoolExecutor(2) as visitors:
-            first = [visitors.submit(served.lines, "/look", b"picture") for _ in range(2)]
-            deadline = time.monotonic() + 30
-            while served.lines("/look", b"picture")[0] != 503:  # until both are there
-                assert time.monotonic() < deadline
-            status, lines = served.lines("/look", b"picture")
-            assert status == 503 and lines[0]["error"].startswith("2 visitors are waiting already")
-            assert slow.begun[0].is_file()
+        with ThreadPoolExecutor(3) as visitors:
+            asked = {visitors.submit(served.lines, "/look", b"picture") for _ in range(3)}
+            (refused,), others = wait(asked, 50, FIRST_COMPLETED)
+            status, lines = refused.result()
+            assert status == 503
+            assert lines == [{"error": "2 visitors are waiting already; try again soon"}]
+            assert len(slow.begun) == 1 and slow.begun[0].is_file()
             slow.go.set()
-            assert [each.result()[1] for each in first] == [[{"error": "let go"}]] * 2
+            assert [each.result() for each in others] == [(200, [{"error": "let go"}])] * 2
         assert served.lines("/look", b"picture")[0] == 200  # there is room again
+        deadline = time.monotonic() + 30
         while any(path.parent.exists() for path in slow.begun):
-            assert slow.begun and time.monotonic() < deadline
+            assert time.monotonic() < deadline
     finally:
         slow.go.set()
         served.close()
