@@ -29,7 +29,7 @@ from spikedet.settings import option
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 
 @dataclass(kw_only=True)
@@ -70,15 +70,17 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.released import all_released, default_weights
 
-    task = tasks.of_data(options.data)
+    task = task_registry.of_data(options.data)
+    files: list[tuple[Path, list[int] | None]]
     if options.weights or options.compare:
         steps = None if options.compare else options.T
         files = [(path, steps) for path in options.weights or all_released(task)]
     else:
-        files = [(default_weights(t, task), t and [t]) for t in options.T or [None]]
+        wanted: Sequence[int | None] = options.T or [None]
+        files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
     loaded = [(checkpoint.load(path), checkpoint.identity(path), steps) for path, steps in files]
     if options.T and options.compare:
         there = sorted({made.T for made, *_ in loaded if made.T})
@@ -99,7 +101,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
         WeightsError: Weights of different tasks or classes.
         UsageError: An option that says nothing about these rows.
     """
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.errors import WeightsError
     from spikedet.networks import spiking_checkpoint
     from spikedet.stages import stage_one, stage_two
@@ -108,7 +110,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     kinds = sorted({made.task for made, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
-    task = tasks.named(kinds[0])
+    task = task_registry.named(kinds[0])
     if len({made.names for made, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
     if options.compare and all(made.stage == "snn" for made, *_ in loaded):
@@ -117,13 +119,13 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
     copies = options.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
-    samples = threshold_samples(options, task, loaded[0][0].names) if copies else []
-    found = []
+    samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
+    found: list[tuple[str, Checkpoint, str, list[int] | None]] = []
     for made, digest, wanted in loaded:
         steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
-        if options.compare and made.stage == "qc":
+        if samples is not None and made.stage == "qc":
             for origin, origin_digest in floats:
-                plain = stage_one.untuned(task, origin, samples, made.T)
+                plain = stage_one.untuned(task, origin, samples, made.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, None))
         found.append((label(made.stage, made.origin), made, digest, steps))
@@ -135,7 +137,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     return found
 
 
-def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Sequence:
+def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
     """Training pictures that give the thresholds of copied weights."""
     if options.threshold_split:
         return shared.read(options, task, options.threshold_split, names=names)
@@ -144,12 +146,12 @@ def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> S
 
 
 def run(options: Options) -> None:
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.networks import restore
 
     expect_writable(options.json)
     planned = planned_rows(options)
-    task, names = tasks.of(planned[0][1]), planned[0][1].names
+    task, names = task_registry.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
         if getattr(options, name) and task.name != "detection":
             raise UsageError(f"--{name} is no option of {task.name}")
@@ -178,7 +180,8 @@ def run(options: Options) -> None:
 
             how = {"batch": options.batch or task.batch, "on_batch": advance, **areas}
             measured = task.measure(runner, samples, steps=steps, **how)
-        for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
+        times: Sequence[int | None] = steps or [made.T]
+        for T, (values, rate) in zip(times, measured, strict=True):
             per_class = values.pop("per_class", None)
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}

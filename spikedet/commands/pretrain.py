@@ -20,7 +20,7 @@ from spikedet import resources
 from spikedet.commands import shared
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
-from spikedet.detection.settings import BACKBONE
+from spikedet.detection.defaults import BACKBONE
 from spikedet.errors import UsageError
 from spikedet.settings import option
 
@@ -48,24 +48,24 @@ def run(options: Options) -> None:
     import torch
     from torch import nn
 
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, save
     from spikedet.detection import model
     from spikedet.networks import expect_convertible
     from spikedet.task import Run
     from spikedet.training import expect_same_run
 
-    task = tasks.named("classification")
+    task = task_registry.named("classification")
     settings = training_settings(options.training, task.name, usual=BACKBONE)
     torch.manual_seed(settings.seed)
     if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
         settings.grow_from = None
     detector = model.read_description(options.model, options.width, options.activation)
-    expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
+    expect_convertible(task_registry.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
     names = train.names
-    network = model.build(detector, 1)
-    backbone = network.model[: len(network.yaml["backbone"])]
+    whole = model.build(detector, 1)
+    backbone = whole.model[: len(detector["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
         raise UsageError(
             f"{options.model}: its backbone branches; only a chain of layers is trained"
@@ -74,9 +74,9 @@ def run(options: Options) -> None:
         channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     network = nn.Sequential(OrderedDict(parts, classifier=nn.Linear(channels, len(names)))).train()
-    description = {"arch": "backbone", "form": "imagenet"}
+    description: dict[str, Any] = {"arch": "backbone", "form": "imagenet"}
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
-    origin = {"command": command_line(), "pictures": len(train)}
+    origin: dict[str, Any] = {"command": command_line(), "pictures": len(train)}
     origin["run"] = {"data": train.fingerprint(), "detector": detector}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 

@@ -8,7 +8,7 @@ from spikedet.data.cache import read_each
 from spikedet.data.formats import voc
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
-from spikedet.detection.settings import TUNING
+from spikedet.detection.defaults import TUNING
 from spikedet.errors import DataError
 from support.devkits import add, annotation
 from support.places import ROOT
@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_read_again(tmp_path, damage):
     assert values() == values() == [["0"], ["1"]]
     (stored,) = (tmp_path / "cache").iterdir()
     text = stored.read_text()
-    damaged = {"changed": text.replace('["1"]', '[]'), "cut": text[:-5]}.get(damage, damage)
+    damaged = {"changed": text.replace('["1"]', "[]"), "cut": text[:-5]}.get(damage, damage)
     assert damaged != text
     stored.write_text(damaged)
     assert values() == [["0"], ["1"]]
