@@ -8,6 +8,7 @@ import spikedet
 from spikedet.analysis.operations import measure_cost, multiply_accumulates, picojoules
 from spikedet.detection.ultra import SAMPLE
 from spikedet.errors import PictureError, UsageError
+from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_picture
 from spikedet.released import released
 from spikedet.web.viewer import Beside, Limits, Spikes, Step, Viewer, encoded, heat, maps_of
@@ -47,6 +48,16 @@ def test_steps_are_those_of_the_detector(viewer, street):
     assert np.array_equal(other.found.boxes, viewer.reference(street, conf=0.25).boxes)
     spent = [step.seconds for step in steps]
     assert spent == sorted(spent) and spent[0] > 0 and other.seconds > 0
+
+
+@pytest.mark.parametrize("engine", ["torch", "integers"])
+def test_any_engine(street, engine):
+    detector = spikedet.load(released("snn", T), engine=engine)
+    assert detector.engine == engine
+    *_, last = Viewer(detector, None, street).look(street, 2)
+    *_, alone = detector.steps(street, 2)
+    assert np.array_equal(last.found.boxes, alone.boxes)
+    assert set(last.rates) == {node.name for node in detector.runner.network.graph.of((IFNeuron,))}
 
 
 def test_a_higher_confidence_leaves_out_what_a_lower_one_finds(viewer, street):

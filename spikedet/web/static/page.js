@@ -109,7 +109,10 @@ function play() {
 async function* ask(path, body, options, signal) {
   const address = `${path}?${new URLSearchParams(options)}`;
   const answer = await fetch(address, { method: "POST", body, signal });
-  if (!answer.ok) throw new Error((await answer.json()).error);
+  if (!answer.ok) {
+    const told = await answer.json().catch(() => ({}));
+    throw new Error(told.error || `The server refuses this (${answer.status}).`);
+  }
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ""; ; ) {
     const { value, done } = await reader.read();
