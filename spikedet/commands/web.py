@@ -111,6 +111,7 @@ def run(options: Options) -> None:
     local = options.host in server.LOOPBACK
     hosts = [*server.LOOPBACK, "[::1]"] if local else None
     app = server.application(viewer, SAMPLE, hosts, options.at_once)
+    serving = server.http_server(app, options.certificate, options.key)
     scheme = "https" if options.certificate else "http"
     host = f"[{options.host}]" if ":" in options.host else options.host
     if not local:
@@ -120,4 +121,4 @@ def run(options: Options) -> None:
         )
     address = f"{scheme}://{host}:{listening.getsockname()[1]}/"
     print(f"{path.name}, {detector.why_engine}\n{address}  (Ctrl-C ends it)", flush=True)
-    server.serve(app, listening, options.certificate, options.key)
+    server.serve(serving, listening)

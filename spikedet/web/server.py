@@ -12,6 +12,7 @@ import contextvars
 import functools
 import json
 import logging
+import os
 import socket
 import tempfile
 from base64 import b64encode
@@ -371,23 +372,23 @@ def open_port(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        own = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
+        reason = os.strerror(own) if own else getattr(error, "strerror", None) or error
         raise UsageError(f"port {port} of {host} cannot be opened ({reason})") from None
 
 
-def serve(
-    app: Starlette,
-    listening: socket.socket,
-    certificate: Path | None = None,
-    key: Path | None = None,
-) -> None:
-    """Serve until Ctrl-C.
+def http_server(
+    app: Starlette, certificate: Path | None = None, key: Path | None = None
+) -> uvicorn.Server:
+    """What serves a page.
 
     Args:
         app: From `application`.
-        listening: From `open_port`.
         certificate: PEM file; with it the page is served by HTTPS.
         key: PEM file of its key, where that is not in the same file.
+
+    Raises:
+        UsageError: They are no certificate and its key.
     """
     config = uvicorn.Config(
         app,
@@ -400,5 +401,14 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
+    try:
+        config.load()
+    except OSError as error:
+        raise UsageError(f"{certificate}: no certificate with its key in PEM ({error})") from None
+    return uvicorn.Server(config)
+
+
+def serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Serve on a socket from `open_port` until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])

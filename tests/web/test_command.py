@@ -40,6 +40,7 @@ def test_usually_only_this_machine_is_served():
         (["--T", 9, "--most-steps", 8], 2, "T is 9; expected at most --most-steps, 8"),
         (["--key", "KEY"], 2, "--key without --certificate"),
         (["--certificate", "gone.pem"], 2, "gone.pem: no such file"),
+        (["--certificate", "KEY"], 2, "key.pem: no certificate with its key in PEM ("),
         (["--host", "no.such.host.invalid"], 2, "of no.such.host.invalid cannot be opened"),
     ],
 )
@@ -79,7 +80,7 @@ def test_it_serves_what_the_options_say(monkeypatch, capsys):
     monkeypatch.setattr(server, "serve", lambda *given: served.append(given))
     words = ["--T", T, "--port", 0, "--host", "0.0.0.0", "--frames", 7]
     assert command(monkeypatch, "web", *words) == 0
-    ((_, listening, *_),) = served
+    ((_, listening),) = served
     shown = capsys.readouterr()
     assert f"http://0.0.0.0:{listening.getsockname()[1]}/" in shown.out
     assert "there is no password" in shown.err
