@@ -304,7 +304,7 @@ def maps_of(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
 
 def heat(values: np.ndarray, side: int = 160) -> bytes:
     """A PNG of numbers 0..1 [H, W], dark to bright, each a square of pixels."""
-    scale = max(1, side // max(values.shape))
+    scale = max(1, round(side / max(values.shape)))
     grey = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
     return encoded(colours.repeat(scale, 0).repeat(scale, 1), ".png")
