@@ -7,15 +7,16 @@ cameras by number and addresses; without any, the street picture that ultralytic
 line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and writes
 annotated pictures and videos to --out. With --each-step the pictures are NAME-t01.jpg,
 NAME-t02.jpg ..., entries are written for each step, and the lines printed are those of the last.
+--strip draws all steps of a picture as one, NAME-strip-T20.png, with its boxes as CSV.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from spikedet.sources import Frame, Sources
 
 SAVED = ("pictures", "frames", "crops", "labels", "none")
+STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
 NAMED = 3  # of the files that are left alone, in the last line
 
 
@@ -51,6 +53,7 @@ class Options(parse.Options):
     device: str = shared.device()
     half: bool | None = shared.half(None)
     each_step: bool = option(False, "the detections after every step up to T as well")
+    strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
     recursive: bool = option(False, "look into the folders in a folder, too")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
     out: Path = option(Path("detections"), "folder of what --save says")
@@ -88,13 +91,15 @@ def run(options: Options) -> int:
     from spikedet.released import default_weights
     from spikedet.sources import open_sources
 
-    if options.track and options.each_step:
-        raise UsageError("--track: needs one result a frame; leave out --each-step")
+    stepwise = options.each_step or options.strip
+    if options.track and stepwise:
+        other = "--each-step" if options.each_step else "--strip"
+        raise UsageError(f"--track: needs one result a frame; leave out {other}")
     if options.coco_annotations and not options.coco:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half)
-    if options.each_step and detector.T is None:
+    if stepwise and detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
@@ -115,9 +120,10 @@ def run(options: Options) -> int:
     )
     if sources.ignored:
         print(f"warning: {_ignored(sources)}", file=sys.stderr)
+    strips = _Strips(options, detector, sources.files) if options.strip else None
     with Outputs(_save(options), sources.files) as outputs:
         try:
-            _detect(options, detector, sources, outputs, failures)
+            _detect(options, detector, sources, outputs, failures, strips)
         finally:
             print(_summary(options, detector, outputs))
     return DataError.exit_code if failures.count else 0
@@ -149,8 +155,9 @@ def _save(options: Options):
 
 
 def _detect(
-    options: Options, detector: Predictor, sources: Sources, outputs: Outputs, failures: _Failures
-) -> None:
+    options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
+    failures: _Failures, strips: _Strips | None,
+) -> None:  # fmt: skip
     """Detect in every frame, print and write."""
     tracker, tracked = None, ""
     for frame in _shown(sources):
@@ -160,12 +167,65 @@ def _detect(
             tracker, tracked = Tracker(options.conf), frame.source
         steps = _found(options, detector, frame, tracker if frame.video else None)
         try:
-            outputs.write(frame, steps if options.each_step else steps[0])
+            outputs.write(frame, steps if options.each_step else steps[-1])
+            if strips is not None:
+                strips.write(frame, steps)
         except (DataError, UsageError) as error:
             failures.tell(error)
             continue
         for line in _lines(frame, steps[-1]):
             _print(line)
+
+
+class _Strips:
+    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes beside it."""
+
+    def __init__(self, options: Options, detector: Predictor, inputs: Sequence[Path]):
+        from spikedet.outputs.names import Names
+
+        self.folder, self.detector, self.names = options.out, detector, Names(inputs)
+        self.left_out: set[str] = set()
+
+    def write(self, frame: Frame, steps: Sequence[Detections]) -> None:
+        """A strip of a picture; that videos have none is said once for each.
+
+        Raises:
+            UsageError: It would be written over an input.
+        """
+        from spikedet.detection.draw import draw
+        from spikedet.outputs.names import numbered, stem_of
+        from spikedet.plots import About, pictures, write
+
+        if frame.video:
+            if frame.source not in self.left_out:
+                self.left_out.add(frame.source)
+                print(f"warning: {frame.source}: videos have no strip", file=sys.stderr)
+            return
+        end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
+        path = self.names.new(self.folder, stem_of(frame), end)
+        self.names.expect_free(path.with_suffix(".csv"))
+        small, scale = pictures.shrunk(frame.picture)
+        titled = [
+            (
+                f"t={one.T}, {_count(len(one), 'object')}",
+                draw(replace(one, picture=small, boxes=one.boxes * scale), enlarge=True),
+            )
+            for one in steps
+        ]
+        rows = [
+            {"T": one.T, "class": name, "score": score}
+            | dict(zip(STRIP_COLUMNS[3:], box, strict=True))
+            for one in steps
+            for name, score, box in zip(
+                one.classes, one.scores.tolist(), one.boxes.tolist(), strict=True
+            )
+        ]
+        about = About(self.detector.weights.name, Path(frame.source).name, steps[-1].T)
+
+        def panels(_: Any, about: About) -> bytes:
+            return pictures.strip(titled, about)
+
+        write(self.folder, path.stem, rows, panels, about, STRIP_COLUMNS)
 
 
 def _found(
@@ -175,7 +235,7 @@ def _found(
     from spikedet.detection.track import LOW
 
     conf = options.conf if tracker is None else min(options.conf, LOW)
-    if options.each_step:
+    if options.each_step or (options.strip and not frame.video):
         steps = list(detector.steps(frame.picture, conf=conf, iou=options.iou))
     else:
         steps = [detector(frame.picture, conf=conf, iou=options.iou)]

@@ -10,6 +10,9 @@ released classifier. With --weights one run of the longest --T gives the rows of
 (any-time readout). --compare prints the whole story in one table: float, then for each T weights
 copied without any fine-tuning, the stage-I network, its weights copied into spiking neurons (stage
 I alone), and stages I + II; --T then says of which T.
+
+--plots writes curves, confusion, reliability and measures by class and size, each with its numbers
+as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T says nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
+from spikedet.commands.plotting import readouts
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
@@ -59,6 +63,9 @@ class Options(shared.TestData):
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
     half: bool = shared.half(False)
+    plots: Path | None = option(
+        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
+    )
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
 
 
@@ -79,7 +86,12 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
         files = [(path, steps) for path in options.weights or all_released(task)]
     else:
         files = [(default_weights(t, task), t and [t]) for t in options.T or [None]]
-    loaded = [(checkpoint.load(path), checkpoint.identity(path), steps) for path, steps in files]
+    loaded = []
+    for path, steps in files:
+        made = checkpoint.load(path)
+        if options.plots and not options.compare and not options.T and made.stage == "snn":
+            steps = readouts(made.time_steps)
+        loaded.append((made, checkpoint.identity(path), steps))
     if options.T and options.compare:
         there = sorted({made.T for made, *_ in loaded if made.T})
         if not set(options.T) <= set(there):
@@ -88,6 +100,15 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     elif options.T and all(made.stage != "snn" for made, *_ in loaded):
         raise UsageError("--T: only spiking weights run with it, and there are none among these")
     return loaded
+
+
+def file_names(options: Options) -> dict[str, str]:
+    """Names of the files of weights, by their identity."""
+    from spikedet import checkpoint, tasks
+    from spikedet.released import all_released
+
+    files = options.weights or all_released(tasks.of_data(options.data))
+    return {checkpoint.identity(path): path.name for path in files}
 
 
 def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
@@ -148,6 +169,7 @@ def run(options: Options) -> None:
     from spikedet.networks import restore
 
     expect_writable(options.json)
+    expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
     task, names = tasks.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
@@ -163,6 +185,8 @@ def run(options: Options) -> None:
     warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
     data = samples.fingerprint()
     entries: list[dict[str, Any]] = []
+    details: dict[tuple[str, int | None], dict[str, Any]] = {}
+    names_of_files = file_names(options)
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
     print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
     titles = "".join(f"{name:>11}" for name in task.columns)
@@ -176,14 +200,18 @@ def run(options: Options) -> None:
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
-            how = {"batch": options.batch or task.batch, "on_batch": advance, **areas}
+            how: dict[str, Any] = {"details": True} if options.plots else {}
+            how |= {"batch": options.batch or task.batch, "on_batch": advance, **areas}
             measured = task.measure(runner, samples, steps=steps, **how)
         for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
-            per_class = values.pop("per_class", None)
+            per_class, more = values.pop("per_class", None), values.pop("details", None)
+            if more:
+                details[method, T] = more
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
             entry |= {"images": len(samples), "spike_rate": rate}
-            entry |= {"weights_sha256": digest, "data": data, **areas}
+            entry |= {"weights": names_of_files.get(digest)}
+            entry |= {"weights_sha256": digest, "data": data, "split": split, **areas}
             entry["calibration_pictures"] = made.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
@@ -193,6 +221,14 @@ def run(options: Options) -> None:
         from spikedet.files import write_atomic
 
         write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+    if options.plots:
+        from spikedet.commands import plotting
+        from spikedet.plots import About
+
+        weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
+        about = About(", ".join(weights), f"{len(samples)} pictures of {split}")
+        written = plotting.evaluation(options.plots, entries, details, about)
+        print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
 
 
 def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
