@@ -41,7 +41,8 @@ def option(
         group: Under which heading the help shows it; among the main options if left out.
         shown: How the command line has it, see `spikedet.commands.parse`.
     """
-    metadata = {"help": help, "least": least, "above": above, "most": most, "kind": kind}
+    metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
+    metadata["kind"] = kind
     metadata |= {"choices": tuple(choices), "group": group, **shown}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)

@@ -17,7 +17,6 @@ one is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from spikedet.settings import option
 if TYPE_CHECKING:
     from spikedet.analysis.compare import Comparison, ReadoutError
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
@@ -72,28 +71,26 @@ def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | 
     from spikedet import checkpoint, tasks
     from spikedet.networks import expect_same_network, expect_stage
 
-    paths = options.weights, options.stage1, options.source
-    if options.weights is None:
-        paths = [
-            given or found
-            for given, found in zip(
-                paths, shipped(options.T, tasks.of_data(options.data)), strict=True
-            )
-        ]
-    found = []
-    for path, stage in zip(paths, ("snn", "qc", "float"), strict=True):
-        made = path and checkpoint.load(path)
-        if made:
+    weights, *others = options.weights, options.stage1, options.source
+    if weights is None:
+        weights, *there = shipped(options.T, tasks.of_data(options.data))
+        others = [given or found for given, found in zip(others, there, strict=True)]
+    spiking = checkpoint.load(weights)
+    expect_stage(spiking, "snn")
+    found: list[Checkpoint | None] = []
+    for path, stage in zip(others, ("qc", "float"), strict=True):
+        made = None if path is None else checkpoint.load(path)
+        if made is not None and path is not None:
             expect_stage(made, stage)
-            spiking = (found or [made])[0]
-            expect_same_network(path, made, paths[0], spiking)
+            expect_same_network(path, made, weights, spiking)
             # a copy of stage I pools spikes as the conversion chose
             made.model["spike_pooling"] = spiking.model.get("spike_pooling", "count")
         found.append(made)
-    return tuple(found)
+    stage1, source = found
+    return spiking, stage1, source
 
 
-def samples(options: Options, task: Task, made: Checkpoint) -> Sequence:
+def samples(options: Options, task: Task, made: Checkpoint) -> Samples:
     """The pictures to run on."""
     read = shared.read(options, task, shared.split(options, task.name), names=made.names)
     if options.all:
@@ -106,7 +103,7 @@ def compare(
     options: Options,
     task: Task,
     made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
-    pictures: Sequence,
+    pictures: Samples,
     T: int,
 ) -> tuple[dict[str, Comparison], ReadoutError]:
     """Run all networks: comparisons by name, and the error of stage I to the float network."""
@@ -119,20 +116,21 @@ def compare(
 
     spiking, *others = made
 
-    def restored(checkpoint: Checkpoint) -> torch.nn.Module:
+    def restored(checkpoint: Checkpoint) -> Any:
         return restore(task, checkpoint).to(options.device).network
 
-    stage1, source = (o and Reference(restored(o)) for o in others)
+    stage1, source = (None if o is None else Reference(restored(o)) for o in others)
     found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
-    if others[0] and ALONE not in found:
+    if others[0] is not None and ALONE not in found:
         copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(options.device)
         found = {ALONE: Comparison(copied, T), **found}
     between = ReadoutError()
     with progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in pictures.pictures(spiking, options.batch):
             batch = batch.to(options.device, memory_format=torch.channels_last)
-            for reference in filter(None, (stage1, source)):
-                reference.see(batch)
+            for reference in (stage1, source):
+                if reference is not None:
+                    reference.see(batch)
             if stage1 and source:
                 between.add(stage1.results, source.results)
             for comparison in found.values():
@@ -264,9 +262,9 @@ def run(options: Options) -> None:
 
     expect_writable(options.out / "residual.csv")
     made = load(options)
-    T = options.T or made[0].T
+    T = options.T or made[0].time_steps
     task = tasks.of(made[0])
-    pictures = shared.samples(options, task, made[0])
+    pictures = samples(options, task, made[0])
     found, between = compare(options, task, made, pictures, T)
     tables = {
         "residual": residual_rows(found, T),

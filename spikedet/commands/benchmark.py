@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,21 @@ def run(options: Options) -> None:
     from spikedet.errors import UsageError, WeightsError
     from spikedet.files import write_atomic
     from spikedet.networks import expect_stage
+    from spikedet.predictor import BasePredictor
     from spikedet.released import default_weights, released
 
-    first = spikedet.load(options.weights, options.T[0], options.device)
+    def load(*weights: Any, **how: Any) -> BasePredictor:
+        found = spikedet.load(*weights, **how)
+        if not isinstance(found, BasePredictor):
+            raise UsageError("a network of one's own has no float network to be compared with")
+        return found
+
+    first = load(options.weights, options.T[0], options.device)
     expect_stage(first.runner, "snn")
     task = first.task
     path = options.reference or released("float", task=task.name)
-    reference = spikedet.load(path, device=options.device)
+    assert path is not None  # the released one comes with the package
+    reference = load(path, device=options.device)
     expect_stage(reference.runner, "float")
     if reference.task is not task:
         kinds_ = f"{reference.task.name} and {task.name}"
@@ -102,12 +111,12 @@ def run(options: Options) -> None:
             how: dict[str, Any] = {"engine": engine}
             if engine in ("torch", BFLOAT16):
                 how = {"half": engine == BFLOAT16}
-            loaded = spikedet.load(options.weights, T, options.device, task=task.name, **how)
+            loaded = load(options.weights, T, options.device, task=task.name, **how)
             print(f"T={T}: {loaded.why_engine}")
             network = loaded.runner.network
-            runs[timing.Subject("spikedet", engine, T)] = lambda x, net=network, T=T: net(x, T)
+            runs[timing.Subject("spikedet", engine, T)] = partial(network, T=T)
         if options.peers:
-            graph = spikedet.load(options.weights, T, task=task.name, half=False)
+            graph = load(options.weights, T, task=task.name, half=False)
             try:
                 peer = timing.spikingjelly_copy(graph.runner.network.graph, T)
             except UsageError as error:

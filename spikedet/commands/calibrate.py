@@ -78,5 +78,5 @@ def run(options: Options) -> None:
     teacher = checkpoint.load(options.teacher) if options.teacher else None
     planned = plan(options, task.name, options.seed)
     about = (task, made, train, tune, planned, out, origin, teacher)
-    where = (torch_device(options.device), options.resume, Shown(made.T))
+    where = (torch_device(options.device), options.resume, Shown(made.time_steps))
     Calibration(*about, METHODS["two-stage"], options.pooling, *where).run()

@@ -13,7 +13,7 @@ from spikedet.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from spikedet.commands.parse import Options
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 
 def refuse(options: Options, names: Sequence[str], why: str) -> None:
@@ -68,7 +68,7 @@ def expect_writable(path: Path | None) -> None:
         raise UsageError(f"{path}: {folder} is not a folder that can be written to")
 
 
-def warn_of_training_pictures(task: Task, samples: Sequence, digests: set[str]) -> None:
+def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:
     """Say so where released weights are measured on what they were trained on.
 
     Args:

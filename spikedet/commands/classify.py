@@ -52,6 +52,7 @@ def run(options: Options) -> int:
     for picture in paths:
         try:
             found = classifier(picture, top=options.top)
+            assert not isinstance(found, list)  # of one picture
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

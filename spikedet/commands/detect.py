@@ -238,7 +238,8 @@ def _found(
     if options.each_step or (options.strip and not frame.video):
         steps = list(detector.steps(frame.picture, conf=conf, iou=options.iou))
     else:
-        steps = [detector(frame.picture, conf=conf, iou=options.iou)]
+        whole = detector(frame.picture, conf=conf, iou=options.iou)
+        steps = whole if isinstance(whole, list) else [whole]
     if options.one_class:
         steps = [found.one_class_each(options.iou) for found in steps]
     if options.classes:
@@ -254,8 +255,8 @@ def _lines(frame: Frame, found: Detections) -> Iterator[str]:
     for number, (name, score, box) in enumerate(
         zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True)
     ):
-        known = found.ids is not None and found.ids[number]
-        name += f" #{found.ids[number]}" if known else ""
+        known = found.number_of(number)
+        name += f" #{known}" if known else ""
         yield f"{where}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
     if not len(found) and not frame.video:
         yield f"{where}: no objects"

@@ -55,9 +55,13 @@ def statistics(values: Tensor) -> dict[str, float | None]:
 
 def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
     """Totals of both accountings, and of the float network."""
+    import torch
+
     from spikedet.analysis.operations import picojoules as energy
 
-    accumulates, multiplies = sum(cost.accumulates.values()), sum(cost.multiplies.values())
+    accumulates, multiplies = (
+        sum(each.values(), torch.zeros(())) for each in (cost.accumulates, cost.multiplies)
+    )
     float_pj = energy(0, reference, options.pj_ac, options.pj_mac)
     found: dict[str, Any] = {
         "accumulates": statistics(accumulates),
@@ -66,7 +70,7 @@ def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
     }
     prices = {"ours": options.pj_mac, "paper": options.pj_ac}
     for name, price in prices.items():
-        spent = energy(accumulates, multiplies, options.pj_ac, price)
+        spent = torch.as_tensor(energy(accumulates, multiplies, options.pj_ac, price))
         found[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
     return found
 
@@ -88,7 +92,7 @@ def by_layer(cost: Cost) -> dict[str, Any]:
     return {"neurons": rates, "operations": operations}
 
 
-def pair(value: dict[str, float | None], scale: float = 1.0, digits: int = 2) -> str:
+def pair(value: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
     """`mean +- deviation`."""
     deviation = "-" if value["std"] is None else f"{value['std'] * scale:.{digits}f}"
     return f"{value['mean'] * scale:.{digits}f} +- {deviation}"
@@ -147,7 +151,7 @@ def run(options: Options) -> None:
     path = options.weights or default_weights(options.T, tasks.of_data(options.data))
     made = checkpoint.load(path)
     expect_stage(made, "snn")
-    T = options.T or made.T
+    T = options.T or made.time_steps
     task = tasks.of(made)
     reference = float_multiplies(task, options.reference, path, made) if options.reference else None
     split = shared.split(options, task.name, test=True)
@@ -159,7 +163,7 @@ def run(options: Options) -> None:
     network = restore(task, made).to(options.device).network
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
-    result = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
+    result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
     result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
     result |= {
         "pj_ac": options.pj_ac,

@@ -33,7 +33,7 @@ from spikedet.settings import option
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 
 @dataclass(kw_only=True)
@@ -81,11 +81,13 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     from spikedet.released import all_released, default_weights
 
     task = tasks.of_data(options.data)
+    files: list[tuple[Path, list[int] | None]]
     if options.weights or options.compare:
         steps = None if options.compare else options.T
         files = [(path, steps) for path in options.weights or all_released(task)]
     else:
-        files = [(default_weights(t, task), t and [t]) for t in options.T or [None]]
+        wanted: Sequence[int | None] = options.T or [None]
+        files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
     loaded = []
     for path, steps in files:
         made = checkpoint.load(path)
@@ -138,13 +140,13 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
     copies = options.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
-    samples = threshold_samples(options, task, loaded[0][0].names) if copies else []
-    found = []
+    samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
+    found: list[tuple[str, Checkpoint, str, list[int] | None]] = []
     for made, digest, wanted in loaded:
         steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
-        if options.compare and made.stage == "qc":
+        if samples is not None and made.stage == "qc":
             for origin, origin_digest in floats:
-                plain = stage_one.untuned(task, origin, samples, made.T)
+                plain = stage_one.untuned(task, origin, samples, made.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 found.append(("copied weights", copied, origin_digest, None))
         found.append((label(made.stage, made.origin), made, digest, steps))
@@ -156,7 +158,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     return found
 
 
-def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Sequence:
+def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
     """Training pictures that give the thresholds of copied weights."""
     if options.threshold_split:
         return shared.read(options, task, options.threshold_split, names=names)
@@ -203,7 +205,8 @@ def run(options: Options) -> None:
             how: dict[str, Any] = {"details": True} if options.plots else {}
             how |= {"batch": options.batch or task.batch, "on_batch": advance, **areas}
             measured = task.measure(runner, samples, steps=steps, **how)
-        for T, (values, rate) in zip(steps or [made.T], measured, strict=True):
+        times: Sequence[int | None] = steps or [made.T]
+        for T, (values, rate) in zip(times, measured, strict=True):
             per_class, more = values.pop("per_class", None), values.pop("details", None)
             if more:
                 details[method, T] = more

@@ -74,10 +74,12 @@ def run(options: Options) -> None:
     # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
     skip |= set(filter(is_copy_of_2007, pictures))
     if options.boxes:
+        assert options.names is not None  # they go together
         annotations = annotations_of_list(options.boxes, options.names, pictures, skip)
     elif options.coco:
         annotations = annotations_of_coco(options.coco, options.least_score, pictures, skip)
     else:
+        assert options.xml is not None  # one of the three is named
         annotations = annotations_of_folder(options.xml, pictures, skip)
     found: dict[str, bytes | None] = {}
     for stem, xml in annotations:

@@ -140,7 +140,8 @@ def progress(*args: Any, **options: Any) -> tqdm:
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
-    return tqdm(*args, mininterval=interval, maxinterval=max(10.0, interval), **options)
+    options |= {"mininterval": interval, "maxinterval": max(10.0, interval)}
+    return tqdm(*args, **options)
 
 
 def keep_freed_memory() -> None:

@@ -34,8 +34,10 @@ from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut
 from spikedet.settings import bounds, option, wrong
 
-GROUPS = ("data", "training", "distillation", "stage I", "stage II", "end-to-end pass")
-GROUPS += ("detectors", "classifiers")  # in this order, others behind them
+GROUPS = (  # in this order, others behind them
+    "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",
+    "classifiers",
+)  # fmt: skip
 WIDTH = 100  # of a page of help, in characters
 
 
@@ -170,20 +172,20 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         for each in options_of(kind):
             there.setdefault(each.field, {})[task] = each
     made = []
-    for key, each in there.items():
+    for key, of_tasks in there.items():
         if key in without:
             continue
-        first = next(iter(each.values()))
+        first = next(iter(of_tasks.values()))
         values = {
             task: _shown((usual or {}).get(task, {}).get(key, one.default))
-            for task, one in each.items()
+            for task, one in of_tasks.items()
         }
         shown = "; ".join(f"{value} for {task}" for task, value in values.items())
         if len(set(values.values())) == 1 and len(values) == len(options):
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
-        kind = list[first.type] if first.many else first.type  # type: ignore[name-defined]
-        made.append((key, kind | None, field(default=None, metadata=more)))
+        value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
+        made.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, made, kw_only=True)
 
 
@@ -347,7 +349,7 @@ def _field(each: Option) -> tuple[Any, Any]:
     if each.flag:
         kind: Any = Annotated[bool, told]
         if not each.pair:
-            kind = tyro.conf.FlagCreatePairsOff[kind]
+            kind = tyro.conf.FlagCreatePairsOff[kind]  # type: ignore[misc]
         return kind, field(default=bool(each.default))
     nargs: Any = each.more.get("nargs", "*") if each.many else 1
 
@@ -367,7 +369,7 @@ def _field(each: Option) -> tuple[Any, Any]:
     )
     kind = Annotated[Any, spec, told]
     if each.more.get("positional"):
-        kind = tyro.conf.Positional[kind]
+        kind = tyro.conf.Positional[kind]  # type: ignore[misc]
     if each.default is MISSING:
         return kind, field()
     if each.many and each.default is not None:

@@ -64,8 +64,8 @@ def run(options: Options) -> None:
     expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
     names = train.names
-    network = model.build(detector, 1)
-    backbone = network.model[: len(network.yaml["backbone"])]
+    whole = model.build(detector, 1)
+    backbone = whole.model[: len(detector["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
         raise UsageError(
             f"{options.model}: its backbone branches; only a chain of layers is trained"
@@ -74,9 +74,9 @@ def run(options: Options) -> None:
         channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     network = nn.Sequential(OrderedDict(parts, classifier=nn.Linear(channels, len(names)))).train()
-    description = {"arch": "backbone", "form": "imagenet"}
+    description: dict[str, Any] = {"arch": "backbone", "form": "imagenet"}
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
-    origin = {"command": command_line(), "pictures": len(train)}
+    origin: dict[str, Any] = {"command": command_line(), "pictures": len(train)}
     origin["run"] = {"data": train.fingerprint(), "detector": detector}
     made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 

@@ -19,7 +19,7 @@ from spikedet.task import Source
 from spikedet.tasks import SETTINGS, expect_data
 
 if TYPE_CHECKING:
-    from spikedet.task import Task
+    from spikedet.task import Samples, Task
 
 FOLDERS = {
     "detection": "VOCdevkit, data.yaml of YOLO labels or COCO's instances_*.json",
@@ -144,7 +144,7 @@ def read(
     split: str,
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
-) -> Sequence:
+) -> Samples:
     """Annotated samples of `--data`, as `Task.read` gives them.
 
     One line on standard error says what they are.
@@ -189,7 +189,7 @@ def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def samples(
     options: Any, task: Task, names: tuple[str, ...] | None = None
-) -> tuple[Sequence, Sequence]:
+) -> tuple[Samples, Samples]:
     """Training samples of `TrainingData`, and those kept aside for every choice."""
     found = read(options, task, split(options, task.name), options.limit, names)
     train, tune = found.split_off_tuning(getattr(options, "tuning", None))

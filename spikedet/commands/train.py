@@ -92,7 +92,7 @@ def run(options: Options) -> None:
     if options.pretrained:
         fresh = task.fresh(network, options.fresh_heads) if options.fresh_heads else ()
         load_plain_into(network, options.pretrained, fresh)
-    origin = {"command": command_line(), "pictures": len(train)}
+    origin: dict[str, Any] = {"command": command_line(), "pictures": len(train)}
     taught = load(options.teacher) if options.teacher else None
     distill = 1.0 if options.distill is None else options.distill
     origin["run"] = {"data": train.fingerprint(), "distill": distill}

@@ -35,4 +35,5 @@ def run(options: Options) -> None:
     made.origin["upgraded_from"] = checkpoint.sha256(options.weights)
     made = networks.current(tasks.of(made), made)
     checkpoint.save(made, options.out, half=checkpoint.stored_in_half(options.weights))
+    assert made.graph is not None
     print(f"{options.out}: {made.stage}, {len(made.graph['nodes'])} nodes")

@@ -161,6 +161,10 @@ class Detections:
             lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]))
         return "".join(line + "\n" for line in lines)
 
+    def number_of(self, index: int) -> int | None:
+        """The number that the object at a place has in a film, None where it is not known."""
+        return None if self.ids is None else int(self.ids[index]) or None
+
     def to_supervision(self) -> Any:
         """As `supervision.Detections` of the package `supervision`; class names in its `data`.
 

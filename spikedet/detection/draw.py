@@ -61,7 +61,10 @@ def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
     height, width = canvas.shape[:2]
     size = (width + height) / 2
     line, font = max(1, round(size / 250)), max(11, round(size / 45))
-    boxes = [tuple(round(float(v) * scale) for v in box) for box in detections.boxes]
+    boxes: list[Box] = []
+    for edges in detections.boxes.tolist():
+        x1, y1, x2, y2 = (round(v * scale) for v in edges)
+        boxes.append((x1, y1, x2, y2))
     colours = [_colour_of(detections, number) for number in range(len(boxes))]
     for (x1, y1, x2, y2), ink in reversed(list(zip(boxes, colours, strict=True))):
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), ink, line)
@@ -76,15 +79,14 @@ def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
 
 
 def _colour_of(detections: Detections, number: int) -> tuple[int, int, int]:
-    known = detections.ids is not None and detections.ids[number]
-    return colour(int(detections.ids[number] if known else detections.labels[number]))
+    return colour(detections.number_of(number) or int(detections.labels[number]))
 
 
 def _text_of(detections: Detections, number: int) -> str:
     """Class, number of the object where it is known, and score."""
-    known = detections.ids is not None and detections.ids[number]
+    known = detections.number_of(number)
     name = detections.names[detections.labels[number]]
-    name += f" #{detections.ids[number]}" if known else ""
+    name += f" #{known}" if known else ""
     return f"{cut(' '.join(name.split()), LONGEST)} {detections.scores[number]:.2f}"
 
 
@@ -105,7 +107,8 @@ def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
     ascent, descent = font.getmetrics()
     margin = max(2, size // 5)
     bright = np.dot(ground, (0.114, 0.587, 0.299)) > 140
-    label = Image.new("RGB", (right - left + 2 * margin, ascent + descent), ground)
+    wide = round(right - left) + 2 * margin
+    label = Image.new("RGB", (wide, ascent + descent), ground)
     ink = (0, 0, 0) if bright else (255, 255, 255)
     ImageDraw.Draw(label).text((margin - left, 0), text, ink, font)
     return np.asarray(label)

@@ -63,7 +63,7 @@ def annotations_of_list(
     path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
     """Stem and XML of every picture in a box list; None where no VOC object is left."""
-    classes = dict(enumerate(read_lines(names)))
+    classes: dict[float, str] = dict(enumerate(read_lines(names)))
     for line in filter(None, read_lines(path)):
         stem = Path(line.split()[0]).stem
         if stem in skip:
@@ -85,10 +85,11 @@ def annotations_of_folder(
             continue
         root = parse_xml(path)
         for item in root.findall("object"):
-            name = item.findtext("name", "").strip()
+            told = item.find("name")
+            name = "" if told is None else (told.text or "").strip()
             name = COCO_NAMES.get(name, name)
-            if name in VOC_CLASSES:
-                item.find("name").text = name
+            if told is not None and name in VOC_CLASSES:
+                told.text = name
             else:
                 root.remove(item)
         yield stem, None if root.find("object") is None else ElementTree.tostring(root)
@@ -110,7 +111,7 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
         names = {row["id"]: COCO_NAMES.get(row["name"], row["name"]) for row in data["categories"]}
         stems = {row["id"]: Path(row["file_name"]).stem for row in data["images"]}
         for row in data["images"]:
-            if found.setdefault(stems[row["id"]], (None, []))[0]:
+            if stems[row["id"]] in found:
                 raise DataError(f"{path}: two pictures named {stems[row['id']]}")
             size = int(row["width"]), int(row["height"])
             if min(size) < 1:

@@ -116,7 +116,7 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
 
     None where it cannot be measured, or without `make` was not yet.
     """
-    if cell is None:
+    if cell is None or line.network is None:
         return None, {}
     shop, measure = line.network.shop, line.row.measure
     if measure in COSTS:
@@ -129,7 +129,8 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
     if row is None:
         return None, {}
     if measure == "relative_loss":
-        source = shop.row(Cell("float", None, cell.limit, cell.pictures))["top1"]
+        float_row = shop.row(Cell("float", None, cell.limit, cell.pictures))
+        source = None if float_row is None else float_row["top1"]
         return (100 * (source - row["top1"]) / source if source else None), row
     return 100 * row["top1"], row
 
@@ -177,7 +178,7 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
         for T in (None, *line.steps)
         if not (T is None and line.row.measure == "relative_loss")
     }
-    rows = {OURS.get(line.row.method) for line in lines if line.network}
+    rows = {OURS.get(line.row.method, "") for line in lines if line.network}
     known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
     have = f"expected some of {', '.join(sorted(known))}"
     expect_there("--methods", options.methods, known, have)
@@ -213,7 +214,7 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     row = line.row
     method = OURS.get(row.method, row.method) if T is not None else "float"
     printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
-    made = {"method": method, "paper_method": row.method, "network": row.network}
+    made: dict[str, Any] = {"method": method, "paper_method": row.method, "network": row.network}
     made |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
     made |= {"measure": row.measure, "value": NOT_RUN, "std": "", "top1": NOT_RUN, "top5": NOT_RUN}
     made |= {"images": "", "paper": "" if printed == NOT_PRINTED else printed}
@@ -275,8 +276,8 @@ def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]
     print(f"Measured on {' or '.join(map(str, counts)) or 'no'} pictures.")
     print("In brackets: the paper's, as printed; A/B: reproduced by its authors / as reported.")
     if any(line.row.method.endswith(END) for line in lines if line.network):
-        steps = f"{options.end_to_end} steps, or those of the released network's card,"
-        print(f"+ end to end: {steps} on all training pictures after stage II, not in the paper.")
+        passes = f"{options.end_to_end} steps, or those of the released network's card,"
+        print(f"+ end to end: {passes} on all training pictures after stage II, not in the paper.")
     if any(line.row.method == "QCFS" for line in lines if line.network):
         print("QCFS as measured: fine-tuned from the float network, in the epochs of our stage I.")
 

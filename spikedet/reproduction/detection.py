@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the off
 EPOCHS = 2  # of stage I, where it must be run
 # Of each method. `quantised` is the stage-I network, the ceiling of stage II; `layer-wise` is
 # `two-stage` as in the paper, without the end-to-end pass.
-STEPS = {
+STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
     "table10": {
         "float": (None,),
         "float-leaky": (None,),  # what spiking-yolo is made from
@@ -54,7 +55,7 @@ STEPS = {
 # a run of the next greater one, after the greatest that network runs on, as spikedet detect does.
 MADE_FOR = (4, 8, 20)
 ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
-LONG = {  # on --long-limit pictures
+LONG: dict[str, Sequence[int | None]] = {  # on --long-limit pictures
     "float": (None,),
     "float-leaky": (None,),
     **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
@@ -89,6 +90,7 @@ def make(options: Any, models: list[Path]) -> None:
     if options.leaky is None:
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
+    assert source is not None  # it comes with the package
     folder = options.out / f"detector-{checkpoint.identity(source)[:8]}"
     shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "figure8":
@@ -154,10 +156,12 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     """A line of the CSV file `name`."""
     method = cell.method if cell.end_to_end else LAYER_WISE
-    line = {"method": method, "T": cell.T or "", "weights_for_T": cell.made_for or ""}
+    line: dict[str, Any] = {"method": method, "T": cell.T or ""}
+    line["weights_for_T"] = cell.made_for or ""
     line["calibration_pictures"] = row["calibration_pictures"]
     line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
-    published = TABLE_10.get((cell.method, cell.T), [""] * len(MEASURES))
+    printed = None if cell.T is None else TABLE_10.get((cell.method, cell.T))
+    published: Sequence[float | str] = printed or [""] * len(MEASURES)
     line |= {f"paper_{measure}": v for measure, v in zip(MEASURES, published, strict=True)}
     classes = row["per_class"] if name == "figure9" else {}
     return line | {f"AP_{key}": value for key, value in classes.items()}
@@ -188,13 +192,14 @@ def table(options: Any, shop: Workshop) -> None:
     """Measure the rows that were asked for, and write all there are of a table, after each."""
     wanted = cells(options)
     everything = cells(replace(options, T=None, methods=None))
-    measured = {}
+    measured: dict[Cell, dict[str, Any] | None] = {}
     for cell in everything:
         with contextlib.suppress(UsageError):  # of weights that were made in another way
             measured[cell] = shop.row(cell, make=False)
     for cell in wanted:
         measured[cell] = shop.row(cell)
-        rows = [(c, measured[c]) for c in dict.fromkeys([*everything, *wanted]) if measured.get(c)]
+        there = dict.fromkeys([*everything, *wanted])
+        rows = [(c, row) for c in there if (row := measured.get(c))]
         lines = [entry(options.name, *pair) for pair in rows]
         write_csv(options.out / f"{options.name}.csv", lines)
         plot(options.name, lines, [row for _, row in rows], options.out / f"{options.name}.png")
@@ -216,18 +221,20 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     """Figure 8: detections after several time steps of one run, float first."""
-    import spikedet
+    from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
     from spikedet.plots.pictures import grid
 
     picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
-    shown, lines = [], []
-    truth = spikedet.load(shop.model, device=options.device)(picture)
+    shown: list[tuple[str, list[Detections]]] = []
+    lines: list[dict[str, Any]] = []
+    truth = Predictor(shop.model, device=options.device)(picture)
+    assert not isinstance(truth, list)  # of one picture
     shown.append(("float", [truth]))
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
         weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
-        detector = spikedet.load(weights, own, options.device, options.half)
+        detector = Predictor(weights, own, options.device, options.half)
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [

@@ -139,9 +139,9 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
         lines.append(Line(row, tuple(sorted(steps)), network))
     there = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
     for key, network in fitting.items():
-        steps = tuple(sorted(columns.get(key, table.steps)))
+        every = tuple(sorted(columns.get(key, table.steps)))
         lines += [
-            Line(Row(*key, method, NOT_PRINTED, {}, measure, pictures), steps, network)
+            Line(Row(*key, method, NOT_PRINTED, {}, measure, pictures), every, network)
             for measure in table.measures
             for method in table.methods
             for pictures in table.pictures
@@ -153,7 +153,7 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
 def cell_of(options: Any, line: Line, T: int | None) -> Cell | None:
     """What can be measured of a line at T (None: of its float network), if anything."""
     method = OURS.get(line.row.method)
-    if line.network is None or not can_run(method):
+    if line.network is None or method is None or not can_run(method):
         return None
     if T is None:
         return Cell("float", None, options.limit, options.pictures)

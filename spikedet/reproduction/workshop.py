@@ -39,10 +39,10 @@ class Cell:
     steps: tuple[int, ...] = field(default=(), compare=False)
 
     @classmethod
-    def of(cls, row: str, *place: Any, **options: Any) -> Cell:
+    def of(cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any) -> Cell:
         """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
         method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
-        return cls(method, *place, end_to_end=passes, **options)
+        return cls(method, T, limit, pictures, passes, **options)
 
     @property
     def weights_T(self) -> int | None:
@@ -96,7 +96,9 @@ class Workshop:
     ):
         self.options, self.out, self.task, self.data = options, out, task, data
         self.epochs, self.levels, self.given = options.epochs or epochs, levels, model is not None
-        self.model = model or self.released("float")
+        source = model or self.released("float")
+        assert source is not None  # the released one comes with the package
+        self.model: Path = source
         self._pictures: dict[int | None, str] = {}
 
     def run(self, tool: str, *words: Any) -> None:
@@ -141,9 +143,11 @@ class Workshop:
             UsageError: They are there, or begun, and were made in another way.
         """
         if cell.method in SOURCES:
-            return self.model if cell.method == "float" else self.options.leaky
+            return Path(self.model if cell.method == "float" else self.options.leaky)
+        T = cell.weights_T
+        assert T is not None  # of all but float networks
         if cell.method == "quantised":
-            return self.stage_one(cell.weights_T, make)
+            return self.stage_one(T, make)
         options = self.options
         usual = cell.pictures == options.pictures and cell.end_to_end
         ready = self.released("snn", cell.weights_T)
@@ -154,7 +158,7 @@ class Workshop:
         model = options.leaky if cell.method == "spiking-yolo" and options.leaky else self.model
         words = ["convert", "--model", model, "--method", cell.method, "--T", cell.weights_T]
         if cell.method.startswith(("stage1", "two")):
-            words += ["--stage1", self.stage_one(cell.weights_T, make)]
+            words += ["--stage1", self.stage_one(T, make)]
         if cell.method == "qcfs":
             words += ["--stage1", self.qcfs(make)]
         method = METHODS.get(cell.method)
@@ -235,7 +239,7 @@ class Workshop:
         path = self.place(cell, "-half" if self.options.half else "")
         rows = {row["T"]: row for row in self.read(path, cell) or []}
         if cell.T not in rows and make:
-            words = ["--half"] if self.options.half else []
+            words: list[Any] = ["--half"] if self.options.half else []
             if cell.method not in (*SOURCES, "quantised"):
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}

@@ -391,6 +391,7 @@ def two_processes(*words):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """Without batch norm, whose statistics are those of each process's share of a batch."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -405,6 +406,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1"]
 
 
+@pytest.mark.slow
 def test_what_ends_one_of_two_processes_is_said_once(tmp_path):
     """The other one says no more than that; each would have said what both are told."""
     add_pictures(tmp_path / "data", "train", 50, "ab", size=(8, 8))

@@ -270,7 +270,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch,
         run_as_command(lambda _: write_atomic(target, b"[]"))
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {target}: File exists"
+    assert line.startswith(f"error: {tmp_path / 'file'}") and line.endswith(": File exists")
 
 
 def test_who_stops_reading_is_not_told_off():

@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_read_again(tmp_path, damage):
     assert values() == values() == [["0"], ["1"]]
     (stored,) = (tmp_path / "cache").iterdir()
     text = stored.read_text()
-    damaged = {"changed": text.replace('["1"]', '[]'), "cut": text[:-5]}.get(damage, damage)
+    damaged = {"changed": text.replace('["1"]', "[]"), "cut": text[:-5]}.get(damage, damage)
     assert damaged != text
     stored.write_text(damaged)
     assert values() == [["0"], ["1"]]

@@ -152,6 +152,7 @@ def test_what_quantising_and_spiking_refuse_is_refused_before_training(
         networks.expect_convertible(DETECTION, description, 20, imgsz)
 
 
+@pytest.mark.slow
 def test_training_refuses_before_it_begins(tmp_path):
     """The command takes a stock description by its name, and says what to do about SiLU."""
     command = [sys.executable, "-m", "spikedet", "train", "--model", "yolov8n.yaml"]

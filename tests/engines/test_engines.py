@@ -336,6 +336,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILERS)
 def test_kernels_against_plain_loops(name, tmp_path):
     """Every compiler, and every processor that this machine can play."""

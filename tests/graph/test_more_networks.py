@@ -41,6 +41,7 @@ def built(name: str) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "bound"),
     [
