@@ -66,7 +66,8 @@ def accuracies(
             on_batch(done)
     found = [Accuracy(first / done, five / done) for first, five in hits.tolist()]
     if details:
-        tables = tables_of(*torch.cat(sure, 1).numpy(), samples.labels, samples.names)
+        scores, answers = torch.cat(sure, 1).numpy()
+        tables = tables_of(scores, answers, samples.labels, samples.names)
         found[-1] = replace(found[-1], details=tables)
     return found
 

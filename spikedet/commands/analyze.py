@@ -190,7 +190,7 @@ def rate_rows(found: dict[str, Comparison], T: int) -> Rows:
     ]
 
 
-def raster_rows(options: Options, comparison: Comparison, pictures: Sequence,
+def raster_rows(options: Options, comparison: Comparison, pictures: Samples,
                 made: Checkpoint, T: int) -> Rows:  # fmt: skip
     """Spikes of some neurons at `--place` of the first picture."""
     from spikedet.analysis.raster import raster

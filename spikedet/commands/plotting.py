@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from spikedet.errors import DataError
 
 if TYPE_CHECKING:
     from spikedet.plots import About, Draw
@@ -102,3 +106,41 @@ def size_rows(entries: Entries) -> list[dict[str, Any]]:
 def slug(text: str) -> str:
     """Words as part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a training's `results.csv`.
+
+    Raises:
+        DataError: No such file, no table, or no row in it.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{str(k).strip(): str(v).strip() for k, v in row.items()}
+                    for row in csv.DictReader(file)]  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (ValueError, csv.Error):
+        raise DataError(f"{path}: not a table of a training") from None
+    if not rows or "epoch" not in rows[0]:
+        raise DataError(f"{path}: holds no epoch of a training")
+    return rows
+
+
+def of_run(folder: Path, T: int | None = None) -> About:
+    """What the curves of a training are of."""
+    from spikedet.plots import About
+
+    return About(f"{folder.resolve().name}/best.safetensors", "training and tuning pictures", T)
+
+
+def training(folder: Path, T: int | None = None) -> None:
+    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I)."""
+    from spikedet.files import write_atomic
+    from spikedet.plots import measures
+
+    if int(os.environ.get("RANK", 0)) or not (folder / "results.csv").is_file():
+        return
+    rows = read_log(folder / "results.csv")
+    path = folder / ("curves.png" if T is None else f"curves-T{T}.png")
+    write_atomic(path, measures.training(rows, of_run(folder, T)))

@@ -51,8 +51,8 @@ class Matches:
             hits = np.asarray(one["dtMatches"][0])[counted] > 0
             parts.append((scores, np.full(len(scores), label), hits))
         empty = (np.zeros(0), np.zeros(0, int), np.zeros(0, bool))
-        columns = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
-        return cls(*columns, positives)
+        scores, labels, hits = map(np.concatenate, zip(empty, *parts, strict=True))
+        return cls(scores, labels, hits, positives)
 
 
 def details(
