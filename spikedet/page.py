@@ -95,8 +95,8 @@ class Page:
             f"<title>{escape(self.title)}</title><style>{STYLE}</style>"
         )
         body = "\n".join(self._parts)
-        page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-        return page.encode(errors="backslashreplace")
+        page = f'<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+        return f"<!doctype html>\n{page}".encode(errors="backslashreplace")
 
 
 def shown(value: Any) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import progress
+from spikedet.commands.terminal import Table
 from spikedet.methods import label
 from spikedet.settings import option
 
@@ -239,14 +240,19 @@ def show(tables: dict[str, Rows]) -> None:
     own = tables["residual"][-1]["network"]
     errors = {r["layer"]: {ALONE: r["before"], own: r["after"]} for r in tables["layers"]}
     width = max(len(row["network"]) for row in tables["residual"]) + 2
-    print(f"{'':{width}}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
+    columns = [("RPE", 8), ("worst", 8), ("cosine", 8), ("error", 10)]
+    table = Table([("", width), ("layer", 26), *columns], left=2)
+    table.head()
     for row in tables["residual"]:
         network, layer = row["network"], row["layer"]
         likeness, error = cosines.get((network, layer)), errors.get(layer, {}).get(network)
-        print(
-            f"{network:{width}}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
-            f"{'-' if likeness is None else f'{likeness:.4f}':>8}"
-            f"{'-' if error is None else f'{error:.5f}':>10}"
+        table.row(
+            network,
+            layer,
+            f"{row['share']:.4f}",
+            f"{row['share_max']:.4f}",
+            "-" if likeness is None else f"{likeness:.4f}",
+            "-" if error is None else f"{error:.5f}",
         )
     last = max((row["T"] for row in tables["gap"]), default=None)
     for row in tables["gap"]:

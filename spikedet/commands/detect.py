@@ -109,6 +109,7 @@ def run(options: Options) -> int:
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
     for output in (options.json, options.jsonl, options.csv, options.coco):
         expect_writable(output)
+    options.told = True  # entries are written as they come
     failures = _Failures()
     sources = open_sources(
         options.sources or [SAMPLE],
@@ -174,7 +175,7 @@ def _detect(
             failures.tell(error)
             continue
         for line in _lines(frame, steps[-1]):
-            _print(line)
+            print(line)
 
 
 class _Strips:
@@ -269,22 +270,12 @@ def _shown(sources: Sources) -> Iterable[Frame]:
     if not sys.stderr.isatty():
         yield from sources
         return
-    with progress(total=sources.total, unit="picture", dynamic_ncols=True) as bar:
+    with progress(desc="detect", total=sources.total, unit="picture") as bar:
         for frame in sources:
             if frame.video and frame.length:
                 bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
             yield frame
             bar.update()
-
-
-def _print(line: str) -> None:
-    """Print a line above the bar."""
-    if sys.stderr.isatty() and sys.stdout.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line)
-    else:
-        print(line)
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:

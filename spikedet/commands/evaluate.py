@@ -17,7 +17,6 @@ as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.plotting import readouts
+from spikedet.commands.result import write_json
+from spikedet.commands.terminal import Table
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
@@ -191,8 +192,9 @@ def run(options: Options) -> None:
     names_of_files = file_names(options)
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
     print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
-    titles = "".join(f"{name:>11}" for name in task.columns)
-    print(f"{'':20}{'T':>5} {titles}  spike rate")
+    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns), ("spike rate", 12)]
+    table = Table(columns)
+    table.head()
     for method, made, digest, steps in planned:
         runner = restore(task, made, options.half).to(options.device)
         longest = steps[-1] if steps else made.T
@@ -219,11 +221,8 @@ def run(options: Options) -> None:
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
             entries.append(entry)
-            show(entry, task.columns, options.classes)
-    if options.json:
-        from spikedet.files import write_atomic
-
-        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+            show(table, entry, task.columns, options.classes)
+    write_json(options, entries)
     if options.plots:
         from spikedet.commands import plotting
         from spikedet.plots import About
@@ -234,12 +233,11 @@ def run(options: Options) -> None:
         print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
 
 
-def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
+def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
     """Print a row."""
-    text = "".join(f"{'-' if entry[c] is None else f'{entry[c]:.4f}':>11}" for c in columns)
-    rate = entry["spike_rate"]
-    rate = "-" if rate is None else f"{rate:.4f}"
-    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate}")
+    values = [entry[name] for name in (*columns, "spike_rate")]
+    texts = ["-" if value is None else f"{value:.4f}" for value in values]
+    table.row(entry["method"], str(entry["T"] or "-"), *texts)
     if classes:
         for name, value in entry.get("per_class", {}).items():
             print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")

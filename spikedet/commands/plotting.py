@@ -127,15 +127,25 @@ def read_log(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def of_run(folder: Path, T: int | None = None) -> About:
+def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
     """What the curves of a training are of."""
     from spikedet.plots import About
 
-    return About(f"{folder.resolve().name}/best.safetensors", "training and tuning pictures", T)
+    return About(f"{folder.resolve().name}/best.safetensors", data or "training pictures", T)
 
 
-def training(folder: Path, T: int | None = None) -> None:
-    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I)."""
+def training(
+    folder: Path, train: Sequence, tune: Sequence, split: str, T: int | None = None
+) -> None:
+    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
+
+    Args:
+        folder: Of the run.
+        train: Samples that it was trained on.
+        tune: Samples that chose the best epoch.
+        split: That they are of.
+        T: Of stage I.
+    """
     from spikedet.files import write_atomic
     from spikedet.plots import measures
 
@@ -143,4 +153,5 @@ def training(folder: Path, T: int | None = None) -> None:
         return
     rows = read_log(folder / "results.csv")
     path = folder / ("curves.png" if T is None else f"curves-T{T}.png")
-    write_atomic(path, measures.training(rows, of_run(folder, T)))
+    data = f"{len(train)} training and {len(tune)} tuning pictures of {split}"
+    write_atomic(path, measures.training(rows, of_run(folder, T, data)))

@@ -117,6 +117,7 @@ def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str
         found[path] = told
         origin = told.pop("origin")
         told["command"] = origin.pop("command", None)
+        told["trained on"] = origin.pop("pictures", None)
         page.facts({name: text(value) if value not in (None, [], {}) else None
                     for name, value in told.items() if name != "file"})  # fmt: skip
         if origin:
@@ -143,8 +144,10 @@ def _training(page: Page, folder: Path, path: Path, about: dict[Path, dict[str, 
     best = about.get(path.with_name("best.safetensors"), {})
     page.heading("Curves", 3)
     page.text(f"{len(rows)} epochs.")
-    page.picture(measures.training(rows, of_run(path.parent, best.get("T"))), ".png",
-                 f"Training curves of {_named(folder, path)}")  # fmt: skip
+    count = best.get("trained on")
+    of = of_run(path.parent, best.get("T"), f"{count} training pictures" if count else "")
+    caption = f"Training curves of {_named(folder, path)}"
+    page.picture(measures.training(rows, of), ".png", caption)
     page.table(rows, "All epochs")
 
 
