@@ -9,7 +9,7 @@ import pytest
 from support.places import ROOT
 
 ORDER = ["errors", "resources"]
-ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots"]
+ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
 ORDER += ["pictures", "sources", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
