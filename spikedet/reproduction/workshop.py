@@ -110,7 +110,8 @@ class Workshop:
         # not among what is noted: it makes no other network
         none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
         device = [] if none else ["--device", self.options.device]
-        command = [tool, *map(str, words), *device]
+        quiet = ["--quiet"] if getattr(self.options, "quiet", False) else []
+        command = [tool, *map(str, words), *device, *quiet]
         print("$ spikedet " + shlex.join(command), flush=True)
         done = subprocess.run([sys.executable, "-m", "spikedet", *command])
         if done.returncode:
