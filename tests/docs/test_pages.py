@@ -19,16 +19,16 @@ from support.commands import command
 from support.docs import Block, anchors, blocks, commands, links, pages
 from support.places import ROOT
 
-# Pages with a test of their own.
+# Pages whose code has a test of its own, by the language.
 TESTED = {
-    "docs/detect.md": "tests/commands/test_detect.py::test_the_commands_of_the_page",
-    "docs/own-data.md": "tests/commands/test_own_data.py::test_detection",
-    "docs/convert.md": "tests/docs/test_docs.py::test_the_code_of_a_page_runs",
-    "docs/export.md": "tests/docs/test_docs.py::test_the_code_of_a_page_runs",
-    "docs/extending.md": "tests/docs/test_docs.py::test_the_code_of_a_page_runs",
+    ("docs/detect.md", "sh"): "tests/commands/test_detect.py::test_the_commands_of_the_page",
+    ("docs/detect.md", "python"): "tests/commands/test_detect.py::test_the_code_of_the_page",
+    ("docs/own-data.md", "sh"): "tests/commands/test_own_data.py::test_detection",
 }
+for page in ("convert", "export", "extending"):
+    TESTED[f"docs/{page}.md", "python"] = "tests/docs/test_docs.py::test_the_code_of_a_page_runs"
 BLOCKS = [block for page in pages() for block in blocks(page, "sh", "python")]
-OURS = [block for block in BLOCKS if block.page not in TESTED and block.mark is None]
+OURS = [b for b in BLOCKS if (b.page, b.language) not in TESTED and b.mark is None]
 SHELL = [block for block in OURS if block.language == "sh"]
 PYTHON = sorted({block.page for block in OURS if block.language == "python"})
 
@@ -59,7 +59,7 @@ def test_marks_give_a_reason_or_a_test():
             assert len(block.words.split()) > 2, block
         if block.mark == "run by":
             assert names_a_test(block.words), block
-    for page, test in TESTED.items():
+    for (page, _), test in TESTED.items():
         assert (ROOT / page).is_file() and names_a_test(test), page
 
 
@@ -101,6 +101,7 @@ def shown():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 text = ast.get_docstring(node) or ""
+                text = re.sub(r"^ {0,3}\S.*$", "", text, flags=re.M)  # prose
                 yield from ((path.name, *each) for each in commands(text))
 
 
