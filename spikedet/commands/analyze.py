@@ -62,12 +62,12 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.networks import expect_same_network, expect_stage
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
-        weights, *there = shipped(options.T, tasks.of_data(options.data))
+        weights, *there = shipped(options.T, task_registry.of_data(options.data))
         others = [given or found for given, found in zip(others, there, strict=True)]
     spiking = checkpoint.load(weights)
     expect_stage(spiking, "snn")
@@ -240,12 +240,12 @@ def show(tables: dict[str, Rows]) -> None:
 
 
 def run(options: Options) -> None:
-    from spikedet import tasks
+    from spikedet import task_registry
 
     expect_writable(options.out / "residual.csv")
     made = load(options)
     T = options.T or made[0].time_steps
-    task = tasks.of(made[0])
+    task = task_registry.of(made[0])
     pictures = samples(options, task, made[0])
     found, between = compare(options, task, made, pictures, T)
     tables = {

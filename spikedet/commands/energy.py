@@ -141,18 +141,18 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.analysis.operations import measure_cost
     from spikedet.files import write_atomic
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
     expect_writable(options.json)
-    path = options.weights or default_weights(options.T, tasks.of_data(options.data))
+    path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = options.T or made.time_steps
-    task = tasks.of(made)
+    task = task_registry.of(made)
     reference = float_multiplies(task, options.reference, path, made) if options.reference else None
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, made.names)

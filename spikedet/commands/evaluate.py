@@ -70,10 +70,10 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.released import all_released, default_weights
 
-    task = tasks.of_data(options.data)
+    task = task_registry.of_data(options.data)
     files: list[tuple[Path, list[int] | None]]
     if options.weights or options.compare:
         steps = None if options.compare else options.T
@@ -101,7 +101,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
         WeightsError: Weights of different tasks or classes.
         UsageError: An option that says nothing about these rows.
     """
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.errors import WeightsError
     from spikedet.networks import spiking_checkpoint
     from spikedet.stages import stage_one, stage_two
@@ -110,7 +110,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     kinds = sorted({made.task for made, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
-    task = tasks.named(kinds[0])
+    task = task_registry.named(kinds[0])
     if len({made.names for made, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
     if options.compare and all(made.stage == "snn" for made, *_ in loaded):
@@ -146,12 +146,12 @@ def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> S
 
 
 def run(options: Options) -> None:
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.networks import restore
 
     expect_writable(options.json)
     planned = planned_rows(options)
-    task, names = tasks.of(planned[0][1]), planned[0][1].names
+    task, names = task_registry.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
         if getattr(options, name) and task.name != "detection":
             raise UsageError(f"--{name} is no option of {task.name}")

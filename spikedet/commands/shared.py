@@ -16,7 +16,7 @@ from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
 from spikedet.task import Source
-from spikedet.tasks import SETTINGS, expect_data
+from spikedet.task_registry import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Samples, Task
