@@ -113,7 +113,7 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
 
 def file_names(options: Options) -> dict[str, str]:
     """Names of the files of weights, by their identity."""
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.released import all_released
 
     files = options.weights or all_released(task_registry.of_data(options.data))
