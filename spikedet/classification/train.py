@@ -32,6 +32,7 @@ from spikedet.training import (
     expect_possible,
     growing_side,
     held,
+    log_epoch,
     is_complete,
     load_state,
     own_run,
@@ -105,6 +106,7 @@ def train(network: nn.Module, run: Run) -> None:
                 best = loop.score(row)
                 run.write(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
+            log_epoch(folder, settings, epoch + 1, row)
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
             state["settings"] = held(settings)
             save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
