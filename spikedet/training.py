@@ -29,7 +29,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
-FREE = ("epochs", "rate", "decay", "device", "workers", "cache", "tensorboard")  # a resumed run may have others
+# What a resumed run may have otherwise.
+FREE = ("epochs", "rate", "decay", "device", "workers", "cache", "tensorboard")
 
 
 def expect_possible(settings: TrainingSettings) -> None:
