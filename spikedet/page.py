@@ -16,6 +16,7 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid #8884; text-align: left;
          vertical-align: top; overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wide { overflow-x: auto; }
+.wide th, .wide td { white-space: nowrap; }
 figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: white; }
 figcaption, .small { font-size: .85rem; opacity: .8; }

@@ -145,12 +145,12 @@ def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
     assert isinstance(network, SpikingNetwork)
     with network.spike_rates() as rates:
         loaded(SAMPLE)
-    found = []
+    layers = []
     for name, rate in rates.by_layer().items():
-        threshold = network.graph.module(name).threshold
+        threshold: Any = network.graph.module(name).threshold
         least, greatest = float(threshold.min()), float(threshold.max())
-        found.append({"layer": name, "least": least, "greatest": greatest, "rate": rate})
-    return found
+        layers.append({"layer": name, "least": least, "greatest": greatest, "rate": rate})
+    return layers
 
 
 def graph_of(made: Checkpoint) -> Graph | None:
@@ -180,7 +180,8 @@ def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
     """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    told, left = {}, {}
+    told: dict[str, str] = {}
+    left: dict[str, str] = {}
     for name in registry.names():
         try:
             chosen, engine, why = registry.make(name, graph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,7 @@ def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
 
 
 def training(
-    folder: Path, train: Sequence, tune: Sequence, split: str, T: int | None = None
+    folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None
 ) -> None:
     """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
 

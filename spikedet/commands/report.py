@@ -185,9 +185,21 @@ def _rows(page: Page, folder: Path, paths: list[Path]) -> list[str]:
             page.heading("Measured")
             begun = True
         page.heading(_named(folder, path), 3)
-        page.table([{k: v for k, v in row.items() if not isinstance(v, dict | list)}
-                    for row in rows])  # fmt: skip
+        rows = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+        common = _common(rows) if len(rows) > 1 else {}
+        page.facts(common)
+        page.table([{k: v for k, v in row.items() if k not in common} for row in rows])
     return left_out
+
+
+def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is the same in all rows, but for what was measured."""
+    first = rows[0]
+    return {
+        name: value
+        for name, value in first.items()
+        if not isinstance(value, float) and all(row.get(name) == value for row in rows)
+    }
 
 
 def _plots(page: Page, folder: Path, pictures: list[Path], tables: list[Path]) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
 NARROWEST = 6  # letters of a column of a table
@@ -100,12 +100,13 @@ class Bar:
 
         columns = [progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=None),
                    progress.TextColumn("{task.fields[state]}")]  # fmt: skip
-        self._progress = progress.Progress(
+        bars = progress.Progress(
             *columns, console=console(sys.stderr), transient=not self._leave, expand=True,
             refresh_per_second=4,
         )  # fmt: skip
-        self._task = self._progress.add_task(self.desc, total=self.total, state=self.state())
-        self._progress.start()
+        self._task = bars.add_task(self.desc, total=self.total, state=self.state())
+        self._progress = bars
+        bars.start()
 
     def state(self) -> str:
         """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
@@ -201,8 +202,8 @@ class Table:
 
         grid = Grid.grid(padding=(0, 1, 0, 0))
         for n, width in enumerate(self.widths):
-            how = "left" if n < self.left else "right"
-            grid.add_column(width=max(1, width - 1), justify=how, overflow="fold")
+            justify: Literal["left", "right"] = "left" if n < self.left else "right"
+            grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
         grid.add_row(*cells, style=style)
         self._console.print(grid)
 

@@ -72,7 +72,7 @@ def raster(rows: Rows, about: About) -> bytes:
         about: What they are of.
     """
     lines = by([{**row, "neuron": (row["layer"], row["channel"])} for row in rows], "neuron")
-    height = 1.5 + 0.13 * len(lines)
+    height = min(40.0, 1.5 + 0.13 * len(lines))
     title = f"Spikes at one place of one picture, {about.steps()}"
     figure, axes = new(title, "time step", "", about, (8, height))
     spikes = [[row["T"] for row in own if row["spike"]] for own in lines.values()]

@@ -15,6 +15,7 @@ from spikedet.commands.main import COMMANDS, module_of, progress
 from spikedet.commands.result import headed, write_json
 from spikedet.commands.terminal import Table, fitted
 from spikedet.settings import option
+from support.places import ROOT
 
 
 class Stream(io.StringIO):
@@ -203,3 +204,33 @@ def test_every_command_has_quiet_and_json(name):
 
 def test_a_head_gives_way_to_the_result():
     assert headed("x", {"T": 3})["T"] == 3 and list(headed("x", {"T": 3}))[2] == "T"
+
+
+def test_the_page_of_json_names_the_fields_that_there_are():
+    """What every result has, and the columns of each task."""
+    from spikedet.tasks import SETTINGS, named
+
+    page = (ROOT / "docs/json.md").read_text()
+    fields = set(re.findall(r"`(\w+)`", page))
+    wanted = {*headed("x", {}), "command_line", "exit_code", "seconds", "out"}
+    wanted |= {column for task in SETTINGS for column in named(task).columns}
+    assert wanted <= fields
+    sections = set(re.findall(r"^## (\w+)$", page, re.M))
+    own = {"evaluate", "energy", "info", "doctor", "classify", "benchmark"}
+    assert sections == own and own <= set(COMMANDS)
+    writes = {path.stem for path in (ROOT / "spikedet/commands").glob("*.py")
+              if "write_json(options" in path.read_text()} - {"main", "result"}  # fmt: skip
+    assert writes == own
+
+
+@pytest.mark.parametrize("page", ["plots.md"])
+def test_commands_of_the_page_of_plots(page):
+    import shlex
+
+    text = (ROOT / "docs" / page).read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S)
+             for line in block.splitlines()]  # fmt: skip
+    assert len(lines) == 4
+    for line in lines:
+        _, name, *words = shlex.split(line)
+        commands.parsed(name, words)
