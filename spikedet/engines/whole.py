@@ -55,7 +55,8 @@ class WholeEngine:
         nodes = {op.node for op in self.program.ops.values() if hasattr(op, "node")}
         self._currents = sorted(nodes)
         ops = self.program.ops.items()
-        self._fire = [name for name, op in ops if isinstance(op, Neuron | Pool)]
+        fire = (name for name, op in ops if isinstance(op, Neuron | Pool))
+        self._fire = [name for name in fire if name in graph.edges]  # others pool currents
         self._bases = {
             base: node
             for node, terms in means.items()
