@@ -66,9 +66,7 @@ class Options(shared.TestData):
     device: str = shared.device()
     engine: str = shared.engine("torch")
     half: bool = shared.half(False)
-    plots: Path | None = option(
-        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
-    )
+    plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
 
 

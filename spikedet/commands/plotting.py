@@ -134,9 +134,7 @@ def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
     return About(f"{folder.resolve().name}/best.safetensors", data or "training pictures", T)
 
 
-def training(
-    folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None
-) -> None:
+def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None) -> None:
     """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
 
     Args:

@@ -90,7 +90,9 @@ class Bar:
         self.items, self.desc, self.total, self.unit = items, desc, total, unit
         self.n, self._leave, self._bytes = 0, leave, unit_scale
         self._start = self._said = time.monotonic()
-        self._more, self._lines, self._progress, self._task = "", 0, None, None
+        self._more, self._lines = "", 0
+        self._progress: Any = None
+        self._task: Any = None
         if not _quiet and sys.stderr.isatty():
             self._open()
         _bars.append(self)
