@@ -8,13 +8,13 @@ their probabilities. Without --weights the released CIFAR-10 classifier for that
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.result import write_json
 from spikedet.errors import DataError
 from spikedet.settings import option
 
@@ -45,7 +45,6 @@ class Options(parse.Options):
 
 def run(options: Options) -> int:
     from spikedet.classification.predict import Classifier
-    from spikedet.files import write_atomic
     from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
@@ -73,6 +72,5 @@ def run(options: Options) -> int:
         print(f"{picture}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
         classes = [{"class": name, "probability": value} for name, value in pairs]
         entries.append({"file": str(picture), "T": found.T, "classes": classes})
-    if options.json:
-        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+    write_json(options, entries)
     return DataError.exit_code if failed else 0

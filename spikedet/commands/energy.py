@@ -12,7 +12,6 @@ network is the same layers on analog values. Mean and standard deviation are ove
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, warn_of_training_pictures
 from spikedet.commands.main import progress
+from spikedet.commands.result import write_json
+from spikedet.commands.terminal import Table
 from spikedet.settings import option
 
 if TYPE_CHECKING:
@@ -102,21 +103,24 @@ def pair(value: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    print(f"{'layer of neurons':28}{'neurons':>10}  spikes per neuron and step")
+    table = Table([("layer of neurons", 28), ("neurons", 10), ("spikes per neuron and step", 28)])
+    table.head()
     for name, row in result["neurons"].items():
-        print(f"{name:28}{row['neurons']:>10}  {pair(row['spike_rate'], digits=4)}")
-    print(f"{'all':28}{'':>10}  {pair(result['spike_rate'], digits=4)}\n")
-    print(f"{'millions of operations':28}{'accumulates':>20}{'MAC':>10}{'float MAC':>12}")
+        table.row(name, str(row["neurons"]), pair(row["spike_rate"], digits=4))
+    table.row("all", "", pair(result["spike_rate"], digits=4))
+    print()
+    columns = [("millions of operations", 28), ("accumulates", 20), ("MAC", 10), ("float MAC", 12)]
+    table = Table(columns)
+    table.head()
     for name, row in result["operations"].items():
         mac = row["multiply_accumulates"]["mean"] / 1e6
         reference = row["float_multiply_accumulates"] / 1e6
-        print(f"{name:28}{pair(row['accumulates'], 1e-6):>20}{mac:>10.2f}{reference:>12.2f}")
+        table.row(name, pair(row["accumulates"], 1e-6), f"{mac:.2f}", f"{reference:.2f}")
     totals = result["totals"]
     mac, reference = totals["multiply_accumulates"]["mean"], totals["float"]["multiply_accumulates"]
-    print(
-        f"{'all':28}{pair(totals['accumulates'], 1e-6):>20}{mac / 1e6:>10.2f}"
-        f"{reference / 1e6:>12.2f}\n"
-    )
+    sums = f"{mac / 1e6:.2f}", f"{reference / 1e6:.2f}"
+    table.row("all", pair(totals["accumulates"], 1e-6), *sums)
+    print()
     ac, each = result["pj_ac"], result["pj_mac"]
     print(f"energy per picture at {ac} pJ an accumulate, {each} pJ a multiply-accumulate")
     scale, unit = (1e-9, "mJ") if totals["float"]["pJ"] >= 1e9 else (1e-6, "uJ")
@@ -143,18 +147,17 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.analysis.operations import measure_cost
-    from spikedet.files import write_atomic
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
     expect_writable(options.json)
-    path = options.weights or default_weights(options.T, tasks.of_data(options.data))
+    path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = options.T or made.time_steps
-    task = tasks.of(made)
+    task = task_registry.of(made)
     reference = float_multiplies(task, options.reference, path, made) if options.reference else None
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, made.names)
@@ -168,7 +171,7 @@ def run(options: Options) -> None:
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
-    result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
+    result |= {"weights": path.name, "weights_sha256": digest, "weights_T": made.T, "data": data}
     result["engine"] = network.engine
     result |= {
         "pj_ac": options.pj_ac,
@@ -181,5 +184,4 @@ def run(options: Options) -> None:
         f"{network.engine} engine"
     )
     show(result)
-    if options.json:
-        write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())
+    write_json(options, result)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
@@ -42,11 +42,11 @@ class Options(StageOneOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.stages.stage_one import FineTuning
 
     made = checkpoint.load(options.weights)
-    task = tasks.of(made)
+    task = task_registry.of(made)
     stage_one = stage_one_options(options, task.name, options.qcfs)
     if made.stage == "qc" and options.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"
@@ -60,3 +60,4 @@ def run(options: Options) -> None:
     origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
     about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
     FineTuning(*about).run(options.out, options.resume)
+    plotting.training(options.out, train, tune, shared.split(options, task.name), options.T)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds
 from spikedet.commands.parse import Options
+from spikedet.commands.terminal import note
 from spikedet.data import formats
 from spikedet.data.samples import listed
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
 from spikedet.task import Source
-from spikedet.tasks import SETTINGS, expect_data
+from spikedet.task_registry import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Samples, Task
@@ -190,10 +190,9 @@ def read(
         raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
     found = task.read(Source(options.data, split, limit, names or told, images or ()))
     classes = found.names
-    print(
+    note(
         f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(found)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}",
-        file=sys.stderr,  # results alone go to standard output
+        f"{split}, {len(classes)} classes: {listed(classes)}"
     )
     return found
 

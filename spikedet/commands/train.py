@@ -4,8 +4,8 @@
     spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 --out runs/resnet20
 
 The network description says which of the two it is. Writes last.safetensors and best.safetensors
-(best on the tuning pictures), results.csv and state.pt into --out after every epoch; --resume goes
-on from there.
+(best on the tuning pictures), results.csv and state.pt into --out after every epoch, curves.png at
+the end; --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet import resources
-from spikedet.commands import shared
+from spikedet.commands import plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
@@ -66,7 +66,7 @@ class Options(shared.TrainingData):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
     from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
     from spikedet.task import Run
@@ -79,7 +79,7 @@ def run(options: Options) -> None:
         refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
     if options.pretrained is None:
         refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
-    task = tasks.of_description(options.model)
+    task = task_registry.of_description(options.model)
     settings = training_settings(options.training, task.name)
     torch.manual_seed(settings.seed)
     description = task.describe(options.model, options.width, options.activation)
@@ -109,3 +109,4 @@ def run(options: Options) -> None:
         expect_same_run(options.out, made)
     how = (options.out, settings, write, options.resume, teacher, distill)
     task.fit(network, Run(made, train, tune, *how))
+    plotting.training(options.out, train, tune, shared.split(options, task.name))

@@ -104,9 +104,7 @@ class WholeEngine:
             for piece, final in _with_last(_even(steps, at_once)):
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
                     ends = last and final
-                    totals = self._part(
-                        run, piece, ends, done, each_step, totals, tell, show
-                    )
+                    totals = self._part(run, piece, ends, done, each_step, totals, tell, show)
                 done += piece
 
             def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:

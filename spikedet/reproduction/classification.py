@@ -230,7 +230,7 @@ def filled(found: float, row: dict[str, Any]) -> dict[str, Any]:
 
 def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
-    from spikedet.analysis import plots
+    from spikedet.plots import measures
 
     write_csv(options.out / f"{options.name}.csv", list(entries.values()))
     shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
@@ -249,7 +249,7 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     source = sources.pop() / 100 if len(sources) == 1 else None
     title = f"{options.name}, {curves[0]['images']} pictures"
     write_atomic(
-        options.out / f"{options.name}.png", plots.over(curves, key, "top1", title, source)
+        options.out / f"{options.name}.png", measures.over(curves, key, "top1", title, source)
     )
 
 

@@ -119,12 +119,12 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
     Raises:
         UsageError: The checkpoints are not of one task, or not of that of the name.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.networks import expect_stage
 
     there = [task for task, names in NAMES.items() if name in names]
     if not models and len(there) > 1:
-        return tasks.of_data(folders)
+        return task_registry.of_data(folders)
     for path in models:
         made = checkpoint.load(path)
         expect_stage(made, "float")

@@ -110,7 +110,8 @@ class Workshop:
         # not among what is noted: it makes no other network
         none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
         device = [] if none else ["--device", self.options.device]
-        command = [tool, *map(str, words), *device]
+        quiet = ["--quiet"] if getattr(self.options, "quiet", False) else []
+        command = [tool, *map(str, words), *device, *quiet]
         print("$ spikedet " + shlex.join(command), flush=True)
         done = subprocess.run([sys.executable, "-m", "spikedet", *command])
         if done.returncode:
@@ -296,11 +297,11 @@ class Workshop:
 
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
-        from spikedet import checkpoint, tasks
+        from spikedet import checkpoint, task_registry
         from spikedet.task import Source
 
         if limit not in self._pictures:
-            task, names = tasks.named(self.task), checkpoint.load(self.model).names
+            task, names = task_registry.named(self.task), checkpoint.load(self.model).names
             samples = task.read(Source(self.data, self.options.split, limit, names))
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]

@@ -227,8 +227,33 @@ def test_what_is_refused(run, words, code, said):
 
 def test_a_bar_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
     code, _, err = run("a.png", film())
     assert code == 0 and "of 2.5 s" in err and "picture" in err
+
+
+def test_a_strip_has_a_panel_a_step_and_its_boxes_as_csv(run):
+    code, out, err = run("a.png", "deep", film(), "--strip", "--save", "none", "--T", 3)
+    assert code == 0 and err.count("videos have no strip") == 1, err
+    assert written() == ["a-strip-T3.csv", "a-strip-T3.png", "b-strip-T3.csv", "b-strip-T3.png"]
+    with open("detections/a-strip-T3.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["T"], row["class"]) for row in rows] == [
+        (t, name) for t in "123" for name in ("cat", "dog")
+    ]
+    assert {(row["x1"], row["y2"]) for row in rows} == {("10.0", "40.0")}
+    with Image.open("detections/a-strip-T3.png") as picture:
+        assert picture.width > 2 * picture.height
+
+
+def test_a_strip_beside_annotated_pictures_and_without_objects(run):
+    Image.fromarray(shade(50, (60, 80))).save("dark.png")
+    code, _, _ = run("dark.png", "--strip", "--T", 2)
+    assert code == 0 and written() == ["dark-strip-T2.csv", "dark-strip-T2.png", "dark.png"]
+    text = Path("detections/dark-strip-T2.csv").read_text()
+    assert text == "T,class,score,x1,y1,x2,y2\n"
+    assert "leave out --strip" in run("a.png", "--strip", "--track")[2]
 
 
 # ---------------------------------------------------------------------- docs/detect.md

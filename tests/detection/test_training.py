@@ -22,8 +22,8 @@ from spikedet.conversion import distill as distillation
 from spikedet.conversion.stored import Stored
 from spikedet.detection import loader, model
 from spikedet.detection.data import read_voc
+from spikedet.detection.defaults import Settings
 from spikedet.detection.samples import BoxSamples
-from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.graph.time import readouts
@@ -427,7 +427,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tqdm.tqdm.update", killed)
+        patched.setattr("spikedet.commands.terminal.Bar.update", killed)
         calibrated("--out", out)
     state, begun = (out.with_suffix(ending) for ending in (".state.pt", ".layers.safetensors"))
     assert begun.exists() and not out.exists()
