@@ -786,7 +786,7 @@ def test_classify_with_an_engine_and_early_exit(made, tmp_path, monkeypatch, cap
     words = ["--weights", weights(made, "snn"), picture, "--json", tmp_path / "found.json"]
     more = ["--engine", "integers", "--T", 12, "--patience", 2]
     assert command(monkeypatch, "classify", *words, *more) == 0
-    assert capsys.readouterr().err.startswith("engine integers: whole numbers, by torch\n")
+    assert capsys.readouterr().err.endswith("engine integers: whole numbers, by torch\n")
     (entry,) = json.loads((tmp_path / "found.json").read_text())
     assert 3 <= entry["T"] <= 12
     assert command(monkeypatch, "classify", *words, "--every", 2) == 2
