@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from spikedet import resources, tasks
+from spikedet import resources, task_registry
 from spikedet.errors import UsageError
 from support.places import ROOT
 
@@ -17,13 +17,13 @@ MODELS = ROOT / "configs/models"
 def test_a_description_is_found_by_name_wherever_one_is(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resources.config(word, "models") == MODELS / "tiny-yolo.yaml"
-    task = tasks.of_description(word)
+    task = task_registry.of_description(word)
     assert task.name == "detection" and task.describe(word, "n")["scale"] == "n"
 
 
 def test_a_classifier_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = tasks.of_description("cifar-resnet20")
+    task = task_registry.of_description("cifar-resnet20")
     assert task.name == "classification" and task.describe("cifar-resnet20")["arch"] == "resnet20"
 
 
@@ -33,7 +33,7 @@ def test_a_file_of_ones_own_wins(tmp_path, monkeypatch):
     assert resources.config("tiny-yolo", "models") == MODELS / "tiny-yolo.yaml"
     Path("tiny-yolo.yaml").write_text("task: classification\n")
     assert resources.config("tiny-yolo.yaml", "models") == Path("tiny-yolo.yaml")
-    assert tasks.of_description("tiny-yolo.yaml").name == "classification"
+    assert task_registry.of_description("tiny-yolo.yaml").name == "classification"
 
 
 @pytest.mark.parametrize("word", ["gone", "elsewhere/tiny-yolo.yaml", "../models/tiny-yolo", "."])
@@ -41,7 +41,7 @@ def test_what_is_not_there_stays_as_it_was_named(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resources.config(word, "models") == Path(word)
     with pytest.raises(UsageError, match=f"^{re.escape(str(Path(word)))}: "):
-        tasks.of_description(word).describe(Path(word))
+        task_registry.of_description(word).describe(Path(word))
 
 
 def test_an_experiment_is_found_by_name():

@@ -139,7 +139,7 @@ class Cost:
 
 @torch.no_grad()
 def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> Cost:
-    """Count spikes and operations of a spiking network.
+    """Count spikes and operations of a spiking network, run by its engine.
 
     Args:
         spiking: The network.
@@ -149,7 +149,7 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
     neurons: dict[str, int] = {}
     counted: tuple[dict[str, list[Tensor]], ...] = ({}, {}, {})
     analog: dict[str, int] = {}
-    recorder = Recorder(spiking)
+    recorder = Recorder(spiking, spikes_alone=True)
     for pictures in batches:
         counter = _Counter(spiking, pictures)
         analog = _analog_uses(spiking.graph, counter.shapes)

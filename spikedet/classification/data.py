@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 
 from spikedet.checkpoint import Checkpoint
-from spikedet.classification.settings import EndToEnd as ClassifierPass
+from spikedet.classification.defaults import EndToEnd as ClassifierPass
 from spikedet.classification.transforms import augmentation, view
 from spikedet.data.formats import Classes, recognise
 from spikedet.data.formats.folders import FORMAT as folders_format

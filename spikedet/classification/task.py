@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from spikedet import resources
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data, models, transforms
+from spikedet.classification.defaults import PROTOCOL, SHORT
+from spikedet.classification.defaults import EndToEnd as ClassifierPass
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.measure import measure
-from spikedet.classification.settings import PROTOCOL, SHORT
-from spikedet.classification.settings import EndToEnd as ClassifierPass
 from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph

@@ -25,6 +25,7 @@ from spikedet.commands import shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import progress
 from spikedet.commands.terminal import Table
+from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
 
@@ -55,6 +56,7 @@ class Options(shared.TrainingData):
     )  # fmt: skip
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
 
 
 def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
@@ -69,12 +71,12 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.networks import expect_same_network, expect_stage
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
-        weights, *there = shipped(options.T, tasks.of_data(options.data))
+        weights, *there = shipped(options.T, task_registry.of_data(options.data))
         others = [given or found for given, found in zip(others, there, strict=True)]
     spiking = checkpoint.load(weights)
     expect_stage(spiking, "snn")
@@ -262,14 +264,19 @@ def show(tables: dict[str, Rows]) -> None:
 
 
 def run(options: Options) -> None:
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.plots import About, analysis, write
     from spikedet.released import default_weights
 
+    if options.engine not in ("auto", "torch"):
+        raise UsageError(
+            f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
+            "alone tells"
+        )
     expect_writable(options.out / "residual.csv")
     made = load(options)
     T = options.T or made[0].time_steps
-    task = tasks.of(made[0])
+    task = task_registry.of(made[0])
     pictures = samples(options, task, made[0])
     found, between = compare(options, task, made, pictures, T)
     tables = {

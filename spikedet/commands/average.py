@@ -29,7 +29,7 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import checkpoint, networks, tasks
+    from spikedet import checkpoint, networks, task_registry
     from spikedet.errors import UsageError, WeightsError
     from spikedet.networks import expect_same_network, expect_stage
     from spikedet.stages.pipeline import RECORD
@@ -38,7 +38,7 @@ def run(options: Options) -> None:
     if len(options.weights) < 2:
         raise UsageError("--weights: expected two checkpoints or more")
     found = [checkpoint.load(path) for path in options.weights]
-    found = [networks.current(tasks.of(made), made) for made in found]
+    found = [networks.current(task_registry.of(made), made) for made in found]
     first = found[0]
     shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
     for path, made in zip(options.weights, found, strict=True):

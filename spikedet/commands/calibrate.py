@@ -49,7 +49,7 @@ class Options(StageTwoOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.errors import TrainingError, UsageError
     from spikedet.networks import current, expect_stage
     from spikedet.stages.pipeline import Calibration, begun_with
@@ -70,7 +70,7 @@ def run(options: Options) -> None:
         useless = (*END, "unlabelled", "teacher")
         useless = END if options.resume else useless  # else it repeats its own
         refuse(options, useless, "--end-to-end 0 leaves the end-to-end pass out")
-    task = tasks.of(made)
+    task = task_registry.of(made)
     made = current(task, made)
     made = replace(made, T=options.T or made.T)
     train, tune = shared.samples(options, task, made.names)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
+from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.result import write_json
 from spikedet.errors import DataError
 from spikedet.settings import option
@@ -32,7 +32,14 @@ class Options(parse.Options):
     weights: Path | None = option(None, "classifier of any stage; the released one if left out")
     top: int = option(5, "classes named for each picture", least=1)
     device: str = shared.device()
+    engine: str = shared.engine()
     half: bool | None = shared.half(None)
+    patience: int | None = option(
+        None,
+        "stop a picture whose most probable class was the same in so many readouts in a row",
+        least=1,
+    )
+    every: int = option(1, "time steps between two readouts of --patience", least=1)
     json: Path | None = option(None, "write all answers to this file", kind=kinds.json_file)
 
 
@@ -42,15 +49,20 @@ def run(options: Options) -> int:
     from spikedet.released import default_weights
 
     expect_writable(options.json)
+    if options.patience is None:
+        refuse(options, ["every"], "is for --patience, which is missing")
     path = options.weights or default_weights(options.T, "classification")
-    classifier = Classifier(path, options.T, options.device, options.half)
+    classifier = Classifier(path, options.T, options.device, options.half, options.engine)
+    print(f"engine {classifier.why_engine}", file=sys.stderr)
     paths, errors = find_pictures(options.sources)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     entries, failed = [], len(errors)
     for picture in paths:
         try:
-            found = classifier(picture, top=options.top)
+            found = classifier(
+                picture, top=options.top, patience=options.patience, every=options.every
+            )
             assert not isinstance(found, list)  # of one picture
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)

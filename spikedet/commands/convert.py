@@ -108,7 +108,7 @@ def expect_used(options: Options, method: Method) -> None:
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.networks import expect_stage
     from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
@@ -119,7 +119,7 @@ def run(options: Options) -> None:
     check_devices(device)
     made = checkpoint.load(options.weights)
     expect_stage(made, "float")
-    task = tasks.of(made)
+    task = task_registry.of(made)
     method = METHODS[options.method]
     expect_used(options, method)
     train, tune = shared.samples(options, task, made.names)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
+from spikedet.commands.checks import expect_writable, refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.settings import option
 
@@ -51,7 +51,12 @@ class Options(parse.Options):
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
     classes: list[str] | None = option(None, "only these classes")
     device: str = shared.device()
+    engine: str = shared.engine()
     half: bool | None = shared.half(None)
+    patience: int | None = option(
+        None, "stop a picture whose detections were alike in so many readouts in a row", least=1
+    )
+    every: int = option(4, "time steps between two readouts of --patience", least=1)
     each_step: bool = option(False, "the detections after every step up to T as well")
     strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
     recursive: bool = option(False, "look into the folders in a folder, too")
@@ -95,10 +100,15 @@ def run(options: Options) -> int:
     if options.track and stepwise:
         other = "--each-step" if options.each_step else "--strip"
         raise UsageError(f"--track: needs one result a frame; leave out {other}")
+    if stepwise:
+        refuse(options, ["patience"], "every step up to T is shown")
+    if options.patience is None:
+        refuse(options, ["every"], "is for --patience, which is missing")
     if options.coco_annotations and not options.coco:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
     path = options.weights or default_weights(options.T)
-    detector = Predictor(path, options.T, options.device, options.half)
+    detector = Predictor(path, options.T, options.device, options.half, options.engine)
+    print(f"engine {detector.why_engine}", file=sys.stderr)
     if stepwise and detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
@@ -239,7 +249,8 @@ def _found(
     if options.each_step or (options.strip and not frame.video):
         steps = list(detector.steps(frame.picture, conf=conf, iou=options.iou))
     else:
-        whole = detector(frame.picture, conf=conf, iou=options.iou)
+        early = {"patience": options.patience, "every": options.every} if options.patience else {}
+        whole = detector(frame.picture, conf=conf, iou=options.iou, **early)
         steps = whole if isinstance(whole, list) else [whole]
     if options.one_class:
         steps = [found.one_class_each(options.iou) for found in steps]
@@ -284,6 +295,7 @@ def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
     seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
     seen += [_count(counts.frames, "frame")] if counts.frames else []
     steps = "" if detector.T is None else f", T={detector.T}"
+    steps += " or fewer" if options.patience else ""
     where = f"; annotated pictures in {options.out}" if "pictures" in options.save else ""
     classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
     return (

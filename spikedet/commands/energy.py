@@ -12,6 +12,7 @@ network is the same layers on analog values. Mean and standard deviation are ove
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Options(shared.TestData):
     T: int | None = shared.steps()
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
     pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
     json: Path | None = option(None, "write everything to this file", kind=kinds.json_file)
@@ -145,17 +147,17 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.analysis.operations import measure_cost
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
     expect_writable(options.json)
-    path = options.weights or default_weights(options.T, tasks.of_data(options.data))
+    path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
     made = checkpoint.load(path)
     expect_stage(made, "snn")
     T = options.T or made.time_steps
-    task = tasks.of(made)
+    task = task_registry.of(made)
     reference = float_multiplies(task, options.reference, path, made) if options.reference else None
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, made.names)
@@ -164,16 +166,22 @@ def run(options: Options) -> None:
     pictures = samples.pictures(made, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = restore(task, made).to(options.device).network
+    if options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
     result |= {"weights": path.name, "weights_sha256": digest, "weights_T": made.T, "data": data}
+    result["engine"] = network.engine
     result |= {
         "pj_ac": options.pj_ac,
         "pj_mac": options.pj_mac,
         "spike_rate": statistics(cost.rate()),
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
-    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")
+    print(
+        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels, "
+        f"{network.engine} engine"
+    )
     show(result)
     write_json(options, result)

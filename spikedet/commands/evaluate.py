@@ -17,6 +17,7 @@ as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class Options(shared.TestData):
     )
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     half: bool = shared.half(False)
     plots: Path | None = option(
         None, "folder for plots and their numbers as CSV", metavar="FOLDER"
@@ -78,10 +80,10 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.released import all_released, default_weights
 
-    task = tasks.of_data(options.data)
+    task = task_registry.of_data(options.data)
     files: list[tuple[Path, list[int] | None]]
     if options.weights or options.compare:
         steps = None if options.compare else options.T
@@ -100,17 +102,21 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
         if not set(options.T) <= set(there):
             raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
-    elif options.T and all(made.stage != "snn" for made, *_ in loaded):
-        raise UsageError("--T: only spiking weights run with it, and there are none among these")
+    elif all(made.stage != "snn" for made, *_ in loaded):
+        asked = {"T": options.T, "engine": options.engine not in ("auto", "torch")}
+        for name in filter(asked.get, asked):
+            raise UsageError(
+                f"--{name}: only spiking weights run with it, and there are none among these"
+            )
     return loaded
 
 
 def file_names(options: Options) -> dict[str, str]:
     """Names of the files of weights, by their identity."""
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.released import all_released
 
-    files = options.weights or all_released(tasks.of_data(options.data))
+    files = options.weights or all_released(task_registry.of_data(options.data))
     return {checkpoint.identity(path): path.name for path in files}
 
 
@@ -123,7 +129,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
         WeightsError: Weights of different tasks or classes.
         UsageError: An option that says nothing about these rows.
     """
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.errors import WeightsError
     from spikedet.networks import spiking_checkpoint
     from spikedet.stages import stage_one, stage_two
@@ -132,7 +138,7 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     kinds = sorted({made.task for made, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
-    task = tasks.named(kinds[0])
+    task = task_registry.named(kinds[0])
     if len({made.names for made, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
     if options.compare and all(made.stage == "snn" for made, *_ in loaded):
@@ -168,13 +174,14 @@ def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> S
 
 
 def run(options: Options) -> None:
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.networks import restore
 
     expect_writable(options.json)
+    shared.expect_half(options)
     expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
-    task, names = tasks.of(planned[0][1]), planned[0][1].names
+    task, names = task_registry.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
         if getattr(options, name) and task.name != "detection":
             raise UsageError(f"--{name} is no option of {task.name}")
@@ -191,12 +198,14 @@ def run(options: Options) -> None:
     details: dict[tuple[str, int | None], dict[str, Any]] = {}
     names_of_files = file_names(options)
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
-    print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
-    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns), ("spike rate", 12)]
-    table = Table(columns)
+    if options.engine == "torch" or options.half:
+        print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
+    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
+    table = Table([*columns, ("spike rate", 12), ("engine", 8)])
     table.head()
     for method, made, digest, steps in planned:
         runner = restore(task, made, options.half).to(options.device)
+        engine = use_engine(runner, options)
         longest = steps[-1] if steps else made.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
@@ -214,7 +223,7 @@ def run(options: Options) -> None:
                 details[method, T] = more
             entry = {"stage": made.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
-            entry |= {"images": len(samples), "spike_rate": rate}
+            entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
             entry |= {"weights": names_of_files.get(digest)}
             entry |= {"weights_sha256": digest, "data": data, "split": split, **areas}
             entry["calibration_pictures"] = made.origin.get("calibration_pictures")
@@ -233,11 +242,27 @@ def run(options: Options) -> None:
         print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
 
 
+def use_engine(runner: Any, options: Options) -> str:
+    """Let the engine that was asked for run spiking weights; its name, said on standard error.
+
+    Tables of reference numbers are float32 by torch, so that torch computes in bfloat16 for
+    `--half` alone, also where `auto` takes it.
+    """
+    if runner.stage != "snn":
+        return "torch"
+    network = runner.network
+    if not options.half and options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        if options.engine == "auto":
+            network.use_engine(network.engine)  # no other one may take over in the middle of a row
+    return network.engine
+
+
 def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
     """Print a row."""
     values = [entry[name] for name in (*columns, "spike_rate")]
     texts = ["-" if value is None else f"{value:.4f}" for value in values]
-    table.row(entry["method"], str(entry["T"] or "-"), *texts)
+    table.row(entry["method"], str(entry["T"] or "-"), *texts, entry["engine"])
     if classes:
         for name, value in entry.get("per_class", {}).items():
             print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")

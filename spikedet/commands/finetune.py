@@ -42,11 +42,11 @@ class Options(StageOneOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.stages.stage_one import FineTuning
 
     made = checkpoint.load(options.weights)
-    task = tasks.of(made)
+    task = task_registry.of(made)
     stage_one = stage_one_options(options, task.name, options.qcfs)
     if made.stage == "qc" and options.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"

@@ -25,11 +25,11 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, tasks
+    from spikedet import checkpoint, networks, task_registry
 
     expect_new(options.out)
     made = checkpoint.load(options.weights)
-    made = networks.current(tasks.of(made), made)
+    made = networks.current(task_registry.of(made), made)
     made.origin["in_full"] = checkpoint.sha256(options.weights)
     checkpoint.save(made, options.out, half=True)
     sizes = (path.stat().st_size / 1e6 for path in (options.weights, options.out))

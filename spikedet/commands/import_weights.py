@@ -49,7 +49,7 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.errors import DataError, UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
@@ -59,14 +59,14 @@ def run(options: Options) -> None:
     read = state.read(options.state)
     trained = ultralytics_checkpoint.trained(read, options.state)
     if options.model is not None:
-        task = tasks.of_description(options.model)
+        task = task_registry.of_description(options.model)
         description = task.describe(options.model, options.width, options.activation)
     elif trained is not None:
         if options.width is not None:
             raise UsageError(
                 f"--width: {options.state} has one width; expected it with --model only"
             )
-        task, description = tasks.named("detection"), dict(trained.description)
+        task, description = task_registry.named("detection"), dict(trained.description)
         if options.activation is not None:
             description["activation"] = options.activation
     else:

@@ -5,9 +5,9 @@
     spikedet info weights.safetensors --layers
 
 Of a spiking network it says as well which engines run it, and of one that does not which layer it
-does not take and why. What was measured of released weights stands under them. --layers runs a
-spiking network on the street picture that ultralytics brings, and tells the thresholds of each
-layer and how much it fired.
+does not take and why; "left out" are layers that an engine leaves to torch. What was measured of
+released weights stands under them. --layers runs a spiking network on the street picture that
+ultralytics brings, and tells the thresholds of each layer and how much it fired.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
         "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
     }
     if made.stage == "snn" and graph is not None:
-        told["engines"] = engines(graph)
+        told["engines"], told["left_out"] = engines(graph)
     told["measured"] = measured(checkpoint.identity(path), made.stage)
     return told
 
@@ -176,18 +176,22 @@ def named(model: dict[str, Any]) -> str:
     return ", ".join([cut(name), *map(cut, more)])
 
 
-def engines(graph: Graph) -> dict[str, str]:
-    """Why each engine runs a spiking graph, or does not."""
+def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
+    """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    told = {}
+    told, left = {}, {}
     for name in registry.names():
         try:
-            _, _, why = registry.make(name, graph)
-            told[name] = why
+            chosen, engine, why = registry.make(name, graph)
+            told[name] = why if engine is None else engine.describe()[0]
+            if chosen != name:
+                told[name] = f"{chosen}, {told[name]}"
+            else:
+                left |= {f"{name}, {k}": why for k, why in registry.left_out(engine).items()}
         except UsageError as error:
             told[name] = f"no: {error}"
-    return told
+    return told, left
 
 
 def _row(row: dict[str, Any]) -> str:

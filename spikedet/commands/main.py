@@ -26,6 +26,7 @@ HERE = "spikedet.commands."
 # name. Another one is one more file and one more line.
 COMMANDS: dict[str, str | tuple[str, str]] = {
     "detect": "find objects in pictures",
+    "web": "a page in the browser: what a spiking network sees",
     "classify": "name what pictures show",
     "info": "say what a file of weights holds",
     "train": "train a float network",

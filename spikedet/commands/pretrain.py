@@ -20,7 +20,7 @@ from spikedet import resources
 from spikedet.commands import plotting, shared
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
-from spikedet.detection.settings import BACKBONE
+from spikedet.detection.defaults import BACKBONE
 from spikedet.errors import UsageError
 from spikedet.settings import option
 
@@ -48,20 +48,20 @@ def run(options: Options) -> None:
     import torch
     from torch import nn
 
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, save
     from spikedet.detection import model
     from spikedet.networks import expect_convertible
     from spikedet.task import Run
     from spikedet.training import expect_same_run
 
-    task = tasks.named("classification")
+    task = task_registry.named("classification")
     settings = training_settings(options.training, task.name, usual=BACKBONE)
     torch.manual_seed(settings.seed)
     if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
         settings.grow_from = None
     detector = model.read_description(options.model, options.width, options.activation)
-    expect_convertible(tasks.named("detection"), detector, 1, settings.imgsz)
+    expect_convertible(task_registry.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
     names = train.names
     whole = model.build(detector, 1)

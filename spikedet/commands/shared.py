@@ -16,7 +16,7 @@ from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
 from spikedet.task import Source
-from spikedet.tasks import SETTINGS, expect_data
+from spikedet.task_registry import SETTINGS, expect_data
 
 if TYPE_CHECKING:
     from spikedet.task import Samples, Task
@@ -37,6 +37,28 @@ def half(default: bool | None) -> Any:
     """`--half/--no-half`; None chooses by the CPU."""
     chosen = ", if the CPU supports it" if default is None else ""
     return option(default, f"spiking layers in bfloat16{chosen}", pair=True)
+
+
+def engine(default: str = "auto") -> Any:
+    """`--engine` of a command that runs a spiking network."""
+    return option(
+        default,
+        "what runs spiking weights: auto (the fastest that works here), events, torch (float32, "
+        "the reference), integers",
+        kind=kinds.engine,
+    )
+
+
+def expect_half(options: Any) -> None:
+    """Refuse `--half` of an engine that computes in whole numbers.
+
+    Raises:
+        UsageError: It says which.
+    """
+    if options.half and options.engine not in ("auto", "torch"):
+        raise UsageError(
+            f"--half: the {options.engine} engine computes in whole numbers; leave --half out"
+        )
 
 
 def batch(default: int | None, help: str = "pictures at a time") -> Any:

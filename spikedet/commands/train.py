@@ -66,7 +66,7 @@ class Options(shared.TrainingData):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
     from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
     from spikedet.task import Run
@@ -79,7 +79,7 @@ def run(options: Options) -> None:
         refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
     if options.pretrained is None:
         refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
-    task = tasks.of_description(options.model)
+    task = task_registry.of_description(options.model)
     settings = training_settings(options.training, task.name)
     torch.manual_seed(settings.seed)
     description = task.describe(options.model, options.width, options.activation)

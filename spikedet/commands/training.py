@@ -17,7 +17,7 @@ from spikedet.commands.parse import Options, options_of, partial, several
 from spikedet.errors import UsageError
 from spikedet.settings import Plan, StageOne, option
 from spikedet.stages.watcher import Watcher
-from spikedet.tasks import SETTINGS
+from spikedet.task_registry import SETTINGS
 
 if TYPE_CHECKING:
     from spikedet.conversion.calibrate import LayerReport

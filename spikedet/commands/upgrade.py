@@ -25,7 +25,7 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, tasks
+    from spikedet import checkpoint, networks, task_registry
     from spikedet.errors import WeightsError
 
     expect_new(options.out)
@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     if made.graph is not None:
         raise WeightsError(f"{options.weights}: of the form of today already")
     made.origin["upgraded_from"] = checkpoint.sha256(options.weights)
-    made = networks.current(tasks.of(made), made)
+    made = networks.current(task_registry.of(made), made)
     checkpoint.save(made, options.out, half=checkpoint.stored_in_half(options.weights))
     assert made.graph is not None
     print(f"{options.out}: {made.stage}, {len(made.graph['nodes'])} nodes")

@@ -17,7 +17,7 @@ from spikedet.data.formats.voc import (
     read_voc,
 )
 from spikedet.data.samples import Sample, areas_of
-from spikedet.detection.settings import TUNING
+from spikedet.detection.defaults import TUNING
 from spikedet.errors import DataError
 from spikedet.files import read_lines
 

@@ -13,11 +13,11 @@ import torch
 
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
+from spikedet.detection.defaults import CONFIDENCE, IOU, MOST
 from spikedet.detection.evaluate import AREAS, Precision, average_precision
 from spikedet.detection.loader import batches
 from spikedet.detection.model import Runner
 from spikedet.detection.nms import select
-from spikedet.detection.settings import CONFIDENCE, IOU, MOST
 from spikedet.precision import device_of
 
 

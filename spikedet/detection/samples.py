@@ -11,8 +11,8 @@ from torch import Tensor
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.samples import Sample
 from spikedet.detection.data import fingerprint, split_off_tuning, trained_on
+from spikedet.detection.defaults import TUNING
 from spikedet.detection.loader import augmented, batches
-from spikedet.detection.settings import TUNING
 from spikedet.settings import EndToEnd
 from spikedet.task import Samples
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.formats import read_boxes
+from spikedet.detection.defaults import PROTOCOL
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.measure import measure
 from spikedet.detection.model import (
@@ -25,7 +26,6 @@ from spikedet.detection.model import (
     read_description,
 )
 from spikedet.detection.samples import BoxSamples
-from spikedet.detection.settings import PROTOCOL
 from spikedet.graph.graph import Graph
 from spikedet.pictures import from_loader
 from spikedet.settings import EndToEnd

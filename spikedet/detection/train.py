@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from spikedet.detection.data import Sample
+from spikedet.detection.defaults import MOST
 from spikedet.detection.model import Detector, GraphDetector
 from spikedet.detection.parts import Parts
-from spikedet.detection.settings import MOST
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.files import naming, write_atomic

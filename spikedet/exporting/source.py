@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import spikedet
-from spikedet import networks, tasks
+from spikedet import networks, task_registry
 from spikedet.checkpoint import Checkpoint, load
 from spikedet.counts import expect_counts
 from spikedet.errors import UsageError
@@ -87,7 +87,7 @@ class Source:
             network = restore(checkpoint)
             about = {"task": TASK, "names": [], "input": {"shape": _shape(network.graph)}}
             return cls._of_graph(network.graph, "snn", checkpoint.T, T, about, path)
-        task = tasks.of(checkpoint)
+        task = task_registry.of(checkpoint)
         checkpoint = networks.current(task, checkpoint)
         graph = networks.graph_of(task, checkpoint)
         about = _about(checkpoint, graph)

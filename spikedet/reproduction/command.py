@@ -109,6 +109,7 @@ class Options(shared.Measured):
         group="detectors",
     )
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     half: bool = shared.half(False)
 
 
@@ -118,12 +119,12 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
     Raises:
         UsageError: The checkpoints are not of one task, or not of that of the name.
     """
-    from spikedet import checkpoint, tasks
+    from spikedet import checkpoint, task_registry
     from spikedet.networks import expect_stage
 
     there = [task for task, names in NAMES.items() if name in names]
     if not models and len(there) > 1:
-        return tasks.of_data(folders)
+        return task_registry.of_data(folders)
     for path in models:
         made = checkpoint.load(path)
         expect_stage(made, "float")
@@ -134,6 +135,7 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
 
 
 def run(options: Options) -> None:
+    shared.expect_half(options)
     models = options.model or []
     task = task_of(options.name, models, options.data)
     make = {"detection": detection.make, "classification": classification.make}[task]

@@ -157,7 +157,7 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     """A line of the CSV file `name`."""
     method = cell.method if cell.end_to_end else LAYER_WISE
     line: dict[str, Any] = {"method": method, "T": cell.T or ""}
-    line["weights_for_T"] = cell.made_for or ""
+    line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
     line["calibration_pictures"] = row["calibration_pictures"]
     line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
     printed = None if cell.T is None else TABLE_10.get((cell.method, cell.T))
@@ -234,12 +234,13 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
         weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
-        detector = Predictor(weights, own, options.device, options.half)
+        half = options.half if options.half or options.engine == "torch" else None
+        detector = Predictor(weights, own, options.device, half, options.engine)
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
-            {"method": method, "T": f.T, "weights_for_T": own, "objects": len(f),
-             "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+            {"method": method, "T": f.T, "weights_for_T": own, "engine": detector.engine,
+             "objects": len(f), "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
             for f in steps
         ]  # fmt: skip
     write_csv(options.out / "figure8.csv", lines)

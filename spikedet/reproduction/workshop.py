@@ -235,17 +235,25 @@ class Workshop:
         return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What spikedet evaluate measures of a row; without `make` None where it did not yet."""
+        """What spikedet evaluate measures of a row; without `make` None where it did not yet.
+
+        Rows of each engine are kept in files of their own; a row that names none is torch's.
+        """
         steps = cell.steps or (cell.T,)
-        path = self.place(cell, "-half" if self.options.half else "")
+        spiking = cell.method not in (*SOURCES, "quantised")
+        engine = self.options.engine if spiking and not self.options.half else "torch"
+        other = "" if engine == "torch" else f"-{engine}"
+        path = self.place(cell, "-half" if self.options.half else other)
         rows = {row["T"]: row for row in self.read(path, cell) or []}
         if cell.T not in rows and make:
             words: list[Any] = ["--half"] if self.options.half else []
-            if cell.method not in (*SOURCES, "quantised"):
+            words += ["--engine", engine] if other else []
+            if spiking:
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
             self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
-        return rows.get(cell.T)
+        found = rows.get(cell.T)
+        return None if found is None else {"engine": "torch", **found}
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet energy counts of a row; without `make` None where it did not yet."""
@@ -289,11 +297,11 @@ class Workshop:
 
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
-        from spikedet import checkpoint, tasks
+        from spikedet import checkpoint, task_registry
         from spikedet.task import Source
 
         if limit not in self._pictures:
-            task, names = tasks.named(self.task), checkpoint.load(self.model).names
+            task, names = task_registry.named(self.task), checkpoint.load(self.model).names
             samples = task.read(Source(self.data, self.options.split, limit, names))
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]

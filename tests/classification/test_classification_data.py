@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from spikedet import tasks
+from spikedet import task_registry
 from spikedet.classification import data, transforms
 from spikedet.commands import prepare, shared
 from spikedet.commands.main import parsed
@@ -424,20 +424,20 @@ def test_the_task_of_data_folders(tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed/cifar-100-python.tar.gz").touch()
     folders = ("cifar10", "cifar10/cifar-10-batches-py", "packed", "folders", "VOCdevkit")
-    found = [tasks.of_data([tmp_path / name]) for name in folders]
+    found = [task_registry.of_data([tmp_path / name]) for name in folders]
     assert found == ["classification"] * 4 + ["detection"]
 
 
 def test_data_of_another_task_are_refused(tmp_path):
     for name in ("folders/train", "VOCdevkit/VOC2007", "neither/pictures"):
         (tmp_path / name).mkdir(parents=True)
-    detection, classification = map(tasks.named, ("detection", "classification"))
+    detection, classification = map(task_registry.named, ("detection", "classification"))
     with pytest.raises(DataError, match="folders: pictures for classification; the network is for"):
-        tasks.expect_data(detection, [tmp_path / "VOCdevkit", tmp_path / "folders"])
+        task_registry.expect_data(detection, [tmp_path / "VOCdevkit", tmp_path / "folders"])
     with pytest.raises(DataError, match="VOCdevkit: pictures for detection; the network is for c"):
-        tasks.expect_data(classification, [tmp_path / "VOCdevkit"])
+        task_registry.expect_data(classification, [tmp_path / "VOCdevkit"])
     for task in (detection, classification):  # which each reader has its own words for
-        tasks.expect_data(task, [tmp_path / "neither"])
+        task_registry.expect_data(task, [tmp_path / "neither"])
 
 
 def test_a_test_is_on_val_where_there_is_no_test(tmp_path):

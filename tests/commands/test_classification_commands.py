@@ -17,9 +17,9 @@ from spikedet.checkpoint import Checkpoint
 from spikedet.classification import data
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples
+from spikedet.classification.defaults import EndToEnd, LayerWise
 from spikedet.classification.distillation import divergence
 from spikedet.classification.predict import Classifier
-from spikedet.classification.settings import EndToEnd, LayerWise
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import analyze
 from spikedet.commands.main import parsed

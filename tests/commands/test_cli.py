@@ -20,7 +20,7 @@ from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from spikedet.settings import option
-from spikedet.tasks import SETTINGS
+from spikedet.task_registry import SETTINGS
 from support.commands import run_as_command
 from support.places import ROOT
 

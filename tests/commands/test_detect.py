@@ -26,7 +26,9 @@ class Detector:
 
     names = ("cat", "dog")
 
-    def __init__(self, weights, T, device, half):
+    why_engine = "torch: no network at all"
+
+    def __init__(self, weights, T, device, half, engine):
         self.weights, self.T = Path(weights), T or 8
 
     def __call__(self, picture, T=None, conf=0.25, iou=0.6):

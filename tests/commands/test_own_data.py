@@ -100,12 +100,12 @@ def test_classification(tmp_path, monkeypatch, capsys):
 
 
 def test_cifar_is_said(tmp_path, monkeypatch, capsys):
-    from spikedet import tasks
+    from spikedet import task_registry
     from spikedet.commands import shared
 
     add_cifar(tmp_path / "cifar10", monkeypatch)
     args = parsed("evaluate", ["--data", "cifar10"])
-    task = tasks.named("classification")
+    task = task_registry.named("classification")
     samples = shared.read(args, task, shared.split(args, task.name, test=True))
     assert samples.labels == [2, 0, 1]
     told = "cifar10: CIFAR, 3 pictures of test, 3 classes: plane, car, bird\n"

@@ -8,7 +8,7 @@ from spikedet.data.cache import read_each
 from spikedet.data.formats import voc
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
-from spikedet.detection.settings import TUNING
+from spikedet.detection.defaults import TUNING
 from spikedet.errors import DataError
 from support.devkits import add, annotation
 from support.places import ROOT

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from spikedet import tasks
+from spikedet import task_registry
 from spikedet.commands import shared
 from spikedet.commands.main import parsed
 from spikedet.data import formats
@@ -21,8 +21,8 @@ from spikedet.data.samples import Sample
 from spikedet.data.sizes import turned
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import split_off_tuning
+from spikedet.detection.defaults import TUNING
 from spikedet.detection.evaluate import average_precision
-from spikedet.detection.settings import TUNING
 from spikedet.errors import DataError, UsageError
 from spikedet.pictures import TURNS, read_picture
 from support.devkits import add, annotation
@@ -106,7 +106,7 @@ def test_what_is_there_says_the_format(tmp_path):
         for path in paths:
             assert recognise(path).name == name, path
             wanted = "classification" if name in ("class folders", "CIFAR") else "detection"
-            assert tasks.of_data([path]) == wanted
+            assert task_registry.of_data([path]) == wanted
     (tmp_path / "nothing").mkdir()
     assert recognise(tmp_path / "nothing") is None and recognise(tmp_path / "gone") is None
 
@@ -216,7 +216,7 @@ def test_names_that_are_not_those_of_the_weights_are_refused(tmp_path):
     write_yolo(tmp_path / "yolo")
     words = ["--data", str(tmp_path / "yolo"), "--names", *NAMES]
     args = parsed("evaluate", words)
-    task = tasks.named("detection")
+    task = task_registry.named("detection")
     assert len(shared.read(args, task, "val", names=NAMES)) == 4
     with pytest.raises(UsageError, match="--names circle, square, triangle: the weights know a, b"):
         shared.read(args, task, "val", names=("a", "b"))
@@ -227,7 +227,7 @@ def test_options_of_detectors_are_refused_for_classifiers(tmp_path):
     for words in (["--names", "a"], ["--images", "b"]):
         args = parsed("evaluate", ["--data", str(tmp_path), *words])
         with pytest.raises(UsageError, match=f"{words[0]} is no option of classification"):
-            shared.read(args, tasks.named("classification"), "test")
+            shared.read(args, task_registry.named("classification"), "test")
 
 
 # ---------------------------------------------------------------------- VOC
@@ -619,7 +619,7 @@ def test_pictures_elsewhere_are_named_on_the_command_line(tmp_path, capsys):
     path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
     (tmp_path / "coco/val").rename(tmp_path / "elsewhere")
     words = ["--data", str(path), "--images", str(tmp_path / "elsewhere")]
-    args, task = parsed("evaluate", words), tasks.named("detection")
+    args, task = parsed("evaluate", words), task_registry.named("detection")
     assert len(shared.read(args, task, shared.split(args, task.name, test=True))) == 4
     told = "COCO annotations, 4 pictures of val, 3 classes: circle, square, triangle\n"
     assert capsys.readouterr().err == f"{path}: {told}"
@@ -630,7 +630,7 @@ def test_folders_of_pictures_that_would_be_ignored_are_refused(tmp_path):
     words = ["--data", str(tmp_path / "yolo"), "--images", str(tmp_path)]
     args = parsed("evaluate", words)
     with pytest.raises(UsageError, match="--images: the pictures of YOLO labels are where they"):
-        shared.read(args, tasks.named("detection"), "val")
+        shared.read(args, task_registry.named("detection"), "val")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "../" * 3000, ""])

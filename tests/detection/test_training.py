@@ -22,8 +22,8 @@ from spikedet.conversion import distill as distillation
 from spikedet.conversion.stored import Stored
 from spikedet.detection import loader, model
 from spikedet.detection.data import read_voc
+from spikedet.detection.defaults import Settings
 from spikedet.detection.samples import BoxSamples
-from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.graph.time import readouts

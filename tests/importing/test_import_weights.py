@@ -8,7 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from spikedet import checkpoint, tasks
+from spikedet import checkpoint, task_registry
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
 from spikedet.detection import model
@@ -42,7 +42,7 @@ def test_torchvision_weights_compute_the_same(resnet, tmp_path, kind):
     assert (made.stage, made.task, made.names) == ("float", "classification", ("a", "b", "c"))
     pictures = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        found = tasks.of(made).restore(made)(pictures)
+        found = task_registry.of(made).restore(made)(pictures)
         assert torch.allclose(found, resnet(pictures), atol=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_auxiliary_heads_are_left_out_with_a_word(tmp_path, capsys, monkeypatch)
     network = torchvision.models.googlenet(num_classes=3, init_weights=False)
     torch.save(network.state_dict(), tmp_path / "state.pth")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    task = tasks.named("classification")
+    task = task_registry.named("classification")
     monkeypatch.setattr(type(task), "expect_convertible", lambda *_: None)  # tested elsewhere
     made = imported(tmp_path, model="torchvision:googlenet", imgsz=None)
     assert "left out: 20 tensors of auxiliary heads" in capsys.readouterr().out

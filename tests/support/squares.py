@@ -14,8 +14,8 @@ from spikedet.commands.main import parsed
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc
+from spikedet.detection.defaults import Settings
 from spikedet.detection.samples import BoxSamples
-from spikedet.detection.settings import Settings
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
 from spikedet.methods import METHODS

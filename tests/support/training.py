@@ -7,7 +7,7 @@ from torch import nn
 from spikedet.checkpoint import Checkpoint
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples
-from spikedet.classification.settings import Settings
+from spikedet.classification.defaults import Settings
 from spikedet.neurons.quantize import QuantClip
 from spikedet.task import Run
 

@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from spikedet import resources
-from spikedet.classification import settings as classification
+from spikedet.classification import defaults as classification
 from spikedet.data.formats import recognise
-from spikedet.detection import settings as detection
+from spikedet.detection import defaults as detection
 from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.files import read_yaml
 
