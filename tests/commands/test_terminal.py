@@ -208,7 +208,7 @@ def test_a_head_gives_way_to_the_result():
 
 def test_the_page_of_json_names_the_fields_that_there_are():
     """What every result has, and the columns of each task."""
-    from spikedet.tasks import SETTINGS, named
+    from spikedet.task_registry import SETTINGS, named
 
     page = (ROOT / "docs/json.md").read_text()
     fields = set(re.findall(r"`(\w+)`", page))
