@@ -8,7 +8,9 @@ import pytest
 
 from support.places import ROOT
 
-FETCHED = re.compile(r"""<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
+FETCHED = re.compile(
+    r"""<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//"""
+)
 
 
 def test_every_page_is_in_the_navigation():
