@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import re
 
 import pytest
 import torch
@@ -59,3 +60,30 @@ def test_an_example_runs(name, lines, around, tmp_path, monkeypatch):
             exec(compile(line.source, name, "single"), test.globs)
         return
     assert runner.run(test).failed == 0
+
+
+def texts():
+    """Every text of the package, what is put into it as `\\0`."""
+    for path in (ROOT / "spikedet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant)
+                              else "\0" for part in node.values)  # fmt: skip
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def pattern(message):
+    """What a message of the page stands for: capitals, 'X' and `...` are anything."""
+    words = re.split(r"'X'|\.\.\.|\b[A-Z]+\b(?!-)", message)
+    return ".*".join(re.escape(word.strip()) for word in words if word.strip())
+
+
+def test_the_messages_of_the_page_are_those_of_the_package():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    messages = [re.search(r"`([^`]+)`", row)[1] for row in rows]
+    assert len(messages) > 45
+    said = "\n".join(each.replace("\n", " ") for each in texts())
+    missing = [each for each in messages if not re.search(pattern(each), said)]
+    assert not missing, missing
