@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
@@ -60,3 +60,4 @@ def run(options: Options) -> None:
     origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
     about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
     FineTuning(*about).run(options.out, options.resume)
+    plotting.training(options.out, train, tune, shared.split(options, task.name), options.T)
