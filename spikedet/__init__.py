@@ -83,13 +83,13 @@ def load(
     """
     from pathlib import Path
 
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load as load_checkpoint
     from spikedet.counts import expect_counts
     from spikedet.released import default_weights
 
     expect_counts(T=T)
     path = Path(path) if path else default_weights(T, task)
-    made = checkpoint.load(path)
+    made = load_checkpoint(path)
     if made.task == "none":
         from spikedet.precision import present_device
         from spikedet.runtime.choose import choose_engine

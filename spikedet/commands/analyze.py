@@ -62,18 +62,19 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load as load_checkpoint
     from spikedet.networks import expect_same_network, expect_stage
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
         weights, *there = shipped(options.T, task_registry.of_data(options.data))
         others = [given or found for given, found in zip(others, there, strict=True)]
-    spiking = checkpoint.load(weights)
+    spiking = load_checkpoint(weights)
     expect_stage(spiking, "snn")
     found: list[Checkpoint | None] = []
     for path, stage in zip(others, ("qc", "float"), strict=True):
-        made = None if path is None else checkpoint.load(path)
+        made = None if path is None else load_checkpoint(path)
         if made is not None and path is not None:
             expect_stage(made, stage)
             expect_same_network(path, made, weights, spiking)

@@ -29,7 +29,8 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256
     from spikedet.errors import UsageError, WeightsError
     from spikedet.networks import expect_same_network, expect_stage
     from spikedet.stages.pipeline import RECORD
@@ -37,7 +38,7 @@ def run(options: Options) -> None:
     expect_new(options.out)
     if len(options.weights) < 2:
         raise UsageError("--weights: expected two checkpoints or more")
-    found = [checkpoint.load(path) for path in options.weights]
+    found = [load(path) for path in options.weights]
     found = [networks.current(task_registry.of(made), made) for made in found]
     first = found[0]
     shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
@@ -54,7 +55,7 @@ def run(options: Options) -> None:
         name: torch.stack([made.tensors[name].float() for made in found]).mean(0) for name in shapes
     }
     kept = {name: first.origin[name] for name in RECORD if name in first.origin}
-    parents = [checkpoint.sha256(path) for path in options.weights]
+    parents = [sha256(path) for path in options.weights]
     first.origin = {**kept, "command": command_line(), "parents": parents}
-    checkpoint.save(first, options.out)
+    save(first, options.out)
     print(f"{options.out}: mean of {len(found)}, T={first.T}")

@@ -49,7 +49,8 @@ class Options(StageTwoOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load, sha256
     from spikedet.errors import TrainingError, UsageError
     from spikedet.networks import current, expect_stage
     from spikedet.stages.pipeline import Calibration, begun_with
@@ -57,7 +58,7 @@ def run(options: Options) -> None:
     out = options.out
     if is_made(out, options.resume):
         return
-    made = checkpoint.load(options.weights)
+    made = load(options.weights)
     expect_stage(made, "qc", "snn")
     if options.resume and not begun_with(out).is_file():
         raise TrainingError(f"{out}: no end-to-end pass to resume here; run without --resume")
@@ -74,8 +75,8 @@ def run(options: Options) -> None:
     made = current(task, made)
     made = replace(made, T=options.T or made.T)
     train, tune = shared.samples(options, task, made.names)
-    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
+    origin = {"command": command_line(), "parent": sha256(options.weights)}
+    teacher = load(options.teacher) if options.teacher else None
     planned = plan(options, task.name, options.seed)
     about = (task, made, train, tune, planned, out, origin, teacher)
     where = (torch_device(options.device), options.resume, Shown(made.time_steps))

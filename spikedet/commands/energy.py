@@ -128,11 +128,11 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
     """Multiply-accumulates of the float network of spiking weights, for one picture."""
     import torch
 
-    from spikedet import checkpoint
     from spikedet.analysis.operations import multiply_accumulates
+    from spikedet.checkpoint import load
     from spikedet.networks import expect_same_network, expect_stage, restore
 
-    reference = checkpoint.load(path)
+    reference = load(path)
     expect_stage(reference, "float")
     expect_same_network(path, reference, spiking, made)
     network = restore(task, reference).network
@@ -141,22 +141,23 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
     from spikedet.analysis.operations import measure_cost
+    from spikedet.checkpoint import identity, load
     from spikedet.files import write_atomic
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
     expect_writable(options.json)
     path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
-    made = checkpoint.load(path)
+    made = load(path)
     expect_stage(made, "snn")
     T = options.T or made.time_steps
     task = task_registry.of(made)
     reference = float_multiplies(task, options.reference, path, made) if options.reference else None
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, made.names)
-    digest, data = checkpoint.identity(path), samples.fingerprint()
+    digest, data = identity(path), samples.fingerprint()
     warn_of_training_pictures(task, samples, {digest})
     pictures = samples.pictures(made, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)

@@ -70,7 +70,8 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import identity, load
     from spikedet.released import all_released, default_weights
 
     task = task_registry.of_data(options.data)
@@ -81,7 +82,7 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     else:
         wanted: Sequence[int | None] = options.T or [None]
         files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
-    loaded = [(checkpoint.load(path), checkpoint.identity(path), steps) for path, steps in files]
+    loaded = [(load(path), identity(path), steps) for path, steps in files]
     if options.T and options.compare:
         there = sorted({made.T for made, *_ in loaded if made.T})
         if not set(options.T) <= set(there):

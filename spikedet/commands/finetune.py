@@ -42,10 +42,11 @@ class Options(StageOneOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load, sha256
     from spikedet.stages.stage_one import FineTuning
 
-    made = checkpoint.load(options.weights)
+    made = load(options.weights)
     task = task_registry.of(made)
     stage_one = stage_one_options(options, task.name, options.qcfs)
     if made.stage == "qc" and options.teacher is None:
@@ -56,7 +57,7 @@ def run(options: Options) -> None:
     folded = stage_one.fold_first or made.stage == "qc"
     settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
     train, tune = shared.samples(options, task, made.names)
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
-    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    teacher = load(options.teacher) if options.teacher else None
+    origin = {"command": command_line(), "parent": sha256(options.weights)}
     about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
     FineTuning(*about).run(options.out, options.resume)

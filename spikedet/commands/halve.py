@@ -25,12 +25,13 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256
 
     expect_new(options.out)
-    made = checkpoint.load(options.weights)
+    made = load(options.weights)
     made = networks.current(task_registry.of(made), made)
-    made.origin["in_full"] = checkpoint.sha256(options.weights)
-    checkpoint.save(made, options.out, half=True)
+    made.origin["in_full"] = sha256(options.weights)
+    save(made, options.out, half=True)
     sizes = (path.stat().st_size / 1e6 for path in (options.weights, options.out))
     print(f"{options.out}: {' -> '.join(f'{size:.1f}' for size in sizes)} MB")

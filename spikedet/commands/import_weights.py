@@ -49,7 +49,8 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import Checkpoint, save, sha256
     from spikedet.errors import DataError, UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
@@ -89,11 +90,11 @@ def run(options: Options) -> None:
     if trained is not None:
         ultralytics_checkpoint.expect_same_layers(trained, network, options.state)
     expect_convertible(task, description, len(names), imgsz)
-    origin = {"command": command_line(), "state": checkpoint.sha256(options.state)}
-    made = checkpoint.Checkpoint(
+    origin = {"command": command_line(), "state": sha256(options.state)}
+    made = Checkpoint(
         "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
-    checkpoint.save(float_checkpoint(task, made, network), options.out)
+    save(float_checkpoint(task, made, network), options.out)
     if left:
         print(f"left out: {len(left)} tensors of auxiliary heads, which help training only")
     print(f"{options.out}: {task.name}, {len(names)} classes, {imgsz} pixels")

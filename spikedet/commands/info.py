@@ -36,11 +36,11 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load
     from spikedet.files import write_atomic
 
     expect_writable(options.json)
-    made = checkpoint.load(options.weights)
+    made = load(options.weights)
     told = facts(made, options.weights)
     for name, value in told.items():
         if value not in (None, [], {}):
@@ -56,13 +56,13 @@ def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
         made: The checkpoint.
         path: Its file.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import sha256, stored_in_half
 
     graph = graph_of(made)
     thresholds = thresholds_of(made)
     weights = [t for t in made.tensors.values() if t.is_floating_point()]
     sizes = f"{path.stat().st_size / 1e6:.1f} MB"
-    halved = " (matrices in half precision)" if checkpoint.stored_in_half(path) else ""
+    halved = " (matrices in half precision)" if stored_in_half(path) else ""
     told: dict[str, Any] = {
         "file": str(path),
         "task": made.task,
@@ -75,7 +75,7 @@ def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
         "size": sizes + halved,
         "layers": len(graph) if graph is not None else None,
         "classes": list(made.names),
-        "sha256": checkpoint.sha256(path),
+        "sha256": sha256(path),
         "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
     }
     if made.stage == "snn" and graph is not None:

@@ -25,15 +25,16 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256, stored_in_half
     from spikedet.errors import WeightsError
 
     expect_new(options.out)
-    made = checkpoint.load(options.weights)
+    made = load(options.weights)
     if made.graph is not None:
         raise WeightsError(f"{options.weights}: of the form of today already")
-    made.origin["upgraded_from"] = checkpoint.sha256(options.weights)
+    made.origin["upgraded_from"] = sha256(options.weights)
     made = networks.current(task_registry.of(made), made)
-    checkpoint.save(made, options.out, half=checkpoint.stored_in_half(options.weights))
+    save(made, options.out, half=stored_in_half(options.weights))
     assert made.graph is not None
     print(f"{options.out}: {made.stage}, {len(made.graph['nodes'])} nodes")

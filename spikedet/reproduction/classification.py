@@ -58,17 +58,17 @@ def make(options: Any, models: list[Path]) -> None:
 
 def given(options: Any, models: list[Path]) -> list[Network]:
     """The networks of these float checkpoints; that of the released classifier without any."""
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity, load
     from spikedet.released import released
 
     shipped = None if models else released("float", task="classification")
     found: list[Network] = []
     for path in models or ([shipped] if shipped else []):
-        made = checkpoint.load(path)
+        made = load(path)
         name, dataset = described(made)
         place = dataset.replace(" ", "-")
         leaky = made.model.get("activation") == "leaky"
-        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.identity(path)[:8]}"
+        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{identity(path)[:8]}"
         shop = Workshop(
             options,
             options.out / folder.lower(),

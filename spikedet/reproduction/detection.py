@@ -73,7 +73,7 @@ def make(options: Any, models: list[Path]) -> None:
     Raises:
         UsageError: More than one float checkpoint.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity
 
     if len(models) > 1:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
@@ -91,7 +91,7 @@ def make(options: Any, models: list[Path]) -> None:
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
     assert source is not None  # it comes with the package
-    folder = options.out / f"detector-{checkpoint.identity(source)[:8]}"
+    folder = options.out / f"detector-{identity(source)[:8]}"
     shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "figure8":
         steps_of_one_picture(options, shop)

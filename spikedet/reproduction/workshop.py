@@ -288,11 +288,12 @@ class Workshop:
 
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
-        from spikedet import checkpoint, task_registry
+        from spikedet import task_registry
+        from spikedet.checkpoint import load
         from spikedet.task import Source
 
         if limit not in self._pictures:
-            task, names = task_registry.named(self.task), checkpoint.load(self.model).names
+            task, names = task_registry.named(self.task), load(self.model).names
             samples = task.read(Source(self.data, self.options.split, limit, names))
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]

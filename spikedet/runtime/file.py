@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
+from spikedet.checkpoint import save as save_checkpoint
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT
 from spikedet.runtime.network import SpikingNetwork
@@ -38,16 +39,16 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
         )
     about = {"stage": "snn", "task": TASK, "model": {}, "names": (), "T": network.T}
     side = max(network.graph.shapes[INPUT][1:])
-    made = checkpoint.of_graph(network.graph, imgsz=side, origin=dict(network.origin), **about)
-    checkpoint.save(made, Path(path), half=half)
+    made = of_graph(network.graph, imgsz=side, origin=dict(network.origin), **about)
+    save_checkpoint(made, Path(path), half=half)
 
 
-def restore(made: checkpoint.Checkpoint) -> SpikingNetwork:
+def restore(made: Checkpoint) -> SpikingNetwork:
     """The spiking network of a checkpoint.
 
     Raises:
         WeightsError: Damaged.
     """
-    network = SpikingNetwork(checkpoint.restore_graph(made), made.time_steps)
+    network = SpikingNetwork(restore_graph(made), made.time_steps)
     network.origin = dict(made.origin)
     return network

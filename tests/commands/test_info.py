@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load, sha256
 from spikedet.released import released
 from support.commands import command
 
@@ -20,7 +20,7 @@ def told(monkeypatch, tmp_path, path):
 
 
 def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
-    found, made = told(monkeypatch, tmp_path, SPIKING), checkpoint.load(SPIKING)
+    found, made = told(monkeypatch, tmp_path, SPIKING), load(SPIKING)
     thresholds = [t for name, t in made.tensors.items() if name.endswith("threshold")]
     assert found["stage"] == "spiking" and found["T"] == 4 and found["task"] == "classification"
     assert found["network"].startswith("resnet20") and found["classes"] == list(made.names)
@@ -31,7 +31,7 @@ def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
     }
     floats = [t for t in made.tensors.values() if t.is_floating_point()]
     assert found["parameters"] == sum(t.numel() for t in floats)
-    assert found["sha256"] == checkpoint.sha256(SPIKING) and found["engines"]["torch"]
+    assert found["sha256"] == sha256(SPIKING) and found["engines"]["torch"]
     shown = " ".join(capsys.readouterr().out.split())
     assert f"T 4 thresholds {found['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
