@@ -89,17 +89,17 @@ def load(
 
     expect_counts(T=T)
     path = Path(path) if path else default_weights(T, task)
-    made = load_checkpoint(path)
-    if made.task == "none":
+    checkpoint = load_checkpoint(path)
+    if checkpoint.task == "none":
         from spikedet.precision import present_device
         from spikedet.runtime.choose import choose_engine
         from spikedet.runtime.file import restore
 
-        network = restore(made).to(present_device(device))
+        network = restore(checkpoint).to(present_device(device))
         network.T = network.T if T is None else T
         network.use_engine(engine) if half is None else choose_engine(network, engine, half)
         return network
-    if made.task == "classification":
+    if checkpoint.task == "classification":
         from spikedet.classification.predict import Classifier
 
         return Classifier(path, T, device, half, engine)

@@ -31,13 +31,13 @@ from spikedet.training import (
     expect_growth,
     expect_possible,
     growing_side,
-    held,
     is_complete,
     load_state,
     own_run,
     parameter_groups,
     resized,
     restore_optimizer,
+    resumable,
     save_state,
     seed_epoch,
 )
@@ -106,7 +106,7 @@ def train(network: nn.Module, run: Run) -> None:
                 run.write(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
-            state["settings"] = held(settings)
+            state["settings"] = resumable(settings)
             save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
 
 

@@ -35,8 +35,8 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
 def nearest(text: str, words: Sequence[str]) -> str:
     """A question after the word that was meant, or nothing."""
     known = {word.lower(): word for word in words}
-    found = difflib.get_close_matches(text.lower(), known, 1)
-    return f" (did you mean {known[found[0]]}?)" if found else ""
+    matches = difflib.get_close_matches(text.lower(), known, 1)
+    return f" (did you mean {known[matches[0]]}?)" if matches else ""
 
 
 def expect_new(path: Path) -> None:

@@ -63,7 +63,7 @@ def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
         sum(each.values(), torch.zeros(())) for each in (cost.accumulates, cost.multiplies)
     )
     float_pj = energy(0, reference, options.pj_ac, options.pj_mac)
-    found: dict[str, Any] = {
+    totals: dict[str, Any] = {
         "accumulates": statistics(accumulates),
         "multiply_accumulates": statistics(multiplies),
         "float": {"multiply_accumulates": reference, "pJ": float_pj},
@@ -71,8 +71,8 @@ def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
     prices = {"ours": options.pj_mac, "paper": options.pj_ac}
     for name, price in prices.items():
         spent = torch.as_tensor(energy(accumulates, multiplies, options.pj_ac, price))
-        found[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
-    return found
+        totals[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
+    return totals
 
 
 def by_layer(cost: Cost) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{words:8} T={result['T']:<4} {energy} {unit}, {ratio} % of float")
 
 
-def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) -> int:
+def float_multiplies(task: Task, path: Path, spiking: Path, checkpoint: Checkpoint) -> int:
     """Multiply-accumulates of the float network of spiking weights, for one picture."""
     import torch
 
@@ -134,9 +134,9 @@ def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) ->
 
     reference = load(path)
     expect_stage(reference, "float")
-    expect_same_network(path, reference, spiking, made)
+    expect_same_network(path, reference, spiking, checkpoint)
     network = restore(task, reference).network
-    picture = torch.zeros(1, 3, made.imgsz, made.imgsz)
+    picture = torch.zeros(1, 3, checkpoint.imgsz, checkpoint.imgsz)
     return sum(multiply_accumulates(network, picture).values())
 
 
@@ -150,29 +150,32 @@ def run(options: Options) -> None:
 
     expect_writable(options.json)
     path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
-    made = load(path)
-    expect_stage(made, "snn")
-    T = options.T or made.time_steps
-    task = task_registry.of(made)
-    reference = float_multiplies(task, options.reference, path, made) if options.reference else None
+    checkpoint = load(path)
+    expect_stage(checkpoint, "snn")
+    T = options.T or checkpoint.time_steps
+    task = task_registry.of(checkpoint)
+    reference = None
+    if options.reference:
+        reference = float_multiplies(task, options.reference, path, checkpoint)
     split = shared.split(options, task.name, test=True)
-    samples = shared.read(options, task, split, options.limit, made.names)
+    samples = shared.read(options, task, split, options.limit, checkpoint.names)
     digest, data = identity(path), samples.fingerprint()
     warn_of_training_pictures(task, samples, {digest})
-    pictures = samples.pictures(made, options.batch)
+    pictures = samples.pictures(checkpoint, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
-    network = restore(task, made).to(options.device).network
+    network = restore(task, checkpoint).to(options.device).network
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
-    result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
-    result |= {"weights_sha256": digest, "weights_T": made.T, "data": data}
+    result: dict[str, Any] = {"T": T, "images": len(samples), "split": split}
+    result["imgsz"] = checkpoint.imgsz
+    result |= {"weights_sha256": digest, "weights_T": checkpoint.T, "data": data}
     result |= {
         "pj_ac": options.pj_ac,
         "pj_mac": options.pj_mac,
         "spike_rate": statistics(cost.rate()),
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
-    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels")
+    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {checkpoint.imgsz} pixels")
     show(result)
     if options.json:
         write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())

@@ -84,11 +84,11 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
         files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
     loaded = [(load(path), identity(path), steps) for path, steps in files]
     if options.T and options.compare:
-        there = sorted({made.T for made, *_ in loaded if made.T})
+        there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
         if not set(options.T) <= set(there):
             raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
-    elif options.T and all(made.stage != "snn" for made, *_ in loaded):
+    elif options.T and all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
         raise UsageError("--T: only spiking weights run with it, and there are none among these")
     return loaded
 
@@ -108,34 +108,35 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     from spikedet.stages import stage_one, stage_two
 
     loaded = chosen(options)
-    kinds = sorted({made.task for made, *_ in loaded})
+    kinds = sorted({checkpoint.task for checkpoint, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
     task = task_registry.named(kinds[0])
-    if len({made.names for made, *_ in loaded}) > 1:
+    if len({checkpoint.names for checkpoint, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
-    if options.compare and all(made.stage == "snn" for made, *_ in loaded):
+    stages = {checkpoint.stage for checkpoint, *_ in loaded}
+    if options.compare and stages == {"snn"}:
         raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
-    floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
-    copies = options.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
+    floats = [(source, digest) for source, digest, _ in loaded if source.stage == "float"]
+    copies = options.compare and {"float", "qc"} <= stages
     samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
-    found: list[tuple[str, Checkpoint, str, list[int] | None]] = []
-    for made, digest, wanted in loaded:
-        steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
-        if samples is not None and made.stage == "qc":
-            for origin, origin_digest in floats:
-                plain = stage_one.untuned(task, origin, samples, made.time_steps)
+    rows: list[tuple[str, Checkpoint, str, list[int] | None]] = []
+    for checkpoint, digest, wanted in loaded:
+        steps = sorted(set(wanted)) if wanted and checkpoint.stage == "snn" else None
+        if samples is not None and checkpoint.stage == "qc":
+            for source, source_digest in floats:
+                plain = stage_one.untuned(task, source, samples, checkpoint.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
-                found.append(("copied weights", copied, origin_digest, None))
-        found.append((label(made.stage, made.origin), made, digest, steps))
-        if options.compare and made.stage == "qc":
-            alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
-            found.append(("stage I alone", alone, digest, None))
-    if "copied weights" not in {method for method, *_ in found}:
+                rows.append(("copied weights", copied, source_digest, None))
+        rows.append((label(checkpoint.stage, checkpoint.origin), checkpoint, digest, steps))
+        if options.compare and checkpoint.stage == "qc":
+            alone = spiking_checkpoint(checkpoint, stage_two.copied(task, checkpoint), {})
+            rows.append(("stage I alone", alone, digest, None))
+    if "copied weights" not in {method for method, *_ in rows}:
         refuse(options, ["threshold_split"], "no row of copied weights; it needs --compare")
-    return found
+    return rows
 
 
 def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
@@ -170,25 +171,27 @@ def run(options: Options) -> None:
     print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
     titles = "".join(f"{name:>11}" for name in task.columns)
     print(f"{'':20}{'T':>5} {titles}  spike rate")
-    for method, made, digest, steps in planned:
-        runner = restore(task, made, options.half).to(options.device)
-        longest = steps[-1] if steps else made.T
+    for method, checkpoint, digest, steps in planned:
+        runner = restore(task, checkpoint, options.half).to(options.device)
+        longest = steps[-1] if steps else checkpoint.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
-            how = {"batch": options.batch or task.batch, "on_batch": advance, **areas}
-            measured = task.measure(runner, samples, steps=steps, **how)
-        times: Sequence[int | None] = steps or [made.T]
+            batch = options.batch or task.batch
+            measured = task.measure(
+                runner, samples, steps=steps, batch=batch, on_batch=advance, **areas
+            )
+        times: Sequence[int | None] = steps or [checkpoint.T]
         for T, (values, rate) in zip(times, measured, strict=True):
             per_class = values.pop("per_class", None)
-            entry = {"stage": made.stage, "method": method, "T": T, **values}
+            entry = {"stage": checkpoint.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
             entry |= {"images": len(samples), "spike_rate": rate}
             entry |= {"weights_sha256": digest, "data": data, **areas}
-            entry["calibration_pictures"] = made.origin.get("calibration_pictures")
+            entry["calibration_pictures"] = checkpoint.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
             entries.append(entry)

@@ -40,63 +40,64 @@ def run(options: Options) -> None:
     from spikedet.files import write_atomic
 
     expect_writable(options.json)
-    made = load(options.weights)
-    told = facts(made, options.weights)
-    for name, value in told.items():
+    checkpoint = load(options.weights)
+    entries = facts(checkpoint, options.weights)
+    for name, value in entries.items():
         if value not in (None, [], {}):
             print(f"{name.replace('_', ' '):14}{text(value)}")
     if options.json:
-        write_atomic(options.json, (json.dumps(told, indent=2, default=str) + "\n").encode())
+        write_atomic(options.json, (json.dumps(entries, indent=2, default=str) + "\n").encode())
 
 
-def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
+def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """What there is to say about a checkpoint, by name.
 
     Args:
-        made: The checkpoint.
+        checkpoint: The checkpoint.
         path: Its file.
     """
     from spikedet.checkpoint import sha256, stored_in_half
 
-    graph = graph_of(made)
-    thresholds = thresholds_of(made)
-    weights = [t for t in made.tensors.values() if t.is_floating_point()]
+    graph = graph_of(checkpoint)
+    thresholds = thresholds_of(checkpoint)
+    weights = [t for t in checkpoint.tensors.values() if t.is_floating_point()]
     sizes = f"{path.stat().st_size / 1e6:.1f} MB"
     halved = " (matrices in half precision)" if stored_in_half(path) else ""
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "file": str(path),
-        "task": made.task,
-        "stage": STAGES[made.stage],
-        "network": named(made.model),
-        "T": made.T,
+        "task": checkpoint.task,
+        "stage": STAGES[checkpoint.stage],
+        "network": named(checkpoint.model),
+        "T": checkpoint.T,
         "thresholds": thresholds,
-        "input": f"{made.imgsz} x {made.imgsz} pixels",
+        "input": f"{checkpoint.imgsz} x {checkpoint.imgsz} pixels",
         "parameters": sum(tensor.numel() for tensor in weights),
         "size": sizes + halved,
         "layers": len(graph) if graph is not None else None,
-        "classes": list(made.names),
+        "classes": list(checkpoint.names),
         "sha256": sha256(path),
-        "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
+        "origin": {key: value for key, value in checkpoint.origin.items() if key not in NOT_SHOWN},
     }
-    if made.stage == "snn" and graph is not None:
-        told["engines"] = engines(graph)
-    return told
+    if checkpoint.stage == "snn" and graph is not None:
+        entries["engines"] = engines(graph)
+    return entries
 
 
-def graph_of(made: Checkpoint) -> Graph | None:
+def graph_of(checkpoint: Checkpoint) -> Graph | None:
     """The graph of a checkpoint, None where the file has none, as old float networks."""
     from spikedet.checkpoint import restore_graph
 
-    return None if made.graph is None else restore_graph(made)
+    return None if checkpoint.graph is None else restore_graph(checkpoint)
 
 
-def thresholds_of(made: Checkpoint) -> dict[str, float] | None:
+def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
     """Number of layers that have thresholds, least and greatest of them."""
-    found = [t for name, t in made.tensors.items() if name.endswith("threshold")]
-    if not found:
+    thresholds = [t for name, t in checkpoint.tensors.items() if name.endswith("threshold")]
+    if not thresholds:
         return None
-    least, greatest = min(float(t.min()) for t in found), max(float(t.max()) for t in found)
-    return {"layers": len(found), "least": least, "greatest": greatest}
+    least = min(float(t.min()) for t in thresholds)
+    greatest = max(float(t.max()) for t in thresholds)
+    return {"layers": len(thresholds), "least": least, "greatest": greatest}
 
 
 def named(model: dict[str, Any]) -> str:
@@ -110,14 +111,14 @@ def engines(graph: Graph) -> dict[str, str]:
     """Why each engine runs a spiking graph, or does not."""
     from spikedet.engines import registry
 
-    told = {}
+    reasons = {}
     for name in registry.names():
         try:
             _, _, why = registry.make(name, graph)
-            told[name] = why
+            reasons[name] = why
         except UsageError as error:
-            told[name] = f"no: {error}"
-    return told
+            reasons[name] = f"no: {error}"
+    return reasons
 
 
 def text(value: Any) -> str:

@@ -126,14 +126,14 @@ def convert(
         >>> y = snn(x)
     """
     method = method or ("two-stage" if epochs else "stage2")
-    how = named(method)
+    recipe = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
     if loss is not None and not epochs and not end_to_end:
         raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
-    if epochs and not how.finetuned:
+    if epochs and not recipe.finetuned:
         raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
-    if how.finetuned and (epochs < 1 or (loss is None and (how.plain or not distill))):
+    if recipe.finetuned and (epochs < 1 or (loss is None and (recipe.plain or not distill))):
         raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
     where = torch.device(present_device(str(device))) if device is not None else _device(network)
     source = _Batches(batches, where)
@@ -144,33 +144,33 @@ def convert(
         graph = guide.prepared(fold=fold_first or not epochs).to(where)
         quantise(
             graph,
-            thresholds_by(how.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
+            thresholds_by(recipe.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
             T,
-            0.0 if how.plain else noise,
+            0.0 if recipe.plain else noise,
         )
-        if how.plain:
+        if recipe.plain:
             for quantiser in graph.only(QuantClip):
                 quantiser.clips_rounded = True
         measure = distance or _distance(guide, source)
         if epochs:
-            weight = 0.0 if how.plain else distill
+            weight = 0.0 if recipe.plain else distill
             _finetune(graph, guide, source, loss, weight, measure, epochs, rate, progress)
             fold_batch_norm(graph)
         graph.eval().requires_grad_(False)
-        copied = (how.initial, how.shift, pooling, neuron, example[:4])
+        copied = (recipe.initial, recipe.shift, pooling, neuron, example[:4])
         spiking = spiking_copy(graph, T, *copied)
-        if how.calibrated:
+        if recipe.calibrated:
             layer_wise = LayerWise(
-                coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
-                per_neuron=per_neuron, bias=how.bias, layers=layers,
+                coarse=recipe.coarse, fine=recipe.fine, steps=layer_steps, loss=layer_loss,
+                per_neuron=per_neuron, bias=recipe.bias, layers=layers,
             )  # fmt: skip
             groups = source.groups(pictures, held, batch)
             _calibrate(graph, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
-        found, spikes = SpikingNetwork(spiking, T), {}
+        converted, spikes = SpikingNetwork(spiking, T), {}
         if end_to_end is None:
-            end_to_end = 200 if how.end_to_end and loss is not None else 0
+            end_to_end = 200 if recipe.end_to_end and loss is not None else 0
         if sparsity and not end_to_end:
             raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
         if end_to_end:
@@ -178,15 +178,15 @@ def convert(
             options = {"rate": end_rate, "batch_norm": end_batch_norm}
             options |= {"int8": int8, "sparsity": sparsity}
             spikes = _end_to_end(
-                found, guide, source, loss, measure, judges, end_to_end, options, progress
+                converted, guide, source, loss, measure, judges, end_to_end, options, progress
             )
-    found.requires_grad_(False).eval()
-    found.origin = {
+    converted.requires_grad_(False).eval()
+    converted.origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
-        "coarse": how.coarse, "fine": how.fine, **({"int8": True} if int8 else {}), **spikes,
+        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **spikes,
     }  # fmt: skip
-    return found
+    return converted
 
 
 class _Batches:
@@ -215,12 +215,12 @@ class _Batches:
 
     def first(self) -> Tensor:
         """The first pictures, two or more: [B, ...]."""
-        found: list[Tensor] = []
+        batches: list[Tensor] = []
         for pictures in self.pictures(8):
-            found.append(pictures)
-            if sum(map(len, found)) >= 8:
+            batches.append(pictures)
+            if sum(map(len, batches)) >= 8:
                 break
-        example = torch.cat(found)
+        example = torch.cat(batches)
         if len(example) < 2:
             raise DataError("one picture; expected two or more")
         return example
@@ -234,16 +234,16 @@ class _Batches:
             yield parts[0]
             done += len(parts[0])
 
-    def groups(self, fit: int, held: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    def groups(self, fit: int, held_out: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
         """Groups of one size: those to fit layers to, and those to judge them by."""
-        if fit < 1 or held < 1 or size < 1:
+        if fit < 1 or held_out < 1 or size < 1:
             raise UsageError("pictures, held and batch: expected whole numbers of 1 or more")
-        together = torch.cat(list(self.pictures(fit + held)))[: fit + held]
+        together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
         if len(together) < 2:
             raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
         size = min(size, fit, len(together) // 2)
         groups = [group for group in together.split(size) if len(group) == size]
-        judges = max(1, min(len(groups) - 1, round(len(groups) * held / (fit + held))))
+        judges = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
         return groups[:-judges], groups[-judges:]
 
 
@@ -285,8 +285,8 @@ def _distance(guide: _Guide, source: _Batches) -> Distance:
         outputs = tree_leaves(guide(source.first()))
     scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
 
-    def apart(found: Any, wanted: Any) -> Tensor:
-        pairs = zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+    def apart(results: Any, wanted: Any) -> Tensor:
+        pairs = zip(tree_leaves(results), tree_leaves(wanted), strict=True)
         tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
         errors = [
             (a.float() - b.float()).square().mean() / scale

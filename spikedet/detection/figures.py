@@ -40,12 +40,12 @@ def grid(rows: Sequence[tuple[str, Sequence[Detections]]], side: int = 240) -> b
         rows: Name of a method, and its detections with their pictures.
         side: Width of each picture in pixels.
     """
-    columns = max(len(found) for _, found in rows)
+    columns = max(len(detections) for _, detections in rows)
     size = (columns * side / 100, len(rows) * side / 90)
     figure = Figure(figsize=size, layout="constrained")
     table = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (method, found) in zip(table, rows, strict=True):
-        for axes, one in zip(line, found, strict=False):
+    for line, (method, detections) in zip(table, rows, strict=True):
+        for axes, one in zip(line, detections, strict=False):
             axes.imshow(cv2.cvtColor(one.plot(), cv2.COLOR_BGR2RGB))
             axes.set_title(method if one.T is None else f"{method}, t={one.T}", fontsize=8)
         for axes in line:

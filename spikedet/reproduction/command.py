@@ -126,11 +126,11 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
     if not models and len(there) > 1:
         return task_registry.of_data(folders)
     for path in models:
-        made = load(path)
-        expect_stage(made, "float")
-        if made.task not in there:
-            raise UsageError(f"{path}: for {made.task}; {name} is of {' or '.join(there)}")
-        there = [made.task]
+        checkpoint = load(path)
+        expect_stage(checkpoint, "float")
+        if checkpoint.task not in there:
+            raise UsageError(f"{path}: for {checkpoint.task}; {name} is of {' or '.join(there)}")
+        there = [checkpoint.task]
     return there[0]
 
 

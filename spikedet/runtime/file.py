@@ -37,18 +37,25 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
         raise UsageError(
             f"a {type(network).__name__} cannot be saved; expected what spikedet.convert returns"
         )
-    about = {"stage": "snn", "task": TASK, "model": {}, "names": (), "T": network.T}
-    side = max(network.graph.shapes[INPUT][1:])
-    made = of_graph(network.graph, imgsz=side, origin=dict(network.origin), **about)
-    save_checkpoint(made, Path(path), half=half)
+    checkpoint = of_graph(
+        network.graph,
+        stage="snn",
+        task=TASK,
+        model={},
+        names=(),
+        imgsz=max(network.graph.shapes[INPUT][1:]),
+        T=network.T,
+        origin=dict(network.origin),
+    )
+    save_checkpoint(checkpoint, Path(path), half=half)
 
 
-def restore(made: Checkpoint) -> SpikingNetwork:
+def restore(checkpoint: Checkpoint) -> SpikingNetwork:
     """The spiking network of a checkpoint.
 
     Raises:
         WeightsError: Damaged.
     """
-    network = SpikingNetwork(restore_graph(made), made.time_steps)
-    network.origin = dict(made.origin)
+    network = SpikingNetwork(restore_graph(checkpoint), checkpoint.time_steps)
+    network.origin = dict(checkpoint.origin)
     return network
