@@ -170,8 +170,8 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
     """
     lines = planned(TABLES[options.name], networks)
     if options.model and not any(line.network for line in lines):
-        asked = [f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks]
-        raise UsageError(f"{options.name} has no row for {', '.join(asked)}")
+        words = [f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks]
+        raise UsageError(f"{options.name} has no row for {', '.join(words)}")
     entries = {
         (number, T): entry(line, T)
         for number, line in enumerate(lines)
