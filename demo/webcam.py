@@ -55,6 +55,7 @@ class Options(parse.Options):
     conf: float = option(0.25, "confidence threshold to begin with", least=0, most=1)
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
     device: str = shared.device()
+    engine: str = shared.engine()
     half: bool | None = shared.half(None)
     side_by_side: bool = option(False, "begin with the float network beside the spiking one")
     each_step: bool = option(True, "show every time step, or only the last")
@@ -302,13 +303,12 @@ def run(options: Options) -> int:
     if options.out:
         expect_new(options.out)
     path = options.weights or default_weights(options.T)
-    detector = Predictor(path, options.T, options.device, options.half)
+    detector = Predictor(path, options.T, options.device, options.half, options.engine)
+    print(f"engine {detector.why_engine}", file=sys.stderr)
     if detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
-    if options.device == "cpu":
-        detector.runner.network.use_engine()
 
     def other():
         weights = options.float_weights or released("float")

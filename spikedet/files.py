@@ -164,16 +164,21 @@ def _delete_leftovers(folder: Path) -> None:
                     os.close(handle)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write rows under the names of all their columns, atomically.
 
     A run that an earlier version began may have rows with fewer.
+
+    Args:
+        path: The file.
+        rows: May be none.
+        columns: That come first, also without rows.
 
     Raises:
         OSError: As `write_atomic`.
     """
     text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(chain(*rows))), lineterminator="\n")
+    table = csv.DictWriter(text, list(dict.fromkeys(chain(columns, *rows))), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_atomic(path, text.getvalue().encode())

@@ -129,6 +129,11 @@ class TrainingSettings:
         group="training",
     )
     warmup: float = option(1.0, "epochs of warm-up", least=0, group="training")
+    tensorboard: bool = option(
+        False,
+        "log epochs for TensorBoard in RUN/tensorboard (pip install spikedet[tensorboard])",
+        group="training",
+    )
 
     def __post_init__(self):
         self.device = device_numbers(self.device)

@@ -271,8 +271,10 @@ class Task(ABC):
             samples: To measure it on.
             steps: Time steps of a spiking network, ascending, all measured in one run; None for its
                 own T, and for a network without time.
-            options: `batch`, pictures at once, and `on_batch`, called with how many are done.
+            options: `batch`, pictures at once; `on_batch`, called with how many are done; `details`
+                for more about the last of `steps`.
 
         Returns:
-            For each of `steps`; of one entry where they are None.
+            For each of `steps`; of one entry where they are None. Under `details` the rows of
+            further tables by name, for plots; empty unless asked for.
         """

@@ -8,8 +8,9 @@ import logging
 import os
 import random
 import reprlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "AdamW": torch.optim.AdamW,
 }
-FREE = ("epochs", "rate", "decay", "device", "workers", "cache")  # a resumed run may have others
+# What a resumed run may have otherwise.
+FREE = ("epochs", "rate", "decay", "device", "workers", "cache", "tensorboard")
 
 
 def expect_possible(settings: TrainingSettings) -> None:
@@ -42,11 +44,39 @@ def expect_possible(settings: TrainingSettings) -> None:
         name, value, right = problem
         raise TrainingError(f"{name} is {value!r}; expected {right}")
     check_devices(settings.device)
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard: is not installed; pip install 'spikedet[tensorboard]'")
     world, devices = world_size(), settings.device.split(",")
     if settings.device != "cpu" and len(devices) != world:
         raise UsageError(
             f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
         )
+
+
+@cache
+def _board(folder: Path) -> Any:
+    """What writes the files of TensorBoard of a run."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / "tensorboard")
+
+
+def log_epoch(folder: Path, settings: TrainingSettings, epoch: int, row: Mapping[str, Any]) -> None:
+    """Let TensorBoard see the numbers of an epoch, where the settings want it.
+
+    Args:
+        folder: Of the run.
+        settings: Of the run.
+        epoch: Which, 1, 2 ...
+        row: As in `results.csv`.
+    """
+    if not settings.tensorboard:
+        return
+    board = _board(Path(folder))
+    for name, value in row.items():
+        if isinstance(value, float) or hasattr(value, "item"):
+            board.add_scalar(name, float(value), epoch)
+    board.flush()
 
 
 def check_devices(device: str) -> None:

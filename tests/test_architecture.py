@@ -9,14 +9,16 @@ import pytest
 from support.places import ROOT
 
 ORDER = ["errors", "resources"]
-ORDER += ["counts", "settings", "methods", "precision", "files", "pictures", "sources", "data"]
+ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
+ORDER += ["pictures", "sources", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
-ORDER += ["detection", "classification", "task_registry", "exporting", "outputs"]
+ORDER += ["detection", "classification", "task_registry", "exporting", "outputs", "web"]
 ORDER += ["commands", "reproduction"]
 OUTSIDE = {"__init__", "__main__", "released"}
 APART = [{"detection", "classification"}, {"conversion", "analysis"}]  # neither imports the other
 ONLY = {  # what a room may import of the package beside itself
+    "plots": {"errors", "files"},
     "sources": {"errors", "files", "pictures"},
     "neurons": {"errors", "precision"},
     "graph": {"errors", "neurons"},

@@ -104,6 +104,7 @@ class LayerResult:
             current (figure 4).
         cosine: Similarity between theta times the rates and the stage-I activations (figure 5b).
         error: Mean squared difference of the two in units of theta, as calibration counts it.
+        rate: Spikes per neuron and step.
     """
 
     neurons: int
@@ -111,6 +112,7 @@ class LayerResult:
     below: list[float] = field(default_factory=list)
     cosine: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
 
 
 class Comparison:
@@ -157,6 +159,7 @@ class Comparison:
         above, below = residual_error(layer.module, layer.received, layer.sent, self.T)
         result.above += above.tolist()
         result.below += below.tolist()
+        result.rate += (layer.fired.flatten(1).mean(1) / self.T).tolist()
 
     def _likeness(self, layer: Layer, activation: Tensor, theta: Tensor) -> None:
         rate = layer.sent / self.T

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
+from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import (
     ACTIVATIONS,
@@ -139,7 +140,7 @@ class Cost:
 
 @torch.no_grad()
 def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> Cost:
-    """Count spikes and operations of a spiking network.
+    """Count spikes and operations of a spiking network, run by its engine.
 
     Args:
         spiking: The network.
@@ -149,7 +150,7 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
     neurons: dict[str, int] = {}
     counted: tuple[dict[str, list[Tensor]], ...] = ({}, {}, {})
     analog: dict[str, int] = {}
-    recorder = Recorder(spiking)
+    recorder = Recorder(spiking, spikes_alone=True)
     for pictures in batches:
         counter = _Counter(spiking, pictures)
         analog = _analog_uses(spiking.graph, counter.shapes)
@@ -268,6 +269,10 @@ class _Counter:
 
     def step(self, fired: dict[str, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""
+        if silent := sorted(self.pools.keys() - fired.keys()):
+            raise UsageError(
+                f"{silent[0]}: pools spikes and currents together; count with the torch engine"
+            )
         pooled = {name: fired[name] * places.to(self.device) for name, places in self.pools.items()}
         neurons = {n: x for n, x in fired.items() if isinstance(self.graph.module(n), IFNeuron)}
         events = self.follow({**neurons, **pooled})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.time import readouts
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
-from spikedet.runtime.network import Pass, SpikingNetwork, watching
+from spikedet.runtime.network import EachSpike, Pass, SpikingNetwork, watching
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ class Layer:
     Attributes:
         name: Name of the node.
         module: The neurons.
-        received: Input current [B, C, ...] float64.
+        received: Input current [B, C, ...] float64; 0 where spikes alone are looked at.
         sent: Spikes with their signs [B, C, ...].
         fired: Number of spikes of either sign [B, C, ...].
     """
@@ -50,6 +50,11 @@ class Recorder:
     Whatever a spike carries (1, or theta on the wire to an addition) it counts as one, and so does
     a negative one.
 
+    Args:
+        spiking: The network.
+        spikes_alone: Look at nothing but spikes, so that the engine of the network runs it. Else
+            torch does, as no other engine tells of currents and readouts.
+
     Attributes:
         neurons: Sums of the pass so far, in the order of execution.
         readouts: Names of the readouts.
@@ -58,8 +63,8 @@ class Recorder:
             that has a state.
     """
 
-    def __init__(self, spiking: SpikingNetwork):
-        self.spiking = spiking
+    def __init__(self, spiking: SpikingNetwork, spikes_alone: bool = False):
+        self.spiking, self.spikes_alone = spiking, spikes_alone
         self.readouts = readouts(spiking.graph)
         self.read: list[Tensor] = []
         self.layers: dict[str, Layer] = {}
@@ -73,6 +78,11 @@ class Recorder:
     def run(self, pictures: Tensor, T: int) -> Iterator[int]:
         """Yield t after each of the T steps of a pass over pictures [B, ...]."""
         self.layers, self.now = {}, {}
+        if self.spikes_alone:
+            with watching(self.spiking.graph, EachSpike(self._sent)):
+                for t, _ in self.spiking.run(pictures, T):
+                    yield t
+            return
         modules = [self.spiking.graph.module(name) for name in self.readouts]
         with watching(self.spiking.graph, self._heard):
             steps = self.spiking.run(pictures, T)
@@ -92,13 +102,19 @@ class Recorder:
     def _heard(self, now: Pass, node: Node, inputs: Sequence[Tensor], sent: Tensor) -> None:
         if not isinstance(node.module, IFNeuron | SpikingMaxPool):
             return
-        spikes = sent.float().sign()
-        self.now[node.name] = spikes.abs()
+        self._sent(node.name, now.done, sent)
         if isinstance(node.module, IFNeuron):
-            layer = self.layers.setdefault(node.name, Layer(node.name, node.module))
+            layer = self.layers[node.name]
             layer.received = layer.received + inputs[0].double()
+
+    def _sent(self, name: str, first: int, sent: Tensor) -> None:
+        module = self.spiking.graph.module(name)
+        spikes = sent.float().sign()
+        self.now[name] = spikes.abs()
+        if isinstance(module, IFNeuron):
+            layer = self.layers.setdefault(name, Layer(name, module))
             layer.sent = layer.sent + spikes
-            layer.fired = layer.fired + self.now[node.name]
+            layer.fired = layer.fired + self.now[name]
 
 
 def _keep(heard: dict[nn.Module, Tensor]):

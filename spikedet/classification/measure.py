@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spikedet.classification.data import Samples, batches
 from spikedet.precision import device_of
+from spikedet.reliability import reliability
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the pictures, in 0..1, whose class is the first answer, or among the first five."""
+    """Share of the pictures, in 0..1, whose class is the first answer, or among the first five.
+
+    Attributes:
+        top1, top5: The shares.
+        details: Rows of the tables `classes`, `confusion` and `reliability`, where asked for.
+    """
 
     top1: float
     top5: float
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
 
 @torch.no_grad()
@@ -29,6 +37,7 @@ def accuracies(
     imgsz: int,
     batch: int = 250,
     on_batch: Callable[[int], None] | None = None,
+    details: bool = False,
 ) -> list[Accuracy]:
     """Accuracy of every answer of a classifier that gives several.
 
@@ -39,8 +48,10 @@ def accuracies(
         imgsz: Side in pixels.
         batch: Pictures at a time.
         on_batch: Called with the number of pictures done.
+        details: More about the last answer.
     """
     hits: Any = 0  # [answers, 2]: first, among the first five
+    sure: list[Tensor] = []  # [2, B] of each batch: probability and class of the last answer
     done = 0
     for pictures in batches(samples, description, imgsz, batch):
         logits = torch.stack(classify(pictures)).cpu()  # [answers, B, C]
@@ -48,10 +59,50 @@ def accuracies(
         truth = torch.tensor(samples.labels[done : done + now])
         best = logits.topk(min(5, logits.shape[2])).indices == truth[:, None]
         hits = hits + torch.stack([best[..., 0], best.any(2)], 2).sum(1)
+        if details:
+            sure.append(torch.stack(list(logits[-1].double().softmax(1).max(1))))
         done += now
         if on_batch is not None:
             on_batch(done)
-    return [Accuracy(first / done, five / done) for first, five in hits.tolist()]
+    found = [Accuracy(first / done, five / done) for first, five in hits.tolist()]
+    if details:
+        scores, answers = torch.cat(sure, 1).numpy()
+        tables = tables_of(scores, answers, samples.labels, samples.names)
+        found[-1] = replace(found[-1], details=tables)
+    return found
+
+
+def tables_of(
+    scores: np.ndarray, answers: np.ndarray, labels: Sequence[int], names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """What answers are right and what they are mistaken for.
+
+    Args:
+        scores: [N] probability of each answer.
+        answers: [N] number of its class.
+        labels: [N] of the true class.
+        names: Of the classes.
+
+    Returns:
+        Rows of `classes` (`class`, `top1`, `count`), `confusion` (`truth`, `predicted`, `count`)
+        and `reliability` (as `spikedet.reliability`).
+    """
+    answers, truth = answers.astype(int), np.asarray(labels)
+    pairs, counts = np.unique(np.stack([truth, answers]), axis=1, return_counts=True)
+    right = answers == truth
+    there = {label: truth == label for label in range(len(names))}
+    return {
+        "classes": [
+            {"class": names[label], "top1": float(right[own].mean()), "count": int(own.sum())}
+            for label, own in there.items()
+            if own.any()
+        ],
+        "confusion": [
+            {"truth": names[a], "predicted": names[b], "count": int(count)}
+            for a, b, count in zip(*pairs, counts, strict=True)
+        ],
+        "reliability": reliability(scores, right),
+    }
 
 
 def measure(

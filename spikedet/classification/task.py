@@ -147,7 +147,11 @@ class Classification(Task):
         **options: Any,
     ) -> list[tuple[dict[str, Any], float | None]]:
         return [
-            ({name: getattr(accuracy, name) for name in self.columns}, rate)
+            (
+                {name: getattr(accuracy, name) for name in self.columns}
+                | {"details": accuracy.details},
+                rate,
+            )
             for accuracy, rate in measure(runner, samples, steps=steps, **options)
         ]
 

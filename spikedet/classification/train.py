@@ -33,6 +33,7 @@ from spikedet.training import (
     growing_side,
     is_complete,
     load_state,
+    log_epoch,
     own_run,
     parameter_groups,
     resized,
@@ -105,6 +106,7 @@ def train(network: nn.Module, run: Run) -> None:
                 best = loop.score(row)
                 run.write(network, folder / "best.safetensors")
             write_csv(folder / "results.csv", rows)
+            log_epoch(folder, settings, epoch + 1, row)
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
             state["settings"] = resumable(settings)
             save_state({**state, "run": loop.state_dict()}, folder / "state.pt")

@@ -7,9 +7,11 @@ Runs on training pictures that were kept aside for choices, or with --all on any
 files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
 their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
 and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy
-over T is what spikedet evaluate measures) and `layers` (error of each layer before and after stage
-II, in units of its threshold squared). Without --weights the shipped networks of all stages are
-compared; with it, those that are given, and what needs a missing one is left out.
+over T is what spikedet evaluate measures), `layers` (error of each layer before and after stage
+II, in units of its threshold squared), `rates` (firing rate and error of each layer) and `raster`
+(spikes of some neurons of each layer at one place of the first picture). Without --weights the
+shipped networks of all stages are compared; with it, those that are given, and what needs a missing
+one is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import progress
+from spikedet.commands.terminal import Table
+from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
 
@@ -46,8 +50,13 @@ class Options(shared.TrainingData):
     source: Path | None = option(None, "float checkpoint", name="float")
     all: bool = option(False, "not only pictures kept aside for every choice")
     T: int | None = shared.steps()
+    place: list[float] = option(
+        [0.5, 0.5], "place of the raster: row and column as parts of the picture",
+        least=0, most=1, nargs=2, metavar="PART",
+    )  # fmt: skip
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
 
 
 def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
@@ -177,6 +186,26 @@ def layer_errors(comparison: Comparison, T: int) -> dict[str, float]:
     return errors | dict(zip(comparison.readouts, last, strict=True))
 
 
+def rate_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
+    """Spikes per neuron and step of each layer, and its error to stage I where that is known."""
+    return [
+        {"network": network, "layer": name, "T": T, "rate": mean(layer.rate)}
+        | {"error": mean(layer.error) if layer.error else None, "images": len(layer.rate)}
+        for network, comparison in comparisons.items()
+        for name, layer in comparison.layers.items()
+    ]
+
+
+def raster_rows(options: Options, comparison: Comparison, pictures: Samples,
+                checkpoint: Checkpoint, T: int) -> Rows:  # fmt: skip
+    """Spikes of some neurons at `--place` of the first picture."""
+    from spikedet.analysis.raster import raster
+
+    first = next(iter(pictures.pictures(checkpoint, 1))).to(options.device)
+    row, column = options.place
+    return raster(comparison.recorder.spiking, first, T, (row, column))
+
+
 def gap_rows(comparisons: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
     """Figure 5c: error of the outputs after each step, and of stage I, which has no steps."""
     rows = []
@@ -210,30 +239,25 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def write(folder: Path, name: str, rows: Rows, T: int) -> None:
-    """`NAME.csv` and `NAME.png`."""
-    from spikedet.analysis import plots
-    from spikedet.files import write_atomic, write_csv
-
-    table, plot = (folder / f"{name}{ending}" for ending in ENDINGS)
-    write_csv(table, rows)
-    write_atomic(plot, getattr(plots, name)(rows, T))
-
-
 def show(tables: dict[str, Rows]) -> None:
     """Print a line for each layer and network."""
     cosines = {(r["network"], r["layer"]): r["cosine"] for r in tables["similarity"]}
     own = tables["residual"][-1]["network"]
     errors = {r["layer"]: {ALONE: r["before"], own: r["after"]} for r in tables["layers"]}
     width = max(len(row["network"]) for row in tables["residual"]) + 2
-    print(f"{'':{width}}{'layer':26}{'RPE':>8}{'worst':>8}{'cosine':>8}{'error':>10}")
+    columns = [("RPE", 8), ("worst", 8), ("cosine", 8), ("error", 10)]
+    table = Table([("", width), ("layer", 26), *columns], left=2)
+    table.head()
     for row in tables["residual"]:
         network, layer = row["network"], row["layer"]
         likeness, error = cosines.get((network, layer)), errors.get(layer, {}).get(network)
-        print(
-            f"{network:{width}}{layer:26}{row['share']:8.4f}{row['share_max']:8.4f}"
-            f"{'-' if likeness is None else f'{likeness:.4f}':>8}"
-            f"{'-' if error is None else f'{error:.5f}':>10}"
+        table.row(
+            network,
+            layer,
+            f"{row['share']:.4f}",
+            f"{row['share_max']:.4f}",
+            "-" if likeness is None else f"{likeness:.4f}",
+            "-" if error is None else f"{error:.5f}",
         )
     last = max((row["T"] for row in tables["gap"]), default=None)
     for row in tables["gap"]:
@@ -244,7 +268,14 @@ def show(tables: dict[str, Rows]) -> None:
 
 def run(options: Options) -> None:
     from spikedet import task_registry
+    from spikedet.plots import About, analysis, write
+    from spikedet.released import default_weights
 
+    if options.engine not in ("auto", "torch"):
+        raise UsageError(
+            f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
+            "alone tells"
+        )
     expect_writable(options.out / "residual.csv")
     checkpoints = load(options)
     T = options.T or checkpoints[0].time_steps
@@ -257,15 +288,17 @@ def run(options: Options) -> None:
         "similarity": similarity_rows(comparisons, T),
         "layers": layer_rows(comparisons, T),
         "gap": gap_rows(comparisons, between, T),
+        "rates": rate_rows(comparisons, T),
+        "raster": raster_rows(options, list(comparisons.values())[-1], pictures, checkpoints[0], T),
     }
-    print(
-        f"T={T}, weights of T={checkpoints[0].T}: {len(pictures)} pictures of "
-        f"{shared.split(options, task.name)}"
-    )
+    data = f"{len(pictures)} pictures of {shared.split(options, task.name)}"
+    print(f"T={T}, weights of T={checkpoints[0].T}: {data}")
+    weights = options.weights or default_weights(options.T, task.name)
+    about = About(weights.name, data, T)
     show(tables)
     for name, rows in tables.items():
         if rows:
-            write(options.out, name, rows, T)
+            write(options.out, name, rows, getattr(analysis, name), about)
         else:
             for ending in ENDINGS:  # of an earlier run, maybe of other weights
                 (options.out / f"{name}{ending}").unlink(missing_ok=True)

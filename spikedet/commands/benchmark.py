@@ -13,7 +13,6 @@ SpikingJelly where it is installed, --memory the peak memory of processes that r
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet.commands import kinds, parse, shared
+from spikedet.commands.result import write_json
 from spikedet.settings import option
 
 BFLOAT16 = "torch-bfloat16"
@@ -79,7 +79,6 @@ def run(options: Options) -> None:
     import spikedet
     from spikedet.analysis import timing
     from spikedet.errors import UsageError, WeightsError
-    from spikedet.files import write_atomic
     from spikedet.networks import expect_stage
     from spikedet.predictor import BasePredictor
     from spikedet.released import default_weights, released
@@ -143,5 +142,4 @@ def run(options: Options) -> None:
             f"{row.name:12} {row.engine:14} T={row.T:<3} {peak.process / 2**20:.0f} MiB, "
             f"{peak.run / 2**20:.0f} of them for T steps"
         )
-    if options.json:
-        write_atomic(options.json, (json.dumps(lines, indent=1) + "\n").encode())
+    write_json(options, lines)

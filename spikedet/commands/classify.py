@@ -8,13 +8,13 @@ their probabilities. Without --weights the released CIFAR-10 classifier for that
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
+from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.result import write_json
 from spikedet.errors import DataError
 from spikedet.settings import option
 
@@ -32,26 +32,37 @@ class Options(parse.Options):
     weights: Path | None = option(None, "classifier of any stage; the released one if left out")
     top: int = option(5, "classes named for each picture", least=1)
     device: str = shared.device()
+    engine: str = shared.engine()
     half: bool | None = shared.half(None)
+    patience: int | None = option(
+        None,
+        "stop a picture whose most probable class was the same in so many readouts in a row",
+        least=1,
+    )
+    every: int = option(1, "time steps between two readouts of --patience", least=1)
     json: Path | None = option(None, "write all answers to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> int:
     from spikedet.classification.predict import Classifier
-    from spikedet.files import write_atomic
     from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
     expect_writable(options.json)
+    if options.patience is None:
+        refuse(options, ["every"], "is for --patience, which is missing")
     path = options.weights or default_weights(options.T, "classification")
-    classifier = Classifier(path, options.T, options.device, options.half)
+    classifier = Classifier(path, options.T, options.device, options.half, options.engine)
+    print(f"engine {classifier.why_engine}", file=sys.stderr)
     paths, errors = find_pictures(options.sources)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     entries, failed = [], len(errors)
     for picture in paths:
         try:
-            answer = classifier(picture, top=options.top)
+            answer = classifier(
+                picture, top=options.top, patience=options.patience, every=options.every
+            )
             assert not isinstance(answer, list)  # of one picture
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -61,6 +72,5 @@ def run(options: Options) -> int:
         print(f"{picture}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
         classes = [{"class": name, "probability": value} for name, value in pairs]
         entries.append({"file": str(picture), "T": answer.T, "classes": classes})
-    if options.json:
-        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+    write_json(options, entries)
     return DataError.exit_code if failed else 0

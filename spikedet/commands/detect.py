@@ -7,18 +7,19 @@ cameras by number and addresses; without any, the street picture that ultralytic
 line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and writes
 annotated pictures and videos to --out. With --each-step the pictures are NAME-t01.jpg,
 NAME-t02.jpg ..., entries are written for each step, and the lines printed are those of the last.
+--strip draws all steps of a picture as one, NAME-strip-T20.png, with its boxes as CSV.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
+from spikedet.commands.checks import expect_writable, refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.settings import option
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from spikedet.sources import Frame, Sources
 
 SAVED = ("pictures", "frames", "crops", "labels", "none")
+STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
 NAMED = 3  # of the files that are left alone, in the last line
 
 
@@ -49,8 +51,14 @@ class Options(parse.Options):
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
     classes: list[str] | None = option(None, "only these classes")
     device: str = shared.device()
+    engine: str = shared.engine()
     half: bool | None = shared.half(None)
+    patience: int | None = option(
+        None, "stop a picture whose detections were alike in so many readouts in a row", least=1
+    )
+    every: int = option(4, "time steps between two readouts of --patience", least=1)
     each_step: bool = option(False, "the detections after every step up to T as well")
+    strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
     recursive: bool = option(False, "look into the folders in a folder, too")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
     out: Path = option(Path("detections"), "folder of what --save says")
@@ -88,13 +96,20 @@ def run(options: Options) -> int:
     from spikedet.released import default_weights
     from spikedet.sources import open_sources
 
-    if options.track and options.each_step:
-        raise UsageError("--track: needs one result a frame; leave out --each-step")
+    stepwise = options.each_step or options.strip
+    if options.track and stepwise:
+        other = "--each-step" if options.each_step else "--strip"
+        raise UsageError(f"--track: needs one result a frame; leave out {other}")
+    if stepwise:
+        refuse(options, ["patience"], "every step up to T is shown")
+    if options.patience is None:
+        refuse(options, ["every"], "is for --patience, which is missing")
     if options.coco_annotations and not options.coco:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
     path = options.weights or default_weights(options.T)
-    detector = Predictor(path, options.T, options.device, options.half)
-    if options.each_step and detector.T is None:
+    detector = Predictor(path, options.T, options.device, options.half, options.engine)
+    print(f"engine {detector.why_engine}", file=sys.stderr)
+    if stepwise and detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"
         )
@@ -104,6 +119,7 @@ def run(options: Options) -> int:
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
     for output in (options.json, options.jsonl, options.csv, options.coco):
         expect_writable(output)
+    options.told = True  # entries are written as they come
     failures = _Failures()
     sources = open_sources(
         options.sources or [SAMPLE],
@@ -115,9 +131,10 @@ def run(options: Options) -> int:
     )
     if sources.ignored:
         print(f"warning: {_ignored(sources)}", file=sys.stderr)
+    strips = _Strips(options, detector, sources.files) if options.strip else None
     with Outputs(_save(options), sources.files) as outputs:
         try:
-            _detect(options, detector, sources, outputs, failures)
+            _detect(options, detector, sources, outputs, failures, strips)
         finally:
             print(_summary(options, detector, outputs))
     return DataError.exit_code if failures.count else 0
@@ -149,8 +166,9 @@ def _save(options: Options):
 
 
 def _detect(
-    options: Options, detector: Predictor, sources: Sources, outputs: Outputs, failures: _Failures
-) -> None:
+    options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
+    failures: _Failures, strips: _Strips | None,
+) -> None:  # fmt: skip
     """Detect in every frame, print and write."""
     tracker, tracked = None, ""
     for frame in _shown(sources):
@@ -160,12 +178,65 @@ def _detect(
             tracker, tracked = Tracker(options.conf), frame.source
         steps = _detections(options, detector, frame, tracker if frame.video else None)
         try:
-            outputs.write(frame, steps if options.each_step else steps[0])
+            outputs.write(frame, steps if options.each_step else steps[-1])
+            if strips is not None:
+                strips.write(frame, steps)
         except (DataError, UsageError) as error:
             failures.tell(error)
             continue
         for line in _lines(frame, steps[-1]):
-            _print(line)
+            print(line)
+
+
+class _Strips:
+    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes beside it."""
+
+    def __init__(self, options: Options, detector: Predictor, inputs: Sequence[Path]):
+        from spikedet.outputs.names import Names
+
+        self.folder, self.detector, self.names = options.out, detector, Names(inputs)
+        self.left_out: set[str] = set()
+
+    def write(self, frame: Frame, steps: Sequence[Detections]) -> None:
+        """A strip of a picture; that videos have none is said once for each.
+
+        Raises:
+            UsageError: It would be written over an input.
+        """
+        from spikedet.detection.draw import draw
+        from spikedet.outputs.names import numbered, stem_of
+        from spikedet.plots import About, pictures, write
+
+        if frame.video:
+            if frame.source not in self.left_out:
+                self.left_out.add(frame.source)
+                print(f"warning: {frame.source}: videos have no strip", file=sys.stderr)
+            return
+        end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
+        path = self.names.new(self.folder, stem_of(frame), end)
+        self.names.expect_free(path.with_suffix(".csv"))
+        small, scale = pictures.shrunk(frame.picture)
+        titled = [
+            (
+                f"t={one.T}, {_count(len(one), 'object')}",
+                draw(replace(one, picture=small, boxes=one.boxes * scale), enlarge=True),
+            )
+            for one in steps
+        ]
+        rows = [
+            {"T": one.T, "class": name, "score": score}
+            | dict(zip(STRIP_COLUMNS[3:], box, strict=True))
+            for one in steps
+            for name, score, box in zip(
+                one.classes, one.scores.tolist(), one.boxes.tolist(), strict=True
+            )
+        ]
+        about = About(self.detector.weights.name, Path(frame.source).name, steps[-1].T)
+
+        def panels(_: Any, about: About) -> bytes:
+            return pictures.strip(titled, about)
+
+        write(self.folder, path.stem, rows, panels, about, STRIP_COLUMNS)
 
 
 def _detections(
@@ -175,10 +246,11 @@ def _detections(
     from spikedet.detection.track import LOW
 
     conf = options.conf if tracker is None else min(options.conf, LOW)
-    if options.each_step:
+    if options.each_step or (options.strip and not frame.video):
         steps = list(detector.steps(frame.picture, conf=conf, iou=options.iou))
     else:
-        whole = detector(frame.picture, conf=conf, iou=options.iou)
+        early = {"patience": options.patience, "every": options.every} if options.patience else {}
+        whole = detector(frame.picture, conf=conf, iou=options.iou, **early)
         steps = whole if isinstance(whole, list) else [whole]
     if options.one_class:
         steps = [detections.one_class_each(options.iou) for detections in steps]
@@ -209,22 +281,12 @@ def _shown(sources: Sources) -> Iterable[Frame]:
     if not sys.stderr.isatty():
         yield from sources
         return
-    with progress(total=sources.total, unit="picture", dynamic_ncols=True) as bar:
+    with progress(desc="detect", total=sources.total, unit="picture") as bar:
         for frame in sources:
             if frame.video and frame.length:
                 bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
             yield frame
             bar.update()
-
-
-def _print(line: str) -> None:
-    """Print a line above the bar."""
-    if sys.stderr.isatty() and sys.stdout.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line)
-    else:
-        print(line)
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
@@ -233,6 +295,7 @@ def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
     seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
     seen += [_count(counts.frames, "frame")] if counts.frames else []
     steps = "" if detector.T is None else f", T={detector.T}"
+    steps += " or fewer" if options.patience else ""
     where = f"; annotated pictures in {options.out}" if "pictures" in options.save else ""
     classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
     return (

@@ -12,7 +12,7 @@ network is the same layers on analog values. Mean and standard deviation are ove
 
 from __future__ import annotations
 
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, warn_of_training_pictures
 from spikedet.commands.main import progress
+from spikedet.commands.result import write_json
+from spikedet.commands.terminal import Table
 from spikedet.settings import option
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Options(shared.TestData):
     T: int | None = shared.steps()
     batch: int = shared.batch(4)
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
     pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
     json: Path | None = option(None, "write everything to this file", kind=kinds.json_file)
@@ -100,21 +103,24 @@ def pair(value: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    print(f"{'layer of neurons':28}{'neurons':>10}  spikes per neuron and step")
+    table = Table([("layer of neurons", 28), ("neurons", 10), ("spikes per neuron and step", 28)])
+    table.head()
     for name, row in result["neurons"].items():
-        print(f"{name:28}{row['neurons']:>10}  {pair(row['spike_rate'], digits=4)}")
-    print(f"{'all':28}{'':>10}  {pair(result['spike_rate'], digits=4)}\n")
-    print(f"{'millions of operations':28}{'accumulates':>20}{'MAC':>10}{'float MAC':>12}")
+        table.row(name, str(row["neurons"]), pair(row["spike_rate"], digits=4))
+    table.row("all", "", pair(result["spike_rate"], digits=4))
+    print()
+    columns = [("millions of operations", 28), ("accumulates", 20), ("MAC", 10), ("float MAC", 12)]
+    table = Table(columns)
+    table.head()
     for name, row in result["operations"].items():
         mac = row["multiply_accumulates"]["mean"] / 1e6
         reference = row["float_multiply_accumulates"] / 1e6
-        print(f"{name:28}{pair(row['accumulates'], 1e-6):>20}{mac:>10.2f}{reference:>12.2f}")
+        table.row(name, pair(row["accumulates"], 1e-6), f"{mac:.2f}", f"{reference:.2f}")
     totals = result["totals"]
     mac, reference = totals["multiply_accumulates"]["mean"], totals["float"]["multiply_accumulates"]
-    print(
-        f"{'all':28}{pair(totals['accumulates'], 1e-6):>20}{mac / 1e6:>10.2f}"
-        f"{reference / 1e6:>12.2f}\n"
-    )
+    sums = f"{mac / 1e6:.2f}", f"{reference / 1e6:.2f}"
+    table.row("all", pair(totals["accumulates"], 1e-6), *sums)
+    print()
     ac, each = result["pj_ac"], result["pj_mac"]
     print(f"energy per picture at {ac} pJ an accumulate, {each} pJ a multiply-accumulate")
     scale, unit = (1e-9, "mJ") if totals["float"]["pJ"] >= 1e9 else (1e-6, "uJ")
@@ -144,7 +150,6 @@ def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.analysis.operations import measure_cost
     from spikedet.checkpoint import identity, load
-    from spikedet.files import write_atomic
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
@@ -164,18 +169,28 @@ def run(options: Options) -> None:
     pictures = samples.pictures(checkpoint, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = restore(task, checkpoint).to(options.device).network
+    if options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result: dict[str, Any] = {"T": T, "images": len(samples), "split": split}
     result["imgsz"] = checkpoint.imgsz
-    result |= {"weights_sha256": digest, "weights_T": checkpoint.T, "data": data}
+    result |= {
+        "weights": path.name,
+        "weights_sha256": digest,
+        "weights_T": checkpoint.T,
+        "data": data,
+    }
+    result["engine"] = network.engine
     result |= {
         "pj_ac": options.pj_ac,
         "pj_mac": options.pj_mac,
         "spike_rate": statistics(cost.rate()),
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
-    print(f"{path.name}, T={T}: {len(samples)} pictures of {split}, {checkpoint.imgsz} pixels")
+    print(
+        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {checkpoint.imgsz} pixels, "
+        f"{network.engine} engine"
+    )
     show(result)
-    if options.json:
-        write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())
+    write_json(options, result)

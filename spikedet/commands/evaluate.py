@@ -10,11 +10,14 @@ released classifier. With --weights one run of the longest --T gives the rows of
 (any-time readout). --compare prints the whole story in one table: float, then for each T weights
 copied without any fine-tuning, the stage-I network, its weights copied into spiking neurons (stage
 I alone), and stages I + II; --T then says of which T.
+
+--plots writes curves, confusion, reliability and measures by class and size, each with its numbers
+as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T says nothing else.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,9 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
+from spikedet.commands.plotting import readouts
+from spikedet.commands.result import write_json
+from spikedet.commands.terminal import Table
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
@@ -58,7 +64,9 @@ class Options(shared.TestData):
     )
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     half: bool = shared.half(False)
+    plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
 
 
@@ -82,15 +90,34 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     else:
         wanted: Sequence[int | None] = options.T or [None]
         files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
-    loaded = [(load(path), identity(path), steps) for path, steps in files]
+    loaded = []
+    for path, steps in files:
+        checkpoint = load(path)
+        if options.plots and not options.compare and not options.T and checkpoint.stage == "snn":
+            steps = readouts(checkpoint.time_steps)
+        loaded.append((checkpoint, identity(path), steps))
     if options.T and options.compare:
         there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
         if not set(options.T) <= set(there):
             raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
-    elif options.T and all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
-        raise UsageError("--T: only spiking weights run with it, and there are none among these")
+    elif all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
+        asked = {"T": options.T, "engine": options.engine not in ("auto", "torch")}
+        for name in filter(asked.get, asked):
+            raise UsageError(
+                f"--{name}: only spiking weights run with it, and there are none among these"
+            )
     return loaded
+
+
+def file_names(options: Options) -> dict[str, str]:
+    """Names of the files of weights, by their identity."""
+    from spikedet import task_registry
+    from spikedet.checkpoint import identity
+    from spikedet.released import all_released
+
+    files = options.weights or all_released(task_registry.of_data(options.data))
+    return {identity(path): path.name for path in files}
 
 
 def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
@@ -152,6 +179,8 @@ def run(options: Options) -> None:
     from spikedet.networks import restore
 
     expect_writable(options.json)
+    shared.expect_half(options)
+    expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
     task, names = task_registry.of(planned[0][1]), planned[0][1].names
     for name in ("classes", "areas"):
@@ -167,12 +196,17 @@ def run(options: Options) -> None:
     warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
     data = samples.fingerprint()
     entries: list[dict[str, Any]] = []
+    details: dict[tuple[str, int | None], dict[str, Any]] = {}
+    names_of_files = file_names(options)
     print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
-    print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
-    titles = "".join(f"{name:>11}" for name in task.columns)
-    print(f"{'':20}{'T':>5} {titles}  spike rate")
+    if options.engine == "torch" or options.half:
+        print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
+    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
+    table = Table([*columns, ("spike rate", 12), ("engine", 8)])
+    table.head()
     for method, checkpoint, digest, steps in planned:
         runner = restore(task, checkpoint, options.half).to(options.device)
+        engine = use_engine(runner, options)
         longest = steps[-1] if steps else checkpoint.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
@@ -180,34 +214,58 @@ def run(options: Options) -> None:
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
+            more: dict[str, Any] = {"details": True} if options.plots else {}
             batch = options.batch or task.batch
             measured = task.measure(
-                runner, samples, steps=steps, batch=batch, on_batch=advance, **areas
+                runner, samples, steps=steps, batch=batch, on_batch=advance, **more, **areas
             )
         times: Sequence[int | None] = steps or [checkpoint.T]
         for T, (values, rate) in zip(times, measured, strict=True):
-            per_class = values.pop("per_class", None)
+            per_class, more = values.pop("per_class", None), values.pop("details", None)
+            if more:
+                details[method, T] = more
             entry = {"stage": checkpoint.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
-            entry |= {"images": len(samples), "spike_rate": rate}
-            entry |= {"weights_sha256": digest, "data": data, **areas}
+            entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
+            entry |= {"weights": names_of_files.get(digest)}
+            entry |= {"weights_sha256": digest, "data": data, "split": split, **areas}
             entry["calibration_pictures"] = checkpoint.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
             entries.append(entry)
-            show(entry, task.columns, options.classes)
-    if options.json:
-        from spikedet.files import write_atomic
+            show(table, entry, task.columns, options.classes)
+    write_json(options, entries)
+    if options.plots:
+        from spikedet.commands import plotting
+        from spikedet.plots import About
 
-        write_atomic(options.json, (json.dumps(entries, indent=2) + "\n").encode())
+        weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
+        about = About(", ".join(weights), f"{len(samples)} pictures of {split}")
+        written = plotting.evaluation(options.plots, entries, details, about)
+        print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
 
 
-def show(entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
+def use_engine(runner: Any, options: Options) -> str:
+    """Let the engine that was asked for run spiking weights; its name, said on standard error.
+
+    Tables of reference numbers are float32 by torch, so that torch computes in bfloat16 for
+    `--half` alone, also where `auto` takes it.
+    """
+    if runner.stage != "snn":
+        return "torch"
+    network = runner.network
+    if not options.half and options.engine != "torch":
+        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        if options.engine == "auto":
+            network.use_engine(network.engine)  # no other one may take over in the middle of a row
+    return network.engine
+
+
+def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:
     """Print a row."""
-    text = "".join(f"{'-' if entry[c] is None else f'{entry[c]:.4f}':>11}" for c in columns)
-    rate = entry["spike_rate"]
-    rate = "-" if rate is None else f"{rate:.4f}"
-    print(f"{entry['method']:20}{entry['T'] or '-':>5} {text}  {rate}")
+    values = [entry[name] for name in (*columns, "spike_rate")]
+    texts = ["-" if value is None else f"{value:.4f}" for value in values]
+    table.row(entry["method"], str(entry["T"] or "-"), *texts, entry["engine"])
     if classes:
         for name, value in entry.get("per_class", {}).items():
             print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")

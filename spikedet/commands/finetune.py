@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
@@ -71,3 +71,4 @@ def run(options: Options) -> None:
         origin=origin,
     )
     tuning.run(options.out, options.resume)
+    plotting.training(options.out, train, tune, shared.split(options, task.name), options.T)

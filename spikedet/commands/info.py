@@ -2,9 +2,12 @@
 
     spikedet info weights.safetensors
     spikedet info weights.safetensors --json info.json
+    spikedet info weights.safetensors --layers
 
 Of a spiking network it says as well which engines run it, and of one that does not which layer it
-does not take and why.
+does not take and why; "left out" are layers that an engine leaves to torch. What was measured of
+released weights stands under them. --layers runs a spiking network on the street picture that
+ultralytics brings, and tells the thresholds of each layer and how much it fired.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_writable
+from spikedet.commands.result import write_json
+from spikedet.commands.terminal import Table
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from spikedet.graph.graph import Graph
 
 STAGES = {"float": "float", "qc": "quantised (stage I)", "snn": "spiking"}
+VALUES = ("AP", "AP50", "top1", "top5")  # that are measured
 NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
 
 
@@ -32,21 +38,28 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
+    layers: bool = option(False, "thresholds and firing rate of each layer")
     json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:
     from spikedet.checkpoint import load
-    from spikedet.files import write_atomic
 
     expect_writable(options.json)
     checkpoint = load(options.weights)
     entries = facts(checkpoint, options.weights)
+    if options.layers:
+        entries["by_layer"] = by_layer(checkpoint, options.weights)
     for name, value in entries.items():
-        if value not in (None, [], {}):
+        if name == "by_layer":
+            table = Table([("layer", 28), ("least threshold", 18), ("greatest", 12), ("rate", 10)])
+            table.head()
+            for row in value:
+                numbers = (row["least"], row["greatest"], row["rate"])
+                table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
+        elif value not in (None, [], {}):
             print(f"{name.replace('_', ' '):14}{text(value)}")
-    if options.json:
-        write_atomic(options.json, (json.dumps(entries, indent=2, default=str) + "\n").encode())
+    write_json(options, entries)
 
 
 def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
@@ -56,6 +69,7 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         checkpoint: The checkpoint.
         path: Its file.
     """
+    from spikedet.checkpoint import identity as identity_checkpoint
     from spikedet.checkpoint import sha256, stored_in_half
 
     graph = graph_of(checkpoint)
@@ -79,8 +93,65 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         "origin": {key: value for key, value in checkpoint.origin.items() if key not in NOT_SHOWN},
     }
     if checkpoint.stage == "snn" and graph is not None:
-        entries["engines"] = engines(graph)
+        entries["engines"], entries["left_out"] = engines(graph)
+    entries["measured"] = measured(identity_checkpoint(path), checkpoint.stage)
     return entries
+
+
+def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Rows of `weights/results` that were measured of some weights, most pictures first.
+
+    Args:
+        identity: Of their file, see `checkpoint.identity`.
+        stage: Theirs; rows of others may have been made of the same file.
+        folder: In place of that.
+
+    Returns:
+        `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (the fingerprint of the
+        pictures) and `file` of each.
+    """
+    from spikedet import resources
+
+    folder = folder or resources.folder("weights") / "results"
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for row in rows if isinstance(rows, list) else []:
+            if row.get("weights_sha256") != identity or row.get("stage") != stage:
+                continue
+            values = {name: row[name] for name in VALUES if row.get(name) is not None}
+            about = {name: row.get(name) for name in ("spike_rate", "images", "data")}
+            name = path.relative_to(folder).as_posix()
+            found.append({"T": row["T"], **values, **about, "file": name})
+    return sorted(found, key=lambda row: (row["T"] or 0, -row["images"]))
+
+
+def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
+    """Thresholds of each layer of neurons, and spikes per neuron and step on one picture.
+
+    Raises:
+        UsageError: The network is no spiking one, or no picture fits it.
+    """
+    import spikedet
+    from spikedet.detection.ultra import SAMPLE
+    from spikedet.runtime.network import SpikingNetwork
+
+    if made.stage != "snn" or made.task == "none":
+        raise UsageError("--layers: expected spiking weights of a detector or classifier")
+    loaded: Any = spikedet.load(path, half=False)
+    network = loaded.runner.network
+    assert isinstance(network, SpikingNetwork)
+    with network.spike_rates() as rates:
+        loaded(SAMPLE)
+    layers = []
+    for name, rate in rates.by_layer().items():
+        threshold: Any = network.graph.module(name).threshold
+        least, greatest = float(threshold.min()), float(threshold.max())
+        layers.append({"layer": name, "least": least, "greatest": greatest, "rate": rate})
+    return layers
 
 
 def graph_of(checkpoint: Checkpoint) -> Graph | None:
@@ -107,22 +178,38 @@ def named(model: dict[str, Any]) -> str:
     return ", ".join([cut(name), *map(cut, more)])
 
 
-def engines(graph: Graph) -> dict[str, str]:
-    """Why each engine runs a spiking graph, or does not."""
+def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
+    """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    reasons = {}
+    reasons: dict[str, str] = {}
+    left: dict[str, str] = {}
     for name in registry.names():
         try:
-            _, _, why = registry.make(name, graph)
-            reasons[name] = why
+            chosen, engine, why = registry.make(name, graph)
+            reasons[name] = why if engine is None else engine.describe()[0]
+            if chosen != name:
+                reasons[name] = f"{chosen}, {reasons[name]}"
+            else:
+                left |= {f"{name}, {k}": why for k, why in registry.left_out(engine).items()}
         except UsageError as error:
             reasons[name] = f"no: {error}"
-    return reasons
+    return reasons, left
+
+
+def _row(row: dict[str, Any]) -> str:
+    """What was measured, as a few words."""
+    values = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in VALUES if name in row)
+    T = f"T={row['T']}: " if row["T"] else ""
+    rate = row["spike_rate"]
+    fires = "" if rate is None else f", {rate:.3f} spikes a neuron and step"
+    return f"{T}{values}, {row['images']} pictures{fires} ({row['file']})"
 
 
 def text(value: Any) -> str:
     """A value as a few words."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"\n{' ' * 14}".join(map(_row, value))
     if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:
         return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
     if isinstance(value, dict):

@@ -35,6 +35,17 @@ def device(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def engine(text: str) -> str:
+    """Name of an engine that is registered."""
+    from spikedet.engines.registry import expect_engine
+
+    try:
+        expect_engine(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 def torch_device(text: str) -> str:
     """`cuda:0` of a training command's `0`."""
     return f"cuda:{text}" if text.isdigit() else text

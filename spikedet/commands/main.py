@@ -9,25 +9,24 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from spikedet.commands.terminal import Bar, close_bars, quietly
 from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
 from spikedet.settings import world_size
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-LOG_INTERVAL = 60.0  # seconds between two states of a progress bar that goes into a file
 HERE = "spikedet.commands."
 # Each command: what it does, and where it is if not in a file of its name, here or with its dotted
 # name. Another one is one more file and one more line.
 COMMANDS: dict[str, str | tuple[str, str]] = {
     "detect": "find objects in pictures",
+    "web": "a page in the browser: what a spiking network sees",
     "classify": "name what pictures show",
     "info": "say what a file of weights holds",
     "train": "train a float network",
@@ -37,6 +36,8 @@ COMMANDS: dict[str, str | tuple[str, str]] = {
     "evaluate": "average precision or accuracy, over T",
     "energy": "spikes, synaptic operations and energy",
     "analyze": "where a spiking network errs, layer by layer",
+    "report": "one page of HTML about a run, to send to somebody",
+    "doctor": "whether all is here that is needed, and what to do",
     "benchmark": "time of each engine beside the float network",
     "export": "write a network for other programs: ONNX, NIR, int8",
     "import": ("take over trained weights of others", "import_weights"),
@@ -130,18 +131,9 @@ def command_line() -> str:
     return " ".join(Path(word).name if word.startswith("/") else word for word in _run_as)
 
 
-def progress(*args: Any, **options: Any) -> tqdm:
-    """A progress bar of tqdm's on standard error; where that is no terminal, a state a minute.
-
-    Args:
-        *args: As tqdm takes them.
-        **options: As well.
-    """
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
-    options |= {"mininterval": interval, "maxinterval": max(10.0, interval)}
-    return tqdm(*args, **options)
+def progress(*args: Any, **options: Any) -> Bar:
+    """A bar on standard error, see `terminal.Bar`; where that is no terminal, a line a minute."""
+    return Bar(*args, **options)
 
 
 def keep_freed_memory() -> None:
@@ -187,7 +179,10 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
-        code = _call(command(), words, prog)
+        try:
+            code = _call(command(), words, prog)
+        finally:
+            close_bars()
         sys.stdout.flush()
     except SpikedetError as error:
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
@@ -223,4 +218,21 @@ def _call(command: Any, words: Sequence[str], prog: str) -> int:
             "this command runs in one process; torchrun is for spikedet train, finetune and "
             "pretrain"
         )
-    return command.run(options) or 0
+    json = options.json
+    if json is not None:
+        from spikedet.commands.checks import expect_writable
+
+        expect_writable(json)
+    if options.quiet:
+        logging.getLogger().setLevel(logging.WARNING)
+    start = time.monotonic()
+    with quietly(options.quiet):
+        code = command.run(options) or 0
+    if json is not None and not options.told and not int(os.environ.get("RANK", 0)):
+        from spikedet.commands.result import write_json
+
+        out = getattr(options, "out", None)
+        done = {"T": getattr(options, "T", None), "out": None if out is None else str(out)}
+        done |= {"command_line": command_line(), "exit_code": code}
+        write_json(options, {**done, "seconds": round(time.monotonic() - start, 1)})
+    return code

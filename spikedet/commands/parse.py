@@ -29,6 +29,7 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from spikedet.commands import kinds
 from spikedet.commands.checks import nearest
 from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut
@@ -47,12 +48,21 @@ class Options:
 
     Attributes:
         given: Names of those that stand on the command line, not in a `--config` file.
+        command: Name of the command.
+        told: Whether it has written `--json` itself.
     """
+
+    quiet: bool = option(False, "no progress and no tables: warnings and errors alone")
+    json: Path | None = option(
+        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file
+    )
 
     config: Path | None = option(
         None, "YAML file with options; see configs/experiments", metavar="FILE"
     )
     given: frozenset[str] = field(default=frozenset(), repr=False)
+    command: str = field(default="", repr=False)
+    told: bool = field(default=False, init=False, repr=False)
 
 
 def several(options: type) -> Any:
@@ -135,8 +145,10 @@ def options_of(options: type, part: str = "") -> list[Option]:
     """All options of a dataclass: those that must be given first, then its own, `--config` last."""
     all_options = []
     hints = typing.get_type_hints(options)
-    own = vars(options).get("__annotations__", {})
-    for each in sorted(fields(options), key=lambda f: f.name not in own):
+    own = list(vars(options).get("__annotations__", {}))
+    for each in sorted(
+        fields(options), key=lambda f: own.index(f.name) if f.name in own else len(own)
+    ):
         if "options" in each.metadata:
             all_options += options_of(each.metadata["options"], each.name)
         elif "help" in each.metadata:
@@ -234,7 +246,8 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
             settings[each.field] = value
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
-    return options(**settings, given=given_of(there, words))
+    command = prog.rpartition(" ")[2]
+    return options(**settings, given=given_of(there, words), command=command)
 
 
 def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:

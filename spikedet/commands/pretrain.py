@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet import resources
-from spikedet.commands import shared
+from spikedet.commands import plotting, shared
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
 from spikedet.detection.defaults import BACKBONE
@@ -88,3 +88,4 @@ def run(options: Options) -> None:
     if options.resume:
         expect_same_run(options.out, planned)
     task.fit(network, Run(planned, train, tune, options.out, settings, write, options.resume))
+    plotting.training(options.out, train, tune, shared.split(options, task.name))

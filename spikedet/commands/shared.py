@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds
 from spikedet.commands.parse import Options
+from spikedet.commands.terminal import note
 from spikedet.data import formats
 from spikedet.data.samples import listed
 from spikedet.errors import UsageError
@@ -37,6 +37,28 @@ def half(default: bool | None) -> Any:
     """`--half/--no-half`; None chooses by the CPU."""
     chosen = ", if the CPU supports it" if default is None else ""
     return option(default, f"spiking layers in bfloat16{chosen}", pair=True)
+
+
+def engine(default: str = "auto") -> Any:
+    """`--engine` of a command that runs a spiking network."""
+    return option(
+        default,
+        "what runs spiking weights: auto (the fastest that works here), events, torch (float32, "
+        "the reference), integers",
+        kind=kinds.engine,
+    )
+
+
+def expect_half(options: Any) -> None:
+    """Refuse `--half` of an engine that computes in whole numbers.
+
+    Raises:
+        UsageError: It says which.
+    """
+    if options.half and options.engine not in ("auto", "torch"):
+        raise UsageError(
+            f"--half: the {options.engine} engine computes in whole numbers; leave --half out"
+        )
 
 
 def batch(default: int | None, help: str = "pictures at a time") -> Any:
@@ -169,10 +191,9 @@ def read(
         raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
     samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
     classes = samples.names
-    print(
+    note(
         f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(samples)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}",
-        file=sys.stderr,  # results alone go to standard output
+        f"{split}, {len(classes)} classes: {listed(classes)}"
     )
     return samples
 

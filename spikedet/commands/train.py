@@ -4,8 +4,8 @@
     spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 --out runs/resnet20
 
 The network description says which of the two it is. Writes last.safetensors and best.safetensors
-(best on the tuning pictures), results.csv and state.pt into --out after every epoch; --resume goes
-on from there.
+(best on the tuning pictures), results.csv and state.pt into --out after every epoch, curves.png at
+the end; --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet import resources
-from spikedet.commands import shared
+from spikedet.commands import plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import resume, training, training_settings
@@ -118,3 +118,4 @@ def run(options: Options) -> None:
         distill=distill,
     )
     task.fit(network, plan)
+    plotting.training(options.out, train, tune, shared.split(options, task.name))

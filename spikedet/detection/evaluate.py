@@ -15,11 +15,13 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from spikedet.detection import curves
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
@@ -38,6 +40,7 @@ class Precision:
             there on, or between the limits that were given.
         VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
         per_class: AP of each class.
+        details: Rows of the tables of `curves.details`, where they were asked for.
     """
 
     AP: float
@@ -48,6 +51,7 @@ class Precision:
     AP_large: float
     VOC07_AP50: float
     per_class: dict[str, float] = field(repr=False)
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
 
 def average_precision(
@@ -55,6 +59,8 @@ def average_precision(
     samples: Sequence[Sample],
     names: Sequence[str],
     areas: tuple[float, float] = AREAS,
+    *,
+    details: bool = False,
 ) -> Precision:
     """Measure detections against annotations.
 
@@ -63,6 +69,7 @@ def average_precision(
         samples: Annotated pictures.
         names: Class names that the labels index.
         areas: Square pixels between small, medium and large objects.
+        details: Curves, confusion and reliability as well.
 
     Returns:
         All measures.
@@ -86,6 +93,7 @@ def average_precision(
         AP_large=mean(area=3),
         VOC07_AP50=voc07_ap50(detections, samples, len(names)),
         per_class={name: mean(label=index) for index, name in enumerate(names)},
+        details=curves.details(evaluation, detections, samples, names) if details else {},
     )
 
 

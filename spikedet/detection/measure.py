@@ -69,6 +69,7 @@ def measure(
     *,
     steps: Sequence[int] | None = None,
     areas: tuple[float, float] = AREAS,
+    details: bool = False,
     **options: Any,
 ) -> list[tuple[Precision, float | None]]:
     """Average precision, and spikes per neuron and step (None without spikes).
@@ -78,15 +79,20 @@ def measure(
         samples: Pictures.
         steps: As of `Task.measure`.
         areas: As of `average_precision`.
+        details: As there, of the last of `steps`.
         options: As of `detect_all`.
     """
     if runner.stage != "snn":
         (detections,) = detect_all(runner, samples, **options)
-        return [(average_precision(detections, samples, runner.names, areas), None)]
+        whole = average_precision(detections, samples, runner.names, areas, details=details)
+        return [(whole, None)]
     if not steps:
         assert runner.T is not None  # of a spiking network
         steps = [runner.T]
     with runner.spiking.spike_rates() as rates:
         results = detect_all(runner, samples, steps=steps, **options)
-    precisions = [average_precision(each, samples, runner.names, areas) for each in results]
+    precisions = [
+        average_precision(each, samples, runner.names, areas, details=details and steps[-1] == T)
+        for T, each in zip(steps, results, strict=True)
+    ]
     return [(precision, rates.mean(T)) for T, precision in zip(steps, precisions, strict=True)]

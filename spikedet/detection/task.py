@@ -115,7 +115,7 @@ class Detection(Task):
         return [
             (
                 {name: getattr(precision, name) for name in self.columns}
-                | {"per_class": precision.per_class},
+                | {"per_class": precision.per_class, "details": precision.details},
                 rate,
             )
             for precision, rate in measure(runner, samples, steps=steps, **options)

@@ -39,6 +39,7 @@ from spikedet.training import (
     growing_side,
     is_complete,
     load_state,
+    log_epoch,
     own_run,
     parameter_groups,
     resized,
@@ -329,6 +330,7 @@ class Trainer(DetectionTrainer):
         """A row of the log; a full disk names it."""
         with naming(self.csv):
             super().save_metrics(metrics)
+        log_epoch(self.save_dir, self.settings, self.epoch + 1, metrics)
 
     def save_model(self) -> bool:
         """After each epoch: averaged weights, and the side-car that a resumed run starts from."""

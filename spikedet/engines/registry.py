@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikedet.engines.library import NoLibrary
 from spikedet.engines.program import NoIntegers
-from spikedet.engines.whole import EventsEngine, ReferenceEngine, Tell
+from spikedet.engines.whole import EventsEngine, ReferenceEngine, Show, Tell
 from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
 
@@ -18,7 +18,12 @@ class Engine(Protocol):
     """A compiled spiking graph."""
 
     def simulate(
-        self, pictures: Tensor, parts: Iterable[int], each_step: bool, tell: Tell | None = None
+        self,
+        pictures: Tensor,
+        parts: Iterable[int],
+        each_step: bool,
+        tell: Tell | None = None,
+        show: Show | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
         """As `SpikingNetwork` runs its graph, see `whole.WholeEngine.simulate`."""
 
@@ -43,6 +48,25 @@ def names() -> list[str]:
     return [AUTO, TORCH, *ENGINES]
 
 
+def expect_engine(name: str) -> None:
+    """Refuse what is no name of an engine.
+
+    Raises:
+        UsageError: Says which there are.
+    """
+    if name not in names():
+        raise UsageError(f"no engine {name!r}; expected {', '.join(names())}")
+
+
+def left_out(engine: Engine | None) -> dict[str, str]:
+    """Why an engine leaves a layer to slower code, by the name of the layer."""
+    found = {}
+    for line in engine.describe()[1:] if engine is not None else ():
+        layer, _, reason = line.partition(": ")
+        found[layer] = reason
+    return found
+
+
 def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
     """An engine for a graph.
 
@@ -57,8 +81,7 @@ def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
     Raises:
         UsageError: No such engine, or it cannot run this network or on this machine.
     """
-    if name not in names():
-        raise UsageError(f"no engine {name!r}; expected {', '.join(names())}")
+    expect_engine(name)
     if name == TORCH:
         return TORCH, None, "float32 by torch"
     wanted = "events" if name == AUTO else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from spikedet.engines.events import Run
 from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
-from spikedet.engines.program import INT32, Move, NoIntegers, Sums
+from spikedet.engines.program import INT32, Move, Neuron, NoIntegers, Pool, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -26,7 +27,9 @@ from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
 MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once may take
+NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
 Tell = Callable[[str, int, Tensor, int], None]
+Show = Callable[[str, int, Tensor], None]
 
 
 class WholeEngine:
@@ -37,6 +40,9 @@ class WholeEngine:
     """
 
     def __init__(self, graph: Graph):
+        tensor = next(itertools.chain(graph.parameters(), graph.buffers()), None)
+        if tensor is not None and tensor.device.type != "cpu":
+            raise UsageError(NOT_HERE)
         self.graph, self.program = graph, compile_integers(graph)
         when = phases(graph)
         means = self.program.means
@@ -48,6 +54,9 @@ class WholeEngine:
             self._kept.add(INPUT)
         nodes = {op.node for op in self.program.ops.values() if hasattr(op, "node")}
         self._currents = sorted(nodes)
+        ops = self.program.ops.items()
+        fire = (name for name, op in ops if isinstance(op, Neuron | Pool))
+        self._fire = [name for name in fire if name in graph.edges]  # others pool currents
         self._bases = {
             base: node
             for node, terms in means.items()
@@ -65,6 +74,7 @@ class WholeEngine:
         parts: Iterable[int],
         each_step: bool,
         tell: Tell | None = None,
+        show: Show | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Run so many steps at once, part after part: yield all so far, and how to read them out.
 
@@ -74,13 +84,15 @@ class WholeEngine:
             each_step: Outputs of each step of the last part, [steps*B, ...], instead of the mean.
             tell: Called after every part with each layer's name, its first step, the spikes of
                 each of its steps [steps], and the number of neurons of all pictures.
+            show: Called after every part with the name of each layer of neurons, and of each
+                pooling of spikes, its first step, and its spikes [steps*B, ...].
 
         Raises:
             NoIntegers: More steps than 32 bits can hold, or a size that the integers do not fit.
             UsageError: Pictures that are not on the CPU.
         """
         if pictures.device.type != "cpu":
-            raise UsageError("integer engines compute on the CPU; use the torch engine elsewhere")
+            raise UsageError(NOT_HERE)
         parts = list(parts)
         self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
@@ -92,7 +104,7 @@ class WholeEngine:
             for piece, final in _with_last(_even(steps, at_once)):
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
                     ends = last and final
-                    totals = self._part(run, piece, ends, done, each_step, totals, tell)
+                    totals = self._part(run, piece, ends, done, each_step, totals, tell, show)
                 done += piece
 
             def read(sums: dict[Any, Any] = totals, steps: int = steps) -> Any:
@@ -189,6 +201,7 @@ class WholeEngine:
         each_step: bool,
         before: dict[str, Any],
         tell: Tell | None,
+        show: Show | None,
     ) -> dict[str, Any]:
         """Run the next steps.
 
@@ -220,7 +233,7 @@ class ReferenceEngine(WholeEngine):
     def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
         return Reference(self.program, currents, batch)
 
-    def _part(self, run, steps, last, done, each_step, before, tell):
+    def _part(self, run, steps, last, done, each_step, before, tell, show):
         values, batch = run.advance(steps), run.batch
         totals: dict[Any, Any] = {}
         for node, masses in self._masses(done, steps).items():
@@ -238,6 +251,9 @@ class ReferenceEngine(WholeEngine):
                 spikes = values[op.name]
                 number = spikes.abs().reshape(steps, -1).sum(1)
                 tell(op.name, done, number, spikes.numel() // steps)
+        if show is not None:
+            for name in self._fire:
+                show(name, done, values[name])
         return totals
 
 
@@ -284,7 +300,7 @@ class EventsEngine(WholeEngine):
     def _at_once(self, run: Run) -> int:
         return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
 
-    def _part(self, run, steps, last, done, each_step, before, tell):
+    def _part(self, run, steps, last, done, each_step, before, tell, show):
         plan, batch = run.plan, run.batch
         totals: dict[Any, Any] = {}
         masses, sums = {}, {}
@@ -316,6 +332,9 @@ class EventsEngine(WholeEngine):
                 channels, height, width = plan.maps[op.name]
                 neurons = batch * channels * height * width
                 tell(op.name, done, torch.from_numpy(number).double(), neurons)
+        if show is not None:
+            for name in self._fire:
+                show(name, done, run.dense(self.program.ops[name], memory))
         plan.give(memory)
         return totals
 

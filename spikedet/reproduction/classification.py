@@ -216,21 +216,27 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
     fields: dict[str, Any] = {"method": method, "paper_method": row.method, "network": row.network}
     fields |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
-    fields |= {"measure": row.measure, "value": NOT_RUN, "std": ""}
-    fields |= {"top1": NOT_RUN, "top5": NOT_RUN}
-    fields |= {"images": "", "paper": "" if printed == NOT_PRINTED else printed}
+    fields |= {
+        "measure": row.measure,
+        "value": NOT_RUN,
+        "std": "",
+        "top1": NOT_RUN,
+        "top5": NOT_RUN,
+    }
+    fields |= {"engine": "", "images": "", "paper": "" if printed == NOT_PRINTED else printed}
     return fields | {"paper_value": published.number(printed)}
 
 
 def filled(amount: float, row: dict[str, Any]) -> dict[str, Any]:
     """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
     accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
-    return {"value": amount, **accuracy, "images": row["images"]}
+    engine = row.get("engine", "torch")  # which counts operations as well
+    return {"value": amount, **accuracy, "engine": engine, "images": row["images"]}
 
 
 def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
-    from spikedet.analysis import plots
+    from spikedet.plots import measures
 
     write_csv(options.out / f"{options.name}.csv", list(entries.values()))
     shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
@@ -249,7 +255,7 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     source = sources.pop() / 100 if len(sources) == 1 else None
     title = f"{options.name}, {curves[0]['images']} pictures"
     write_atomic(
-        options.out / f"{options.name}.png", plots.over(curves, key, "top1", title, source)
+        options.out / f"{options.name}.png", measures.over(curves, key, "top1", title, source)
     )
 
 
@@ -300,7 +306,7 @@ def analyse(options: Any, networks: Sequence[Network]) -> None:
         UsageError: An option that has no effect on them.
     """
     why = "figures 4 and 5 compare the same networks on tuning pictures"
-    refuse(options, ["methods", "half"], why)
+    refuse(options, ["methods", "half", "engine"], why)
     names = {"figure4": ("residual",), "figure5": ("periodic", "similarity", "gap")}[options.name]
     ran = False
     for network in networks:

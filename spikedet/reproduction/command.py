@@ -109,6 +109,7 @@ class Options(shared.Measured):
         group="detectors",
     )
     device: str = shared.device()
+    engine: str = shared.engine("torch")
     half: bool = shared.half(False)
 
 
@@ -135,6 +136,7 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
 
 
 def run(options: Options) -> None:
+    shared.expect_half(options)
     models = options.model or []
     task = task_of(options.name, models, options.data)
     make = {"detection": detection.make, "classification": classification.make}[task]

@@ -157,7 +157,7 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     """A line of the CSV file `name`."""
     method = cell.method if cell.end_to_end else LAYER_WISE
     line: dict[str, Any] = {"method": method, "T": cell.T or ""}
-    line["weights_for_T"] = cell.made_for or ""
+    line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
     line["calibration_pictures"] = row["calibration_pictures"]
     line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
     printed = None if cell.T is None else TABLE_10.get((cell.method, cell.T))
@@ -168,20 +168,24 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
-    from spikedet.analysis import plots
-    from spikedet.detection import figures
+    from spikedet.plots import measures
 
     floats = [line["AP"] for line in lines if line["method"] == "float"]
     images = lines[0]["images"]
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
-        merged = [{**row, **line} for row, line in zip(rows, lines, strict=True)]
-        write_atomic(path, figures.per_class(merged, f"AP of each class, {images} pictures"))
+        bars = [
+            {"method": line["method"], "T": line["T"], "class": label, "AP": value}
+            for row, line in zip(rows, lines, strict=True)
+            for label, value in row["per_class"].items()
+        ]
+        title = f"AP of each class, {images} pictures"
+        write_atomic(path, measures.classes(bars, None, title=title))
     elif spiking:
         key = "calibration_pictures" if name == "table6" else "T"
         title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
         source = floats[0] if floats else None
-        write_atomic(path, plots.over(spiking, key, "AP", title, source))
+        write_atomic(path, measures.over(spiking, key, "AP", title, source))
 
 
 def table(options: Any, shop: Workshop) -> None:
@@ -217,9 +221,9 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     """Figure 8: detections after several time steps of one run, float first."""
-    from spikedet.detection import figures
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
+    from spikedet.plots.pictures import grid
 
     picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
     shown: list[tuple[str, list[Detections]]] = []
@@ -230,18 +234,23 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
         weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
-        detector = Predictor(weights, own, options.device, options.half)
+        half = options.half if options.half or options.engine == "torch" else None
+        detector = Predictor(weights, own, options.device, half, options.engine)
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
-            {"method": method, "T": f.T, "weights_for_T": own, "objects": len(f),
-             "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+            {"method": method, "T": f.T, "weights_for_T": own, "engine": detector.engine,
+             "objects": len(f), "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
             for f in steps
         ]  # fmt: skip
     write_csv(options.out / "figure8.csv", lines)
     if options.boxes_only:
         shown = [(method, [emptied(detections) for detections in steps]) for method, steps in shown]
-    write_atomic(options.out / "figure8.png", figures.grid(shown))
+    titled = [
+        [(method if f.T is None else f"{method}, t={f.T}", f.plot()) for f in steps]
+        for method, steps in shown
+    ]
+    write_atomic(options.out / "figure8.png", grid(titled))
     for line in lines:
         print(
             f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "

@@ -114,7 +114,8 @@ class Workshop:
         # not among what is noted: it makes no other network
         none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
         device = [] if none else ["--device", self.options.device]
-        command = [tool, *map(str, words), *device]
+        quiet = ["--quiet"] if getattr(self.options, "quiet", False) else []
+        command = [tool, *map(str, words), *device, *quiet]
         print("$ spikedet " + shlex.join(command), flush=True)
         done = subprocess.run([sys.executable, "-m", "spikedet", *command])
         if done.returncode:
@@ -240,17 +241,25 @@ class Workshop:
         return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What spikedet evaluate measures of a row; without `make` None where it did not yet."""
+        """What spikedet evaluate measures of a row; without `make` None where it did not yet.
+
+        Rows of each engine are kept in files of their own; a row that names none is torch's.
+        """
         steps = cell.steps or (cell.T,)
-        path = self.place(cell, "-half" if self.options.half else "")
+        spiking = cell.method not in (*SOURCES, "quantised")
+        engine = self.options.engine if spiking and not self.options.half else "torch"
+        other = "" if engine == "torch" else f"-{engine}"
+        path = self.place(cell, "-half" if self.options.half else other)
         rows = {row["T"]: row for row in self.read(path, cell) or []}
         if cell.T not in rows and make:
             words: list[Any] = ["--half"] if self.options.half else []
-            if cell.method not in (*SOURCES, "quantised"):
+            words += ["--engine", engine] if other else []
+            if spiking:
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
             self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
-        return rows.get(cell.T)
+        found = rows.get(cell.T)
+        return None if found is None else {"engine": "torch", **found}
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet energy counts of a row; without `make` None where it did not yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from spikedet.engines.registry import AUTO, TORCH, names
+from spikedet.engines.registry import AUTO, TORCH, expect_engine
 from spikedet.errors import UsageError
 from spikedet.precision import device_of, has_bfloat16
 from spikedet.runtime.network import SpikingNetwork
@@ -28,8 +28,7 @@ def choose_engine(network: nn.Module, engine: str = AUTO, half: bool | None = No
         UsageError: No such engine, it cannot run this network or on this machine, or it computes
             in neither bfloat16 nor float32.
     """
-    if engine not in names():
-        raise UsageError(f"no engine {engine!r}; expected {', '.join(names())}")
+    expect_engine(engine)
     if half is not None and engine == AUTO:
         engine = TORCH
     if half and engine != TORCH:

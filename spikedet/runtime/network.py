@@ -20,7 +20,7 @@ from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import WEIGHTED, Scale, Shift
 from spikedet.graph.structure import fill
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
-from spikedet.neurons.layers import IFNeuron, MeanOverTime, Temporal, count_spikes
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, Temporal, count_spikes
 
 if TYPE_CHECKING:
     from spikedet.engines.registry import Engine
@@ -263,12 +263,14 @@ class SpikingNetwork(nn.Module):
             return None
         watchers = self._watchers()
         rates = [watcher for watcher in watchers if isinstance(watcher, SpikeRates)]
-        if len(rates) < len(watchers):
+        each = [watcher for watcher in watchers if isinstance(watcher, EachSpike)]
+        if len(rates) + len(each) < len(watchers):
             return None
         if self._compiled != _state(self.graph):
             self.use_engine(self._wanted)  # other weights than it was compiled from
             return self._by_engine(pictures, parts, each_step)
-        steps = self._engine.simulate(pictures, parts, each_step, _tell(rates) if rates else None)
+        tell, show = _tell(rates) if rates else None, _show(each) if each else None
+        steps = self._engine.simulate(pictures, parts, each_step, tell, show)
         try:
             first = next(steps, None)
         except NoIntegers as error:
@@ -313,8 +315,9 @@ class SpikingNetwork(nn.Module):
         """Let an engine run the network from now on, as its weights are now.
 
         Engines compute without gradients: where they are wanted, and while something else than
-        `spike_rates` watches a pass, torch runs it. Weights that were changed since are compiled
-        again at the next pass (but for changes through `.data`, which torch does not tell).
+        `spike_rates` and `EachSpike` watches a pass, torch runs it. Weights that were changed since
+        are compiled again at the next pass (but for changes through `.data`, which torch does not
+        tell).
 
         Args:
             name: One of `engines.registry.names()`: `torch` (float32, the reference), `events`
@@ -331,10 +334,7 @@ class SpikingNetwork(nn.Module):
 
         chosen, self._engine, why = registry.make(name, self.graph)
         self.engine, self._wanted, self.engine_reason = chosen, name, why
-        self.left_out = {}
-        for line in self._engine.describe()[1:] if self._engine is not None else ():
-            layer, _, reason = line.partition(": ")
-            self.left_out[layer] = reason
+        self.left_out = registry.left_out(self._engine)
         self._compiled = _state(self.graph)
         return f"{self.engine}: {why}"
 
@@ -351,6 +351,23 @@ class SpikingNetwork(nn.Module):
                 node.module.to(torch.bfloat16)
             if isinstance(node.module, IFNeuron):
                 node.module.spike_dtype = torch.bfloat16
+
+
+@dataclass
+class EachSpike:
+    """A watcher of spikes alone, which engines tell as torch does.
+
+    Attributes:
+        take: Called after every part of a pass with the name of each node that fires (neurons, and
+            pooling of spikes), its first step from 0 on, and what it sent, [steps*B, ...].
+    """
+
+    take: Callable[[str, int, Tensor], None]
+
+    def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], sent: Tensor) -> None:
+        """Watch a pass, see `watching`."""
+        if isinstance(node.module, IFNeuron | SpikingMaxPool):
+            self.take(node.name, now.done, sent)
 
 
 class SpikeRates:
@@ -425,6 +442,16 @@ def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], N
             rates.add(name, first, counts, neurons)
 
     return tell
+
+
+def _show(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
+    """How an engine shows spikes to all who look at each."""
+
+    def show(name: str, first: int, spikes: Tensor) -> None:
+        for watcher in watchers:
+            watcher.take(name, first, spikes)
+
+    return show
 
 
 def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:

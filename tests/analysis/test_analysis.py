@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from spikedet.analysis.compare import Comparison, ReadoutError, Reference, cosine
+from spikedet.analysis.raster import raster
 from spikedet.analysis.record import Recorder
 from spikedet.analysis.residual import expected_counts, periodic, residual_error
 from spikedet.conversion.calibrate import calibrate
@@ -146,6 +147,23 @@ def test_recorder_sums_what_the_neurons_received_and_sent(stages, pictures):
     assert torch.equal(first.sent, first.fired) and first.sent.sum() > 0
 
 
+def test_a_raster_holds_who_fires_most_at_a_place(stages, pictures):
+    spiking = SpikingNetwork(stages[2], T)
+    rows = raster(spiking, pictures, T, place=(0.99, 0.0), neurons=3)
+    recorder = Recorder(spiking)
+    list(recorder.run(pictures[:1], T))
+    for layer in recorder.neurons:
+        own = [row for row in rows if row["layer"] == layer.name]
+        fired = layer.fired[0][:, -1, 0]
+        assert {(row["row"], row["column"]) for row in own} == {(layer.fired.shape[2] - 1, 0)}
+        assert len(own) == 3 * T and [r["T"] for r in own[:T]] == list(range(1, T + 1))
+        sums = {}
+        for row in own:
+            sums[row["channel"]] = sums.get(row["channel"], 0) + row["spike"]
+        assert sums == {c: fired[c].item() for c in sums}
+        assert sorted(sums.values()) == fired.sort().values[-3:].tolist()
+
+
 def test_the_first_layer_is_the_quantiser(stages, pictures):
     """Its current is constant: no residual error, and rates equal to the stage-I activations."""
     comparison = compared(stages, [pictures])
@@ -231,10 +249,12 @@ def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys
     words = ["--data", devkit, "--split", "VOC2007:val", "--T", 8, "--limit", 1]
     words += ["--all", "--out", out]
     assert command(monkeypatch, "analyze", *words) == 0
-    names = ("residual", "similarity", "layers", "periodic", "gap")
+    names = ("residual", "similarity", "layers", "periodic", "gap", "rates", "raster")
     for name in names:
         rows = table(out / f"{name}.csv")
-        assert {int(row["T"]) for row in rows} == (set(range(1, 9)) if name == "gap" else {8})
+        assert {int(row["T"]) for row in rows} == (
+            set(range(1, 9)) if name in ("gap", "raster") else {8}
+        )
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     residual = table(out / "residual.csv")
     assert {row["network"] for row in residual} == {"stage I alone", "stages I + II"}
@@ -244,6 +264,11 @@ def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys
     after = [float(r["cosine"]) for r in table(out / "similarity.csv") if "II" in r["network"]]
     assert all(0.5 < value <= 1 for value in after) and len(after) == 20
     assert len(table(out / "layers.csv")) == 24  # four readouts
+    rates = table(out / "rates.csv")
+    assert len(rates) == 40 and all(0 <= float(row["rate"]) <= 1 for row in rates)
+    errors = {r["layer"]: r["error"] for r in rates if r["network"] == "stages I + II"}
+    assert {r["layer"]: r["after"] for r in table(out / "layers.csv")}.items() > errors.items()
+    assert {row["spike"] for row in table(out / "raster.csv")} == {"0", "1"}
     printed = capsys.readouterr().out
     assert "T=8, weights of T=8: 1 pictures of VOC2007:val" in printed
     assert "stages I + II to stage I" in printed
@@ -258,7 +283,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
     words += ["--tuning", ids, "--out", tmp_path / "out"]
     assert command(monkeypatch, "analyze", *words) == 0
     assert sorted(p.name for p in (tmp_path / "out").glob("*.csv")) == [
-        "periodic.csv", "residual.csv",
+        "periodic.csv", "raster.csv", "rates.csv", "residual.csv",
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert "T=2, weights of T=8: 1 pictures" in printed

@@ -47,6 +47,31 @@ def whole(tmp_path_factory):
 # ---------------------------------------------------------------------- runs
 
 
+def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, tensorboard=True, epochs=2)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    found = rows(tmp_path)
+    assert set(board.Tags()["scalars"]) >= {"loss", "tuning_loss", "tuning_top1"}
+    events = board.Scalars("tuning_loss")
+    assert [event.step for event in events] == [1, 2]
+    assert [event.value for event in events] == pytest.approx(
+        [float(row["tuning_loss"]) for row in found]
+    )
+
+
+def test_tensorboard_that_is_missing_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikedet.training.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install 'spikedet.tensorboard.'"):
+        run(tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+    run(tmp_path, epochs=1)
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_a_run_learns_and_leaves_its_files(whole):
     folder, network = whole
     found = rows(folder)
@@ -177,15 +202,15 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"epochs": 0}, TrainingError, "epochs is 0; expected 1 or more"),
-        ({"batch": 0}, TrainingError, "batch is 0; expected 1 or more"),
-        ({"workers": -1}, TrainingError, "workers is -1; expected 0 or more"),
-        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected 0 or more"),
-        ({"optimizer": "Adam"}, TrainingError, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"epochs": 0}, TrainingError, "epochs is 0; expected a number of 1 or more"),
+        ({"batch": 0}, TrainingError, "batch is 0; expected a number of 1 or more"),
+        ({"workers": -1}, TrainingError, "workers is -1; expected"),
+        ({"clip": -1.0}, TrainingError, "clip is -1.0; expected"),
+        ({"optimizer": "Adam"}, TrainingError, "optimizer is '?Adam"),
         ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
         ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
-        ({"augment": "mixup"}, UsageError, "augment is 'mixup'"),
-        ({"jpeg": 101}, UsageError, "jpeg is 101"),
+        ({"augment": "mixup"}, TrainingError, "augment is 'mixup'"),
+        ({"jpeg": 101}, TrainingError, "jpeg is 101"),
     ],
 )
 def test_settings_that_no_run_can_have(tmp_path, given, error, words):
@@ -413,9 +438,9 @@ def test_what_ends_one_of_two_processes_is_said_once(tmp_path):
     (tmp_path / "data/train/b/007.png").write_bytes(b"damaged")
     words = [ROOT / "tools/train.py", "--model", ROOT / "configs/models/cifar-resnet20.yaml"]
     words += ["--width", 0.25, "--data", tmp_path / "data", "--imgsz", 8, "--epochs", 4]
-    words += ["--out", tmp_path / "out"]
-    errors = [x for x in two_processes(*words, "--batch", 16).stderr.split("\n") if "error: " in x]
+    said = two_processes(*words, "--batch", 16, "--out", tmp_path / "a").stderr
+    errors = [x for x in said.split("\n") if "error: " in x]
     assert "b/007.png" in errors[0] and len(errors) <= 2
     assert errors[1:] in ([], ["error: another process has ended, see what it says"])
-    said = two_processes(*words, "--batch", 15).stderr
+    said = two_processes(*words, "--batch", 15, "--out", tmp_path / "b").stderr
     assert said.count("error: a batch of 15 cannot be shared by 2 processes") == 1

@@ -1,12 +1,10 @@
 """Options from a file, commands of the pages, and how a command ends."""
 
-import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new, expect_writable, refuse
-from spikedet.commands.main import COMMANDS, main, module_of, parsed, progress
+from spikedet.commands.main import COMMANDS, main, module_of, parsed
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
@@ -355,25 +353,3 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
 def test_rates_and_prices_are_above_zero(text):
     with pytest.raises(UsageError, match="is not a number above 0"):
         parsed("energy", ["--data", "d", f"--pj-ac={text}"])
-
-
-class Stream(io.StringIO):
-    """Standard error that is a terminal, or not."""
-
-    def __init__(self, terminal):
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
-
-
-def test_a_progress_bar_fills_no_log(monkeypatch):
-    shown = {}
-    for terminal in (True, False):
-        stream = Stream(terminal)
-        monkeypatch.setattr(sys, "stderr", stream)
-        for _ in progress(range(4), desc="steps"):
-            time.sleep(0.15)
-        shown[terminal] = stream.getvalue().count("steps: ")
-    assert shown[False] == 2 < shown[True]  # a log has the first and the last state

@@ -26,10 +26,15 @@ class Detector:
 
     names = ("cat", "dog")
 
-    def __init__(self, weights, T, device, half):
-        self.weights, self.T = Path(weights), T or 8
+    why_engine = "torch: no network at all"
 
-    def __call__(self, picture, T=None, conf=0.25, iou=0.6):
+    def __init__(self, weights, T, device, half, engine):
+        self.weights, self.T = Path(weights), T or 8
+        Detector.asked = engine
+
+    def __call__(self, picture, T=None, conf=0.25, iou=0.6, patience=None, every=4):
+        if patience:
+            T = every * (1 + patience)
         rows, columns = np.nonzero(picture[..., 0] > 200)
         if not len(rows):
             boxes, scores = np.zeros((0, 4)), np.zeros(0)
@@ -70,7 +75,7 @@ def run(capsys):
         with pytest.raises(SystemExit) as done:
             main("detect", [*map(str, words), "--weights", "w.safetensors"])
         out, err = capsys.readouterr()
-        return done.value.code, out, err
+        return done.value.code, out, err.replace(f"engine {Detector.why_engine}\n", "", 1)
 
     return run
 
@@ -222,8 +227,33 @@ def test_what_is_refused(run, words, code, said):
 
 def test_a_bar_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
     code, _, err = run("a.png", film())
     assert code == 0 and "of 2.5 s" in err and "picture" in err
+
+
+def test_a_strip_has_a_panel_a_step_and_its_boxes_as_csv(run):
+    code, out, err = run("a.png", "deep", film(), "--strip", "--save", "none", "--T", 3)
+    assert code == 0 and err.count("videos have no strip") == 1, err
+    assert written() == ["a-strip-T3.csv", "a-strip-T3.png", "b-strip-T3.csv", "b-strip-T3.png"]
+    with open("detections/a-strip-T3.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["T"], row["class"]) for row in rows] == [
+        (t, name) for t in "123" for name in ("cat", "dog")
+    ]
+    assert {(row["x1"], row["y2"]) for row in rows} == {("10.0", "40.0")}
+    with Image.open("detections/a-strip-T3.png") as picture:
+        assert picture.width > 2 * picture.height
+
+
+def test_a_strip_beside_annotated_pictures_and_without_objects(run):
+    Image.fromarray(shade(50, (60, 80))).save("dark.png")
+    code, _, _ = run("dark.png", "--strip", "--T", 2)
+    assert code == 0 and written() == ["dark-strip-T2.csv", "dark-strip-T2.png", "dark.png"]
+    text = Path("detections/dark-strip-T2.csv").read_text()
+    assert text == "T,class,score,x1,y1,x2,y2\n"
+    assert "leave out --strip" in run("a.png", "--strip", "--track")[2]
 
 
 # ---------------------------------------------------------------------- docs/detect.md
@@ -289,10 +319,40 @@ def test_the_page_names_what_there_is(run, page):
 
 
 def test_the_code_of_the_page(page, monkeypatch):
-    monkeypatch.setattr(spikedet, "load", lambda T: Detector("w", T, "cpu", None))
+    monkeypatch.setattr(spikedet, "load", lambda T: Detector("w", T, "cpu", None, "auto"))
     (code,) = blocks("python")
     names = {}
     exec(compile(code, "detect.md", "exec"), names)
     assert names["sources"].errors == [] and names["outputs"].counts.pictures == 2
     assert len(Path("found.jsonl").read_text().splitlines()) == 6
     assert written("out") == ["a.png", "b.png", "film.mp4"]
+
+
+def test_the_engine_is_asked_for_and_said_on_standard_error(capsys):
+    for words, engine in ([], "auto"), (["--engine", "integers"], "integers"):
+        with pytest.raises(SystemExit) as done:
+            main("detect", ["a.png", "--weights", "w.safetensors", "--save", "none", *words])
+        out, err = capsys.readouterr()
+        assert (done.value.code, Detector.asked) == (0, engine)
+        assert err == "engine torch: no network at all\n" and "engine" not in out
+
+
+def test_an_engine_that_is_not_there_is_one_sentence(run):
+    code, out, err = run("a.png", "--engine", "fast", "--json", "found.json")
+    assert code == 2 and not out and "no engine 'fast'; expected auto, torch, events" in err
+    assert err.count("\n") == 1 and not Path("detections").exists()
+    assert not Path("found.json").exists()
+
+
+def test_early_exit(run):
+    code, out, _ = run("a.png", "--patience", 2, "--every", 3, "--T", 20, "--json", "found.json")
+    assert code == 0 and "T=20 or fewer" in out
+    (entry,) = json.loads(Path("found.json").read_text())
+    assert entry["T"] == 9
+    for words, why in (
+        (["--every", 2], "--every: is for --patience, which is missing"),
+        (["--patience", 2, "--each-step"], "--patience: --each-step shows every step up to T"),
+        (["--patience", 0], "patience"),
+    ):
+        code, _, err = run("a.png", *words)
+        assert code == 2 and why in err

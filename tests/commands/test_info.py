@@ -70,3 +70,38 @@ def test_export_writes_and_says_what_the_file_does_not(tmp_path, monkeypatch, ca
     assert command(monkeypatch, "export", SPIKING, tmp_path / "w.doc") == 2
     assert "the ending says no format" in capsys.readouterr().err
     assert [path.name for path in Path(tmp_path).iterdir()] == [out.name]
+
+
+def test_info_names_what_was_measured_of_these_weights(tmp_path, monkeypatch, capsys):
+    from spikedet.commands.info import measured
+
+    rows = [
+        {"stage": "snn", "T": 4, "top1": 0.875, "top5": 0.99, "images": 100, "spike_rate": 0.1,
+         "data": "d", "weights_sha256": "a"},
+        {"stage": "snn", "T": 4, "top1": 0.5, "images": 900, "spike_rate": None,
+         "data": "d", "weights_sha256": "a"},
+        {"stage": "qc", "T": 4, "top1": 0.1, "images": 9, "data": "d", "weights_sha256": "a"},
+        {"stage": "snn", "T": 4, "top1": 0.1, "images": 9, "data": "d", "weights_sha256": "b"},
+    ]  # fmt: skip
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/rows.json").write_text(json.dumps(rows))
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "energy.json").write_text("{}")
+    found = measured("a", "snn", tmp_path)
+    assert [(row["images"], row["top1"]) for row in found] == [(900, 0.5), (100, 0.875)]
+    assert {row["file"] for row in found} == {"in/rows.json"}
+    told(monkeypatch, tmp_path, SPIKING)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "measured T=4: top1 87.9 %" in shown and "10000 pictures" in shown
+
+
+def test_info_by_layer(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "info.json"
+    assert command(monkeypatch, "info", SPIKING, "--layers", "--json", out) == 0
+    rows = json.loads(out.read_text())["by_layer"]
+    made = load(SPIKING)
+    assert len(rows) == sum(name.endswith("threshold") for name in made.tensors)
+    assert all(0 <= r["rate"] <= 1 and 0 < r["least"] <= r["greatest"] for r in rows)
+    assert "least threshold" in capsys.readouterr().out
+    assert command(monkeypatch, "info", released("float"), "--layers") == 2
+    assert "expected spiking weights" in capsys.readouterr().err

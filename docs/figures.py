@@ -1,0 +1,160 @@
+"""Makes the pictures of the README and of these pages: python docs/figures.py
+
+cat-steps.jpg     what the released detector sees after 4, 8, 12 and 20 steps of one run on cat.jpg
+ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
+neuron.svg        potential and spikes of one integrate-and-fire neuron
+quantise.svg      ReLU beside the quantise-clip activations of stage I
+residual.svg      the same mean current in two orders, and what the neuron makes of them
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+TABLE = ROOT / "weights" / "results" / "table10.csv"
+STEPS = (4, 8, 12, 20)
+CURVES = {  # method in the table: label, colour
+    "two-stage": ("spiking, stages I + II", "#d62728"),
+    "stage1": ("spiking, stage I alone", "#1f77b4"),
+    "copy": ("spiking, copied weights", "#7f7f7f"),
+    "spiking-yolo": ("spiking, Spiking-YOLO", "#2ca02c"),
+}
+
+
+def steps(detector, picture: Path) -> np.ndarray:
+    """The picture after each of STEPS, side by side, with T written on it; [H, W, 3] uint8 BGR."""
+    panels = []
+    for found in detector.steps(picture):
+        if found.T in STEPS:
+            panel = found.plot()
+            place = (8, panel.shape[0] - 12)
+            for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+                cv2.putText(panel, f"T = {found.T}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour,
+                            width, cv2.LINE_AA)  # fmt: skip
+            panels.append(panel)
+    rows = [np.hstack(panels[:2]), np.hstack(panels[2:])]
+    return np.vstack(rows)
+
+
+def ap_over_T() -> tuple[float, dict[str, list[tuple[int, float]]]]:
+    """AP of the float network and (T, AP) of each method, in percent, over all 1,000 pictures."""
+    with TABLE.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["images"] == "1000"]
+    (base,) = (100 * float(row["AP"]) for row in rows if row["method"] == "float")
+    points = {
+        name: sorted(
+            (int(row["T"]), 100 * float(row["AP"])) for row in rows if row["method"] == name
+        )
+        for name in CURVES
+    }
+    return base, points
+
+
+def told(base: float, points: dict[str, list[tuple[int, float]]]) -> str:
+    """The numbers of the plot in one line; it stands in the file, so that a test can compare."""
+    curves = (f"{name}: " + ", ".join(f"{T} {ap:.1f}" for T, ap in points[name]) for name in points)
+    return f"AP in percent; float: {base:.1f}; " + "; ".join(curves)
+
+
+def neuron(currents: list[float], threshold: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Potentials before the reset [T] and spikes [T] of one neuron that starts at threshold / 2."""
+    import torch
+
+    from spikedet.neurons.functional import integrate_and_fire
+
+    theta = torch.tensor(threshold)
+    potential, before, spikes = torch.full((1, 1), threshold / 2), [], []
+    for current in currents:
+        before.append(float(potential) + current)
+        fired, potential = integrate_and_fire(torch.full((1, 1), current), potential, theta, 1)
+        spikes.append(float(fired))
+    return np.array(before), np.array(spikes)
+
+
+def _bars(axes, before: np.ndarray, spikes: np.ndarray, title: str) -> None:
+    """Potentials as bars under the threshold, red where the neuron fires."""
+    steps_ = np.arange(1, len(before) + 1)
+    colours = ["#d62728" if fired else "#9ecae1" for fired in spikes]
+    axes.bar(steps_, before, color=colours, width=0.6)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(xlabel="time step t", title=title, xticks=steps_, ylim=(-0.7, 2.1))
+    axes.title.set_size(9)
+
+
+def drawings(folder: Path) -> None:
+    """The drawings of docs/method.md."""
+    import torch
+
+    from spikedet.neurons.quantize import levels
+
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 2.6))
+    before, spikes = neuron([0.3] * 10)
+    _bars(axes, before, spikes, "current 0.3 in every step: red bars reach the threshold and fire")
+    axes.set(ylabel="potential u", ylim=(0, 1.4))
+    _save(figure, folder / "neuron.svg", f"{spikes.sum():.0f} spikes in 10 steps")
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3))
+    z = torch.linspace(-0.4, 1.6, 1001)
+    axes.plot(z, z.clamp(min=0), color="black", linestyle="--", label="ReLU")
+    for T, colour in ((4, "#1f77b4"), (20, "#d62728")):
+        axes.plot(z, levels(z, T), color=colour, label=f"stage I, T = {T}")
+    axes.set(xlabel="input z / threshold", ylabel="output / threshold", ylim=(-0.1, 1.6))
+    axes.legend(fontsize=8)
+    _save(figure, folder / "quantise.svg", "ReLU and quantise-clip for T = 4 and T = 20")
+
+    figure, pair = pyplot.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
+    for axes, currents in zip(pair, ([0.5] * 4, [-1.2, -0.4, 1.8, 1.8]), strict=True):
+        before, spikes = neuron(currents)
+        listed = ", ".join(f"{each:g}" for each in currents)
+        _bars(axes, before, spikes, f"currents {listed}\n{spikes.sum():.0f} spikes in 4 steps")
+        axes.set(ylim=(-1.3, 2.7))
+    pair[0].set(ylabel="potential u")
+    _save(figure, folder / "residual.svg", "the mean current is 0.5 in both")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "spikedet"  # the same file every time
+    return pyplot
+
+
+def _save(figure, path: Path, description: str) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None, "Description": description})
+    _pyplot().close(figure)
+
+
+def plot(path: Path) -> None:
+    """AP over T of the methods of CURVES, as SVG."""
+    pyplot = _pyplot()
+    base, points = ap_over_T()
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    axes.axhline(base, color="black", linestyle="--", label=f"float network, {base:.1f}")
+    for name, (label, colour) in CURVES.items():
+        axes.plot(*zip(*points[name], strict=True), "o-", color=colour, label=label)
+    axes.set(xlabel="time steps T", ylabel="AP, percent", ylim=(0, 32), xlim=(0, 62))
+    axes.set_xticks([4, 8, 16, 20, 32, 40, 60])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    _save(figure, path, told(base, points))
+
+
+if __name__ == "__main__":
+    import spikedet
+
+    plot(PICTURES / "ap-over-T.svg")
+    drawings(PICTURES)
+    strip = steps(spikedet.load(T=20, half=False, engine="torch"), PICTURES / "cat.jpg")
+    cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])

@@ -1,0 +1,296 @@
+"""Say whether everything is here that spikedet needs, and what to do for what is missing.
+
+    spikedet doctor
+    spikedet doctor --data VOCdevkit --weights weights.safetensors
+
+Looks at the installation, the engine and why it was chosen, devices, display, camera, data,
+weights, disk and memory. `ok` is fine, `-` is missing and only some need it, `!!` is needed. The
+exit code is 0 if all that is needed is here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from spikedet.commands import kinds, parse, shared
+from spikedet.errors import SpikedetError
+from spikedet.settings import option
+
+NEEDED = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "pillow", "av",
+          "safetensors", "pycocotools", "matplotlib", "rich")  # fmt: skip
+OPTIONAL = {  # packages, the extra that brings them, and what they are for
+    "pillow-heif": ("heic", "HEIC pictures"),
+    "trackers": ("tracking", "detect --track"),
+    "onnx": ("export", "export to ONNX"),
+    "nir": ("export", "export to NIR"),
+}
+DISK, MEMORY = 1e9, 2e9  # bytes that are enough to detect and convert
+OK, MISSING, BAD = "ok", "-", "!!"
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path | None = option(None, "weights to look at; the released ones if left out")
+    data: list[Path] | None = option(None, "data to look at", metavar="FOLDER")
+    device: str = shared.device()
+    camera: bool = option(False, "open the first camera, which some cameras show by a light")
+    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at.
+
+    Attributes:
+        name: What.
+        state: `ok`, `-` (missing, and only some need it) or `!!` (needed).
+        text: What is there.
+        advice: What to do, empty where there is nothing to do.
+    """
+
+    name: str
+    state: str
+    text: str
+    advice: str = ""
+
+
+def run(options: Options) -> int:
+    from spikedet.commands.result import write_json
+
+    findings = list(examine(options))
+    for line in lines(findings):
+        print(line)
+    bad = [finding.name for finding in findings if finding.state == BAD]
+    print(f"needed and missing: {', '.join(bad)}" if bad else "everything that is needed is here")
+    if options.json:
+        write_json(options, {"T": None, "ok": not bad, "findings": list(map(asdict, findings))})
+    return 1 if bad else 0
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """The findings as text that fits the terminal, and what to do below each."""
+    wide = max(len(finding.name) for finding in findings) + 2
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    for finding in findings:
+        texts = textwrap.wrap(finding.text, max(30, width - wide - 4)) or [""]
+        if finding.advice:
+            texts += textwrap.wrap(f"-> {finding.advice}", max(30, width - wide - 4))
+        for number, text in enumerate(texts):
+            name = f"{finding.state:>2}  {finding.name:{wide}}" if not number else " " * (wide + 4)
+            yield name + text
+
+
+def examine(options: Options) -> Iterator[Finding]:
+    """All that can be looked at; what fails in an unforeseen way is a finding as well."""
+    yield from _packages()
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("weights", lambda: _weights(options.weights)),
+        ("kernels", _kernels),
+        ("engine", lambda: _engine(options)),
+        ("device", _device),
+        ("threads", _threads),
+        ("display", _display),
+        ("camera", lambda: _camera(options.camera)),
+    ]
+    looks += [("data", partial(_data, folder)) for folder in options.data or ()]
+    looks += [("disk", _disk), ("memory", _memory)]
+    for name, look in looks:
+        try:
+            yield look()
+        except Exception as error:  # a broken installation may fail anywhere
+            yield Finding(name, BAD, f"{type(error).__name__}: {error}", "install spikedet anew")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the package, of Python, the system, and of what is needed; None if missing."""
+    told: dict[str, str | None] = {
+        "spikedet": _version("spikedet"),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return told | {name: _version(name) for name in NEEDED}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Finding]:
+    there = versions()
+    own = there.pop("spikedet")
+    place = Path(__file__).resolve().parents[1]
+    if own is None:
+        yield Finding("spikedet", MISSING, f"used from {place}, not installed",
+                      "pip install . where it lies, for the command `spikedet`")  # fmt: skip
+    else:
+        yield Finding("spikedet", OK, f"{own} in {place}")
+    good = sys.version_info >= (3, 10)
+    yield Finding("Python", OK if good else BAD, f"{there.pop('Python')}, {there.pop('system')}",
+                  "" if good else "expected Python 3.10 or later")  # fmt: skip
+    known = ", ".join(f"{name} {version}" for name, version in there.items() if version)
+    lacking = [name for name, version in there.items() if version is None]
+    if "opencv-python" in lacking and _version("opencv-python-headless"):
+        lacking.remove("opencv-python")
+    if lacking:
+        advice = f"pip install {' '.join(lacking)}"
+        yield Finding("packages", BAD, f"missing: {', '.join(lacking)}", advice)
+    else:
+        yield Finding("packages", OK, known)
+    for name, (extra, purpose) in OPTIONAL.items():
+        version = _version(name)
+        advice = "" if version else f"pip install 'spikedet[{extra}]'"
+        text = f"{name} {version}" if version else f"no {name}"
+        yield Finding(purpose, OK if version else MISSING, text, advice)
+
+
+def _weights(path: Path | None) -> Finding:
+    from spikedet.checkpoint import load
+    from spikedet.released import all_released, default_weights
+
+    try:
+        found = [path] if path else all_released()
+        made = load(path or default_weights())
+    except SpikedetError as error:
+        advice = "name weights with --weights, or train: spikedet train --help"
+        return Finding("weights", BAD, str(error), advice)
+    name = path.name if path else f"{len(found)} released files in {found[0].parent}"
+    text = f"{name}; {made.task}, T={made.T}" if path else name
+    return Finding("weights", OK, text)
+
+
+def _kernels() -> Finding:
+    from spikedet.engines.library import HINT, NoLibrary, kernels
+
+    try:
+        return Finding("kernels", OK, f"of the events engine: {', '.join(kernels())}")
+    except NoLibrary as error:
+        text = str(error)
+        advice = "unset SPIKEDET_NO_KERNELS" if "SPIKEDET_NO" in text else HINT
+        return Finding("kernels", MISSING, text.partition(";")[0], advice)
+
+
+def _engine(options: Options) -> Finding:
+    import spikedet
+
+    try:
+        loaded = spikedet.load(options.weights, device=options.device)
+    except SpikedetError as error:
+        return Finding("engine", BAD, str(error), "see the finding of the weights")
+    why = getattr(loaded, "why_engine", None) or getattr(loaded, "engine_reason", "")
+    return Finding("engine", OK, str(why))
+
+
+def _device() -> Finding:
+    import torch
+
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    if names:
+        return Finding("GPU", OK, ", ".join(f"cuda:{n} {name}" for n, name in enumerate(names)))
+    built = torch.version.cuda
+    text = "none that torch sees" + ("" if built else "; this torch is built for the CPU alone")
+    return Finding("GPU", MISSING, text, "training takes days without; detection needs none")
+
+
+def _threads() -> Finding:
+    import torch
+
+    from spikedet.precision import has_bfloat16
+
+    fast = "bfloat16 is fast" if has_bfloat16() else "no fast bfloat16"
+    text = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; {fast}"
+    return Finding("CPU", OK, text)
+
+
+def _display() -> Finding:
+    there = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if there:
+        return Finding("display", OK, "there is one")
+    return Finding("display", MISSING, "none", "demos write a video instead of showing a window")
+
+
+def _camera(open_it: bool) -> Finding:
+    devices = sorted(Path("/dev").glob("video*")) if sys.platform.startswith("linux") else []
+    if open_it:
+        from spikedet.errors import PictureError
+        from spikedet.sources.frame import Problems
+        from spikedet.sources.live import Camera
+
+        try:
+            frame = next(Camera(0).frames(Problems()))
+        except (PictureError, StopIteration) as error:
+            advice = "connect one, and close other programs that use it"
+            return Finding("camera", MISSING, str(error), advice)
+        height, width = frame.picture.shape[:2]
+        return Finding("camera", OK, f"camera 0 gives {width} x {height} pixels")
+    if devices:
+        return Finding("camera", OK, ", ".join(map(str, devices)))
+    if sys.platform.startswith("linux"):
+        return Finding("camera", MISSING, "none", "only spikedet detect 0 needs one")
+    return Finding("camera", MISSING, "not looked for", "spikedet doctor --camera opens it")
+
+
+def _data(folder: Path) -> Finding:
+    from spikedet.data.formats import recognise
+
+    if not folder.exists():
+        advice = "spikedet prepare voc FOLDER fetches VOC"
+        return Finding("data", BAD, f"{folder}: not there", advice)
+    found = recognise(folder)
+    if found is None:
+        advice = "see docs/own-data.md for what is read"
+        return Finding("data", BAD, f"{folder}: of no format that is known", advice)
+    return Finding("data", OK, f"{folder}: {found.name}, for {found.task}")
+
+
+def _disk() -> Finding:
+    low, texts = False, []
+    for name, folder in {"here": Path.cwd(), "temporary": Path(tempfile.gettempdir())}.items():
+        free = shutil.disk_usage(folder).free
+        low |= free < DISK
+        texts.append(f"{free / 1e9:.1f} GB free {name}")
+    return Finding("disk", MISSING if low else OK, ", ".join(texts), "make room" if low else "")
+
+
+def _memory() -> Finding:
+    free = free_memory()
+    if free is None:
+        return Finding("memory", MISSING, "not known on this system")
+    low = free < MEMORY
+    advice = "close other programs, or use fewer pictures at once (--batch)" if low else ""
+    return Finding("memory", MISSING if low else OK, f"{free / 1e9:.1f} GB free", advice)
+
+
+def free_memory() -> int | None:
+    """Bytes that a new program can have: of the system, or of its control group; None: unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        found.append(most - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)

@@ -1,0 +1,155 @@
+"""Which plots a command writes of what it measured, and what they are called."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikedet.errors import DataError
+
+if TYPE_CHECKING:
+    from spikedet.plots import About, Draw
+
+SIZES = {"AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
+Entries = Sequence[Mapping[str, Any]]
+
+
+def readouts(T: int) -> list[int]:
+    """Time steps of the curve over T of one run: 1, 2, 4 ... and T."""
+    return sorted({*(1 << n for n in range(T.bit_length()) if 1 << n < T), T})
+
+
+def evaluation(
+    folder: Path, entries: Entries, details: Mapping[tuple[str, int | None], dict], about: About
+) -> list[Path]:
+    """Write all plots of measured networks, each with its numbers as CSV.
+
+    Args:
+        folder: Where they go.
+        entries: Rows of the table, as JSON has them.
+        details: Rows of further tables by name, of a method and T each.
+        about: What they are of; T is that of each plot.
+
+    Returns:
+        The plots.
+    """
+    from spikedet.plots import measures, write
+
+    value = "AP" if "AP" in entries[0] else "top1"
+    per_value = partial(measures.classes, value=value)
+    draw: dict[str, Draw] = {
+        "precision-recall": measures.precision_recall, "f1": measures.f1,
+        "confusion": measures.confusion, "reliability": measures.reliability,
+        "classes": per_value,
+    }  # fmt: skip
+    written = []
+    several = len({method for method, _ in details}) > 1
+    for (method, T), tables in details.items():
+        own = replace(about, T=T, weights=f"{method} of {about.weights}")
+        name = (f"-{slug(method)}" if several else "") + ("" if T is None else f"-T{T}")
+        for table, rows in tables.items():
+            if rows:
+                rows = [{"method": method, "T": T, **row} for row in rows]
+                written.append(write(folder, table + name, rows, draw[table], own))
+    steps = sorted({entry["T"] for entry in entries if entry["T"] is not None})
+    every = replace(about, T=steps or None)
+    ending = "".join(f"-T{T}" for T in steps[-1:])
+    last = [e for e in entries if (e["method"], e["T"]) in details]
+    rows = class_rows(last)
+    if rows:
+        own = replace(about, T=sorted({row["T"] for row in rows if row["T"] is not None}))
+        written.append(write(folder, f"{value}-classes{ending}", rows, per_value, own))
+    rows = size_rows(entries)
+    if any(row["AP"] is not None for row in rows):
+        written.append(write(folder, f"{value}-sizes{ending}", rows, measures.sizes, every))
+    timed = [e for e in entries if e["T"] is not None and e[value] is not None]
+    if timed:
+        source = next((e[value] for e in entries if e["stage"] == "float"), None)
+        title = f"{value} over T"
+
+        def over(rows: Any, about: About) -> bytes:
+            return measures.over(
+                [row for row in rows if row["T"] is not None], "T", value, title, source, about
+            )
+
+        keys = [key for key in ("method", "T", *entries[0]) if key not in ("per_class", "areas")]
+        table = [{key: entry.get(key) for key in dict.fromkeys(keys)} for entry in entries]
+        written.append(write(folder, f"{value}-over-T", table, over, every))
+    return written
+
+
+def class_rows(entries: Entries) -> list[dict[str, Any]]:
+    """AP of each class, of detectors."""
+    return [
+        {"method": entry["method"], "T": entry["T"], "class": name, "AP": value}
+        for entry in entries
+        for name, value in (entry.get("per_class") or {}).items()
+    ]
+
+
+def size_rows(entries: Entries) -> list[dict[str, Any]]:
+    """AP by the size of objects, of detectors."""
+    return [
+        {"method": entry["method"], "T": entry["T"], "size": size, "AP": entry[key]}
+        for entry in entries
+        for key, size in SIZES.items()
+        if key in entry
+    ]
+
+
+def slug(text: str) -> str:
+    """Words as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a training's `results.csv`.
+
+    Raises:
+        DataError: No such file, no table, or no row in it.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{str(k).strip(): str(v).strip() for k, v in row.items()}
+                    for row in csv.DictReader(file)]  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (ValueError, csv.Error):
+        raise DataError(f"{path}: not a table of a training") from None
+    if not rows or "epoch" not in rows[0]:
+        raise DataError(f"{path}: holds no epoch of a training")
+    return rows
+
+
+def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
+    """What the curves of a training are of."""
+    from spikedet.plots import About
+
+    return About(f"{folder.resolve().name}/best.safetensors", data or "training pictures", T)
+
+
+def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None) -> None:
+    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
+
+    Args:
+        folder: Of the run.
+        train: Samples that it was trained on.
+        tune: Samples that chose the best epoch.
+        split: That they are of.
+        T: Of stage I.
+    """
+    from spikedet.files import write_atomic
+    from spikedet.plots import measures
+
+    if int(os.environ.get("RANK", 0)) or not (folder / "results.csv").is_file():
+        return
+    rows = read_log(folder / "results.csv")
+    path = folder / ("curves.png" if T is None else f"curves-T{T}.png")
+    data = f"{len(train)} training and {len(tune)} tuning pictures of {split}"
+    write_atomic(path, measures.training(rows, of_run(folder, T, data)))

@@ -1,0 +1,53 @@
+"""JSON of all commands: what every one of them holds, see docs/json.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikedet.commands.parse import Options
+
+Result = Mapping[str, Any]
+
+
+def head(command: str, T: Any = None) -> dict[str, Any]:
+    """The fields that every result has: `spikedet` (its version), `command` and `T`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("spikedet")
+    except PackageNotFoundError:
+        number = None
+    return {"spikedet": number, "command": command, "T": T}
+
+
+def write_json(options: Options, results: Result | Sequence[Result]) -> None:
+    """Write the results of a command to `--json`: one object, or a list of them.
+
+    Each gets the fields of `head`, in front; T is its own where it has one.
+
+    Args:
+        options: Of the command; `json` is the file, None for none.
+        results: With the fields of the command.
+    """
+    from spikedet.files import write_atomic
+
+    path: Path | None = options.json
+    options.told = True
+    if path is None:
+        return
+    entries: Any
+    if isinstance(results, Mapping):
+        entries = headed(options.command, results)
+    else:
+        entries = [headed(options.command, one) for one in results]
+    text = json.dumps(entries, indent=2, default=str)
+    write_atomic(path, (text + "\n").encode())
+
+
+def headed(command: str, result: Result) -> dict[str, Any]:
+    """A result behind the fields that every one has."""
+    return {**head(command), **result}

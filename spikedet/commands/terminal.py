@@ -1,0 +1,228 @@
+"""What a command shows: bars and tables, on a terminal and where there is none.
+
+On a terminal bars show rate and time left, tables are as wide as it, and colours are as `NO_COLOR`
+and the terminal allow. Elsewhere a bar is a plain line a minute, and tables are text of fixed width
+that other programs can read. With `quiet` there are no bars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
+NARROWEST = 6  # letters of a column of a table
+_bars: list[Bar] = []  # that are open
+_quiet = False
+_nowhere: Any = None
+
+
+@contextlib.contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Without bars, notes and standard output in the `with` block, if `quiet`."""
+    global _quiet, _nowhere
+    if not quiet:
+        yield
+        return
+    if _nowhere is None:  # stays open: loggers may keep it
+        _nowhere = open(os.devnull, "w")  # noqa: SIM115
+    before, _quiet = _quiet, True
+    try:
+        with contextlib.redirect_stdout(_nowhere):
+            yield
+    finally:
+        _quiet = before
+
+
+def note(text: str) -> None:
+    """A line on standard error that is no error: results alone go to standard output."""
+    if not _quiet:
+        print(text, file=sys.stderr)
+
+
+def close_bars() -> None:
+    """Close bars that an error left open, which have taken the cursor."""
+    while _bars:
+        _bars[-1].close()
+
+
+def console(stream: Any) -> Any:
+    """A console of rich's that writes to a stream, without colours where these are not wanted."""
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
+class Bar:
+    """Progress on standard error: a bar, or a line a minute where that is no terminal.
+
+    Iterate over it, or call `update`; `with` closes it.
+
+    Args:
+        items: Whose number is counted as they are gone through.
+        desc: What is done.
+        total: How many there are; that of the items if they know it.
+        unit: What one is called.
+        leave: Whether it stays when it is closed.
+        unit_scale: Whether numbers are bytes.
+
+    Attributes:
+        n: How many are done.
+        unit: As given.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any] | None = None,
+        desc: str = "",
+        *,
+        total: int | None = None,
+        unit: str = "step",
+        leave: bool = True,
+        unit_scale: bool = False,
+    ):
+        if total is None and items is not None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        self.items, self.desc, self.total, self.unit = items, desc, total, unit
+        self.n, self._leave, self._bytes = 0, leave, unit_scale
+        self._start = self._said = time.monotonic()
+        self._more, self._lines = "", 0
+        self._progress: Any = None
+        self._task: Any = None
+        if not _quiet and sys.stderr.isatty():
+            self._open()
+        _bars.append(self)
+
+    def _open(self) -> None:
+        from rich import progress
+
+        columns = [progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=None),
+                   progress.TextColumn("{task.fields[state]}")]  # fmt: skip
+        bars = progress.Progress(
+            *columns, console=console(sys.stderr), transient=not self._leave, expand=True,
+            refresh_per_second=4,
+        )  # fmt: skip
+        self._task = bars.add_task(self.desc, total=self.total, state=self.state())
+        self._progress = bars
+        bars.start()
+
+    def state(self) -> str:
+        """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
+        what = _bytes(self.n) if self._bytes else str(self.n)
+        if self.total is not None:
+            what += f" of {_bytes(self.total) if self._bytes else self.total}"
+        what += "" if self._bytes else f" {self.unit}{'' if self.total == 1 else 's'}"
+        passed = time.monotonic() - self._start
+        rate = self.n / passed if passed > 0 else 0.0
+        if rate:
+            much, of = (rate, "a second") if rate >= 0.1 else (60 * rate, "a minute")
+            what += f", {_bytes(much) if self._bytes else f'{much:.3g}'} {of}"
+            if self.total is not None:
+                what += f", {_clock((self.total - self.n) / rate)} left"
+        return what + (f", {self._more}" if self._more else "")
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.n += count
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self.n, state=self.state())
+        elif time.monotonic() - self._said >= LOG_INTERVAL:
+            self._say()
+
+    def _say(self) -> None:
+        self._said, self._lines = time.monotonic(), self._lines + 1
+        note(f"{self.desc}: {self.state()}")
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """What stands behind the numbers."""
+        self._more = text
+        if self._progress is not None:
+            self._progress.update(self._task, state=self.state())
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar."""
+        print(text)  # which rich puts there
+
+    def close(self) -> None:
+        """The last state is shown, and stays if it shall."""
+        if self not in _bars:
+            return
+        _bars.remove(self)
+        if self._progress is not None:
+            self._progress.stop()
+        elif self._leave or self._lines:
+            self._say()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.items or ():
+                yield item
+                self.update()
+
+
+class Table:
+    """Rows under a head, printed as they come.
+
+    Args:
+        columns: Title and width in letters of each.
+        left: How many of them, from the first on, begin at the left; numbers end at the right.
+    """
+
+    def __init__(self, columns: Sequence[tuple[str, int]], left: int = 1):
+        self.titles, self.left = [title for title, _ in columns], left
+        self.widths = [width for _, width in columns]
+        self._console = console(sys.stdout) if sys.stdout.isatty() else None
+        if self._console is not None:
+            self.widths = fitted(self.widths, self._console.width)
+
+    def head(self) -> None:
+        """Print the titles."""
+        self._print(self.titles, "bold")
+
+    def row(self, *cells: str) -> None:
+        """Print a row."""
+        self._print(cells, "")
+
+    def _print(self, cells: Sequence[str], style: str) -> None:
+        if self._console is None:
+            print("".join(
+                f"{cell:{'<' if n < self.left else '>'}{width}}"
+                for n, (cell, width) in enumerate(zip(cells, self.widths, strict=True))
+            ).rstrip())  # fmt: skip
+            return
+        from rich.table import Table as Grid
+
+        grid = Grid.grid(padding=(0, 1, 0, 0))
+        for n, width in enumerate(self.widths):
+            justify: Literal["left", "right"] = "left" if n < self.left else "right"
+            grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
+        grid.add_row(*cells, style=style)
+        self._console.print(grid)
+
+
+def fitted(widths: Sequence[int], most: int) -> list[int]:
+    """Widths of columns that together are no wider than `most`: the widest give way first."""
+    found = list(widths)
+    while sum(found) > most and max(found) > NARROWEST:
+        found[found.index(max(found))] -= 1
+    return found
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"

@@ -1,0 +1,124 @@
+"""Show in the browser what a spiking network sees: boxes, firing rates, spikes, energy.
+
+    spikedet web
+
+Then open the address that it prints. The page takes a picture, a video or the camera of the
+browser. It can be reached from this machine alone unless --host says otherwise, asks no other
+server for anything and keeps nothing. Needs pip install spikedet[web].
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spikedet.commands import parse, shared
+from spikedet.errors import UsageError
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.detection.predict import Predictor
+
+
+@dataclass(kw_only=True)
+class Options(parse.Options):
+    """Options of the command."""
+
+    weights: Path | None = option(None, "spiking weights; the released ones if left out")
+    T: int | None = shared.steps("time steps to begin with; those of the weights if left out")
+    reference: Path | None = option(
+        None,
+        "float weights to show beside them; the released ones where they are of the same network",
+        name="float",
+    )
+    engine: str = option("auto", "what runs the network: auto, events, torch, ...")
+    device: str = shared.device()
+    half: bool | None = shared.half(None)
+    host: str = option("127.0.0.1", "address to be reached at; 0.0.0.0 for all of this machine")
+    port: int = option(7860, "port; 0 for any that is free", least=0, most=65535)
+    certificate: Path | None = option(
+        None, "PEM file for HTTPS, which cameras need where the page is not on the same machine",
+        group="server",
+    )  # fmt: skip
+    key: Path | None = option(None, "PEM file of its key", group="server")
+    at_once: int = option(2, "visitors that are computed for at once", least=1, group="limits")
+    waiting: int = option(16, "visitors that may wait for them", least=0, group="limits")
+    megabytes: float = option(20.0, "largest file", above=0, group="limits")
+    megapixels: float = option(50.0, "largest picture", above=0, group="limits")
+    most_steps: int = option(64, "greatest T", least=1, group="limits")
+    frames: int = option(100, "frames of a video", least=1, group="limits")
+    seconds: float = option(60.0, "longest time for one answer", above=0, group="limits")
+
+
+def reference_of(detector: Predictor, options: Options) -> Predictor | None:
+    """The float network to show beside a spiking one; without --float the released one, if any.
+
+    Raises:
+        WeightsError: Those of --float are not of the same network.
+    """
+    from spikedet.checkpoint import load
+    from spikedet.detection.predict import Predictor
+    from spikedet.errors import WeightsError
+    from spikedet.networks import expect_same_network, expect_stage
+    from spikedet.released import released
+
+    path = options.reference or released("float")
+    if path is None:
+        return None
+    try:
+        made = load(path)
+        expect_stage(made, "float")
+        expect_same_network(path, made, detector.weights, load(detector.weights))
+    except WeightsError:
+        if options.reference:
+            raise
+        return None
+    return Predictor(path, None, options.device)
+
+
+def run(options: Options) -> None:
+    try:
+        from spikedet.web import server
+    except ImportError as error:
+        raise UsageError(
+            f"{error.name or error} is not installed; pip install spikedet[web]"
+        ) from None
+    from spikedet.detection.predict import Predictor
+    from spikedet.detection.ultra import SAMPLE
+    from spikedet.pictures import read_picture
+    from spikedet.released import default_weights
+    from spikedet.web.viewer import Limits, Viewer
+
+    for file in (options.certificate, options.key):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{file}: no such file")
+    if options.key and not options.certificate:
+        raise UsageError("--key without --certificate")
+    warnings.filterwarnings("ignore", ".* was calibrated for T=")  # the page says so
+    limits = Limits(
+        options.megabytes, options.megapixels, options.most_steps, options.frames,
+        options.seconds, options.waiting,
+    )  # fmt: skip
+    if options.T is not None and options.T > limits.T:
+        raise UsageError(f"T is {options.T}; expected at most --most-steps, {limits.T}")
+    path = options.weights or default_weights(options.T)
+    detector = Predictor(path, options.T, options.device, options.half, options.engine)
+    listening = server.open_port(options.host, options.port)
+    viewer = Viewer(detector, reference_of(detector, options), read_picture(SAMPLE), limits)
+    local = options.host in server.LOOPBACK
+    hosts = [*server.LOOPBACK, "[::1]"] if local else None
+    app = server.application(viewer, SAMPLE, hosts, options.at_once)
+    serving = server.http_server(app, options.certificate, options.key)
+    scheme = "https" if options.certificate else "http"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    if not local:
+        print(
+            "warning: everybody who reaches this machine can use the page; there is no password",
+            file=sys.stderr,
+        )
+    address = f"{scheme}://{host}:{listening.getsockname()[1]}/"
+    print(f"{path.name}, {detector.why_engine}\n{address}  (Ctrl-C ends it)", flush=True)
+    server.serve(serving, listening)

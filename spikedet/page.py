@@ -1,0 +1,122 @@
+"""One self-contained page of HTML: headings, tables and pictures, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem; }
+table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #8884; text-align: left;
+         vertical-align: top; overflow-wrap: anywhere; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.wide { overflow-x: auto; }
+.wide th, .wide td { white-space: nowrap; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; background: white; }
+figcaption, .small { font-size: .85rem; opacity: .8; }
+@media print { details { display: none; } }
+"""
+TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+class Page:
+    """A page that grows from the top.
+
+    Args:
+        title: Of the page.
+    """
+
+    def __init__(self, title: str):
+        self.title = title
+        self._parts: list[str] = [f"<h1>{escape(title)}</h1>"]
+
+    def heading(self, text: str, level: int = 2) -> None:
+        """A heading of level 2 or 3."""
+        self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
+    def facts(self, values: Mapping[str, Any]) -> None:
+        """A table of names and values; those that are None are left out."""
+        rows = [
+            f"<tr><th>{escape(str(name))}</th><td>{escape(shown(value))}</td></tr>"
+            for name, value in values.items()
+            if value is not None
+        ]
+        self._parts.append(f"<table>{''.join(rows)}</table>")
+
+    def table(self, rows: Sequence[Mapping[str, Any]], title: str = "", most: int = 200) -> None:
+        """A table under the names of all columns.
+
+        Args:
+            rows: Of the table.
+            title: Folds it up under this title; it is shown in any case without.
+            most: Rows; how many more there are is said.
+        """
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+        body = "".join(
+            f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows[:most]
+        )
+        more = f"<p class=small>{len(rows) - most} more rows</p>" if len(rows) > most else ""
+        made = f"<div class=wide><table><tr>{head}</tr>{body}</table>{more}</div>"
+        if title:
+            made = f"<details><summary>{escape(title)}</summary>{made}</details>"
+        self._parts.append(made)
+
+    def picture(self, data: bytes, suffix: str, caption: str) -> None:
+        """A picture, inside of the page.
+
+        Args:
+            data: Its file.
+            suffix: Ending of its name, one of `TYPES`.
+            caption: Below it.
+        """
+        text = base64.b64encode(data).decode()
+        source, words = f"data:{TYPES[suffix.lower()]};base64,{text}", escape(caption)
+        self._parts.append(
+            f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+        )
+
+    def html(self) -> bytes:
+        """The page as a file; it allows a browser neither scripts nor addresses."""
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        head = (
+            '<meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style>"
+        )
+        body = "\n".join(self._parts)
+        page = f'<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+        return f"<!doctype html>\n{page}".encode(errors="backslashreplace")
+
+
+def shown(value: Any) -> str:
+    """A value as text: numbers with four digits, lists with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {shown(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return "-" if value is None else str(value)
+
+
+def _cell(value: Any) -> str:
+    text = shown(value)
+    try:
+        text = f"{float(text):.4g}" if "." in text or "e" in text.lower() else str(int(text))
+    except ValueError:
+        return f"<td>{escape(text)}</td>"
+    return f"<td class=number>{escape(text)}</td>"

@@ -1,0 +1,9 @@
+"""Pictures of results: the one room that draws, without a display.
+
+Each function takes the rows of a table and returns a PNG, so that the same numbers lie beside the
+plot as CSV (`write`).
+"""
+
+from spikedet.plots.figure import About, Draw, Rows, write
+
+__all__ = ["About", "Draw", "Rows", "write"]

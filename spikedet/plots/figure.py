@@ -1,0 +1,137 @@
+"""What all plots share: colours, what the numbers are of, and a PNG."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from spikedet.files import write_atomic, write_csv
+
+Rows = Sequence[Mapping[str, Any]]
+# Okabe and Ito, without yellow: told apart with any colour vision; lines change as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = cycler(linestyle=["-", "--", "-.", ":"]) * cycler(color=COLOURS)
+GREY = "0.75"
+SCALE = "cividis"  # of matrices: its lightness says all
+
+
+@dataclass(frozen=True)
+class About:
+    """What the numbers of a plot are of.
+
+    Attributes:
+        weights: Names of the files.
+        data: The pictures: split and number.
+        T: Time steps, None without.
+    """
+
+    weights: str
+    data: str
+    T: int | Sequence[int] | None = None
+
+    def line(self) -> str:
+        """One line below a plot."""
+        return "; ".join(filter(None, (self.steps(), self.data, self.weights, installed())))
+
+    def steps(self) -> str:
+        """`T=8`, or `T=1, 2, 4, 8`; empty without."""
+        if self.T is None:
+            return ""
+        several = [self.T] if isinstance(self.T, int) else self.T
+        return "T=" + ", ".join(map(str, several)) if several else ""
+
+
+Draw = Callable[[Rows, About], bytes]
+
+
+def installed() -> str:
+    """Name and version of the package."""
+    try:
+        return f"spikedet {version('spikedet')}"
+    except PackageNotFoundError:
+        return "spikedet, not installed"
+
+
+def new(
+    title: str, x: str, y: str, about: About | None = None, size: tuple[float, float] = (8, 5)
+) -> tuple[Figure, Axes]:
+    """A figure with one plot.
+
+    Args:
+        title: Of the plot.
+        x: Name of the horizontal axis.
+        y: Name of the vertical one.
+        about: What stands below it.
+        size: Width and height in inches.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    dressed(axes)
+    below(figure, about)
+    return figure, axes
+
+
+def dressed(axes: Axes) -> None:
+    """Give a plot a grid, and lines that are told apart."""
+    axes.set_prop_cycle(LINES)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def below(figure: Figure, about: About | None) -> None:
+    """Say below a figure what its numbers are of."""
+    if about is not None:
+        letters = int(figure.get_figwidth() * 15)
+        figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(data, format="png", dpi=120)
+    return data.getvalue()
+
+
+def by(rows: Rows, column: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """Rows in groups of one value of a column."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
+
+
+def write(
+    folder: Path,
+    name: str,
+    rows: Rows,
+    draw: Draw,
+    about: About,
+    columns: Sequence[str] = (),
+) -> Path:
+    """Write a plot and its numbers.
+
+    Args:
+        folder: Where `NAME.png` and `NAME.csv` go.
+        name: Of both; holds T where they depend on it.
+        rows: The numbers.
+        draw: Draws them.
+        about: What they are of.
+        columns: Of the numbers, where there may be none.
+
+    Returns:
+        The plot.
+    """
+    write_csv(folder / f"{name}.csv", rows, columns)
+    path = folder / f"{name}.png"
+    write_atomic(path, draw(rows, about))
+    return path

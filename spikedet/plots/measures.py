@@ -1,0 +1,272 @@
+"""Plots of what was measured on annotated pictures: detectors, classifiers, trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, dressed, new, png
+
+ALL = "all classes"
+NAMED = 7  # lines that a legend names; more are grey
+WRITTEN = 12  # classes up to which a matrix has its numbers
+LABELLED = 40  # up to which it has their names
+
+
+def over(
+    rows: Rows,
+    key: str,
+    value: str,
+    title: str,
+    source: float | None = None,
+    about: About | None = None,
+) -> bytes:
+    """A measured value of each method over a column, as PNG.
+
+    Args:
+        rows: With `method`, the value in 0..1 and the column.
+        key: The column: `T`, or the number of calibration pictures.
+        value: The column of the value: `AP`, `top1`.
+        title: Of the plot.
+        source: Value of the float network, a dashed line.
+        about: What stands below.
+    """
+    figure, axes = new(title, "time steps T" if key == "T" else key, f"{value} (%)", about)
+    for method, own in by(rows, "method").items():
+        line = sorted((row[key], 100 * row[value]) for row in own)
+        axes.plot(*zip(*line, strict=True), marker="o", label=method)
+    _over_steps(axes, rows, key, source)
+    return png(figure)
+
+
+def sizes(rows: Rows, about: About) -> bytes:
+    """AP of small, medium and large objects over T; bars where there is one T.
+
+    Args:
+        rows: With `method`, `T`, `size` and `AP`, None where no such object is annotated.
+        about: What they are of.
+    """
+    known = [row for row in rows if row["AP"] is not None]
+    if len({row["T"] for row in known}) > 1 and len({row["method"] for row in known}) == 1:
+        shown = [{**row, "method": row["size"]} for row in known if row["T"] is not None]
+        return over(shown, "T", "AP", "AP by size of the objects", None, about)
+    figure, axes = new("AP by size of the objects", "", "AP (%)", about)
+    names = list(by(rows, "size"))
+    bars = [
+        (_named(*key), {row["size"]: row["AP"] for row in own})
+        for key, own in by(_keyed(rows), "key").items()
+    ]
+    _bars(axes, names, bars)
+    return png(figure)
+
+
+def classes(rows: Rows, about: About | None, value: str = "AP", title: str = "") -> bytes:
+    """A measured value of each class, a bar for each method, as PNG.
+
+    Args:
+        rows: With `method`, `T`, `class` and the value in 0..1, None where undefined.
+        about: What stands below.
+        value: Its column.
+        title: Of the plot.
+    """
+    names = list(by(rows, "class"))
+    wide = min(40.0, max(6.0, 2 + 0.45 * len(names)))
+    figure, axes = new(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
+    bars = [
+        (_named(*key), {row["class"]: row[value] for row in own})
+        for key, own in by(_keyed(rows), "key").items()
+    ]
+    _bars(axes, names, bars)
+    axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", fontsize="small")
+    return png(figure)
+
+
+def precision_recall(rows: Rows, about: About) -> bytes:
+    """Precision over recall of each class at IoU 0.5.
+
+    Args:
+        rows: With `class` (one of them `ALL`), `recall` and `precision`.
+        about: What they are of.
+    """
+    figure, axes = new("Precision and recall at IoU 0.5", "recall", "precision", about)
+    _lines(axes, rows, "recall", "precision")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    return png(figure)
+
+
+def f1(rows: Rows, about: About) -> bytes:
+    """F1 of each class over the confidence threshold, at IoU 0.5; where the mean is best.
+
+    Args:
+        rows: With `class` (one of them `ALL`), `confidence` and `f1`.
+        about: What they are of.
+    """
+    figure, axes = new("F1 over the confidence threshold, IoU 0.5", "confidence", "F1", about)
+    _lines(axes, rows, "confidence", "f1")
+    best = max((row for row in rows if row["class"] == ALL), key=lambda row: row["f1"])
+    axes.axvline(best["confidence"], color="black", linewidth=0.8, linestyle=":")
+    words = f"best {best['f1']:.2f} at {best['confidence']:.2f}"
+    axes.annotate(words, (best["confidence"], best["f1"]), (4, 6), textcoords="offset points")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    return png(figure)
+
+
+def confusion(rows: Rows, about: About) -> bytes:
+    """What each class is taken for: counts, shaded by their share of the class.
+
+    Args:
+        rows: With `truth`, `predicted` and `count`.
+        about: What they are of.
+    """
+    truths, answers = list(by(rows, "truth")), list(by(rows, "predicted"))
+    names = list(dict.fromkeys([*truths, *answers]))
+    if "background" in names:  # comes last
+        names = [*(name for name in names if name != "background"), "background"]
+    place = {name: number for number, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for row in rows:
+        counts[place[row["truth"]], place[row["predicted"]]] += row["count"]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(14.0, max(5.0, 2.5 + 0.36 * len(names)))
+    figure, axes = new("Confusion matrix", "predicted", "true class", about, (side + 1, side))
+    axes.grid(visible=False)
+    shown = axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
+    if len(names) <= LABELLED:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= WRITTEN:
+        for (line, column), count in np.ndenumerate(counts):
+            colour = "black" if shares[line, column] > 0.5 else "white"
+            axes.text(column, line, f"{count:.0f}", ha="center", va="center", color=colour)
+    return png(figure)
+
+
+def reliability(rows: Rows, about: About) -> bytes:
+    """How often answers of each score are right, and how many answers have it.
+
+    Args:
+        rows: Of each bin `low`, `high`, `count`, the mean `score` and the share that is `right`,
+            None in an empty bin.
+        about: What they are of.
+    """
+    known = [row for row in rows if row["count"]]
+    total = sum(row["count"] for row in known)
+    error = sum(row["count"] * abs(row["score"] - row["right"]) for row in known) / max(total, 1)
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    for axes in (upper, lower):
+        dressed(axes)
+    upper.set(title=f"Reliability of scores: calibration error {error:.3f}", ylabel="share right")
+    upper.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8, label="score = share right")
+    upper.plot([r["score"] for r in known], [r["right"] for r in known], "o-", color=COLOURS[0])
+    upper.set(xlim=(0, 1), ylim=(0, 1.02))
+    upper.legend(fontsize="small")
+    width = rows[0]["high"] - rows[0]["low"]
+    middle = [(row["low"] + row["high"]) / 2 for row in rows]
+    lower.bar(middle, [row["count"] for row in rows], 0.9 * width, color=COLOURS[0])
+    lower.set(xlabel="score", ylabel="answers", yscale="log" if total else "linear")
+    below(figure, about)
+    return png(figure)
+
+
+def training(rows: Rows, about: About) -> bytes:
+    """Every column of a training's `results.csv` over the epochs, like ones in one panel.
+
+    Args:
+        rows: With `epoch`; the other columns are numbers.
+        about: What they are of.
+    """
+    columns = [name for name in rows[0] if name != "epoch" and _numbers(rows, name)]
+    panels: dict[str, list[str]] = {}
+    for name in columns:
+        panels.setdefault(_panel(name), []).append(name)
+    across = min(3, max(1, len(panels)))
+    down = max(1, math.ceil(len(panels) / across))
+    figure = Figure(figsize=(4.2 * across, 3.2 * down + 0.4), layout="constrained")
+    plots = figure.subplots(down, across, squeeze=False).flatten()
+    epochs = [float(row["epoch"]) for row in rows]
+    for axes, (title, names) in zip(plots, panels.items(), strict=False):
+        dressed(axes)
+        for name in names:
+            axes.plot(epochs, [float(row[name]) for row in rows], marker=".", label=name)
+        axes.set(title=title, xlabel="epoch")
+        axes.legend(fontsize="x-small")
+    for axes in plots[len(panels) :]:
+        axes.axis("off")
+    below(figure, about)
+    return png(figure)
+
+
+def _panel(name: str) -> str:
+    """Under which heading a column of `results.csv` is drawn."""
+    lower = name.lower()
+    for sign, title in {
+        "loss": "loss", "map": "average precision", "precision": "precision and recall",
+        "recall": "precision and recall", "top": "accuracy", "lr": "learning rate",
+        "rate": "learning rate", "time": "time (s)", "seconds": "time (s)",
+    }.items():  # fmt: skip
+        if sign in lower:
+            return title
+    return name
+
+
+def _numbers(rows: Rows, name: str) -> bool:
+    try:
+        return all(math.isfinite(float(row[name])) for row in rows)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
+    """A line for each class, and a thick one for all; where there are many, these are grey."""
+    groups = by(rows, "class")
+    many = len(groups) - 1 > NAMED
+    for name, own in groups.items():
+        how: dict[str, Any] = {"label": name}
+        if name == ALL:
+            how |= {"color": "black", "linewidth": 2.5, "linestyle": "-", "zorder": 3}
+        elif many:
+            how |= {"color": GREY, "linewidth": 0.8, "linestyle": "-"}
+            how["label"] = "each class" if name == next(iter(groups)) else None
+        axes.plot([row[x] for row in own], [row[y] for row in own], **how)
+    axes.legend(fontsize="small")
+
+
+def _keyed(rows: Rows) -> list[dict[str, Any]]:
+    return [{**row, "key": (row["method"], row["T"])} for row in rows]
+
+
+def _named(method: str, T: int | None) -> str:
+    return method + (f" T={T}" if T else "")
+
+
+def _bars(
+    axes: Axes, names: Sequence[str], bars: Sequence[tuple[str, Mapping[str, float | None]]]
+) -> None:
+    """Groups of bars in percent; none where a value is undefined."""
+    width = 0.8 / len(bars)
+    for index, (label, values) in enumerate(bars):
+        places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width
+        heights = [100 * (values.get(name) or 0) for name in names]
+        axes.bar(places, heights, width, label=label, color=COLOURS[index % len(COLOURS)])
+    axes.set_xticks(np.arange(len(names)), names)
+    axes.grid(axis="x", visible=False)
+    axes.legend(fontsize="small")
+
+
+def _over_steps(axes: Axes, rows: Rows, key: str, source: float | None) -> None:
+    """Ticks at the values that there are, and the float network's line."""
+    if source is not None:
+        axes.axhline(100 * source, color="black", linestyle="--", label="float")
+    ticks = sorted({row[key] for row in rows})
+    if min(ticks) > 0:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.legend(fontsize="small")

@@ -1,0 +1,61 @@
+"""Pictures beside each other: what a network finds after each time step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from spikedet.plots.figure import About, below, png
+
+Titled = tuple[str, np.ndarray]  # a title, and a picture [H, W, 3] uint8 BGR
+COLUMNS = 5  # of a strip
+WIDEST = 480  # pixels of a picture
+
+
+def strip(pictures: Sequence[Titled], about: About, side: int = 300) -> bytes:
+    """The time-step strip of one picture: a panel a step, as PNG.
+
+    Args:
+        pictures: After each step, with what was found drawn into them.
+        about: What stands below.
+        side: Width of each panel in pixels.
+    """
+    rows = [pictures[n : n + COLUMNS] for n in range(0, len(pictures), COLUMNS)]
+    return grid(rows, side, about)
+
+
+def grid(rows: Sequence[Sequence[Titled]], side: int = 240, about: About | None = None) -> bytes:
+    """Rows of pictures, as PNG.
+
+    Args:
+        rows: Pictures with their titles.
+        side: Width of each picture in pixels.
+        about: What stands below.
+    """
+    columns = max(map(len, rows))
+    height, width = rows[0][0][1].shape[:2]
+    shape = min(3.0, max(0.3, height / width))
+    size = (columns * side / 100, len(rows) * (side * shape / 100 + 0.25) + (about is not None) / 4)
+    figure = Figure(figsize=size, layout="constrained")
+    table = figure.subplots(len(rows), columns, squeeze=False)
+    for line, pictures in zip(table, rows, strict=True):
+        for axes, (title, picture) in zip(line, pictures, strict=False):
+            axes.imshow(shrunk(picture)[0][..., ::-1])
+            axes.set_title(title, fontsize=8)
+        for axes in line:
+            axes.axis("off")
+    below(figure, about)
+    return png(figure)
+
+
+def shrunk(picture: np.ndarray) -> tuple[np.ndarray, float]:
+    """A picture [H, W, 3] no larger than it is shown, and by how much it shrank."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, WIDEST / max(height, width))
+    if scale == 1:
+        return picture, 1.0
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), scale

@@ -1,0 +1,1 @@
+"""The page of `spikedet web`: what is computed (`viewer`), how it is served (`server`)."""

@@ -1,0 +1,325 @@
+"""What the page shows of a picture or video, computed without a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikedet.analysis.estimate import EnergyEstimate
+from spikedet.detection.boxes import Detections
+from spikedet.detection.letterbox import letterbox
+from spikedet.detection.predict import Predictor
+from spikedet.errors import PictureError, UsageError
+from spikedet.neurons.layers import IFNeuron
+from spikedet.pictures import read_header, read_picture
+from spikedet.runtime.network import watching
+from spikedet.sources.frame import Problems
+from spikedet.sources.stills import Picture
+
+IOU = 0.6  # of non-maximum suppression
+CHUNK = 4  # steps computed at once: the first are seen early, all take up to a tenth longer
+MOST_MAPS = 8  # of steps, and of channels, in the pictures of a layer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may ask for.
+
+    Attributes:
+        megabytes: Largest upload.
+        megapixels: Largest picture, in millions of pixels.
+        T: Most time steps.
+        frames: Frames of a video that are looked at, from its first one on.
+        seconds: Longest time for an upload, and for its answer.
+        waiting: Visitors that may wait for their turn.
+    """
+
+    megabytes: float = 20
+    megapixels: float = 50
+    T: int = 64
+    frames: int = 100
+    seconds: float = 60
+    waiting: int = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """A spiking network after t time steps of a picture.
+
+    Attributes:
+        found: Detections after found.T steps, with their spike rate.
+        rates: Spikes per neuron and step of each layer so far.
+        seconds: Computing time so far.
+        energy: Estimated energy so far, mJ.
+    """
+
+    found: Detections
+    rates: dict[str, float]
+    seconds: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the float network finds.
+
+    Attributes:
+        found: Its detections.
+        seconds: Computing time.
+    """
+
+    found: Detections
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """Spikes of a layer for one picture.
+
+    Attributes:
+        steps: Share of the channels that fire at each place in each step, [T, H, W].
+        channels: Spikes per step of each neuron, [C, H, W].
+    """
+
+    steps: np.ndarray
+    channels: np.ndarray
+
+
+class Viewer:
+    """Looks at pictures for several visitors at once; it keeps nothing of them.
+
+    Args:
+        detector: Of spiking weights.
+        reference: The float network to show beside it, or None.
+        example: [H, W, 3] uint8 BGR, the picture whose operations are counted exactly for the
+            energy estimate of all others.
+        limits: What may be asked for.
+
+    Attributes:
+        layers: Names of the layers of neurons, in the order of execution.
+        float_energy: Estimated energy of the float network, mJ a picture.
+
+    Raises:
+        UsageError: The weights have no time steps.
+    """
+
+    def __init__(
+        self,
+        detector: Predictor,
+        reference: Predictor | None,
+        example: np.ndarray,
+        limits: Limits | None = None,
+    ):
+        if detector.runner.stage != "snn":
+            raise UsageError(
+                f"{detector.weights.name}: no time steps to show; expected spiking weights"
+            )
+        self.detector, self.reference = detector, reference
+        self.limits = limits or Limits()
+        self._network = detector.runner.network
+        self.layers = [node.name for node in self._network.graph.of((IFNeuron,))]
+        steps = min(detector.T or 1, self.limits.T)
+        self._energy = EnergyEstimate(self._network, self._input(example), steps)
+        self.float_energy = self._energy.float_pj / 1e9
+
+    @property
+    def T(self) -> int:
+        """Time steps where a visitor does not say."""
+        return min(self.detector.T or 1, self.limits.T)
+
+    def read(self, path: Path) -> np.ndarray:
+        """A picture that was sent, [H, W, 3] uint8 BGR.
+
+        Raises:
+            PictureError: It cannot be read, or is too large.
+        """
+        header = read_header(path)
+        self._expect_small(header.width, header.height)
+        return read_picture(path)
+
+    def look(
+        self, picture: np.ndarray, T: int, conf: float = 0.25, beside: bool = False
+    ) -> Iterator[Step | Beside]:
+        """What the spiking network sees after each time step, then what the float network sees.
+
+        Args:
+            picture: [H, W, 3] uint8 BGR.
+            T: Time steps.
+            conf: Confidence threshold.
+            beside: Whether the float network looks as well.
+
+        Raises:
+            UsageError: T or `conf` is outside of its limits, `beside` without a float network, or
+                it takes longer than the limit.
+        """
+        self._expect_steps(T)
+        if beside and self.reference is None:
+            raise UsageError("there is no float network here to show beside the spiking one")
+        return self._look(picture, T, conf, beside)
+
+    def _look(
+        self, picture: np.ndarray, T: int, conf: float, beside: bool
+    ) -> Iterator[Step | Beside]:
+        begin, spent = time.monotonic(), 0.0
+        with self._network.spike_rates() as rates:
+            steps = self.detector.steps(picture, T, conf=conf, iou=IOU, chunk=CHUNK)
+            while True:
+                start = time.perf_counter()
+                found = next(steps, None)
+                spent += time.perf_counter() - start
+                if found is None:
+                    break
+                assert found.T is not None
+                layers = rates.by_layer(found.T)
+                energy = self._energy.picojoules(layers, found.T) / 1e9
+                yield Step(found, layers, spent, energy)
+                if found.T < T:
+                    self._expect_time(begin)
+        if beside and self.reference is not None:
+            self._expect_time(begin)
+            start = time.perf_counter()
+            other = self.reference(picture, conf=conf, iou=IOU)
+            assert isinstance(other, Detections)
+            yield Beside(other, time.perf_counter() - start)
+
+    def film(self, path: Path, T: int, conf: float = 0.25) -> Iterator[tuple[float, Step]]:
+        """What is seen in each frame of a video after T steps, and the time of the frame.
+
+        Args:
+            path: A video or an animation.
+            T: Time steps of each frame.
+            conf: Confidence threshold.
+
+        Yields:
+            Seconds since the first frame, and its last step.
+
+        Raises:
+            PictureError: It cannot be read, its frames are too large, or it is damaged: then behind
+                what could be read.
+            UsageError: T or `conf` is outside of its limits, or it takes longer than the limit:
+                then behind the frames that were looked at.
+        """
+        self._expect_steps(T)
+        begin, problems = time.monotonic(), Problems()
+        for frame in Picture(path, sure=False).frames(problems):
+            if frame.index >= self.limits.frames:
+                break
+            self._expect_small(frame.picture.shape[1], frame.picture.shape[0])
+            *_, last = self.look(frame.picture, T, conf)
+            assert isinstance(last, Step)
+            yield frame.time, last
+            self._expect_time(begin)
+        if problems.errors:
+            raise problems.errors[0]
+
+    @torch.inference_mode()
+    def spikes(self, picture: np.ndarray, T: int, layer: str) -> Spikes:
+        """Spikes of a layer, computed by torch in any case: other engines do not show them.
+
+        Args:
+            picture: [H, W, 3] uint8 BGR.
+            T: Time steps.
+            layer: One of `layers`.
+
+        Raises:
+            UsageError: T is outside of its limits, no such layer, or it takes longer than the
+                limit.
+        """
+        self._expect_steps(T)
+        if layer not in self.layers:
+            raise UsageError(f"no layer {layer[:80]!r}; expected one of {', '.join(self.layers)}")
+        steps: list[Tensor] = []
+        total: list[Tensor] = []
+
+        def heard(now: Any, node: Any, inputs: Any, sent: Tensor) -> None:
+            if node.name != layer:
+                return
+            fired = sent.float().sign().abs()
+            fired = fired if fired.dim() == 4 else fired.reshape(*fired.shape[:2], 1, -1)
+            steps.append(fired.mean(1))
+            total.append(fired.sum(0))
+
+        begin = time.monotonic()
+        with watching(self._network.graph, heard):
+            for _ in self._network.anytime(self._input(picture), T, CHUNK):
+                self._expect_time(begin)
+        channels = torch.stack(total).sum(0) / T
+        return Spikes(torch.cat(steps).cpu().numpy(), channels.cpu().numpy())
+
+    def _input(self, picture: np.ndarray) -> Tensor:
+        """[1, 3, S, S] as the network takes it."""
+        tensor, _ = letterbox(picture, self.detector.imgsz)
+        tensor = tensor[None].contiguous(memory_format=torch.channels_last)
+        return tensor.to(self.detector.device)
+
+    def _expect_steps(self, T: int) -> None:
+        if not 1 <= T <= self.limits.T:
+            raise UsageError(f"T is {T}; expected 1 to {self.limits.T} time steps here")
+
+    def _expect_small(self, width: int, height: int) -> None:
+        if width * height > self.limits.megapixels * 1e6:
+            raise PictureError(
+                f"{width} x {height} pixels are too many here; expected at most "
+                f"{self.limits.megapixels:g} million"
+            )
+
+    def _expect_time(self, begin: float) -> None:
+        if time.monotonic() - begin > self.limits.seconds:
+            raise UsageError(
+                f"stopped after {self.limits.seconds:g} seconds, the longest time for one visitor; "
+                "choose a smaller T or a shorter video"
+            )
+
+
+def maps_of(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
+    """Pictures of the spikes of a layer, bright where neurons fire.
+
+    Args:
+        spikes: Of a layer.
+
+    Returns:
+        `steps`, up to eight spread over time: `t` and `png`; `channels`, those up to eight that
+        fire most: `channel`, `rate` (spikes per neuron and step) and `png`.
+    """
+    T = len(spikes.steps)
+    chosen = sorted({round(t) for t in np.linspace(0, T - 1, min(T, MOST_MAPS))})
+    brightest = float(spikes.steps.max(initial=0)) or 1.0
+    steps = [{"t": t + 1, "png": heat(spikes.steps[t] / brightest)} for t in chosen]
+    means = spikes.channels.reshape(len(spikes.channels), -1).mean(1)
+    busiest = np.argsort(-means, kind="stable")[:MOST_MAPS]
+    channels = [
+        {"channel": int(c), "rate": float(means[c]), "png": heat(spikes.channels[c])}
+        for c in busiest
+    ]
+    return {"steps": steps, "channels": channels}
+
+
+def heat(values: np.ndarray, side: int = 160) -> bytes:
+    """A PNG of numbers 0..1 [H, W], dark to bright, each a square of pixels."""
+    scale = max(1, round(side / max(values.shape)))
+    grey = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+    colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
+    return encoded(colours.repeat(scale, 0).repeat(scale, 1), ".png")
+
+
+def encoded(picture: np.ndarray, suffix: str = ".jpg", longest: int = 1280) -> bytes:
+    """A picture [H, W, 3] uint8 BGR as a file, shrunk where a side has more than `longest` pixels.
+
+    Args:
+        picture: The picture.
+        suffix: `.jpg` or `.png`.
+        longest: Pixels.
+    """
+    scale = longest / max(picture.shape[:2])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(suffix, picture)[1].tobytes()

@@ -1,0 +1,118 @@
+"""`spikedet doctor`: what is here, what is missing, and what to do."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from spikedet.commands import doctor
+from spikedet.commands.main import parsed
+from spikedet.engines import library
+from spikedet.released import released
+from support.classes import add_pictures
+from support.commands import command
+
+SPIKING = released("snn", 4, "classification")
+pytestmark = pytest.mark.skipif(SPIKING is None, reason="no released weights")
+
+
+def findings(*words):
+    made = doctor.examine(parsed("doctor", ["--weights", SPIKING, *words]))
+    return {finding.name: finding for finding in made}
+
+
+def test_all_that_is_needed_is_here(tmp_path, monkeypatch, capsys):
+    words = ["--weights", SPIKING, "--json", tmp_path / "d.json"]
+    assert command(monkeypatch, "doctor", *words) == 0
+    assert "everything that is needed is here" in capsys.readouterr().out
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["command"] == "doctor" and found["ok"]
+    states = {one["name"]: one["state"] for one in found["findings"]}
+    assert {"Python", "packages", "weights", "engine", "CPU", "display", "camera", "disk"} <= set(
+        states
+    )
+    assert set(states.values()) <= {"ok", "-"}
+    for one in found["findings"]:
+        assert (
+            one["text"]
+            and bool(one["advice"]) == (one["state"] != "ok")
+            or one["name"] in ("memory",)
+        )
+
+
+def test_missing_weights_end_it_with_1(tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, "doctor", "--weights", tmp_path / "gone.safetensors") == 1
+    shown = capsys.readouterr().out
+    assert "no such weights" in shown and "-> name weights with --weights" in shown
+    assert "needed and missing: weights, engine" in shown
+
+
+def test_a_missing_package_and_one_of_an_extra(monkeypatch):
+    there, gone = doctor._version, ("av", "nir")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else there(name))
+    found = findings()
+    assert found["packages"].state == "!!" and found["packages"].advice == "pip install av"
+    extra = found["export to NIR"]
+    assert (extra.state, extra.advice) == ("-", "pip install 'spikedet[export]'")
+
+
+def test_an_engine_without_kernels_says_why_and_what_to_do(monkeypatch):
+    def none():
+        raise library.NoLibrary(f"no C++ compiler; {library.HINT}")
+
+    monkeypatch.setattr(library, "library", none)
+    found = findings()
+    assert found["kernels"].state == "-" and found["kernels"].text == "no C++ compiler"
+    assert found["kernels"].advice == library.HINT
+    assert "no C++ compiler" in found["engine"].text or found["engine"].state == "ok"
+
+
+def test_data(tmp_path):
+    add_pictures(tmp_path / "classes", "train", 1, ("a", "b"))
+    (tmp_path / "empty").mkdir()
+    one = findings("--data", tmp_path / "classes")["data"]
+    assert (one.state, one.text.endswith("class folders, for classification")) == ("ok", True)
+    for name, said in {"gone": "not there", "empty": "of no format that is known"}.items():
+        one = findings("--data", tmp_path / name)["data"]
+        assert one.state == "!!" and said in one.text and one.advice
+
+
+def test_display_and_camera(monkeypatch):
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert doctor._display().state == "-"
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    assert doctor._display().state == "ok"
+    from spikedet.sources import live
+
+    monkeypatch.setattr(live.cv2, "VideoCapture", lambda device: SimpleNamespace(
+        isOpened=lambda: False, release=lambda: None))  # fmt: skip
+    found = doctor._camera(True)
+    assert found.state == "-" and "cannot be opened" in found.text and found.advice
+
+
+def test_little_disk_and_memory_is_said(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e7))
+    monkeypatch.setattr(doctor, "free_memory", lambda: 3e8)
+    assert (doctor._disk().state, doctor._memory().state) == ("-", "-")
+    assert "0.3 GB" in doctor._memory().text
+    monkeypatch.setattr(doctor, "free_memory", lambda: None)
+    assert "not known" in doctor._memory().text
+
+
+def test_a_broken_installation_is_a_finding(monkeypatch):
+    def broken():
+        raise ImportError("libfoo.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "_threads", broken)
+    found = findings()["threads"]
+    assert found.state == "!!" and "libfoo.so" in found.text and found.advice
+
+
+def test_lines_fit_a_terminal(monkeypatch):
+    one = doctor.Finding("packages", "!!", "word " * 60, "do " * 40)
+    monkeypatch.setattr(doctor.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = list(doctor.lines([one]))
+    assert max(map(len, shown)) <= 80 and len(shown) > 4 and shown[0].startswith("!!  packages")

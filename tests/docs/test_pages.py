@@ -1,0 +1,197 @@
+"""What the pages and docstrings show runs, has options that there are, and leads somewhere."""
+
+import ast
+import csv
+import importlib.util
+import re
+import shlex
+import shutil
+from html import unescape
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from spikedet.commands import parse
+from spikedet.commands.main import COMMANDS, module_of, parsed
+from support.commands import command
+from support.docs import Block, anchors, blocks, commands, links, pages
+from support.places import ROOT
+
+# Pages whose code has a test of its own, by the language.
+TESTED = {
+    ("docs/detect.md", "sh"): "tests/commands/test_detect.py::test_the_commands_of_the_page",
+    ("docs/detect.md", "python"): "tests/commands/test_detect.py::test_the_code_of_the_page",
+    ("docs/own-data.md", "sh"): "tests/commands/test_own_data.py::test_detection",
+}
+for page in ("convert", "export", "extending"):
+    TESTED[f"docs/{page}.md", "python"] = "tests/docs/test_docs.py::test_the_code_of_a_page_runs"
+BLOCKS = [block for page in pages() for block in blocks(page, "sh", "python")]
+OURS = [b for b in BLOCKS if (b.page, b.language) not in TESTED and b.mark is None]
+SHELL = [block for block in OURS if block.language == "sh"]
+PYTHON = sorted({block.page for block in OURS if block.language == "python"})
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with what the pages look at."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
+    cat = ROOT / "docs/pictures/cat.jpg"
+    for name in ("image.jpg", "docs/pictures/cat.jpg", "holiday/cat.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cat, name)
+    Path("weights").symlink_to(ROOT / "weights")
+    return tmp_path
+
+
+def names_a_test(words):
+    path, _, name = words.partition("::")
+    text = (ROOT / path).read_text() if (ROOT / path).is_file() else ""
+    return bool(re.search(rf"^def {re.escape(name)}\(", text, re.M))
+
+
+def test_marks_give_a_reason_or_a_test():
+    assert len(BLOCKS) > 40
+    for block in BLOCKS:
+        if block.mark == "not run":
+            assert len(block.words.split()) > 2, block
+        if block.mark == "run by":
+            assert names_a_test(block.words), block
+    for (page, _), test in TESTED.items():
+        assert (ROOT / page).is_file() and names_a_test(test), page
+
+
+def test_the_collector_finds_marks_and_blocks(tmp_path, monkeypatch):
+    text = "<!-- not run: takes an hour -->\n```sh\na b\n```\n\n```python\nx = 1\n```\n"
+    text += "<!-- another comment -->\n```python\ny = 2\n```\n```json\n{}\n```\n"
+    (tmp_path / "a.md").write_text(text)
+    monkeypatch.setattr("support.docs.ROOT", tmp_path)
+    assert list(blocks("a.md", "sh", "python")) == [
+        Block("a.md", 2, "sh", "a b\n", "not run", "takes an hour"),
+        Block("a.md", 6, "python", "x = 1\n"),
+        Block("a.md", 10, "python", "y = 2\n"),
+    ]
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_commands_run(block, here, monkeypatch):
+    found = commands(block.code)
+    lines = [line for line in block.code.replace("\\\n", " ").splitlines() if line.strip()]
+    assert found and len(found) == len(lines), "other programs than ours: mark the block"
+    for name, words in found:
+        assert command(monkeypatch, name, *shlex.split(words)) == 0, (name, words)
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_runs(page, here):
+    names: dict = {}
+    for block in blocks(page, "python"):
+        if block.mark is None:
+            exec(compile(block.code, str(block), "exec"), names)
+
+
+def shown():
+    """(where, command, words) of all commands of pages and docstrings, however they are marked."""
+    for page in pages():
+        for block in blocks(page):
+            yield from ((str(block), *each) for each in commands(block.code))
+    for path in sorted((ROOT / "spikedet").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                text = re.sub(r"^ {0,3}\S.*$", "", text, flags=re.M)  # prose
+                yield from ((path.name, *each) for each in commands(text))
+
+
+def test_every_command_has_options_that_there_are():
+    found = [each for each in shown() if each[0].split(":")[0] not in HISTORY]
+    assert len(found) > 60 and {name for _, name, _ in found} >= {"detect", "train", "convert"}
+    for where, name, words in found:
+        try:
+            parsed(name, shlex.split(words))
+        except SystemExit as ended:  # --help
+            assert ended.code == 0, (where, name, words)
+        except Exception as error:
+            raise AssertionError(f"{where}: spikedet {name}{words}: {error}") from error
+
+
+HISTORY = {"CHANGELOG.md", "weights/README.md", "weights/results/README.md"}
+
+
+def test_the_demos_have_options_that_there_are():
+    found = [
+        each
+        for page in pages()
+        for block in blocks(page, "sh")
+        for each in re.findall(r"python demo/(\w+)\.py([^#\n]*)", block.code)
+    ]
+    assert found
+    for name, words in found:
+        parse.parse(import_module(f"demo.{name}").Options, shlex.split(words), name)
+
+
+def test_every_command_is_on_a_page():
+    text = "".join((ROOT / page).read_text() for page in pages() if page not in HISTORY)
+    for name in COMMANDS:
+        assert f"spikedet {name}" in text, name
+        assert module_of(name).__doc__
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        parts = urlparse(link)
+        if parts.scheme:
+            assert parts.scheme in ("http", "https", "mailto") and (parts.netloc or parts.path), (
+                link
+            )
+            continue
+        target = (ROOT / page).parent / parts.path if parts.path else ROOT / page
+        assert target.exists(), link
+        if parts.fragment and target.suffix == ".md":
+            assert parts.fragment in anchors(target), link
+
+
+def test_the_readme_has_the_test_command_and_few_words():
+    text = (ROOT / "README.md").read_text()
+    assert "\npython -m pytest\n" in text
+    prose = re.sub(r"```.*?```|<!--.*?-->|^\|.*$", "", text, flags=re.S | re.M)
+    assert len(prose.split()) < 700
+    assert max(len(each.split()) for each in prose.split("\n\n")) < 90
+
+
+def figures():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plot_shows_the_numbers_of_the_table():
+    made = figures()
+    numbers = made.told(*made.ap_over_T())
+    assert "float: 29.9" in numbers and "two-stage: 4 25.6, 8 28.3, 16 28.4, 20 28.9" in numbers
+    text = unescape((ROOT / "docs/pictures/ap-over-T.svg").read_text())
+    assert numbers in re.sub(r"\s+", " ", text)
+
+
+def test_every_picture_names_its_source():
+    text = (ROOT / "docs/pictures/README.md").read_text()
+    for path in (ROOT / "docs/pictures").iterdir():
+        assert path.suffix in (".md", ".svg") or path.name in text, path
+        assert path.stat().st_size < 200_000
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results():
+    with (ROOT / "weights/results/table10.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["images"] == "1000"]
+    ap = {(row["method"], row["T"]): f"{100 * float(row['AP']):.1f}" for row in rows}
+    table = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \| ([\d.]+) \|", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(table) >= 4
+    names = {"float": "float", "**spiking**": "two-stage", "copied weights": "copy"}
+    for name, T, value in table:
+        assert ap[names[name], "" if T == "-" else T] == value, name

@@ -1,0 +1,162 @@
+"""Plots of every kind from small tables: they can be read, and say what they are of."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from spikedet.plots import About, analysis, figure, measures, pictures, write
+from support.places import ROOT
+
+ABOUT = About("w.safetensors", "60 pictures of val", 8)
+CLASSES = [f"class {n}" for n in range(9)]
+EVERY = {
+    "precision-recall": (
+        measures.precision_recall,
+        [{"class": c, "recall": r, "precision": 1 - r} for c in [*CLASSES, measures.ALL]
+         for r in (0.0, 0.5, 1.0)],
+    ),
+    "f1": (
+        measures.f1,
+        [{"class": c, "confidence": r, "f1": 0.6 - abs(r - 0.3)} for c in ("a", measures.ALL)
+         for r in (0.0, 0.3, 1.0)],
+    ),
+    "confusion": (
+        measures.confusion,
+        [{"truth": "background", "predicted": "cat", "count": 3},
+         {"truth": "cat", "predicted": "cat", "count": 9}],
+    ),
+    "many": (
+        measures.confusion,
+        [{"truth": f"{n}", "predicted": f"{n}", "count": n} for n in range(100)],
+    ),
+    "reliability": (
+        measures.reliability,
+        [{"low": 0.0, "high": 0.5, "count": 0, "score": None, "right": None},
+         {"low": 0.5, "high": 1.0, "count": 4, "score": 0.8, "right": 0.75}],
+    ),
+    "classes": (
+        measures.classes,
+        [{"method": m, "T": t, "class": c, "AP": None if c == CLASSES[0] else 0.3}
+         for m, t in (("float", None), ("stages I + II", 8)) for c in CLASSES],
+    ),
+    "sizes-of-one-T": (
+        measures.sizes,
+        [{"method": "float", "T": None, "size": s, "AP": v}
+         for s, v in (("small", None), ("large", 0.4))],
+    ),
+    "sizes-over-T": (
+        measures.sizes,
+        [{"method": "snn", "T": t, "size": s, "AP": t / 9}
+         for t in (1, 2, 8) for s in ("small", "large")],
+    ),
+    "over": (
+        lambda rows, about: measures.over(rows, "T", "AP", "AP over T", 0.5, about),
+        [{"method": "snn", "T": t, "AP": t / 9} for t in (1, 2, 8)],
+    ),
+    "training": (
+        measures.training,
+        [{"epoch": n, "train/box_loss": 3 / n, "metrics/mAP50(B)": n / 9, "lr/pg0": "0.1",
+          "note": "x"} for n in (1, 2, 3)],
+    ),
+    "rates": (
+        analysis.rates,
+        [{"network": "snn", "layer": f"l{n}", "rate": 0.1, "error": e}
+         for n, e in enumerate((0.1, 0.2, None))],
+    ),
+    "rates-alone": (
+        analysis.rates, [{"network": "snn", "layer": "l1", "rate": 0.1, "error": None}],
+    ),
+    "raster": (
+        analysis.raster,
+        [{"layer": f"l{c // 2}", "channel": c, "row": 0, "column": 0, "T": t, "spike": (t + c) % 2}
+         for c in range(4) for t in range(1, 9)],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """All texts of the figures that are drawn."""
+    found = []
+    draw = figure.png
+
+    def spy(drawn: Figure):
+        found.extend(text.get_text() for text in drawn.findobj(match=lambda x: hasattr(x, "_text")))
+        return draw(drawn)
+
+    for module in (measures, analysis, pictures):
+        monkeypatch.setattr(module, "png", spy)
+    return found
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_plot_is_a_picture_that_says_what_it_is_of(name, texts, tmp_path):
+    draw, rows = EVERY[name]
+    path = write(tmp_path / "plots", f"{name}-T8", rows, draw, ABOUT)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 150 and max(picture.size) < 6000
+        assert len(set(picture.convert("L").get_flattened_data())) > 2
+    words = " ".join(texts).replace("\n", " ")
+    for part in ("T=8", "60 pictures of val", "w.safetensors", "spikedet"):
+        assert part in words
+    with path.with_suffix(".csv").open() as file:
+        table = list(csv.DictReader(file))
+    expected = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    assert [{k: v for k, v in row.items() if k in one} for row, one in
+            zip(table, expected, strict=True)] == expected  # fmt: skip
+
+
+def test_columns_of_a_training_share_panels(texts):
+    measures.training(EVERY["training"][1], ABOUT)
+    assert {"loss", "average precision", "learning rate", "train/box_loss"} <= set(texts)
+    assert "note" not in texts  # is no number
+
+
+def test_the_best_confidence_is_named(texts):
+    measures.f1(EVERY["f1"][1], ABOUT)
+    assert "best 0.60 at 0.30" in texts
+
+
+def test_the_calibration_error_is_that_of_the_table(texts):
+    measures.reliability(EVERY["reliability"][1], ABOUT)
+    assert "Reliability of scores: calibration error 0.050" in texts
+
+
+def test_a_strip_has_a_panel_a_step(texts):
+    panel = np.full((2000, 1000, 3), 90, np.uint8)
+    png = pictures.strip([(f"t={t}", panel) for t in range(1, 8)], ABOUT)
+    assert [text for text in texts if text.startswith("t=")] == [f"t={t}" for t in range(1, 8)]
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.size[0] > 1000 and picture.size[1] > picture.size[0] / 2
+
+
+def test_pictures_are_shrunk_and_say_by_how_much():
+    small, scale = pictures.shrunk(np.zeros((960, 240, 3), np.uint8))
+    assert small.shape == (480, 120, 3) and scale == 0.5
+    assert pictures.shrunk(small)[1] == 1.0
+
+
+def test_colours_are_told_apart_by_everybody():
+    """Okabe and Ito's; lines beyond them differ in their dashes."""
+    drawn, axes = figure.new("", "", "")
+    for n in range(10):
+        axes.plot([0, 1], [n, n])
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == 10 and {colour for colour, _ in looks} == set(figure.COLOURS)
+
+
+def test_no_display_is_needed():
+    code = (
+        "from spikedet.plots import figure, measures, analysis, pictures\n"
+        "import sys; assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert figure.png(figure.new('', 'x', 'y')[0])[1:4] == b'PNG'"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
