@@ -131,7 +131,7 @@ class Shown:
 
     Attributes:
         frame: Of the source.
-        found: Detections after found.T steps.
+        detections: After detections.T steps.
         beside: Those of the float network, or None.
         T: Steps of this frame.
         rates: Spikes per neuron and step of each layer so far.
@@ -140,7 +140,7 @@ class Shown:
     """
 
     frame: Frame
-    found: Detections
+    detections: Detections
     beside: Detections | None
     T: int
     rates: Mapping[str, float]
@@ -153,10 +153,12 @@ def annotate(shown: Shown, conf: float) -> np.ndarray:
     from spikedet.detection.draw import draw
     from spikedet.outputs.panel import panel
 
-    pictures = {f"spiking, step {shown.found.T} of {shown.T}": draw(shown.found, enlarge=True)}
+    pictures = {
+        f"spiking, step {shown.detections.T} of {shown.T}": draw(shown.detections, enlarge=True)
+    }
     if shown.beside is not None:
         pictures["float"] = draw(shown.beside, enlarge=True)
-    mean = shown.found.spike_rate
+    mean = shown.detections.spike_rate
     lines = [
         f"{shown.frame_rate:.1f} frames/s   T {shown.T} (+ -)   confidence {conf:.2f} ([ ])   "
         f"{mean:.3f} spikes a neuron and step"
@@ -193,11 +195,11 @@ class Eye:
             self._other = self._other or self._make()
             beside = self._other(picture, conf=conf, iou=iou)
         with network.spike_rates() as rates:
-            for found in self.detector.steps(picture, T, conf=conf, iou=iou, chunk=chunk):
-                layers = rates.by_layer(found.T)
-                spent = self._energy.picojoules(layers, found.T) / 1e9
+            for detections in self.detector.steps(picture, T, conf=conf, iou=iou, chunk=chunk):
+                layers = rates.by_layer(detections.T)
+                spent = self._energy.picojoules(layers, detections.T) / 1e9
                 energy = spent, self._energy.float_pj / 1e9
-                yield Shown(frame, found, beside, T, layers, frame_rate, energy)
+                yield Shown(frame, detections, beside, T, layers, frame_rate, energy)
 
     def _count(self, picture: np.ndarray, T: int):
         from spikedet.analysis.estimate import EnergyEstimate
@@ -233,7 +235,7 @@ def play(
         chunk = CHUNK if each_step else None
         with contextlib.closing(eye.look(frame, controls, iou, chunk, frame_rate)) as steps:
             for shown in steps:
-                if each_step or shown.found.T == shown.T:
+                if each_step or shown.detections.T == shown.T:
                     show(shown)
                 if controls.ended:
                     return begun

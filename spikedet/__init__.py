@@ -83,23 +83,23 @@ def load(
     """
     from pathlib import Path
 
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load as load_checkpoint
     from spikedet.counts import expect_counts
     from spikedet.released import default_weights
 
     expect_counts(T=T)
     path = Path(path) if path else default_weights(T, task)
-    made = checkpoint.load(path)
-    if made.task == "none":
+    checkpoint = load_checkpoint(path)
+    if checkpoint.task == "none":
         from spikedet.precision import present_device
         from spikedet.runtime.choose import choose_engine
         from spikedet.runtime.file import restore
 
-        network = restore(made).to(present_device(device))
+        network = restore(checkpoint).to(present_device(device))
         network.T = network.T if T is None else T
         network.use_engine(engine) if half is None else choose_engine(network, engine, half)
         return network
-    if made.task == "classification":
+    if checkpoint.task == "classification":
         from spikedet.classification.predict import Classifier
 
         return Classifier(path, T, device, half, engine)

@@ -119,10 +119,10 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
         rounder = Rounder(restore_graph(checkpoint))
     except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
-    found = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
+    wholes = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
     return {
         name: whole
-        for name, whole in found.items()
+        for name, whole in wholes.items()
         if name in checkpoint.tensors
         and torch.equal(whole.value(), checkpoint.tensors[name].detach().cpu().float())
     }
@@ -165,8 +165,8 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def of_graph(graph: Graph, **about: Any) -> Checkpoint:
-    """A checkpoint of a graph; `about` are the other fields.
+def of_graph(graph: Graph, **fields: Any) -> Checkpoint:
+    """A checkpoint of a graph; `fields` are its other fields.
 
     Raises:
         WeightsError: The network returns something that a file cannot say.
@@ -177,7 +177,7 @@ def of_graph(graph: Graph, **about: Any) -> Checkpoint:
         raise WeightsError(
             f"the network returns {error}; a file holds dictionaries, lists and tuples of tensors"
         ) from None
-    return Checkpoint(**about, tensors=graph.layers.state_dict(), graph=described)
+    return Checkpoint(**fields, tensors=graph.layers.state_dict(), graph=described)
 
 
 def restore_graph(checkpoint: Checkpoint) -> Graph:
@@ -229,8 +229,8 @@ def expect_sound(graph: Graph) -> None:
         if isinstance(threshold, Tensor):
             size = threshold.detach().abs() if isinstance(node.module, QuantClip) else threshold
             if not bool((size > 0).all()):
-                found = threshold.min().item()
-                raise WeightsError(f"{node.name}: a threshold of {found:.4g}; expected more than 0")
+                least = threshold.min().item()
+                raise WeightsError(f"{node.name}: a threshold of {least:.4g}; expected more than 0")
         variance = getattr(node.module, "running_var", None)
         if variance is not None and not bool((variance >= 0).all()):
             raise WeightsError(f"{node.name}: a variance below 0")
@@ -284,10 +284,10 @@ def identity(path: Path) -> str:
     """
     metadata, _ = _read(Path(path))
     try:
-        found = json.loads(metadata["header"])["origin"]["upgraded_from"]
+        digest = json.loads(metadata["header"])["origin"]["upgraded_from"]
     except (KeyError, TypeError, ValueError):
-        found = None
-    return found if isinstance(found, str) else sha256(path)
+        digest = None
+    return digest if isinstance(digest, str) else sha256(path)
 
 
 def stored_in_half(path: Path) -> bool:
@@ -302,25 +302,25 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _plausible(made: Checkpoint) -> bool:
+def _plausible(checkpoint: Checkpoint) -> bool:
     """Whether the fields of a header are of the right kinds."""
     return (
-        made.stage in STAGES
-        and isinstance(made.task, str)
-        and isinstance(made.model, dict)
-        and (bool(made.names) or made.task == "none")
-        and len(made.names) <= MOST_CLASSES
-        and all(isinstance(name, str) for name in made.names)
-        and type(made.imgsz) is int
-        and 0 < made.imgsz <= MOST_PIXELS
+        checkpoint.stage in STAGES
+        and isinstance(checkpoint.task, str)
+        and isinstance(checkpoint.model, dict)
+        and (bool(checkpoint.names) or checkpoint.task == "none")
+        and len(checkpoint.names) <= MOST_CLASSES
+        and all(isinstance(name, str) for name in checkpoint.names)
+        and type(checkpoint.imgsz) is int
+        and 0 < checkpoint.imgsz <= MOST_PIXELS
         and (
-            made.T is None
-            if made.stage == "float"
-            else type(made.T) is int and 0 < made.T <= MOST_STEPS
+            checkpoint.T is None
+            if checkpoint.stage == "float"
+            else type(checkpoint.T) is int and 0 < checkpoint.T <= MOST_STEPS
         )
-        and isinstance(made.origin, dict)
-        and isinstance(made.head, dict)
-        and (made.graph is None or isinstance(made.graph, dict))
+        and isinstance(checkpoint.origin, dict)
+        and isinstance(checkpoint.head, dict)
+        and (checkpoint.graph is None or isinstance(checkpoint.graph, dict))
     )
 
 

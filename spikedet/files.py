@@ -37,22 +37,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_bytes())
+        content = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; see configs") from None
     except (yaml.YAMLError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise UsageError(f"{path}: not readable as YAML with keys and values; see configs")
-    return found
+    return content
 
 
-def read_lines(path: Path, what: str = "list") -> list[str]:
+def read_lines(path: Path, kind: str = "list") -> list[str]:
     """Lines of a text file, without blanks at their ends.
 
     Args:
         path: The file.
-        what: Errors call it so.
+        kind: Errors call it so.
 
     Raises:
         DataError: No such file, or not text.
@@ -60,9 +60,9 @@ def read_lines(path: Path, what: str = "list") -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path}: {what}: {error.strerror}") from None
+        raise DataError(f"{path}: {kind}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: {what}: not text; expected one entry a line") from None
+        raise DataError(f"{path}: {kind}: not text; expected one entry a line") from None
     return [line.strip() for line in text.splitlines()]
 
 

@@ -107,8 +107,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         PictureError: As `read_picture`, there and in what is done with it.
     """
     if not os.path.exists(path):  # which raises of no name, however long or odd
-        what = "a link that leads nowhere" if os.path.islink(path) else "no such picture"
-        raise PictureError(f"{path}: {what}")
+        problem = "a link that leads nowhere" if os.path.islink(path) else "no such picture"
+        raise PictureError(f"{path}: {problem}")
     if path.is_dir():
         raise PictureError(f"{path}: is a folder; expected a picture file")
     if not path.is_file():  # a pipe would wait for somebody to write into it
@@ -140,8 +140,8 @@ def _what_else(path: Path) -> str:
         start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:
         return f"HEIC pictures cannot be read; {_CONVERT}"
-    what = "is not a picture that can be read" if start else "is empty"
-    return f"{what}; expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
+    problem = "is not a picture that can be read" if start else "is empty"
+    return f"{problem}; expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
 
 
 def read_header(path: str | Path) -> Header:
@@ -344,14 +344,14 @@ def pictures_in(
     """
     inside = _files_below(folder, apart) if deep else folder.iterdir()
     files = [path for path in inside if not path.name.startswith(".")]
-    found = sorted(path for path in files if is_picture(path))
+    pictures = sorted(path for path in files if is_picture(path))
     unreadable = sorted(path for path in files if path.suffix.lower() in HEIC - SUFFIXES)
     if not unreadable or reads_heic():
-        return found, None
+        return pictures, None
     count = len(unreadable)
-    what = "1 HEIC picture" if count == 1 else f"{count} HEIC pictures"
+    counted = "1 HEIC picture" if count == 1 else f"{count} HEIC pictures"
     names = ", ".join(path.name for path in unreadable[:3]) + (", ..." if count > 3 else "")
-    return found, PictureError(f"{folder}: {what} cannot be read ({names}); {_CONVERT}")
+    return pictures, PictureError(f"{folder}: {counted} cannot be read ({names}); {_CONVERT}")
 
 
 def _files_below(folder: Path, apart: Sequence[Path]) -> Iterator[Path]:
@@ -389,12 +389,12 @@ def _matches(pattern: str) -> list[Path]:
     at = parts.index("**")
     rest = parts[at + 1 :] or ("*",)
     before = str(Path(*parts[:at])) if at else "."
-    found: list[Path] = []
+    paths: list[Path] = []
     seen: set[str] = set()
     for start in sorted(glob.glob(before)):
         for folder in folders_below(Path(start), seen):
-            found += _matches(str(Path(glob.escape(str(folder)), *rest)))
-    return sorted(dict.fromkeys(found))
+            paths += _matches(str(Path(glob.escape(str(folder)), *rest)))
+    return sorted(dict.fromkeys(paths))
 
 
 def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError]]:
@@ -408,7 +408,7 @@ def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError
         Paths, each once, in order; and one error for each source that gave nothing, or that holds
         pictures which cannot be read.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     errors = []
     for source in sources:
         path = Path(source)
@@ -418,14 +418,14 @@ def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError
                 errors.append(unreadable)
             elif not inside:
                 errors.append(PictureError(f"{source}: no pictures in this folder"))
-            found.update(dict.fromkeys(inside))
+            paths.update(dict.fromkeys(inside))
         elif os.path.lexists(path) or not glob.has_magic(source):
-            found[path] = None
+            paths[path] = None
         else:
             # each picture once, though links lead to its folder by several ways
             ways = {(os.path.realpath(p.parent), p.name): p for p in _matches(source)[::-1]}
             files = list(ways.values())[::-1]
             if not files:
                 errors.append(PictureError(f"{source}: no file matches this pattern"))
-            found.update(dict.fromkeys(files))
-    return list(found), errors
+            paths.update(dict.fromkeys(files))
+    return list(paths), errors

@@ -65,8 +65,8 @@ class BasePredictor:
         if T is None or made_for is None:
             if T is not None and T not in self._told:
                 self._told.add(T)
-                what = f"{self.weights.name}: {self.runner.stage} weights"
-                warnings.warn(f"{what}; T={T} is ignored", stacklevel=3)
+                weights = f"{self.weights.name}: {self.runner.stage} weights"
+                warnings.warn(f"{weights}; T={T} is ignored", stacklevel=3)
             return made_for
         if made_for != T and T not in self._told:
             self._told.add(T)

@@ -49,14 +49,14 @@ def default_weights(T: int | None = None, task: str = "detection") -> Path:
     Raises:
         WeightsError: There are none, of this task or at all.
     """
-    found = {}
+    paths = {}
     if task not in NAMES:
         raise WeightsError(f"no {task} network is released; expected {' or '.join(NAMES)}")
     for path in all_released(task):
         match = re.search(r"-snn-T(\d+)$", path.stem)
         if match:
-            found[int(match[1])] = path
-    if not found:
+            paths[int(match[1])] = path
+    if not paths:
         raise WeightsError(f"{weights_folder()}: no spiking weights here; pass --weights")
-    greater = [t for t in found if T is not None and t >= T]
-    return found[min(greater) if greater else max(found)]
+    greater = [t for t in paths if T is not None and t >= T]
+    return paths[min(greater) if greater else max(paths)]

@@ -76,16 +76,16 @@ def wrong(value: Any, limits: Any) -> str | None:
     return bounds(limits, "a number")
 
 
-def bounds(limits: Any, what: str) -> str:
+def bounds(limits: Any, kind: str) -> str:
     """The values that the limits of an option allow, in words: `a number between 0 and 1`."""
     least, above, most = (limits.get(name) for name in ("least", "above", "most"))
     if above is not None:
-        return f"{what} above {above:g}" + (f" and at most {most:g}" if most is not None else "")
+        return f"{kind} above {above:g}" + (f" and at most {most:g}" if most is not None else "")
     if least is None and most is None:
-        return what
+        return kind
     if most is None:
-        return f"{what} of {least} or more"
-    return f"{what} between {least} and {most}"
+        return f"{kind} of {least} or more"
+    return f"{kind} between {least} and {most}"
 
 
 @dataclass

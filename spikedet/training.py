@@ -148,10 +148,10 @@ def expect_fresh(folder: Path, resume: bool) -> None:
     )
     left = any(path.exists() for path in weights)
     if resume and not state.is_file():
-        what = "run without --resume"
+        advice = "run without --resume"
         if left:
-            what = "the weights beside it are of a run that cannot go on; choose another --out"
-        raise TrainingError(f"{state}: nothing to resume here; {what}")
+            advice = "the weights beside it are of a run that cannot go on; choose another --out"
+        raise TrainingError(f"{state}: nothing to resume here; {advice}")
     if not resume and state.is_file() and (left or epochs_done(folder)[0]):
         raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
     if not resume and left:
@@ -200,7 +200,7 @@ def _forget_unbegun(folder: Path) -> None:
 
 def begin(folder: Path, settings: TrainingSettings) -> None:
     """Write the side-car of a run before its first epoch: from here on it can be resumed."""
-    state = {"epoch": -1, "epochs": settings.epochs, "settings": held(settings)}
+    state = {"epoch": -1, "epochs": settings.epochs, "settings": resumable(settings)}
     save_state(state, Path(folder) / "state.pt")
 
 
@@ -241,13 +241,13 @@ def read_state(path: Path, *keys: str) -> dict[str, Any]:
     return state
 
 
-def expect_same_run(folder: Path, made: Checkpoint) -> None:
+def expect_same_run(folder: Path, checkpoint: Checkpoint) -> None:
     """Refuse to go on with a run that made something else, or from something else.
 
     Args:
         folder: Of the run.
-        made: What is to be made now; all but its tensors counts, and of its origin `run`: what
-            beside the settings makes it what it becomes.
+        checkpoint: What is to be made now; all but its tensors counts, and of its origin `run`:
+            what beside the settings makes it what it becomes.
 
     Raises:
         TrainingError: Names the first difference.
@@ -259,7 +259,7 @@ def expect_same_run(folder: Path, made: Checkpoint) -> None:
         {"stage": one.stage, "T": one.T, "imgsz": one.imgsz, "names": one.names}
         | one.model
         | one.origin.get("run", {})
-        for one in (load(last), made)
+        for one in (load(last), checkpoint)
     )
     for key in {**begun, **wanted}:
         before, now = begun.get(key), wanted.get(key)
@@ -286,7 +286,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         raise KeyError(*missing)
 
 
-def held(settings: TrainingSettings) -> dict[str, Any]:
+def resumable(settings: TrainingSettings) -> dict[str, Any]:
     """The settings that a resumed run must have as well, for its side-car."""
     return {name: value for name, value in vars(settings).items() if name not in FREE}
 
@@ -309,7 +309,7 @@ def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
     """
     state = read_state(path, "epoch")
     before = state.get("settings", {})
-    for name, value in held(settings).items():
+    for name, value in resumable(settings).items():
         if before.get(name, value) != value:
             raise TrainingError(
                 f"{path}: a run with {name}={before[name]}; resume it so, not with {name}={value}, "
@@ -318,11 +318,11 @@ def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
     return state
 
 
-def expect_growth(what: str, first: int | None, last: int, stride: int) -> None:
+def expect_growth(name: str, first: int | None, last: int, stride: int) -> None:
     """Refuse pictures that cannot grow from one side to another (see `growing_side`).
 
     Args:
-        what: Of what the pictures are.
+        name: Of what the pictures are.
         first: Side in pixels at the start, None if they do not grow.
         last: At the end.
         stride: Of the network.
@@ -332,7 +332,7 @@ def expect_growth(what: str, first: int | None, last: int, stride: int) -> None:
     """
     if first is not None and (first % stride or not stride <= first <= last):
         raise UsageError(
-            f"{what} was told to grow from {first} pixels; expected a multiple of {stride}, {last} "
+            f"{name} was told to grow from {first} pixels; expected a multiple of {stride}, {last} "
             "at most"
         )
 

@@ -36,12 +36,12 @@ from spikedet.neurons.quantize import QuantClip
 
 
 def upgraded(
-    made: Checkpoint, network: nn.Module, example: Tensor, pooling: str, head: dict[str, Any]
+    checkpoint: Checkpoint, network: nn.Module, example: Tensor, pooling: str, head: dict[str, Any]
 ) -> Checkpoint:
     """A quantised or spiking checkpoint of the old form with a graph.
 
     Args:
-        made: The checkpoint.
+        checkpoint: The checkpoint.
         network: Built from its description, with any weights.
         example: A picture [1, 3, H, W] of its size.
         pooling: How its spikes are max-pooled.
@@ -56,12 +56,12 @@ def upgraded(
         graph = prepare(graph, example)
     except ConversionError as error:
         raise WeightsError(f"the network of an old file does not convert: {error}") from None
-    quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, made.time_steps)
-    if made.stage == "snn":
+    quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, checkpoint.time_steps)
+    if checkpoint.stage == "snn":
         make_spiking(graph, pooling=pooling)
-    tensors = _renamed(made.tensors, graph, norms)
+    tensors = _renamed(checkpoint.tensors, graph, norms)
     _resize(graph, tensors)
-    return replace(made, tensors=tensors, graph=describe(graph), head=head)
+    return replace(checkpoint, tensors=tensors, graph=describe(graph), head=head)
 
 
 def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) ->
         norms: The layer before each batch norm that was folded; the neurons of a linear bottleneck
             had its place.
     """
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         module, _, key = name.rpartition(".")
         module = module.removesuffix(".layer")
@@ -89,8 +89,8 @@ def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) ->
         if module not in graph and f"{norms.get(module)}_spikes" in graph:
             module = f"{norms[module]}_spikes"
         if module in graph:
-            found[f"{module}.{key}"] = tensor
-    return found
+            renamed[f"{module}.{key}"] = tensor
+    return renamed
 
 
 def _resize(graph: Graph, tensors: dict[str, Tensor]) -> None:

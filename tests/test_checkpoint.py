@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spikedet import checkpoint
-from spikedet.checkpoint import FORMAT, Checkpoint
+from spikedet.checkpoint import FORMAT, Checkpoint, load, load_plain, save, sha256
 from spikedet.errors import WeightsError
 from spikedet.networks import with_graph
 from support.commands import command
@@ -35,8 +34,8 @@ def made():
 
 
 def test_round_trip(tmp_path, made):
-    checkpoint.save(made, tmp_path / "w")
-    again = checkpoint.load(tmp_path / "w")
+    save(made, tmp_path / "w")
+    again = load(tmp_path / "w")
     assert again.tensors.keys() == made.tensors.keys()
     assert all(torch.equal(again.tensors[k], v) for k, v in made.tensors.items())
     for name in ("stage", "task", "model", "names", "imgsz", "T", "origin"):
@@ -44,8 +43,8 @@ def test_round_trip(tmp_path, made):
 
 
 def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
-    checkpoint.save(made, tmp_path / "w", half=True)
-    again = checkpoint.load(tmp_path / "w").tensors
+    save(made, tmp_path / "w", half=True)
+    again = load(tmp_path / "w").tensors
     for name in ("bias", "act.threshold", "act.initial", "count"):
         assert torch.equal(again[name], made.tensors[name])
     assert again["weight"].dtype == torch.float32
@@ -55,11 +54,11 @@ def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
 def test_the_command_that_halves(tmp_path, made, small_net, pictures, monkeypatch):
     made = with_graph(made, spiking_copy(quantised(small_net, [pictures], 8)))
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
-    checkpoint.save(made, full)
+    save(made, full)
     words = ["halve", "--weights", full, "--out", half]
     assert command(monkeypatch, *words) == 0
-    again = checkpoint.load(half)
-    assert again.origin == {"command": "x", "in_full": checkpoint.sha256(full)}
+    again = load(half)
+    assert again.origin == {"command": "x", "in_full": sha256(full)}
     assert torch.equal(again.tensors["mix.weight"], made.tensors["mix.weight"].half().float())
     assert torch.equal(again.tensors["relu.threshold"], made.tensors["relu.threshold"])
     before = half.read_bytes()
@@ -68,7 +67,7 @@ def test_the_command_that_halves(tmp_path, made, small_net, pictures, monkeypatc
 
 def test_saving_leaves_the_network_alone(tmp_path, made):
     before = made.tensors["weight"].clone()
-    checkpoint.save(made, tmp_path / "w", half=True)
+    save(made, tmp_path / "w", half=True)
     assert torch.equal(made.tensors["weight"], before)
 
 
@@ -98,34 +97,34 @@ def save_bytes(data):
 )
 def test_files_that_are_no_weights_are_refused_unopened(tmp_path, made, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save(made, tmp_path / "good")
+    save(made, tmp_path / "good")
     write(tmp_path / "w.pt", (tmp_path / "good").read_bytes())
     with pytest.raises(WeightsError, match="w.pt: damaged, or not a safetensors file"):
-        checkpoint.load(tmp_path / "w.pt")
+        load(tmp_path / "w.pt")
     assert not (tmp_path / "exploded").exists()
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(WeightsError, match="gone: no such weights file"):
-        checkpoint.load(tmp_path / "gone")
+        load(tmp_path / "gone")
     with pytest.raises(WeightsError, match="cannot be read"):
-        checkpoint.load(tmp_path)
+        load(tmp_path)
 
 
 def test_equal_contents_are_equal_bytes(tmp_path, made):
     """safetensors itself writes its metadata in a random order."""
     backwards = replace(made, tensors=dict(reversed(made.tensors.items())))
     for number in range(16):
-        checkpoint.save(made if number % 2 else backwards, tmp_path / f"{number}")
-    assert len({checkpoint.sha256(tmp_path / f"{number}") for number in range(16)}) == 1
+        save(made if number % 2 else backwards, tmp_path / f"{number}")
+    assert len({sha256(tmp_path / f"{number}") for number in range(16)}) == 1
 
 
 def test_plain_files(tmp_path, made):
     save_file(made.tensors, tmp_path / "w")
-    again = checkpoint.load_plain(tmp_path / "w")
+    again = load_plain(tmp_path / "w")
     assert all(torch.equal(again[k], v) for k, v in made.tensors.items())
     with pytest.raises(WeightsError, match="another program"):
-        checkpoint.load(tmp_path / "w")
+        load(tmp_path / "w")
 
 
 @pytest.mark.parametrize(
@@ -160,17 +159,17 @@ def test_plain_files(tmp_path, made):
 def test_headers_that_are_not_ours_are_refused(tmp_path, metadata):
     save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
     with pytest.raises(WeightsError, match="w: .*expected weights written by spikedet"):
-        checkpoint.load(tmp_path / "w")
+        load(tmp_path / "w")
 
 
 def test_a_file_without_metadata_is_refused(tmp_path):
     header = b'{"__metadata__": null}'
     (tmp_path / "w").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(WeightsError, match="expected weights written by spikedet"):
-        checkpoint.load(tmp_path / "w")
+        load(tmp_path / "w")
 
 
 def test_the_header_of_these_tests_is_a_good_one(tmp_path):
     metadata = {"format": FORMAT, "header": json.dumps(HEADER)}
     save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
-    assert checkpoint.load(tmp_path / "w").T == 8
+    assert load(tmp_path / "w").T == 8

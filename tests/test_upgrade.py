@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spikedet import checkpoint, networks
+from spikedet import networks
+from spikedet.checkpoint import Checkpoint, identity, load, restore_graph, sha256
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import upgrade
 from spikedet.conversion.prepare import prepare
@@ -29,7 +30,7 @@ def spiking(request):
     graph = prepare(network, torch.rand(1, 3, 32, 32))
     thresholds = {n.name: torch.tensor(0.5 + i / 9) for i, n in enumerate(graph.of(ACTIVATIONS))}
     quantise(graph, thresholds, 4)
-    made = checkpoint.Checkpoint("qc", "classification", description, ("a", "b", "c"), 32, {}, 4)
+    made = Checkpoint("qc", "classification", description, ("a", "b", "c"), 32, {}, 4)
     made = with_graph(made, graph.eval())
     copied = stage_two.copied(CLASSIFICATION, made)
     for node in copied.of((MeanOverTime,)):
@@ -60,7 +61,7 @@ def old_name(graph, name):
 
 @pytest.fixture
 def old(spiking, tmp_path):
-    graph = checkpoint.restore_graph(spiking)
+    graph = restore_graph(spiking)
     tensors = {old_name(graph, k): v.contiguous() for k, v in spiking.tensors.items()}
     header = {
         "stage": "snn", "task": "classification", "model": spiking.model, "names": ["a", "b", "c"],
@@ -72,7 +73,7 @@ def old(spiking, tmp_path):
 
 
 def test_an_old_file_computes_what_it_did(spiking, old):
-    made = checkpoint.load(old)
+    made = load(old)
     assert made.graph is None
     x = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
@@ -84,11 +85,11 @@ def test_an_old_file_computes_what_it_did(spiking, old):
 def test_the_tool_writes_the_form_of_today(spiking, old, tmp_path):
     out = tmp_path / "new.safetensors"
     upgrade.run(SimpleNamespace(weights=old, out=out))
-    made = checkpoint.load(out)
+    made = load(out)
     assert made.graph == spiking.graph
     assert made.tensors.keys() == spiking.tensors.keys()
     assert all(torch.equal(made.tensors[k], v) for k, v in spiking.tensors.items())
-    assert made.origin == {"note": "mine", "upgraded_from": checkpoint.sha256(old)}
-    assert checkpoint.identity(out) == checkpoint.sha256(old) == checkpoint.identity(old)
+    assert made.origin == {"note": "mine", "upgraded_from": sha256(old)}
+    assert identity(out) == sha256(old) == identity(old)
     with pytest.raises(WeightsError, match="of the form of today already"):
         upgrade.run(SimpleNamespace(weights=out, out=tmp_path / "again.safetensors"))

@@ -44,8 +44,8 @@ class Reference:
     def see(self, pictures: Tensor) -> None:
         """Run on pictures [B, C, H, W]."""
         names = [node.name for node in self.quantisers]
-        found = outputs(self.graph, names + self.readouts, pictures)
-        self.activations, self.results = found[: len(names)], found[len(names) :]
+        values = outputs(self.graph, names + self.readouts, pictures)
+        self.activations, self.results = values[: len(names)], values[len(names) :]
 
     def thresholds(self) -> list[Tensor]:
         """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
@@ -71,9 +71,9 @@ class ReadoutError:
         self.count: dict[int, int] = {}
         self.sums: dict[int, Tensor] = {}  # [3, C]: of squared errors, wanted, squared wanted
 
-    def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    def add(self, results: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         """Add a batch: outputs of all readouts, [B, C, ...] each."""
-        for index, pair in enumerate(zip(found, wanted, strict=True)):
+        for index, pair in enumerate(zip(results, wanted, strict=True)):
             x, y = (part.double().transpose(0, 1).flatten(1) for part in pair)
             new = torch.stack([(x - y).square().sum(1), y.sum(1), y.square().sum(1)])
             self.sums[index] = self.sums.get(index, 0) + new
@@ -81,12 +81,12 @@ class ReadoutError:
 
     def each(self) -> list[float]:
         """Normalised mean squared error of each readout."""
-        found = []
+        errors = []
         for index, (error, total, squares) in self.sums.items():
             count = self.count[index]
             variance = (squares - total.square() / count) / max(1, count - 1)
-            found.append((error / count / variance.clamp(min=1e-12)).mean().item())
-        return found
+            errors.append((error / count / variance.clamp(min=1e-12)).mean().item())
+        return errors
 
     def mean(self) -> float:
         """Mean over the readouts."""
@@ -142,10 +142,10 @@ class Comparison:
     ) -> None:
         """Run on pictures [B, C, H, W]; `stage1` and the float `source` have seen the same."""
         for t in self.recorder.run(pictures, self.T):
-            found = self.recorder.read
+            results = self.recorder.read
             for gaps, reference in ((self.to_stage1, stage1), (self.to_float, source)):
                 if reference is not None:
-                    gaps.setdefault(t, ReadoutError()).add(found, reference.results)
+                    gaps.setdefault(t, ReadoutError()).add(results, reference.results)
         self.readouts = self.recorder.readouts
         for layer in self.recorder.neurons:
             self._residual(layer)

@@ -80,26 +80,26 @@ def multiply_accumulates(graph: Graph, picture: Tensor) -> dict[str, int]:
 @torch.no_grad()
 def shapes_of(graph: Graph, pictures: Tensor) -> dict[str, torch.Size]:
     """Shape of what each node gives in one step for pictures [B, ...]."""
-    found = {INPUT: pictures.shape}
+    shapes = {INPUT: pictures.shape}
 
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
         value = node.module(*inputs)
-        found[node.name] = value.shape
+        shapes[node.name] = value.shape
         return value
 
     graph.run(graph.edges, {INPUT: pictures}, (), call)
-    return found
+    return shapes
 
 
 def _analog_uses(graph: Graph, shapes: dict[str, torch.Size]) -> dict[str, int]:
     """Weight uses of each weighted layer for one picture, were all its inputs analog."""
-    found: dict[str, int] = {}
+    by_layer: dict[str, int] = {}
     for node in graph.of(WEIGHTED):
         assert isinstance(node.module, WEIGHTED)
         shape = shapes[node.inputs[0]]
         uses = fan_out(node.module, shape).expand(shape).sum(dtype=torch.float64)
-        found[node.name] = round(uses.item() / shapes[INPUT][0])
-    return found
+        by_layer[node.name] = round(uses.item() / shapes[INPUT][0])
+    return by_layer
 
 
 def picojoules(
@@ -178,7 +178,7 @@ def costs_of_spikes(spiking: SpikingNetwork, picture: Tensor) -> dict[str, float
         picture: [1, C, H, W]; only its size matters.
     """
     counter = _Counter(spiking, picture)
-    found = {}
+    costs = {}
     for node in spiking.graph.of((IFNeuron,)):
         ones = torch.ones(counter.shapes[node.name], device=picture.device)
         events = counter.follow({node.name: ones})
@@ -187,8 +187,8 @@ def costs_of_spikes(spiking: SpikingNetwork, picture: Tensor) -> dict[str, float
             for reader in counter.readers
             if not reader.once and reader.source in events
         )
-        found[node.name] = sum(uses) / ones.numel()
-    return found
+        costs[node.name] = sum(uses) / ones.numel()
+    return costs
 
 
 @torch.no_grad()
@@ -301,19 +301,19 @@ class _Counter:
         Returns:
             Values by name; one that nothing reaches is left out.
         """
-        found = dict(start or {})
+        values = dict(start or {})
         for node in self.graph:
             if node.name in sent:
-                found[node.name] = sent[node.name]
+                values[node.name] = sent[node.name]
             elif isinstance(node.module, WEIGHTED + ACTIVATIONS):
                 continue
-            elif any(source in found for source in node.inputs):
+            elif any(source in values for source in node.inputs):
                 inputs = [
-                    found[s] if s in found else torch.zeros(self.shapes[s], device=self.device)
+                    values[s] if s in values else torch.zeros(self.shapes[s], device=self.device)
                     for s in node.inputs
                 ]
-                found[node.name] = _sum_of(node.module, inputs)
-        return found
+                values[node.name] = _sum_of(node.module, inputs)
+        return values
 
 
 def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:

@@ -17,8 +17,8 @@ from spikedet.runtime.network import EachSpike, Pass, SpikingNetwork, watching
 @torch.no_grad()
 def outputs(graph: Graph, names: list[str], pictures: Tensor) -> list[Tensor]:
     """Outputs of some nodes in one pass over pictures [B, ...], in the order of the list."""
-    found = graph.run(graph.edges, {INPUT: pictures}, names)
-    return [found[name] for name in names]
+    values = graph.run(graph.edges, {INPUT: pictures}, names)
+    return [values[name] for name in names]
 
 
 def _nothing() -> Tensor:

@@ -111,14 +111,14 @@ def rows(times: dict[Subject, list[float]], batch: int) -> list[Row]:
     Raises:
         UsageError: The float network is not among them.
     """
-    floats = next((found for subject, found in times.items() if subject.name == FLOAT), None)
+    floats = next((seconds for subject, seconds in times.items() if subject.name == FLOAT), None)
     if floats is None:
         raise UsageError("no float network among what was timed; passes are counted in its time")
-    made = []
-    for subject, found in times.items():
-        low, _, high = quantiles(found, n=4) if len(found) > 1 else found * 3
-        ms, ms_low, ms_high = (t / batch * 1e3 for t in (median(found), low, high))
-        made.append(
+    table = []
+    for subject, seconds in times.items():
+        low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        ms, ms_low, ms_high = (t / batch * 1e3 for t in (median(seconds), low, high))
+        table.append(
             Row(
                 subject.name,
                 subject.engine,
@@ -128,11 +128,11 @@ def rows(times: dict[Subject, list[float]], batch: int) -> list[Row]:
                 ms,
                 ms_low,
                 ms_high,
-                passes=median(found) / median(floats),
-                best_passes=min(found) / min(floats),
+                passes=median(seconds) / median(floats),
+                best_passes=min(seconds) / min(floats),
             )
         )
-    return made
+    return table
 
 
 def machine() -> str:

@@ -164,8 +164,10 @@ class Samples(TaskSamples, Dataset):
         self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
     ) -> Iterator[dict[str, Any]]:
         assert isinstance(end, ClassifierPass)
-        about = (checkpoint.model, checkpoint.imgsz, end.batch, seed, end.workers)
-        return augmented(self, *about, 0 if judging else end.jpeg)
+        jpeg = 0 if judging else end.jpeg
+        return augmented(
+            self, checkpoint.model, checkpoint.imgsz, end.batch, seed, end.workers, jpeg
+        )
 
 
 def read(

@@ -117,11 +117,19 @@ def measure(
         options: As of `accuracies`.
     """
     device = device_of(runner.network)
-    about = (samples, runner.description, runner.imgsz)
+    side = runner.imgsz
     if runner.stage != "snn":
-        found = accuracies(lambda x: [runner(x.to(device))], *about, **options)
-        return [(one, None) for one in found]
+        measured = accuracies(
+            lambda x: [runner(x.to(device))], samples, runner.description, side, **options
+        )
+        return [(one, None) for one in measured]
     steps = steps or [runner.T]
     with runner.network.spike_rates() as rates:
-        found = accuracies(lambda x: runner.after(x.to(device), steps), *about, **options)
-    return [(one, rates.mean(T)) for T, one in zip(steps, found, strict=True)]
+        measured = accuracies(
+            lambda x: runner.after(x.to(device), steps),
+            samples,
+            runner.description,
+            side,
+            **options,
+        )
+    return [(one, rates.mean(T)) for T, one in zip(steps, measured, strict=True)]

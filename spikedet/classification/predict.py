@@ -78,16 +78,16 @@ class Classifier(BasePredictor):
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
-        found: list[Classes] = []
+        answers: list[Classes] = []
         if patience is not None:
-            found = [self._until(source, T, top, patience, every) for source in several]
-            return found[0] if single else found
+            answers = [self._until(source, T, top, patience, every) for source in several]
+            return answers[0] if single else answers
         for start in range(0, len(several), batch):
             arrays = [as_picture(source)[..., ::-1] for source in several[start : start + batch]]
             fitted = [self._fitted(array) for array in arrays]
             logits = self.runner(torch.stack(fitted).to(self.device), T).cpu()
-            found += [self._classes(values, top, T) for values in logits.softmax(1)]
-        return found[0] if single else found
+            answers += [self._classes(values, top, T) for values in logits.softmax(1)]
+        return answers[0] if single else answers
 
     def _classes(self, probabilities: torch.Tensor, top: int, T: int | None) -> Classes:
         best = probabilities.topk(min(top, len(self.names)))
@@ -107,8 +107,8 @@ class Classifier(BasePredictor):
         def alike(before: Classes, now: Classes) -> bool:
             return before.names[0] == now.names[0]
 
-        t, found = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
-        return replace(found, T=t)
+        t, answer = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
+        return replace(answer, T=t)
 
     def _fitted(self, rgb: np.ndarray) -> torch.Tensor:
         """[H, W, 3] uint8 -> [3, S, S] as the network takes it."""

@@ -31,7 +31,6 @@ from spikedet.training import (
     expect_growth,
     expect_possible,
     growing_side,
-    held,
     is_complete,
     load_state,
     log_epoch,
@@ -39,6 +38,7 @@ from spikedet.training import (
     parameter_groups,
     resized,
     restore_optimizer,
+    resumable,
     save_state,
     seed_epoch,
 )
@@ -108,7 +108,7 @@ def train(network: nn.Module, run: Run) -> None:
             write_csv(folder / "results.csv", rows)
             log_epoch(folder, settings, epoch + 1, row)
             state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
-            state["settings"] = held(settings)
+            state["settings"] = resumable(settings)
             save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
 
 

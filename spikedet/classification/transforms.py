@@ -22,10 +22,10 @@ def form(description: dict[str, Any]) -> str:
         UsageError: Another form.
     """
     foreign = str(description.get("arch")).startswith(FOREIGN)
-    found = description.get("form", "imagenet" if foreign else "cifar")
-    if found not in FORMS:
-        raise UsageError(f"form: {found}; there are {', '.join(FORMS)}")
-    return found
+    kind = description.get("form", "imagenet" if foreign else "cifar")
+    if kind not in FORMS:
+        raise UsageError(f"form: {kind}; there are {', '.join(FORMS)}")
+    return kind
 
 
 def _ends(description: dict[str, Any]) -> list[Any]:
@@ -112,8 +112,8 @@ class Jpeg(v2.Transform):
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         import cv2
 
-        told = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], told)
+        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        _, file = cv2.imencode(".jpg", inpt.permute(1, 2, 0).numpy()[..., ::-1], options)
         picture = cv2.imdecode(file, cv2.IMREAD_COLOR)
         assert picture is not None  # it was encoded just now
         return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)

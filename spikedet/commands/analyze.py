@@ -17,7 +17,7 @@ one is left out.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,41 +71,44 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
     """Spiking, stage-I and float checkpoint of one network description."""
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load as load_checkpoint
     from spikedet.networks import expect_same_network, expect_stage
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
         weights, *there = shipped(options.T, task_registry.of_data(options.data))
-        others = [given or found for given, found in zip(others, there, strict=True)]
-    spiking = checkpoint.load(weights)
+        others = [other or own for other, own in zip(others, there, strict=True)]
+    spiking = load_checkpoint(weights)
     expect_stage(spiking, "snn")
-    found: list[Checkpoint | None] = []
+    pooling = spiking.model.get("spike_pooling", "count")
+    checkpoints: list[Checkpoint | None] = []
     for path, stage in zip(others, ("qc", "float"), strict=True):
-        made = None if path is None else checkpoint.load(path)
-        if made is not None and path is not None:
-            expect_stage(made, stage)
-            expect_same_network(path, made, weights, spiking)
+        checkpoint = None if path is None else load_checkpoint(path)
+        if checkpoint is not None and path is not None:
+            expect_stage(checkpoint, stage)
+            expect_same_network(path, checkpoint, weights, spiking)
             # a copy of stage I pools spikes as the conversion chose
-            made.model["spike_pooling"] = spiking.model.get("spike_pooling", "count")
-        found.append(made)
-    stage1, source = found
+            model = {**checkpoint.model, "spike_pooling": pooling}
+            checkpoint = replace(checkpoint, model=model)
+        checkpoints.append(checkpoint)
+    stage1, source = checkpoints
     return spiking, stage1, source
 
 
-def samples(options: Options, task: Task, made: Checkpoint) -> Samples:
+def samples(options: Options, task: Task, checkpoint: Checkpoint) -> Samples:
     """The pictures to run on."""
-    read = shared.read(options, task, shared.split(options, task.name), names=made.names)
+    read = shared.read(options, task, shared.split(options, task.name), names=checkpoint.names)
     if options.all:
         refuse(options, ["tuning"], "--all keeps no pictures aside")
-    found = read if options.all else read.split_off_tuning(options.tuning)[1]
-    return found.pick(options.limit)  # at random: classes may come one after another
+    chosen = read if options.all else read.split_off_tuning(options.tuning)[1]
+    return chosen.pick(options.limit)  # at random: classes may come one after another
 
 
 def compare(
     options: Options,
     task: Task,
-    made: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
+    checkpoints: tuple[Checkpoint, Checkpoint | None, Checkpoint | None],
     pictures: Samples,
     T: int,
 ) -> tuple[dict[str, Comparison], ReadoutError]:
@@ -117,16 +120,16 @@ def compare(
     from spikedet.runtime.network import SpikingNetwork
     from spikedet.stages import stage_two
 
-    spiking, *others = made
+    spiking, *others = checkpoints
 
     def restored(checkpoint: Checkpoint) -> Any:
         return restore(task, checkpoint).to(options.device).network
 
     stage1, source = (None if o is None else Reference(restored(o)) for o in others)
-    found = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
-    if others[0] is not None and ALONE not in found:
+    comparisons = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
+    if others[0] is not None and ALONE not in comparisons:
         copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(options.device)
-        found = {ALONE: Comparison(copied, T), **found}
+        comparisons = {ALONE: Comparison(copied, T), **comparisons}
     between = ReadoutError()
     with progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in pictures.pictures(spiking, options.batch):
@@ -136,16 +139,16 @@ def compare(
                     reference.see(batch)
             if stage1 and source:
                 between.add(stage1.results, source.results)
-            for comparison in found.values():
+            for comparison in comparisons.values():
                 comparison.add(batch, stage1, source)
             bar.update(len(batch))
-    return found, between
+    return comparisons, between
 
 
-def residual_rows(found: dict[str, Comparison], T: int) -> Rows:
+def residual_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
     """Figure 4: means over the pictures, and the worst picture."""
     rows = []
-    for network, comparison in found.items():
+    for network, comparison in comparisons.items():
         for name, layer in comparison.layers.items():
             share = [a + b for a, b in zip(layer.above, layer.below, strict=True)]
             row = {"network": network, "layer": name, "T": T, "neurons": layer.neurons}
@@ -154,22 +157,22 @@ def residual_rows(found: dict[str, Comparison], T: int) -> Rows:
     return rows
 
 
-def similarity_rows(found: dict[str, Comparison], T: int) -> Rows:
+def similarity_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
     """Figure 5b: mean cosine over the pictures."""
     return [
         {"network": network, "layer": name, "T": T, "cosine": mean(layer.cosine)}
         | {"images": len(layer.cosine)}
-        for network, comparison in found.items()
+        for network, comparison in comparisons.items()
         for name, layer in comparison.layers.items()
         if layer.cosine
     ]
 
 
-def layer_rows(found: dict[str, Comparison], T: int) -> Rows:
+def layer_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
     """Error of every layer and readout before and after stage II."""
-    if len(found) < 2:
+    if len(comparisons) < 2:
         return []
-    before, after = (layer_errors(comparison, T) for comparison in found.values())
+    before, after = (layer_errors(comparison, T) for comparison in comparisons.values())
     return [
         {"layer": name, "T": T, "before": value, "after": after[name]}
         for name, value in before.items()
@@ -183,30 +186,30 @@ def layer_errors(comparison: Comparison, T: int) -> dict[str, float]:
     return errors | dict(zip(comparison.readouts, last, strict=True))
 
 
-def rate_rows(found: dict[str, Comparison], T: int) -> Rows:
+def rate_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
     """Spikes per neuron and step of each layer, and its error to stage I where that is known."""
     return [
         {"network": network, "layer": name, "T": T, "rate": mean(layer.rate)}
         | {"error": mean(layer.error) if layer.error else None, "images": len(layer.rate)}
-        for network, comparison in found.items()
+        for network, comparison in comparisons.items()
         for name, layer in comparison.layers.items()
     ]
 
 
 def raster_rows(options: Options, comparison: Comparison, pictures: Samples,
-                made: Checkpoint, T: int) -> Rows:  # fmt: skip
+                checkpoint: Checkpoint, T: int) -> Rows:  # fmt: skip
     """Spikes of some neurons at `--place` of the first picture."""
     from spikedet.analysis.raster import raster
 
-    first = next(iter(pictures.pictures(made, 1))).to(options.device)
+    first = next(iter(pictures.pictures(checkpoint, 1))).to(options.device)
     row, column = options.place
     return raster(comparison.recorder.spiking, first, T, (row, column))
 
 
-def gap_rows(found: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
+def gap_rows(comparisons: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
     """Figure 5c: error of the outputs after each step, and of stage I, which has no steps."""
     rows = []
-    for network, comparison in found.items():
+    for network, comparison in comparisons.items():
         gaps = {"float": comparison.to_float, "stage I": comparison.to_stage1}
         for reference, steps in gaps.items():
             rows += [
@@ -274,22 +277,22 @@ def run(options: Options) -> None:
             "alone tells"
         )
     expect_writable(options.out / "residual.csv")
-    made = load(options)
-    T = options.T or made[0].time_steps
-    task = task_registry.of(made[0])
-    pictures = samples(options, task, made[0])
-    found, between = compare(options, task, made, pictures, T)
+    checkpoints = load(options)
+    T = options.T or checkpoints[0].time_steps
+    task = task_registry.of(checkpoints[0])
+    pictures = samples(options, task, checkpoints[0])
+    comparisons, between = compare(options, task, checkpoints, pictures, T)
     tables = {
-        "residual": residual_rows(found, T),
+        "residual": residual_rows(comparisons, T),
         "periodic": periodic_rows(T),
-        "similarity": similarity_rows(found, T),
-        "layers": layer_rows(found, T),
-        "gap": gap_rows(found, between, T),
-        "rates": rate_rows(found, T),
-        "raster": raster_rows(options, list(found.values())[-1], pictures, made[0], T),
+        "similarity": similarity_rows(comparisons, T),
+        "layers": layer_rows(comparisons, T),
+        "gap": gap_rows(comparisons, between, T),
+        "rates": rate_rows(comparisons, T),
+        "raster": raster_rows(options, list(comparisons.values())[-1], pictures, checkpoints[0], T),
     }
     data = f"{len(pictures)} pictures of {shared.split(options, task.name)}"
-    print(f"T={T}, weights of T={made[0].T}: {data}")
+    print(f"T={T}, weights of T={checkpoints[0].T}: {data}")
     weights = options.weights or default_weights(options.T, task.name)
     about = About(weights.name, data, T)
     show(tables)

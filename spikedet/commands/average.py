@@ -9,7 +9,7 @@ none: measure what --out holds, on tuning pictures first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spikedet.commands import parse
@@ -29,7 +29,8 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     import torch
 
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256
     from spikedet.errors import UsageError, WeightsError
     from spikedet.networks import expect_same_network, expect_stage
     from spikedet.stages.pipeline import RECORD
@@ -37,24 +38,25 @@ def run(options: Options) -> None:
     expect_new(options.out)
     if len(options.weights) < 2:
         raise UsageError("--weights: expected two checkpoints or more")
-    found = [checkpoint.load(path) for path in options.weights]
-    found = [networks.current(task_registry.of(made), made) for made in found]
-    first = found[0]
+    loaded = [load(path) for path in options.weights]
+    checkpoints = [networks.current(task_registry.of(each), each) for each in loaded]
+    first = checkpoints[0]
     shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
-    for path, made in zip(options.weights, found, strict=True):
-        expect_stage(made, "snn")
-        expect_same_network(path, made, options.weights[0], first)
-        if made.T != first.T:
+    for path, checkpoint in zip(options.weights, checkpoints, strict=True):
+        expect_stage(checkpoint, "snn")
+        expect_same_network(path, checkpoint, options.weights[0], first)
+        if checkpoint.T != first.T:
             raise WeightsError(
-                f"{path}: of T={made.T}; expected T={first.T} of {options.weights[0]}"
+                f"{path}: of T={checkpoint.T}; expected T={first.T} of {options.weights[0]}"
             )
-        if {name: tensor.shape for name, tensor in made.tensors.items()} != shapes:
+        if {name: tensor.shape for name, tensor in checkpoint.tensors.items()} != shapes:
             raise WeightsError(f"{path}: other tensors than {options.weights[0]}")
-    first.tensors = {
-        name: torch.stack([made.tensors[name].float() for made in found]).mean(0) for name in shapes
+    means = {
+        name: torch.stack([each.tensors[name].float() for each in checkpoints]).mean(0)
+        for name in shapes
     }
     kept = {name: first.origin[name] for name in RECORD if name in first.origin}
-    parents = [checkpoint.sha256(path) for path in options.weights]
-    first.origin = {**kept, "command": command_line(), "parents": parents}
-    checkpoint.save(first, options.out)
-    print(f"{options.out}: mean of {len(found)}, T={first.T}")
+    parents = [sha256(path) for path in options.weights]
+    origin = {**kept, "command": command_line(), "parents": parents}
+    save(replace(first, tensors=means, origin=origin), options.out)
+    print(f"{options.out}: mean of {len(checkpoints)}, T={first.T}")

@@ -83,11 +83,11 @@ def run(options: Options) -> None:
     from spikedet.predictor import BasePredictor
     from spikedet.released import default_weights, released
 
-    def load(*weights: Any, **how: Any) -> BasePredictor:
-        found = spikedet.load(*weights, **how)
-        if not isinstance(found, BasePredictor):
+    def load(*weights: Any, **engine_options: Any) -> BasePredictor:
+        predictor = spikedet.load(*weights, **engine_options)
+        if not isinstance(predictor, BasePredictor):
             raise UsageError("a network of one's own has no float network to be compared with")
-        return found
+        return predictor
 
     first = load(options.weights, options.T[0], options.device)
     expect_stage(first.runner, "snn")
@@ -107,10 +107,10 @@ def run(options: Options) -> None:
     print(timing.machine())
     for T in options.T:
         for engine in options.engines:
-            how: dict[str, Any] = {"engine": engine}
+            engine_options: dict[str, Any] = {"engine": engine}
             if engine in ("torch", BFLOAT16):
-                how = {"half": engine == BFLOAT16}
-            loaded = load(options.weights, T, options.device, task=task.name, **how)
+                engine_options = {"half": engine == BFLOAT16}
+            loaded = load(options.weights, T, options.device, task=task.name, **engine_options)
             print(f"T={T}: {loaded.why_engine}")
             network = loaded.runner.network
             runs[timing.Subject("spikedet", engine, T)] = partial(network, T=T)

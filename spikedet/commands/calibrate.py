@@ -49,7 +49,8 @@ class Options(StageTwoOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load, sha256
     from spikedet.errors import TrainingError, UsageError
     from spikedet.networks import current, expect_stage
     from spikedet.stages.pipeline import Calibration, begun_with
@@ -57,26 +58,38 @@ def run(options: Options) -> None:
     out = options.out
     if is_made(out, options.resume):
         return
-    made = checkpoint.load(options.weights)
-    expect_stage(made, "qc", "snn")
+    checkpoint = load(options.weights)
+    expect_stage(checkpoint, "qc", "snn")
     if options.resume and not begun_with(out).is_file():
         raise TrainingError(f"{out}: no end-to-end pass to resume here; run without --resume")
-    if made.stage == "snn" and options.teacher is None:
+    if checkpoint.stage == "snn" and options.teacher is None:
         raise UsageError(f"{options.weights}: to go on with spiking weights, name their --teacher")
-    if made.stage == "snn":
+    if checkpoint.stage == "snn":
         refuse(options, LAYERS, "spiking weights only go on with the end-to-end pass")
     expect_halves(options)
     if options.end.get("steps") == 0:
         useless = (*END, "unlabelled", "teacher")
         useless = END if options.resume else useless  # else it repeats its own
         refuse(options, useless, "--end-to-end 0 leaves the end-to-end pass out")
-    task = task_registry.of(made)
-    made = current(task, made)
-    made = replace(made, T=options.T or made.T)
-    train, tune = shared.samples(options, task, made.names)
-    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
-    planned = plan(options, task.name, options.seed)
-    about = (task, made, train, tune, planned, out, origin, teacher)
-    where = (torch_device(options.device), options.resume, Shown(made.time_steps))
-    Calibration(*about, METHODS["two-stage"], options.pooling, *where).run()
+    task = task_registry.of(checkpoint)
+    checkpoint = current(task, checkpoint)
+    checkpoint = replace(checkpoint, T=options.T or checkpoint.T)
+    train, tune = shared.samples(options, task, checkpoint.names)
+    origin = {"command": command_line(), "parent": sha256(options.weights)}
+    teacher = load(options.teacher) if options.teacher else None
+    calibration = Calibration(
+        task,
+        checkpoint,
+        train,
+        tune,
+        plan=plan(options, task.name, options.seed),
+        out=out,
+        origin=origin,
+        teacher=teacher,
+        method=METHODS["two-stage"],
+        pooling=options.pooling,
+        device=torch_device(options.device),
+        resume=options.resume,
+        watcher=Shown(checkpoint.time_steps),
+    )
+    calibration.run()

@@ -35,8 +35,8 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
 def nearest(text: str, words: Sequence[str]) -> str:
     """A question after the word that was meant, or nothing."""
     known = {word.lower(): word for word in words}
-    found = difflib.get_close_matches(text.lower(), known, 1)
-    return f" (did you mean {known[found[0]]}?)" if found else ""
+    matches = difflib.get_close_matches(text.lower(), known, 1)
+    return f" (did you mean {known[matches[0]]}?)" if matches else ""
 
 
 def expect_new(path: Path) -> None:
@@ -76,11 +76,11 @@ def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -
         samples: What they are measured on.
         digests: SHA-256 of the weights.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity
     from spikedet.released import all_released
 
     seen = samples.seen_by_released()
-    if seen and digests & set(map(checkpoint.identity, all_released(task.name))):
+    if seen and digests & set(map(identity, all_released(task.name))):
         print(
             f"warning: the released networks were trained on {seen} of these pictures; measure on "
             "VOC2007:spikedet-val or VOC2007:test",

@@ -61,17 +61,17 @@ def run(options: Options) -> int:
     entries, failed = [], len(errors)
     for picture in paths:
         try:
-            found = classifier(
+            answer = classifier(
                 picture, top=options.top, patience=options.patience, every=options.every
             )
-            assert not isinstance(found, list)  # of one picture
+            assert not isinstance(answer, list)  # of one picture
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        pairs = list(zip(found.names, found.probabilities.tolist(), strict=True))
+        pairs = list(zip(answer.names, answer.probabilities.tolist(), strict=True))
         print(f"{picture}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
         classes = [{"class": name, "probability": value} for name, value in pairs]
-        entries.append({"file": str(picture), "T": found.T, "classes": classes})
+        entries.append({"file": str(picture), "T": answer.T, "classes": classes})
     write_json(options, entries)
     return DataError.exit_code if failed else 0

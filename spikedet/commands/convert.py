@@ -108,7 +108,8 @@ def expect_used(options: Options, method: Method) -> None:
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load, sha256
     from spikedet.networks import expect_stage
     from spikedet.stages.pipeline import Conversion
     from spikedet.training import check_devices
@@ -117,20 +118,35 @@ def run(options: Options) -> None:
         return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
     check_devices(device)
-    made = checkpoint.load(options.weights)
-    expect_stage(made, "float")
-    task = task_registry.of(made)
+    checkpoint = load(options.weights)
+    expect_stage(checkpoint, "float")
+    task = task_registry.of(checkpoint)
     method = METHODS[options.method]
     expect_used(options, method)
-    train, tune = shared.samples(options, task, made.names)
-    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
+    train, tune = shared.samples(options, task, checkpoint.names)
+    origin = {"command": command_line(), "parent": sha256(options.weights)}
     origin["method"] = options.method
     stage_one = stage_one_options(options, task.name, options.qcfs or method.plain)
     folded = stage_one.fold_first
     settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
-    about = (task, options.weights, train, tune, options.T, method, settings, stage_one)
-    planned = plan(options, task.name, seed)
-    how = (planned, options.out, origin, options.stage1, teacher, options.pooling)
-    where = (torch_device(device), options.resume, Shown(options.T))
-    Conversion(*about, *how, *where).run()
+    teacher = load(options.teacher) if options.teacher else None
+    conversion = Conversion(
+        task,
+        options.weights,
+        train,
+        tune,
+        T=options.T,
+        method=method,
+        settings=settings,
+        options=stage_one,
+        plan=plan(options, task.name, seed),
+        out=options.out,
+        origin=origin,
+        stage1=options.stage1,
+        teacher=teacher,
+        pooling=options.pooling,
+        device=torch_device(device),
+        resume=options.resume,
+        watcher=Shown(options.T),
+    )
+    conversion.run()

@@ -177,7 +177,7 @@ def _detect(
             from spikedet.detection.track import Tracker
 
             tracker, tracked = Tracker(options.conf), frame.source
-        steps = _found(options, detector, frame, tracker if frame.video else None)
+        steps = _detections(options, detector, frame, tracker if frame.video else None)
         try:
             outputs.write(frame, steps if options.each_step else steps[-1])
             if strips is not None:
@@ -240,7 +240,7 @@ class _Strips:
         write(self.folder, path.stem, rows, panels, about, STRIP_COLUMNS)
 
 
-def _found(
+def _detections(
     options: Options, detector: Predictor, frame: Frame, tracker: Tracker | None
 ) -> list[Detections]:
     """The detections of a frame, after each step or the last."""
@@ -254,24 +254,24 @@ def _found(
         whole = detector(frame.picture, conf=conf, iou=options.iou, **early)
         steps = whole if isinstance(whole, list) else [whole]
     if options.one_class:
-        steps = [found.one_class_each(options.iou) for found in steps]
+        steps = [detections.one_class_each(options.iou) for detections in steps]
     if options.classes:
-        steps = [found.only(options.classes) for found in steps]
+        steps = [detections.only(options.classes) for detections in steps]
     return steps if tracker is None else [tracker.update(steps[0], frame.time)]
 
 
-def _lines(frame: Frame, found: Detections) -> Iterator[str]:
+def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
     """A line an object; of films with the time, and none where there is nothing."""
     where = f"{frame.source} {frame.time:.2f} s" if frame.video else frame.source
     if frame.total != 1 and not frame.video:
         where += f" page {frame.index + 1}"
     for number, (name, score, box) in enumerate(
-        zip(found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        zip(detections.classes, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     ):
-        known = found.number_of(number)
+        known = detections.number_of(number)
         name += f" #{known}" if known else ""
         yield f"{where}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
-    if not len(found) and not frame.video:
+    if not len(detections) and not frame.video:
         yield f"{where}: no objects"
 
 
@@ -309,9 +309,9 @@ def _ignored(sources: Sources) -> str:
     """How many files in folders were left alone, and their names."""
     names = ", ".join(path.name for path in sources.ignored[:NAMED])
     more = ", ..." if len(sources.ignored) > NAMED else ""
-    what = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
-    return f"{what} neither a picture nor a video that can be read ({names}{more})"
+    counted = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
+    return f"{counted} neither a picture nor a video that can be read ({names}{more})"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

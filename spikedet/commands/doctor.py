@@ -160,12 +160,12 @@ def _packages() -> Iterator[Finding]:
 
 
 def _weights(path: Path | None) -> Finding:
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load
     from spikedet.released import all_released, default_weights
 
     try:
         found = [path] if path else all_released()
-        made = checkpoint.load(path or default_weights())
+        made = load(path or default_weights())
     except SpikedetError as error:
         advice = "name weights with --weights, or train: spikedet train --help"
         return Finding("weights", BAD, str(error), advice)

@@ -65,7 +65,7 @@ def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
         sum(each.values(), torch.zeros(())) for each in (cost.accumulates, cost.multiplies)
     )
     float_pj = energy(0, reference, options.pj_ac, options.pj_mac)
-    found: dict[str, Any] = {
+    totals: dict[str, Any] = {
         "accumulates": statistics(accumulates),
         "multiply_accumulates": statistics(multiplies),
         "float": {"multiply_accumulates": reference, "pJ": float_pj},
@@ -73,8 +73,8 @@ def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
     prices = {"ours": options.pj_mac, "paper": options.pj_ac}
     for name, price in prices.items():
         spent = torch.as_tensor(energy(accumulates, multiplies, options.pj_ac, price))
-        found[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
-    return found
+        totals[name] = {"pJ": statistics(spent), "ratio": statistics(spent / float_pj)}
+    return totals
 
 
 def by_layer(cost: Cost) -> dict[str, Any]:
@@ -129,48 +129,57 @@ def show(result: dict[str, Any]) -> None:
         print(f"{words:8} T={result['T']:<4} {energy} {unit}, {ratio} % of float")
 
 
-def float_multiplies(task: Task, path: Path, spiking: Path, made: Checkpoint) -> int:
+def float_multiplies(task: Task, path: Path, spiking: Path, checkpoint: Checkpoint) -> int:
     """Multiply-accumulates of the float network of spiking weights, for one picture."""
     import torch
 
-    from spikedet import checkpoint
     from spikedet.analysis.operations import multiply_accumulates
+    from spikedet.checkpoint import load
     from spikedet.networks import expect_same_network, expect_stage, restore
 
-    reference = checkpoint.load(path)
+    reference = load(path)
     expect_stage(reference, "float")
-    expect_same_network(path, reference, spiking, made)
+    expect_same_network(path, reference, spiking, checkpoint)
     network = restore(task, reference).network
-    picture = torch.zeros(1, 3, made.imgsz, made.imgsz)
+    picture = torch.zeros(1, 3, checkpoint.imgsz, checkpoint.imgsz)
     return sum(multiply_accumulates(network, picture).values())
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
     from spikedet.analysis.operations import measure_cost
+    from spikedet.checkpoint import identity, load
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
     expect_writable(options.json)
     path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
-    made = checkpoint.load(path)
-    expect_stage(made, "snn")
-    T = options.T or made.time_steps
-    task = task_registry.of(made)
-    reference = float_multiplies(task, options.reference, path, made) if options.reference else None
+    checkpoint = load(path)
+    expect_stage(checkpoint, "snn")
+    T = options.T or checkpoint.time_steps
+    task = task_registry.of(checkpoint)
+    reference = None
+    if options.reference:
+        reference = float_multiplies(task, options.reference, path, checkpoint)
     split = shared.split(options, task.name, test=True)
-    samples = shared.read(options, task, split, options.limit, made.names)
-    digest, data = checkpoint.identity(path), samples.fingerprint()
+    samples = shared.read(options, task, split, options.limit, checkpoint.names)
+    digest, data = identity(path), samples.fingerprint()
     warn_of_training_pictures(task, samples, {digest})
-    pictures = samples.pictures(made, options.batch)
+    pictures = samples.pictures(checkpoint, options.batch)
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
-    network = restore(task, made).to(options.device).network
+    network = restore(task, checkpoint).to(options.device).network
     if options.engine != "torch":
         note(f"engine {network.use_engine(options.engine)}")
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
-    result: dict[str, Any] = {"T": T, "images": len(samples), "split": split, "imgsz": made.imgsz}
-    result |= {"weights": path.name, "weights_sha256": digest, "weights_T": made.T, "data": data}
+    result: dict[str, Any] = {"T": T, "images": len(samples), "split": split}
+    result["imgsz"] = checkpoint.imgsz
+    result |= {
+        "weights": path.name,
+        "weights_sha256": digest,
+        "weights_T": checkpoint.T,
+        "data": data,
+    }
     result["engine"] = network.engine
     result |= {
         "pj_ac": options.pj_ac,
@@ -179,7 +188,7 @@ def run(options: Options) -> None:
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
     print(
-        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {made.imgsz} pixels, "
+        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {checkpoint.imgsz} pixels, "
         f"{network.engine} engine"
     )
     show(result)

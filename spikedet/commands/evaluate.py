@@ -76,7 +76,8 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     Raises:
         UsageError: --T where none of the weights run with it.
     """
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import identity, load
     from spikedet.released import all_released, default_weights
 
     task = task_registry.of_data(options.data)
@@ -89,16 +90,16 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
         files = [(default_weights(t, task), None if t is None else [t]) for t in wanted]
     loaded = []
     for path, steps in files:
-        made = checkpoint.load(path)
-        if options.plots and not options.compare and not options.T and made.stage == "snn":
-            steps = plotting.readouts(made.time_steps)
-        loaded.append((made, checkpoint.identity(path), steps))
+        checkpoint = load(path)
+        if options.plots and not options.compare and not options.T and checkpoint.stage == "snn":
+            steps = plotting.readouts(checkpoint.time_steps)
+        loaded.append((checkpoint, identity(path), steps))
     if options.T and options.compare:
-        there = sorted({made.T for made, *_ in loaded if made.T})
+        there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
         if not set(options.T) <= set(there):
             raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
-    elif all(made.stage != "snn" for made, *_ in loaded):
+    elif all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
         asked = {"T": options.T, "engine": options.engine not in ("auto", "torch")}
         for name in filter(asked.get, asked):
             raise UsageError(
@@ -109,11 +110,12 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
 
 def file_names(options: Options) -> dict[str, str]:
     """Names of the files of weights, by their identity."""
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import identity
     from spikedet.released import all_released
 
     files = options.weights or all_released(task_registry.of_data(options.data))
-    return {checkpoint.identity(path): path.name for path in files}
+    return {identity(path): path.name for path in files}
 
 
 def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
@@ -131,34 +133,35 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     from spikedet.stages import stage_one, stage_two
 
     loaded = chosen(options)
-    kinds = sorted({made.task for made, *_ in loaded})
+    kinds = sorted({checkpoint.task for checkpoint, *_ in loaded})
     if len(kinds) > 1:
         raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
     task = task_registry.named(kinds[0])
-    if len({made.names for made, *_ in loaded}) > 1:
+    if len({checkpoint.names for checkpoint, *_ in loaded}) > 1:
         raise WeightsError("weights of different classes; expected those of one data set")
-    if options.compare and all(made.stage == "snn" for made, *_ in loaded):
+    stages = {checkpoint.stage for checkpoint, *_ in loaded}
+    if options.compare and stages == {"snn"}:
         raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
-    floats = [(made, digest) for made, digest, _ in loaded if made.stage == "float"]
-    copies = options.compare and floats and any(made.stage == "qc" for made, *_ in loaded)
+    floats = [(source, digest) for source, digest, _ in loaded if source.stage == "float"]
+    copies = options.compare and {"float", "qc"} <= stages
     samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
-    found: list[tuple[str, Checkpoint, str, list[int] | None]] = []
-    for made, digest, wanted in loaded:
-        steps = sorted(set(wanted)) if wanted and made.stage == "snn" else None
-        if samples is not None and made.stage == "qc":
-            for origin, origin_digest in floats:
-                plain = stage_one.untuned(task, origin, samples, made.time_steps)
+    rows: list[tuple[str, Checkpoint, str, list[int] | None]] = []
+    for checkpoint, digest, wanted in loaded:
+        steps = sorted(set(wanted)) if wanted and checkpoint.stage == "snn" else None
+        if samples is not None and checkpoint.stage == "qc":
+            for source, source_digest in floats:
+                plain = stage_one.untuned(task, source, samples, checkpoint.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
-                found.append(("copied weights", copied, origin_digest, None))
-        found.append((label(made.stage, made.origin), made, digest, steps))
-        if options.compare and made.stage == "qc":
-            alone = spiking_checkpoint(made, stage_two.copied(task, made), {})
-            found.append(("stage I alone", alone, digest, None))
-    if "copied weights" not in {method for method, *_ in found}:
+                rows.append(("copied weights", copied, source_digest, None))
+        rows.append((label(checkpoint.stage, checkpoint.origin), checkpoint, digest, steps))
+        if options.compare and checkpoint.stage == "qc":
+            alone = spiking_checkpoint(checkpoint, stage_two.copied(task, checkpoint), {})
+            rows.append(("stage I alone", alone, digest, None))
+    if "copied weights" not in {method for method, *_ in rows}:
         refuse(options, ["threshold_split"], "no row of copied weights; it needs --compare")
-    return found
+    return rows
 
 
 def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
@@ -200,33 +203,38 @@ def run(options: Options) -> None:
     table = Table([*columns, ("spike rate", 12), ("engine", 8)])
     table.head()
     labels = plotting.labels(
-        [(method, made.T, names_of_files.get(d, d[:8])) for method, made, d, _ in planned]
+        [
+            (method, checkpoint.T, names_of_files.get(d, d[:8]))
+            for method, checkpoint, d, _ in planned
+        ]
     )
     shown: list[dict[str, Any]] = []  # as in the plots
-    for (method, made, digest, steps), in_plots in zip(planned, labels, strict=True):
-        runner = restore(task, made, options.half).to(options.device)
+    for (method, checkpoint, digest, steps), in_plots in zip(planned, labels, strict=True):
+        runner = restore(task, checkpoint, options.half).to(options.device)
         engine = use_engine(runner, options)
-        longest = steps[-1] if steps else made.T
+        longest = steps[-1] if steps else checkpoint.T
         title = method if longest is None else f"{method} T={longest}"
         with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
             def advance(done, bar=bar):
                 bar.update(done - bar.n)
 
-            how: dict[str, Any] = {"details": True} if options.plots else {}
-            how |= {"batch": options.batch or task.batch, "on_batch": advance, **areas}
-            measured = task.measure(runner, samples, steps=steps, **how)
-        times: Sequence[int | None] = steps or [made.T]
+            more: dict[str, Any] = {"details": True} if options.plots else {}
+            batch = options.batch or task.batch
+            measured = task.measure(
+                runner, samples, steps=steps, batch=batch, on_batch=advance, **more, **areas
+            )
+        times: Sequence[int | None] = steps or [checkpoint.T]
         for T, (values, rate) in zip(times, measured, strict=True):
             per_class, more = values.pop("per_class", None), values.pop("details", None)
             if more:
                 details[in_plots, T] = more
-            entry = {"stage": made.stage, "method": method, "T": T, **values}
+            entry = {"stage": checkpoint.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
             entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
             entry |= {"weights": names_of_files.get(digest)}
             entry |= {"weights_sha256": digest, "data": data, "split": split, **areas}
-            entry["calibration_pictures"] = made.origin.get("calibration_pictures")
+            entry["calibration_pictures"] = checkpoint.origin.get("calibration_pictures")
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
             entries.append(entry)

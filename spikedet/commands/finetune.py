@@ -42,22 +42,33 @@ class Options(StageOneOptions, shared.TrainingData):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load, sha256
     from spikedet.stages.stage_one import FineTuning
 
-    made = checkpoint.load(options.weights)
-    task = task_registry.of(made)
+    checkpoint = load(options.weights)
+    task = task_registry.of(checkpoint)
     stage_one = stage_one_options(options, task.name, options.qcfs)
-    if made.stage == "qc" and options.teacher is None:
+    if checkpoint.stage == "qc" and options.teacher is None:
         why = "stage-I weights cannot be distilled from; name a --teacher"
         refuse(options, ["distill", "temperature", "unlabelled"], why)
-    if made.stage == "qc":
+    if checkpoint.stage == "qc":
         refuse(options, ["fold_first"], "batch norm of stage-I weights is folded already")
-    folded = stage_one.fold_first or made.stage == "qc"
+    folded = stage_one.fold_first or checkpoint.stage == "qc"
     settings = training_settings(options.training, task.name, stage_one=True, folded=folded)
-    train, tune = shared.samples(options, task, made.names)
-    teacher = checkpoint.load(options.teacher) if options.teacher else None
-    origin = {"command": command_line(), "parent": checkpoint.sha256(options.weights)}
-    about = (task, made, train, tune, options.T, settings, stage_one, teacher, origin)
-    FineTuning(*about).run(options.out, options.resume)
+    train, tune = shared.samples(options, task, checkpoint.names)
+    teacher = load(options.teacher) if options.teacher else None
+    origin = {"command": command_line(), "parent": sha256(options.weights)}
+    tuning = FineTuning(
+        task,
+        checkpoint,
+        train,
+        tune,
+        T=options.T,
+        settings=settings,
+        options=stage_one,
+        teacher=teacher,
+        origin=origin,
+    )
+    tuning.run(options.out, options.resume)
     plotting.training(options.out, train, tune, shared.split(options, task.name), options.T)

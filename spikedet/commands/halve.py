@@ -8,7 +8,7 @@ spiking networks answer to the rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spikedet.commands import parse
@@ -25,12 +25,13 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256
 
     expect_new(options.out)
-    made = checkpoint.load(options.weights)
-    made = networks.current(task_registry.of(made), made)
-    made.origin["in_full"] = checkpoint.sha256(options.weights)
-    checkpoint.save(made, options.out, half=True)
+    checkpoint = load(options.weights)
+    checkpoint = networks.current(task_registry.of(checkpoint), checkpoint)
+    origin = {**checkpoint.origin, "in_full": sha256(options.weights)}
+    save(replace(checkpoint, origin=origin), options.out, half=True)
     sizes = (path.stat().st_size / 1e6 for path in (options.weights, options.out))
     print(f"{options.out}: {' -> '.join(f'{size:.1f}' for size in sizes)} MB")

@@ -81,21 +81,21 @@ def run(options: Options) -> None:
     else:
         assert options.xml is not None  # one of the three is named
         annotations = annotations_of_folder(options.xml, pictures, skip)
-    found: dict[str, bytes | None] = {}
+    xmls: dict[str, bytes | None] = {}
     for stem, xml in annotations:
-        if stem in found:
+        if stem in xmls:
             raise DataError(f"{options.boxes}: two lines for pictures named {stem}")
-        found[stem] = xml
-    kept = {stem: xml for stem, xml in sorted(found.items()) if xml is not None}
+        xmls[stem] = xml
+    kept = {stem: xml for stem, xml in sorted(xmls.items()) if xml is not None}
     if not kept:
-        raise DataError(f"none of {len(found)} annotated pictures has an object of a VOC class")
+        raise DataError(f"none of {len(xmls)} annotated pictures has an object of a VOC class")
     write(
         options.out,
         options.split,
         kept,
         {stem: Path(os.path.realpath(pictures[stem])) for stem in kept},
     )
-    without = f"{len(found) - len(kept)} more are without an object of a VOC class"
+    without = f"{len(xmls) - len(kept)} more are without an object of a VOC class"
     if options.xml:
         alone = {path.stem for path in options.xml.glob("*.xml")} - pictures.keys() - skip
         without += f", {len(alone)} annotations without a JPEG picture" if alone else ""

@@ -49,7 +49,8 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import Checkpoint, save, sha256
     from spikedet.errors import DataError, UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
@@ -84,16 +85,16 @@ def run(options: Options) -> None:
         source = options.model or options.state
         raise UsageError(f"--imgsz: {source} has no usual one; expected the side in pixels")
     network = task.network(description, len(names))
-    what = f"{options.model or 'its own description'} with {len(names)} classes"
-    left = state.put(network, state.tensors(read, options.state), options.state, what)
+    described = f"{options.model or 'its own description'} with {len(names)} classes"
+    left = state.put(network, state.tensors(read, options.state), options.state, described)
     if trained is not None:
         ultralytics_checkpoint.expect_same_layers(trained, network, options.state)
     expect_convertible(task, description, len(names), imgsz)
-    origin = {"command": command_line(), "state": checkpoint.sha256(options.state)}
-    made = checkpoint.Checkpoint(
+    origin = {"command": command_line(), "state": sha256(options.state)}
+    checkpoint = Checkpoint(
         "float", task.name, description, names, imgsz, network.state_dict(), origin=origin
     )
-    checkpoint.save(float_checkpoint(task, made, network), options.out)
+    save(float_checkpoint(task, checkpoint, network), options.out)
     if left:
         print(f"left out: {len(left)} tensors of auxiliary heads, which help training only")
     print(f"{options.out}: {task.name}, {len(names)} classes, {imgsz} pixels")

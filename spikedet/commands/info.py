@@ -43,14 +43,14 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load
 
     expect_writable(options.json)
-    made = checkpoint.load(options.weights)
-    told = facts(made, options.weights)
+    checkpoint = load(options.weights)
+    entries = facts(checkpoint, options.weights)
     if options.layers:
-        told["by_layer"] = by_layer(made, options.weights)
-    for name, value in told.items():
+        entries["by_layer"] = by_layer(checkpoint, options.weights)
+    for name, value in entries.items():
         if name == "by_layer":
             table = Table([("layer", 28), ("least threshold", 18), ("greatest", 12), ("rate", 10)])
             table.head()
@@ -59,42 +59,43 @@ def run(options: Options) -> None:
                 table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
         elif value not in (None, [], {}):
             print(f"{name.replace('_', ' '):14}{text(value)}")
-    write_json(options, told)
+    write_json(options, entries)
 
 
-def facts(made: Checkpoint, path: Path) -> dict[str, Any]:
+def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """What there is to say about a checkpoint, by name.
 
     Args:
-        made: The checkpoint.
+        checkpoint: The checkpoint.
         path: Its file.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity as identity_checkpoint
+    from spikedet.checkpoint import sha256, stored_in_half
 
-    graph = graph_of(made)
-    thresholds = thresholds_of(made)
-    weights = [t for t in made.tensors.values() if t.is_floating_point()]
+    graph = graph_of(checkpoint)
+    thresholds = thresholds_of(checkpoint)
+    weights = [t for t in checkpoint.tensors.values() if t.is_floating_point()]
     sizes = f"{path.stat().st_size / 1e6:.1f} MB"
-    halved = " (matrices in half precision)" if checkpoint.stored_in_half(path) else ""
-    told: dict[str, Any] = {
+    halved = " (matrices in half precision)" if stored_in_half(path) else ""
+    entries: dict[str, Any] = {
         "file": str(path),
-        "task": made.task,
-        "stage": STAGES[made.stage],
-        "network": named(made.model),
-        "T": made.T,
+        "task": checkpoint.task,
+        "stage": STAGES[checkpoint.stage],
+        "network": named(checkpoint.model),
+        "T": checkpoint.T,
         "thresholds": thresholds,
-        "input": f"{made.imgsz} x {made.imgsz} pixels",
+        "input": f"{checkpoint.imgsz} x {checkpoint.imgsz} pixels",
         "parameters": sum(tensor.numel() for tensor in weights),
         "size": sizes + halved,
         "layers": len(graph) if graph is not None else None,
-        "classes": list(made.names),
-        "sha256": checkpoint.sha256(path),
-        "origin": {key: value for key, value in made.origin.items() if key not in NOT_SHOWN},
+        "classes": list(checkpoint.names),
+        "sha256": sha256(path),
+        "origin": {key: value for key, value in checkpoint.origin.items() if key not in NOT_SHOWN},
     }
-    if made.stage == "snn" and graph is not None:
-        told["engines"], told["left_out"] = engines(graph)
-    told["measured"] = measured(checkpoint.identity(path), made.stage)
-    return told
+    if checkpoint.stage == "snn" and graph is not None:
+        entries["engines"], entries["left_out"] = engines(graph)
+    entries["measured"] = measured(identity_checkpoint(path), checkpoint.stage)
+    return entries
 
 
 def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict[str, Any]]:
@@ -154,20 +155,21 @@ def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
     return layers
 
 
-def graph_of(made: Checkpoint) -> Graph | None:
+def graph_of(checkpoint: Checkpoint) -> Graph | None:
     """The graph of a checkpoint, None where the file has none, as old float networks."""
     from spikedet.checkpoint import restore_graph
 
-    return None if made.graph is None else restore_graph(made)
+    return None if checkpoint.graph is None else restore_graph(checkpoint)
 
 
-def thresholds_of(made: Checkpoint) -> dict[str, float] | None:
+def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
     """Number of layers that have thresholds, least and greatest of them."""
-    found = [t for name, t in made.tensors.items() if name.endswith("threshold")]
-    if not found:
+    thresholds = [t for name, t in checkpoint.tensors.items() if name.endswith("threshold")]
+    if not thresholds:
         return None
-    least, greatest = min(float(t.min()) for t in found), max(float(t.max()) for t in found)
-    return {"layers": len(found), "least": least, "greatest": greatest}
+    least = min(float(t.min()) for t in thresholds)
+    greatest = max(float(t.max()) for t in thresholds)
+    return {"layers": len(thresholds), "least": least, "greatest": greatest}
 
 
 def named(model: dict[str, Any]) -> str:
@@ -181,19 +183,19 @@ def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
     """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    told: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     left: dict[str, str] = {}
     for name in registry.names():
         try:
             chosen, engine, why = registry.make(name, graph)
-            told[name] = why if engine is None else engine.describe()[0]
+            reasons[name] = why if engine is None else engine.describe()[0]
             if chosen != name:
-                told[name] = f"{chosen}, {told[name]}"
+                reasons[name] = f"{chosen}, {reasons[name]}"
             else:
                 left |= {f"{name}, {k}": why for k, why in registry.left_out(engine).items()}
         except UsageError as error:
-            told[name] = f"no: {error}"
-    return told, left
+            reasons[name] = f"no: {error}"
+    return reasons, left
 
 
 def _row(row: dict[str, Any]) -> str:

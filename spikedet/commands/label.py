@@ -78,13 +78,13 @@ def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
     for old in (pair.partition("=")[0] for pair in options.rename):
         if old not in there:
             raise UsageError(f"--rename: no detector knows {old!r}; they know {', '.join(there)}")
-    found = list(dict.fromkeys(names.get(name, name) for name in there))
+    classes = list(dict.fromkeys(names.get(name, name) for name in there))
     if options.voc:
-        found = [name for name in VOC_CLASSES if name in found]
+        classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
-        if name not in found:
-            raise UsageError(f"unknown class {name!r}; there are {', '.join(found)}")
-    return [name for name in found if not options.classes or name in options.classes]
+        if name not in classes:
+            raise UsageError(f"unknown class {name!r}; there are {', '.join(classes)}")
+    return [name for name in classes if not options.classes or name in options.classes]
 
 
 def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> dict:
@@ -114,8 +114,10 @@ def run(options: Options) -> int:
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(f"{options.folder}: no pictures in this folder")
-    how = (options.conf, options.iou, options.imgsz, options.device)
-    teachers = [label.teacher(path, *how) for path in options.weights]
+    teachers = [
+        label.teacher(path, options.conf, options.iou, options.imgsz, options.device)
+        for path in options.weights
+    ]
     names = new_names(options)
     classes = known(teachers, names, options)
     settings = settings_of(options, names, classes)
@@ -133,15 +135,15 @@ def run(options: Options) -> int:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        found = [label.renamed(view(picture), names, classes) for view in views]
-        objects = label.fuse(found)
+        by_view = [label.renamed(view(picture), names, classes) for view in views]
+        objects = label.fuse(by_view)
         if options.one_class is not None:
             objects = label.without_doubles(objects, options.one_class)
         journal.add(name, picture.shape[1], picture.shape[0], objects)
     entries = [journal.done[name] for name in names_of.values() if name in journal.done]
     info = {"description": "labelled by detectors", "command": command_line(), **settings}
-    made = label.coco(entries, classes, info)
-    write_atomic(options.out, (json.dumps(made) + "\n").encode())
+    results = label.coco(entries, classes, info)
+    write_atomic(options.out, (json.dumps(results) + "\n").encode())
     partial.unlink(missing_ok=True)
-    print(f"{options.out}: {len(made['annotations'])} boxes in {len(entries)} pictures")
+    print(f"{options.out}: {len(results['annotations'])} boxes in {len(entries)} pictures")
     return DataError.exit_code if failed else 0

@@ -64,8 +64,8 @@ def module_of(name: str) -> ModuleType:
 
         hint = nearest(name, list(COMMANDS)) or "; see spikedet --help"
         raise UsageError(f"no command {cut(name)!r}{hint}")
-    told = COMMANDS[name]
-    file = told[1] if isinstance(told, tuple) else name
+    entry = COMMANDS[name]
+    file = entry[1] if isinstance(entry, tuple) else name
     return import_module(file if "." in file else HERE + file)
 
 
@@ -111,8 +111,8 @@ def overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = ["usage: spikedet COMMAND [OPTIONS]", "", "Object detection and classification with "
              "spiking neural networks.", ""]  # fmt: skip
-    for name, told in COMMANDS.items():
-        lines.append(f"  {name:{width}}{told[0] if isinstance(told, tuple) else told}")
+    for name, entry in COMMANDS.items():
+        lines.append(f"  {name:{width}}{entry[0] if isinstance(entry, tuple) else entry}")
     return "\n".join([*lines, "", "spikedet COMMAND --help says more of one."])
 
 

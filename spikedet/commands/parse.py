@@ -60,8 +60,8 @@ class Options:
     config: Path | None = option(
         None, "YAML file with options; see configs/experiments", metavar="FILE"
     )
-    given: frozenset[str] = field(default=frozenset(), init=False, repr=False)
-    command: str = field(default="", init=False, repr=False)
+    given: frozenset[str] = field(default=frozenset(), repr=False)
+    command: str = field(default="", repr=False)
     told: bool = field(default=False, init=False, repr=False)
 
 
@@ -127,8 +127,8 @@ class Option:
             except ValueError:
                 value = float("nan")
             if wrong(value, self.more) or value != value or abs(value) == float("inf"):
-                what = "a whole number" if self.type is int else "a number"
-                raise ValueError(f"{text!r} is not {bounds(self.more, what)}")
+                noun = "a whole number" if self.type is int else "a number"
+                raise ValueError(f"{text!r} is not {bounds(self.more, noun)}")
             return value
         value = self.type(text)
         if right := wrong(value, self.more):
@@ -143,14 +143,14 @@ class Option:
 
 def options_of(options: type, part: str = "") -> list[Option]:
     """All options of a dataclass: those that must be given first, then its own, `--config` last."""
-    found = []
+    all_options = []
     hints = typing.get_type_hints(options)
     own = list(vars(options).get("__annotations__", {}))
     for each in sorted(
         fields(options), key=lambda f: own.index(f.name) if f.name in own else len(own)
     ):
         if "options" in each.metadata:
-            found += options_of(each.metadata["options"], each.name)
+            all_options += options_of(each.metadata["options"], each.name)
         elif "help" in each.metadata:
             kinds = typing.get_args(hints[each.name])
             kind = hints[each.name]
@@ -162,8 +162,12 @@ def options_of(options: type, part: str = "") -> list[Option]:
                 default = each.default_factory()
             kind = typing.get_args(kind)[0] if many else kind
             name = each.metadata.get("name", each.name)
-            found.append(Option(name, each.name, kind, many, default, each.metadata, part))
-    return sorted(found, key=lambda each: (each.default is not MISSING) + (each.name == "config"))
+            all_options.append(Option(name, each.name, kind, many, default, each.metadata, part))
+
+    def rank(each: Option) -> int:
+        return (each.default is not MISSING) + (each.name == "config")
+
+    return sorted(all_options, key=rank)
 
 
 def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping] | None = None,
@@ -183,7 +187,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
     for task, kind in options.items():
         for each in options_of(kind):
             there.setdefault(each.field, {})[task] = each
-    made = []
+    members = []
     for key, of_tasks in there.items():
         if key in without:
             continue
@@ -197,8 +201,8 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
         value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
-        made.append((key, value | None, field(default=None, metadata=more)))
-    return make_dataclass(name, made, kw_only=True)
+        members.append((key, value | None, field(default=None, metadata=more)))
+    return make_dataclass(name, members, kw_only=True)
 
 
 def _shown(value: Any) -> str:
@@ -232,20 +236,18 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
     values = vars(_run(there, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
         values = {**values, **vars(group)}
-    told = given_of(there, [*before, *words])
+    named = given_of(there, [*before, *words])
     settings: dict[str, Any] = {}
     for each in there:
         value = values[each.name]
-        if each.flag and each.name not in told:
+        if each.flag and each.name not in named:
             value = each.default
         if not each.part:
             settings[each.field] = value
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
-    made = options(**settings)
-    made.given = given_of(there, words)
-    made.command = prog.rpartition(" ")[2]
-    return made
+    command = prog.rpartition(" ")[2]
+    return options(**settings, given=given_of(there, words), command=command)
 
 
 def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
@@ -331,13 +333,13 @@ def _tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
     }
     main = groups.pop("", [])
     for title, members in groups.items():
-        made = make_dataclass("Group", members, kw_only=True, namespace={"in_group": True})
-        made.__doc__ = ""
-        kind = Annotated[made, tyro.conf.arg(name=title)]  # type: ignore[valid-type]
-        main.append((f"group_{len(main)}", kind, field(default_factory=made)))
-    made = make_dataclass("Words", main, kw_only=True)
-    made.__doc__ = ""
-    return tyro.cli(made, args=list(words), prog=prog, description="")
+        group = make_dataclass("Group", members, kw_only=True, namespace={"in_group": True})
+        group.__doc__ = ""
+        kind = Annotated[group, tyro.conf.arg(name=title)]  # type: ignore[valid-type]
+        main.append((f"group_{len(main)}", kind, field(default_factory=group)))
+    all_words = make_dataclass("Words", main, kw_only=True)
+    all_words.__doc__ = ""
+    return tyro.cli(all_words, args=list(words), prog=prog, description="")
 
 
 def _field(each: Option) -> tuple[Any, Any]:
@@ -352,7 +354,7 @@ def _field(each: Option) -> tuple[Any, Any]:
     elif each.default not in (None, False, MISSING) and each.default != []:
         text = " ".join(map(str, each.default)) if each.many else _shown(each.default)
         hint = f"(default: {text})"
-    told = tyro.conf.arg(
+    argument = tyro.conf.arg(
         name=each.word[2:],
         help=each.more["help"],
         help_behavior_hint=hint,
@@ -360,7 +362,7 @@ def _field(each: Option) -> tuple[Any, Any]:
         aliases=each.more.get("aliases"),
     )
     if each.flag:
-        kind: Any = Annotated[bool, told]
+        kind: Any = Annotated[bool, argument]
         if not each.pair:
             kind = tyro.conf.FlagCreatePairsOff[kind]  # type: ignore[misc]
         return kind, field(default=bool(each.default))
@@ -380,7 +382,7 @@ def _field(each: Option) -> tuple[Any, Any]:
         is_instance=lambda _: True,
         str_from_instance=lambda v: list(map(str, v or [])) if each.many else [str(v)],
     )
-    kind = Annotated[Any, spec, told]
+    kind = Annotated[Any, spec, argument]
     if each.more.get("positional"):
         kind = tyro.conf.Positional[kind]  # type: ignore[misc]
     if each.default is MISSING:

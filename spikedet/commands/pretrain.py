@@ -12,7 +12,7 @@ and state.pt into --out after every epoch; --resume goes on from there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run(options: Options) -> None:
     settings = training_settings(options.training, task.name, usual=BACKBONE)
     torch.manual_seed(settings.seed)
     if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
-        settings.grow_from = None
+        settings = replace(settings, grow_from=None)
     detector = model.read_description(options.model, options.width, options.activation)
     expect_convertible(task_registry.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
@@ -78,14 +78,14 @@ def run(options: Options) -> None:
     description |= {"mean": [0.0] * 3, "std": [1.0] * 3}  # as the detector takes its pictures
     origin: dict[str, Any] = {"command": command_line(), "pictures": len(train)}
     origin["run"] = {"data": train.fingerprint(), "detector": detector}
-    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    planned = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
 
     def write(trained: nn.Module, path: Path) -> None:
         state = trained.state_dict()
-        made.tensors = {key: state[key] for key in state if key.startswith("model.")}
-        save(made, path)
+        tensors = {key: state[key] for key in state if key.startswith("model.")}
+        save(replace(planned, tensors=tensors), path)
 
     if options.resume:
-        expect_same_run(options.out, made)
-    task.fit(network, Run(made, train, tune, options.out, settings, write, options.resume))
+        expect_same_run(options.out, planned)
+    task.fit(network, Run(planned, train, tune, options.out, settings, write, options.resume))
     plotting.training(options.out, train, tune, shared.split(options, task.name))

@@ -101,7 +101,7 @@ def _named(folder: Path, path: Path) -> str:
 
 def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str, Any]]:
     """What was run: the facts of the weights, with the command and the settings of each."""
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load
     from spikedet.commands.info import facts, text
 
     found: dict[Path, dict[str, Any]] = {}
@@ -110,7 +110,7 @@ def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str
     for path in paths:
         page.heading(_named(folder, path), 3)
         try:
-            told = facts(checkpoint.load(path), path)
+            told = facts(load(path), path)
         except SpikedetError as error:
             page.text(f"Cannot be read: {error}")
             continue

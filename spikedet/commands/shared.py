@@ -176,25 +176,26 @@ def read(
         UsageError: `--names` that are not those of the weights, or options of another task.
     """
     expect_data(task, options.data)
-    told, images = class_names(getattr(options, "names", None)), getattr(options, "images", None)
+    own_names = class_names(getattr(options, "names", None))
+    images = getattr(options, "images", None)
     if task.name != "detection":
-        for name, value in {"names": told, "images": images}.items():
+        for name, value in {"names": own_names, "images": images}.items():
             if value:
                 raise UsageError(f"--{name} is no option of {task.name}")
-    if told and names and told != tuple(names):
+    if own_names and names and own_names != tuple(names):
         raise UsageError(
-            f"--names {listed(told)}: the weights know {listed(names)}; leave --names out"
+            f"--names {listed(own_names)}: the weights know {listed(names)}; leave --names out"
         )
     there = {format.name: format for format in map(formats.recognise, options.data) if format}
     if images and not any(format.elsewhere for format in there.values()):
         raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
-    found = task.read(Source(options.data, split, limit, names or told, images or ()))
-    classes = found.names
+    samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
+    classes = samples.names
     note(
-        f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(found)} pictures of "
+        f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(samples)} pictures of "
         f"{split}, {len(classes)} classes: {listed(classes)}"
     )
-    return found
+    return samples
 
 
 def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -212,7 +213,7 @@ def samples(
     options: Any, task: Task, names: tuple[str, ...] | None = None
 ) -> tuple[Samples, Samples]:
     """Training samples of `TrainingData`, and those kept aside for every choice."""
-    found = read(options, task, split(options, task.name), options.limit, names)
-    train, tune = found.split_off_tuning(getattr(options, "tuning", None))
+    all_samples = read(options, task, split(options, task.name), options.limit, names)
+    train, tune = all_samples.split_off_tuning(getattr(options, "tuning", None))
     unlabelled = getattr(options, "unlabelled", None)
     return (train.with_unlabelled(unlabelled) if unlabelled else train), tune

@@ -10,7 +10,7 @@ the end; --resume goes on from there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def run(options: Options) -> None:
     torch.manual_seed(settings.seed)
     description = task.describe(options.model, options.width, options.activation)
     if "imgsz" not in options.training:
-        settings.imgsz = task.usual_side(description) or settings.imgsz
+        settings = replace(settings, imgsz=task.usual_side(description) or settings.imgsz)
     expect_convertible(task, description, 2, settings.imgsz)
     train, tune = shared.samples(options, task)
     names = train.names
@@ -97,16 +97,25 @@ def run(options: Options) -> None:
     distill = 1.0 if options.distill is None else options.distill
     origin["run"] = {"data": train.fingerprint(), "distill": distill}
     origin["run"]["teacher"] = taught and fingerprint(taught.tensors)
-    made = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
-    made = float_checkpoint(task, made, network)
-    teacher = teacher_of(task, made, taught) if taught else None
+    planned = Checkpoint("float", task.name, description, names, settings.imgsz, {}, origin=origin)
+    checkpoint = float_checkpoint(task, planned, network)
+    teacher = teacher_of(task, checkpoint, taught) if taught else None
 
     def write(trained: torch.nn.Module, path: Path) -> None:
-        made.tensors = trained.state_dict()
-        save(made, path)
+        save(replace(checkpoint, tensors=trained.state_dict()), path)
 
     if options.resume:
-        expect_same_run(options.out, made)
-    how = (options.out, settings, write, options.resume, teacher, distill)
-    task.fit(network, Run(made, train, tune, *how))
+        expect_same_run(options.out, checkpoint)
+    plan = Run(
+        checkpoint,
+        train,
+        tune,
+        folder=options.out,
+        settings=settings,
+        write=write,
+        resume=options.resume,
+        teacher=teacher,
+        distill=distill,
+    )
+    task.fit(network, plan)
     plotting.training(options.out, train, tune, shared.split(options, task.name))

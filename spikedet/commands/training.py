@@ -57,12 +57,12 @@ def training(
 
 def names_of(part: str = "Settings") -> list[str]:
     """Names of the options of all tasks, of `Settings` or another dataclass of theirs."""
-    found = (getattr(kinds, part) for kinds in SETTINGS.values())
-    return list(dict.fromkeys(each.name for kind in found for each in options_of(kind)))
+    dataclasses = (getattr(kinds, part) for kinds in SETTINGS.values())
+    return list(dict.fromkeys(each.name for kind in dataclasses for each in options_of(kind)))
 
 
 def training_settings(
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     task: str,
     *,
     stage_one: bool = False,
@@ -72,7 +72,7 @@ def training_settings(
     """The settings of a task.
 
     Args:
-        given: Those that `training` parsed.
+        values: Those that `training` parsed.
         task: Its name.
         stage_one: What was not given is as stage I has it.
         folded: Whether that has no batch norm; as usual when None.
@@ -82,10 +82,10 @@ def training_settings(
         UsageError: An option of another task.
     """
     usual = _stage_one(task, folded) if stage_one else usual or {}
-    return _of_task("Settings", task, {**usual, **given})
+    return _of_task("Settings", task, {**usual, **values})
 
 
-def _of_task(part: str, task: str, given: Mapping[str, Any]) -> Any:
+def _of_task(part: str, task: str, values: Mapping[str, Any]) -> Any:
     """A dataclass of a task with these values.
 
     Raises:
@@ -94,10 +94,10 @@ def _of_task(part: str, task: str, given: Mapping[str, Any]) -> Any:
     kinds = {name: getattr(settings, part) for name, settings in SETTINGS.items()}
     words = {each.field: each.word for kind in kinds.values() for each in options_of(kind)}
     there = {each.field for each in options_of(kinds[task])}
-    for name in given:
+    for name in values:
         if name not in there:
             raise UsageError(f"{words[name]} is no option of {task}")
-    return kinds[task](**given)
+    return kinds[task](**values)
 
 
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageO
     Raises:
         UsageError: Noise or distillation for QCFS, or teachers where nothing is distilled.
     """
-    found = _of_task("StageOne", task, options.stage_one)
+    stage_one = _of_task("StageOne", task, options.stage_one)
     if qcfs:
         why = "QCFS trains without noise and distillation"
         refuse(options, ["noise", "distill", *DISTILLED], why)
-        return replace(found, noise=0.0, distill=0.0, clips_rounded=True)
-    if not found.distill:
+        return replace(stage_one, noise=0.0, distill=0.0, clips_rounded=True)
+    if not stage_one.distill:
         refuse(options, DISTILLED, "--distill 0 distils nothing")
-    return found
+    return stage_one
 
 
 # ------------------------------------------------------------------ stage II

@@ -8,7 +8,7 @@ are stored in. It computes what it did. The new file names the old one (`upgrade
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spikedet.commands import parse
@@ -25,15 +25,16 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet import checkpoint, networks, task_registry
+    from spikedet import networks, task_registry
+    from spikedet.checkpoint import load, save, sha256, stored_in_half
     from spikedet.errors import WeightsError
 
     expect_new(options.out)
-    made = checkpoint.load(options.weights)
-    if made.graph is not None:
+    checkpoint = load(options.weights)
+    if checkpoint.graph is not None:
         raise WeightsError(f"{options.weights}: of the form of today already")
-    made.origin["upgraded_from"] = checkpoint.sha256(options.weights)
-    made = networks.current(task_registry.of(made), made)
-    checkpoint.save(made, options.out, half=checkpoint.stored_in_half(options.weights))
-    assert made.graph is not None
-    print(f"{options.out}: {made.stage}, {len(made.graph['nodes'])} nodes")
+    origin = {**checkpoint.origin, "upgraded_from": sha256(options.weights)}
+    checkpoint = networks.current(task_registry.of(checkpoint), replace(checkpoint, origin=origin))
+    save(checkpoint, options.out, half=stored_in_half(options.weights))
+    assert checkpoint.graph is not None
+    print(f"{options.out}: {checkpoint.stage}, {len(checkpoint.graph['nodes'])} nodes")

@@ -59,7 +59,7 @@ def reference_of(detector: Predictor, options: Options) -> Predictor | None:
     Raises:
         WeightsError: Those of --float are not of the same network.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load
     from spikedet.detection.predict import Predictor
     from spikedet.errors import WeightsError
     from spikedet.networks import expect_same_network, expect_stage
@@ -69,9 +69,9 @@ def reference_of(detector: Predictor, options: Options) -> Predictor | None:
     if path is None:
         return None
     try:
-        made = checkpoint.load(path)
+        made = load(path)
         expect_stage(made, "float")
-        expect_same_network(path, made, detector.weights, checkpoint.load(detector.weights))
+        expect_same_network(path, made, detector.weights, load(detector.weights))
     except WeightsError:
         if options.reference:
             raise

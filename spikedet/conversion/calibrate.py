@@ -49,7 +49,7 @@ def calibrate(
     quantized: Graph,
     spiking: Graph,
     fit: Sequence[Tensor],
-    held: Sequence[Tensor],
+    held_out: Sequence[Tensor],
     T: int,
     options: LayerWise | None = None,
     report: Callable[[LayerReport, int, int], None] | None = None,
@@ -61,7 +61,7 @@ def calibrate(
             the targets are activations without quantisation and clipping.
         spiking: The same network after `make_spiking`.
         fit: Batches of pictures [B, C, H, W] to fit, all of one size, on the networks' device.
-        held: Batches to judge by, of the same size, other pictures.
+        held_out: Batches to judge by, of the same size, other pictures.
         T: Time steps.
         options: How much is done.
         report: Called after each layer with its report, its number and how many there are.
@@ -76,7 +76,7 @@ def calibrate(
     options = options or LayerWise()
     if options.loss not in LOSSES:
         raise UsageError(f"loss {options.loss!r}; expected one of {', '.join(LOSSES)}")
-    pictures = [*fit, *held]
+    pictures = [*fit, *held_out]
     numbers = range(len(fit)), range(len(fit), len(pictures))
     student = Stored(spiking, pictures, T)
     teacher = Stored(quantized, pictures, None)
@@ -137,23 +137,23 @@ class _Layer:
             spread = torch.cat([t.transpose(0, 1).flatten(1) for t in targets], 1).std(1)
             self.unit = spread.clamp(min=1e-6).view(1, -1, *[1] * (targets[0].ndim - 2))
 
-    def calibrate(self, fit: range, held: range) -> LayerReport:
+    def calibrate(self, fit: range, held_out: range) -> LayerReport:
         name = self.site.node.name
-        before = best = self.error(held)
+        before = best = self.error(held_out)
         if self.options.bias and self.is_neuron:
             self.correct_bias(fit)
-            best = self.error(held)
+            best = self.error(held_out)
         if self.options.coarse and self.is_neuron:
             saved = self.state()
             self.coarse(fit)
-            error = self.error(held)
+            error = self.error(held_out)
             if error < best:
                 best = error
             else:
                 self.restore(saved)
         coarse = best
         if self.options.fine and best > NOTHING:
-            best = self.fine(fit, held, best)
+            best = self.fine(fit, held_out, best)
         return LayerReport(name, before, coarse, best)
 
     def state(self) -> list[Tensor]:
@@ -174,8 +174,8 @@ class _Layer:
             return ((current - self.targets[m]) / self.unit).square().mean()
         rate, target = self.rate(current, alpha), self.target(m)
         if self.options.loss == "kl":
-            found, wanted = (x.flatten(1).log_softmax(1) for x in (rate, target))
-            return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            predicted, wanted = (x.flatten(1).log_softmax(1) for x in (rate, target))
+            return F.kl_div(predicted, wanted, reduction="batchmean", log_target=True)
         return (rate - target).square().mean()
 
     def rate(self, current: Tensor, alpha: float | None = None) -> Tensor:
@@ -218,8 +218,8 @@ class _Layer:
         shifted = neuron.initial + self.T * theta * total
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
-    def fine(self, fit: range, held: range, best: float) -> float:
-        """Adam on weights, biases and initial potentials; the best state on `held` stays."""
+    def fine(self, fit: range, held_out: range, best: float) -> float:
+        """Adam on weights, biases and initial potentials; the best state on `held_out` stays."""
         options = self.options
         groups = []
         for parameter in self.parameters:
@@ -240,7 +240,7 @@ class _Layer:
             optimiser.step()
             schedule.step()
             if (step + 1) % options.check == 0 or step + 1 == options.steps:
-                error = self.error(held)
+                error = self.error(held_out)
                 if error < best:
                     best, worse, saved = error, 0, self.state()
                 else:

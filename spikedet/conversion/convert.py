@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from spikedet.methods import named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import LayerWise
+from spikedet.settings import EndToEnd, LayerWise
 
 Loss = Callable[..., Tensor]
 Distance = Callable[[Any, Any], Tensor]
@@ -126,14 +127,14 @@ def convert(
         >>> y = snn(x)
     """
     method = method or ("two-stage" if epochs else "stage2")
-    how = named(method)
+    recipe = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
     if loss is not None and not epochs and not end_to_end:
         raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
-    if epochs and not how.finetuned:
+    if epochs and not recipe.finetuned:
         raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
-    if how.finetuned and (epochs < 1 or (loss is None and (how.plain or not distill))):
+    if recipe.finetuned and (epochs < 1 or (loss is None and (recipe.plain or not distill))):
         raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
     where = torch.device(present_device(str(device))) if device is not None else _device(network)
     source = _Batches(batches, where)
@@ -144,49 +145,48 @@ def convert(
         graph = guide.prepared(fold=fold_first or not epochs).to(where)
         quantise(
             graph,
-            thresholds_by(how.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
+            thresholds_by(recipe.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
             T,
-            0.0 if how.plain else noise,
+            0.0 if recipe.plain else noise,
         )
-        if how.plain:
+        if recipe.plain:
             for quantiser in graph.only(QuantClip):
                 quantiser.clips_rounded = True
-        measure = distance or _distance(guide, source)
+        lessons = _Lessons(guide, source, loss, distance or _distance(guide, source), progress)
         if epochs:
-            weight = 0.0 if how.plain else distill
-            _finetune(graph, guide, source, loss, weight, measure, epochs, rate, progress)
+            lessons.finetune(graph, 0.0 if recipe.plain else distill, epochs, rate)
             fold_batch_norm(graph)
         graph.eval().requires_grad_(False)
-        copied = (how.initial, how.shift, pooling, neuron, example[:4])
+        copied = (recipe.initial, recipe.shift, pooling, neuron, example[:4])
         spiking = spiking_copy(graph, T, *copied)
-        if how.calibrated:
+        if recipe.calibrated:
             layer_wise = LayerWise(
-                coarse=how.coarse, fine=how.fine, steps=layer_steps, loss=layer_loss,
-                per_neuron=per_neuron, bias=how.bias, layers=layers,
+                coarse=recipe.coarse, fine=recipe.fine, steps=layer_steps, loss=layer_loss,
+                per_neuron=per_neuron, bias=recipe.bias, layers=layers,
             )  # fmt: skip
             groups = source.groups(pictures, held, batch)
             _calibrate(graph, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
-        found, spikes = SpikingNetwork(spiking, T), {}
+        converted, spikes = SpikingNetwork(spiking, T), {}
         if end_to_end is None:
-            end_to_end = 200 if how.end_to_end and loss is not None else 0
+            end_to_end = 200 if recipe.end_to_end and loss is not None else 0
         if sparsity and not end_to_end:
             raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
         if end_to_end:
             judges = source.groups(pictures, held, batch)[1]
-            options = {"rate": end_rate, "batch_norm": end_batch_norm}
-            options |= {"int8": int8, "sparsity": sparsity}
-            spikes = _end_to_end(
-                found, guide, source, loss, measure, judges, end_to_end, options, progress
-            )
-    found.requires_grad_(False).eval()
-    found.origin = {
+            end = EndToEnd(
+                steps=end_to_end, rate=end_rate, batch_norm=end_batch_norm,
+                int8=int8, sparsity=sparsity,
+            )  # fmt: skip
+            spikes = lessons.end_to_end(converted, judges, end)
+    converted.requires_grad_(False).eval()
+    converted.origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
-        "coarse": how.coarse, "fine": how.fine, **({"int8": True} if int8 else {}), **spikes,
+        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **spikes,
     }  # fmt: skip
-    return found
+    return converted
 
 
 class _Batches:
@@ -215,12 +215,12 @@ class _Batches:
 
     def first(self) -> Tensor:
         """The first pictures, two or more: [B, ...]."""
-        found: list[Tensor] = []
+        batches: list[Tensor] = []
         for pictures in self.pictures(8):
-            found.append(pictures)
-            if sum(map(len, found)) >= 8:
+            batches.append(pictures)
+            if sum(map(len, batches)) >= 8:
                 break
-        example = torch.cat(found)
+        example = torch.cat(batches)
         if len(example) < 2:
             raise DataError("one picture; expected two or more")
         return example
@@ -234,16 +234,16 @@ class _Batches:
             yield parts[0]
             done += len(parts[0])
 
-    def groups(self, fit: int, held: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    def groups(self, fit: int, held_out: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
         """Groups of one size: those to fit layers to, and those to judge them by."""
-        if fit < 1 or held < 1 or size < 1:
+        if fit < 1 or held_out < 1 or size < 1:
             raise UsageError("pictures, held and batch: expected whole numbers of 1 or more")
-        together = torch.cat(list(self.pictures(fit + held)))[: fit + held]
+        together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
         if len(together) < 2:
             raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
         size = min(size, fit, len(together) // 2)
         groups = [group for group in together.split(size) if len(group) == size]
-        judges = max(1, min(len(groups) - 1, round(len(groups) * held / (fit + held))))
+        judges = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
         return groups[:-judges], groups[-judges:]
 
 
@@ -285,8 +285,8 @@ def _distance(guide: _Guide, source: _Batches) -> Distance:
         outputs = tree_leaves(guide(source.first()))
     scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
 
-    def apart(found: Any, wanted: Any) -> Tensor:
-        pairs = zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+    def apart(results: Any, wanted: Any) -> Tensor:
+        pairs = zip(tree_leaves(results), tree_leaves(wanted), strict=True)
         tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
         errors = [
             (a.float() - b.float()).square().mean() / scale
@@ -297,37 +297,89 @@ def _distance(guide: _Guide, source: _Batches) -> Distance:
     return apart
 
 
-def _finetune(
-    graph: Graph,
-    guide: _Guide,
-    source: _Batches,
-    loss: Loss | None,
-    weight: float,
-    distance: Distance,
-    epochs: int,
-    rate: float,
-    progress: bool,
-) -> None:
-    """Stage I (eq 12-15), in place: the loss and the distance from the float network."""
-    steps = epochs * sum(1 for _ in source)
-    optimiser = relative_adam(graph, rate)
-    graph.train()
-    with tqdm(total=steps, desc="stage I", unit="step", disable=not progress) as bar:
-        for _ in range(epochs):
-            for parts in source:
-                for group in optimiser.param_groups:
-                    done = warm_cosine(int(bar.n), steps, min(20, steps // 10))
-                    group["lr"] = group["peak"] * done
-                output = graph(parts[0])
-                value = torch.zeros(())
-                if weight:
-                    value = weight * distance(output, guide(parts[0]))
-                if loss is not None:
-                    value = value + loss(output, *parts[1:])
-                _step(optimiser, value)
-                bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
+@dataclass
+class _Lessons:
+    """What trains networks in both stages.
+
+    Attributes:
+        guide: The float network, whose outputs are distilled.
+        source: Batches to train on.
+        loss: Of outputs and what else is in a batch; None for the distance alone.
+        distance: Of outputs from those of the guide.
+        progress: Show bars.
+    """
+
+    guide: _Guide
+    source: _Batches
+    loss: Loss | None
+    distance: Distance
+    progress: bool
+
+    def finetune(self, graph: Graph, weight: float, epochs: int, rate: float) -> None:
+        """Stage I (eq 12-15), in place: the loss, and by its weight the distance from the guide."""
+        steps = epochs * sum(1 for _ in self.source)
+        optimiser = relative_adam(graph, rate)
+        graph.train()
+        with tqdm(total=steps, desc="stage I", unit="step", disable=not self.progress) as bar:
+            for _ in range(epochs):
+                for parts in self.source:
+                    for group in optimiser.param_groups:
+                        done = warm_cosine(int(bar.n), steps, min(20, steps // 10))
+                        group["lr"] = group["peak"] * done
+                    output = graph(parts[0])
+                    value = torch.zeros(())
+                    if weight:
+                        value = weight * self.distance(output, self.guide(parts[0]))
+                    if self.loss is not None:
+                        value = value + self.loss(output, *parts[1:])
+                    _step(optimiser, value)
+                    bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
+                    bar.update()
+        graph.eval()
+
+    def end_to_end(
+        self, spiking: SpikingNetwork, judges: list[Tensor], options: EndToEnd
+    ) -> dict[str, float]:
+        """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer.
+
+        With a penalty on spikes, which costs some of that, it is kept as it is. Returns what
+        `distill` does.
+        """
+
+        def batches(first: int) -> Iterator[tuple[Any, ...]]:
+            done = 0
+            while done < ROUND:
+                for parts in self.source:
+                    yield parts
+                    done += 1
+
+        def value(parts: tuple[Any, ...]) -> Tensor:
+            spiking.chunk = len(parts[0]) * spiking.T
+            output = spiking(parts[0])
+            apart = self.distance(output, self.guide(parts[0]))
+            return apart if self.loss is None else apart + self.loss(output, *parts[1:])
+
+        @torch.no_grad()
+        def apart() -> float:
+            return sum(self.distance(spiking(x), self.guide(x)).item() for x in judges) / len(
+                judges
+            )
+
+        chunk = spiking.chunk
+        kept, before = copy.deepcopy(spiking.graph), apart()
+        with tqdm(
+            total=options.steps, desc="end to end", unit="step", disable=not self.progress
+        ) as bar:
+
+            def on_step(step: int, now: float) -> None:
+                bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
                 bar.update()
-    graph.eval()
+
+            spikes = distill(spiking, batches, value, options, on_step=on_step)
+        spiking.chunk = chunk
+        if not options.sparsity and not apart() <= before:
+            spiking.graph = kept
+        return spikes
 
 
 def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
@@ -356,52 +408,3 @@ def _calibrate(
             bar.update()
 
         calibrate(quantised, spiking, *groups, T, options, report)
-
-
-def _end_to_end(
-    spiking: SpikingNetwork,
-    guide: _Guide,
-    source: _Batches,
-    loss: Loss | None,
-    distance: Distance,
-    judges: list[Tensor],
-    steps: int,
-    options: dict[str, Any],
-    progress: bool,
-) -> dict[str, float]:
-    """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer.
-
-    With a penalty on spikes, which costs some of that, it is kept as it is. `options` are those of
-    `distill`; returns what that does.
-    """
-
-    def batches(first: int) -> Iterator[tuple[Any, ...]]:
-        done = 0
-        while done < ROUND:
-            for parts in source:
-                yield parts
-                done += 1
-
-    def value(parts: tuple[Any, ...]) -> Tensor:
-        spiking.chunk = len(parts[0]) * spiking.T
-        output = spiking(parts[0])
-        apart = distance(output, guide(parts[0]))
-        return apart if loss is None else apart + loss(output, *parts[1:])
-
-    @torch.no_grad()
-    def apart() -> float:
-        return sum(distance(spiking(x), guide(x)).item() for x in judges) / len(judges)
-
-    chunk = spiking.chunk
-    kept, before = copy.deepcopy(spiking.graph), apart()
-    with tqdm(total=steps, desc="end to end", unit="step", disable=not progress) as bar:
-
-        def on_step(step: int, now: float) -> None:
-            bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
-            bar.update()
-
-        spikes = distill(spiking, batches, value, steps=steps, on_step=on_step, **options)
-    spiking.chunk = chunk
-    if not options["sparsity"] and not apart() <= before:
-        spiking.graph = kept
-    return spikes

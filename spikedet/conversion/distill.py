@@ -22,6 +22,7 @@ from spikedet.errors import UsageError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.settings import EndToEnd
 
 ROUND = 100  # steps after which a pass can be taken up again
 
@@ -30,35 +31,30 @@ def distill(
     spiking: SpikingNetwork,
     batches: Callable[[int], Iterator[Any]],
     loss: Callable[[Any], Tensor],
+    options: EndToEnd,
     *,
-    steps: int,
-    rate: float,
     warmup: int = 20,
-    batch_norm: bool = False,
-    int8: bool = False,
-    sparsity: float = 0.0,
     state: dict[str, Any] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
     """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
 
-    In place, with Adam: each tensor at `rate` times its root mean square (the logarithms of step
-    weights at `rate`), linear warm-up, cosine decay to zero. Where `batches` gives a round the same
-    batches again, a pass that was taken up ends with the weights of one that was not interrupted.
+    In place, with Adam: each tensor at the rate times its root mean square (the logarithms of step
+    weights at the rate), linear warm-up, cosine decay to zero. Where `batches` gives a round the
+    same batches again, a pass that was taken up ends with the weights of one that was not
+    interrupted.
 
     Args:
         spiking: The network.
         batches: Called with the first step of each round of `ROUND` steps; gives its batches, of
             whatever `loss` takes.
         loss: Runs the network on a batch and returns a scalar.
-        steps: Steps.
-        rate: Relative learning rate at its peak.
+        options: `steps`; `rate`, relative, at its peak; `batch_norm`, see `beside_batch_norm`;
+            `int8`: with the weights, biases, thresholds and potentials that integer engines make of
+            them (gradients go straight through the rounding), which are left in the end;
+            `sparsity`, see `sparsity.Operations`.
         warmup: Steps of warm-up.
-        batch_norm: Train beside batch norm, and fold it afterwards (see `beside_batch_norm`).
-        int8: Train with the weights, biases, thresholds and potentials that integer engines make of
-            them (gradients go straight through the rounding), and leave them in the end.
-        sparsity: Weight of a penalty on spikes (see `sparsity.Operations`).
         state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
         on_round: Called after each round with what the pass can be taken up from: `step`, the steps
@@ -73,67 +69,106 @@ def distill(
         NoIntegers: With `int8`, a network that has no whole numbers.
         ValueError, KeyError, RuntimeError: The state is of another network.
     """
-    if int8 and batch_norm:
+    if options.int8 and options.batch_norm:
         raise UsageError("weights that are rounded have no batch norm beside them; choose one")
-    if not 0 <= sparsity < math.inf:
-        raise UsageError(f"sparsity is {sparsity}; expected a number of 0 or more")
+    if not 0 <= options.sparsity < math.inf:
+        raise UsageError(f"sparsity is {options.sparsity}; expected a number of 0 or more")
+    network, steps = spiking.graph, options.steps
+    _weigh_steps(spiking)
+    training = _Pass(spiking, loss, options)
+    beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if options.batch_norm:
+        beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
+    try:
+        with beside:
+            begun = training.begin(state)
+            for first in range(begun, steps, ROUND):
+                now = batches(first)
+                last = min(first + ROUND, steps)
+                for step in range(first, last):
+                    value = training.step(next(now), warm_cosine(step, steps, warmup))
+                    if on_step is not None:
+                        on_step(step, value)
+                if on_round is not None:
+                    on_round({"step": last, **training.state_dict()})
+    finally:
+        spiking.requires_grad_(False)
+    if training.rounder is not None:
+        training.rounder.write()
+    return _spikes(training.operations_seen, options.sparsity)
+
+
+def _weigh_steps(spiking: SpikingNetwork) -> None:
+    """Give every mean over time a weight of each step, in place."""
     network = spiking.graph
     for node in network.of((MeanOverTime,)):
         if node.module.log_weights is None:
             weighed = MeanOverTime(spiking.T).to(device_of(network))
             network.replace(node.name, weighed)
-    rounder = Rounder(network) if int8 else None
-    if rounder is not None:
-        rounder.spread()
-    operations = Operations(network) if sparsity else None
-    seen: list[float] = []  # operations of each step
-    beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if batch_norm:
-        beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
-    try:
-        with beside:
-            optimiser = relative_adam(spiking, rate)
-            begun = 0
-            if state is not None:
-                network.load_state_dict(state["network"])
-                optimiser.load_state_dict(state["optimizer"])
-                begun, seen = state["step"], list(state.get("operations", []))
-            for first in range(begun, steps, ROUND):
-                now = batches(first)
-                last = min(first + ROUND, steps)
-                for step in range(first, last):
-                    for group in optimiser.param_groups:
-                        group["lr"] = group["peak"] * warm_cosine(step, steps, warmup)
-                    rounded = contextlib.nullcontext() if rounder is None else rounder.applied()
-                    with rounded:
-                        if operations is None:
-                            value = loss(next(now))
-                        else:
-                            with operations.counted():
-                                value = loss(next(now))
-                            counted = operations.part()
-                            seen.append(counted.item())
-                            value = value + sparsity * counted
-                        optimiser.zero_grad()
-                        value.backward()
-                    optimiser.step()
-                    if on_step is not None:
-                        on_step(step, value.item())
-                if on_round is not None:
-                    states = {"network": network.state_dict(), "optimizer": optimiser.state_dict()}
-                    on_round({"step": last, "operations": seen, **states})
-    finally:
-        spiking.requires_grad_(False)
-    if rounder is not None:
-        rounder.write()
-    if not seen:
+
+
+def _spikes(operations: list[float], sparsity: float) -> dict[str, float]:
+    """What `distill` returns, of the operations of each step."""
+    if not operations:
         return {"sparsity": sparsity} if sparsity else {}
-    part = max(1, len(seen) // 8)
+    part = max(1, len(operations) // 8)
     return {
         "sparsity": sparsity,
-        "operations_before": sum(seen[:part]) / part,
-        "operations_after": sum(seen[-part:]) / part,
+        "operations_before": sum(operations[:part]) / part,
+        "operations_after": sum(operations[-part:]) / part,
     }
+
+
+class _Pass:
+    """Network, optimiser and rounding of a pass, a step at a time."""
+
+    def __init__(
+        self, spiking: SpikingNetwork, loss: Callable[[Any], Tensor], options: EndToEnd
+    ) -> None:
+        self.spiking, self.loss, self.options = spiking, loss, options
+        self.rounder = Rounder(spiking.graph) if options.int8 else None
+        if self.rounder is not None:
+            self.rounder.spread()
+        self.operations = Operations(spiking.graph) if options.sparsity else None
+        self.operations_seen: list[float] = []  # of each step
+
+    def begin(self, state: dict[str, Any] | None) -> int:
+        """Make the optimiser, for what is trained by now; the number of the first step."""
+        self.optimiser = relative_adam(self.spiking, self.options.rate)
+        if state is None:
+            return 0
+        self.spiking.graph.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimizer"])
+        self.operations_seen = list(state.get("operations", []))
+        return state["step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "operations": self.operations_seen,
+            "network": self.spiking.graph.state_dict(),
+            "optimizer": self.optimiser.state_dict(),
+        }
+
+    def step(self, batch: Any, part: float) -> float:
+        """The loss of a batch, after a step at this part of the rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * part
+        with contextlib.nullcontext() if self.rounder is None else self.rounder.applied():
+            value = self._value(batch)
+            self.optimiser.zero_grad()
+            value.backward()
+        self.optimiser.step()
+        return value.item()
+
+    def _value(self, batch: Any) -> Tensor:
+        """The loss, and the penalty on operations."""
+        if self.operations is None:
+            return self.loss(batch)
+        with self.operations.counted():
+            value = self.loss(batch)
+        counted = self.operations.part()
+        self.operations_seen.append(counted.item())
+        return value + self.options.sparsity * counted
 
 
 def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:

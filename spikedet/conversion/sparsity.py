@@ -88,9 +88,9 @@ def fan_out(graph: Graph) -> dict[str, float]:
             ones = {"weight": torch.ones_like(module.weight)}
             if module.bias is not None:
                 ones["bias"] = torch.zeros_like(module.bias)
-            made = torch.func.functional_call(module, ones, (inputs[0],))
-            total.append(made.sum())
-            return torch.zeros_like(made)
+            output = torch.func.functional_call(module, ones, (inputs[0],))
+            total.append(output.sum())
+            return torch.zeros_like(output)
         if isinstance(module, SpikingMaxPool):
             return module.pool(inputs[0])
         return module(*inputs)
@@ -106,8 +106,8 @@ def fan_out(graph: Graph) -> dict[str, float]:
         tensors = [leaves[name] for name in names]
         if not total:
             return dict.fromkeys(names, 0.0)
-        found = torch.autograd.grad(torch.stack(total).sum(), tensors, allow_unused=True)
+        gradients = torch.autograd.grad(torch.stack(total).sum(), tensors, allow_unused=True)
     return {
         name: 0.0 if grad is None else grad.mean().item()
-        for name, grad in zip(names, found, strict=True)
+        for name, grad in zip(names, gradients, strict=True)
     }

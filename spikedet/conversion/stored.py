@@ -82,8 +82,8 @@ class Stored:
             if name in wanted and name not in stops:
                 segment.append(name)
                 wanted |= set(self.graph.edges[name])
-        found = [self.graph.module(name) for name in segment]
-        layers = [module for module in found if isinstance(module, WEIGHTED)]
+        modules = [self.graph.module(name) for name in segment]
+        layers = [module for module in modules if isinstance(module, WEIGHTED)]
         return Site(node, segment[::-1], sorted(wanted & stops), layers)
 
     def sources(self, site: Site, m: int) -> dict[str, Tensor]:
@@ -94,8 +94,8 @@ class Stored:
     def run(self, site: Site, values: dict[str, Tensor]) -> Tensor:
         """Input current of a site (output of a readout), [T*B, ...] or [B, ...] without T."""
         now = Pass(self.batch, self.T or 1)
-        found = self.graph.run(site.segment, values, [site.value], now)
-        return found[site.value]
+        results = self.graph.run(site.segment, values, [site.value], now)
+        return results[site.value]
 
     def free_every_neuron(self, site: Site) -> None:
         """Give each neuron of a site an initial potential of its own, [C, H, W]."""

@@ -140,11 +140,11 @@ def largest_activations(
         return torch.stack([values.amin(1), values.amax(1)])
 
     seen = look(graph, batches, extremes)
-    found = {}
+    maxima = {}
     for node in graph.of(ACTIVATIONS):
         activations = node.module(torch.cat(seen[node.name]))
-        found[node.name] = largest(activations if per_channel else activations.flatten())
-    return found
+        maxima[node.name] = largest(activations if per_channel else activations.flatten())
+    return maxima
 
 
 def channel_maxima(
@@ -186,16 +186,16 @@ THRESHOLDS: dict[str, Callable[..., dict[str, Tensor]]] = {
 
 
 def thresholds_by(
-    how: str | Callable[..., dict[str, Tensor]],
+    rule: str | Callable[..., dict[str, Tensor]],
     graph: Graph,
     batches: Iterable[Tensor],
     T: int,
     per_channel: bool = False,
 ) -> dict[str, Tensor]:
     """Thresholds as a method takes them (see `methods.Method.thresholds`)."""
-    if callable(how):
-        return how(graph, batches, T)
-    return THRESHOLDS[how](graph, batches, T, per_channel=per_channel)
+    if callable(rule):
+        return rule(graph, batches, T)
+    return THRESHOLDS[rule](graph, batches, T, per_channel=per_channel)
 
 
 def _largest(values: Tensor, percentile: float) -> Tensor:

@@ -47,7 +47,7 @@ def read_each(
     key = hashlib.sha256(f"{os.path.realpath(place)} {name}".encode(errors="replace")).hexdigest()
     stored = (cache or cache_folder()) / f"{name[:80]}-{key[:12]}.json"
     known = _load(stored)
-    found, fresh = [], {}
+    results, fresh = [], {}
     for path in paths:
         key = str(path)
         try:
@@ -60,14 +60,14 @@ def read_each(
             try:
                 entry = [stamp, read(path)]
             except DataError as error:
-                found.append(error)
+                results.append(error)
                 continue
         fresh[key] = entry
-        found.append(entry[1])
+        results.append(entry[1])
     if any(known.get(name) is not entry for name, entry in fresh.items()):
         with contextlib.suppress(OSError, UnicodeError):  # a read-only home: they are read again
             _store(stored, {**known, **fresh})
-    return found
+    return results
 
 
 def _store(path: Path, entries: dict[str, Any]) -> None:

@@ -24,8 +24,8 @@ def headers(
     paths: Sequence[Path], name: str, place: Path, cache: Path | None = None
 ) -> list[Header | DataError]:
     """Size and rotation of every picture, or what is wrong with it; kept as of `read_each`."""
-    found = read_each(paths, read_header, f"{name}-headers", place, cache)
-    return [each if isinstance(each, DataError) else Header(*each) for each in found]
+    entries = read_each(paths, read_header, f"{name}-headers", place, cache)
+    return [each if isinstance(each, DataError) else Header(*each) for each in entries]
 
 
 def on_pictures(
@@ -47,25 +47,25 @@ def on_pictures(
         DataError: A picture that is missing or cannot be read, or one whose size has nothing to do
             with that of its annotation.
     """
-    found, problems = [], []
+    adjusted, problems = [], []
     changes: dict[str, list[str]] = {}
     seen = headers([sample.path for sample in samples], name, place, cache)
     for sample, header in zip(samples, seen, strict=True):
         try:
             if isinstance(header, DataError):
                 raise header
-            fitted, how = _fitted(sample, header)
+            fitted, change = _fitted(sample, header)
         except DataError as error:
             problems.append(error)
             continue
-        found.append(fitted)
-        if how:
+        adjusted.append(fitted)
+        if change:
             sizes = f"{fitted.width} x {fitted.height}, not {sample.width} x {sample.height}"
-            changes.setdefault(how, []).append(f"{sample.path.name}: {sizes}")
+            changes.setdefault(change, []).append(f"{sample.path.name}: {sizes}")
     if problems:
         raise first_of(problems)
-    for how, pictures in changes.items():
-        warnings.warn(f"{name}: {_counted(len(pictures))} {how} ({pictures[0]})", stacklevel=2)
+    for change, pictures in changes.items():
+        warnings.warn(f"{name}: {_counted(len(pictures))} {change} ({pictures[0]})", stacklevel=2)
     tagged = [
         sample.path.name
         for sample, header in zip(samples, seen, strict=True)
@@ -73,7 +73,7 @@ def on_pictures(
     ]
     if tagged:
         warn_of_tags(name, tagged)
-    return found
+    return adjusted
 
 
 def warn_of_tags(name: str, pictures: Sequence[str]) -> None:
@@ -104,14 +104,14 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
     if annotated == size:
         return sample, None
     if annotated == (0, 0):
-        how = "whose annotations say no size have that of their file"
-        return replace(sample, width=size[0], height=size[1]), how
+        change = "whose annotations say no size have that of their file"
+        return replace(sample, width=size[0], height=size[1]), change
     if _is_scaled(annotated, size) and annotated != header.stored:
-        how = "of another size than annotated, to which boxes are scaled"
-        return _scaled(sample, size), how
+        change = "of another size than annotated, to which boxes are scaled"
+        return _scaled(sample, size), change
     if header.turn >= 5 and _is_scaled(annotated, header.stored):
-        how = "annotated as stored, whose boxes are turned as their rotation tag turns them"
-        return turned(_scaled(sample, header.stored), header.turn), how
+        change = "annotated as stored, whose boxes are turned as their rotation tag turns them"
+        return turned(_scaled(sample, header.stored), header.turn), change
     raise DataError(
         f"{sample.path}: has {size[0]} x {size[1]} pixels, its annotation is for "
         f"{annotated[0]} x {annotated[1]}, of which it is no scaled copy; give it the annotation "

@@ -126,16 +126,16 @@ class Detections:
             One entry an object: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels of
             the original picture) and `score`.
         """
-        found = []
+        results = []
         for (x1, y1, x2, y2), score, label in zip(
             self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
         ):
             category = label if categories is None else categories[label]
             box = [x1, y1, x2 - x1, y2 - y1]
-            found.append(
+            results.append(
                 {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
             )
-        return found
+        return results
 
     def to_yolo(self, scores: bool = False) -> str:
         """Labels as YOLO has them: a line an object, `class x y width height`.

@@ -58,7 +58,7 @@ def tuning_ids(path: Path) -> list[str]:
         DataError: No such list, or not text.
     """
     lines = read_lines(path, "list of tuning pictures")
-    return [found for line in lines if (found := line.split("#")[0].strip())]
+    return [entry for line in lines if (entry := line.split("#")[0].strip())]
 
 
 def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample], list[Sample]]:

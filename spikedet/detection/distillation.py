@@ -6,21 +6,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def distillation_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+def distillation_loss(outputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
     """How far raw head outputs are from a teacher's, weighted as the detection loss weights them.
 
     Class scores: binary cross-entropy against the teacher's. Box edges: Kullback-Leibler
     divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
 
     Args:
-        found: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
+        outputs: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
         wanted: The same of the teacher.
     """
     score = wanted["scores"].sigmoid()
     weight = score.amax(1)  # [B, A]
     mass = weight.sum().clamp(min=1)
-    classes = F.binary_cross_entropy_with_logits(found["scores"], score, reduction="sum")
+    classes = F.binary_cross_entropy_with_logits(outputs["scores"], score, reduction="sum")
     entropy = F.binary_cross_entropy_with_logits(wanted["scores"], score, reduction="sum")
-    own, edges = (x["boxes"].unflatten(1, (4, -1)).log_softmax(2) for x in (found, wanted))
+    own, edges = (x["boxes"].unflatten(1, (4, -1)).log_softmax(2) for x in (outputs, wanted))
     apart = F.kl_div(own, edges, reduction="none", log_target=True).sum((1, 2))  # [B, A]
     return (classes - entropy) / mass + (apart * weight).sum() / mass

@@ -127,14 +127,14 @@ def _run_coco(
             sample.boxes, sample.labels, sample.difficult, sample.crowd, sample.areas, strict=True
         )
     ]
-    found = [
+    predictions = [
         _annotation(i, box, label) | {"score": float(score)}
         for i, one in enumerate(detections)
         for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes refuses an empty list, so both sides are made as data sets
-        for side, annotations in ((truth, wanted), (results, found)):
+        for side, annotations in ((truth, wanted), (results, predictions)):
             for number, annotation in enumerate(annotations, 1):
                 annotation["id"] = number
             side.dataset = {

@@ -63,40 +63,40 @@ def fuse(views: Sequence[Sequence[Object]], overlap: float = LEAST_OVERLAP) -> l
         Objects, highest score first.
     """
     ordered = sorted(
-        ((found, view) for view, objects in enumerate(views) for found in objects),
+        ((candidate, view) for view, objects in enumerate(views) for candidate in objects),
         key=lambda pair: -pair[0].score,
     )
     groups: list[dict[int, Object]] = []  # of each the surest comes first
-    for found, view in ordered:
+    for candidate, view in ordered:
         best, place = overlap, None
         for group in groups:
             surest = next(iter(group.values()))
-            if surest.name == found.name and view not in group:
-                part = iou(surest.box, found.box)
+            if surest.name == candidate.name and view not in group:
+                part = iou(surest.box, candidate.box)
                 if part >= best:
                     best, place = part, group
         if place is None:
-            groups.append({view: found})
+            groups.append({view: candidate})
         else:
-            place[view] = found
+            place[view] = candidate
     return sorted((_mean(list(g.values()), len(views)) for g in groups), key=lambda o: -o.score)
 
 
 def _mean(objects: list[Object], views: int) -> Object:
     """One object of those that are the same."""
-    if len(objects) == 1 or not any(found.score for found in objects):
+    if len(objects) == 1 or not any(each.score for each in objects):
         return Object(objects[0].name, objects[0].score / views, objects[0].box)
-    scores = np.array([found.score for found in objects])
-    box = np.average([found.box for found in objects], axis=0, weights=scores)
+    scores = np.array([each.score for each in objects])
+    box = np.average([each.box for each in objects], axis=0, weights=scores)
     return Object(objects[0].name, float(scores.sum()) / views, tuple(box.tolist()))
 
 
 def without_doubles(objects: Iterable[Object], overlap: float) -> list[Object]:
     """The surest of objects that overlap more than that, whatever their classes."""
     kept: list[Object] = []
-    for found in sorted(objects, key=lambda o: -o.score):
-        if all(iou(found.box, other.box) <= overlap for other in kept):
-            kept.append(found)
+    for candidate in sorted(objects, key=lambda o: -o.score):
+        if all(iou(candidate.box, other.box) <= overlap for other in kept):
+            kept.append(candidate)
     return kept
 
 
@@ -111,7 +111,7 @@ def renamed(
         classes: New names that are kept; all where None.
     """
     new = (Object(names.get(o.name, o.name), o.score, o.box) for o in objects)
-    return [found for found in new if classes is None or found.name in classes]
+    return [each for each in new if classes is None or each.name in classes]
 
 
 def mirrored(teacher: Teacher) -> Teacher:
@@ -119,10 +119,10 @@ def mirrored(teacher: Teacher) -> Teacher:
 
     def see(picture: np.ndarray) -> list[Object]:
         width = picture.shape[1]
-        found = teacher(np.ascontiguousarray(picture[:, ::-1]))
+        objects = teacher(np.ascontiguousarray(picture[:, ::-1]))
         return [
             Object(o.name, o.score, (width - o.box[2], o.box[1], width - o.box[0], o.box[3]))
-            for o in found
+            for o in objects
         ]
 
     return see
@@ -153,8 +153,8 @@ class Foreign:
             self.options["imgsz"] = imgsz
 
     def __call__(self, picture: np.ndarray) -> list[Object]:
-        found = self.detector.predict(picture, **self.options)[0].boxes
-        rows = zip(found.cls.tolist(), found.conf.tolist(), found.xyxy.tolist(), strict=True)
+        boxes = self.detector.predict(picture, **self.options)[0].boxes
+        rows = zip(boxes.cls.tolist(), boxes.conf.tolist(), boxes.xyxy.tolist(), strict=True)
         names = self.detector.names
         return [Object(names[int(label)], score, tuple(box)) for label, score, box in rows]
 
@@ -172,10 +172,10 @@ class Own:
         self.names, self.conf, self.iou = self.detector.names, conf, iou
 
     def __call__(self, picture: np.ndarray) -> list[Object]:
-        found = self.detector(picture, conf=self.conf, iou=self.iou)
-        assert not isinstance(found, list)  # of one picture
-        boxes = (tuple(box) for box in found.boxes.tolist())
-        return list(map(Object, found.classes, found.scores.tolist(), boxes))
+        detections = self.detector(picture, conf=self.conf, iou=self.iou)
+        assert not isinstance(detections, list)  # of one picture
+        boxes = (tuple(box) for box in detections.boxes.tolist())
+        return list(map(Object, detections.classes, detections.scores.tolist(), boxes))
 
 
 def teacher(path: Path, *options: Any) -> Foreign | Own:
@@ -224,8 +224,8 @@ class Journal:
 
     def add(self, file_name: str, width: int, height: int, objects: Sequence[Object]) -> None:
         """Note what was found in one picture."""
-        found = [[o.name, round(o.score, 4), [round(v, 2) for v in o.box]] for o in objects]
-        entry = {"file_name": file_name, "width": width, "height": height, "objects": found}
+        rows = [[o.name, round(o.score, 4), [round(v, 2) for v in o.box]] for o in objects]
+        entry = {"file_name": file_name, "width": width, "height": height, "objects": rows}
         self.done[file_name] = entry
         new = not self.path.exists() or not self.path.stat().st_size
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,12 +45,12 @@ def detect_all(
     """
     device = device_of(runner.network)
     times: Sequence[int | None] = steps or [None]
-    found: list[list[Detections]] = [[] for _ in times]
+    results: list[list[Detections]] = [[] for _ in times]
     done = 0
     for pictures, fitted in batches(samples, runner.imgsz, batch):
         pictures = pictures.to(device)
         outputs = runner.after(pictures, steps) if steps else [runner(pictures)]
-        for T, output, detections in zip(times, outputs, found, strict=True):
+        for T, output, detections in zip(times, outputs, results, strict=True):
             for raw, frame in zip(output.cpu(), fitted, strict=True):
                 boxes, scores, labels = select(raw, CONFIDENCE, IOU, MOST)
                 boxes = frame.to_original(np.asarray(boxes))
@@ -60,7 +60,7 @@ def detect_all(
         done += len(fitted)
         if on_batch is not None:
             on_batch(done)
-    return found
+    return results
 
 
 def measure(
@@ -83,16 +83,16 @@ def measure(
         options: As of `detect_all`.
     """
     if runner.stage != "snn":
-        (found,) = detect_all(runner, samples, **options)
-        whole = average_precision(found, samples, runner.names, areas, details=details)
+        (detections,) = detect_all(runner, samples, **options)
+        whole = average_precision(detections, samples, runner.names, areas, details=details)
         return [(whole, None)]
     if not steps:
         assert runner.T is not None  # of a spiking network
         steps = [runner.T]
     with runner.spiking.spike_rates() as rates:
-        each = detect_all(runner, samples, steps=steps, **options)
+        results = detect_all(runner, samples, steps=steps, **options)
     precisions = [
-        average_precision(found, samples, runner.names, areas, details=details and steps[-1] == T)
-        for T, found in zip(steps, each, strict=True)
+        average_precision(each, samples, runner.names, areas, details=details and steps[-1] == T)
+        for T, each in zip(steps, results, strict=True)
     ]
-    return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]
+    return [(precision, rates.mean(T)) for T, precision in zip(steps, precisions, strict=True)]

@@ -209,10 +209,10 @@ def decoder(head: dict[str, Any], classes: int) -> Detect:
     good = good and all(isinstance(s, int | float) and 1 <= s <= 1024 for s in strides)
     if not good or type(reg_max) is not int or not 1 <= reg_max <= 256:
         raise WeightsError("the weights do not say what their outputs mean (strides, reg_max)")
-    found = Detect(classes, reg_max, ch=(1,) * len(strides))
-    found.cv2 = found.cv3 = None
-    found.stride = torch.tensor([float(stride) for stride in strides])
-    return found.eval()
+    detect = Detect(classes, reg_max, ch=(1,) * len(strides))
+    detect.cv2 = detect.cv3 = None
+    detect.stride = torch.tensor([float(stride) for stride in strides])
+    return detect.eval()
 
 
 def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int) -> None:

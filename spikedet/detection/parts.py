@@ -72,11 +72,11 @@ class Parts:
 
         def work(part: int, piece: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.enable_grad():  # which is of the thread
-                found, items = loss(piece, part)
-                found.sum().backward()
-            return found.detach(), {key: value.detach() for key, value in items.items()}
+                losses, items = loss(piece, part)
+                losses.sum().backward()
+            return losses.detach(), {key: value.detach() for key, value in items.items()}
 
         pieces = list(split(batch, self.number))
-        found, items = zip(*self.pool.map(work, range(len(pieces)), pieces), strict=True)
+        losses, items = zip(*self.pool.map(work, range(len(pieces)), pieces), strict=True)
         mean = {key: torch.stack([one[key] for one in items]).mean(0) for key in items[0]}
-        return torch.stack(found).sum(0).requires_grad_(), mean
+        return torch.stack(losses).sum(0).requires_grad_(), mean

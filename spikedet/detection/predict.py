@@ -68,13 +68,13 @@ class Predictor(BasePredictor):
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)
         several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
-        found: list[Detections] = []
+        results: list[Detections] = []
         if patience is not None:
-            found = [self._until(source, T, conf, iou, patience, every) for source in several]
-            return found[0] if single else found
+            results = [self._until(source, T, conf, iou, patience, every) for source in several]
+            return results[0] if single else results
         for start in range(0, len(several), batch):
-            found += self._detect(several[start : start + batch], T, conf, iou)
-        return found[0] if single else found
+            results += self._detect(several[start : start + batch], T, conf, iou)
+        return results[0] if single else results
 
     def steps(
         self,
@@ -122,8 +122,8 @@ class Predictor(BasePredictor):
     ) -> Iterator[Detections]:
         tensor, frame = letterbox(array, self.imgsz)
         for t, raws, rate in self.runner.steps(tensor[None].to(self.device), T, chunk):
-            found = self._found(source, array, frame, raws[0].cpu(), t, conf, iou)
-            yield replace(found, spike_rate=rate)
+            detections = self._detections(source, array, frame, raws[0].cpu(), t, conf, iou)
+            yield replace(detections, spike_rate=rate)
 
     @torch.inference_mode()
     def _until(
@@ -142,10 +142,10 @@ class Predictor(BasePredictor):
 
         def read(raw: Any) -> Detections:
             decoded = self.runner.decode(raw)[0].cpu()
-            return self._found(source, array, frame, decoded, T, conf, iou)
+            return self._detections(source, array, frame, decoded, T, conf, iou)
 
-        t, found = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
-        return replace(found, T=t)
+        t, detections = EarlyExit(self.runner.network, read, alike, patience, every)(picture, T)
+        return replace(detections, T=t)
 
     def _expect_steps(self) -> None:
         if self.runner.stage != "snn":
@@ -160,11 +160,11 @@ class Predictor(BasePredictor):
         fitted: list[tuple[Tensor, Letterbox]] = [letterbox(a, self.imgsz) for a in arrays]
         raws = self.runner(torch.stack([x for x, _ in fitted]).to(self.device), T).cpu()
         return [
-            self._found(source, array, frame, raw, T, conf, iou)
+            self._detections(source, array, frame, raw, T, conf, iou)
             for source, array, (_, frame), raw in zip(sources, arrays, fitted, raws, strict=True)
         ]
 
-    def _found(
+    def _detections(
         self,
         source: str | Path | np.ndarray,
         array: np.ndarray,

@@ -85,11 +85,11 @@ def annotations_of_folder(
             continue
         root = parse_xml(path)
         for item in root.findall("object"):
-            told = item.find("name")
-            name = "" if told is None else (told.text or "").strip()
+            tag = item.find("name")
+            name = "" if tag is None else (tag.text or "").strip()
             name = COCO_NAMES.get(name, name)
-            if told is not None and name in VOC_CLASSES:
-                told.text = name
+            if tag is not None and name in VOC_CLASSES:
+                tag.text = name
             else:
                 root.remove(item)
         yield stem, None if root.find("object") is None else ElementTree.tostring(root)
@@ -105,18 +105,18 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
     Raises:
         DataError: No such file, not of that form, or two pictures of one name.
     """
-    found: dict[str, tuple[tuple[int, int], list]] = {}
+    objects: dict[str, tuple[tuple[int, int], list]] = {}
     try:
         data = json.loads(path.read_bytes())
         names = {row["id"]: COCO_NAMES.get(row["name"], row["name"]) for row in data["categories"]}
         stems = {row["id"]: Path(row["file_name"]).stem for row in data["images"]}
         for row in data["images"]:
-            if stems[row["id"]] in found:
+            if stems[row["id"]] in objects:
                 raise DataError(f"{path}: two pictures named {stems[row['id']]}")
             size = int(row["width"]), int(row["height"])
             if min(size) < 1:
                 raise ValueError
-            found[stems[row["id"]]] = (size, [])
+            objects[stems[row["id"]]] = (size, [])
         for row in data["annotations"]:
             name = names[row["category_id"]]
             x, y, width, height = map(float, row["bbox"])
@@ -124,7 +124,7 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
                 raise ValueError
             counts = not row.get("iscrowd") and row.get("score", 1.0) >= least
             if counts and name in VOC_CLASSES:
-                found[stems[row["image_id"]]][1].append((name, (x, y, x + width, y + height)))
+                objects[stems[row["image_id"]]][1].append((name, (x, y, x + width, y + height)))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -132,7 +132,7 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
             f"{path}: not a COCO file; expected images (id, file_name, width, height), annotations "
             "(image_id, category_id, bbox) and categories (id, name)"
         ) from None
-    return found
+    return objects
 
 
 def annotations_of_coco(
@@ -149,8 +149,8 @@ def annotations_of_coco(
             raise DataError(f"{paths[0]}: {stem}: no such picture in --pictures")
         width, height = read_header(pictures[stem])[:2]
         objects: Objects = []
-        for found in (first, *others):
-            size, rows = found.get(stem, ((1, 1), []))
+        for known in (first, *others):
+            size, rows = known.get(stem, ((1, 1), []))
             scale = (width / size[0], height / size[1]) * 2  # the picture may have been resized
             before = list(objects)
             for name, edges in rows:

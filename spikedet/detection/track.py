@@ -37,11 +37,11 @@ class Tracker:
             minimum_consecutive_frames=2,
         )
 
-    def update(self, found: Detections, time: float) -> Detections:
+    def update(self, detections: Detections, time: float) -> Detections:
         """The detections of the next frame, with their numbers.
 
         Args:
-            found: Of the frame, also weak ones: from `LOW` on.
+            detections: Of the frame, also weak ones: from `LOW` on.
             time: Of the frame, in seconds; later than that of the one before.
 
         Returns:
@@ -51,14 +51,14 @@ class Tracker:
         import supervision
 
         boxes = supervision.Detections(
-            xyxy=found.boxes.reshape(-1, 4).astype(np.float32),
-            confidence=found.scores.astype(np.float32),
-            class_id=found.labels.astype(int),
-            data={"number": np.arange(len(found))},
+            xyxy=detections.boxes.reshape(-1, 4).astype(np.float32),
+            confidence=detections.scores.astype(np.float32),
+            class_id=detections.labels.astype(int),
+            data={"number": np.arange(len(detections))},
         )
         tracked = self._tracker.update(boxes, timestamp=time)
-        ids = np.zeros(len(found), np.int64)
+        ids = np.zeros(len(detections), np.int64)
         if len(tracked):
             ids[tracked.data["number"]] = np.asarray(tracked.tracker_id) + 1
-        found = Detections(**{**vars(found), "ids": ids})
-        return found.some((found.scores >= self.conf) | (ids > 0))
+        detections = Detections(**{**vars(detections), "ids": ids})
+        return detections.some((detections.scores >= self.conf) | (ids > 0))

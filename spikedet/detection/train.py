@@ -37,7 +37,6 @@ from spikedet.training import (
     expect_growth,
     expect_possible,
     growing_side,
-    held,
     is_complete,
     load_state,
     log_epoch,
@@ -45,6 +44,7 @@ from spikedet.training import (
     parameter_groups,
     resized,
     restore_optimizer,
+    resumable,
     save_state,
     seed_epoch,
 )
@@ -68,12 +68,12 @@ class SampleDataset(YOLODataset):
         """
         self.npy_files[i] = Path(self.im_files[i]) / "none"  # a .npy beside it is none of ours
         try:
-            found = super().load_image(i, *args, **options)
+            loaded = super().load_image(i, *args, **options)
         except FileNotFoundError:  # which it raises of damaged ones, too
-            found = None
+            loaded = None
         shown = self.samples[i].height, self.samples[i].width
-        if found is not None and tuple(found[1]) == shown:
-            return found
+        if loaded is not None and tuple(loaded[1]) == shown:
+            return loaded
         return self._by_pillow(i, shown)
 
     def _by_pillow(self, i: int, shown: tuple[int, int]):
@@ -85,15 +85,15 @@ class SampleDataset(YOLODataset):
         if ratio != 1:
             height, width = (min(math.ceil(side * ratio), self.imgsz) for side in shown)
             picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
-        found = picture, shown, picture.shape[:2]
+        loaded = picture, shown, picture.shape[:2]
         if self.augment and self.cache != "ram":  # as ultralytics, whose mosaics are made of these
-            self.ims[i], self.im_hw0[i], self.im_hw[i] = found
+            self.ims[i], self.im_hw0[i], self.im_hw[i] = loaded
             if i not in self.buffer:
                 self.buffer.append(i)
             if 1 < len(self.buffer) >= self.max_buffer_length:
                 old = self.buffer.pop(0)
                 self.ims[old] = self.im_hw0[old] = self.im_hw[old] = None
-        return found
+        return loaded
 
     def forget_recent(self) -> None:
         """Forget the pictures that mosaics are made of where not all are held in memory."""
@@ -341,7 +341,7 @@ class Trainer(DetectionTrainer):
         state = {
             "epoch": self.epoch,
             "epochs": self.epochs,
-            "settings": held(self.settings),
+            "settings": resumable(self.settings),
             "best_fitness": float(self.best_fitness),
             "model": _plain(self.model).state_dict(),
             "ema": network.state_dict(),

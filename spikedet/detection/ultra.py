@@ -80,14 +80,14 @@ def foreign_detector(path: Path) -> YOLO:
     if not path.exists():  # by its name alone ultralytics would look for it elsewhere
         raise WeightsError(f"{path}: no such weights")
     try:
-        found = YOLO(str(path.resolve()), task="detect")
-        names = found.names  # which loads an exported form
+        detector = YOLO(str(path.resolve()), task="detect")
+        names = detector.names  # which loads an exported form
     except Exception as error:  # whatever its bytes make of the reader
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: not a detector that ultralytics reads ({reason})") from None
-    if found.task != "detect" or not names:
-        raise WeightsError(f"{path}: a network for {found.task!r}; expected a detector")
-    return found
+    if detector.task != "detect" or not names:
+        raise WeightsError(f"{path}: a network for {detector.task!r}; expected a detector")
+    return detector
 
 
 def show_progress() -> None:

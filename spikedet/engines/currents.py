@@ -168,13 +168,13 @@ class Currents:
             self._need(labels, needed, self.rounding.least)
 
         def make(scales: Tensor) -> str:
-            made = []
+            parts = []
             for term, amplitude in zip(terms, each, strict=True):
                 whole = (amplitude / self._scale(scales, labels, factors)).round()
                 op = Times(f"{self.neuron.name}:{name}", (term.op,), whole.to(torch.int32))
                 largest = self.wires.largest[term.op] * whole.abs().max().item()
-                made.append(self.emit(op, largest))
-            return self._added(made)
+                parts.append(self.emit(op, largest))
+            return self._added(parts)
 
         return Tree(make)
 
@@ -204,14 +204,14 @@ class Currents:
             self._need(labels, largest_of(module, weight) / factors.abs() / LARGEST)
 
         def make(scales: Tensor) -> str:
-            made, scale = [], self._scale(scales, labels, factors)
+            parts, scale = [], self._scale(scales, labels, factors)
             for term, weight in zip(terms, weights, strict=True):
                 whole = by_outputs(module, weight, 1 / scale).round()
                 whole = whole.clamp(-LARGEST, LARGEST).to(torch.int32)
                 op = Weighted(f"{self.neuron.name}:{node.name}", (term.op,), module, whole)
                 largest = self.wires.largest[term.op] * most_sum(module, whole)
-                made.append(self.emit(op, largest))
-            return self._added(made)
+                parts.append(self.emit(op, largest))
+            return self._added(parts)
 
         return self._shifted(node, Tree(make), offset, label, factor, near)
 

@@ -172,8 +172,8 @@ class _Compiler:
         highest = threshold if up is None else torch.maximum(threshold, up)
         far = start.abs() if start.ndim == 1 else start.flatten(1).abs().amax(1)
         limit = highest + far + 1
-        made = Neuron(node.name, (), whole(bias), threshold, start, low, up, scale)
-        return made, limit
+        neuron = Neuron(node.name, (), whole(bias), threshold, start, low, up, scale)
+        return neuron, limit
 
     def _add_neuron(self, neuron: Neuron, most: float) -> None:
         step = most + neuron.threshold.max().item()
@@ -192,7 +192,7 @@ class _Compiler:
         (source,) = node.inputs
         if not self.wires.is_wire(source):
             raise self.wires.refuse(node.name, "a mean over time of currents")
-        found = []
+        counted = []
         for term in self.wires.terms(source):
             amplitude = term.amplitude
             try:
@@ -200,8 +200,8 @@ class _Compiler:
                 amplitude = per_channel(each, amplitude.ndim)
             except NoIntegers:
                 self.program.one_size = True
-            found.append((term.op, amplitude.float()))
-        self.program.means[node.name] = found
+            counted.append((term.op, amplitude.float()))
+        self.program.means[node.name] = counted
 
 
 @dataclass(frozen=True)

@@ -39,25 +39,25 @@ def library() -> ctypes.CDLL:
     if os.environ.get("SPIKEDET_NO_KERNELS"):
         raise NoLibrary("SPIKEDET_NO_KERNELS is set")
     for path in sorted(Path(__file__).parent.glob("_events*.so")):
-        found = _opened(path)
-        if found is not None:
-            return found
-    found = _opened(_built())
-    if found is None:
+        loaded = _opened(path)
+        if loaded is not None:
+            return loaded
+    loaded = _opened(_built())
+    if loaded is None:
         raise NoLibrary("the kernels that were built cannot be loaded")
-    return found
+    return loaded
 
 
 def _opened(path: Path) -> ctypes.CDLL | None:
     """A library, unless it is damaged or of another version."""
     try:
-        found = ctypes.CDLL(str(path))
-        if found.sd_version() != VERSION:
+        loaded = ctypes.CDLL(str(path))
+        if loaded.sd_version() != VERSION:
             return None
     except (OSError, AttributeError):
         return None
-    found.sd_kernels_name.restype = ctypes.c_char_p
-    return found
+    loaded.sd_kernels_name.restype = ctypes.c_char_p
+    return loaded
 
 
 def _built() -> Path:
@@ -70,7 +70,7 @@ def _built() -> Path:
     if sys.platform == "win32":
         raise NoLibrary("kernels are not built on Windows")
     compiler = os.environ.get("CXX") or next(
-        (found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None
+        (path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None
     )
     if compiler is None:
         raise NoLibrary(f"no C++ compiler; {HINT}")
@@ -93,18 +93,18 @@ def _cache() -> Path:
     place = Path(home) / "spikedet"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = place.stat()
+        status = place.stat()
     except OSError as error:
         raise NoLibrary(f"{place}: no place for the kernels ({error.strerror})") from None
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise NoLibrary(f"{place}: others can write there, so that no kernels are loaded from it")
     return place
 
 
 def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        made = Path(folder) / name
-        command = [compiler, *FLAGS, str(source), "-o", str(made)]
+        built = Path(folder) / name
+        command = [compiler, *FLAGS, str(source), "-o", str(built)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -112,7 +112,7 @@ def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), "")
             raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
-        os.replace(made, place / name)
+        os.replace(built, place / name)
 
 
 @cache
@@ -126,8 +126,8 @@ def threads_of_torch() -> int:
 
     for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
         try:
-            found = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-            return ctypes.cast(found.GOMP_parallel, ctypes.c_void_p).value or 0
+            runtime = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
     return 0
@@ -139,5 +139,5 @@ def kernels() -> list[str]:
     Raises:
         NoLibrary: As `library`.
     """
-    found = library()
-    return [found.sd_kernels_name(i).decode() for i in range(found.sd_kernels_number())]
+    loaded = library()
+    return [loaded.sd_kernels_name(i).decode() for i in range(loaded.sd_kernels_number())]

@@ -137,19 +137,19 @@ class Plan:
 
     def _inside_currents(self) -> set[str]:
         """Pools of currents: they belong to the neuron behind."""
-        ops, found = self.program.ops, set()
+        ops, pools = self.program.ops, set()
         spikes: dict[str, bool] = {}
         for op in ops.values():
-            made = [spikes[source] for source in op.inputs]
+            of_spikes = [spikes[source] for source in op.inputs]
             if isinstance(op, Neuron):
                 spikes[op.name] = True
             elif isinstance(op, Move | Sums | Pool):
-                spikes[op.name] = all(made)
+                spikes[op.name] = all(of_spikes)
             else:
                 spikes[op.name] = False
             if isinstance(op, Pool) and not spikes[op.name]:
-                found.add(op.name)
-        return found
+                pools.add(op.name)
+        return pools
 
     def _new_tensor(self, op: Op, most: int = 1) -> int:
         shape = views.as_map(self.shapes[op.name])
@@ -233,8 +233,8 @@ class Plan:
         stage = self._stage(op, NEURON, channels, padded, height, width)
         layer, keep = stage.kernel, stage.arrays
         blocks, total, most = [], 0, 0
-        made = (SourceStruct * len(sources))()
-        for source, into in zip(sources, made, strict=True):
+        structs = (SourceStruct * len(sources))()
+        for source, into in zip(sources, structs, strict=True):
             signed = self.planes[source.tensor] == 2
             base = total
             if source.weights is not None:
@@ -267,8 +267,8 @@ class Plan:
         weights = weights[:, self._order(padded)]
         layer.weights = pointer(weights.astype(np.int16 if layer.wide else np.int8), keep)
         layer.sources_number = len(sources)
-        layer.sources = ctypes.cast(made, c_void_p)
-        keep.append(made)
+        layer.sources = ctypes.cast(structs, c_void_p)
+        keep.append(structs)
         return stage
 
     def _order(self, padded: int) -> np.ndarray:
@@ -349,28 +349,28 @@ class Plan:
                 strict=True,
             )
         ]
-        layer, made = LayerStruct(), (SourceStruct * 1)()
+        layer, structs = LayerStruct(), (SourceStruct * 1)()
         keep: list[Any] = []
-        made[0].tensor = self.tensors[piece.base]
-        made[0].row_first, made[0].rows = table(lines[0], 2, keep)
+        structs[0].tensor = self.tensors[piece.base]
+        structs[0].row_first, structs[0].rows = table(lines[0], 2, keep)
         columns = [[(x, 1, 0) for x, _ in line] for line in lines[1]]
-        made[0].column_first, made[0].columns = table(columns, 3, keep)
+        structs[0].column_first, structs[0].columns = table(columns, 3, keep)
         layer.kind, layer.channels, layer.padded = POOL, channels, channels
         layer.height, layer.width = height, width
         layer.by_step = int(module.mode == "step")
-        layer.sources_number, layer.sources = 1, ctypes.cast(made, c_void_p)
-        keep.append(made)
+        layer.sources_number, layer.sources = 1, ctypes.cast(structs, c_void_p)
+        keep.append(structs)
         return Stage(op, layer, "", keep)
 
     @property
     def bytes_of_a_step(self) -> int:
         """Memory that the events of one picture and step may need, if all neurons fired."""
-        found = 0
+        total = 0
         for name, number in self.tensors.items():
             channels, height, width = self.maps[name]
             room = width * channels * self.most[number] + LOOSE + width + 1
-            found += 2 * self.planes[number] * height * room
-        return found
+            total += 2 * self.planes[number] * height * room
+        return total
 
     def describe(self) -> list[str]:
         """A line for each layer that no kernel computes: its name and why."""

@@ -99,8 +99,8 @@ def _weighted(like: WeightedLayer, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     if isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d):
         reversing: Any = F.conv_transpose1d if weight.ndim == 3 else F.conv_transpose2d
-        how = (like.stride, like.padding, like.output_padding, like.groups, like.dilation)
-        return reversing(x, weight, None, *how)
+        options = (like.stride, like.padding, like.output_padding, like.groups, like.dilation)
+        return reversing(x, weight, None, *options)
     function: Any = F.conv1d if weight.ndim == 3 else F.conv2d
     return function(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
 

@@ -143,9 +143,9 @@ def _window(
     inside, outside = by_group.shape[1:3]
     dense = groups == 1 or (groups <= 4 and outside >= 32)
     if dense:
-        made = np.zeros((*kernel, channels, groups * outside), np.int8)
+        table = np.zeros((*kernel, channels, groups * outside), np.int8)
     else:
-        made = np.zeros((*kernel, channels, outside), np.int32)
+        table = np.zeros((*kernel, channels, outside), np.int32)
     few_first = np.full(channels, -1, np.int32)
     for i, channel in enumerate(piece.channels):
         if channel < 0:
@@ -153,15 +153,15 @@ def _window(
         group, number = divmod(i, inside)
         taken = by_group[group, number].transpose(1, 2, 0)  # [kh, kw, out]
         if dense:
-            made[:, :, channel, group * outside : (group + 1) * outside] = taken
+            table[:, :, channel, group * outside : (group + 1) * outside] = taken
         else:
-            made[:, :, channel] = taken
+            table[:, :, channel] = taken
             few_first[channel] = group * outside
-    made = made.reshape(-1, made.shape[-1])
+    table = table.reshape(-1, table.shape[-1])
     if dense:
-        source.weights = made
+        source.weights = table
     else:
-        source.few, source.few_first = made, few_first
+        source.few, source.few_first = table, few_first
     return source
 
 
@@ -187,14 +187,14 @@ def taps_of(
 
 def merged(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """(column, tap) that lie side by side, together: (first column, how many, first tap)."""
-    found: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for x, k in pairs:
-        if found and found[-1][0] + found[-1][1] == x and found[-1][2] + found[-1][1] == k:
-            first, number, tap = found[-1]
-            found[-1] = (first, number + 1, tap)
+        if runs and runs[-1][0] + runs[-1][1] == x and runs[-1][2] + runs[-1][1] == k:
+            first, number, tap = runs[-1]
+            runs[-1] = (first, number + 1, tap)
         else:
-            found.append((x, 1, k))
-    return found
+            runs.append((x, 1, k))
+    return runs
 
 
 def two(value: Any) -> tuple[int, int]:

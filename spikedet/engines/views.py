@@ -101,7 +101,7 @@ def through(
     if op.zeros:
         raise NoView("a sum of several terms beside others")
     if isinstance(op.module, Concatenate) and op.module.dim == 1 and len(shape) > 2:
-        return _beside([_maps(found) for found in inputs], [s[1] for s in shapes])
+        return _beside([_maps(pieces) for pieces in inputs], [s[1] for s in shapes])
     if len(shape) == 2:
         return _elements(op, inputs, shapes, bases)
     if len(inputs) == 1 and len(shapes[0]) == len(shape):
@@ -112,35 +112,35 @@ def through(
 
 
 def _maps(pieces: Pieces) -> list[Piece]:
-    found = [piece for piece in pieces if isinstance(piece, Piece)]
-    if len(found) < len(pieces):
+    maps = [piece for piece in pieces if isinstance(piece, Piece)]
+    if len(maps) < len(pieces):
         raise NoView("features as a map")
-    return found
+    return maps
 
 
 def _beside(inputs: list[list[Piece]], sizes: list[int]) -> list[Piece]:
     """Along channels."""
-    found, start, total = [], 0, sum(sizes)
+    joined, start, total = [], 0, sum(sizes)
     for pieces, size in zip(inputs, sizes, strict=True):
         for piece in pieces:
             channels = [-1] * start + list(piece.channels) + [-1] * (total - start - size)
-            found.append(Piece(piece.base, tuple(channels), piece.rows, piece.columns))
+            joined.append(Piece(piece.base, tuple(channels), piece.rows, piece.columns))
         start += size
-    return found
+    return joined
 
 
 def _elements(
     op: Move, inputs: list[Pieces], shapes: list[tuple[int, ...]], bases: dict[str, Shape]
 ) -> list[Elements]:
     """What becomes a vector: found by moving the numbers of places."""
-    found = []
+    elements = []
     for i, pieces in enumerate(inputs):
         for piece in pieces:
             numbers = [torch.full(shape, -1.0, dtype=torch.float64) for shape in shapes]
             numbers[i] = _numbers(piece, shapes[i], bases)
             moved = op.module(*(n + 1 for n in numbers)) - 1  # 0 is padding
-            found.append(Elements(piece.base, tuple(moved[0].long().tolist())))
-    return found
+            elements.append(Elements(piece.base, tuple(moved[0].long().tolist())))
+    return elements
 
 
 def _numbers(
@@ -242,13 +242,13 @@ def _averaged(op: Sums, piece: Piece) -> Piece:
         )
     if isinstance(module, nn.AdaptiveAvgPool2d):
         out = _pair(module.output_size)
-        found = []
+        axes = []
         for lines, size in zip((piece.rows, piece.columns), out, strict=True):
             windows = adaptive_windows(len(lines), size)
             if len({len(window) for window in windows}) > 1:
                 raise NoView("an average with several divisors")
-            found.append(_joined(lines, windows))
-        return Piece(piece.base, piece.channels, found[0], found[1])
+            axes.append(_joined(lines, windows))
+        return Piece(piece.base, piece.channels, axes[0], axes[1])
     if isinstance(module, Mean) and module.keepdim and {d % 4 for d in module.dims} == {2, 3}:
         return Piece(
             piece.base,

@@ -93,7 +93,7 @@ def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
         summed = F.avg_pool2d(
             ones, module.kernel_size, module.stride, module.padding, module.ceil_mode, True, 1
         )
-        found = summed / module(ones)
+        divisors = summed / module(ones)
     else:
         assert isinstance(module, nn.AvgPool1d)
         size, stride, padding = (
@@ -102,8 +102,8 @@ def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
         )
         window = (1, size), (1, stride), (0, padding)
         summed = F.avg_pool2d(ones.unsqueeze(2), *window, module.ceil_mode, True, 1)
-        found = summed.squeeze(2) / module(ones)
-    return sorted({int(v) for v in found.round().unique().tolist()})
+        divisors = summed.squeeze(2) / module(ones)
+    return sorted({int(v) for v in divisors.round().unique().tolist()})
 
 
 def adaptive_windows(size: int, out: int | None) -> list[range]:
@@ -113,10 +113,10 @@ def adaptive_windows(size: int, out: int | None) -> list[range]:
 
 
 def _pairs(sets: list[set[int]]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
+    combinations: list[tuple[int, ...]] = [()]
     for values in sets:
-        found = [(*head, value) for head in found for value in values]
-    return found
+        combinations = [(*head, value) for head in combinations for value in values]
+    return combinations
 
 
 def most_of(module: nn.Module, shape: tuple[int, ...]) -> float:

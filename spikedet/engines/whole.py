@@ -107,8 +107,8 @@ class WholeEngine:
                     totals = self._part(run, piece, ends, done, each_step, totals, tell, show)
                 done += piece
 
-            def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:
-                return self._read(found, known, len(pictures), steps if each_step else 1)
+            def read(sums: dict[Any, Any] = totals, steps: int = steps) -> Any:
+                return self._read(sums, known, len(pictures), steps if each_step else 1)
 
             yield done, read
 
@@ -139,7 +139,7 @@ class WholeEngine:
 
     def _masses(self, done: int, steps: int) -> dict[str, np.ndarray]:
         """What each of the next steps counts, [steps] float32, by `MeanOverTime` node."""
-        found = {}
+        masses = {}
         for node in self._reading:
             module = self.graph.module(node)
             assert isinstance(module, MeanOverTime)
@@ -147,8 +147,8 @@ class WholeEngine:
             if module.log_weights is not None:
                 now = torch.arange(done, done + steps).clamp(max=len(module.log_weights) - 1)
                 weights = module.log_weights.detach()[now].exp().numpy()
-            found[node] = weights
-        return found
+            masses[node] = weights
+        return masses
 
     @torch.no_grad()
     def _read(
@@ -159,11 +159,11 @@ class WholeEngine:
         for frame in range(steps * batch):
             values = dict(known[frame % batch])
             for node, terms in self.program.means.items():
-                found = []
+                amounts = []
                 for op, amplitude in terms:
                     value = self._mean(op, node, totals, frame, batch)
-                    found.append(value if bool((amplitude == 1).all()) else value * amplitude)
-                values[node] = sum(found[1:], found[0])
+                    amounts.append(value if bool((amplitude == 1).all()) else value * amplitude)
+                values[node] = sum(amounts[1:], amounts[0])
             frames.append(self.graph.run(self._behind, values, set(self.graph.outputs)))
         if len(frames) == 1:
             return fill(self.graph.output, frames[0])
@@ -216,11 +216,11 @@ class WholeEngine:
     ) -> list[np.float32]:
         """What all steps count, added one after the other."""
         total = before[node][-1] if node in before else np.float32(0)
-        found = []
+        totals = []
         for mass in masses:
             total = np.float32(total + mass)
-            found.append(total)
-        return found if each_step else found[-1:]
+            totals.append(total)
+        return totals if each_step else totals[-1:]
 
 
 class ReferenceEngine(WholeEngine):
@@ -235,9 +235,9 @@ class ReferenceEngine(WholeEngine):
 
     def _part(self, run, steps, last, done, each_step, before, tell, show):
         values, batch = run.advance(steps), run.batch
-        found: dict[Any, Any] = {}
+        totals: dict[Any, Any] = {}
         for node, masses in self._masses(done, steps).items():
-            found[node] = self._mass(node, masses, before, each_step)
+            totals[node] = self._mass(node, masses, before, each_step)
             for base in self._reading[node]:
                 total = before[base, node][-batch:] if (base, node) in before else None
                 sums = []
@@ -245,7 +245,7 @@ class ReferenceEngine(WholeEngine):
                     added = value * torch.tensor(mass)
                     total = added if total is None else total + added
                     sums.append(total)
-                found[base, node] = torch.cat(sums) if each_step else sums[-1]
+                totals[base, node] = torch.cat(sums) if each_step else sums[-1]
         if tell is not None:
             for op in self.program.neurons:
                 spikes = values[op.name]
@@ -254,7 +254,7 @@ class ReferenceEngine(WholeEngine):
         if show is not None:
             for name in self._fire:
                 show(name, done, values[name])
-        return found
+        return totals
 
 
 class EventsEngine(WholeEngine):
@@ -302,12 +302,12 @@ class EventsEngine(WholeEngine):
 
     def _part(self, run, steps, last, done, each_step, before, tell, show):
         plan, batch = run.plan, run.batch
-        found: dict[Any, Any] = {}
+        totals: dict[Any, Any] = {}
         masses, sums = {}, {}
         later = []  # a second mean of the same spikes
         by_node = self._masses(done, steps)
         for node, weights in by_node.items():
-            found[node] = self._mass(node, weights, before, each_step)
+            totals[node] = self._mass(node, weights, before, each_step)
             for base in self._reading[node]:
                 channels, height, width = plan.maps[base]
                 padded = -(-channels // LANES) * LANES
@@ -316,8 +316,8 @@ class EventsEngine(WholeEngine):
                 if (base, node) in before:
                     old = before["sums", base, node]
                     (into[0] if each_step else into)[...] = old[-1] if each_step else old
-                found["sums", base, node] = into
-                found[base, node] = _as_values(into, channels, self._shape(plan, base))
+                totals["sums", base, node] = into
+                totals[base, node] = _as_values(into, channels, self._shape(plan, base))
                 if base in sums:
                     later.append((base, weights, into))
                 else:
@@ -336,7 +336,7 @@ class EventsEngine(WholeEngine):
             for name in self._fire:
                 show(name, done, run.dense(self.program.ops[name], memory))
         plan.give(memory)
-        return found
+        return totals
 
     @staticmethod
     def _shape(plan: Plan, base: str) -> tuple[int, ...]:

@@ -123,11 +123,11 @@ class Wires:
         inputs = [self.terms(source) for source in node.inputs]
         if isinstance(module, Add | Subtract):
             terms = []
-            for i, (source, found) in enumerate(zip(node.inputs, inputs, strict=True)):
+            for i, (source, own) in enumerate(zip(node.inputs, inputs, strict=True)):
                 if self.graph.shapes[source] != shape:
                     raise self.refuse(node.name, "spikes of another shape are added")
                 sign = -1 if i and isinstance(module, Subtract) else 1
-                terms += [Term(t.op, t.amplitude * sign) for t in found]
+                terms += [Term(t.op, t.amplitude * sign) for t in own]
             return terms
         if isinstance(module, Scale):
             return [Term(t.op, t.amplitude * module.factor.double().cpu()) for t in inputs[0]]
@@ -159,8 +159,8 @@ class Wires:
         if isinstance(node.module, nn.Upsample) and node.module.mode != "nearest":
             raise self.refuse(node.name, f"up-sampling by {node.module.mode}")
         terms = []
-        for k in range(max(len(found) for found in inputs)):
-            there = [found[k] if k < len(found) else None for found in inputs]
+        for k in range(max(len(own) for own in inputs)):
+            there = [own[k] if k < len(own) else None for own in inputs]
             zeros = {
                 i: self.graph.shapes[source]
                 for i, (source, term) in enumerate(zip(node.inputs, there, strict=True))
@@ -187,10 +187,10 @@ class Wires:
         divisors = divisors_of(module, shape)
         if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d | Sum):
             self.program.one_size = True
-        found = math.lcm(*divisors)
-        if found > COUNT:
-            raise self.refuse(node.name, f"an average whose divisors have {found} in common")
-        return found
+        multiple = math.lcm(*divisors)
+        if multiple > COUNT:
+            raise self.refuse(node.name, f"an average whose divisors have {multiple} in common")
+        return multiple
 
     def bound_counts(self, op: str) -> None:
         self.program.steps_most = min(self.program.steps_most, int(COUNT // self.largest[op]))
@@ -204,5 +204,5 @@ class Wires:
             raise self.refuse(name, "spikes of unlike thresholds within one channel")
         return each
 
-    def refuse(self, name: str, what: str) -> NoIntegers:
-        return NoIntegers(f"{name}: {what} has no whole numbers here; use the torch engine")
+    def refuse(self, name: str, subject: str) -> NoIntegers:
+        return NoIntegers(f"{name}: {subject} has no whole numbers here; use the torch engine")

@@ -137,7 +137,7 @@ class _File:
             "before": before,
             "steps": steps,
             "behind": self.nodes,
-            "results": {name: known[made] for name, made in flat_outputs(self.graph.output)},
+            "results": {name: known[output] for name, output in flat_outputs(self.graph.output)},
         }
         metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
         return save(dict(sorted(self.tensors.items())), metadata)

@@ -109,13 +109,13 @@ class _Translated:
         if any(not torch.equal(weights[0], other) for other in weights[1:]):
             refused.append((OUTPUT, "means over time in which steps count unequally"))
         refuse("NIR", refused)
-        told: dict[str, Any] = {"time_steps": self.T}
+        metadata: dict[str, Any] = {"time_steps": self.T}
         if weights and not bool((weights[0] == weights[0][0]).all()):
             self.step_weights = weights[0]
-            told["step_weights"] = weights[0].numpy()
+            metadata["step_weights"] = weights[0].numpy()
         last = outputs[0][1]
         shape = np.array(self.graph.shapes[last][1:])
-        self.nodes[OUTPUT] = nir.Output({"output": shape}, metadata=told)
+        self.nodes[OUTPUT] = nir.Output({"output": shape}, metadata=metadata)
         self.edges += [(name, OUTPUT) for name in self.values[last]]
 
     def _weights(self, module: MeanOverTime) -> Tensor:
@@ -180,10 +180,10 @@ class _Translated:
             return _array(each_one.expand(shape)[0])
 
         threshold = full(module.threshold)
-        told: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
-        told["initial_potential"] = full(module.initial)
+        metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
+        metadata["initial_potential"] = full(module.initial)
         ones, zeros = np.ones_like(threshold), np.zeros_like(threshold)
-        spikes = self._add(node, nir.IF(ones, threshold, zeros, metadata=told), sources)
+        spikes = self._add(node, nir.IF(ones, threshold, zeros, metadata=metadata), sources)
         if module.folded:
             return spikes
         return self._add(node, nir.Scale(threshold), spikes, "_amplitude")

@@ -179,11 +179,11 @@ class _Builder:
             ir_version=IR,
             producer_name="spikedet",
         )
-        facts = {"opset": OPSET, **self.about()}
+        facts = {"opset": OPSET, **self.metadata()}
         helper.set_model_props(model, {"spikedet": self.source.facts_json(**facts)})
         return model
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What metadata say beside the facts."""
         return {}
 
@@ -498,7 +498,7 @@ class _Whole(_Builder):
         T = self.T
         return self.ops("Split", T, x, axis=0, num_outputs=T) if T > 1 else [x]
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"form": "unrolled"} if self.source.stage == "snn" else {}
 
 
@@ -515,9 +515,9 @@ class _Step(_Builder):
         zero = self.constant(np.array(0, np.int64), "zero")
         self.first = self.op("Equal", "t", zero)
 
-    def state(self, node: Node, what: str, shape: tuple, start: str) -> str:
+    def state(self, node: Node, kind: str, shape: tuple, start: str) -> str:
         """A value that the step before left, or `start` in the first step."""
-        name = self.free(f"{node.name}.{what}")
+        name = self.free(f"{node.name}.{kind}")
         self.inputs.append(self._value(name, shape[1:]))
         self.states.append({"name": name, "next": f"{name}_next", "shape": [None, *shape[1:]]})
         return self.op("Where", self.first, start, name)
@@ -565,7 +565,7 @@ class _Step(_Builder):
         model.graph.output.extend(self.later)
         return model
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"form": "step", "states": self.states}
 
 

@@ -77,21 +77,21 @@ class Source:
                 f"a {type(network).__name__} cannot be exported; expected weights, or what "
                 "spikedet.convert or spikedet.load returns"
             )
-        about = {"task": TASK, "names": [], "input": {"shape": _shape(network)}}
-        return cls._of_graph(network, stage, calibrated_for, T, about, None)
+        description = {"task": TASK, "names": [], "input": {"shape": _shape(network)}}
+        return cls._of_graph(network, stage, calibrated_for, T, description, None)
 
     @classmethod
     def _of_file(cls, path: Path, T: int | None) -> Source:
         checkpoint = load(path)
         if checkpoint.task == TASK:
             network = restore(checkpoint)
-            about = {"task": TASK, "names": [], "input": {"shape": _shape(network.graph)}}
-            return cls._of_graph(network.graph, "snn", checkpoint.T, T, about, path)
+            description = {"task": TASK, "names": [], "input": {"shape": _shape(network.graph)}}
+            return cls._of_graph(network.graph, "snn", checkpoint.T, T, description, path)
         task = task_registry.of(checkpoint)
         checkpoint = networks.current(task, checkpoint)
         graph = networks.graph_of(task, checkpoint)
-        about = _about(checkpoint, graph)
-        return cls._of_graph(graph, checkpoint.stage, checkpoint.T, T, about, path)
+        description = _described(checkpoint, graph)
+        return cls._of_graph(graph, checkpoint.stage, checkpoint.T, T, description, path)
 
     @classmethod
     def _of_graph(
@@ -100,7 +100,7 @@ class Source:
         stage: str,
         calibrated_for: int | None,
         T: int | None,
-        about: dict[str, Any],
+        description: dict[str, Any],
         path: Path | None,
     ) -> Source:
         notes = []
@@ -126,7 +126,7 @@ class Source:
             "producer": f"spikedet {spikedet.__version__}",
             "stage": stage,
             "T": T,
-            **about,
+            **description,
             "outputs": to_json(own.output),
         }
         return cls(own, stage, T, facts, path, notes)
@@ -140,11 +140,11 @@ def _shape(graph: Graph) -> list[int | None]:
     return [None, *graph.shapes[INPUT][1:]]
 
 
-def _about(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
+def _described(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
     """What pictures and outputs of a task's network are."""
     side = checkpoint.imgsz
     picture: dict[str, Any] = {"shape": _shape(graph), "colours": "RGB", "bytes_divided_by": 255}
-    about = {"task": checkpoint.task, "names": list(checkpoint.names), "input": picture}
+    description = {"task": checkpoint.task, "names": list(checkpoint.names), "input": picture}
     if checkpoint.task == "detection":
         from spikedet.detection.letterbox import GREY
 
@@ -153,7 +153,7 @@ def _about(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
             f"pixels; centred on {GREY} of 255, left = round(({side} - new width) / 2 - 0.1), top "
             "alike"
         )
-        return {**about, "head": {**checkpoint.head, "decode": BOXES}}
+        return {**description, "head": {**checkpoint.head, "decode": BOXES}}
     from spikedet.classification import transforms
 
     cut = transforms.form(checkpoint.model)
@@ -167,7 +167,7 @@ def _about(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
     picture["fit"] = fits[cut]
     picture["mean"] = list(checkpoint.model.get("mean", transforms.MEAN))
     picture["std"] = list(checkpoint.model.get("std", transforms.STD))
-    return {**about, "head": {"decode": "one logit a class; soft-max for probabilities"}}
+    return {**description, "head": {"decode": "one logit a class; soft-max for probabilities"}}
 
 
 def flat_outputs(output: Any) -> list[tuple[str, str]]:

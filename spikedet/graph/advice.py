@@ -139,14 +139,14 @@ def refusal(where: str, node: fx.Node) -> str:
 
 def _readers(node: fx.Node) -> list[fx.Node]:
     """What reads a node, through what only changes its shape."""
-    found = []
+    readers = []
     for user in node.users:
         if user.op == "output":
-            found.append(user)
+            readers.append(user)
         elif str(user.target).split(".")[0] == "aten" and any(
             part in str(user.target) for part in PASSED
         ):
-            found += _readers(user)
+            readers += _readers(user)
         else:
-            found.append(user)
-    return found
+            readers.append(user)
+    return readers

@@ -59,7 +59,7 @@ class Graph(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Module()
-        self._found: dict[str, nn.Module] = {}  # what `module` has looked up
+        self._looked_up: dict[str, nn.Module] = {}  # what `module` has looked up
         self.edges: dict[str, tuple[str, ...]] = {}
         self.output: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -86,9 +86,9 @@ class Graph(nn.Module):
 
     def module(self, name: str) -> nn.Module:
         """The operation of a node."""
-        if name not in self._found:
-            self._found[name] = self.layers.get_submodule(name)
-        return self._found[name]
+        if name not in self._looked_up:
+            self._looked_up[name] = self.layers.get_submodule(name)
+        return self._looked_up[name]
 
     def neuron(self, name: str) -> IFNeuron:
         """A layer of neurons by its name."""
@@ -117,11 +117,11 @@ class Graph(nn.Module):
 
     def readers(self) -> dict[str, list[str]]:
         """Names of the nodes that read each node, once for every time they do."""
-        found: dict[str, list[str]] = {name: [] for name in (INPUT, *self.edges)}
+        readers: dict[str, list[str]] = {name: [] for name in (INPUT, *self.edges)}
         for name, inputs in self.edges.items():
             for source in inputs:
-                found[source].append(name)
-        return found
+                readers[source].append(name)
+        return readers
 
     # ------------------------------------------------------------------ writing
 
@@ -156,7 +156,7 @@ class Graph(nn.Module):
         module.train(self.module(name).training)
         parent, _, child = name.rpartition(".")
         setattr(self.layers.get_submodule(parent), child, module)
-        self._found.pop(name, None)
+        self._looked_up.pop(name, None)
 
     def insert_behind(self, name: str, new: str, module: nn.Module) -> str:
         """Put a node behind another; whoever read that one reads the new one then."""
@@ -164,19 +164,19 @@ class Graph(nn.Module):
         place = order.index(name) + 1
         before = order[place] if place < len(order) else ""
         module.train(self.module(name).training)
-        made = self.add(new, module, [name], before)
-        self.redirect(name, made, except_for={made})
+        inserted = self.add(new, module, [name], before)
+        self.redirect(name, inserted, except_for={inserted})
         if name in self.shapes:
-            self.shapes[made] = self.shapes[name]
-        return made
+            self.shapes[inserted] = self.shapes[name]
+        return inserted
 
     def insert_between(self, source: str, reader: str, new: str, module: nn.Module) -> str:
         """Put a node between two; nobody else reads it."""
         module.train(self.training)
-        made = self.add(new, module, [source], before=reader)
-        self.edges[reader] = tuple(made if s == source else s for s in self.edges[reader])
-        self.shapes[made] = self.shapes[source]
-        return made
+        inserted = self.add(new, module, [source], before=reader)
+        self.edges[reader] = tuple(inserted if s == source else s for s in self.edges[reader])
+        self.shapes[inserted] = self.shapes[source]
+        return inserted
 
     def remove(self, name: str) -> None:
         """Take out a node with one input; whoever read it reads that input then."""
@@ -186,7 +186,7 @@ class Graph(nn.Module):
         self.redirect(name, source)
         parent, _, child = name.rpartition(".")
         delattr(self.layers.get_submodule(parent), child)
-        self._found.pop(name, None)
+        self._looked_up.pop(name, None)
 
     def redirect(self, old: str, new: str, except_for: Collection[str] = ()) -> None:
         """Let whoever reads `old` read `new`."""
@@ -266,9 +266,9 @@ class Graph(nn.Module):
         self.shapes = {INPUT: tuple(example.shape)}
 
         def call(node: Node, inputs: list[Tensor]) -> Tensor:
-            made = node.module(*inputs)
-            self.shapes[node.name] = tuple(made.shape)
-            return made
+            value = node.module(*inputs)
+            self.shapes[node.name] = tuple(value.shape)
+            return value
 
         mode = self.training
         self.eval()

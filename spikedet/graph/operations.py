@@ -255,15 +255,15 @@ class Kind:
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """What `build` needs to make a module like this one, as JSON has it."""
-        found = {}
+        options = {}
         for option in self.options:
             value = getattr(module, option)
             if option == "bias":
                 value = value is not None
-            found[option] = list(value) if isinstance(value, tuple) else value
+            options[option] = list(value) if isinstance(value, tuple) else value
         for name in self.sized:
-            found[name] = list(getattr(module, name).shape)
-        return found
+            options[name] = list(getattr(module, name).shape)
+        return options
 
     def build(self, options: dict[str, Any]) -> nn.Module:
         """A module of this kind; its tensors are still to be filled in.

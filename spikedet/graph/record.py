@@ -63,8 +63,8 @@ def record(network: nn.Module, example: Tensor) -> Graph:
 def _several(example: Tensor) -> Tensor:
     """`BATCH` pictures like these."""
     if not isinstance(example, Tensor) or example.ndim < 2 or not len(example):
-        found = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise ConversionError(f"the example is {found}; expected a tensor of pictures [B, ...]")
+        kind = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ConversionError(f"the example is {kind}; expected a tensor of pictures [B, ...]")
     pictures = example.detach()[:1].expand(BATCH, *example.shape[1:]).clone()
     if pictures.is_floating_point():  # other pictures each, so that a mixture of them shows
         generator = torch.Generator().manual_seed(0)
@@ -226,14 +226,14 @@ class Recorder:
 
     def _needed(self) -> set[fx.Node]:
         """Nodes that the outputs depend on."""
-        found: set[fx.Node] = set()
+        needed: set[fx.Node] = set()
         waiting = [node for node in self.program.graph.nodes if node.op == "output"]
         while waiting:
             for source in waiting.pop().all_input_nodes:
-                if source not in found:
-                    found.add(source)
+                if source not in needed:
+                    needed.add(source)
                     waiting.append(source)
-        return found
+        return needed
 
     def _refuse_unknown(self, needed: set[fx.Node]) -> None:
         """Refuse the first operation on a signal that nothing is known of.
@@ -277,16 +277,16 @@ class Recorder:
         outputs = []
         changed = len(node.args[0]) - spec.num_leaves  # buffers that a pass writes come first
         for value in node.args[0][changed:]:
-            found = self.values[value] if isinstance(value, fx.Node) else value
-            if isinstance(found, Signal):
-                if found.name == INPUT:
+            result = self.values[value] if isinstance(value, fx.Node) else value
+            if isinstance(result, Signal):
+                if result.name == INPUT:
                     raise ConversionError("the network returns the picture itself")
-                found = Name(found.name)
-            elif isinstance(found, Tensor):
+                result = Name(result.name)
+            elif isinstance(result, Tensor):
                 raise ConversionError(
-                    f"an output {list(found.shape)} does not depend on the picture; leave it out"
+                    f"an output {list(result.shape)} does not depend on the picture; leave it out"
                 )
-            outputs.append(found)
+            outputs.append(result)
         structure = tree_unflatten(outputs, spec)
         for leaf in tree_leaves(structure):
             if not (leaf is None or isinstance(leaf, Name | str | bool | int | float)):
@@ -313,10 +313,10 @@ class Recorder:
         handler = HANDLERS.get(name_of(node.target))
         if handler is None:
             raise ConversionError(refusal(self.where(node), node))
-        made = handler(self, node, *args, **kwargs)
-        if isinstance(made, Signal):
-            self._expect_pictures_apart(node, made)
-        return made
+        signal = handler(self, node, *args, **kwargs)
+        if isinstance(signal, Signal):
+            self._expect_pictures_apart(node, signal)
+        return signal
 
     def _known(self, value: Any) -> Any:
         return self.values[value] if isinstance(value, fx.Node) else value
@@ -334,7 +334,7 @@ class Recorder:
         assert callable(node.target)  # an operation, see `handlers`
         return node.target(*args, **kwargs)
 
-    def _expect_pictures_apart(self, node: fx.Node, made: Signal) -> None:
+    def _expect_pictures_apart(self, node: fx.Node, signal: Signal) -> None:
         """Refuse an operation that mixes the pictures of a batch, or time with them.
 
         Raises:
@@ -397,10 +397,10 @@ class Recorder:
             shape: Of its output, that of the node when None.
         """
         sources = [signal.name for signal in inputs]
-        made = self.graph.add(name or self.name(node), module, sources)
+        added = self.graph.add(name or self.name(node), module, sources)
         if shape is None:
             shape = tuple(node.meta["val"].shape)
-        return Signal(made, shape)
+        return Signal(added, shape)
 
     def refuse(self, node: fx.Node, reason: str) -> ConversionError:
         """An error that names the place and the operation."""
@@ -413,8 +413,8 @@ def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
     Raises:
         ConversionError: By how much.
     """
-    wanted, found = tree_leaves(network(pictures)), tree_leaves(graph(pictures))
-    for a, b in zip(wanted, found, strict=True):
+    wanted, recorded = tree_leaves(network(pictures)), tree_leaves(graph(pictures))
+    for a, b in zip(wanted, recorded, strict=True):
         if not isinstance(a, Tensor):
             continue
         if a.shape != b.shape:

@@ -123,19 +123,19 @@ def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
     if not shape or shape[0] != 1 or any(type(size) is not int or size < 1 for size in shape):
         raise ValueError("the picture has no size")
     graph.shapes = {INPUT: shape}
-    made = uses = 0
+    numbers = uses = 0
 
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
-        nonlocal made, uses
+        nonlocal numbers, uses
         value = _shape_of(node, inputs)
         if not value.ndim or value.shape[0] != PICTURES:
             raise ValueError(f"{node.name[:50]} mixes pictures")
-        made += value.numel() // PICTURES
+        numbers += value.numel() // PICTURES
         if isinstance(node.module, WEIGHTED):
             place = max(value.numel(), inputs[0].numel()) // PICTURES // max(value.shape[1], 1)
             uses += node.module.weight.numel() * place
-        if made > MOST_VALUES or uses > MOST_USES:
-            raise ValueError(f"a pass makes {made} numbers by {uses} products or more")
+        if numbers > MOST_VALUES or uses > MOST_USES:
+            raise ValueError(f"a pass makes {numbers} numbers by {uses} products or more")
         graph.shapes[node.name] = (1, *value.shape[1:])
         return value
 

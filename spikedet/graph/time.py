@@ -23,30 +23,30 @@ def phases(graph: Graph) -> dict[str, str]:
     """
     last = {name for name in _last(graph)}
     spiking = bool(graph.of((MeanOverTime,)))
-    found = {INPUT: CONSTANT}
+    when = {INPUT: CONSTANT}
     for node in graph:
-        inputs = {found[source] for source in node.inputs}
+        inputs = {when[source] for source in node.inputs}
         if isinstance(node.module, ACTIVATIONS):
-            found[node.name] = STEPWISE
+            when[node.name] = STEPWISE
         elif isinstance(node.module, MeanOverTime) or READ in inputs:
-            found[node.name] = READ
+            when[node.name] = READ
         elif STEPWISE in inputs:
             ends = not spiking and node.name in last
-            found[node.name] = READ if ends else STEPWISE
+            when[node.name] = READ if ends else STEPWISE
         else:
-            found[node.name] = CONSTANT
-    return found
+            when[node.name] = CONSTANT
+    return when
 
 
 def readouts(graph: Graph) -> list[str]:
     """Weighted layers that read spikes and from which no activation is reached."""
     when = phases(graph)
-    found = []
+    layers = []
     for node in graph.of(WEIGHTED):
         sources = node.inputs
         if when[node.name] == READ and _reads_time(graph, sources, when):
-            found.append(node.name)
-    return found
+            layers.append(node.name)
+    return layers
 
 
 def _reads_time(graph: Graph, sources: tuple[str, ...], when: dict[str, str]) -> bool:

@@ -97,14 +97,14 @@ SHELLS = _shells()
 @contextmanager
 def _only_listed() -> Iterator[None]:
     """Let torch's reader know the shells, and none of the classes that others have told it."""
-    told = torch.serialization.get_safe_globals()
+    before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(SHELLS)
     try:
         yield
     finally:
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(told)
+        torch.serialization.add_safe_globals(before)
 
 
 def load(path: Path) -> Any:

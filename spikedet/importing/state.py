@@ -32,32 +32,32 @@ def read(path: Path) -> Any:
     return load_plain(path) if Path(path).suffix == ".safetensors" else load(path)
 
 
-def holder(found: Any) -> Any:
+def holder(content: Any) -> Any:
     """The state dict or network that is inside what was read, as in {"state_dict": ...}."""
     for _ in range(8):
-        inner = found if isinstance(found, dict) else {}
+        inner = content if isinstance(content, dict) else {}
         keys = [key for key in NESTS if isinstance(inner.get(key), dict | Shell)]
         if not keys:
             break
-        found = inner[keys[0]]
-    return found
+        content = inner[keys[0]]
+    return content
 
 
-def tensors(found: Any, path: Path) -> dict[str, Tensor]:
+def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a network by name.
 
     Args:
-        found: As `read` gives it.
+        content: As `read` gives it.
         path: Errors name it.
 
     Raises:
         WeightsError: There is none, or a tensor that is not of real numbers, one for each place.
     """
-    found = holder(found)
-    held = _layers(found, path) if isinstance(found, Shell) else found
-    if not isinstance(held, dict) or not held:
+    content = holder(content)
+    state = _layers(content, path) if isinstance(content, Shell) else content
+    if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path}: not a state dict, which has a tensor for each name")
-    for name, tensor in held.items():
+    for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             shown = repr(name) if isinstance(name, str | int) else type(name).__name__
             raise WeightsError(
@@ -67,10 +67,10 @@ def tensors(found: Any, path: Path) -> dict[str, Tensor]:
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():
             raise WeightsError(f"{path}: {name} is not a plain tensor of real numbers")
-    return dict(held)
+    return dict(state)
 
 
-def put(network: nn.Module, held: dict[str, Tensor], path: Path, what: str) -> tuple[str, ...]:
+def put(network: nn.Module, state: dict[str, Tensor], path: Path, target: str) -> tuple[str, ...]:
     """Put the tensors of a state into a network, in the network's own precision.
 
     What wrapping a network puts before all names goes (`module.` of DataParallel, `_orig_mod.` of
@@ -78,9 +78,9 @@ def put(network: nn.Module, held: dict[str, Tensor], path: Path, what: str) -> t
 
     Args:
         network: Has to have all of the other tensors and no more.
-        held: Tensors by name.
+        state: Tensors by name.
         path: Errors name it.
-        what: Errors call the network so.
+        target: Errors call the network so.
 
     Returns:
         Names of those that were left out.
@@ -88,22 +88,22 @@ def put(network: nn.Module, held: dict[str, Tensor], path: Path, what: str) -> t
     Raises:
         WeightsError: The state is of another network, or holds a number that is not finite.
     """
-    held = _unwrapped(held, set(network.state_dict()))
+    state = _unwrapped(state, set(network.state_dict()))
     left = [
         name
-        for name in held
+        for name in state
         if isinstance(network, GoogLeNet | Inception3) and name.startswith(_AUXILIARY)
     ]
-    kept = Renamed({_DENSE.sub(r"\1\2", name): held[name] for name in held if name not in left})
+    kept = Renamed({_DENSE.sub(r"\1\2", name): state[name] for name in state if name not in left})
     # torchvision's MNASNet asks which of its versions a state is of
     kept._metadata = {"": {"version": network._version}}
     try:
         network.load_state_dict(kept)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error).splitlines()[1], 200, placeholder=" ...")
-        if "running_mean" in str(error) and not any("running_mean" in name for name in held):
+        if "running_mean" in str(error) and not any("running_mean" in name for name in state):
             reason += " (there is no batch norm in this state)"
-        raise WeightsError(f"{path}: does not fit {what}: {reason}") from None
+        raise WeightsError(f"{path}: does not fit {target}: {reason}") from None
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: {name} holds a number that is not finite")
@@ -116,20 +116,20 @@ class Renamed(dict):
     _metadata: dict[str, Any]
 
 
-def _unwrapped(held: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def _unwrapped(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """Without what all names begin with, as long as none of them is of the network."""
-    held = {name: tensor for name, tensor in held.items() if name != "n_averaged"}
-    while not wanted & held.keys():
-        first = {name.partition(".")[0] for name in held}
-        if len(first) != 1 or not all("." in name for name in held):
+    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
+    while not wanted & state.keys():
+        first = {name.partition(".")[0] for name in state}
+        if len(first) != 1 or not all("." in name for name in state):
             break
-        held = {name.partition(".")[2]: tensor for name, tensor in held.items()}
-    return held
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+    return state
 
 
 def _layers(tree: Shell, path: Path) -> dict[str, Tensor]:
     """The state dict of a network of shells: parameters and persistent buffers."""
-    held = {}
+    state = {}
     for name, layer in walk(tree, path):
         passing = vars(layer).get("_non_persistent_buffers_set")
         own = _entries(layer, "_parameters") | {
@@ -138,10 +138,10 @@ def _layers(tree: Shell, path: Path) -> dict[str, Tensor]:
             if not isinstance(passing, set) or key not in passing
         }
         dot = f"{name}." if name else ""
-        held.update({dot + key: value for key, value in own.items() if value is not None})
-        if len(held) > MOST:
+        state.update({dot + key: value for key, value in own.items() if value is not None})
+        if len(state) > MOST:
             raise WeightsError(f"{path}: more than {MOST} tensors in one network")
-    return held
+    return state
 
 
 def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
@@ -150,21 +150,21 @@ def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
     Raises:
         WeightsError: More layers than a network has: one that is within itself has no end.
     """
-    found, waiting = [], [("", tree)]
+    layers, waiting = [], [("", tree)]
     while waiting:
         name, layer = waiting.pop()
-        found.append((name, layer))
+        layers.append((name, layer))
         dot = f"{name}." if name else ""
         inner = _entries(layer, "_modules").items()
         waiting += [(dot + key, value) for key, value in inner if isinstance(value, Shell)][::-1]
-        if len(found) + len(waiting) > MOST:
+        if len(layers) + len(waiting) > MOST:
             raise WeightsError(f"{path}: more than {MOST} layers in one network")
         if name.count(".") >= DEEPEST:
             raise WeightsError(f"{path}: layers within layers without end")
-    return found
+    return layers
 
 
 def _entries(layer: Shell, key: str) -> dict[str, Any]:
     """A dict of a layer's attributes, without what has no text for a name."""
-    found = vars(layer).get(key)
-    return {k: v for k, v in found.items() if type(k) is str} if isinstance(found, dict) else {}
+    entries = vars(layer).get(key)
+    return {k: v for k, v in entries.items() if type(k) is str} if isinstance(entries, dict) else {}

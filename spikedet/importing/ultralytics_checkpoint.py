@@ -40,11 +40,11 @@ class Trained:
     network: Shell
 
 
-def trained(found: Any, path: Path) -> Trained | None:
+def trained(content: Any, path: Path) -> Trained | None:
     """The detector in a file of ultralytics.
 
     Args:
-        found: As `state.read` gives it.
+        content: As `state.read` gives it.
         path: Errors name it.
 
     Returns:
@@ -53,7 +53,7 @@ def trained(found: Any, path: Path) -> Trained | None:
     Raises:
         WeightsError: There is one, but without a description or names of its classes.
     """
-    network = holder(found)
+    network = holder(content)
     if not isinstance(network, Shell) or network.kind != MODEL:
         return None
     own = vars(network)
@@ -70,11 +70,11 @@ def trained(found: Any, path: Path) -> Trained | None:
         raise WeightsError(
             f"{path}: its network has {description['nc']} classes and {len(names)} names"
         )
-    settings = [found.get("train_args") if isinstance(found, dict) else None, own.get("args")]
+    settings = [content.get("train_args") if isinstance(content, dict) else None, own.get("args")]
     return Trained(description, names, _side(settings), network)
 
 
-def expect_same_layers(made: Trained, network: nn.Module, path: Path) -> None:
+def expect_same_layers(detector: Trained, network: nn.Module, path: Path) -> None:
     """Refuse a file whose layers are not those of its description, which alone is built again.
 
     So are layers that somebody has exchanged or set otherwise after they were built. Classes and
@@ -86,7 +86,7 @@ def expect_same_layers(made: Trained, network: nn.Module, path: Path) -> None:
     there = dict(network.named_modules(remove_duplicate=False))
     assert isinstance(network.model, nn.Sequential)  # as ultralytics builds it
     head = f"model.{len(network.model) - 1}"
-    shells = dict(walk(made.network, path))
+    shells = dict(walk(detector.network, path))
     for name in there:
         if name not in shells:
             raise WeightsError(f"{path}: {name} of the description is not in the network")
@@ -124,12 +124,12 @@ def _list(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _names(found: Any) -> tuple[str, ...]:
+def _names(names: Any) -> tuple[str, ...]:
     """Class names by number or in a row; none where they are not text, each once."""
-    if isinstance(found, dict):
-        found = [found.get(number) for number in range(len(found))]
-    good = isinstance(found, list | tuple) and all(type(n) is str and n.strip() for n in found)
-    return tuple(found) if good and len(set(found)) == len(found) else ()
+    if isinstance(names, dict):
+        names = [names.get(number) for number in range(len(names))]
+    good = isinstance(names, list | tuple) and all(type(n) is str and n.strip() for n in names)
+    return tuple(names) if good and len(set(names)) == len(names) else ()
 
 
 def _side(settings: list[Any]) -> int | None:

@@ -109,13 +109,13 @@ class Outputs:
         self._videos: dict[str, VideoFile] = {}  # at most one, that of the source of now
         self._classes_known = False
 
-    def write(self, frame: Frame, found: Detections | Sequence[Detections]) -> list[Path]:
+    def write(self, frame: Frame, detections: Detections | Sequence[Detections]) -> list[Path]:
         """Write the detections of a frame.
 
         Args:
             frame: The frame.
-            found: Its detections; or several, after some time steps each, whose files are named
-                `-t01` and so on, and which share the time of the frame in a video.
+            detections: Its detections; or several, after some time steps each, whose files are
+                named `-t01` and so on, and which share the time of the frame in a video.
 
         Returns:
             The annotated picture or video of each.
@@ -125,8 +125,8 @@ class Outputs:
             UsageError: It would be written over an input.
             OSError: The disk is full; close the outputs then.
         """
-        several = not isinstance(found, Detections)
-        steps = [found] if isinstance(found, Detections) else list(found)
+        several = not isinstance(detections, Detections)
+        steps = [detections] if isinstance(detections, Detections) else list(detections)
         written = []
         for number, one in enumerate(steps):
             one = replace(one, picture=frame.picture, file=frame.source)
@@ -143,11 +143,11 @@ class Outputs:
             self.counts.pictures += 1
         return written
 
-    def _annotate(self, frame: Frame, found: Detections, name: str) -> Path | None:
+    def _annotate(self, frame: Frame, detections: Detections, name: str) -> Path | None:
         """The annotated picture or video of a frame."""
         path = None
         if self.save.annotated or self.save.frames:
-            drawn = draw(found, enlarge=True)
+            drawn = draw(detections, enlarge=True)
         if self.save.annotated and frame.video:
             video = self._video_of(frame)
             video.write(drawn, frame.time, frame.duration)
@@ -167,12 +167,12 @@ class Outputs:
             self.counts.files += 1
         return self._videos[frame.source]
 
-    def _write_parts(self, frame: Frame, found: Detections, name: str) -> None:
+    def _write_parts(self, frame: Frame, detections: Detections, name: str) -> None:
         """Crops and labels."""
         stem, folder = stem_of(frame), self.save.folder
         if self.save.crops:
             height, width = frame.picture.shape[:2]
-            for box, label in zip(found.boxes, found.classes, strict=True):
+            for box, label in zip(detections.boxes, detections.classes, strict=True):
                 x1, y1 = np.floor(box[:2]).astype(int).clip(0)
                 x2, y2 = np.ceil(box[2:]).astype(int).clip(0, (width, height))
                 if x2 > x1 and y2 > y1:
@@ -181,11 +181,12 @@ class Outputs:
                     self._write_picture(path, frame.picture[y1:y2, x1:x2])
         if self.save.yolo:
             if not self._classes_known:
-                names = "".join(f"{name}\n" for name in found.names)
+                names = "".join(f"{name}\n" for name in detections.names)
                 write_atomic(self._names.take(folder / "classes.txt"), names.encode())
                 self._classes_known = True
             write_atomic(
-                self._names.new(folder / "labels", stem, name + ".txt"), found.to_yolo().encode()
+                self._names.new(folder / "labels", stem, name + ".txt"),
+                detections.to_yolo().encode(),
             )
             self.counts.files += 1
 
@@ -196,14 +197,14 @@ class Outputs:
             done = False
         if not done:
             height, width = picture.shape[:2]
-            what = f"{width} x {height} pixels"
-            raise PictureError(f"{path}: {what} cannot be written as {path.suffix}")
+            size = f"{width} x {height} pixels"
+            raise PictureError(f"{path}: {size} cannot be written as {path.suffix}")
         write_atomic(path, data.tobytes())
         self.counts.files += 1
 
-    def _tell(self, frame: Frame, found: Detections, annotated: Path | None) -> None:
+    def _tell(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
         """Entries in the text files."""
-        entry = entry_of(frame, found, annotated)
+        entry = entry_of(frame, detections, annotated)
         if self._json is not None:
             self._json.add(json_text(entry))
         if self._lines is not None:
@@ -211,7 +212,7 @@ class Outputs:
         if self._table is not None:
             self._table.add(csv_rows(entry))
         if self._coco is not None:
-            self._coco.add(frame, found)
+            self._coco.add(frame, detections)
 
     def _close_videos(self) -> None:
         while self._videos:
@@ -242,12 +243,12 @@ class Outputs:
         self.close()
 
 
-def entry_of(frame: Frame, found: Detections, annotated: Path | None = None) -> dict[str, Any]:
+def entry_of(frame: Frame, detections: Detections, annotated: Path | None = None) -> dict[str, Any]:
     """What JSON says of a frame.
 
     Args:
         frame: The frame.
-        found: Its detections.
+        detections: Its detections.
         annotated: Its annotated picture, or the video that it is in.
 
     Returns:
@@ -259,10 +260,10 @@ def entry_of(frame: Frame, found: Detections, annotated: Path | None = None) -> 
     listed = [
         {"class": one["class"], "score": one["score"], "xyxy": one["box"]}
         | ({"id": one["id"]} if "id" in one else {})
-        for one in found.to_dict()["objects"]
+        for one in detections.to_dict()["objects"]
     ]
     return {
-        "file": frame.source, "frame": frame.index, "time": round(frame.time, 6), "T": found.T,
+        "file": frame.source, "frame": frame.index, "time": round(frame.time, 6), "T": detections.T,
         "width": width, "height": height, "annotated": annotated and str(annotated),
         "detections": listed,
     }  # fmt: skip

@@ -34,7 +34,7 @@ class CocoResults:
             self._images, self._categories = _numbers(annotations)
         self._pictures = 0
 
-    def add(self, frame: Frame, found: Detections) -> None:
+    def add(self, frame: Frame, detections: Detections) -> None:
         """Append the objects of a frame.
 
         Raises:
@@ -48,7 +48,7 @@ class CocoResults:
             if name not in self._images:
                 raise DataError(f"{frame.source}: is not among the images of the annotations")
             image = self._images[name]
-        for entry in found.to_coco(image, self._numbers_of(found.names)):
+        for entry in detections.to_coco(image, self._numbers_of(detections.names)):
             entry |= {"file_name": frame.source, "frame": frame.index}
             self._file.add(json_text(entry))
 
@@ -68,9 +68,9 @@ class CocoResults:
 def _numbers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Numbers of the images by file name and of the categories by name."""
     try:
-        held: Any = json.loads(path.read_bytes())
-        images = {Path(image["file_name"]).name: image["id"] for image in held["images"]}
-        return images, {category["name"]: category["id"] for category in held["categories"]}
+        content: Any = json.loads(path.read_bytes())
+        images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+        return images, {category["name"]: category["id"] for category in content["categories"]}
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError):

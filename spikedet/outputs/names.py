@@ -28,10 +28,10 @@ class Names:
         for path in inputs:
             self._paths.add(os.path.realpath(path))
             try:
-                found = os.stat(path)
+                status = os.stat(path)
             except OSError:
                 continue
-            self._files.add((found.st_dev, found.st_ino))
+            self._files.add((status.st_dev, status.st_ino))
 
     def expect_free(self, path: Path) -> Path:
         """Refuse to write over an input.
@@ -42,10 +42,10 @@ class Names:
         same = os.path.realpath(path) in self._paths
         if not same and self._files:
             try:
-                found = os.stat(path)
+                status = os.stat(path)
             except OSError:
                 return path
-            same = (found.st_dev, found.st_ino) in self._files
+            same = (status.st_dev, status.st_ino) in self._files
         if same:
             raise UsageError(f"{path}: is one of the inputs; choose another --out")
         return path

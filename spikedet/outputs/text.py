@@ -124,7 +124,7 @@ def csv_rows(entry: dict[str, Any]) -> str:
     """The rows of an entry, one an object; none where there is no object."""
     before = [entry[key] for key in ("file", "frame", "time", "T")]
     rows = []
-    for found in entry["detections"]:
-        values = [found["class"], found["score"], *found["xyxy"], found.get("id")]
+    for detection in entry["detections"]:
+        values = [detection["class"], detection["score"], *detection["xyxy"], detection.get("id")]
         rows.append(csv_line([*before, *values, entry["annotated"]]))
     return "".join(rows)

@@ -47,54 +47,54 @@ def make(options: Any, models: list[Path]) -> None:
         UsageError: Two checkpoints of one network and data set, or a method that there is not.
         DataError: None of the data folders holds the classes of a network.
     """
-    options.split = shared.split(options, "classification", test=True)
+    options = replace(options, split=shared.split(options, "classification", test=True))
     refuse(options, DETECTORS, f"{options.name} of classifiers has no use for it")
-    networks = given(options, models)
+    networks = networks_of(options, models)
     if options.name in FIGURES:
         analyse(options, networks)
     else:
         measure(options, networks)
 
 
-def given(options: Any, models: list[Path]) -> list[Network]:
+def networks_of(options: Any, models: list[Path]) -> list[Network]:
     """The networks of these float checkpoints; that of the released classifier without any."""
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity, load
     from spikedet.released import released
 
     shipped = None if models else released("float", task="classification")
-    found: list[Network] = []
+    networks: list[Network] = []
     for path in models or ([shipped] if shipped else []):
-        made = checkpoint.load(path)
-        name, dataset = described(made)
+        checkpoint = load(path)
+        name, dataset = described(checkpoint)
         place = dataset.replace(" ", "-")
-        leaky = made.model.get("activation") == "leaky"
-        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{checkpoint.identity(path)[:8]}"
+        leaky = checkpoint.model.get("activation") == "leaky"
+        folder = f"{place}-{name}{'-leaky' if leaky else ''}-{identity(path)[:8]}"
         shop = Workshop(
             options,
             options.out / folder.lower(),
             None if path == shipped else path,
             "classification",
-            folders_of(options, path, made.names),
+            folders_of(options, path, checkpoint.names),
             levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
         )
-        if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in found):
+        if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in networks):
             raise UsageError(f"{path}: a second {name} of {dataset}; give one at a time")
-        found.append(Network(name, dataset, leaky, shop))
-    return found
+        networks.append(Network(name, dataset, leaky, shop))
+    return networks
 
 
-def described(made: Any) -> tuple[str, str]:
+def described(checkpoint: Any) -> tuple[str, str]:
     """Name of the network, and of the data set by the number of its classes."""
     from spikedet.classification.models import FOREIGN
 
-    arch, width = made.model["arch"], made.model.get("width", 1.0)
+    arch, width = checkpoint.model["arch"], checkpoint.model.get("width", 1.0)
     foreign = arch.startswith(FOREIGN)
     arch = arch.removeprefix(FOREIGN)
     name = TORCHVISION_NAMES.get(arch, arch) + ("" if width == 1 else f"-x{width:g}")
-    classes = len(made.names)
-    if foreign or made.model.get("form", "cifar") == "imagenet":
+    classes = len(checkpoint.names)
+    if foreign or checkpoint.model.get("form", "cifar") == "imagenet":
         return name, "ImageNet" if classes == 1000 else f"ImageNet-{classes}"
-    cifar = (dataset for dataset, names in published.CLASSES.items() if names == made.names)
+    cifar = (dataset for dataset, names in published.CLASSES.items() if names == checkpoint.names)
     return name, next(cifar, f"{classes} classes")
 
 
@@ -123,8 +123,8 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
         limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
         if cell.method == "float":
             return None, {}  # filled in from what is counted beside the spiking network
-        found = shop.energy(replace(cell, limit=limit), make)
-        return (cost(found, measure), found) if found else (None, {})
+        energy = shop.energy(replace(cell, limit=limit), make)
+        return (cost(energy, measure), energy) if energy else (None, {})
     row = shop.row(cell, make)
     if row is None:
         return None, {}
@@ -135,9 +135,9 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
     return 100 * row["top1"], row
 
 
-def cost(found: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
+def cost(energy: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
     """GSOP x 1e-3, uJ or % of what spikedet energy wrote; None for the deviation of one picture."""
-    totals = found["totals"]
+    totals = energy["totals"]
     kind, _, ours = measure.partition("_")
     accounting = totals["ours" if ours else "paper"]
     if measure == "gsop":  # multiply-accumulates are the same in all pictures
@@ -152,9 +152,9 @@ def cost(found: dict[str, Any], measure: str, statistic: str = "mean") -> float 
     return (part[statistic] + (constant if statistic == "mean" else 0)) * unit
 
 
-def source_cost(found: dict[str, Any], measure: str) -> float:
+def source_cost(energy: dict[str, Any], measure: str) -> float:
     """The same of the float network."""
-    reference = found["totals"]["float"]
+    reference = energy["totals"]["float"]
     if measure == "gsop":
         return reference["multiply_accumulates"] * 1e-6
     return reference["pJ"] * 1e-6 if measure.startswith("energy") else 100.0
@@ -170,8 +170,8 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
     """
     lines = planned(TABLES[options.name], networks)
     if options.model and not any(line.network for line in lines):
-        given = ", ".join(f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks)
-        raise UsageError(f"{options.name} has no row for {given}")
+        words = [f"{'leaky ' if n.leaky else ''}{n.name} of {n.dataset}" for n in networks]
+        raise UsageError(f"{options.name} has no row for {', '.join(words)}")
     entries = {
         (number, T): entry(line, T)
         for number, line in enumerate(lines)
@@ -190,14 +190,14 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
     for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
         line, make = lines[number], (number, T) in asked
         try:
-            found, row = value(line, cells[number, T], make)
+            amount, row = value(line, cells[number, T], make)
         except UsageError:  # of weights that were made in another way
             if make:
                 raise
             continue
-        if found is None:
+        if amount is None:
             continue
-        entries[number, T] |= filled(found, row)
+        entries[number, T] |= filled(amount, row)
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
@@ -214,18 +214,24 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     row = line.row
     method = OURS.get(row.method, row.method) if T is not None else "float"
     printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
-    made: dict[str, Any] = {"method": method, "paper_method": row.method, "network": row.network}
-    made |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
-    made |= {"measure": row.measure, "value": NOT_RUN, "std": "", "top1": NOT_RUN, "top5": NOT_RUN}
-    made |= {"engine": "", "images": "", "paper": "" if printed == NOT_PRINTED else printed}
-    return made | {"paper_value": published.number(printed)}
+    fields: dict[str, Any] = {"method": method, "paper_method": row.method, "network": row.network}
+    fields |= {"dataset": row.dataset, "T": T or "", "calibration_pictures": row.pictures}
+    fields |= {
+        "measure": row.measure,
+        "value": NOT_RUN,
+        "std": "",
+        "top1": NOT_RUN,
+        "top5": NOT_RUN,
+    }
+    fields |= {"engine": "", "images": "", "paper": "" if printed == NOT_PRINTED else printed}
+    return fields | {"paper_value": published.number(printed)}
 
 
-def filled(found: float, row: dict[str, Any]) -> dict[str, Any]:
+def filled(amount: float, row: dict[str, Any]) -> dict[str, Any]:
     """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
     accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
     engine = row.get("engine", "torch")  # which counts operations as well
-    return {"value": found, **accuracy, "engine": engine, "images": row["images"]}
+    return {"value": amount, **accuracy, "engine": engine, "images": row["images"]}
 
 
 def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
@@ -287,8 +293,8 @@ def shown(entry: dict[str, Any] | None) -> str:
     """A cell as text."""
     if entry is None:
         return "-"
-    found = entry["value"]
-    text = found if found == NOT_RUN else f"{found:.2f}"
+    amount = entry["value"]
+    text = amount if amount == NOT_RUN else f"{amount:.2f}"
     text += f"±{entry['std']:.2f}" if entry["std"] != "" else ""
     return text + (f" ({entry['paper']})" if entry["paper"] else "")
 
@@ -314,8 +320,8 @@ def analyse(options: Any, networks: Sequence[Network]) -> None:
             for name in names:
                 target = options.out / f"{options.name}-{name}-{shop.out.name}-T{T}"
                 for ending in (".csv", ".png"):
-                    made = (folder / f"{name}{ending}").read_bytes()
-                    write_atomic(target.with_name(target.name + ending), made)
+                    content = (folder / f"{name}{ending}").read_bytes()
+                    write_atomic(target.with_name(target.name + ending), content)
                 print(f"{target}.csv and .png")
             ran = True
     if not ran:

@@ -119,18 +119,19 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
     Raises:
         UsageError: The checkpoints are not of one task, or not of that of the name.
     """
-    from spikedet import checkpoint, task_registry
+    from spikedet import task_registry
+    from spikedet.checkpoint import load
     from spikedet.networks import expect_stage
 
     there = [task for task, names in NAMES.items() if name in names]
     if not models and len(there) > 1:
         return task_registry.of_data(folders)
     for path in models:
-        made = checkpoint.load(path)
-        expect_stage(made, "float")
-        if made.task not in there:
-            raise UsageError(f"{path}: for {made.task}; {name} is of {' or '.join(there)}")
-        there = [made.task]
+        checkpoint = load(path)
+        expect_stage(checkpoint, "float")
+        if checkpoint.task not in there:
+            raise UsageError(f"{path}: for {checkpoint.task}; {name} is of {' or '.join(there)}")
+        there = [checkpoint.task]
     return there[0]
 
 

@@ -73,7 +73,7 @@ def make(options: Any, models: list[Path]) -> None:
     Raises:
         UsageError: More than one float checkpoint.
     """
-    from spikedet import checkpoint
+    from spikedet.checkpoint import identity
 
     if len(models) > 1:
         raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
@@ -84,14 +84,14 @@ def make(options: Any, models: list[Path]) -> None:
         refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")
     if options.name != "table10":
         refuse(options, ["long_limit"], "only table10 has rows with T >= 500")
-    options.split = options.split or SPLIT
     model = models[0] if models else None
-    options.leaky = options.leaky or (None if model else released_leaky())
-    if options.leaky is None:
+    leaky = options.leaky or (None if model else released_leaky())
+    options = replace(options, split=options.split or SPLIT, leaky=leaky)
+    if leaky is None:
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
     assert source is not None  # it comes with the package
-    folder = options.out / f"detector-{checkpoint.identity(source)[:8]}"
+    folder = options.out / f"detector-{identity(source)[:8]}"
     shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "figure8":
         steps_of_one_picture(options, shop)
@@ -129,7 +129,7 @@ def cells(options: Any) -> list[Cell]:
         if T is not None and method != "quantised":
             runs.setdefault((method, made_for(options, method, T), limit), []).append(T)
     counts = CALIBRATION_PICTURES if options.name == "table6" else (options.pictures,)
-    found = [
+    wanted = [
         Cell.of(
             method,
             T,
@@ -141,7 +141,7 @@ def cells(options: Any) -> list[Cell]:
         for method, T, limit in planned
         for pictures in counts
     ]
-    return sorted(found, key=lambda cell: cell.T or 0)
+    return sorted(wanted, key=lambda cell: cell.T or 0)
 
 
 def made_for(options: Any, method: str, T: int | None) -> int | None:
@@ -245,7 +245,7 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
         ]  # fmt: skip
     write_csv(options.out / "figure8.csv", lines)
     if options.boxes_only:
-        shown = [(method, [emptied(found) for found in steps]) for method, steps in shown]
+        shown = [(method, [emptied(detections) for detections in steps]) for method, steps in shown]
     titled = [
         [(method if f.T is None else f"{method}, t={f.T}", f.plot()) for f in steps]
         for method, steps in shown
@@ -258,18 +258,18 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
         )
 
 
-def emptied(found: Detections) -> Detections:
+def emptied(detections: Detections) -> Detections:
     """The same detections on an empty canvas."""
-    return replace(found, picture=np.full_like(found.picture, 245))
+    return replace(detections, picture=np.full_like(detections.picture, 245))
 
 
-def agreeing(found, truth) -> int:
+def agreeing(detections, truth) -> int:
     """How many objects of `truth` are found: same class, IoU of at least 0.5."""
     import torch
     from torchvision.ops import box_iou
 
-    if not len(found) or not len(truth):
+    if not len(detections) or not len(truth):
         return 0
-    iou = box_iou(torch.as_tensor(truth.boxes), torch.as_tensor(found.boxes))
-    same = torch.as_tensor(truth.labels)[:, None] == torch.as_tensor(found.labels)[None]
+    iou = box_iou(torch.as_tensor(truth.boxes), torch.as_tensor(detections.boxes))
+    same = torch.as_tensor(truth.labels)[:, None] == torch.as_tensor(detections.labels)[None]
     return int(((iou >= 0.5) & same).any(1).sum())

@@ -66,9 +66,9 @@ def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, ha
         raise UsageError(f"{option} {' '.join(map(str, sorted(absent)))}: {have}")
 
 
-def note_of(made: Path) -> Path:
+def note_of(path: Path) -> Path:
     """Where it stands how weights, or the folder of a run, were made."""
-    return made.with_name(made.name + ".txt")
+    return path.with_name(path.name + ".txt")
 
 
 class Workshop:
@@ -95,7 +95,11 @@ class Workshop:
         levels: int = 8,
     ):
         self.options, self.out, self.task, self.data = options, out, task, data
-        self.epochs, self.levels, self.given = options.epochs or epochs, levels, model is not None
+        self.epochs, self.levels, self.own_model = (
+            options.epochs or epochs,
+            levels,
+            model is not None,
+        )
         source = model or self.released("float")
         assert source is not None  # the released one comes with the package
         self.model: Path = source
@@ -121,7 +125,7 @@ class Workshop:
         """Released weights, where the rows are of the released float network."""
         from spikedet.released import released
 
-        return None if self.given else released(stage, T, self.task)
+        return None if self.own_model else released(stage, T, self.task)
 
     def training(self) -> list[Any]:
         """Options that say what to train on."""
@@ -173,7 +177,7 @@ class Workshop:
                 "--end-to-end",
                 options.end_to_end if cell.end_to_end and cell.pictures else 0,
             ]
-        return self.made(path, [*words, *self.training()], make, self.begun(path))
+        return self.ensured(path, [*words, *self.training()], make, self.begun(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
@@ -192,22 +196,24 @@ class Workshop:
         words += ["--epochs", self.epochs] if self.epochs else []
         done, asked = epochs_done(folder)
         make = make and not done == asked > 0
-        self.made(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
+        self.ensured(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
         return folder / "best.safetensors"
 
-    def made(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
+    def ensured(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
         """`out`, which a command makes now, or has made; what it was told stands beside it.
 
         Raises:
             UsageError: It is there, or begun, and was made in another way.
         """
-        told, note = " ".join(map(self.described, words)), note_of(out)
+        command, note = " ".join(map(self.described, words)), note_of(out)
         before = note.read_text().strip() if note.is_file() else None
-        if before != told and (before is not None or out.exists()):
+        if before != command and (before is not None or out.exists()):
             was = f"with '{before}'" if before else "nobody knows how"
-            raise UsageError(f"{out}: made {was}, now wanted with '{told}'; choose another --out")
+            raise UsageError(
+                f"{out}: made {was}, now wanted with '{command}'; choose another --out"
+            )
         if make:
-            write_atomic(note, f"{told}\n".encode())
+            write_atomic(note, f"{command}\n".encode())
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
             except SpikedetError:
@@ -258,11 +264,11 @@ class Workshop:
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet energy counts of a row; without `make` None where it did not yet."""
         path = self.place(cell, f"-energy-at-{cell.T}")
-        found = self.read(path, cell)
-        if found is None and make:
-            found = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
-            self.keep(path, found)
-        return found
+        entry = self.read(path, cell)
+        if entry is None and make:
+            entry = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.keep(path, entry)
+        return entry
 
     def place(self, cell: Cell, ending: str) -> Path:
         """Where what is measured of the weights of a row is kept."""
@@ -283,8 +289,8 @@ class Workshop:
         weights = self.weights(cell, make=False)
         if not path.is_file():
             return None
-        found = json.loads(path.read_text())
-        first = found[0] if isinstance(found, list) else found
+        content = json.loads(path.read_text())
+        first = content[0] if isinstance(content, list) else content
         if weights.is_file():
             stands = first["weights_sha256"] == identity(weights)
         else:
@@ -293,15 +299,16 @@ class Workshop:
             raise UsageError(
                 f"{path}: measured on other pictures than those of --data; choose another --out"
             )
-        return found if stands else None
+        return content if stands else None
 
     def pictures(self, limit: int | None) -> str:
         """Fingerprint of the pictures that are measured on."""
-        from spikedet import checkpoint, task_registry
+        from spikedet import task_registry
+        from spikedet.checkpoint import load
         from spikedet.task import Source
 
         if limit not in self._pictures:
-            task, names = task_registry.named(self.task), checkpoint.load(self.model).names
+            task, names = task_registry.named(self.task), load(self.model).names
             samples = task.read(Source(self.data, self.options.split, limit, names))
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
@@ -310,7 +317,7 @@ class Workshop:
         """What a command that measures the weights of a row writes as JSON, beside `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
-        given = [
+        arguments = [
             "--weights",
             self.weights(cell),
             "--data",
@@ -318,11 +325,11 @@ class Workshop:
             "--split",
             self.options.split,
         ]
-        made = path.with_suffix(".new.json")
-        self.run(tool, *given, *limit, *words, "--json", made)
-        return json.loads(made.read_text())
+        written = path.with_suffix(".new.json")
+        self.run(tool, *arguments, *limit, *words, "--json", written)
+        return json.loads(written.read_text())
 
-    def keep(self, path: Path, found: Any) -> None:
+    def keep(self, path: Path, content: Any) -> None:
         """Put what was measured there, with what was there before, in the place of both."""
-        write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
+        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
         path.with_suffix(".new.json").unlink()

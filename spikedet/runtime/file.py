@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
+from spikedet.checkpoint import save as save_checkpoint
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT
 from spikedet.runtime.network import SpikingNetwork
@@ -36,18 +37,25 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
         raise UsageError(
             f"a {type(network).__name__} cannot be saved; expected what spikedet.convert returns"
         )
-    about = {"stage": "snn", "task": TASK, "model": {}, "names": (), "T": network.T}
-    side = max(network.graph.shapes[INPUT][1:])
-    made = checkpoint.of_graph(network.graph, imgsz=side, origin=dict(network.origin), **about)
-    checkpoint.save(made, Path(path), half=half)
+    checkpoint = of_graph(
+        network.graph,
+        stage="snn",
+        task=TASK,
+        model={},
+        names=(),
+        imgsz=max(network.graph.shapes[INPUT][1:]),
+        T=network.T,
+        origin=dict(network.origin),
+    )
+    save_checkpoint(checkpoint, Path(path), half=half)
 
 
-def restore(made: checkpoint.Checkpoint) -> SpikingNetwork:
+def restore(checkpoint: Checkpoint) -> SpikingNetwork:
     """The spiking network of a checkpoint.
 
     Raises:
         WeightsError: Damaged.
     """
-    network = SpikingNetwork(checkpoint.restore_graph(made), made.time_steps)
-    network.origin = dict(made.origin)
+    network = SpikingNetwork(restore_graph(checkpoint), checkpoint.time_steps)
+    network.origin = dict(checkpoint.origin)
     return network

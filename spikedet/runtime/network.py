@@ -171,11 +171,11 @@ class SpikingNetwork(nn.Module):
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
             return [_join(outputs) for outputs in zip(*several, strict=True)]
         parts = _parts(steps, max(1, self.chunk // len(pictures)))
-        wanted, found = set(steps), {}
+        wanted, readouts = set(steps), {}
         for done, read in self._simulate(pictures, parts, each_step=False):
             if done in wanted:
-                found[done] = read()
-        return [found[t] for t in steps]
+                readouts[done] = read()
+        return [readouts[t] for t in steps]
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after every `steps` steps.
@@ -207,12 +207,12 @@ class SpikingNetwork(nn.Module):
         """
         T, batch = self.T if T is None else T, len(pictures)
         parts = _parts([T], max(1, (chunk or self.chunk) // batch))
-        told = 0
+        reported = 0
         for done, read in self._simulate(pictures, parts, each_step=True):
             output = read()
-            for first in range(0, (done - told) * batch, batch):
-                told += 1
-                yield told, _frames(output, first, first + batch)
+            for first in range(0, (done - reported) * batch, batch):
+                reported += 1
+                yield reported, _frames(output, first, first + batch)
 
     @contextmanager
     def spike_rates(self) -> Iterator[SpikeRates]:
@@ -246,11 +246,11 @@ class SpikingNetwork(nn.Module):
         call = self._watched(now)
         for steps in parts:
             now.steps = steps
-            found = graph.run(plan.during, known, plan.means, call)
+            means = graph.run(plan.during, known, plan.means, call)
             now.done += steps
 
-            def read(found: dict[str, Tensor] = found) -> Any:
-                values = graph.run(plan.behind, {**known, **found}, plan.outputs)
+            def read(means: dict[str, Tensor] = means) -> Any:
+                values = graph.run(plan.behind, {**known, **means}, plan.outputs)
                 return fill(graph.output, values)
 
             yield now.done, read
@@ -332,8 +332,8 @@ class SpikingNetwork(nn.Module):
         """
         from spikedet.engines import registry
 
-        found, self._engine, why = registry.make(name, self.graph)
-        self.engine, self._wanted, self.engine_reason = found, name, why
+        chosen, self._engine, why = registry.make(name, self.graph)
+        self.engine, self._wanted, self.engine_reason = chosen, name, why
         self.left_out = registry.left_out(self._engine)
         self._compiled = _state(self.graph)
         return f"{self.engine}: {why}"

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from spikedet.errors import PictureError, UsageError
-from spikedet.sources.find import Found, How, find_sources
+from spikedet.sources.find import Collected, FindOptions, find_sources
 from spikedet.sources.frame import Frame, Problems
 from spikedet.sources.stills import Picture
 from spikedet.sources.video import FRAME_RATE
@@ -31,14 +31,15 @@ class Sources:
     """
 
     def __init__(
-        self, found: Found, limit: int | None, tell: Callable[[PictureError], None] | None
+        self, collected: Collected, limit: int | None, tell: Callable[[PictureError], None] | None
     ):
-        self.ignored: list[Path] = found.ignored
-        self.files = [path for source in found.sources for path in source.files] + found.lists
+        self.ignored: list[Path] = collected.ignored
+        self.files = [path for source in collected.sources for path in source.files]
+        self.files += collected.lists
         self.frames, self.finished = 0, 0
-        self._sources, self._limit = found.sources, limit
+        self._sources, self._limit = collected.sources, limit
         self._problems = Problems(tell=tell)
-        self._waiting = found.errors
+        self._waiting = collected.errors
 
     def __len__(self) -> int:
         """Number of sources."""
@@ -122,5 +123,5 @@ def open_sources(
     if not 0 < frame_rate < float("inf"):
         raise UsageError(f"frame_rate is {frame_rate}; expected a number above 0")
     words = [words] if isinstance(words, str | PathLike) else words
-    how = How(recursive, [Path(folder) for folder in without], frame_rate)
-    return Sources(find_sources(words, how), limit, tell)
+    options = FindOptions(recursive, [Path(folder) for folder in without], frame_rate)
+    return Sources(find_sources(words, options), limit, tell)

@@ -8,7 +8,7 @@ import os
 import urllib.parse
 import urllib.request
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -51,13 +51,13 @@ def picture_suffixes() -> frozenset[str]:
     """Endings of the pictures that the installed libraries decode, in small letters."""
     reads_heic()  # registers what pillow-heif decodes
     known = Image.registered_extensions()
-    found = {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED}
+    decoded = {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED}
     heic = HEIC if reads_heic() else set()
-    return frozenset((found | SUFFIXES | {".mpo"} | heic) - _OTHER_PICTURES - VIDEOS)
+    return frozenset((decoded | SUFFIXES | {".mpo"} | heic) - _OTHER_PICTURES - VIDEOS)
 
 
 @dataclass
-class Found:
+class Collected:
     """What is behind the words of a command.
 
     Attributes:
@@ -74,7 +74,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class How:
+class FindOptions:
     """How words are understood; as `open_sources` has it.
 
     Attributes:
@@ -88,25 +88,24 @@ class How:
     frame_rate: float
 
 
-def find_sources(words: Sequence[str | os.PathLike], how: How) -> Found:
+def find_sources(words: Sequence[str | os.PathLike], options: FindOptions) -> Collected:
     """What is behind the words of a command; nothing is opened yet."""
-    found = Found()
+    collected = Collected()
     for word in words:
         word = os.fspath(word)
         try:
-            _add(found, word, how)
+            _add(collected, word, options)
         except PictureError as error:
-            found.errors.append(error)
+            collected.errors.append(error)
         except OSError as error:  # of a name that is too long, a folder that may not be read
-            found.errors.append(PictureError(f"{word}: {error.strerror}"))
+            collected.errors.append(PictureError(f"{word}: {error.strerror}"))
     once: dict[Hashable, Source] = {}
-    for source in found.sources:
+    for source in collected.sources:
         once.setdefault(source.name if isinstance(source, Numbered) else source, source)
-    found.sources = list(once.values())
-    return found
+    return replace(collected, sources=list(once.values()))
 
 
-def _add(found: Found, word: str, how: How, base: Path | None = None) -> None:
+def _add(collected: Collected, word: str, options: FindOptions, base: Path | None = None) -> None:
     """Add what is behind a word; those of a list are sought beside it first."""
     if "\0" in word:
         raise PictureError(f"{word!r}: is no name of a file")
@@ -114,26 +113,26 @@ def _add(found: Found, word: str, how: How, base: Path | None = None) -> None:
     if scheme and scheme[1].lower() == "file":
         word = urllib.request.url2pathname(urllib.parse.urlsplit(word).path)
     elif scheme:
-        found.sources.append(Address(word))
+        collected.sources.append(Address(word))
         return
     path = Path(word)
     if base is not None and not path.is_absolute() and os.path.lexists(base / path):
         path = base / path
     if os.path.isdir(path):
-        _add_folder(found, path, how)
+        _add_folder(collected, path, options)
     elif is_camera(path):
-        found.sources.append(Camera(str(path)))
+        collected.sources.append(Camera(str(path)))
     elif os.path.lexists(path):
         if path.suffix.lower() == ".txt":
-            _add_list(found, path, how, base)
+            _add_list(collected, path, options, base)
         else:
-            found.sources.append(_file(path))
+            collected.sources.append(_file(path))
     elif word.isdecimal() and len(word) < 4:
-        found.sources.append(Camera(int(word)))
+        collected.sources.append(Camera(int(word)))
     elif NUMBER.search(word):
-        found.sources.append(numbered(str(_beside(base, word)), how.frame_rate))
+        collected.sources.append(numbered(str(_beside(base, word)), options.frame_rate))
     elif glob.has_magic(word):
-        _add_pattern(found, str(_beside(base, word)))
+        _add_pattern(collected, str(_beside(base, word)))
     elif path.suffix.lower() in picture_suffixes():
         raise PictureError(f"{word}: no such picture")
     elif path.suffix.lower() in VIDEOS | {".txt"}:
@@ -159,24 +158,26 @@ def _file(path: Path) -> Source:
     return Picture(path, sure=suffix in picture_suffixes())
 
 
-def _add_folder(found: Found, folder: Path, how: How) -> None:
+def _add_folder(collected: Collected, folder: Path, options: FindOptions) -> None:
     """Add the pictures and videos of a folder, by name."""
     places: Iterable[Path] = [folder]
-    if how.recursive:
+    if options.recursive:
         real = os.path.realpath(folder)
-        apart = {*map(os.path.realpath, how.without), *map(str, Path(real).parents)} - {real}
+        apart = {*map(os.path.realpath, options.without), *map(str, Path(real).parents)} - {real}
         places = folders_below(folder, apart)
     there = (file for place in places for file in place.iterdir())
     files = sorted(f for f in there if not f.name.startswith(".") and not f.is_dir())
-    if _add_known(found, files, str(folder)) == 0:
-        deeper = "" if how.recursive else "; those of the folders in it are read with --recursive"
+    if _add_known(collected, files, str(folder)) == 0:
+        deeper = (
+            "" if options.recursive else "; those of the folders in it are read with --recursive"
+        )
         inside = any(path.is_dir() for path in folder.iterdir())
         raise PictureError(
             f"{folder}: no pictures in this folder, and no videos{deeper if inside else ''}"
         )
 
 
-def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
+def _add_known(collected: Collected, files: Sequence[Path], where: str) -> int:
     """Add the files that are pictures or videos by name; name those that cannot be read.
 
     Returns:
@@ -186,14 +187,14 @@ def _add_known(found: Found, files: Sequence[Path], where: str) -> int:
     for file in files:
         suffix = file.suffix.lower()
         if suffix in VIDEOS or suffix in picture_suffixes():
-            found.sources.append(_file(file))
+            collected.sources.append(_file(file))
             known += 1
         elif suffix in _OTHER_PICTURES | HEIC:
             unreadable.append(file)
         else:
-            found.ignored.append(file)
+            collected.ignored.append(file)
     if unreadable:
-        found.errors.append(_unreadable(unreadable, where))
+        collected.errors.append(_unreadable(unreadable, where))
     return known + len(unreadable)
 
 
@@ -201,25 +202,25 @@ def _unreadable(files: Sequence[Path], where: str) -> PictureError:
     """An error that counts and names pictures that cannot be read."""
     heic = [file for file in files if file.suffix.lower() in HEIC]
     kind = "HEIC " if len(heic) == len(files) else ""
-    what = f"1 {kind}picture" if len(files) == 1 else f"{len(files)} {kind}pictures"
+    counted = f"1 {kind}picture" if len(files) == 1 else f"{len(files)} {kind}pictures"
     names = ", ".join(file.name for file in files[:NAMED]) + (", ..." if files[NAMED:] else "")
     convert = "convert them to JPEG"
     advice = f"install pillow-heif, or {convert}" if heic else convert
-    return PictureError(f"{where}: {what} cannot be read ({names}); {advice}")
+    return PictureError(f"{where}: {counted} cannot be read ({names}); {advice}")
 
 
-def _add_pattern(found: Found, pattern: str) -> None:
+def _add_pattern(collected: Collected, pattern: str) -> None:
     """Add the files that a glob pattern matches; those of `*` as of a folder, by name."""
     files, errors = find_pictures([pattern])
-    found.errors += errors
+    collected.errors += errors
     if files and not Path(pattern).suffix:
-        if _add_known(found, files, pattern) == 0:
-            found.errors.append(PictureError(f"{pattern}: matches no pictures or videos"))
+        if _add_known(collected, files, pattern) == 0:
+            collected.errors.append(PictureError(f"{pattern}: matches no pictures or videos"))
         return
-    found.sources += [_file(path) for path in files]
+    collected.sources += [_file(path) for path in files]
 
 
-def _add_list(found: Found, path: Path, how: How, base: Path | None) -> None:
+def _add_list(collected: Collected, path: Path, options: FindOptions, base: Path | None) -> None:
     """Add what a list file says, a word a line; empty lines and those with # are none."""
     if base is not None:
         raise PictureError(f"{path}: is a list in a list; expected pictures and videos")
@@ -231,14 +232,14 @@ def _add_list(found: Found, path: Path, how: How, base: Path | None) -> None:
         lines = read_lines(path)
     except DataError as error:
         raise PictureError(str(error)) from None
-    found.lists.append(path)
+    collected.lists.append(path)
     words = [line for line in lines if line and not line.startswith("#")]
     if not words:
         raise PictureError(f"{path}: this list is empty; expected a file a line")
     for word in words:
         try:
-            _add(found, word, how, path.absolute().parent)
+            _add(collected, word, options, path.absolute().parent)
         except PictureError as error:
-            found.errors.append(PictureError(f"{path}: {error}"))
+            collected.errors.append(PictureError(f"{path}: {error}"))
         except OSError as error:
-            found.errors.append(PictureError(f"{path}: {word}: {error.strerror}"))
+            collected.errors.append(PictureError(f"{path}: {word}: {error.strerror}"))

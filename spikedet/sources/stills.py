@@ -94,8 +94,9 @@ class Numbered:
             yield Frame(picture, self.name, index, time, True, len(numbers), duration, length, path)
         if missing:
             between = f"{self.files[0].name} and {self.files[-1].name}"
-            what = "1 picture is" if missing == 1 else f"{missing} pictures are"
-            problems.add(PictureError(f"{self.pattern}: {what} missing between {between}"), missing)
+            counted = "1 picture is" if missing == 1 else f"{missing} pictures are"
+            problem = PictureError(f"{self.pattern}: {counted} missing between {between}")
+            problems.add(problem, missing)
 
 
 def numbered(pattern: str, frame_rate: float) -> Numbered:
@@ -109,8 +110,8 @@ def numbered(pattern: str, frame_rate: float) -> Numbered:
         raise PictureError(f"{pattern}: expected one number, like %04d, in the name of the file")
     files = []
     if folder.is_dir():
-        found = _expression(name)
-        files = [path for path in folder.iterdir() if found.fullmatch(path.name)]
+        expression = _expression(name)
+        files = [path for path in folder.iterdir() if expression.fullmatch(path.name)]
     if not files:
         raise PictureError(f"{pattern}: there are no such pictures")
     return Numbered(pattern, sorted(files, key=lambda p: _number_of(pattern, p)), frame_rate)
@@ -124,5 +125,5 @@ def _expression(name: str) -> re.Pattern:
 
 
 def _number_of(pattern: str, path: Path) -> int:
-    found = _expression(Path(pattern).name).fullmatch(path.name)
-    return int(found[1]) if found else -1
+    match = _expression(Path(pattern).name).fullmatch(path.name)
+    return int(match[1]) if match else -1

@@ -43,15 +43,15 @@ class Video:
             PictureError: It cannot be opened, or is cut short: then behind its last frame.
         """
         expect_file(self.path)
-        given, total = 0, None
+        yielded, total = 0, None
         with opened(self.path, self.name) as container:
             for frame in decoded(container, self.name, problems, self.path):
-                given, total = given + 1, frame.total
+                yielded, total = yielded + 1, frame.total
                 yield frame
-        if given and is_whole(self.path) is False:
-            of = f" of {total}" if total and total > given else ""
-            raise PictureError(f"{self.path}: is cut short; {given}{of} frames can be read")
-        if not given:
+        if yielded and is_whole(self.path) is False:
+            of = f" of {total}" if total and total > yielded else ""
+            raise PictureError(f"{self.path}: is cut short; {yielded}{of} frames can be read")
+        if not yielded:
             raise PictureError(f"{self.path}: holds no frame that can be read")
 
 
@@ -85,8 +85,8 @@ def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
         ):
             yield container
     except (av.FFmpegError, OSError, ValueError) as error:
-        what = "its end, where its index is, is missing" if lacks_index(path) else reason(error)
-        raise PictureError(f"{name}: is not a video that can be read ({what})") from None
+        problem = "its end, where its index is, is missing" if lacks_index(path) else reason(error)
+        raise PictureError(f"{name}: is not a video that can be read ({problem})") from None
 
 
 def reason(error: Exception) -> str:
@@ -140,7 +140,7 @@ def decoded(
     stream = stream_of(container, name)
     total, length = stream.frames or None, seconds_of(container)
     usual = 1 / float(stream.average_rate) if stream.average_rate else 1 / FRAME_RATE
-    given, bad, begin, clock, stopped = 0, 0, None, None, None
+    yielded, bad, begin, clock, stopped = 0, 0, None, None, None
     packets = container.demux(stream)
     flushed = False
     while not flushed:
@@ -165,21 +165,21 @@ def decoded(
             except (ValueError, av.FFmpegError):
                 bad += 1
                 continue
-            told = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
-            if told is None:
-                told = 0.0 if clock is None else clock + usual
-            begin = told if begin is None else begin
-            if clock is not None and told <= clock:  # times that begin anew, or stand still
-                begin += told - clock - usual
-            time, clock = max(0.0, told - begin), told
+            timestamp = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
+            if timestamp is None:
+                timestamp = 0.0 if clock is None else clock + usual
+            begin = timestamp if begin is None else begin
+            if clock is not None and timestamp <= clock:  # times that begin anew, or stand still
+                begin += timestamp - clock - usual
+            time, clock = max(0.0, timestamp - begin), timestamp
             seconds = float(raw.duration * (raw.time_base or 0)) if raw.duration else None
-            yield Frame(picture, name, given, time, True, total, seconds, length, file)
-            given += 1
-    if bad and (given or file is None):
-        what = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
-        problems.add(PictureError(f"{name}: {what} left out"), bad)
+            yield Frame(picture, name, yielded, time, True, total, seconds, length, file)
+            yielded += 1
+    if bad and (yielded or file is None):
+        counted = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
+        problems.add(PictureError(f"{name}: {counted} left out"), bad)
     if stopped is not None:
-        problems.add(PictureError(f"{name}: ends after {given} frames ({reason(stopped)})"))
+        problems.add(PictureError(f"{name}: ends after {yielded} frames ({reason(stopped)})"))
 
 
 def upright(raw: av.VideoFrame) -> np.ndarray:

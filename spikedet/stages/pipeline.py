@@ -171,10 +171,10 @@ class Calibration:
     def _end_to_end(self, network: Graph) -> None:
         """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`."""
         plan, steps = self.plan, self.plan.end.steps
-        about = (self.task, self.checkpoint, network)
+        task, checkpoint, teacher = self.task, self.checkpoint, self.teacher
 
         def loss() -> float:
-            return stage_two.tuning_loss(*about, self.tune, plan, self.teacher)
+            return stage_two.tuning_loss(task, checkpoint, network, self.tune, plan, teacher)
 
         def on_step(step: int, value: float) -> None:
             self.watcher.step(step + 1, steps, value)
@@ -185,7 +185,9 @@ class Calibration:
         before = loss()
         kept = copy.deepcopy(network)
         state = state_of(self.out)
-        spikes = stage_two.end_to_end(*about, self.train, plan, self.teacher, state, on_step)
+        spikes = stage_two.end_to_end(
+            task, checkpoint, network, self.train, plan, teacher, state, on_step
+        )
         after = loss()
         wins = after < before or plan.end.sparsity > 0
         path = self.out if wins else last_of(self.out)
@@ -198,9 +200,9 @@ class Calibration:
         passed: dict[str, Any] = {"end_to_end": True, **spikes}
         passed["end_to_end_steps"] = self.origin.get("end_to_end_steps", 0) + steps
         origin = {**self.origin, **losses}
-        save(spiking_checkpoint(self.checkpoint, network, {**origin, **passed}), path)
+        save(spiking_checkpoint(checkpoint, network, {**origin, **passed}), path)
         if not wins:
-            save(spiking_checkpoint(self.checkpoint, kept, origin), self.out)
+            save(spiking_checkpoint(checkpoint, kept, origin), self.out)
 
 
 @dataclass
@@ -265,16 +267,29 @@ class Conversion:
         )
         end = plan.end if method.end_to_end else replace(plan.end, steps=0)
         plan = replace(plan, layers=layers, end=end)
-        about = (self.task, quantised, self.train, self.tune, plan, self.out, origin, checkpoint)
-        where = (self.method, self.pooling, self.device, self.resume, self.watcher)
-        Calibration(*about, *where).run()
+        calibration = Calibration(
+            self.task,
+            quantised,
+            self.train,
+            self.tune,
+            plan,
+            self.out,
+            origin,
+            teacher=checkpoint,
+            method=method,
+            pooling=self.pooling,
+            device=self.device,
+            resume=self.resume,
+            watcher=self.watcher,
+        )
+        calibration.run()
 
     def _first_stage(self, checkpoint: Checkpoint, origin: dict[str, Any]) -> Checkpoint:
         """Stage-I weights for T: given, estimated, or those of a run beside `out`."""
         task, T = self.task, self.T
         if not self.method.finetuned:
-            how = (self.options.per_channel, self.method.thresholds)
-            return untuned(task, checkpoint, self.train, T, *how)
+            per_channel, thresholds = self.options.per_channel, self.method.thresholds
+            return untuned(task, checkpoint, self.train, T, per_channel, thresholds)
         if self.stage1 is not None:
             ready = load(self.stage1)
             expect_stage(ready, "qc")
@@ -287,8 +302,17 @@ class Conversion:
         options = self.options
         if self.method.plain:
             options = replace(options, noise=0.0, distill=0.0, clips_rounded=True)
-        about = (task, checkpoint, self.train, self.tune, T, self.settings, options)
-        tuning = FineTuning(*about, self.teacher, origin)
+        tuning = FineTuning(
+            task,
+            checkpoint,
+            self.train,
+            self.tune,
+            T,
+            self.settings,
+            options,
+            teacher=self.teacher,
+            origin=origin,
+        )
         folder = self.out.with_name(self.out.name + ".stage1")
         if not (self.resume and tuning.finished(folder)):
             tuning.run(folder, self.resume)

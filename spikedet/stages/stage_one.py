@@ -140,8 +140,18 @@ class FineTuning:
 
         teacher = self.teacher or (checkpoint if checkpoint.stage == "float" else None)
         guide = teacher_of(task, checkpoint, teacher) if teacher and options.distill else None
-        how = (folder, self.settings, write, resume, guide, options.distill)
-        task.fit(network, Run(checkpoint, self.train, self.tune, *how))
+        run = Run(
+            checkpoint,
+            self.train,
+            self.tune,
+            folder,
+            self.settings,
+            write,
+            resume=resume,
+            teacher=guide,
+            distill=options.distill,
+        )
+        task.fit(network, run)
 
     def finished(self, folder: Path) -> bool:
         """Whether the run in `folder` has done all the epochs that it would be resumed for.

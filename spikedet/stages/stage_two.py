@@ -217,25 +217,21 @@ def end_to_end(
             side = growing_side(plan.end.grow_from, checkpoint.imgsz, part, stride)
             yield {**batch, "img": resized(batch["img"], side)}
 
-    about = {"T": checkpoint.T, "seed": plan.seed, **vars(plan.end)}
-    about["begun with"] = fingerprint(network.layers.state_dict())
-    about["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
-    about["data"] = samples.fingerprint()
+    setup = {"T": checkpoint.T, "seed": plan.seed, **vars(plan.end)}
+    setup["begun with"] = fingerprint(network.layers.state_dict())
+    setup["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
+    setup["data"] = samples.fingerprint()
 
     def write(reached: dict[str, Any]) -> None:
         if state is not None:
-            save_state({**reached, "about": about}, state)
+            save_state({**reached, "about": setup}, state)
 
     spikes = distill(
         spiking,
         batches,
         loss,
-        steps=plan.end.steps,
-        rate=plan.end.rate,
-        batch_norm=plan.end.batch_norm,
-        int8=plan.end.int8,
-        sparsity=plan.end.sparsity,
-        state=_reached(state, about),
+        plan.end,
+        state=_reached(state, setup),
         on_step=on_step,
         on_round=write if state else None,
     )
@@ -317,7 +313,7 @@ def _end_loss(
     return loss
 
 
-def _reached(state: Path | None, about: dict[str, Any]) -> dict[str, Any] | None:
+def _reached(state: Path | None, setup: dict[str, Any]) -> dict[str, Any] | None:
     """What the file of an interrupted end-to-end pass holds, None without one.
 
     Raises:
@@ -327,6 +323,6 @@ def _reached(state: Path | None, about: dict[str, Any]) -> dict[str, Any] | None
         return None
     reached = read_state(state, "about")
     before = reached["about"]
-    if before != about:
-        raise TrainingError(f"{state} holds an end-to-end pass with {before}; this one has {about}")
+    if before != setup:
+        raise TrainingError(f"{state} holds an end-to-end pass with {before}; this one has {setup}")
     return reached

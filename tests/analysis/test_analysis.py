@@ -313,11 +313,11 @@ def test_bad_arguments(devkit, tmp_path, monkeypatch, capsys, words, code, messa
 
 @needs_weights
 def test_networks_of_two_descriptions_are_refused(devkit, tmp_path, monkeypatch, capsys):
-    from spikedet import checkpoint
+    from spikedet.checkpoint import load, save
 
-    other = checkpoint.load(released("qc", 8))
+    other = load(released("qc", 8))
     other.model = {**other.model, "scale": "n"}
-    checkpoint.save(other, tmp_path / "other.safetensors")
+    save(other, tmp_path / "other.safetensors")
     words = ["--data", devkit, "--split", "VOC2007:val", "--out", tmp_path / "out"]
     words += ["--stage1", tmp_path / "other.safetensors", "--T", 8, "--all"]
     assert command(monkeypatch, "analyze", *words) == 4

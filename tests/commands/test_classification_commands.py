@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import spikedet
-from spikedet import checkpoint, networks
-from spikedet.checkpoint import Checkpoint
+from spikedet import networks
+from spikedet.checkpoint import Checkpoint, load, save, sha256
 from spikedet.classification import data
 from spikedet.classification import train as training
 from spikedet.classification.data import Samples
@@ -81,7 +81,7 @@ def made(tmp_path_factory):
 def detector(tmp_path_factory):
     """A file of detector weights."""
     path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
-    checkpoint.save(Checkpoint("float", "detection", {}, ("dog",), 64, {"x": torch.ones(1)}), path)
+    save(Checkpoint("float", "detection", {}, ("dog",), 64, {"x": torch.ones(1)}), path)
     return path
 
 
@@ -93,22 +93,22 @@ def weights(made, stage):
 
 
 def test_every_stage_says_what_it_is_and_where_it_came_from(made):
-    found = {stage: checkpoint.load(weights(made, stage)) for stage in ("float", "qc", "snn")}
+    found = {stage: load(weights(made, stage)) for stage in ("float", "qc", "snn")}
     for stage, one in found.items():
         assert (one.stage, one.task, one.names, one.imgsz) == (stage, "classification", CLASSES, 16)
         assert one.model["width"] == 0.25
         assert (None if stage == "float" else 4) == one.T
     assert found["float"].origin["command"].startswith("spikedet train --model toy.yaml")
     assert found["float"].origin["pictures"] == 150  # 3 are kept aside
-    assert found["qc"].origin["parent"] == checkpoint.sha256(weights(made, "float"))
-    assert found["snn"].origin["parent"] == checkpoint.sha256(weights(made, "qc"))
+    assert found["qc"].origin["parent"] == sha256(weights(made, "float"))
+    assert found["snn"].origin["parent"] == sha256(weights(made, "qc"))
     assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
     assert not any("running_mean" in name for name in found["snn"].tensors)
 
 
 def test_stage_one_is_written_with_its_batch_norm_folded(made):
     """What is written computes what was trained and measured beside its batch norm."""
-    one = checkpoint.load(weights(made, "qc"))
+    one = load(weights(made, "qc"))
     assert not any("running_mean" in name for name in one.tensors)
     _, tune = data.read([made / "data"], "train").split_off_tuning()
     runner = networks.restore(CLASSIFICATION, one)
@@ -151,16 +151,16 @@ def test_where_batch_norm_is_folded_makes_another_run(made, monkeypatch, capsys,
 def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
     words = ["--model", made / "toy.yaml", "--data", made / "data", *TRAINING, "--imgsz", 16]
     words += ["--pretrained", weights(made, "float"), "--rate", 0.001, "--epochs", 3]
-    teacher = checkpoint.load(weights(made, "float"))
+    teacher = load(weights(made, "float"))
     teacher.tensors["fc.bias"] += torch.tensor([6.0, 0.0, 0.0])  # not what the labels say
-    checkpoint.save(teacher, tmp_path / "teacher.safetensors")
+    save(teacher, tmp_path / "teacher.safetensors")
     drawn = {}
     for weight in (0, 50):
         guide = ["--teacher", tmp_path / "teacher.safetensors", "--distill", weight]
         guide = guide if weight else []
         out = tmp_path / str(weight)
         assert command(monkeypatch, "train", *words, *guide, "--out", out) == 0
-        bias = checkpoint.load(out / "last.safetensors").tensors["fc.bias"]
+        bias = load(out / "last.safetensors").tensors["fc.bias"]
         drawn[weight] = (bias[0] - bias[1:].mean()).item()
     assert drawn[50] > drawn[0] + 0.05
     guide = ["--teacher", weights(made, "qc"), "--out", tmp_path / "other"]
@@ -180,7 +180,7 @@ def test_every_method_converts(made, tmp_path, monkeypatch, method):
     words += ["--layer-steps", 2] if does and does.fine else []
     words += ["--end-to-end", 1] if does and does.end_to_end else []
     assert command(monkeypatch, "convert", *words, "--method", method) == 0
-    found = checkpoint.load(out)
+    found = load(out)
     assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
     assert ("tuning_loss" in found.origin) == (method == "two-stage")
     stage1 = tmp_path / "out.safetensors.stage1/best.safetensors"
@@ -242,9 +242,9 @@ def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatc
 
 
 def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
-    spiking = checkpoint.load(weights(made, "snn"))
+    spiking = load(weights(made, "snn"))
     spiking.origin["end_to_end"] = True  # whether a pass is kept may depend on rounding
-    checkpoint.save(spiking, tmp_path / "snn.safetensors")
+    save(spiking, tmp_path / "snn.safetensors")
     files = [tmp_path / "snn.safetensors", weights(made, "float"), weights(made, "qc")]
     words = ["--data", made / "data", "--compare", "--json", tmp_path / "rows.json"]
     assert command(monkeypatch, "evaluate", "--weights", *files, *words) == 0
@@ -263,7 +263,7 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
         assert row["spike_rate"] is None or 0 < row["spike_rate"] < 1
     assert rows[0]["top1"] > 0.5  # it has learnt; a third by chance
     # the same by hand
-    runner = networks.restore(CLASSIFICATION, checkpoint.load(weights(made, "float")))
+    runner = networks.restore(CLASSIFICATION, load(weights(made, "float")))
     samples = data.read([made / "data"], "test")
     pictures = next(data.batches(samples, runner.description, 16, 9))
     right = (runner(pictures).argmax(1) == torch.tensor(samples.labels)).float().mean().item()
@@ -329,14 +329,14 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     few = {"residual", "periodic", "rates", "raster"}  # none of two runs
     assert {p.stem for p in tmp_path.iterdir()} == few
     some = parsed("analyze", [*words, "--all", "--limit", 12, "--out", ""])
-    taken = analyze.samples(some, CLASSIFICATION, checkpoint.load(weights(made, "snn")))
+    taken = analyze.samples(some, CLASSIFICATION, load(weights(made, "snn")))
     assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
 
 
 def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(made, tmp_path):
-    spiking = checkpoint.load(weights(made, "snn"))
+    spiking = load(weights(made, "snn"))
     spiking.model["spike_pooling"] = "step"
-    checkpoint.save(spiking, tmp_path / "step.safetensors")
+    save(spiking, tmp_path / "step.safetensors")
     words = ["--stage1", weights(made, "qc"), "--float", weights(made, "float"), "--data", "d"]
     words = ["--weights", tmp_path / "step.safetensors", *words, "--out", tmp_path]
     loaded = analyze.load(parsed("analyze", words))
@@ -557,8 +557,8 @@ def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, me
     add_pictures(tmp_path / "half", "train", 1, "ab", size=(16, 16))
     add_pictures(tmp_path / "half", "test", 1, "abc", size=(16, 16))
     (tmp_path / "VOCdevkit/VOC2007").mkdir(parents=True)
-    given = checkpoint.load(weights(made, "float"))
-    checkpoint.save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
+    given = load(weights(made, "float"))
+    save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
     (tmp_path / "damaged.stage1").mkdir()
     (tmp_path / "damaged.stage1/state.pt").write_bytes(b"damaged")
     (tmp_path / "arch.yaml").write_text(DESCRIPTION.replace("resnet20", "lenet"))
@@ -589,7 +589,7 @@ def test_descriptions_that_cannot_be_read(tmp_path, text, words):
 
 def test_calibration_with_few_pictures(made):
     """As many batches as there are pictures for, one at least to fit to and one to judge by."""
-    given = checkpoint.load(weights(made, "qc"))
+    given = load(weights(made, "qc"))
     samples = data.read([made / "data"], "test")
     plan = Plan(LayerWise(batch=32))
     plan.layers.steps = 1
@@ -672,25 +672,25 @@ def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
 
 
 def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
-    other = checkpoint.load(weights(made, "snn"))
+    other = load(weights(made, "snn"))
     for tensor in other.tensors.values():
         tensor += 1
-    checkpoint.save(other, tmp_path / "other.safetensors")
+    save(other, tmp_path / "other.safetensors")
     both = [weights(made, "snn"), tmp_path / "other.safetensors"]
     out = tmp_path / "mean.safetensors"
     assert command(monkeypatch, "average", "--weights", *both, "--out", out) == 0
-    first, mean = checkpoint.load(both[0]), checkpoint.load(out)
+    first, mean = load(both[0]), load(out)
     assert mean.tensors.keys() == first.tensors.keys()
     for name, tensor in first.tensors.items():
         assert torch.allclose(mean.tensors[name], tensor + 0.5)
-    assert mean.origin["parents"] == [checkpoint.sha256(path) for path in both]
+    assert mean.origin["parents"] == [sha256(path) for path in both]
     assert mean.origin["calibration_pictures"] == first.origin["calibration_pictures"]
     assert "tuning_loss" not in mean.origin and networks.restore(CLASSIFICATION, mean).T == 4
     other.T = 8
-    checkpoint.save(other, tmp_path / "eight.safetensors")
+    save(other, tmp_path / "eight.safetensors")
     other.T = 4
     other.tensors.pop("fc.bias")
-    checkpoint.save(other, tmp_path / "fewer.safetensors")
+    save(other, tmp_path / "fewer.safetensors")
     for words, code, message in (
         (both, 6, "is there already"),
         (both[:1], 2, "expected two checkpoints or more"),
@@ -704,11 +704,11 @@ def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
 
 
 def test_damaged_tensors_of_a_classifier_are_refused(made):
-    given = checkpoint.load(weights(made, "snn"))
+    given = load(weights(made, "snn"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match="the tensor fc.weight of the graph is not in the file"):
         networks.graph_of(CLASSIFICATION, given)
-    given = checkpoint.load(weights(made, "float"))
+    given = load(weights(made, "float"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match='tensors do not fit.*"fc.weight"'):
         networks.module_of(CLASSIFICATION, given)
@@ -732,7 +732,7 @@ def test_rounded_weights_from_calibration_to_evaluation_by_events(made, tmp_path
     words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
     words += ["--data", made / "data", "--end-int8", "--end-sparsity", 0.01, "--out", out]
     assert command(monkeypatch, "calibrate", *words) == 0
-    assert checkpoint.load(out).origin["int8"] is True
+    assert load(out).origin["int8"] is True
     with safe_open(out, "pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert "I8" in kinds

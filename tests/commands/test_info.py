@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load, sha256
 from spikedet.released import released
 from support.commands import command
 
@@ -20,7 +20,7 @@ def told(monkeypatch, tmp_path, path):
 
 
 def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
-    found, made = told(monkeypatch, tmp_path, SPIKING), checkpoint.load(SPIKING)
+    found, made = told(monkeypatch, tmp_path, SPIKING), load(SPIKING)
     thresholds = [t for name, t in made.tensors.items() if name.endswith("threshold")]
     assert found["stage"] == "spiking" and found["T"] == 4 and found["task"] == "classification"
     assert found["network"].startswith("resnet20") and found["classes"] == list(made.names)
@@ -31,7 +31,7 @@ def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
     }
     floats = [t for t in made.tensors.values() if t.is_floating_point()]
     assert found["parameters"] == sum(t.numel() for t in floats)
-    assert found["sha256"] == checkpoint.sha256(SPIKING) and found["engines"]["torch"]
+    assert found["sha256"] == sha256(SPIKING) and found["engines"]["torch"]
     shown = " ".join(capsys.readouterr().out.split())
     assert f"T 4 thresholds {found['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
@@ -102,7 +102,7 @@ def test_info_by_layer(tmp_path, monkeypatch, capsys):
     out = tmp_path / "info.json"
     assert command(monkeypatch, "info", SPIKING, "--layers", "--json", out) == 0
     rows = json.loads(out.read_text())["by_layer"]
-    made = checkpoint.load(SPIKING)
+    made = load(SPIKING)
     assert len(rows) == sum(name.endswith("threshold") for name in made.tensors)
     assert all(0 <= r["rate"] <= 1 and 0 < r["least"] <= r["greatest"] for r in rows)
     assert "least threshold" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from spikedet import checkpoint
+from spikedet.checkpoint import load
 from spikedet.commands.main import parsed
 from support.classes import add_cifar, add_pictures
 from support.commands import command
@@ -72,7 +72,7 @@ def test_detection(format, pictures, shown, tmp_path, monkeypatch, capsys):
     assert f"{shown}: circle, square, triangle" in told or format == "voc"
     assert shown in told
     assert listing(tmp_path / "shapes") == before  # nothing is written beside the pictures
-    made = checkpoint.load(tmp_path / "runs/shapes-T8.safetensors")
+    made = load(tmp_path / "runs/shapes-T8.safetensors")
     assert (made.names, made.stage, made.T) == (NAMES, "snn", 2)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 4 and set(row["per_class"]) == set(NAMES) and row["AP"] is not None

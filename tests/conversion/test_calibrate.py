@@ -26,7 +26,7 @@ from spikedet.graph.time import readouts
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import LayerWise
+from spikedet.settings import EndToEnd, LayerWise
 from support.stages import neurons, quantised, seen_in, spiking_copy
 
 T = 8
@@ -160,8 +160,8 @@ def test_distillation_lowers_the_output_error(stages, batches, batch_norm):
             wanted = quantised(batch)
         return (network(batch) - wanted).square().mean()
 
-    distill(network, lambda first: cycle(batches[:20]), loss, steps=80, rate=5e-3, warmup=5,
-            batch_norm=batch_norm)  # fmt: skip
+    options = EndToEnd(steps=80, rate=5e-3, batch_norm=batch_norm)
+    distill(network, lambda first: cycle(batches[:20]), loss, options, warmup=5)
     assert output_error(quantised, spiking, batches[24:]) < 0.3 * before
     assert not any(p.requires_grad for p in network.parameters())
     weights = spiking.of((MeanOverTime,))[0].module.log_weights
@@ -224,8 +224,8 @@ def test_a_layer_with_one_value_a_channel_is_trained_without_batch_norm():
 
     with torch.no_grad():
         before = loss(picture)
-    distill(timed, lambda first: cycle([picture]), loss, steps=30, rate=0.01, warmup=2,
-            batch_norm=True)  # fmt: skip
+    options = EndToEnd(steps=30, rate=0.01, batch_norm=True)
+    distill(timed, lambda first: cycle([picture]), loss, options, warmup=2)
     assert max(seen) == 1  # the first layer runs once on one picture, the second in every step
     with torch.no_grad():
         assert loss(picture) < before
@@ -243,9 +243,9 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monke
         def loss(batch):
             return (timed(batch) - 1).square().mean()
 
-        options = {"steps": 8, "rate": 5e-3, "state": state, "on_round": on_round}
-        options["batch_norm"] = batch_norm
-        distill(timed, lambda first: iter(batches[first:]), loss, warmup=2, **options)
+        options = EndToEnd(steps=8, rate=5e-3, batch_norm=batch_norm)
+        more = {"warmup": 2, "state": state, "on_round": on_round}
+        distill(timed, lambda first: iter(batches[first:]), loss, options, **more)
         return network.state_dict()
 
     start = copy.deepcopy(spiking)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, load, save
 from spikedet.classification import models
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import convert
@@ -327,10 +327,10 @@ def shades(tmp_path_factory):
     path = ROOT / "configs/models/cifar-resnet20.yaml"
     description = CLASSIFICATION.describe(path, "0.25")
     network = CLASSIFICATION.network(description, 2)
-    made = checkpoint.Checkpoint(
+    made = Checkpoint(
         "float", "classification", description, ("bright", "dark"), 16, network.state_dict()
     )
-    checkpoint.save(made, folder / "float.safetensors")
+    save(made, folder / "float.safetensors")
     return folder
 
 
@@ -349,7 +349,7 @@ def classified(folder, method, *words, steps=4):
     small = ["--out", out, "--data", folder]
     small += ["--pictures", 64, "--held", 32] if METHODS[method].calibrated else []
     convert.run(parsed("convert", [*given, *small, *words]))
-    return checkpoint.load(out)
+    return load(out)
 
 
 @pytest.mark.parametrize("method", UNTRAINED)
@@ -383,7 +383,7 @@ def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
     monkeypatch.setattr(CLASSIFICATION, "fit", look)
     made = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)
     stage1 = shades / "qcfs-2.safetensors.stage1" / "best.safetensors"
-    assert trained_as == [(None, {(0.0, True, 2)})] and checkpoint.load(stage1).T == 2
+    assert trained_as == [(None, {(0.0, True, 2)})] and load(stage1).T == 2
     later = classified(shades, "qcfs", "--stage1", stage1, steps=7)
     assert (later.T, later.origin["levels"], different(made, later)) == (7, 2, set())
     assert "layer_wise_gain" not in later.origin

@@ -125,13 +125,13 @@ def test_every_step_is_shown_and_the_keys_change_the_next_frame():
 
     assert webcam.play(eye, frames(2), controls, True, show, iou=0.5) == 2
     assert eye.asked == [(3, 0.25, 0.5, webcam.CHUNK), (4, 0.3, 0.5, webcam.CHUNK)]
-    assert [one.found.T for one in seen] == [1, 2, 3, 1, 2, 3, 4]
+    assert [one.detections.T for one in seen] == [1, 2, 3, 1, 2, 3, 4]
 
 
 def test_only_the_last_step():
     seen = []
     assert webcam.play(Eye(), frames(2), webcam.Controls(T=3), False, seen.append) == 2
-    assert [one.found.T for one in seen] == [3, 3]
+    assert [one.detections.T for one in seen] == [3, 3]
 
 
 def test_the_end_key_ends_within_a_frame():

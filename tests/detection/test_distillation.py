@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikedet import checkpoint, networks
+from spikedet import networks
+from spikedet.checkpoint import Checkpoint
 from spikedet.detection import model
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.task import DETECTION
@@ -76,7 +77,7 @@ def test_the_training_loss_adds_it_with_its_weight():
 def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     T = None if stage == "float" else 8
-    made = checkpoint.Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
-    teacher = checkpoint.Checkpoint(stage, "detection", description, names, 64, {}, T)
+    made = Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
+    teacher = Checkpoint(stage, "detection", description, names, 64, {}, T)
     with pytest.raises(WeightsError, match=words):
         networks.teacher_of(DETECTION, made, teacher)

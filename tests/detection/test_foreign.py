@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import checkpoint, networks
+from spikedet import networks
+from spikedet.checkpoint import Checkpoint
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.task import DETECTION
@@ -54,7 +55,7 @@ def spiking(network, pictures, T):
 
 def old_and_new(description, network):
     """Spiking checkpoints: as files of the old form were, and with the graph."""
-    old = checkpoint.Checkpoint(
+    old = Checkpoint(
         "snn", "detection", description, VOC_CLASSES, 64, network.graph.layers.state_dict(), 4
     )
     head = model.head_of(model.build(description, len(VOC_CLASSES)))
@@ -192,7 +193,7 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
     description = model.read_description(MODELS / "tiny-yolo.yaml", "n", text)
     with pytest.raises(UsageError, match="cannot be built: .*unsupported activation"):
         model.build(description, 20)
-    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
+    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
         networks.restore(DETECTION, made)
     assert not Path("made").exists()
@@ -206,14 +207,14 @@ def test_pooling_is_read_from_the_description():
     args = description, VOC_CLASSES, 64, state, 4
     for pooling in ("count", "step"):
         description["spike_pooling"] = pooling
-        made = checkpoint.Checkpoint("snn", "detection", *args)
+        made = Checkpoint("snn", "detection", *args)
         for again in (made, networks.current(DETECTION, made)):
             runner = networks.restore(DETECTION, again)
             pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
             assert {p.mode for p in pools} == {pooling}
     description["spike_pooling"] = "mean"
     with pytest.raises(WeightsError, match="spike_pooling: mean; expected count or step"):
-        networks.restore(DETECTION, checkpoint.Checkpoint("snn", "detection", *args))
+        networks.restore(DETECTION, Checkpoint("snn", "detection", *args))
 
 
 def test_kept_thresholds_are_restored():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import spikedet
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, load, save
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
@@ -92,19 +92,15 @@ def weights(tmp_path_factory):
     network = model.build(description, 20)
     for branch in network.model[-1].cv3:
         branch[-1].bias.data.fill_(-1.0)  # scores high enough to be seen
-    made = checkpoint.Checkpoint(
-        "float", "detection", description, VOC_CLASSES, 64, network.state_dict()
-    )
-    checkpoint.save(made, folder / "float.safetensors")
+    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, network.state_dict())
+    save(made, folder / "float.safetensors")
     noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = BoxSamples([Sample("noise", folder / "noise.png", 64, 64, *nothing)])
     qc = stage_one.untuned(DETECTION, made, samples, 4)
-    checkpoint.save(qc, folder / "qc.safetensors")
-    checkpoint.save(
-        spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {}), folder / "snn.safetensors"
-    )
+    save(qc, folder / "qc.safetensors")
+    save(spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {}), folder / "snn.safetensors")
     return folder
 
 
@@ -117,7 +113,7 @@ def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
     with pytest.raises(WeightsError, match="have one threshold a layer"):
         stage_one.quantized(
             DETECTION,
-            checkpoint.load(weights / "qc.safetensors"),
+            load(weights / "qc.safetensors"),
             BoxSamples([]),
             4,
             StageOne(per_channel=True),
@@ -248,18 +244,18 @@ def test_bad_arguments(weights, picture):
 
 
 def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
-    made = checkpoint.load(weights / "snn.safetensors")
+    made = load(weights / "snn.safetensors")
     del made.tensors["model.0.act.initial"]
-    checkpoint.save(made, tmp_path / "w")
+    save(made, tmp_path / "w")
     with pytest.raises(WeightsError, match="model.0.act.initial of the graph is not in the file"):
         spikedet.load(tmp_path / "w")
-    made = checkpoint.load(weights / "float.safetensors")
+    made = load(weights / "float.safetensors")
     del made.tensors["model.0.conv.weight"]
-    checkpoint.save(made, tmp_path / "w")
+    save(made, tmp_path / "w")
     with pytest.raises(WeightsError, match="do not fit"):
         spikedet.load(tmp_path / "w")
     made.task = "pose"
-    checkpoint.save(made, tmp_path / "w")
+    save(made, tmp_path / "w")
     with pytest.raises(WeightsError, match="for pose"):
         spikedet.load(tmp_path / "w")
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from spikedet import checkpoint, networks
+from spikedet import networks
+from spikedet.checkpoint import load, load_plain, load_plain_into, save
 from spikedet.commands import calibrate, convert, kinds
 from spikedet.commands.main import parsed
 from spikedet.commands.training import plan
@@ -196,7 +197,7 @@ def test_a_run_of_another_network_is_not_resumed(sides, tmp_path):
         with pytest.raises(TrainingError, match=words):
             trainer(sides, folder, resume=True, epochs=2, **other).train()
     assert kept == [(folder / name).read_bytes() for name in files]
-    made = checkpoint.load(folder / "last.safetensors")
+    made = load(folder / "last.safetensors")
     expect_same_run(folder, made)
     with pytest.raises(TrainingError, match="a run with scale=None; this one has scale='s'"):
         expect_same_run(folder, replace(made, model={"scale": "s"}))
@@ -233,14 +234,14 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     floating = tmp_path / "f" / "best.safetensors"
-    assert checkpoint.load(floating).stage == "float"
+    assert load(floating).stage == "float"
 
     stage2 = ["--pictures", 8, "--held", 8, "--layer-steps", 4, "--end-to-end", 2]
     stage2 += ["--per-channel", "--per-neuron", "--loss", "kl", "--layers", "model.[1-9].*"]
     done = run("convert", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
                tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    made = checkpoint.load(tmp_path / "snn.safetensors")
+    made = load(tmp_path / "snn.safetensors")
     assert (made.stage, made.T, made.imgsz) == ("snn", 4, 64)
     assert "error per layer on held-out pictures" in done.stdout
     assert made.tensors["model.3.act.threshold"].shape == (32,)  # of each channel
@@ -248,7 +249,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert made.tensors["model.0.act.initial"].shape == (8,)  # not named, left alone
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
-    assert checkpoint.load(one).stage == "qc"
+    assert load(one).stage == "qc"
     again = ["convert", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
              tmp_path / "snn.safetensors"]  # fmt: skip
     done = run(*again, cache=tmp_path)
@@ -280,13 +281,13 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     done = run("finetune", "--weights", floating, "--T", 4, *data, *small, "--no-fold-first",
                "--out", tmp_path / "beside", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    beside = checkpoint.load(tmp_path / "beside/best.safetensors")
+    beside = load(tmp_path / "beside/best.safetensors")
     assert beside.origin["run"]["fold_first"] is False
     assert not any("running_mean" in name for name in beside.tensors)
     done = run("finetune", "--weights", one, "--T", 6, *data, *small, "--out", tmp_path / "z",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert checkpoint.load(tmp_path / "z" / "best.safetensors").T == 6
+    assert load(tmp_path / "z" / "best.safetensors").T == 6
     done = run("evaluate", "--data", devkit, "--split", "VOC2007:train", "--compare",
                "--weights", floating, one, kept, "--threshold-split",
                "VOC2007:train", cache=tmp_path)  # fmt: skip
@@ -332,14 +333,14 @@ def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_pa
 
 @pytest.mark.parametrize("change", ["classes", "network", "pixels"])
 def test_stage_one_of_another_network_is_refused(stages_done, devkit, change):
-    other = checkpoint.load(stages_done / "qc.safetensors")
+    other = load(stages_done / "qc.safetensors")
     if change == "classes":
         other.names = other.names[::-1]
     elif change == "network":
         other.model["scale"] = "s"
     else:
         other.imgsz = 96
-    checkpoint.save(other, stages_done / f"{change}.safetensors")
+    save(other, stages_done / f"{change}.safetensors")
     with pytest.raises(WeightsError, match=f"other {change} than .*; expected the same network"):
         converted(stages_done, devkit, "stage1", "--stage1", stages_done / f"{change}.safetensors")
 
@@ -393,7 +394,7 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
     falling = iter([2.0, 1.0])
     calibrate.run(parsed("calibrate", words))
-    after = checkpoint.load(out)
+    after = load(out)
     assert after.T == before.T and "layer_wise_gain" not in after.origin
     assert after.origin["end_to_end"] is True and after.origin["end_to_end_steps"] == 2
     assert after.origin["tuning_loss"] == 1.0 and different(before, after) >= {"weight"}
@@ -415,7 +416,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
 
     def trained(path):
         rejected = path.with_suffix(".last.safetensors")
-        return checkpoint.load(rejected if rejected.exists() else path).tensors
+        return load(rejected if rejected.exists() else path).tensors
 
     with pytest.raises(TrainingError, match="no end-to-end pass to resume here"):
         calibrated("--out", out, "--resume")
@@ -455,7 +456,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         patched.setattr(calibrate, "command_line", lambda: "calibrate.py --resume")
         calibrated("--out", out, "--resume")
     assert out.exists() and not state.exists() and not begun.exists()
-    assert checkpoint.load(out).origin["command"] == "calibrate.py --resume"
+    assert load(out).origin["command"] == "calibrate.py --resume"
     kept = out.with_name("kept.safetensors")
     begun = kept.with_suffix(".layers.safetensors")
     begun.write_bytes(layers)
@@ -489,16 +490,14 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
         network.replace(node.name, MeanOverTime(made.T))
         network.module(node.name).log_weights.data.copy_(weights)
     path = stages_done / "weighed.safetensors"
-    checkpoint.save(spiking_checkpoint(made, network, {}), path, half=True)
-    again = networks.module_of(DETECTION, checkpoint.load(path))
+    save(spiking_checkpoint(made, network, {}), path, half=True)
+    again = networks.module_of(DETECTION, load(path))
     kept = [node.module.log_weights for node in again.of((MeanOverTime,))]
     assert len(kept) == len(means) > 1
     assert all(torch.equal(found, weights) for found in kept)
-    weighed = networks.restore(DETECTION, checkpoint.load(path)).raw(torch.ones(1, 3, 64, 64) / 2)[
-        "scores"
-    ]
+    weighed = networks.restore(DETECTION, load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     assert not torch.equal(plain, weighed)
-    damaged = checkpoint.load(path)
+    damaged = load(path)
     name = next(name for name in damaged.tensors if name.endswith("log_weights"))
     damaged.tensors[name] = torch.tensor(0.0)
     with pytest.raises(WeightsError, match="log_weights"):
@@ -528,8 +527,8 @@ def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
 
 @pytest.mark.slow
 def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
-    floating = checkpoint.load(stages_done / "float.safetensors")
-    network = stage_two.copied(DETECTION, checkpoint.load(stages_done / "qc.safetensors"))
+    floating = load(stages_done / "float.safetensors")
+    network = stage_two.copied(DETECTION, load(stages_done / "qc.safetensors"))
     names = Stored(network, [torch.zeros(1, 3, 64, 64)], 4).names
     assert len(set(names)) == len(names) > 9
 
@@ -560,8 +559,8 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
-    floating = checkpoint.load(stages_done / "float.safetensors")
-    made = checkpoint.load(stages_done / "qc.safetensors")
+    floating = load(stages_done / "float.safetensors")
+    made = load(stages_done / "qc.safetensors")
     network = stage_two.copied(DETECTION, made)
 
     def judged(truth):
@@ -584,7 +583,7 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(losses))
     options = ["--stage1", stages_done / "qc.safetensors", "--end-to-end", 1]
     made = converted(stages_done, devkit, "two-stage", *options)
-    rejected = checkpoint.load(stages_done / "two-stage.last.safetensors")
+    rejected = load(stages_done / "two-stage.last.safetensors")
     assert not made.origin["end_to_end"] and rejected.origin["end_to_end"]
     for found in (made, rejected):
         assert (found.origin["tuning_loss_before"], found.origin["tuning_loss"]) == (0.4, 0.5)
@@ -641,13 +640,13 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsy
         return model.build(description, 20)
 
     network = detector("n")
-    checkpoint.load_plain_into(network, path)
-    held, state = checkpoint.load_plain(path), network.state_dict()
+    load_plain_into(network, path)
+    held, state = load_plain(path), network.state_dict()
     layers = len(network.yaml["backbone"])
     assert {int(name.split(".")[1]) for name in held} == set(range(layers))
     assert all(torch.equal(state[name], tensor) for name, tensor in held.items())
     with pytest.raises(WeightsError, match="expected layers of the same description and width"):
-        checkpoint.load_plain_into(detector("s"), path)
+        load_plain_into(detector("s"), path)
     words = ["--weights", path, "--data", classes, "--split", "train"]
     assert command(monkeypatch, "evaluate", *words) == 4
     assert "arch: backbone; there are resnet20" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from spikedet import checkpoint, task_registry
+from spikedet import task_registry
+from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
 from spikedet.detection import model
@@ -31,7 +32,7 @@ def imported(folder, *words, model=RESNET, state="state.pth", imgsz=64, out="w.s
     given = ["--model", model, "--state", folder / state, "--names", folder / "names.txt"]
     given += ["--out", folder / out, *words, *(["--imgsz", imgsz] if imgsz else [])]
     import_weights.run(parsed("import", given))
-    return checkpoint.load(folder / out)
+    return load(folder / out)
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])

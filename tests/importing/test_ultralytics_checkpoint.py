@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import checkpoint, task_registry
+from spikedet import task_registry
+from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
 from spikedet.detection.model import read_description
@@ -75,7 +76,7 @@ def best(path, network, ema=True, **more):
 def imported(folder, *words, state="best.pt", out="w.safetensors"):
     given = ["--state", folder / state, "--out", folder / out, *words]
     import_weights.run(parsed("import", given))
-    return checkpoint.load(folder / out)
+    return load(folder / out)
 
 
 def refused(folder, error, match, *words):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import checkpoint, networks
+from spikedet import networks
+from spikedet.checkpoint import Checkpoint
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import best_threshold
 from spikedet.detection import model
@@ -216,11 +217,11 @@ def test_a_leaky_detector_is_restored_from_its_description():
     state = {k: v.clone() for k, v in network.state_dict().items()}
     graph = quantised(network, [pictures], 8).to(memory_format=torch.channels_last)
     args = "detection", description, VOC_CLASSES, 64
-    qc = checkpoint.Checkpoint("qc", *args, copy.deepcopy(graph.layers.state_dict()), 8)
+    qc = Checkpoint("qc", *args, copy.deepcopy(graph.layers.state_dict()), 8)
     snn = copy.deepcopy(graph)
     make_spiking(snn)
-    spiking = checkpoint.Checkpoint("snn", *args, snn.layers.state_dict(), 8)
-    floating = networks.restore(DETECTION, checkpoint.Checkpoint("float", *args, state))
+    spiking = Checkpoint("snn", *args, snn.layers.state_dict(), 8)
+    floating = networks.restore(DETECTION, Checkpoint("float", *args, state))
     leaky = floating.network.module("model.0.act")
     assert isinstance(leaky, Leaky) and leaky.slope == 0.1
     head = DETECTION.head_of(network)

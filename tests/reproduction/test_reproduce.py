@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, identity, load, save
 from spikedet.commands.main import parsed as parsed_words
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
@@ -33,8 +33,8 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
-    checkpoint.save(made, tmp_path / "float.safetensors")
+    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    save(made, tmp_path / "float.safetensors")
     return tmp_path
 
 
@@ -134,9 +134,9 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
         with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
             two.weights(cell)
     other = place / "other.safetensors"
-    made = checkpoint.load(place / "float.safetensors")
+    made = load(place / "float.safetensors")
     made.tensors = {name: tensor + 1 for name, tensor in made.tensors.items()}
-    checkpoint.save(made, other)
+    save(made, other)
     folders = []
     monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
     for path in (place / "float.safetensors", other):
@@ -291,7 +291,7 @@ def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".new.json").touch()
         named = {} if engine is None else {"engine": engine}
-        row = {"T": cell.T, "weights_sha256": checkpoint.identity(weights), "data": "these"}
+        row = {"T": cell.T, "weights_sha256": identity(weights), "data": "these"}
         return [row | named]
 
     weights = place / "float.safetensors"

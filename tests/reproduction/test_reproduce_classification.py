@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint
+from spikedet.checkpoint import save as save_checkpoint
 from spikedet.classification import published
 from spikedet.classification.models import build
 from spikedet.commands.main import module_of
@@ -32,7 +33,7 @@ def save(path, names=NAMES, **more):
     torch.manual_seed(0)
     made = description(**more)
     tensors = build(made, len(names)).state_dict()
-    checkpoint.save(checkpoint.Checkpoint("float", "classification", made, names, 8, tensors), path)
+    save_checkpoint(Checkpoint("float", "classification", made, names, 8, tensors), path)
     return path
 
 
@@ -242,7 +243,7 @@ def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
 )
 def test_names_of_networks(classes, more, wanted):
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
-    made = checkpoint.Checkpoint("float", "classification", description(**more), names, 8, {})
+    made = Checkpoint("float", "classification", description(**more), names, 8, {})
     assert classification.described(made) == wanted
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import spikedet
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, save
 from spikedet.classification.data import Samples
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.prepare import prepare
@@ -77,14 +77,14 @@ def detectors(tmp_path_factory):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "grey.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = BoxSamples([Sample("g", folder / "grey.png", 64, 64, *nothing)])
     qc = stage_one.untuned(DETECTION, made, samples, 2)
     snn = spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {})
     for one in (made, qc, snn):
-        checkpoint.save(one, folder / one.stage)
+        save(one, folder / one.stage)
     return {stage: (folder / stage).read_bytes() for stage in ("float", "qc", "snn")}
 
 
@@ -94,13 +94,11 @@ def classifier(tmp_path_factory):
     torch.manual_seed(0)
     description = {"arch": "resnet20", "width": 0.25, "mean": [0.5] * 3, "std": [0.25] * 3}
     tensors = CLASSIFICATION.network(description, 3).state_dict()
-    made = checkpoint.Checkpoint(
-        "float", "classification", description, ("a", "b", "c"), 16, tensors
-    )
+    made = Checkpoint("float", "classification", description, ("a", "b", "c"), 16, tensors)
     picture = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
     qc = stage_one.untuned(CLASSIFICATION, made, Samples(made.names, [0], [picture]), 2)
     path = tmp_path_factory.mktemp("classifier") / "snn.safetensors"
-    checkpoint.save(spiking_checkpoint(qc, stage_two.copied(CLASSIFICATION, qc), {}), path)
+    save(spiking_checkpoint(qc, stage_two.copied(CLASSIFICATION, qc), {}), path)
     return path.read_bytes()
 
 

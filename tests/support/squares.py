@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spikedet import checkpoint
+from spikedet.checkpoint import Checkpoint, load
+from spikedet.checkpoint import save as save_checkpoint
 from spikedet.commands import convert
 from spikedet.commands.main import parsed
 from spikedet.detection import model
@@ -55,10 +56,10 @@ def trainer(sides, folder, resume=False, width="n", **settings):
 
     def save(averaged, path):
         tensors = averaged.state_dict()
-        made = checkpoint.Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
-        checkpoint.save(made, path)
+        made = Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
+        save_checkpoint(made, path)
 
-    made = checkpoint.Checkpoint("float", "detection", {}, VOC_CLASSES, settings.imgsz, {})
+    made = Checkpoint("float", "detection", {}, VOC_CLASSES, settings.imgsz, {})
     return Trainer(network, Run(made, *sides, folder, settings, save, resume))
 
 
@@ -69,11 +70,11 @@ def stages_done(devkit, tmp_path_factory):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = checkpoint.Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
-    checkpoint.save(made, folder / "float.safetensors")
+    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    save_checkpoint(made, folder / "float.safetensors")
     samples = BoxSamples(read_voc(devkit, "VOC2007:train", cache=folder))
     train, _ = samples.split_off_tuning(devkit.parent / "tuning.txt")
-    checkpoint.save(stage_one.untuned(DETECTION, made, train, 4), folder / "qc.safetensors")
+    save_checkpoint(stage_one.untuned(DETECTION, made, train, 4), folder / "qc.safetensors")
     return folder
 
 
@@ -89,7 +90,7 @@ def converted(folder, devkit, method, *words):
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
     convert.run(parsed("convert", [*given, *data, *small, *words]))
-    made = checkpoint.load(out)
+    made = load(out)
     assert (made.stage, made.T) == ("snn", 4)
     return made
 

@@ -13,7 +13,8 @@ import albumentations
 import pytest
 import torch
 
-from spikedet import checkpoint, files
+from spikedet import files
+from spikedet.checkpoint import Checkpoint, save
 from spikedet.errors import TrainingError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.stages import pipeline
@@ -247,7 +248,7 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
         tensors = {"a.weight": torch.zeros(1)}
         origin = {"command": told}
         about = ("float", "classification", {}, ("a", "b"), 32, tensors)
-        checkpoint.save(checkpoint.Checkpoint(*about, origin=origin), path)
+        save(Checkpoint(*about, origin=origin), path)
 
     assert not pipeline.is_made(out, True, told)
     write(pipeline.begun_with(out))

@@ -33,17 +33,17 @@ def sources(paths: Sequence[Path], task: str, places: Sequence[Path] = ()) -> li
     Raises:
         DataError: One that is of no format, or for another task.
     """
-    found: list[tuple[Format, list[Path]]] = []
+    groups: list[tuple[Format, list[Path]]] = []
     for path in map(Path, paths):
         format = recognise(path)
         if format is None or format.task != task:
             raise DataError(f"{path}: {_nothing(path, format, task)}")
-        own = next((given for known, given in found if known is format and format.merges), None)
+        own = next((group for known, group in groups if known is format and format.merges), None)
         if own is None:
-            found.append((format, [path]))
+            groups.append((format, [path]))
         else:
             own.append(path)
-    return [format.source(given, places) for format, given in found]
+    return [format.source(group, places) for format, group in groups]
 
 
 def _nothing(path: Path, format: Format | None, task: str) -> str:
@@ -66,7 +66,7 @@ def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
     Raises:
         DataError: None is usual, or there are no such data.
     """
-    found: list[str] = []
+    splits: list[str] = []
     for source in sources(paths, task):
         usual = source.usual_split(test)
         if usual is None:
@@ -75,8 +75,8 @@ def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
                 f"{source.paths[0]}: no usual split to {'measure' if test else 'train'} on among "
                 f"{there}; name one with --split"
             )
-        found.append(usual)
-    return "+".join(dict.fromkeys(found))
+        splits.append(usual)
+    return "+".join(dict.fromkeys(splits))
 
 
 def read_boxes(

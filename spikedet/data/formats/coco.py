@@ -49,14 +49,14 @@ class Instances(Boxes):
         """That of a file; of a folder the one whose name begins like a usual one."""
         if self.path.is_file():
             return _split_of(self.path)
-        found = (s for wanted in ORDER[test] for s in self.files if s.startswith(wanted))
-        return next(found, None)
+        matching = (s for wanted in ORDER[test] for s in self.files if s.startswith(wanted))
+        return next(matching, None)
 
     def has(self, part: str) -> bool:
         return any(name.startswith(part) for name in self.files)
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
-        found: dict[str, Sample] = {}
+        samples: dict[str, Sample] = {}
         own: tuple[str, ...] | None = None
         for part in split.split("+"):
             file = self._file(part)
@@ -65,10 +65,10 @@ class Instances(Boxes):
             if own not in (None, there):
                 raise DataError(f"{file}: other classes than the other splits; expected the same")
             own = there
-            left = None if limit is None else limit - len(found)
+            left = None if limit is None else limit - len(samples)
             for sample in _samples(coco, file, names or own, self._places(file), left):
-                found.setdefault(sample.id, sample)
-        return list(found.values())
+                samples.setdefault(sample.id, sample)
+        return list(samples.values())
 
     def _file(self, split: str) -> Path:
         """The file of a split, whose name it may begin: `train` is `train2017`."""
@@ -147,15 +147,15 @@ def _samples(
         name = str(category["name"])
         labels[number] = names.index(name) if name in names else name
     place = _place_of(images, file, places)
-    found, problems = [], []
+    samples, problems = [], []
     for image in images:
         try:
-            found.append(_sample(image, coco.imgToAnns[image["id"]], labels, names, place, file))
+            samples.append(_sample(image, coco.imgToAnns[image["id"]], labels, names, place, file))
         except DataError as error:
             problems.append(error)
     if problems:
         raise first_of(problems)
-    return on_pictures(found, _split_of(file), place)
+    return on_pictures(samples, _split_of(file), place)
 
 
 def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Path]) -> Path:
@@ -164,13 +164,13 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
         first = str(images[0]["file_name"])
     except KeyError:
         raise DataError(f"{file}: a picture without file_name") from None
-    found = next((place for place in places if os.path.exists(place / first)), None)
-    if found is None:
+    folder = next((place for place in places if os.path.exists(place / first)), None)
+    if folder is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
             f"{file}: its picture {cut(first)} is not in {tried}; say where with --images"
         )
-    return found
+    return folder
 
 
 def _sample(

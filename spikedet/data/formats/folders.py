@@ -60,22 +60,22 @@ def pictures_of(place: Path, apart: Sequence[Path] = ()) -> list[Path]:
         place: The folder.
         apart: Other classes, into which a link may lead.
     """
-    found, unreadable = pictures_in(place, deep=True, apart=apart)
+    pictures, unreadable = pictures_in(place, deep=True, apart=apart)
     if unreadable:
         warnings.warn(str(unreadable), stacklevel=2)
-    return found
+    return pictures
 
 
-def expect_classes(found: tuple[str, ...], known: tuple[str, ...], place: Path, owner: str) -> None:
+def expect_classes(names: tuple[str, ...], known: tuple[str, ...], place: Path, owner: str) -> None:
     """Refuse class names at `place` that are not those that `owner` has.
 
     Raises:
         DataError: Names the first that differs.
     """
-    for number, (one, other) in enumerate(zip_longest(found, known, fillvalue="none"), 1):
+    for number, (one, other) in enumerate(zip_longest(names, known, fillvalue="none"), 1):
         if one != other:
             raise DataError(
-                f"{place}: {len(found)} classes, number {number} is {cut(one)}; {owner} "
+                f"{place}: {len(names)} classes, number {number} is {cut(one)}; {owner} "
                 f"{len(known)}, number {number} is {cut(other)}"
             )
 

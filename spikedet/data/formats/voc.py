@@ -162,18 +162,18 @@ def read_annotation(
     Raises:
         DataError: As `parse_annotation`, or an unknown class.
     """
-    found = parse_annotation(path)
-    return found.width, found.height, *_arrays(found, names, path)
+    annotation = parse_annotation(path)
+    return annotation.width, annotation.height, *_arrays(annotation, names, path)
 
 
 def _arrays(
-    found: Annotation, names: Sequence[str], where: Path | str
+    annotation: Annotation, names: Sequence[str], where: Path | str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes [N, 4] float32, labels [N] int64, difficult [N] bool."""
     return (
-        np.array(found.boxes, np.float32).reshape(-1, 4),
-        np.array([number_of(name, names, where) for name in found.names], np.int64),
-        np.array(found.difficult, bool),
+        np.array(annotation.boxes, np.float32).reshape(-1, 4),
+        np.array([number_of(name, names, where) for name in annotation.names], np.int64),
+        np.array(annotation.difficult, bool),
     )
 
 
@@ -234,14 +234,14 @@ def files_of(folder: Path) -> dict[str, str]:
     """
     images = folder / "JPEGImages"
     entries = sorted(entry.name for entry in os.scandir(images)) if images.is_dir() else []
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in entries:
         stem, suffix = os.path.splitext(name)
         if suffix == ".jpg":
-            found[stem] = name
+            files[stem] = name
         elif is_picture(Path(name)) or suffix.lower() in HEIC:  # and says why it cannot be read
-            found.setdefault(stem, name)
-    return found
+            files.setdefault(stem, name)
+    return files
 
 
 # ---------------------------------------------------------------------- samples
@@ -288,11 +288,11 @@ def read_voc(
         parts.append((folder, split, ids))
     read = [_annotations(*part, cache) for part in parts]
     if names is None:
-        names = _own_names([found for part in read for found in part])
+        names = _own_names([each for part in read for each in part])
     samples: list[Sample] = []
-    for (folder, split, ids), found in zip(parts, read, strict=True):
+    for (folder, split, ids), parsed in zip(parts, read, strict=True):
         left = None if limit is None else limit - len(samples)
-        own = _samples(folder, split, ids[:left], found[:left], tuple(names))
+        own = _samples(folder, split, ids[:left], parsed[:left], tuple(names))
         fitted = on_pictures(own, f"{folder.name}-{split}", folder, cache)
         pairs = zip(own, fitted, strict=True)
         samples += [_checked(two) if one.width == 0 else two for one, two in pairs]
@@ -305,13 +305,13 @@ def _annotations(
     """Annotations of one data set, or what is wrong with them."""
     place = folder / "Annotations"
     paths = [place / f"{name}.xml" for name in ids]
-    found = read_each(paths, parse_annotation, f"{folder.name}-{split}", folder, cache)
-    return [each if isinstance(each, DataError) else Annotation(*each) for each in found]
+    entries = read_each(paths, parse_annotation, f"{folder.name}-{split}", folder, cache)
+    return [each if isinstance(each, DataError) else Annotation(*each) for each in entries]
 
 
-def _own_names(found: Sequence[Annotation | DataError]) -> tuple[str, ...]:
+def _own_names(annotations: Sequence[Annotation | DataError]) -> tuple[str, ...]:
     """VOC's classes, or those of the annotations where one of them is none of VOC's."""
-    read = [each for each in found if isinstance(each, Annotation)]
+    read = [each for each in annotations if isinstance(each, Annotation)]
     there = {name for each in read for name in each.names}
     return VOC_CLASSES if there <= set(VOC_CLASSES) else tuple(sorted(there))
 
@@ -320,13 +320,13 @@ def _samples(
     folder: Path,
     split: str,
     ids: list[str],
-    found: Sequence[Annotation | DataError],
+    parsed: Sequence[Annotation | DataError],
     names: tuple[str, ...],
 ) -> list[Sample]:
     """Samples of one data set, with sizes and boxes as annotated."""
     files, images, annotations = files_of(folder), folder / "JPEGImages", folder / "Annotations"
     samples, problems = [], []
-    for name, annotation in zip(ids, found, strict=True):
+    for name, annotation in zip(ids, parsed, strict=True):
         picture = images / files.get(name, f"{name}.jpg")
         try:
             if name not in files:
@@ -389,8 +389,8 @@ class Devkits(Boxes):
     @property
     def datasets(self) -> list[str]:
         """Names of the data sets there are."""
-        given = [Path(os.path.abspath(path)).name for path in self.paths if _is_dataset(path)]
-        return given or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
+        named = [Path(os.path.abspath(path)).name for path in self.paths if _is_dataset(path)]
+        return named or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
 
     @property
     def splits(self) -> list[str]:

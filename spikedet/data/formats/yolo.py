@@ -75,7 +75,7 @@ class Labels(Boxes):
         there = [label for label in labels if os.path.exists(label)]
         kind = f"{title}-keypoints" if self._given("kpt_shape") else title
         rows = dict(zip(there, read_each(there, self._rows, kind, root), strict=True))
-        found, problems, turned = [], [], []
+        samples, problems, turned = [], [], []
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
             objects = rows.get(label, [])
             try:
@@ -87,7 +87,7 @@ class Labels(Boxes):
             except DataError as error:
                 problems.append(error)
                 continue
-            found.append(sample)
+            samples.append(sample)
             if header.turn > 1 and objects:
                 turned.append(picture.name)
         if problems:
@@ -104,7 +104,7 @@ class Labels(Boxes):
             warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
-        return found
+        return samples
 
     def _given(self, key: str) -> Any:
         """A value of the description, None where it says null."""
@@ -144,7 +144,7 @@ class Labels(Boxes):
             there = ", ".join(self.splits) or "none"
             raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
         for entry in entries:
-            place = self._found(entry)
+            place = self._resolved(entry)
             if place is None:
                 raise DataError(f"{self.path}: {split}: {cut(entry)}: no such file or folder")
             if place.is_dir():
@@ -161,14 +161,14 @@ class Labels(Boxes):
         """The pictures that a text file names, or the one that it is."""
         if is_picture(place):
             return [place]
-        found = []
+        pictures = []
         for line in filter(None, read_lines(place, "list of pictures")):
             tries = [place.parent / line, *(root / line for root in self._roots()), Path(line)]
             picture = next(filter(os.path.exists, tries), None)
             if picture is None:
                 raise DataError(f"{place}: {cut(line)}: no such picture")
-            found.append(picture)
-        return found
+            pictures.append(picture)
+        return pictures
 
     def _roots(self) -> list[Path]:
         """Where the entries of a description may be meant from, the most likely first."""
@@ -178,19 +178,19 @@ class Labels(Boxes):
             return [beside]
         return [beside / path, beside.parent / path, Path(path), beside]
 
-    def _found(self, entry: str) -> Path | None:
+    def _resolved(self, entry: str) -> Path | None:
         """The file or folder of an entry; ultralytics forgives `../` in front of it, too."""
         tries = [entry] + ([entry[3:]] if entry.startswith("../") else [])
         places = (root / each for each in tries for root in self._roots())
-        found = next(filter(os.path.exists, places), None)
-        return found and Path(os.path.normpath(found))
+        path = next(filter(os.path.exists, places), None)
+        return path and Path(os.path.normpath(path))
 
     def _rows(self, path: Path) -> list[list[float]]:
         """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
         keypoints = bool(self._given("kpt_shape"))
         if not path.is_file():  # a pipe would wait for somebody to write into it
             raise DataError(f"{path}: is no file; expected labels")
-        found = []
+        rows = []
         for number, line in enumerate(read_lines(path, "labels"), 1):
             if not line:
                 continue
@@ -202,9 +202,9 @@ class Labels(Boxes):
                     f"{path}: line {number}: {cut(line)!r}; expected a class number and four parts "
                     "of the picture, or a polygon's corners, each of 0 to 1"
                 ) from None
-            if row not in found:  # as ultralytics, which takes an object twice for a slip
-                found.append(row)
-        return found
+            if row not in rows:  # as ultralytics, which takes an object twice for a slip
+                rows.append(row)
+        return rows
 
 
 def _row(label: float, values: Sequence[float]) -> list[float]:
@@ -272,14 +272,14 @@ def label_of(picture: Path) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
     try:
-        found = yaml.load(path.read_bytes(), yaml.BaseLoader)
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise DataError(f"{path}: not readable as YAML; expected names, train and val")
-    return found
+    return content
 
 
 def _bare(folder: Path) -> dict[str, Any]:

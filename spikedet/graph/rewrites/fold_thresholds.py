@@ -70,7 +70,7 @@ class _Labels:
             self.owners += [node.name] * channels
             self.values.append(_neuron(node).threshold.cpu().double().expand(channels))
         self.heard: dict[str, Tensor] = {}
-        self.found: set[str] = set()
+        self.in_conflict: set[str] = set()
 
     def thresholds(self, heard: Tensor) -> Tensor:
         """What a channel of each label has to be multiplied with, [C]."""
@@ -79,7 +79,7 @@ class _Labels:
 
     def conflicts(self) -> set[str]:
         """Neurons that still send 0/1 and whose theta no weight can stand for."""
-        self.found, self.heard = set(), {}
+        self.in_conflict, self.heard = set(), {}
         names = [n for n in self.graph.edges if self.when[n] != CONSTANT]
         known = {
             name: torch.full(self.graph.shapes[name], REAL, dtype=torch.float64)
@@ -89,13 +89,13 @@ class _Labels:
         outputs = [name for name in self.graph.outputs if self.when[name] != CONSTANT]
         sent = self.graph.run(names, known, outputs, self._follow)
         self._mark(*sent.values())  # no weight follows that could stand for theta
-        return self.found
+        return self.in_conflict
 
     def _mark(self, *labels: Tensor) -> None:
         """Remember the neurons of some labels."""
         for label in labels:
             for number in label[label > 0].unique().tolist():
-                self.found.add(self.owners[int(number) - 1])
+                self.in_conflict.add(self.owners[int(number) - 1])
 
     def _follow(self, node: Node, inputs: list[Tensor]) -> Tensor:
         module, shape = node.module, self.graph.shapes[node.name]

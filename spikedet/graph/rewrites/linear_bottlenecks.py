@@ -21,17 +21,17 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
     when = phases(graph)
     readers = graph.readers()
     reads: set[str] = set()  # values that reach a weighted layer without an activation between
-    found = []
+    bottlenecks = []
     for node in reversed(list(graph)):
         if isinstance(node.module, WEIGHTED) or _stands_alone(graph, node.name):
             if isinstance(node.module, WEIGHTED) and node.name in reads:
-                found.append(node.name)
+                bottlenecks.append(node.name)
             reads.update(node.inputs)
         elif node.name in reads and not isinstance(node.module, ACTIVATIONS):
             reads.update(node.inputs)
     bare = _added_to_spikes(graph, when)
     for name in list(graph.edges):
-        if name not in bare and not (name in found and when[name] == STEPWISE):
+        if name not in bare and not (name in bottlenecks and when[name] == STEPWISE):
             continue
         after = readers[name]
         place = name
@@ -43,16 +43,16 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
 def _added_to_spikes(graph: Graph, when: dict[str, str]) -> set[str]:
     """Weighted layers that read the picture itself and whose output meets spikes."""
     joined: set[str] = set()
-    found = set()
+    layers = set()
     for node in reversed(list(graph)):
         phases_read = {when[source] for source in node.inputs}
         if phases_read == {CONSTANT, STEPWISE}:
             joined.update(s for s in node.inputs if when[s] == CONSTANT)
         elif node.name in joined and isinstance(node.module, WEIGHTED):
-            found.add(node.name)
+            layers.add(node.name)
         elif node.name in joined:
             joined.update(node.inputs)
-    return found
+    return layers
 
 
 def _stands_alone(graph: Graph, name: str) -> bool:

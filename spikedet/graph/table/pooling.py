@@ -91,14 +91,14 @@ def _dims(rec: Recorder, node: fx.Node, x: Signal, dims: Any) -> list[int]:
     if dims is None or dims == []:
         dims = list(range(x.ndim))
     dims = [dims] if isinstance(dims, int) else dims
-    found = [d % x.ndim for d in dims]
-    if 0 in found:
+    axes = [d % x.ndim for d in dims]
+    if 0 in axes:
         raise rec.refuse(
             node,
             "a sum or mean over the pictures of a batch has no spiking "
             "counterpart; leave out dimension 0",
         )
-    return found
+    return axes
 
 
 @handles("upsample_nearest1d", "upsample_nearest2d")

@@ -115,7 +115,7 @@ def linear(
     kind = nn.Conv1d if last == 2 else nn.Conv2d
     layer = nn.utils.skip_init(kind, weight.shape[1], weight.shape[0], 1, bias=bias is not None)
     weight_there = weight.view(*weight.shape, *[1] * (last - 1))
-    made = _weighted(
+    product = _weighted(
         rec,
         node,
         layer,
@@ -125,7 +125,7 @@ def linear(
         name=name,
         shape=(x.shape[0], weight.shape[0], *x.shape[2:]),
     )
-    return rec.emit(node, ops.Permute(back), made, name=f"{name}_out")
+    return rec.emit(node, ops.Permute(back), product, name=f"{name}_out")
 
 
 @handles("matmul", "mm")
