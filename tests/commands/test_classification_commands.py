@@ -118,7 +118,7 @@ def test_a_training_leaves_curves_and_can_be_reported(made, monkeypatch, tmp_pat
     out = tmp_path / "report.html"
     assert command(monkeypatch, "report", tmp_path / "qc", "--out", out, "--quiet") == 0
     page = out.read_text()
-    for words in ("quantised (stage I)", "spikedet finetune", "tuning_top1", "epochs done", "noise"):
+    for words in ("quantised (stage I)", "spikedet finetune", "tuning_top1", "epochs done"):
         assert words in page, words
     assert page.count("data:image/png") == 1  # the curves are drawn anew, not shown twice
 
@@ -241,8 +241,9 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
         ("stage I alone", "snn", 4), ("stages I + II", "snn", 4),
     ]  # fmt: skip
     for row in rows:
-        assert set(row) == {"stage", "method", "T", "top1", "top5", "images", "spike_rate",
-                            "weights_sha256", "calibration_pictures", "data"}  # fmt: skip
+        assert set(row) == {"spikedet", "command", "stage", "method", "T", "top1", "top5",
+                            "images", "spike_rate", "engine", "weights", "weights_sha256",
+                            "calibration_pictures", "data", "split"}  # fmt: skip
         assert row["images"] == 9 and 0 <= row["top1"] <= 1
         assert row["top5"] == 1  # three classes
         assert (row["spike_rate"] is None) == (row["stage"] != "snn")
@@ -256,7 +257,7 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
     assert rows[0]["top1"] == pytest.approx(right)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("9 pictures of test; 16 pixels, one view")
-    assert printed[2].split() == ["T", "top1", "top5", "spike", "rate"]
+    assert printed[2].split() == ["T", "top1", "top5", "spike", "rate", "engine"]
 
 
 def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
