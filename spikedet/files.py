@@ -164,9 +164,7 @@ def _delete_leftovers(folder: Path) -> None:
                     os.close(handle)
 
 
-def write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()
-) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write rows under the names of all their columns, atomically.
 
     A run that an earlier version began may have rows with fewer.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.analysis.record import Recorder
+from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import (
     ACTIVATIONS,
@@ -268,6 +269,10 @@ class _Counter:
 
     def step(self, fired: dict[str, Tensor]) -> None:
         """Add the operations of one step from its spikes 0/1."""
+        if silent := sorted(self.pools.keys() - fired.keys()):
+            raise UsageError(
+                f"{silent[0]}: pools spikes and currents together; count with the torch engine"
+            )
         pooled = {name: fired[name] * places.to(self.device) for name, places in self.pools.items()}
         neurons = {n: x for n, x in fired.items() if isinstance(self.graph.module(n), IFNeuron)}
         events = self.follow({**neurons, **pooled})

@@ -18,6 +18,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def examine(options: Options) -> Iterator[Finding]:
         ("display", _display),
         ("camera", lambda: _camera(options.camera)),
     ]
-    looks += [("data", lambda folder=folder: _data(folder)) for folder in options.data or ()]
+    looks += [("data", partial(_data, folder)) for folder in options.data or ()]
     looks += [("disk", _disk), ("memory", _memory)]
     for name, look in looks:
         try:

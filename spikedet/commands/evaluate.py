@@ -17,7 +17,6 @@ as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table
+from spikedet.commands.terminal import Table, note
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
@@ -65,9 +64,7 @@ class Options(shared.TestData):
     device: str = shared.device()
     engine: str = shared.engine("torch")
     half: bool = shared.half(False)
-    plots: Path | None = option(
-        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
-    )
+    plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
 
 
@@ -255,7 +252,7 @@ def use_engine(runner: Any, options: Options) -> str:
         return "torch"
     network = runner.network
     if not options.half and options.engine != "torch":
-        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        note(f"engine {network.use_engine(options.engine)}")
         if options.engine == "auto":
             network.use_engine(network.engine)  # no other one may take over in the middle of a row
     return network.engine

@@ -107,7 +107,7 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
 
     Returns:
         `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (the fingerprint of the
-        pictures) and `file` of each.
+        pictures), `engine` and `file` of each.
     """
     from spikedet import resources
 
@@ -123,6 +123,7 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
                 continue
             values = {name: row[name] for name in VALUES if row.get(name) is not None}
             about = {name: row.get(name) for name in ("spike_rate", "images", "data")}
+            about["engine"] = row.get("engine", "torch")  # older rows name none
             name = path.relative_to(folder).as_posix()
             found.append({"T": row["T"], **values, **about, "file": name})
     return sorted(found, key=lambda row: (row["T"] or 0, -row["images"]))
@@ -145,12 +146,12 @@ def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
     assert isinstance(network, SpikingNetwork)
     with network.spike_rates() as rates:
         loaded(SAMPLE)
-    found = []
+    layers = []
     for name, rate in rates.by_layer().items():
-        threshold = network.graph.module(name).threshold
+        threshold: Any = network.graph.module(name).threshold
         least, greatest = float(threshold.min()), float(threshold.max())
-        found.append({"layer": name, "least": least, "greatest": greatest, "rate": rate})
-    return found
+        layers.append({"layer": name, "least": least, "greatest": greatest, "rate": rate})
+    return layers
 
 
 def graph_of(made: Checkpoint) -> Graph | None:
@@ -180,7 +181,8 @@ def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
     """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
     from spikedet.engines import registry
 
-    told, left = {}, {}
+    told: dict[str, str] = {}
+    left: dict[str, str] = {}
     for name in registry.names():
         try:
             chosen, engine, why = registry.make(name, graph)
@@ -200,7 +202,7 @@ def _row(row: dict[str, Any]) -> str:
     T = f"T={row['T']}: " if row["T"] else ""
     rate = row["spike_rate"]
     fires = "" if rate is None else f", {rate:.3f} spikes a neuron and step"
-    return f"{T}{values}, {row['images']} pictures{fires} ({row['file']})"
+    return f"{T}{values}, {row['images']} pictures{fires}, {row['engine']} ({row['file']})"
 
 
 def text(value: Any) -> str:

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -148,9 +148,7 @@ def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
     return About(f"{folder.resolve().name}/best.safetensors", data or "training pictures", T)
 
 
-def training(
-    folder: Path, train: Sequence, tune: Sequence, split: str, T: int | None = None
-) -> None:
+def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None) -> None:
     """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
 
     Args:

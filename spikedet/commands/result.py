@@ -39,9 +39,12 @@ def write_json(options: Options, results: Result | Sequence[Result]) -> None:
     options.told = True
     if path is None:
         return
-    several = not isinstance(results, Mapping)
-    made = [headed(options.command, one) for one in (results if several else [results])]
-    text = json.dumps(made if several else made[0], indent=2, default=str)
+    entries: Any
+    if isinstance(results, Mapping):
+        entries = headed(options.command, results)
+    else:
+        entries = [headed(options.command, one) for one in results]
+    text = json.dumps(entries, indent=2, default=str)
     write_atomic(path, (text + "\n").encode())
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
 NARROWEST = 6  # letters of a column of a table
@@ -90,7 +90,9 @@ class Bar:
         self.items, self.desc, self.total, self.unit = items, desc, total, unit
         self.n, self._leave, self._bytes = 0, leave, unit_scale
         self._start = self._said = time.monotonic()
-        self._more, self._lines, self._progress, self._task = "", 0, None, None
+        self._more, self._lines = "", 0
+        self._progress: Any = None
+        self._task: Any = None
         if not _quiet and sys.stderr.isatty():
             self._open()
         _bars.append(self)
@@ -100,12 +102,13 @@ class Bar:
 
         columns = [progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=None),
                    progress.TextColumn("{task.fields[state]}")]  # fmt: skip
-        self._progress = progress.Progress(
+        bars = progress.Progress(
             *columns, console=console(sys.stderr), transient=not self._leave, expand=True,
             refresh_per_second=4,
         )  # fmt: skip
-        self._task = self._progress.add_task(self.desc, total=self.total, state=self.state())
-        self._progress.start()
+        self._task = bars.add_task(self.desc, total=self.total, state=self.state())
+        self._progress = bars
+        bars.start()
 
     def state(self) -> str:
         """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
@@ -201,8 +204,8 @@ class Table:
 
         grid = Grid.grid(padding=(0, 1, 0, 0))
         for n, width in enumerate(self.widths):
-            how = "left" if n < self.left else "right"
-            grid.add_column(width=max(1, width - 1), justify=how, overflow="fold")
+            justify: Literal["left", "right"] = "left" if n < self.left else "right"
+            grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
         grid.add_row(*cells, style=style)
         self._console.print(grid)
 

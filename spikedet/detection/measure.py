@@ -92,9 +92,7 @@ def measure(
     with runner.spiking.spike_rates() as rates:
         each = detect_all(runner, samples, steps=steps, **options)
     precisions = [
-        average_precision(
-            found, samples, runner.names, areas, details=details and steps[-1] == T
-        )
+        average_precision(found, samples, runner.names, areas, details=details and steps[-1] == T)
         for T, found in zip(steps, each, strict=True)
     ]
     return [(found, rates.mean(T)) for T, found in zip(steps, precisions, strict=True)]

@@ -55,7 +55,8 @@ class WholeEngine:
         nodes = {op.node for op in self.program.ops.values() if hasattr(op, "node")}
         self._currents = sorted(nodes)
         ops = self.program.ops.items()
-        self._fire = [name for name, op in ops if isinstance(op, Neuron | Pool)]
+        fire = (name for name, op in ops if isinstance(op, Neuron | Pool))
+        self._fire = [name for name in fire if name in graph.edges]  # others pool currents
         self._bases = {
             base: node
             for node, terms in means.items()
@@ -103,9 +104,7 @@ class WholeEngine:
             for piece, final in _with_last(_even(steps, at_once)):
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
                     ends = last and final
-                    totals = self._part(
-                        run, piece, ends, done, each_step, totals, tell, show
-                    )
+                    totals = self._part(run, piece, ends, done, each_step, totals, tell, show)
                 done += piece
 
             def read(found: dict[Any, Any] = totals, steps: int = steps) -> Any:

@@ -11,21 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and tensors of a file.
 
     Raises:
-        ValueError: It is of another format.
+        ValueError: It is damaged, or of another format.
     """
-    with safe_open(path, "numpy") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != "spikedet-int8-1":
-            raise ValueError(f"{path}: format {metadata.get('format')}; expected spikedet-int8-1")
-        names = file.keys()
-        return json.loads(metadata["header"]), {name: file.get_tensor(name) for name in names}
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file, or damaged: {error}") from None
+    if metadata.get("format") != "spikedet-int8-1":
+        raise ValueError(f"{path}: format {metadata.get('format')}; expected spikedet-int8-1")
+    try:
+        header = json.loads(metadata["header"])
+        nodes = set(_names(header))
+        damaged = not {"T", "size", "steps_most", "results"} <= header.keys()
+    except (KeyError, TypeError, ValueError):
+        damaged, header, nodes = True, {}, set()
+    if damaged or any(name.rpartition(".")[0] not in nodes for name in tensors):
+        raise ValueError(f"{path}: the header is damaged, or does not fit the tensors")
+    return header, tensors
 
 
 def run(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import spikedet
 from spikedet import checkpoint, networks
@@ -23,6 +24,7 @@ from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import analyze
 from spikedet.commands.main import parsed
+from spikedet.engines import library
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
@@ -32,6 +34,11 @@ from spikedet.stages import stage_one, stage_two
 from support.classes import add_pictures
 from support.commands import command
 
+try:
+    KERNELS = library.kernels()
+except library.NoLibrary:
+    KERNELS = []
+needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 CLASSES = ("a", "b", "c")
 TRAINING = ["--epochs", 1, "--batch", 50]
 STAGE_TWO = ["--pictures", 8, "--held", 4, "--layer-steps", 2, "--end-to-end", 1]
@@ -701,3 +708,100 @@ def test_damaged_tensors_of_a_classifier_are_refused(made):
     given.model["arch"] = "lenet"
     with pytest.raises(WeightsError, match="description in the weights is damaged: arch: lenet"):
         networks.module_of(CLASSIFICATION, given)
+
+
+# ---------------------------------------------------------------------- engines
+
+
+def engine_rows(monkeypatch, path, *words):
+    assert command(monkeypatch, "evaluate", *words, "--json", path) == 0
+    return json.loads(path.read_text())
+
+
+@needs_kernels
+def test_rounded_weights_from_calibration_to_evaluation_by_events(made, tmp_path, monkeypatch):
+    """Files hold int8; steps read out of one run are those of runs of their own."""
+    out = tmp_path / "int8.safetensors"
+    words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
+    words += ["--data", made / "data", "--end-int8", "--end-sparsity", 0.01, "--out", out]
+    assert command(monkeypatch, "calibrate", *words) == 0
+    assert checkpoint.load(out).origin["int8"] is True
+    with safe_open(out, "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert "I8" in kinds
+    words = ["--weights", out, "--data", made / "data", "--engine"]
+    together = engine_rows(monkeypatch, tmp_path / "a.json", *words, "events", "--T", 2, 4)
+    assert [(row["T"], row["engine"]) for row in together] == [(2, "events"), (4, "events")]
+    alone = [
+        engine_rows(monkeypatch, tmp_path / "b.json", *words, "events", "--T", T)[0] for T in (2, 4)
+    ]
+    assert together == alone
+    (whole,) = engine_rows(monkeypatch, tmp_path / "c.json", *words, "integers", "--T", 4)
+    assert whole == {**together[1], "engine": "integers"}
+
+
+@needs_kernels
+def test_steps_of_one_run_are_those_of_runs_of_their_own_to_the_last_bit(made):
+    network = spikedet.load(weights(made, "snn"), engine="events").runner.network
+    pictures = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    together = network.after(pictures, [1, 3, 4, 9])
+    for T, output in zip((1, 3, 4, 9), together, strict=True):
+        assert torch.equal(output, network(pictures, T))
+
+
+@needs_kernels
+def test_rows_say_their_engine_and_torch_is_the_default(made, tmp_path, monkeypatch, capsys):
+    words = ["--weights", weights(made, "float"), weights(made, "snn"), "--data", made / "data"]
+    rows = engine_rows(monkeypatch, tmp_path / "rows.json", *words)
+    assert [row["engine"] for row in rows] == ["torch", "torch"]
+    rows = engine_rows(monkeypatch, tmp_path / "rows.json", *words, "--engine", "auto")
+    assert [row["engine"] for row in rows] == ["torch", "events"]
+    shown = capsys.readouterr()
+    assert "engine events: whole numbers" in shown.err and shown.out.rstrip().endswith("events")
+
+
+@needs_kernels
+def test_energy_counts_the_spikes_of_the_engine(made, tmp_path, monkeypatch):
+    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--limit", 4]
+    found = {}
+    for engine in ("events", "integers", "torch"):
+        path = tmp_path / f"{engine}.json"
+        assert command(monkeypatch, "energy", *words, "--engine", engine, "--json", path) == 0
+        found[engine] = json.loads(path.read_text())
+        assert found[engine].pop("engine") == engine
+    assert found["events"] == found["integers"]
+    counts = [found[name]["totals"]["accumulates"]["mean"] for name in ("events", "torch")]
+    assert counts[0] != counts[1] and counts[0] == pytest.approx(counts[1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("evaluate", ["--engine", "fast"], "no engine 'fast'; expected auto, torch, events"),
+        ("energy", ["--engine", "fast"], "no engine 'fast'"),
+        ("analyze", ["--engine", "events"], "analyze looks at input currents, which the torch"),
+        ("evaluate", ["--engine", "events", "--half"], "whole numbers; leave --half out"),
+        ("evaluate", ["--engine", "events", "--weights", "FLOAT"], "--engine: only spiking"),
+    ],
+)
+def test_engines_that_cannot_be_are_one_sentence(
+    made, tmp_path, monkeypatch, capsys, name, words, told
+):
+    words = [weights(made, "float") if word == "FLOAT" else word for word in words]
+    out = ["--out", tmp_path / "out"] if name == "analyze" else ["--json", tmp_path / "out.json"]
+    given = ["--weights", weights(made, "snn"), "--data", made / "data", *words, *out]
+    assert command(monkeypatch, name, *given) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_classify_with_an_engine_and_early_exit(made, tmp_path, monkeypatch, capsys):
+    picture = next((made / "data/test").rglob("*.png"))
+    words = ["--weights", weights(made, "snn"), picture, "--json", tmp_path / "found.json"]
+    more = ["--engine", "integers", "--T", 12, "--patience", 2]
+    assert command(monkeypatch, "classify", *words, *more) == 0
+    assert capsys.readouterr().err.endswith("engine integers: whole numbers, by torch\n")
+    (entry,) = json.loads((tmp_path / "found.json").read_text())
+    assert 3 <= entry["T"] <= 12
+    assert command(monkeypatch, "classify", *words, "--every", 2) == 2
+    assert "--every: is for --patience" in capsys.readouterr().err

@@ -30,8 +30,11 @@ class Detector:
 
     def __init__(self, weights, T, device, half, engine):
         self.weights, self.T = Path(weights), T or 8
+        Detector.asked = engine
 
-    def __call__(self, picture, T=None, conf=0.25, iou=0.6):
+    def __call__(self, picture, T=None, conf=0.25, iou=0.6, patience=None, every=4):
+        if patience:
+            T = every * (1 + patience)
         rows, columns = np.nonzero(picture[..., 0] > 200)
         if not len(rows):
             boxes, scores = np.zeros((0, 4)), np.zeros(0)
@@ -72,7 +75,7 @@ def run(capsys):
         with pytest.raises(SystemExit) as done:
             main("detect", [*map(str, words), "--weights", "w.safetensors"])
         out, err = capsys.readouterr()
-        return done.value.code, out, err
+        return done.value.code, out, err.replace(f"engine {Detector.why_engine}\n", "", 1)
 
     return run
 
@@ -316,10 +319,40 @@ def test_the_page_names_what_there_is(run, page):
 
 
 def test_the_code_of_the_page(page, monkeypatch):
-    monkeypatch.setattr(spikedet, "load", lambda T: Detector("w", T, "cpu", None))
+    monkeypatch.setattr(spikedet, "load", lambda T: Detector("w", T, "cpu", None, "auto"))
     (code,) = blocks("python")
     names = {}
     exec(compile(code, "detect.md", "exec"), names)
     assert names["sources"].errors == [] and names["outputs"].counts.pictures == 2
     assert len(Path("found.jsonl").read_text().splitlines()) == 6
     assert written("out") == ["a.png", "b.png", "film.mp4"]
+
+
+def test_the_engine_is_asked_for_and_said_on_standard_error(capsys):
+    for words, engine in ([], "auto"), (["--engine", "integers"], "integers"):
+        with pytest.raises(SystemExit) as done:
+            main("detect", ["a.png", "--weights", "w.safetensors", "--save", "none", *words])
+        out, err = capsys.readouterr()
+        assert (done.value.code, Detector.asked) == (0, engine)
+        assert err == "engine torch: no network at all\n" and "engine" not in out
+
+
+def test_an_engine_that_is_not_there_is_one_sentence(run):
+    code, out, err = run("a.png", "--engine", "fast", "--json", "found.json")
+    assert code == 2 and not out and "no engine 'fast'; expected auto, torch, events" in err
+    assert err.count("\n") == 1 and not Path("detections").exists()
+    assert not Path("found.json").exists()
+
+
+def test_early_exit(run):
+    code, out, _ = run("a.png", "--patience", 2, "--every", 3, "--T", 20, "--json", "found.json")
+    assert code == 0 and "T=20 or fewer" in out
+    (entry,) = json.loads(Path("found.json").read_text())
+    assert entry["T"] == 9
+    for words, why in (
+        (["--every", 2], "--every: is for --patience, which is missing"),
+        (["--patience", 2, "--each-step"], "--patience: --each-step shows every step up to T"),
+        (["--patience", 0], "patience"),
+    ):
+        code, _, err = run("a.png", *words)
+        assert code == 2 and why in err

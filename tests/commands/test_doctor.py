@@ -33,8 +33,10 @@ def test_all_that_is_needed_is_here(tmp_path, monkeypatch, capsys):
     )
     assert set(states.values()) <= {"ok", "-"}
     for one in found["findings"]:
-        assert one["text"] and bool(one["advice"]) == (one["state"] != "ok") or one["name"] in (
-            "memory",
+        assert (
+            one["text"]
+            and bool(one["advice"]) == (one["state"] != "ok")
+            or one["name"] in ("memory",)
         )
 
 

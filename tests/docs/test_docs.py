@@ -1,8 +1,10 @@
 """The code in docs/ runs as it stands, page by page."""
 
 import pytest
+import torch
 
 from spikedet import methods
+from spikedet.engines.registry import ENGINES
 from spikedet.exporting.registry import EXPORTERS
 from spikedet.graph import operations, table
 from spikedet.neurons import registry
@@ -10,7 +12,7 @@ from support.docs import code
 
 REGISTRIES = (
     methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
-    EXPORTERS,
+    EXPORTERS, ENGINES,
 )  # fmt: skip
 
 
@@ -34,3 +36,8 @@ def test_the_code_of_a_page_runs(page, registries, tmp_path, monkeypatch):
         kinds = {node.kind for node in names["snn"].graph}
         assert {"flip", "neuron"} <= kinds
         assert "p99" in methods.METHODS and "hard-reset" in registry.NEURONS
+        y = names["snn"](names["batches"][0])
+        assert names["snn"].engine == "bfloat16" and torch.equal(y, names["y"])
+        names["snn"].use_engine("torch")
+        names["snn"].use_bfloat16()
+        assert torch.equal(names["snn"](names["batches"][0]), y)

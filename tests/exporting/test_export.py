@@ -14,12 +14,15 @@ from spikedet.conversion.prepare import prepare
 from spikedet.detection.letterbox import letterbox
 from spikedet.errors import UsageError, WeightsError
 from spikedet.exporting import reference, registry
+from spikedet.exporting.registry import ExportError
 from spikedet.exporting.source import Source, flat_outputs
 from spikedet.graph.structure import Name
 from spikedet.released import released
 from spikedet.runtime.network import SpikingNetwork
+from support.commands import command
 from support.docs import code
 from support.engines import spiking
+from support.places import BUS
 
 
 @pytest.fixture
@@ -175,3 +178,29 @@ def test_predictors_are_exported_from_their_file(tmp_path):
     detector = spikedet.load(T=4)
     done = spikedet.export(detector, tmp_path / "a.onnx", form="step")
     assert done.T == 4 and Path(detector.weights).is_file()
+
+
+@pytest.mark.parametrize("ending", [".int8.safetensors", ".onnx", ".nir"])
+def test_commands_refuse_exported_files_in_one_sentence(
+    network, tmp_path, monkeypatch, capsys, ending
+):
+    pytest.importorskip({".onnx": "onnx", ".nir": "nir"}.get(ending, "torch"))
+    path = tmp_path / f"own{ending}"
+    try:
+        spikedet.export(network, path)
+    except ExportError:
+        path.write_bytes(b"a file of another program")
+    assert command(monkeypatch, "detect", BUS, "--weights", path, "--out", tmp_path / "out") == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and path.name in error
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_exported_onnx_refuses_pictures_of_another_size(network, tmp_path):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    spikedet.export(network, tmp_path / "own.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "own.onnx"))
+    side = session.get_inputs()[0].shape[-1]
+    with pytest.raises(Exception, match=f"Got: {side + 8} Expected: {side}"):
+        session.run(None, {"input": np.zeros((1, 3, side + 8, side + 8), np.float32)})

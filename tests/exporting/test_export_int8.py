@@ -1,8 +1,11 @@
 """The int8 file: numpy alone gives the spikes of our integer engine."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -132,6 +135,25 @@ def test_what_the_file_refuses(tmp_path, small_net, pictures):
     spikedet.save(network, path)
     with pytest.raises(ValueError, match="format spikedet-2; expected spikedet-int8-1"):
         reference.read(path)
+
+
+def test_damaged_and_foreign_files_are_one_sentence(tmp_path, small_net, pictures):
+    path, bad = tmp_path / "a.safetensors", tmp_path / "bad.safetensors"
+    spikedet.export(SpikingNetwork(spiking(small_net, pictures), 4), path)
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2]):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="bad.safetensors: no safetensors file, or damaged"):
+            reference.read(bad)
+    header, tensors = reference.read(path)
+    fewer = {key: value for key, value in header.items() if key != "steps"}
+    others = {**tensors, "nobody.weight": np.zeros(1, np.int8)}
+    for text, kept in (
+        ("{", tensors), ("[]", tensors), (json.dumps(fewer), tensors), (json.dumps(header), others),
+    ):  # fmt: skip
+        save_file(kept, bad, {"format": "spikedet-int8-1", "header": text})
+        with pytest.raises(ValueError, match="the header is damaged, or does not fit"):
+            reference.read(bad)
 
 
 def test_a_network_without_integers_is_refused_by_name(tmp_path):
