@@ -98,11 +98,11 @@ def run(options: Options) -> int:
     from spikedet.sources import open_sources
 
     stepwise = options.each_step or options.strip
+    which = "--each-step" if options.each_step else "--strip"
     if options.track and stepwise:
-        other = "--each-step" if options.each_step else "--strip"
-        raise UsageError(f"--track: needs one result a frame; leave out {other}")
+        raise UsageError(f"--track: needs one result a frame; leave out {which}")
     if stepwise:
-        refuse(options, ["patience"], "every step up to T is shown")
+        refuse(options, ["patience"], f"{which} shows every step up to T")
     if options.patience is None:
         refuse(options, ["every"], "is for --patience, which is missing")
     if options.coco_annotations and not options.coco:

@@ -254,6 +254,7 @@ def test_a_strip_beside_annotated_pictures_and_without_objects(run):
     text = Path("detections/dark-strip-T2.csv").read_text()
     assert text == "T,class,score,x1,y1,x2,y2\n"
     assert "leave out --strip" in run("a.png", "--strip", "--track")[2]
+    assert "--strip shows every step" in run("a.png", "--strip", "--patience", 2)[2]
 
 
 # ---------------------------------------------------------------------- docs/detect.md
