@@ -116,14 +116,15 @@ def test_crowds_and_areas_reach_the_measurement(tmp_path, monkeypatch, capsys):
     """One of the boxes of COCO's file is a crowd; the largest counts as small where it is told."""
     from spikedet.detection.data import fingerprint
     from spikedet.detection.task import DETECTION
+    from spikedet.task import Source
 
     WRITERS["coco"](tmp_path / "shapes")
     path = tmp_path / "shapes/annotations/instances_val.json"
     content = json.loads(path.read_text())
-    before = DETECTION.read([tmp_path / "shapes"], "val")
+    before = DETECTION.read(Source([tmp_path / "shapes"], "val"))
     content["annotations"][0] |= {"iscrowd": 1, "area": 3}
     path.write_text(json.dumps(content))
-    after = DETECTION.read([path], "val")
+    after = DETECTION.read(Source([path], "val"))
     assert [s.crowd.sum() for s in after] == [1, 0, 0, 0] and after[0].areas[0] == 3
     assert fingerprint(before) != fingerprint(after)
     assert np.array_equal(before[0].boxes, after[0].boxes)

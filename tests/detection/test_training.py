@@ -48,8 +48,8 @@ def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tm
     if fits:
         begin()
     else:
-        words = f"from {first} pixels; expected a multiple of 32, 128 at most"
-        with pytest.raises(UsageError, match=words):
+        words = f"from {first} pixels; expected a multiple of 32, 128 at most|grow_from is 0"
+        with pytest.raises((UsageError, TrainingError), match=words):
             begin()
 
 
@@ -168,10 +168,10 @@ def test_nothing_to_resume(sides, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
-        ({"batch": -1}, "batch is -1; expected 1 or more"),
+        ({"epochs": 0}, "epochs is 0; expected a number of 1 or more"),
+        ({"batch": -1}, "batch is -1; expected a number of 1 or more"),
         ({"mosaic": 2.0}, "mosaic is 2.0; expected a number between 0 and 1"),
-        ({"optimizer": "Adam"}, "optimizer 'Adam'; expected SGD or AdamW"),
+        ({"optimizer": "Adam"}, "optimizer is 'Adam'; expected SGD or AdamW"),
         ({"device": "mps"}, "device 'mps': this machine has"),
     ],
 )
@@ -259,7 +259,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
     for option, words in (
         (["--noise", 0.3], "a run with noise=0.1; this one has noise=0.3"),
-        (["--qcfs"], "a run with distill=1.0; this one has distill=0.0"),
+        (["--qcfs"], "a run with clips_rounded=False; this one has clips_rounded=True"),
         (["--limit", 16], "a run with data="),
         (["--teacher", kept], "a run with teacher=None"),
         (["--mosaic", 0.5], "a run with mosaic=1.0; resume it so"),
@@ -470,7 +470,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     ]
     other += ["--held", 1, "--layer-steps", 1, "--pictures"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(calibrate, "end_to_end", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr(pipeline.Calibration, "_end_to_end", Mock(side_effect=KeyboardInterrupt))
         calibrated(*other, 2)
     with pytest.raises(TrainingError, match="a run with other pictures; choose another --out"):
         calibrated(*other, 3, "--resume")
@@ -482,7 +482,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
 def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     made = converted(stages_done, devkit, "copy")
-    network = networks.module_of(DETECTION, made)
+    network = networks.graph_of(DETECTION, made)
     plain = networks.restore(DETECTION, made).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     means = network.of((MeanOverTime,))
     weights = torch.linspace(-3, 3, made.T)
@@ -491,7 +491,7 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
         network.module(node.name).log_weights.data.copy_(weights)
     path = stages_done / "weighed.safetensors"
     save(spiking_checkpoint(made, network, {}), path, half=True)
-    again = networks.module_of(DETECTION, load(path))
+    again = networks.graph_of(DETECTION, load(path))
     kept = [node.module.log_weights for node in again.of((MeanOverTime,))]
     assert len(kept) == len(means) > 1
     assert all(torch.equal(found, weights) for found in kept)
@@ -501,7 +501,7 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
     name = next(name for name in damaged.tensors if name.endswith("log_weights"))
     damaged.tensors[name] = torch.tensor(0.0)
     with pytest.raises(WeightsError, match="log_weights"):
-        networks.module_of(DETECTION, damaged)
+        networks.graph_of(DETECTION, damaged)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
         (["--end-grow-from", 32, "--per-neuron"], "each neuron takes 64 pixels"),
         (["--end-temperature", 4], "--end-temperature is no option of detection"),
         (["--end-jpeg", 75], "--end-jpeg is no option of detection"),
-        (["--unlabelled", "x"], "--unlabelled is no option of detection"),
+        (["--unlabelled", "x"], "--unlabelled: expected a classifier"),
     ],
 )
 def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
@@ -720,4 +720,5 @@ def test_the_batch_of_stage_one_is_not_that_of_stage_two():
     words = ["--model", "f", "--T", "4", "--data", "d", "--out", "o", "--batch", "128"]
     args = parsed("convert", [*words, "--pictures", "32"])
     planned = plan(args, "detection")
-    assert (planned.batch, planned.pictures, planned.held) == (8, 32, 64)
+    layers = planned.layers
+    assert (layers.batch, layers.pictures, layers.held) == (8, 32, 64)

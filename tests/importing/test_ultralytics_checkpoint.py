@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet import task_registry
+from spikedet import networks, task_registry
 from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
@@ -101,7 +101,10 @@ def test_a_trained_detector_comes_out_whole(tmp_path, capsys, ema):
         assert torch.equal(tensor, made.tensors[name]) and tensor.dtype == made.tensors[name].dtype
     pictures = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        found, wanted = task_registry.of(made).bare(made)(pictures), source(pictures)[1]
+        found, wanted = (
+            networks.module_of(task_registry.of(made), made)(pictures),
+            source(pictures)[1],
+        )
         assert torch.equal(found["boxes"], wanted["boxes"])
         assert torch.equal(found["scores"], wanted["scores"])
         assert found["scores"].std() > 0
@@ -165,7 +168,7 @@ def test_layers_that_were_exchanged_after_they_were_built(tmp_path):
     made = imported(tmp_path, "--activation", "torch.nn.ReLU()")
     pictures = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        found = task_registry.of(made).bare(made)(pictures)
+        found = networks.module_of(task_registry.of(made), made)(pictures)
         assert torch.equal(found["scores"], source(pictures)[1]["scores"])
 
 
