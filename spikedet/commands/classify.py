@@ -15,6 +15,7 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.result import write_json
+from spikedet.commands.terminal import note
 from spikedet.errors import DataError
 from spikedet.settings import option
 
@@ -53,7 +54,7 @@ def run(options: Options) -> int:
         refuse(options, ["every"], "is for --patience, which is missing")
     path = options.weights or default_weights(options.T, "classification")
     classifier = Classifier(path, options.T, options.device, options.half, options.engine)
-    print(f"engine {classifier.why_engine}", file=sys.stderr)
+    note(f"engine {classifier.why_engine}")
     paths, errors = find_pictures(options.sources)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)

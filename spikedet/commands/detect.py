@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.terminal import note
 from spikedet.errors import DataError, UsageError
 from spikedet.settings import option
 
@@ -108,7 +109,7 @@ def run(options: Options) -> int:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
-    print(f"engine {detector.why_engine}", file=sys.stderr)
+    note(f"engine {detector.why_engine}")
     if stepwise and detector.T is None:
         raise UsageError(
             f"{detector.weights.name}: no time steps to show; expected spiking weights"

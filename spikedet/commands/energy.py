@@ -12,7 +12,6 @@ network is the same layers on analog values. Mean and standard deviation are ove
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table
+from spikedet.commands.terminal import Table, note
 from spikedet.settings import option
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def run(options: Options) -> None:
     steps = progress(pictures, desc=f"T={T}", unit="batch", leave=False)
     network = restore(task, checkpoint).to(options.device).network
     if options.engine != "torch":
-        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        note(f"engine {network.use_engine(options.engine)}")
     cost = measure_cost(network, (batch.to(options.device) for batch in steps), T)
     reference = reference or sum(cost.float_multiplies.values())
     result: dict[str, Any] = {"T": T, "images": len(samples), "split": split}

@@ -17,18 +17,16 @@ as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
-from spikedet.commands.plotting import readouts
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table
+from spikedet.commands.terminal import Table, note
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
@@ -94,7 +92,7 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     for path, steps in files:
         checkpoint = load(path)
         if options.plots and not options.compare and not options.T and checkpoint.stage == "snn":
-            steps = readouts(checkpoint.time_steps)
+            steps = plotting.readouts(checkpoint.time_steps)
         loaded.append((checkpoint, identity(path), steps))
     if options.T and options.compare:
         there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
@@ -204,7 +202,14 @@ def run(options: Options) -> None:
     columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
     table = Table([*columns, ("spike rate", 12), ("engine", 8)])
     table.head()
-    for method, checkpoint, digest, steps in planned:
+    labels = plotting.labels(
+        [
+            (method, checkpoint.T, names_of_files.get(d, d[:8]))
+            for method, checkpoint, d, _ in planned
+        ]
+    )
+    shown: list[dict[str, Any]] = []  # as in the plots
+    for (method, checkpoint, digest, steps), in_plots in zip(planned, labels, strict=True):
         runner = restore(task, checkpoint, options.half).to(options.device)
         engine = use_engine(runner, options)
         longest = steps[-1] if steps else checkpoint.T
@@ -223,7 +228,7 @@ def run(options: Options) -> None:
         for T, (values, rate) in zip(times, measured, strict=True):
             per_class, more = values.pop("per_class", None), values.pop("details", None)
             if more:
-                details[method, T] = more
+                details[in_plots, T] = more
             entry = {"stage": checkpoint.stage, "method": method, "T": T, **values}
             entry = {key: none_if_undefined(value) for key, value in entry.items()}
             entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
@@ -233,15 +238,15 @@ def run(options: Options) -> None:
             if per_class is not None:
                 entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
             entries.append(entry)
+            shown.append({**entry, "method": in_plots})
             show(table, entry, task.columns, options.classes)
     write_json(options, entries)
     if options.plots:
-        from spikedet.commands import plotting
         from spikedet.plots import About
 
         weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
         about = About(", ".join(weights), f"{len(samples)} pictures of {split}")
-        written = plotting.evaluation(options.plots, entries, details, about)
+        written = plotting.evaluation(options.plots, shown, details, about)
         print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
 
 
@@ -255,7 +260,7 @@ def use_engine(runner: Any, options: Options) -> str:
         return "torch"
     network = runner.network
     if not options.half and options.engine != "torch":
-        print(f"engine {network.use_engine(options.engine)}", file=sys.stderr)
+        note(f"engine {network.use_engine(options.engine)}")
         if options.engine == "auto":
             network.use_engine(network.engine)  # no other one may take over in the middle of a row
     return network.engine

@@ -108,7 +108,7 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
 
     Returns:
         `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (the fingerprint of the
-        pictures) and `file` of each.
+        pictures), `engine` and `file` of each.
     """
     from spikedet import resources
 
@@ -124,6 +124,7 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
                 continue
             values = {name: row[name] for name in VALUES if row.get(name) is not None}
             about = {name: row.get(name) for name in ("spike_rate", "images", "data")}
+            about["engine"] = row.get("engine", "torch")  # older rows name none
             name = path.relative_to(folder).as_posix()
             found.append({"T": row["T"], **values, **about, "file": name})
     return sorted(found, key=lambda row: (row["T"] or 0, -row["images"]))
@@ -203,7 +204,7 @@ def _row(row: dict[str, Any]) -> str:
     T = f"T={row['T']}: " if row["T"] else ""
     rate = row["spike_rate"]
     fires = "" if rate is None else f", {rate:.3f} spikes a neuron and step"
-    return f"{T}{values}, {row['images']} pictures{fires} ({row['file']})"
+    return f"{T}{values}, {row['images']} pictures{fires}, {row['engine']} ({row['file']})"
 
 
 def text(value: Any) -> str:

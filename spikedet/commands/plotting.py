@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,19 @@ Entries = Sequence[Mapping[str, Any]]
 def readouts(T: int) -> list[int]:
     """Time steps of the curve over T of one run: 1, 2, 4 ... and T."""
     return sorted({*(1 << n for n in range(T.bit_length()) if 1 << n < T), T})
+
+
+def labels(rows: Sequence[tuple[str, int | None, str]]) -> list[str]:
+    """What networks are called in plots: their methods, with their files where these are the same.
+
+    Args:
+        rows: Method, T and name of the file of each.
+    """
+    same = Counter((method, T) for method, T, _ in rows)
+    return [
+        f"{method}, {Path(file).stem}" if same[method, T] > 1 else method
+        for method, T, file in rows
+    ]
 
 
 def evaluation(

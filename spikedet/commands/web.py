@@ -34,7 +34,7 @@ class Options(parse.Options):
         "float weights to show beside them; the released ones where they are of the same network",
         name="float",
     )
-    engine: str = option("auto", "what runs the network: auto, events, torch, ...")
+    engine: str = shared.engine()
     device: str = shared.device()
     half: bool | None = shared.half(None)
     host: str = option("127.0.0.1", "address to be reached at; 0.0.0.0 for all of this machine")

@@ -117,6 +117,25 @@ def test_stage_one_is_written_with_its_batch_norm_folded(made):
     assert found["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
 
 
+def test_a_training_leaves_curves_and_can_be_reported(made, monkeypatch, tmp_path):
+    for name in ("float/curves.png", "qc/curves-T4.png"):
+        assert (made / name).read_bytes()[:4] == b"\x89PNG"
+    shutil.copytree(made / "qc", tmp_path / "qc")
+    shutil.copy(weights(made, "qc"), tmp_path / "qc/best.safetensors")
+    out = tmp_path / "report.html"
+    assert command(monkeypatch, "report", tmp_path / "qc", "--out", out, "--quiet") == 0
+    page = out.read_text()
+    for words in (
+        "quantised (stage I)",
+        "spikedet finetune",
+        "tuning_top1",
+        "epochs done",
+        "noise",
+    ):
+        assert words in page, words
+    assert page.count("data:image/png") == 1  # the curves are drawn anew, not shown twice
+
+
 def test_where_batch_norm_is_folded_makes_another_run(made, monkeypatch, capsys, tmp_path):
     shutil.copytree(made / "qc", tmp_path / "qc")
     shutil.copy(weights(made, "qc"), tmp_path / "qc/last.safetensors")
@@ -786,7 +805,7 @@ def test_classify_with_an_engine_and_early_exit(made, tmp_path, monkeypatch, cap
     words = ["--weights", weights(made, "snn"), picture, "--json", tmp_path / "found.json"]
     more = ["--engine", "integers", "--T", 12, "--patience", 2]
     assert command(monkeypatch, "classify", *words, *more) == 0
-    assert capsys.readouterr().err.startswith("engine integers: whole numbers, by torch\n")
+    assert capsys.readouterr().err.endswith("engine integers: whole numbers, by torch\n")
     (entry,) = json.loads((tmp_path / "found.json").read_text())
     assert 3 <= entry["T"] <= 12
     assert command(monkeypatch, "classify", *words, "--every", 2) == 2

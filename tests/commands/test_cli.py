@@ -1,12 +1,9 @@
 """Options from a file, commands of the pages, and how a command ends."""
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -243,19 +240,6 @@ def test_released_configurations_hold_options_of_their_commands(path):
             options["model"] = Path(options["model"])
             assert (ROOT / options["model"]).is_file()
         assert {k: args[k.replace("-", "_")] for k in options} == options
-
-
-@pytest.mark.parametrize("page", ["README.md", "demo/README.md"])
-def test_commands_of_the_pages_have_options_that_there_are(page):
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    blocks = "".join(blocks).replace("\\\n", " ")
-    found = re.findall(r"^spikedet ([\w-]+)([^#\n]*)", blocks, re.MULTILINE)
-    demos = re.findall(r"python demo/(\w+)\.py([^#\n]*)", blocks)
-    assert found or demos
-    for name, words in found:
-        parsed(name, shlex.split(words))
-    for name, words in demos:
-        parse.parse(import_module(f"demo.{name}").Options, shlex.split(words), name)
 
 
 PRINTING = "from support.commands import run_as_command; run_as_command(lambda _: print({}))"

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from spikedet.commands.plotting import readouts, slug
+from spikedet.commands.plotting import labels, readouts, slug
 from spikedet.released import released
 from support.classes import add_pictures
 from support.commands import command
@@ -90,6 +90,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, mon
     words = ["--data", tmp_path, "--plots", tmp_path / "file"]
     assert command(monkeypatch, "evaluate", *words) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_networks_of_one_method_are_told_apart_by_their_files():
+    rows = [("float", None, "f.safetensors"), ("snn", 4, "a"), ("snn", 8, "b.safetensors")]
+    assert labels(rows) == ["float", "snn", "snn"]
+    assert labels([*rows, ("snn", 8, "c.d")]) == ["float", "snn", "snn, b", "snn, c"]
 
 
 def test_steps_of_a_curve_and_names_of_files():

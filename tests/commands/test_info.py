@@ -89,7 +89,10 @@ def test_info_names_what_was_measured_of_these_weights(tmp_path, monkeypatch, ca
     (tmp_path / "energy.json").write_text("{}")
     found = measured("a", "snn", tmp_path)
     assert [(row["images"], row["top1"]) for row in found] == [(900, 0.5), (100, 0.875)]
-    assert {row["file"] for row in found} == {"in/rows.json"}
+    assert {(row["file"], row["engine"]) for row in found} == {("in/rows.json", "torch")}
+    other = [{**row, "engine": "events"} for row in rows]
+    (tmp_path / "in/rows.json").write_text(json.dumps(other))
+    assert {row["engine"] for row in measured("a", "snn", tmp_path)} == {"events"}
     told(monkeypatch, tmp_path, SPIKING)
     shown = " ".join(capsys.readouterr().out.split())
     assert "measured T=4: top1 87.9 %" in shown and "10000 pictures" in shown

@@ -24,6 +24,11 @@ TESTED = {
     ("docs/detect.md", "sh"): "tests/commands/test_detect.py::test_the_commands_of_the_page",
     ("docs/detect.md", "python"): "tests/commands/test_detect.py::test_the_code_of_the_page",
     ("docs/own-data.md", "sh"): "tests/commands/test_own_data.py::test_detection",
+    ("docs/plots.md", "sh"): "tests/commands/test_evaluate_plots.py::test_a_detector",
+    (
+        "docs/web.md",
+        "sh",
+    ): "tests/web/test_command.py::test_the_commands_of_the_page_on_it_can_be_given",
 }
 for page in ("convert", "export", "extending"):
     TESTED[f"docs/{page}.md", "python"] = "tests/docs/test_docs.py::test_the_code_of_a_page_runs"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import spikedet
-from spikedet.engines import library
+from spikedet.engines import library, registry
 from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.released import released
@@ -123,3 +123,10 @@ def test_predictors():
     with pytest.raises(UsageError, match="the events engine runs spiking weights"):
         spikedet.load(released("float"), engine="events")
     assert choose_engine(reference.runner.network, "events") == FASTEST
+
+
+def test_elsewhere_than_on_the_cpu_whole_numbers_are_refused(path):
+    graph = spikedet.load(path, engine="torch").graph.to("meta")
+    assert registry.make("auto", graph)[0] == "torch"
+    with pytest.raises(UsageError, match="integer engines compute on the CPU"):
+        registry.make("integers", graph)

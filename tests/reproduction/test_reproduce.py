@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from spikedet.checkpoint import Checkpoint, load, save
+from spikedet.checkpoint import Checkpoint, identity, load, save
 from spikedet.commands.main import parsed as parsed_words
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
@@ -279,3 +279,42 @@ def test_agreement_with_the_float_network(found, objects):
 
     truth = detections([("bus", (0, 0, 100, 100))])
     assert detection.agreeing(detections(found), truth) == objects
+
+
+def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):
+    """A row that names no engine, as those of older files, is torch's."""
+    asked = []
+
+    def measured(self, tool, cell, path, *words):
+        engine = words[words.index("--engine") + 1] if "--engine" in words else None
+        asked.append(engine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".new.json").touch()
+        named = {} if engine is None else {"engine": engine}
+        row = {"T": cell.T, "weights_sha256": identity(weights), "data": "these"}
+        return [row | named]
+
+    weights = place / "float.safetensors"
+    monkeypatch.setattr(Workshop, "measured", measured)
+    monkeypatch.setattr(Workshop, "weights", lambda self, cell, make=True: weights)
+    monkeypatch.setattr(Workshop, "pictures", lambda self, limit: "these")
+
+    def row(engine, cell):
+        options = parsed(place, "table10", "--engine", engine)
+        options.split = "VOC2007:train"
+        shop = Workshop(options, place / "out", weights, "detection", options.data)
+        return shop.row(cell)["engine"]
+
+    spiking, plain = Cell("two-stage", 8, None, 16), Cell("float", None, None, 16)
+    assert [row(engine, spiking) for engine in ("torch", "events", "integers")] == [
+        "torch", "events", "integers",
+    ]  # fmt: skip
+    assert asked == [None, "events", "integers"]
+    assert [row(engine, spiking) for engine in ("integers", "torch")] == ["integers", "torch"]
+    assert row("events", plain) == row("torch", plain) == "torch"
+    assert asked == [None, "events", "integers", None]  # the rest was there
+
+
+def test_half_precision_is_torch_s_alone(place):
+    with pytest.raises(UsageError, match="--half: the events engine computes in whole numbers"):
+        reproduce.run(parsed(place, "table10", "--engine", "events", "--half"))
