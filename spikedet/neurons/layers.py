@@ -265,7 +265,7 @@ def per_channel(value: Tensor, ndim: int) -> Tensor:
 
 
 def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
-    """Weighted mean of spikes [T*B, C, ...] over time, [B, C, ...] float32.
+    """Weighted mean of spikes [T*B, C, ...] over time, [B, C, ...] float32 (float64 of float64).
 
     Args:
         spikes: Time-major.
@@ -275,6 +275,7 @@ def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
     # a product of matrices in the order of memory: a sum over time takes ten times as long on a CPU
     channels_last = memory_format(spikes) == torch.channels_last
     frames = spikes.permute(0, 2, 3, 1) if channels_last else spikes
+    weights = weights.to(torch.promote_types(weights.dtype, spikes.dtype))
     over_time = frames.unflatten(0, (len(weights), batch)).flatten(1).to(weights.dtype)
     with mixed(spikes.device.type, False):
         mean = (weights / weights.sum() @ over_time).view(batch, *frames.shape[1:])
