@@ -470,7 +470,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     ]
     other += ["--held", 1, "--layer-steps", 1, "--pictures"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(calibrate, "end_to_end", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr("spikedet.stages.stage_two.end_to_end", Mock(side_effect=KeyboardInterrupt))
         calibrated(*other, 2)
     with pytest.raises(TrainingError, match="a run with other pictures; choose another --out"):
         calibrated(*other, 3, "--resume")
