@@ -125,13 +125,7 @@ def test_a_training_leaves_curves_and_can_be_reported(made, monkeypatch, tmp_pat
     out = tmp_path / "report.html"
     assert command(monkeypatch, "report", tmp_path / "qc", "--out", out, "--quiet") == 0
     page = out.read_text()
-    for words in (
-        "quantised (stage I)",
-        "spikedet finetune",
-        "tuning_top1",
-        "epochs done",
-        "noise",
-    ):
+    for words in ("quantised (stage I)", "spikedet finetune", "tuning_top1", "epochs done"):
         assert words in page, words
     assert page.count("data:image/png") == 1  # the curves are drawn anew, not shown twice
 
