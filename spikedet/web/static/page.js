@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const LOWEST = 0.05; // confidence that is asked for: the slider leaves out what is below it
 const STEP_SECONDS = 0.4; // of a time step in playback
+const MAPS_TITLE = "Bright places fire. For pictures, not for videos.";
 const CAMERA_SIDE = 640; // pixels of the longer side of a frame of the camera
 
 let about = null;
@@ -121,31 +122,35 @@ async function* ask(path, body, options, signal) {
     text = lines.pop();
     for (const line of lines.map((each) => JSON.parse(each))) {
       if (line.error) throw new Error(line.error);
+      signal.throwIfAborted(); // lines that came with the one before
       yield line;
     }
   }
 }
 
-async function decoded(address) {
+async function decoded(address, signal) {
   const image = new Image();
   image.src = address;
   await image.decode();
+  signal.throwIfAborted();
   return image;
 }
 
-// One request at a time: a new one ends that before it. What it throws is shown.
+// One request at a time: a new one ends that before it, and then the older one shows nothing more.
+// True if the work was completed, false if it failed (shown), null if it was ended.
 async function alone(work) {
   asked?.abort();
   const own = (asked = new AbortController());
   try {
     await work(own.signal);
   } catch (error) {
-    if (!own.signal.aborted) say(error.message || String(error), true);
+    if (own.signal.aborted) return null;
+    say(error.message || String(error), true);
     return false;
   } finally {
     if (asked === own) asked = null;
   }
-  return !own.signal.aborted;
+  return own.signal.aborted ? null : true;
 }
 
 // Looks at a picture; `live` shows the last step alone, as soon as it is there.
@@ -157,7 +162,7 @@ async function look(blob, signal, live = false) {
   let other = null, image = null, size = null;
   for await (const line of ask("look", blob, options, signal)) {
     if (line.kind === "picture") {
-      [image, size] = [await decoded(line.picture), line];
+      [image, size] = [await decoded(line.picture, signal), line];
       if (!live) [shots, beside] = [seen, null];
     } else if (line.kind === "step") {
       seen.push({ ...line, T, image, size, label: `step ${line.t} of ${T}` });
@@ -178,15 +183,15 @@ async function film(blob, signal) {
   try {
     for await (const line of ask("film", blob, { T, conf: LOWEST }, signal)) {
       const label = `frame ${shots.length + 1}, ${line.time.toFixed(2)} s`;
-      shots.push({ ...line, T, image: await decoded(line.picture), size: line, label });
+      shots.push({ ...line, T, image: await decoded(line.picture, signal), size: line, label });
       say(`looking at the video: frame ${shots.length}`);
       show(shots.length - 1);
     }
   } finally {
-    if (shots.length >= about.limits.frames) {
-      say(`These are its first ${shots.length} frames; no more are looked at here.`);
-    } else if (shots.length) {
-      say(`${shots.length} frames. Play them again below.`);
+    const seen = shots.length;
+    if (seen && !signal.aborted) {
+      say(seen < about.limits.frames ? `${seen} frames. Play them again below.`
+        : `These are its first ${seen} frames; no more are looked at here.`);
     }
   }
 }
@@ -219,6 +224,7 @@ function open(blob) {
   }
   file = blob;
   $("maps").replaceChildren();
+  $("maps-title").textContent = MAPS_TITLE;
   again();
 }
 
@@ -226,10 +232,13 @@ async function openCamera() {
   if (!navigator.mediaDevices) {
     return say("The browser gives its camera to localhost and to HTTPS pages only.", true);
   }
+  $("camera").disabled = true; // a second click would open a second camera
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: true });
   } catch (error) {
     return say(`The camera cannot be used: ${error.message}.`, true);
+  } finally {
+    $("camera").disabled = false;
   }
   const own = camera, eye = $("eye"), frame = document.createElement("canvas");
   stopPlaying();
@@ -247,7 +256,7 @@ async function openCamera() {
     frame.getContext("2d").drawImage(eye, 0, 0, frame.width, frame.height);
     const blob = await new Promise((done) => frame.toBlob(done, "image/jpeg", 0.9));
     if (camera !== own) break;
-    if (!(await alone((signal) => look(blob, signal, true)))) break;
+    if (!(await alone((signal) => look(blob, signal, true))) || camera !== own) break;
     frames += 1;
     const rate = (1000 * frames) / (performance.now() - begin);
     say(`${rate.toFixed(1)} frames a second`);
@@ -257,7 +266,9 @@ async function openCamera() {
 }
 
 function closeCamera() {
-  camera?.getTracks().forEach((track) => track.stop());
+  if (!camera) return;
+  asked?.abort(); // the frame that is on its way
+  camera.getTracks().forEach((track) => track.stop());
   camera = null;
   $("eye").srcObject = null;
   $("camera").textContent = "camera";
@@ -281,14 +292,14 @@ async function spikes() {
         const figure = document.createElement("figure");
         const text = document.createElement("figcaption");
         text.textContent = caption;
-        figure.append(await decoded(address), text);
+        figure.append(await decoded(address, signal), text);
         $("maps").append(figure);
       }
       title.textContent = `${line.layer}, T=${line.T}. Bright places fire: how many of all channels `
         + "in some of the steps, and how often the neurons of the channels that fire most.";
     }
   });
-  if (!done) title.textContent = "Bright places fire. For pictures, not for videos.";
+  if (done === false) title.textContent = MAPS_TITLE;
 }
 
 function labels() {
