@@ -1,8 +1,13 @@
 """Small networks and pictures that several tests use."""
 
-import pytest
-import torch
-from torch import nn
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, also of the commands that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 
 class SmallNet(nn.Module):

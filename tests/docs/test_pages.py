@@ -161,7 +161,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_has_the_test_command_and_few_words():
     text = (ROOT / "README.md").read_text()
-    assert "\npython -m pytest\n" in text
+    command = "\npython -m pytest -n 2"
+    assert f"{command}\n" in text and f"{command} --cov" in (ROOT / ".ci/run").read_text()
     prose = re.sub(r"```.*?```|<!--.*?-->|^\|.*$", "", text, flags=re.S | re.M)
     assert len(prose.split()) < 700
     assert max(len(each.split()) for each in prose.split("\n\n")) < 90

@@ -46,6 +46,7 @@ def parsed(place, name, *words):
     return parsed_words("reproduce", given)
 
 
+@pytest.mark.slow
 def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, capsys):
     args = parsed(place, "table10", "--methods", "float", "spiking-yolo", "--T", 20)
     reproduce.run(args)
@@ -78,6 +79,7 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
         reproduce.run(args)
 
 
+@pytest.mark.slow
 def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     commands, run = [], Workshop.run
     monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
@@ -101,6 +103,7 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
         assert [line["T"] for line in lines] == ["8", "20", "40"]
 
 
+@pytest.mark.slow
 def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeypatch):
     words = ("table10", "--methods", "float")
     reproduce.run(parsed(place, *words))
