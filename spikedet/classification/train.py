@@ -75,41 +75,65 @@ def train(network: nn.Module, run: Run) -> None:
     with own_run(folder), processes(settings.device) as (rank, world, device):
         loop = _Loop(network, run, rank, world, device)
         rows: list[dict[str, Any]] = []
-        first, best = 0, -math.inf
+        best = -math.inf
         if state is not None:
-            try:
-                loop.load_state_dict(state["run"])
-                best = max(loop.score(row) for row in state["rows"])
-            except (KeyError, ValueError, RuntimeError):
-                raise TrainingError(
-                    f"{folder} holds a run of another network or optimizer; choose another --out"
-                ) from None
-            first, rows = state["epoch"] + 1, state["rows"]
-            log.info("resuming after epoch %d of %d", first, settings.epochs)
+            rows, best = _go_on(loop, run, state)
         elif not rank:
             begin(folder, settings)
-        for epoch in range(first, settings.epochs):
+        for epoch in range(len(rows), settings.epochs):
             with from_loader():
                 row = {"epoch": epoch + 1, **loop.epoch(epoch)}
             if rank:
                 continue
             row |= loop.judge(run.tune, description)
             rows.append(row)
-            log.info(
-                "epoch %d of %d: loss %.4f, training accuracy %.4f; tuning loss %.4f, tuning "
-                "accuracy %.4f; %.0f s",
-                epoch + 1, settings.epochs, row["loss"], row["training_top1"],
-                row["tuning_loss"], row["tuning_top1"], row["seconds"],
-            )  # fmt: skip
+            _log_row(row, settings.epochs)
             run.write(network, folder / "last.safetensors")
             if loop.score(row) >= best:
                 best = loop.score(row)
                 run.write(network, folder / "best.safetensors")
-            write_csv(folder / "results.csv", rows)
-            log_epoch(folder, settings, epoch + 1, row)
-            state = {"epoch": epoch, "epochs": settings.epochs, "rows": rows}
-            state["settings"] = resumable(settings)
-            save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
+            _write_progress(loop, run, rows)
+
+
+def _go_on(loop: _Loop, run: Run, state: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
+    """Bring a loop to where its state was saved.
+
+    Returns:
+        The rows of the epochs until then, and the best score among them.
+
+    Raises:
+        TrainingError: The state is that of another network or optimiser.
+    """
+    try:
+        loop.load_state_dict(state["run"])
+        best = max(loop.score(row) for row in state["rows"])
+    except (KeyError, ValueError, RuntimeError):
+        raise TrainingError(
+            f"{run.folder} holds a run of another network or optimizer; choose another --out"
+        ) from None
+    rows = state["rows"]
+    log.info("resuming after epoch %d of %d", len(rows), run.settings.epochs)
+    return rows, best
+
+
+def _log_row(row: dict[str, Any], epochs: int) -> None:
+    """Say what an epoch gave."""
+    log.info(
+        "epoch %d of %d: loss %.4f, training accuracy %.4f; tuning loss %.4f, tuning "
+        "accuracy %.4f; %.0f s",
+        row["epoch"], epochs, row["loss"], row["training_top1"],
+        row["tuning_loss"], row["tuning_top1"], row["seconds"],
+    )  # fmt: skip
+
+
+def _write_progress(loop: _Loop, run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write the rows so far, and the state that a run resumes from."""
+    settings, folder, epoch = run.settings, run.folder, len(rows)
+    write_csv(folder / "results.csv", rows)
+    log_epoch(folder, settings, epoch, rows[-1])
+    state = {"epoch": epoch - 1, "epochs": settings.epochs, "rows": rows}
+    state["settings"] = resumable(settings)
+    save_state({**state, "run": loop.state_dict()}, folder / "state.pt")
 
 
 @contextmanager

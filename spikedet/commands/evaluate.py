@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
@@ -66,6 +66,22 @@ class Options(shared.TestData):
     half: bool = shared.half(False)
     plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
     json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
+
+
+class Planned(NamedTuple):
+    """A network to measure.
+
+    Attributes:
+        method: What tables call it.
+        checkpoint: Its weights.
+        digest: Identity of the file that they are of.
+        steps: Time steps, with a row for each; None for one row, of its own T.
+    """
+
+    method: str
+    checkpoint: Checkpoint
+    digest: str
+    steps: list[int] | None
 
 
 def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
@@ -118,10 +134,8 @@ def file_names(options: Options) -> dict[str, str]:
     return {identity(path): path.name for path in files}
 
 
-def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int] | None]]:
-    """(method, checkpoint, identity of its file, time steps) of everything to measure.
-
-    Each has a row for each of its time steps, or one row where they are None.
+def planned_rows(options: Options) -> list[Planned]:
+    """Everything to measure, in the order of the table.
 
     Raises:
         WeightsError: Weights of different tasks or classes.
@@ -147,19 +161,20 @@ def planned_rows(options: Options) -> list[tuple[str, Checkpoint, str, list[int]
     floats = [(source, digest) for source, digest, _ in loaded if source.stage == "float"]
     copies = options.compare and {"float", "qc"} <= stages
     samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
-    rows: list[tuple[str, Checkpoint, str, list[int] | None]] = []
+    rows: list[Planned] = []
     for checkpoint, digest, wanted in loaded:
         steps = sorted(set(wanted)) if wanted and checkpoint.stage == "snn" else None
         if samples is not None and checkpoint.stage == "qc":
             for source, source_digest in floats:
                 plain = stage_one.untuned(task, source, samples, checkpoint.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
-                rows.append(("copied weights", copied, source_digest, None))
-        rows.append((label(checkpoint.stage, checkpoint.origin), checkpoint, digest, steps))
+                rows.append(Planned("copied weights", copied, source_digest, None))
+        method = label(checkpoint.stage, checkpoint.origin)
+        rows.append(Planned(method, checkpoint, digest, steps))
         if options.compare and checkpoint.stage == "qc":
             alone = spiking_checkpoint(checkpoint, stage_two.copied(task, checkpoint), {})
-            rows.append(("stage I alone", alone, digest, None))
-    if "copied weights" not in {method for method, *_ in rows}:
+            rows.append(Planned("stage I alone", alone, digest, None))
+    if "copied weights" not in {row.method for row in rows}:
         refuse(options, ["threshold_split"], "no row of copied weights; it needs --compare")
     return rows
 
@@ -180,7 +195,47 @@ def run(options: Options) -> None:
     shared.expect_half(options)
     expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
-    task, names = task_registry.of(planned[0][1]), planned[0][1].names
+    task, names = task_registry.of(planned[0].checkpoint), planned[0].checkpoint.names
+    expect_of_task(options, task)
+    split = shared.split(options, task.name, test=True)
+    samples = shared.read(options, task, split, options.limit, names)
+    data = f"{len(samples)} pictures of {split}"
+    warn_of_training_pictures(task, samples, {row.digest for row in planned})
+    about_data = {"data": samples.fingerprint(), "split": split, **areas_of(options)}
+    files = file_names(options)
+    print(f"{data}; {task.protocol.format(imgsz=planned[0].checkpoint.imgsz)}")
+    table = begin_table(options, task)
+    labels = plotting.labels(
+        [(row.method, row.checkpoint.T, files.get(row.digest, row.digest[:8])) for row in planned]
+    )
+    entries: list[dict[str, Any]] = []
+    plotted: list[dict[str, Any]] = []  # the same under the names that the plots have
+    details: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for row, in_plots in zip(planned, labels, strict=True):
+        runner = restore(task, row.checkpoint, options.half).to(options.device)
+        engine = use_engine(runner, options)
+        measured = measure(task, runner, samples, row, options)
+        times: Sequence[int | None] = row.steps or [row.checkpoint.T]
+        for T, (values, rate) in zip(times, measured, strict=True):
+            tables = values.pop("details", None)
+            if tables:
+                details[in_plots, T] = tables
+            run_on = {"images": len(samples), "spike_rate": rate, "engine": engine}
+            run_on |= {"weights": files.get(row.digest), "weights_sha256": row.digest}
+            entries.append(entry_of(row, T, values, {**run_on, **about_data}))
+            plotted.append({**entries[-1], "method": in_plots})
+            show(table, entries[-1], task.columns, options.classes)
+    write_json(options, entries)
+    if options.plots:
+        write_plots(options.plots, plotted, details, data)
+
+
+def expect_of_task(options: Options, task: Task) -> None:
+    """Refuse options that the task has not, and areas that bound nothing.
+
+    Raises:
+        UsageError: Names the option.
+    """
     for name in ("classes", "areas"):
         if getattr(options, name) and task.name != "detection":
             raise UsageError(f"--{name} is no option of {task.name}")
@@ -188,66 +243,65 @@ def run(options: Options) -> None:
         raise UsageError(
             f"--areas {options.areas[0]:g} {options.areas[1]:g}: expected the smaller first"
         )
-    areas = {"areas": tuple(options.areas)} if options.areas else {}
-    split = shared.split(options, task.name, test=True)
-    samples = shared.read(options, task, split, options.limit, names)
-    warn_of_training_pictures(task, samples, {digest for *_, digest, _ in planned})
-    data = samples.fingerprint()
-    entries: list[dict[str, Any]] = []
-    details: dict[tuple[str, int | None], dict[str, Any]] = {}
-    names_of_files = file_names(options)
-    print(f"{len(samples)} pictures of {split}; {task.protocol.format(imgsz=planned[0][1].imgsz)}")
-    if options.engine == "torch" or options.half:
-        print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
-    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
-    table = Table([*columns, ("spike rate", 12), ("engine", 8)])
-    table.head()
-    labels = plotting.labels(
-        [
-            (method, checkpoint.T, names_of_files.get(d, d[:8]))
-            for method, checkpoint, d, _ in planned
-        ]
-    )
-    shown: list[dict[str, Any]] = []  # as in the plots
-    for (method, checkpoint, digest, steps), in_plots in zip(planned, labels, strict=True):
-        runner = restore(task, checkpoint, options.half).to(options.device)
-        engine = use_engine(runner, options)
-        longest = steps[-1] if steps else checkpoint.T
-        title = method if longest is None else f"{method} T={longest}"
-        with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
 
-            def advance(done, bar=bar):
-                bar.update(done - bar.n)
 
-            more: dict[str, Any] = {"details": True} if options.plots else {}
-            batch = options.batch or task.batch
-            measured = task.measure(
-                runner, samples, steps=steps, batch=batch, on_batch=advance, **more, **areas
-            )
-        times: Sequence[int | None] = steps or [checkpoint.T]
-        for T, (values, rate) in zip(times, measured, strict=True):
-            per_class, more = values.pop("per_class", None), values.pop("details", None)
-            if more:
-                details[in_plots, T] = more
-            entry = {"stage": checkpoint.stage, "method": method, "T": T, **values}
-            entry = {key: none_if_undefined(value) for key, value in entry.items()}
-            entry |= {"images": len(samples), "spike_rate": rate, "engine": engine}
-            entry |= {"weights": names_of_files.get(digest)}
-            entry |= {"weights_sha256": digest, "data": data, "split": split, **areas}
-            entry["calibration_pictures"] = checkpoint.origin.get("calibration_pictures")
-            if per_class is not None:
-                entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
-            entries.append(entry)
-            shown.append({**entry, "method": in_plots})
-            show(table, entry, task.columns, options.classes)
-    write_json(options, entries)
-    if options.plots:
-        from spikedet.plots import About
+def areas_of(options: Options) -> dict[str, tuple[float, ...]]:
+    """The areas that were asked for, if any, as measures and rows have them."""
+    return {"areas": tuple(options.areas)} if options.areas else {}
 
-        weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
-        about = About(", ".join(weights), f"{len(samples)} pictures of {split}")
-        written = plotting.evaluation(options.plots, shown, details, about)
-        print(f"{options.plots}: {len(written)} plots, each with its numbers as CSV")
+
+def measure(
+    task: Task, runner: Any, samples: Samples, row: Planned, options: Options
+) -> list[tuple[dict[str, Any], float | None]]:
+    """What `Task.measure` gives of a network, its progress shown."""
+    longest = row.steps[-1] if row.steps else row.checkpoint.T
+    title = row.method if longest is None else f"{row.method} T={longest}"
+    details = {"details": True} if options.plots else {}
+    with progress(total=len(samples), desc=title, unit="picture", leave=False) as bar:
+        return task.measure(
+            runner,
+            samples,
+            steps=row.steps,
+            batch=options.batch or task.batch,
+            on_batch=lambda done: bar.update(done - bar.n),
+            **details,
+            **areas_of(options),
+        )
+
+
+def entry_of(
+    row: Planned, T: int | None, values: dict[str, Any], run_on: dict[str, Any]
+) -> dict[str, Any]:
+    """A row of the table as JSON has it.
+
+    Args:
+        row: The network.
+        T: Time steps of the row.
+        values: What was measured.
+        run_on: What ran the network, on what.
+    """
+    per_class = values.pop("per_class", None)
+    entry = {"stage": row.checkpoint.stage, "method": row.method, "T": T, **values}
+    entry = {key: none_if_undefined(value) for key, value in entry.items()}
+    entry |= run_on
+    entry["calibration_pictures"] = row.checkpoint.origin.get("calibration_pictures")
+    if per_class is not None:
+        entry["per_class"] = {k: none_if_undefined(v) for k, v in per_class.items()}
+    return entry
+
+
+def write_plots(
+    folder: Path,
+    entries: list[dict[str, Any]],
+    details: dict[tuple[str, int | None], dict[str, Any]],
+    data: str,
+) -> None:
+    """Write the plots of `--plots` and say so."""
+    from spikedet.plots import About
+
+    weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
+    written = plotting.evaluation(folder, entries, details, About(", ".join(weights), data))
+    print(f"{folder}: {len(written)} plots, each with its numbers as CSV")
 
 
 def use_engine(runner: Any, options: Options) -> str:
@@ -264,6 +318,16 @@ def use_engine(runner: Any, options: Options) -> str:
         if options.engine == "auto":
             network.use_engine(network.engine)  # no other one may take over in the middle of a row
     return network.engine
+
+
+def begin_table(options: Options, task: Task) -> Table:
+    """Print the head of the table, and how torch computes where it does."""
+    if options.engine == "torch" or options.half:
+        print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
+    columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
+    table = Table([*columns, ("spike rate", 12), ("engine", 8)])
+    table.head()
+    return table
 
 
 def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: bool) -> None:

@@ -14,6 +14,7 @@ over: what is the same is left alone, anything else is refused before anything i
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,46 +44,15 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet.detection.to_voc import (
-        annotations_of_coco,
-        annotations_of_folder,
-        annotations_of_list,
-        write,
-    )
+    from spikedet.detection.to_voc import write
 
-    sources = {"list": options.boxes, "xml": options.xml, "coco": options.coco}
-    if sum(source is not None for source in sources.values()) != 1:
-        raise UsageError("expected one of --list, --xml and --coco")
-    if options.boxes and options.names is None:
-        raise UsageError("--list needs --names, the class names its numbers stand for")
-    if options.xml:
-        refuse(options, ["names"], "VOC XML has the names of its classes itself")
-    if options.coco:
-        refuse(options, ["names"], "COCO files have the names of their classes themselves")
-    else:
-        refuse(options, ["least_score"], "only boxes of --coco have scores")
+    expect_one_source(options)
     skip = {line.split()[0] for path in options.skip for line in read_lines(path) if line}
-    pictures: dict[str, Path] = {}
-    for path in (p for folder in options.pictures for p in sorted(folder.rglob("*"))):
-        if path.suffix.lower() not in JPEG:
-            continue
-        known = pictures.setdefault(path.stem, path)
-        if os.path.realpath(path) != os.path.realpath(known):
-            raise DataError(f"{path} and {known}: two pictures of one name")
-    if not pictures:
-        raise DataError(f"{options.pictures[0]}: no JPEG pictures here")
+    pictures = pictures_of(options.pictures)
     # VOC 2012's copies of VOC 2007: some are for evaluation, see `read_ids`
     skip |= set(filter(is_copy_of_2007, pictures))
-    if options.boxes:
-        assert options.names is not None  # they go together
-        annotations = annotations_of_list(options.boxes, options.names, pictures, skip)
-    elif options.coco:
-        annotations = annotations_of_coco(options.coco, options.least_score, pictures, skip)
-    else:
-        assert options.xml is not None  # one of the three is named
-        annotations = annotations_of_folder(options.xml, pictures, skip)
     xmls: dict[str, bytes | None] = {}
-    for stem, xml in annotations:
+    for stem, xml in annotated(options, pictures, skip):
         if stem in xmls:
             raise DataError(f"{options.boxes}: two lines for pictures named {stem}")
         xmls[stem] = xml
@@ -100,3 +70,55 @@ def run(options: Options) -> None:
         alone = {path.stem for path in options.xml.glob("*.xml")} - pictures.keys() - skip
         without += f", {len(alone)} annotations without a JPEG picture" if alone else ""
     print(f"{options.out}: {len(kept)} pictures, split {options.split}; {without}")
+
+
+def expect_one_source(options: Options) -> None:
+    """Refuse boxes from nowhere or several places, and options of another source than theirs.
+
+    Raises:
+        UsageError: Names the options.
+    """
+    sources = {"list": options.boxes, "xml": options.xml, "coco": options.coco}
+    if sum(source is not None for source in sources.values()) != 1:
+        raise UsageError("expected one of --list, --xml and --coco")
+    if options.boxes and options.names is None:
+        raise UsageError("--list needs --names, the class names its numbers stand for")
+    if options.xml:
+        refuse(options, ["names"], "VOC XML has the names of its classes itself")
+    if options.coco:
+        refuse(options, ["names"], "COCO files have the names of their classes themselves")
+    else:
+        refuse(options, ["least_score"], "only boxes of --coco have scores")
+
+
+def pictures_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """The JPEG files of some folders and those inside, by their names without ending.
+
+    Raises:
+        DataError: There are none, or two that differ have one name.
+    """
+    pictures: dict[str, Path] = {}
+    for path in (p for folder in folders for p in sorted(folder.rglob("*"))):
+        if path.suffix.lower() not in JPEG:
+            continue
+        known = pictures.setdefault(path.stem, path)
+        if os.path.realpath(path) != os.path.realpath(known):
+            raise DataError(f"{path} and {known}: two pictures of one name")
+    if not pictures:
+        raise DataError(f"{folders[0]}: no JPEG pictures here")
+    return pictures
+
+
+def annotated(
+    options: Options, pictures: dict[str, Path], skip: set[str]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Name and VOC XML of each annotated picture, None where no object has a VOC class."""
+    from spikedet.detection import to_voc
+
+    if options.boxes:
+        assert options.names is not None  # they go together
+        return to_voc.annotations_of_list(options.boxes, options.names, pictures, skip)
+    if options.coco:
+        return to_voc.annotations_of_coco(options.coco, options.least_score, pictures, skip)
+    assert options.xml is not None  # one of the three is named
+    return to_voc.annotations_of_folder(options.xml, pictures, skip)

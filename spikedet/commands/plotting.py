@@ -56,11 +56,36 @@ def evaluation(
     from spikedet.plots import measures, write
 
     value = "AP" if "AP" in entries[0] else "top1"
-    per_value = partial(measures.classes, value=value)
+    draw_classes = partial(measures.classes, value=value)
+    written = tables_of_networks(folder, details, about, draw_classes)
+    steps = sorted({entry["T"] for entry in entries if entry["T"] is not None})
+    every = replace(about, T=steps or None)
+    ending = "".join(f"-T{T}" for T in steps[-1:])
+    rows = class_rows([e for e in entries if (e["method"], e["T"]) in details])
+    if rows:
+        own = replace(about, T=sorted({row["T"] for row in rows if row["T"] is not None}))
+        written.append(write(folder, f"{value}-classes{ending}", rows, draw_classes, own))
+    rows = size_rows(entries)
+    if any(row["AP"] is not None for row in rows):
+        written.append(write(folder, f"{value}-sizes{ending}", rows, measures.sizes, every))
+    if any(entry["T"] is not None and entry[value] is not None for entry in entries):
+        written.append(over_time_steps(folder, entries, value, every))
+    return written
+
+
+def tables_of_networks(
+    folder: Path,
+    details: Mapping[tuple[str, int | None], dict],
+    about: About,
+    draw_classes: Draw,
+) -> list[Path]:
+    """Write a plot of each table that a network was measured in; see `evaluation`."""
+    from spikedet.plots import measures, write
+
     draw: dict[str, Draw] = {
         "precision-recall": measures.precision_recall, "f1": measures.f1,
         "confusion": measures.confusion, "reliability": measures.reliability,
-        "classes": per_value,
+        "classes": draw_classes,
     }  # fmt: skip
     written = []
     several = len({method for method, _ in details}) > 1
@@ -71,31 +96,22 @@ def evaluation(
             if rows:
                 rows = [{"method": method, "T": T, **row} for row in rows]
                 written.append(write(folder, table + name, rows, draw[table], own))
-    steps = sorted({entry["T"] for entry in entries if entry["T"] is not None})
-    every = replace(about, T=steps or None)
-    ending = "".join(f"-T{T}" for T in steps[-1:])
-    last = [e for e in entries if (e["method"], e["T"]) in details]
-    rows = class_rows(last)
-    if rows:
-        own = replace(about, T=sorted({row["T"] for row in rows if row["T"] is not None}))
-        written.append(write(folder, f"{value}-classes{ending}", rows, per_value, own))
-    rows = size_rows(entries)
-    if any(row["AP"] is not None for row in rows):
-        written.append(write(folder, f"{value}-sizes{ending}", rows, measures.sizes, every))
-    timed = [e for e in entries if e["T"] is not None and e[value] is not None]
-    if timed:
-        source = next((e[value] for e in entries if e["stage"] == "float"), None)
-        title = f"{value} over T"
-
-        def over(rows: Any, about: About) -> bytes:
-            return measures.over(
-                [row for row in rows if row["T"] is not None], "T", value, title, source, about
-            )
-
-        keys = [key for key in ("method", "T", *entries[0]) if key not in ("per_class", "areas")]
-        table = [{key: entry.get(key) for key in dict.fromkeys(keys)} for entry in entries]
-        written.append(write(folder, f"{value}-over-T", table, over, every))
     return written
+
+
+def over_time_steps(folder: Path, entries: Entries, value: str, about: About) -> Path:
+    """Write the plot of a measured value over T, that of the float network beside it."""
+    from spikedet.plots import measures, write
+
+    source = next((e[value] for e in entries if e["stage"] == "float"), None)
+
+    def draw(rows: Any, about: About) -> bytes:
+        timed = [row for row in rows if row["T"] is not None]
+        return measures.over(timed, "T", value, f"{value} over T", source, about)
+
+    keys = [key for key in ("method", "T", *entries[0]) if key not in ("per_class", "areas")]
+    table = [{key: entry.get(key) for key in dict.fromkeys(keys)} for entry in entries]
+    return write(folder, f"{value}-over-T", table, draw, about)
 
 
 def class_rows(entries: Entries) -> list[dict[str, Any]]:
