@@ -294,14 +294,15 @@ def again_and_again(frames: Iterable[Frame]) -> Iterator[Frame]:
             yield frame
 
 
-def run(options: Options) -> int:
+def eye_of(options: Options) -> Eye:
+    """The networks that look, the float one loaded when it is wanted; says which engine runs.
+
+    Raises:
+        UsageError: Weights without time.
+    """
     from spikedet.detection.predict import Predictor
-    from spikedet.outputs import VideoFile
     from spikedet.released import default_weights, released
 
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    if options.out:
-        expect_new(options.out)
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
     print(f"engine {detector.why_engine}", file=sys.stderr)
@@ -316,6 +317,16 @@ def run(options: Options) -> int:
             raise UsageError("no float weights are released; pass --float-weights")
         return Predictor(weights, None, options.device, options.half)
 
+    return Eye(detector, other)
+
+
+def run(options: Options) -> int:
+    from spikedet.outputs import VideoFile
+
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    if options.out:
+        expect_new(options.out)
+    eye = eye_of(options)
     window = has_display()
     out = options.out or (None if window else free_name(FALLBACK))
     failures = []
@@ -326,10 +337,10 @@ def run(options: Options) -> int:
 
     frames: Iterable[Frame] = open_sources([options.source], tell=tell)
     frames = again_and_again(frames) if window else frames
-    controls, clock = Controls(detector.T, options.conf, options.side_by_side), None
+    controls = Controls(eye.detector.T, options.conf, options.side_by_side)
+    clock = Clock(options.each_step)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(VideoFile(out)) if out else None
-        clock = Clock(options.each_step)
         if not window:
             print(f"no display: writing {out}; Ctrl-C ends it", flush=True)
 
@@ -341,7 +352,6 @@ def run(options: Options) -> int:
                 show_in_window(picture, controls)
 
         frames = itertools.islice(frames, options.frames)
-        eye = Eye(detector, other)
         begun = play(eye, frames, controls, options.each_step, show, options.iou)
     if begun == 0 and not failures:
         raise PictureError(f"{options.source}: holds no frame that can be read")

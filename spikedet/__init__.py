@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from spikedet.checkpoint import Checkpoint
     from spikedet.classification.predict import Classifier
     from spikedet.conversion.convert import convert
     from spikedet.detection.boxes import Detections
@@ -91,14 +92,7 @@ def load(
     path = Path(path) if path else default_weights(T, task)
     checkpoint = load_checkpoint(path)
     if checkpoint.task == "none":
-        from spikedet.precision import present_device
-        from spikedet.runtime.choose import choose_engine
-        from spikedet.runtime.file import restore
-
-        network = restore(checkpoint).to(present_device(device))
-        network.T = network.T if T is None else T
-        network.use_engine(engine) if half is None else choose_engine(network, engine, half)
-        return network
+        return _restored(checkpoint, T, device, half, engine)
     if checkpoint.task == "classification":
         from spikedet.classification.predict import Classifier
 
@@ -106,3 +100,17 @@ def load(
     from spikedet.detection.predict import Predictor
 
     return Predictor(path, T, device, half, engine)
+
+
+def _restored(
+    checkpoint: Checkpoint, T: int | None, device: str, half: bool | None, engine: str
+) -> SpikingNetwork:
+    """What `save` wrote, on a device, run by an engine."""
+    from spikedet.precision import present_device
+    from spikedet.runtime.choose import choose_engine
+    from spikedet.runtime.file import restore
+
+    network = restore(checkpoint).to(present_device(device))
+    network.T = network.T if T is None else T
+    network.use_engine(engine) if half is None else choose_engine(network, engine, half)
+    return network

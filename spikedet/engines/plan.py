@@ -43,7 +43,7 @@ from spikedet.engines.program import (
     Weighted,
 )
 from spikedet.engines.reference import at_once
-from spikedet.engines.sources import Source, source_of, taps_of
+from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Workspace
 from spikedet.errors import UsageError
@@ -328,32 +328,14 @@ class Plan:
             raise NoView("pooling of what is put together")
         module, shape = op.module, self.shapes[op.name]
         channels, height, width = views.as_map(shape)
-        kernel, stride, padding, dilation = (
-            (alone, *last_two(v)[1:]) if module.dimensions == 1 else last_two(v)
-            for v, alone in (  # of rows that there is one of
-                (module.kernel_size, 1),
-                (module.stride, 1),
-                (module.padding, 0),
-                (module.dilation, 1),
-            )
-        )
-        lines = [
-            [[(i, 0) for i, _ in line] for line in taps_of(out, size, k, s, d, p, False)]
-            for out, size, k, s, d, p in zip(
-                (height, width),
-                (len(piece.rows), len(piece.columns)),
-                kernel,
-                stride,
-                dilation,
-                padding,
-                strict=True,
-            )
-        ]
+        window = window_of_pool(module)
+        taps = window.taps((height, width), (len(piece.rows), len(piece.columns)))
+        rows = [[(y, 0) for y, _ in line] for line in taps[0]]
+        columns = [[(x, 1, 0) for x, _ in line] for line in taps[1]]
         layer, structs = LayerStruct(), (SourceStruct * 1)()
         keep: list[Any] = []
         structs[0].tensor = self.tensors[piece.base]
-        structs[0].row_first, structs[0].rows = table(lines[0], 2, keep)
-        columns = [[(x, 1, 0) for x, _ in line] for line in lines[1]]
+        structs[0].row_first, structs[0].rows = table(rows, 2, keep)
         structs[0].column_first, structs[0].columns = table(columns, 3, keep)
         layer.kind, layer.channels, layer.padded = POOL, channels, channels
         layer.height, layer.width = height, width
@@ -404,6 +386,17 @@ def last_two(value: Any) -> tuple[int, int]:
     """A pooling's option for rows and columns, which may be one number for both."""
     value = value if isinstance(value, tuple) else (value,)
     return value[0], value[-1]
+
+
+def window_of_pool(module: Any) -> Window:
+    """The window of a pooling; a vector is a map of one row."""
+    kernel, stride, padding, dilation = (
+        last_two(option)
+        for option in (module.kernel_size, module.stride, module.padding, module.dilation)
+    )
+    if module.dimensions == 1:
+        return Window((1, kernel[1]), (1, stride[1]), (0, padding[1]), (1, dilation[1]))
+    return Window(kernel, stride, padding, dilation)
 
 
 def shapes_of(program: Program, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ they are (shortcuts).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from spikedet.engines import views
 from spikedet.engines.program import Times, Weighted
 from spikedet.engines.views import Elements, NoView, Piece, Shape
 
+Lines: TypeAlias = list[list[tuple[int, int]]]  # (input, tap) of each output row or column
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
@@ -106,48 +108,43 @@ def _window(
     like, weight = leaf.like, leaf.weight
     if isinstance(like, nn.Linear):
         raise NoView("a linear layer on a map")
-    transposed = isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d)
-    if weight.ndim == 3:
-        weight = weight.unsqueeze(2)
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = (two(v) for v in (like.stride, like.dilation))
-    padding = padding_of(like, kernel, dilation)
-    _, height, width = views.as_map(shape)
-    taps = [
-        taps_of(out, size, k, s, d, p, transposed)
-        for out, size, k, s, d, p in zip(
-            (height, width),
-            (len(piece.rows), len(piece.columns)),
-            kernel,
-            stride,
-            dilation,
-            padding,
-            strict=True,
-        )
-    ]
-    channels = base[0]
-    rows = [
-        [(y, k * kernel[1] * channels) for i, k in line for y in piece.rows[i]] for line in taps[0]
-    ]
-    columns = [
-        merged(sorted((x, k) for i, k in line for x in piece.columns[i])) for line in taps[1]
-    ]
     read = [c for c in piece.channels if c >= 0]
     if len(set(read)) < len(read):
         raise NoView("a channel that is read twice")
+    if weight.ndim == 3:
+        weight = weight.unsqueeze(2)
+    window = window_of(like, (weight.shape[2], weight.shape[3]))
+    _, height, width = views.as_map(shape)
+    lines = window.taps((height, width), (len(piece.rows), len(piece.columns)))
+    channels, tap = base[0], window.kernel[1] * base[0]  # weight rows of a tap in height
+    rows = [[(y, k * tap) for i, k in line for y in piece.rows[i]] for line in lines[0]]
+    columns = [
+        merged(sorted((x, k) for i, k in line for x in piece.columns[i])) for line in lines[1]
+    ]
     source = Source(tensor, rows, columns)
-    # [groups, in, out, kh, kw]
-    groups = like.groups
-    parts = weight.view(groups, -1, *weight.shape[1:])
-    by_group = (parts if transposed else parts.transpose(1, 2)).numpy()
-    inside, outside = by_group.shape[1:3]
+    parts = weight.view(like.groups, -1, *weight.shape[1:])
+    by_group = parts if window.transposed else parts.transpose(1, 2)
+    _put_weights(source, by_group.numpy(), piece.channels, channels)
+    return source
+
+
+def _put_weights(source: Source, by_group: np.ndarray, read: Sequence[int], channels: int) -> None:
+    """Weights of a convolution as the kernels of dense rows take them, or those of few outputs.
+
+    Args:
+        source: Where they go.
+        by_group: [groups, in, out, kh, kw].
+        read: Channel of the base that each input is, -1 for none.
+        channels: Of the base.
+    """
+    groups, inside, outside, *kernel = by_group.shape
     dense = groups == 1 or (groups <= 4 and outside >= 32)
     if dense:
         table = np.zeros((*kernel, channels, groups * outside), np.int8)
     else:
         table = np.zeros((*kernel, channels, outside), np.int32)
     few_first = np.full(channels, -1, np.int32)
-    for i, channel in enumerate(piece.channels):
+    for i, channel in enumerate(read):
         if channel < 0:
             continue
         group, number = divmod(i, inside)
@@ -162,14 +159,44 @@ def _window(
         source.weights = table
     else:
         source.few, source.few_first = table, few_first
-    return source
+
+
+@dataclass
+class Window:
+    """The window of a convolution or of pooling, each option for (rows, columns)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    transposed: bool = False
+
+    def taps(self, out: tuple[int, int], size: tuple[int, int]) -> list[Lines]:
+        """(input, tap) for each output row, and for each output column.
+
+        Args:
+            out: Rows and columns of the output.
+            size: Of the input.
+        """
+        options = (self.kernel, self.stride, self.dilation, self.padding)
+        return [
+            taps_of(o, i, k, s, d, p, self.transposed)
+            for o, i, k, s, d, p in zip(out, size, *options, strict=True)
+        ]
+
+
+def window_of(like: Convolution, kernel: tuple[int, int]) -> Window:
+    """The window of a convolution with a kernel of these rows and columns."""
+    stride, dilation = two(like.stride), two(like.dilation)
+    transposed = isinstance(like, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    return Window(kernel, stride, padding_of(like, kernel, dilation), dilation, transposed)
 
 
 def taps_of(
     out: int, size: int, kernel: int, stride: int, dilation: int, padding: int, transposed: bool
-) -> list[list[tuple[int, int]]]:
+) -> Lines:
     """(input, tap) for each output along one dimension."""
-    lines = []
+    lines: Lines = []
     for o in range(out):
         line = []
         for k in range(kernel):

@@ -68,43 +68,61 @@ def run(
             f"T = {steps} and pictures {list(pictures.shape[1:])}; expected at most "
             f"{header['steps_most']} and {header['size']}"
         )
-    own: dict[str, dict[str, np.ndarray]] = {n: {} for n in _names(header)}  # tensors of each node
-    for key, tensor in tensors.items():
-        node, _, name = key.rpartition(".")
-        own[node][name] = tensor.astype(np.int32) if tensor.dtype == np.int8 else tensor
-    known = {"input": pictures.astype(np.float32)}
-    for node in header["before"]:
-        inputs = [known[source] for source in node["inputs"]]
-        known[node["name"]] = compute(node, inputs, own[node["name"]], {})
+    own = _by_node(header, tensors)
     state: dict[str, Any] = {name: {} for name in own}
+    known = {"input": pictures.astype(np.float32)}
+    _through(header["before"], known, own, state, {})
+    given: dict[str, np.ndarray] = {}
+    if currents is not None:
+        rounds = (node["name"] for node in header["steps"] if node["op"] == "round")
+        given = {name: currents[name] for name in rounds}
+    means = [node for node in header["behind"] if node["op"] == "mean"]
     spikes: dict[str, list[np.ndarray]] = {}
     sums: dict[str, Any] = {}  # of each mean over time
     masses: dict[str, Any] = {}
     for t in range(steps):
         values = dict(known)
+        _through(header["steps"], values, own, state, given)
         for node in header["steps"]:
-            name, inputs = node["name"], [values[source] for source in node["inputs"]]
-            if node["op"] == "round" and currents is not None:
-                values[name] = currents[name]
-            else:
-                values[name] = compute(node, inputs, own[name], state[name])
             if node["op"] == "neuron":
-                spikes.setdefault(name, []).append(values[name])
-        for node in header["behind"]:
-            if node["op"] == "mean":
-                name, weights = node["name"], own[node["name"]]["weights"]
-                weight = weights[min(t, len(weights) - 1)]
-                value = values[node["inputs"][0]].astype(np.float32) * weight
-                sums[name] = sums.get(name, np.float32(0)) + value
-                masses[name] = masses.get(name, np.float32(0)) + weight
-    for node in header["behind"]:
-        name = node["name"]
-        if node["op"] == "mean":
-            known[name] = sums[name] / masses[name]
-        else:
-            known[name] = compute(node, [known[i] for i in node["inputs"]], own[name], {})
+                spikes.setdefault(node["name"], []).append(values[node["name"]])
+        for node in means:
+            name, weights = node["name"], own[node["name"]]["weights"]
+            weight = weights[min(t, len(weights) - 1)]
+            value = values[node["inputs"][0]].astype(np.float32) * weight
+            sums[name] = sums.get(name, np.float32(0)) + value
+            masses[name] = masses.get(name, np.float32(0)) + weight
+    _through(header["behind"], known, own, state, {n: sums[n] / masses[n] for n in sums})
     results = {name: known[node] for name, node in header["results"].items()}
     return results, {name: np.stack(result) for name, result in spikes.items()}
+
+
+def _by_node(
+    header: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Tensors of each node by their names; whole weights as int32."""
+    own: dict[str, dict[str, np.ndarray]] = {name: {} for name in _names(header)}
+    for key, tensor in tensors.items():
+        node, _, name = key.rpartition(".")
+        own[node][name] = tensor.astype(np.int32) if tensor.dtype == np.int8 else tensor
+    return own
+
+
+def _through(
+    nodes: list[dict[str, Any]],
+    known: dict[str, np.ndarray],
+    own: dict[str, dict[str, np.ndarray]],
+    state: dict[str, Any],
+    given: dict[str, np.ndarray],
+) -> None:
+    """Add the values of nodes to those that are known; of those in `given`, what is there."""
+    for node in nodes:
+        name = node["name"]
+        if name in given:
+            known[name] = given[name]
+        else:
+            inputs = [known[source] for source in node["inputs"]]
+            known[name] = compute(node, inputs, own[name], state[name])
 
 
 def _names(header: dict[str, Any]) -> list[str]:
@@ -123,29 +141,12 @@ def compute(
         state: What it remembers of the steps before; changed.
     """
     op, x = node["op"], inputs[0]
-
-    def channels(name: str) -> np.ndarray:  # [C] -> [C, 1, 1], [C, H, W] as it is
-        value = own[name]
-        return value.reshape(-1, *[1] * (x.ndim - 2)) if value.ndim == 1 else value
-
     if op == "round":
-        limit = channels("limit")
-        return np.rint(np.clip(x * channels("inverse"), -limit, limit)).astype(np.int32)
+        return rounded(x, own)
     if op == "neuron":
-        u = state.get("u", channels("initial")) + x + channels("bias")
-        above = u >= channels("threshold")
-        below = u <= channels("low") if "low" in own else np.zeros_like(above)
-        u = u - above * channels("threshold")
-        state["u"] = u + below * channels("up") if "low" in own else u
-        return above.astype(np.int32) - below
+        return fired(x, own, state)
     if "weight" in own:
-        layer = {"convolution": convolution, "transposed_convolution": transposed_convolution}
-        # float64 holds all of these whole numbers, and is what numpy multiplies fast
-        exact = np.float64 if x.dtype.kind == "i" else x.dtype
-        weight = own["weight"].astype(exact)
-        result = layer.get(op, linear)(x.astype(exact), weight, node).astype(x.dtype)
-        bias = own.get("bias", np.zeros(1, x.dtype))
-        return result + (bias if op == "linear" else bias.reshape(-1, *[1] * (x.ndim - 2)))
+        return weighted(x, node, own)
     if op == "times":
         return x * own["factor"].astype(x.dtype)
     if op == "plus":
@@ -157,11 +158,8 @@ def compute(
     if op == "maximum":
         lowest = np.iinfo(x.dtype).min if x.dtype.kind == "i" else -np.inf
         return over_windows(x, node, own, lowest, np.max)
-    if op == "count_maximum":  # of the spikes so far, less what was sent before
-        state["counts"] = state.get("counts", 0) + x
-        largest = over_windows(state["counts"], node, own, np.iinfo(np.int32).min, np.max)
-        sent, state["largest"] = largest - state.get("largest", 0), largest
-        return sent
+    if op == "count_maximum":
+        return most_often(x, node, own, state)
     if op == "take":
         for axis in node["axes"]:
             x = taken(x, axis, own[f"axis{axis}"], 0)
@@ -175,6 +173,49 @@ def compute(
     if op == "zeros":
         return np.zeros((len(x), *node["size"]), x.dtype)
     raise ValueError(f"{node['name']}: unknown operation {op}")
+
+
+def broadcast(value: np.ndarray, dimensions: int) -> np.ndarray:
+    """[C] -> [C, 1, 1] for maps of so many dimensions; [C, H, W] as it is."""
+    return value.reshape(-1, *[1] * (dimensions - 2)) if value.ndim == 1 else value
+
+
+def rounded(x: np.ndarray, own: dict[str, np.ndarray]) -> np.ndarray:
+    """Currents as whole numbers, within their limits."""
+    limit, inverse = (broadcast(own[name], x.ndim) for name in ("limit", "inverse"))
+    return np.rint(np.clip(x * inverse, -limit, limit)).astype(np.int32)
+
+
+def fired(x: np.ndarray, own: dict[str, np.ndarray], state: dict) -> np.ndarray:
+    """Spikes of neurons with soft reset (1, 0; -1 of signed ones); potentials are in `state`."""
+    value = {name: broadcast(tensor, x.ndim) for name, tensor in own.items()}
+    u = state.get("u", value["initial"]) + x + value["bias"]
+    above = u >= value["threshold"]
+    below = u <= value["low"] if "low" in own else np.zeros_like(above)
+    u = u - above * value["threshold"]
+    state["u"] = u + below * value["up"] if "low" in own else u
+    return above.astype(np.int32) - below
+
+
+def weighted(x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray]) -> np.ndarray:
+    """A convolution or linear layer, and its bias."""
+    layer = {"convolution": convolution, "transposed_convolution": transposed_convolution}
+    # float64 holds all of these whole numbers, and is what numpy multiplies fast
+    exact = np.float64 if x.dtype.kind == "i" else x.dtype
+    weight = own["weight"].astype(exact)
+    result = layer.get(node["op"], linear)(x.astype(exact), weight, node).astype(x.dtype)
+    bias = own.get("bias", np.zeros(1, x.dtype))
+    return result + (bias if node["op"] == "linear" else broadcast(bias, x.ndim))
+
+
+def most_often(
+    x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray], state: dict
+) -> np.ndarray:
+    """Largest count of spikes so far in each window, less what was sent before."""
+    state["counts"] = state.get("counts", 0) + x
+    largest = over_windows(state["counts"], node, own, np.iinfo(np.int32).min, np.max)
+    sent, state["largest"] = largest - state.get("largest", 0), largest
+    return sent
 
 
 def taken(x: np.ndarray, axis: int, index: np.ndarray, nothing: Any) -> np.ndarray:

@@ -139,8 +139,43 @@ def decoded(
     """
     stream = stream_of(container, name)
     total, length = stream.frames or None, seconds_of(container)
-    usual = 1 / float(stream.average_rate) if stream.average_rate else 1 / FRAME_RATE
-    yielded, bad, begin, clock, stopped = 0, 0, None, None, None
+    clock, damage, yielded = Clock(stream), Damage(), 0
+    for raw in raw_frames(container, stream, damage):
+        try:
+            if raw.is_corrupt:
+                raise ValueError
+            picture = upright(raw)
+        except (ValueError, av.FFmpegError):
+            damage.frames += 1
+            continue
+        seconds = float(raw.duration * (raw.time_base or 0)) if raw.duration else None
+        yield Frame(picture, name, yielded, clock.at(raw), True, total, seconds, length, file)
+        yielded += 1
+    bad, stopped = damage.frames, damage.stopped
+    if bad and (yielded or file is None):
+        counted = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
+        problems.add(PictureError(f"{name}: {counted} left out"), bad)
+    if stopped is not None:
+        problems.add(PictureError(f"{name}: ends after {yielded} frames ({reason(stopped)})"))
+
+
+@dataclass
+class Damage:
+    """What is wrong with a video.
+
+    Attributes:
+        frames: How many cannot be decoded.
+        stopped: Why there are no more, where it broke off.
+    """
+
+    frames: int = 0
+    stopped: Exception | None = None
+
+
+def raw_frames(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, damage: Damage
+) -> Iterator[av.VideoFrame]:
+    """Frames of a container as FFmpeg gives them; what goes wrong is noted in `damage`."""
     packets = container.demux(stream)
     flushed = False
     while not flushed:
@@ -148,38 +183,37 @@ def decoded(
             packet = next(packets, None)
             flushed = packet is None or not packet.size
         except (av.FFmpegError, OSError) as error:
-            packet, stopped, flushed = None, error, True
+            packet, damage.stopped, flushed = None, error, True
         try:
             # an empty packet, which is the last one, fetches the frames that still wait
             frames = packet.decode() if packet else stream.codec_context.decode(None)
         except av.error.EOFError:
-            break
+            return
         except (av.FFmpegError, OSError):
-            bad += 1
+            damage.frames += 1
             continue
-        for raw in frames:
-            try:
-                if raw.is_corrupt:
-                    raise ValueError
-                picture = upright(raw)
-            except (ValueError, av.FFmpegError):
-                bad += 1
-                continue
-            timestamp = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
-            if timestamp is None:
-                timestamp = 0.0 if clock is None else clock + usual
-            begin = timestamp if begin is None else begin
-            if clock is not None and timestamp <= clock:  # times that begin anew, or stand still
-                begin += timestamp - clock - usual
-            time, clock = max(0.0, timestamp - begin), timestamp
-            seconds = float(raw.duration * (raw.time_base or 0)) if raw.duration else None
-            yield Frame(picture, name, yielded, time, True, total, seconds, length, file)
-            yielded += 1
-    if bad and (yielded or file is None):
-        counted = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
-        problems.add(PictureError(f"{name}: {counted} left out"), bad)
-    if stopped is not None:
-        problems.add(PictureError(f"{name}: ends after {yielded} frames ({reason(stopped)})"))
+        yield from frames
+
+
+class Clock:
+    """Times of a video's frames from its first one on, which never go back."""
+
+    def __init__(self, stream: av.video.stream.VideoStream):
+        self._usual = 1 / float(stream.average_rate) if stream.average_rate else 1 / FRAME_RATE
+        self._begin: float | None = None
+        self._last: float | None = None
+
+    def at(self, raw: av.VideoFrame) -> float:
+        """Of the next frame, in seconds."""
+        last = self._last
+        timestamp = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
+        if timestamp is None:
+            timestamp = 0.0 if last is None else last + self._usual
+        begin = timestamp if self._begin is None else self._begin
+        if last is not None and timestamp <= last:  # times that begin anew, or stand still
+            begin += timestamp - last - self._usual
+        self._begin, self._last = begin, timestamp
+        return max(0.0, timestamp - begin)
 
 
 def upright(raw: av.VideoFrame) -> np.ndarray:

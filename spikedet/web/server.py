@@ -122,21 +122,6 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
         yield
         turns.close()
 
-    def answers(work: Callable[..., Iterator[dict]]) -> Callable:
-        @functools.wraps(work)
-        async def endpoint(request: Request) -> Response:
-            stack = contextlib.ExitStack()
-            with stack:
-                call = stack.enter_context(turns.visitor())
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spikedet-web-"))
-                path = Path(folder) / "this file"
-                await _receive(request, path, viewer)
-                lines = work(viewer, path, request.query_params)
-                kept = stack.pop_all()
-            return Answer(_lines(lines, call, path), kept)
-
-        return endpoint
-
     async def about(_: Request) -> Response:
         return JSONResponse(_about(viewer))
 
@@ -149,18 +134,14 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
     async def icon(_: Request) -> Response:
         return Response(status_code=204)
 
-    def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
-        return JSONResponse({"error": error.sentence}, error.status)
-
     routes = [
         Route("/", page),
         Route("/about", about),
         Route("/sample", example),
         Route("/favicon.ico", icon),
-        Route("/look", answers(_look), methods=["POST"]),
-        Route("/film", answers(_film), methods=["POST"]),
-        Route("/spikes", answers(_spikes), methods=["POST"]),
+        Route("/look", _answering(_look, viewer, turns), methods=["POST"]),
+        Route("/film", _answering(_film, viewer, turns), methods=["POST"]),
+        Route("/spikes", _answering(_spikes, viewer, turns), methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     middleware = [Middleware(Guard)]
@@ -169,9 +150,32 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
     return Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={Refusal: refused},
+        exception_handlers={Refusal: _refused},
         lifespan=lifespan,
     )
+
+
+def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: Turns) -> Callable:
+    """The endpoint that answers uploads with the lines of `work`, each computed in its turn."""
+
+    @functools.wraps(work)
+    async def endpoint(request: Request) -> Response:
+        stack = contextlib.ExitStack()
+        with stack:
+            call = stack.enter_context(turns.visitor())
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spikedet-web-"))
+            path = Path(folder) / "this file"
+            await _receive(request, path, viewer)
+            lines = work(viewer, path, request.query_params)
+            kept = stack.pop_all()
+        return Answer(_lines(lines, call, path), kept)
+
+    return endpoint
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return JSONResponse({"error": error.sentence}, error.status)
 
 
 class Answer(StreamingResponse):
