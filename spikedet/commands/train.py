@@ -63,6 +63,21 @@ class Options(shared.TrainingData):
     unlabelled: list[Path] | None = shared.unlabelled()
 
 
+def expect_used(options: Options) -> None:
+    """Refuse options of distillation and of layers to begin with where there is neither.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    if options.teacher is None:
+        why = "name the --teacher to distil from"
+        refuse(options, ["distill", "temperature", "unlabelled"], why)
+    if options.distill == 0:
+        refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
+    if options.pretrained is None:
+        refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
+
+
 def run(options: Options) -> None:
     import torch
 
@@ -72,13 +87,7 @@ def run(options: Options) -> None:
     from spikedet.task import Run
     from spikedet.training import expect_same_run
 
-    if options.teacher is None:
-        why = "name the --teacher to distil from"
-        refuse(options, ["distill", "temperature", "unlabelled"], why)
-    if options.distill == 0:
-        refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
-    if options.pretrained is None:
-        refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
+    expect_used(options)
     task = task_registry.of_description(options.model)
     settings = training_settings(options.training, task.name)
     torch.manual_seed(settings.seed)

@@ -50,10 +50,8 @@ def distill(
         batches: Called with the first step of each round of `ROUND` steps; gives its batches, of
             whatever `loss` takes.
         loss: Runs the network on a batch and returns a scalar.
-        options: `steps`; `rate`, relative, at its peak; `batch_norm`, see `beside_batch_norm`;
-            `int8`: with the weights, biases, thresholds and potentials that integer engines make of
-            them (gradients go straight through the rounding), which are left in the end;
-            `sparsity`, see `sparsity.Operations`.
+        options: `steps`, `rate`, `batch_norm`, `int8` (gradients go straight through the rounding)
+            and `sparsity`.
         warmup: Steps of warm-up.
         state: What `on_round` last got in a pass that was interrupted, to go on from there.
         on_step: Called with the step and its loss.
@@ -73,22 +71,17 @@ def distill(
         raise UsageError("weights that are rounded have no batch norm beside them; choose one")
     if not 0 <= options.sparsity < math.inf:
         raise UsageError(f"sparsity is {options.sparsity}; expected a number of 0 or more")
-    network, steps = spiking.graph, options.steps
     _weigh_steps(spiking)
     training = _Pass(spiking, loss, options)
     beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if options.batch_norm:
-        beside = beside_batch_norm(network, lambda: loss(next(batches(0))))
+        beside = beside_batch_norm(spiking.graph, lambda: loss(next(batches(0))))
     try:
         with beside:
             begun = training.begin(state)
-            for first in range(begun, steps, ROUND):
-                now = batches(first)
-                last = min(first + ROUND, steps)
-                for step in range(first, last):
-                    value = training.step(next(now), warm_cosine(step, steps, warmup))
-                    if on_step is not None:
-                        on_step(step, value)
+            for first in range(begun, options.steps, ROUND):
+                last = min(first + ROUND, options.steps)
+                training.steps(range(first, last), batches(first), warmup, on_step)
                 if on_round is not None:
                     on_round({"step": last, **training.state_dict()})
     finally:
@@ -148,6 +141,20 @@ class _Pass:
             "network": self.spiking.graph.state_dict(),
             "optimizer": self.optimiser.state_dict(),
         }
+
+    def steps(
+        self,
+        numbers: range,
+        batches: Iterator[Any],
+        warmup: int,
+        on_step: Callable[[int, float], None] | None,
+    ) -> None:
+        """The steps of a round, each told with its loss."""
+        for number in numbers:
+            part = warm_cosine(number, self.options.steps, warmup)
+            value = self.step(next(batches), part)
+            if on_step is not None:
+                on_step(number, value)
 
     def step(self, batch: Any, part: float) -> float:
         """The loss of a batch, after a step at this part of the rate."""

@@ -95,22 +95,11 @@ class Run:
         maker = np.full(len(plan.planes), -1, np.int32)
         for i, stage in enumerate(stages):
             layer, name = layers[i], stage.op.name
-            ctypes.memmove(
-                ctypes.byref(layer), ctypes.byref(stage.kernel), ctypes.sizeof(LayerStruct)
-            )
+            self._fill(layer, stage, memory, hands_on=not (last and self.first_part))
             maker[plan.tensors[name]] = i
-            if layer.kind == CURRENT:
-                source = plan.program.ops[stage.op.inputs[0]]
-                assert isinstance(source, Current)
-                layer.current = self.currents[source.node].data_ptr()
-            if not (last and self.first_part):
-                state = self._state(stage)
-                layer.state = layer.counts = state.ctypes.data
             if name in sums and layer.kind != POOL:
                 layer.mean, layer.mean_each = sums[name].ctypes.data, int(each)
                 layer.step_mass = masses[name].ctypes.data
-            layer.fired = memory.fired[name].ctypes.data
-            layer.done = memory.done[name].ctypes.data
         threads = max(1, torch.get_num_threads())
         run = RunStruct(
             self.batch,
@@ -132,6 +121,23 @@ class Run:
             if name in sums and stage.kernel.kind == POOL:
                 values = self._unpack(name, memory)
                 self._add_mean(name, values, masses[name], sums[name], each)
+
+    def _fill(self, layer: LayerStruct, stage: Stage, memory: Workspace, hands_on: bool) -> None:
+        """What the kernel of a layer reads and writes; `hands_on` where a part is before or after.
+
+        The plan's own struct is shared by all runs, this one belongs to a single call.
+        """
+        name = stage.op.name
+        ctypes.memmove(ctypes.byref(layer), ctypes.byref(stage.kernel), ctypes.sizeof(LayerStruct))
+        if layer.kind == CURRENT:
+            source = self.plan.program.ops[stage.op.inputs[0]]
+            assert isinstance(source, Current)
+            layer.current = self.currents[source.node].data_ptr()
+        if hands_on:
+            state = self._state(stage)
+            layer.state = layer.counts = state.ctypes.data
+        layer.fired = memory.fired[name].ctypes.data
+        layer.done = memory.done[name].ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
         """What a layer hands on to the next part: potentials, or counts and the largest of them."""

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,21 @@ MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once
 NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
 Tell = Callable[[str, int, Tensor, int], None]
 Show = Callable[[str, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Time steps that are computed together.
+
+    Attributes:
+        first: The steps before them.
+        steps: How many they are.
+        last: Nothing follows, so that no potentials need to be kept.
+    """
+
+    first: int
+    steps: int
+    last: bool
 
 
 class WholeEngine:
@@ -101,11 +117,11 @@ class WholeEngine:
         done = 0
         for steps, last in _with_last(parts):
             at_once = steps if each_step else self._at_once(run)
-            for piece, final in _with_last(_even(steps, at_once)):
+            for number, final in _with_last(_even(steps, at_once)):
+                part = Part(done, number, last and final)
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
-                    ends = last and final
-                    totals = self._part(run, piece, ends, done, each_step, totals, tell, show)
-                done += piece
+                    totals = self._part(run, part, each_step, totals, tell, show)
+                done += number
 
             def read(sums: dict[Any, Any] = totals, steps: int = steps) -> Any:
                 return self._read(sums, known, len(pictures), steps if each_step else 1)
@@ -195,15 +211,13 @@ class WholeEngine:
     def _part(
         self,
         run: Any,
-        steps: int,
-        last: bool,
-        done: int,
+        part: Part,
         each_step: bool,
         before: dict[str, Any],
         tell: Tell | None,
         show: Show | None,
     ) -> dict[str, Any]:
-        """Run the next steps.
+        """Run the next steps; `before` is what this returned of the part before.
 
         Returns:
             By `MeanOverTime` node what all steps count up to each one, a list of float32; by base
@@ -233,7 +247,8 @@ class ReferenceEngine(WholeEngine):
     def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
         return Reference(self.program, currents, batch)
 
-    def _part(self, run, steps, last, done, each_step, before, tell, show):
+    def _part(self, run, part, each_step, before, tell, show):
+        steps, done = part.steps, part.first
         values, batch = run.advance(steps), run.batch
         totals: dict[Any, Any] = {}
         for node, masses in self._masses(done, steps).items():
@@ -300,7 +315,8 @@ class EventsEngine(WholeEngine):
     def _at_once(self, run: Run) -> int:
         return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
 
-    def _part(self, run, steps, last, done, each_step, before, tell, show):
+    def _part(self, run, part, each_step, before, tell, show):
+        steps, done = part.steps, part.first
         plan, batch = run.plan, run.batch
         totals: dict[Any, Any] = {}
         masses, sums = {}, {}
@@ -322,7 +338,7 @@ class EventsEngine(WholeEngine):
                     later.append((base, weights, into))
                 else:
                     masses[base], sums[base] = np.ascontiguousarray(weights), into
-        memory = run.advance(steps, last, masses, sums, each_step)
+        memory = run.advance(steps, part.last, masses, sums, each_step)
         for base, weights, into in later:
             values = run.dense(self.program.ops[base], memory)
             run._add_mean(base, values, weights, into, each_step)

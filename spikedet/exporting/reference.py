@@ -69,16 +69,30 @@ def run(
             f"{header['steps_most']} and {header['size']}"
         )
     own = _by_node(header, tensors)
-    state: dict[str, Any] = {name: {} for name in own}
     known = {"input": pictures.astype(np.float32)}
-    _through(header["before"], known, own, state, {})
+    _through(header["before"], known, own, {}, {})
     given: dict[str, np.ndarray] = {}
     if currents is not None:
         rounds = (node["name"] for node in header["steps"] if node["op"] == "round")
         given = {name: currents[name] for name in rounds}
+    spikes, means = _over_time(header, known, own, given, steps)
+    _through(header["behind"], known, own, {}, means)
+    results = {name: known[node] for name, node in header["results"].items()}
+    return results, {name: np.stack(result) for name, result in spikes.items()}
+
+
+def _over_time(
+    header: dict[str, Any],
+    known: dict[str, np.ndarray],
+    own: dict[str, dict[str, np.ndarray]],
+    given: dict[str, np.ndarray],
+    steps: int,
+) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:
+    """Spikes of each layer of neurons, step by step, and the value of each mean over time."""
     means = [node for node in header["behind"] if node["op"] == "mean"]
+    state: dict[str, Any] = {}
     spikes: dict[str, list[np.ndarray]] = {}
-    sums: dict[str, Any] = {}  # of each mean over time
+    sums: dict[str, Any] = {}
     masses: dict[str, Any] = {}
     for t in range(steps):
         values = dict(known)
@@ -92,9 +106,7 @@ def run(
             value = values[node["inputs"][0]].astype(np.float32) * weight
             sums[name] = sums.get(name, np.float32(0)) + value
             masses[name] = masses.get(name, np.float32(0)) + weight
-    _through(header["behind"], known, own, state, {n: sums[n] / masses[n] for n in sums})
-    results = {name: known[node] for name, node in header["results"].items()}
-    return results, {name: np.stack(result) for name, result in spikes.items()}
+    return spikes, {name: sums[name] / masses[name] for name in sums}
 
 
 def _by_node(
@@ -115,14 +127,17 @@ def _through(
     state: dict[str, Any],
     given: dict[str, np.ndarray],
 ) -> None:
-    """Add the values of nodes to those that are known; of those in `given`, what is there."""
+    """Add the values of nodes to those that are known; of those in `given`, what is there.
+
+    What they remember of the steps before is in `state`.
+    """
     for node in nodes:
         name = node["name"]
         if name in given:
             known[name] = given[name]
         else:
             inputs = [known[source] for source in node["inputs"]]
-            known[name] = compute(node, inputs, own[name], state[name])
+            known[name] = compute(node, inputs, own[name], state.setdefault(name, {}))
 
 
 def _names(header: dict[str, Any]) -> list[str]:

@@ -206,36 +206,50 @@ def end_to_end(
     """
     expect_end_size(task, checkpoint, plan, network)
     spiking = _spiking(network, checkpoint, plan)
-    loss = _end_loss(task, checkpoint, spiking, plan, teacher)
-
-    def batches(first: int) -> Iterator[dict[str, Any]]:
-        seed = (plan.seed << 32) + first
-        seed_generators(seed)  # of augmentation that draws in this process
-        stride = task.stride(checkpoint.head)
-        for step, batch in enumerate(samples.augmented(checkpoint, plan.end, seed), first):
-            part = step / plan.end.steps
-            side = growing_side(plan.end.grow_from, checkpoint.imgsz, part, stride)
-            yield {**batch, "img": resized(batch["img"], side)}
-
-    setup = {"T": checkpoint.T, "seed": plan.seed, **vars(plan.end)}
-    setup["begun with"] = fingerprint(network.layers.state_dict())
-    setup["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
-    setup["data"] = samples.fingerprint()
+    agreed = _agreed(checkpoint, network, samples, plan, teacher)
 
     def write(reached: dict[str, Any]) -> None:
         if state is not None:
-            save_state({**reached, "about": setup}, state)
+            save_state({**reached, "about": agreed}, state)
 
     spikes = distill(
         spiking,
-        batches,
-        loss,
+        lambda first: _round(task, checkpoint, samples, plan, first),
+        _end_loss(task, checkpoint, spiking, plan, teacher),
         plan.end,
-        state=_reached(state, setup),
+        state=_reached(state, agreed),
         on_step=on_step,
         on_round=write if state else None,
     )
     return {**({"int8": True} if plan.end.int8 else {}), **spikes}
+
+
+def _agreed(
+    checkpoint: Checkpoint,
+    network: Graph,
+    samples: Samples,
+    plan: Plan,
+    teacher: Checkpoint | None,
+) -> dict[str, Any]:
+    """What an end-to-end pass must agree in with the one that it goes on with."""
+    agreed = {"T": checkpoint.T, "seed": plan.seed, **vars(plan.end)}
+    agreed["begun with"] = fingerprint(network.layers.state_dict())
+    agreed["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
+    agreed["data"] = samples.fingerprint()
+    return agreed
+
+
+def _round(
+    task: Task, checkpoint: Checkpoint, samples: Samples, plan: Plan, first: int
+) -> Iterator[dict[str, Any]]:
+    """Batches of the end-to-end pass from one of its rounds on, their pictures growing."""
+    seed = (plan.seed << 32) + first
+    seed_generators(seed)  # of augmentation that draws in this process
+    stride = task.stride(checkpoint.head)
+    for step, batch in enumerate(samples.augmented(checkpoint, plan.end, seed), first):
+        part = step / plan.end.steps
+        side = growing_side(plan.end.grow_from, checkpoint.imgsz, part, stride)
+        yield {**batch, "img": resized(batch["img"], side)}
 
 
 def whole(network: Graph) -> None:
@@ -313,7 +327,7 @@ def _end_loss(
     return loss
 
 
-def _reached(state: Path | None, setup: dict[str, Any]) -> dict[str, Any] | None:
+def _reached(state: Path | None, agreed: dict[str, Any]) -> dict[str, Any] | None:
     """What the file of an interrupted end-to-end pass holds, None without one.
 
     Raises:
@@ -323,6 +337,8 @@ def _reached(state: Path | None, setup: dict[str, Any]) -> dict[str, Any] | None
         return None
     reached = read_state(state, "about")
     before = reached["about"]
-    if before != setup:
-        raise TrainingError(f"{state} holds an end-to-end pass with {before}; this one has {setup}")
+    if before != agreed:
+        raise TrainingError(
+            f"{state} holds an end-to-end pass with {before}; this one has {agreed}"
+        )
     return reached
