@@ -11,8 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
+
+from spikedet.errors import UsageError, cut
+
+NUMBERS = {"int": ("a whole number", Integral), "float": ("a number", Real)}
+POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
 def option(
@@ -176,6 +182,10 @@ class StageOne:
         False, "fold batch norm before stage I, not after it", group="stage I"
     )
 
+    def plain(self) -> StageOne:
+        """The same as QCFS trains: no noise, no distillation, its gradient."""
+        return replace(self, noise=0.0, distill=0.0, clips_rounded=True)
+
 
 @dataclass
 class LayerWise:
@@ -234,7 +244,7 @@ class LayerWise:
     held: int = option(
         64, "other training pictures that judge each layer", least=1, group="stage II"
     )
-    batch: int = 8
+    batch: int = field(default=8, metadata={"least": 1})
 
 
 def _end(default: Any, help: str, name: str, **limits: Any) -> Any:
@@ -292,10 +302,41 @@ def impossible(settings: Any) -> tuple[str, Any, str] | None:
     """Name and value of the first option that is outside its limits, and what would be right."""
     for each in fields(settings):
         value = getattr(settings, each.name)
+        # types are text here, see `annotations` above; None is right where they say so
+        noun, number = NUMBERS.get(str(each.type).removesuffix(" | None"), ("", None))
+        if number is not None and value is not None and not isinstance(value, number):
+            return each.name, value, bounds(each.metadata, noun)
         right = wrong(value, each.metadata)
         if right is not None:
-            return each.name, value, right
+            return each.name, value, bounds(each.metadata, noun) if noun else right
     return None
+
+
+def expect_limits(settings: Any, **words: str) -> None:
+    """Refuse options that are outside their limits, whoever gives them.
+
+    Args:
+        settings: A dataclass of options.
+        words: What options are called where not as their fields.
+
+    Raises:
+        UsageError: Names the option and what would be right.
+    """
+    if problem := impossible(settings):
+        name, value, right = problem
+        raise UsageError(f"{words.get(name, name)} is {cut(repr(value))}; expected {right}")
+    if isinstance(settings, EndToEnd) and settings.int8 and settings.batch_norm:
+        raise UsageError("weights that are rounded have no batch norm beside them; choose one")
+
+
+def expect_pooling(pooling: str | None) -> None:
+    """Refuse a way of max-pooling that there is not; None is left to others.
+
+    Raises:
+        UsageError: Names those that there are.
+    """
+    if right := wrong(pooling, {"choices": POOLINGS}):
+        raise UsageError(f"pooling is {cut(repr(pooling))}; expected {right}")
 
 
 def world_size() -> int:

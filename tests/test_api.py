@@ -1,5 +1,6 @@
 """The public face: convert, save, load, any-time readout, firing rates, forms of detections."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from spikedet.conversion.prepare import prepare
 from spikedet.errors import ConversionError, DataError, UsageError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
+from spikedet.settings import EndToEnd, LayerWise, Plan, StageOne
+from spikedet.stages.pipeline import Calibration, Conversion
 
 
 class Tutorial(nn.Module):
@@ -242,13 +245,68 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"batches": ["text"]}, DataError, "a batch without an input"),
         ({"network": nn.Sequential(nn.Conv2d(1, 2, 3))}, ConversionError, "no activation to"),
         ({"network": nn.Sequential(nn.ReLU())}, ConversionError, "no weights; there is nothing"),
-        ({"pooling": "often"}, ValueError, "often"),
+        ({"batch": 0}, UsageError, "batch is 0; expected a whole number of 1 or more"),
+        ({"rate": "fast"}, UsageError, "rate is 'fast'; expected a number of 0 or more"),
+        ({"end_to_end": 1, "int8": True, "end_batch_norm": True}, UsageError, "choose one"),
     ],
 )
 def test_arguments_that_make_no_sense(network, batches, change, error, sentence):
     words = {"network": network, "batches": batches, "T": 4, "progress": False, **change}
     with pytest.raises(error, match=sentence):
         spikedet.convert(**words)
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("layer-steps", "layer_steps", -3),
+        ("layer-steps", "layer_steps", 2.5),
+        ("pictures", "pictures", 0),
+        ("held", "held", 0),
+        ("loss", "layer_loss", "l1"),
+        ("end-to-end", "end_to_end", -1),
+        ("end-rate", "end_rate", 0.0),
+        ("end-sparsity", "sparsity", -1.0),
+        ("noise", "noise", 2.0),
+        ("noise", "noise", float("nan")),
+        ("distill", "distill", -1.0),
+        ("rate", "rate", -1.0),
+        ("seed", "seed", -1),
+        ("pooling", "pooling", "often"),
+    ],
+)
+def test_what_the_command_refuses_is_refused_alike(network, batches, word, name, value):
+    from spikedet.commands.main import parsed
+
+    words = ["--weights", "w", "--T", 4, "--out", "o", "--data", "d", f"--{word}", value]
+    with pytest.raises(UsageError) as refused:
+        parsed("convert", words)
+    right = re.split(r" is not |; expected ", str(refused.value))[1]
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {value!r}; expected {right}") + "$"):
+        spikedet.convert(network, batches, T=4, progress=False, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("plan", "pooling", "sentence"),
+    [
+        (Plan(LayerWise(steps=-1)), None, "steps is -1; expected a whole number of 0 or more"),
+        (Plan(LayerWise(patience="x")), None, "patience is 'x'; expected a whole number$"),
+        (Plan(end=EndToEnd(rate=0)), None, "rate is 0; expected a number above 0"),
+        (Plan(end=EndToEnd(int8=True, batch_norm=True)), None, "choose one"),
+        (Plan(), "often", "pooling is 'often'; expected count or step"),
+    ],
+)
+def test_stages_refuse_it_before_they_begin(tmp_path, plan, pooling, sentence):
+    out = tmp_path / "out.safetensors"
+    nothing = {"task": None, "train": None, "tune": None, "out": out, "origin": {}}
+    calibration = Calibration(checkpoint=None, plan=plan, pooling=pooling, **nothing)
+    conversion = Conversion(
+        weights=tmp_path / "missing", T=4, method=methods.named("two-stage"), settings=None,
+        options=StageOne(), plan=plan, pooling=pooling, **nothing,
+    )  # fmt: skip
+    for run in (calibration, conversion):
+        with pytest.raises(UsageError, match=sentence):
+            run.run()
 
 
 def test_a_loss_that_is_none(network, batches):

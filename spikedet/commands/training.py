@@ -15,7 +15,7 @@ from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import command_line, progress
 from spikedet.commands.parse import Options, options_of, partial, several
 from spikedet.errors import UsageError
-from spikedet.settings import Plan, StageOne, option
+from spikedet.settings import POOLINGS, Plan, StageOne, option
 from spikedet.stages.watcher import Watcher
 from spikedet.task_registry import SETTINGS
 
@@ -144,7 +144,7 @@ def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageO
     if qcfs:
         why = "QCFS trains without noise and distillation"
         refuse(options, ["noise", "distill", *DISTILLED], why)
-        return replace(stage_one, noise=0.0, distill=0.0, clips_rounded=True)
+        return stage_one.plain()
     if not stage_one.distill:
         refuse(options, DISTILLED, "--distill 0 distils nothing")
     return stage_one
@@ -164,7 +164,7 @@ class StageTwoOptions(Options):
     pooling: str | None = option(
         None,
         "how spikes are max-pooled",
-        choices=("count", "step"),
+        choices=POOLINGS,
         shown="default: count",
         group=GROUP_TWO,
     )

@@ -25,9 +25,8 @@ from spikedet.graph.graph import Graph
 from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
-from spikedet.settings import LayerWise
+from spikedet.settings import LayerWise, expect_limits
 
-LOSSES = ("mse", "kl")
 NOTHING = 1e-8  # error of a layer without one: a first layer, whose current is constant
 
 
@@ -70,12 +69,12 @@ def calibrate(
         One report a calibrated layer; without `options.bias` none ends worse than it began.
 
     Raises:
-        UsageError: An unknown loss, or a name in `options.layers` that no layer has.
+        UsageError: An option that is outside its limits, or a name in `options.layers` that no
+            layer has.
         ConversionError: With `options.bias`, a layer that has no bias of its own (see `own_bias`).
     """
     options = options or LayerWise()
-    if options.loss not in LOSSES:
-        raise UsageError(f"loss {options.loss!r}; expected one of {', '.join(LOSSES)}")
+    expect_limits(options)
     pictures = [*fit, *held_out]
     numbers = range(len(fit)), range(len(fit), len(pictures))
     student = Stored(spiking, pictures, T)

@@ -24,11 +24,18 @@ from spikedet.graph.graph import Graph
 from spikedet.graph.record import record
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
-from spikedet.methods import named
+from spikedet.methods import Method, named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import EndToEnd, LayerWise
+from spikedet.settings import (
+    EndToEnd,
+    LayerWise,
+    StageOne,
+    TrainingSettings,
+    expect_limits,
+    expect_pooling,
+)
 
 Loss = Callable[..., Tensor]
 Distance = Callable[[Any, Any], Tensor]
@@ -119,7 +126,7 @@ def convert(
 
     Raises:
         ConversionError: Names the operation that has no spiking counterpart, and what to do.
-        UsageError: Arguments that make no sense together.
+        UsageError: Arguments that are outside their limits, or make no sense together.
         DataError: Fewer than two pictures, or batches that cannot be run over again.
 
     Example:
@@ -130,12 +137,26 @@ def convert(
     recipe = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
-    if loss is not None and not epochs and not end_to_end:
-        raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
-    if epochs and not recipe.finetuned:
-        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
-    if recipe.finetuned and (epochs < 1 or (loss is None and (recipe.plain or not distill))):
-        raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
+    _expect_training(method, recipe, epochs, end_to_end, loss, distill)
+    if end_to_end is None:
+        end_to_end = 200 if recipe.end_to_end and loss is not None else 0
+    stage_one = StageOne(noise, per_channel, distill, fold_first=fold_first)
+    layer_wise = LayerWise(
+        coarse=recipe.coarse, fine=recipe.fine, steps=layer_steps, loss=layer_loss, layers=layers,
+        per_neuron=per_neuron, bias=recipe.bias, pictures=pictures, held=held, batch=batch,
+    )  # fmt: skip
+    end = EndToEnd(
+        end_to_end, rate=end_rate, batch_norm=end_batch_norm, int8=int8, sparsity=sparsity
+    )
+    expect_limits(TrainingSettings(epochs=epochs or 1, rate=rate, seed=seed))
+    expect_limits(stage_one)
+    expect_limits(layer_wise, steps="layer_steps", loss="layer_loss")
+    expect_limits(end, steps="end_to_end", rate="end_rate")
+    expect_pooling(pooling)
+    if sparsity and not end.steps:
+        raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
+    if recipe.plain:
+        stage_one = stage_one.plain()
     where = torch.device(present_device(str(device))) if device is not None else _device(network)
     source = _Batches(batches, where)
     with torch.random.fork_rng():
@@ -143,50 +164,59 @@ def convert(
         example = source.first()
         guide = _Guide(network, example)
         graph = guide.prepared(fold=fold_first or not epochs).to(where)
-        quantise(
-            graph,
-            thresholds_by(recipe.thresholds, graph, source.pictures(LOOKED_AT), T, per_channel),
-            T,
-            0.0 if recipe.plain else noise,
-        )
-        if recipe.plain:
-            for quantiser in graph.only(QuantClip):
-                quantiser.clips_rounded = True
+        _quantise(graph, source, T, recipe, stage_one)
         lessons = _Lessons(guide, source, loss, distance or _distance(guide, source), progress)
         if epochs:
-            lessons.finetune(graph, 0.0 if recipe.plain else distill, epochs, rate)
+            lessons.finetune(graph, stage_one.distill, epochs, rate)
             fold_batch_norm(graph)
         graph.eval().requires_grad_(False)
-        copied = (recipe.initial, recipe.shift, pooling, neuron, example[:4])
-        spiking = spiking_copy(graph, T, *copied)
+        spiking = spiking_copy(
+            graph, T, recipe.initial, recipe.shift, pooling, neuron, pictures=example[:4]
+        )
         if recipe.calibrated:
-            layer_wise = LayerWise(
-                coarse=recipe.coarse, fine=recipe.fine, steps=layer_steps, loss=layer_loss,
-                per_neuron=per_neuron, bias=recipe.bias, layers=layers,
-            )  # fmt: skip
-            groups = source.groups(pictures, held, batch)
-            _calibrate(graph, spiking, groups, T, layer_wise, progress)
+            _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
         converted, spikes = SpikingNetwork(spiking, T), {}
-        if end_to_end is None:
-            end_to_end = 200 if recipe.end_to_end and loss is not None else 0
-        if sparsity and not end_to_end:
-            raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
-        if end_to_end:
-            judges = source.groups(pictures, held, batch)[1]
-            end = EndToEnd(
-                steps=end_to_end, rate=end_rate, batch_norm=end_batch_norm,
-                int8=int8, sparsity=sparsity,
-            )  # fmt: skip
-            spikes = lessons.end_to_end(converted, judges, end)
+        if end.steps:
+            spikes = lessons.end_to_end(converted, source.groups(layer_wise)[1], end)
     converted.requires_grad_(False).eval()
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
-        "end_to_end": bool(end_to_end), "end_to_end_steps": end_to_end, "seed": seed,
+        "end_to_end": bool(end.steps), "end_to_end_steps": end.steps, "seed": seed,
         "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **spikes,
     }  # fmt: skip
     return converted
+
+
+def _expect_training(
+    method: str,
+    recipe: Method,
+    epochs: int,
+    end_to_end: int | None,
+    loss: Loss | None,
+    distill: float,
+) -> None:
+    """Refuse a loss that trains nothing, and training that the method has not or cannot do without.
+
+    Raises:
+        UsageError: Says what does not fit.
+    """
+    if loss is not None and not epochs and not end_to_end:
+        raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
+    if epochs and not recipe.finetuned:
+        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
+    if recipe.finetuned and (epochs < 1 or (loss is None and (recipe.plain or not distill))):
+        raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
+
+
+def _quantise(graph: Graph, source: _Batches, T: int, recipe: Method, stage_one: StageOne) -> None:
+    """Make the activations of a float graph quantisers, in place; thresholds from its pictures."""
+    pictures = source.pictures(LOOKED_AT)
+    thresholds = thresholds_by(recipe.thresholds, graph, pictures, T, stage_one.per_channel)
+    quantise(graph, thresholds, T, stage_one.noise)
+    for quantiser in graph.only(QuantClip):
+        quantiser.clips_rounded = stage_one.clips_rounded
 
 
 class _Batches:
@@ -234,14 +264,13 @@ class _Batches:
             yield parts[0]
             done += len(parts[0])
 
-    def groups(self, fit: int, held_out: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    def groups(self, options: LayerWise) -> tuple[list[Tensor], list[Tensor]]:
         """Groups of one size: those to fit layers to, and those to judge them by."""
-        if fit < 1 or held_out < 1 or size < 1:
-            raise UsageError("pictures, held and batch: expected whole numbers of 1 or more")
+        fit, held_out = options.pictures, options.held
         together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
         if len(together) < 2:
             raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
-        size = min(size, fit, len(together) // 2)
+        size = min(options.batch, fit, len(together) // 2)
         groups = [group for group in together.split(size) if len(group) == size]
         judges = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
         return groups[:-judges], groups[-judges:]

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.sparsity import Operations
 from spikedet.engines.rounding import Rounder
-from spikedet.errors import UsageError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import EndToEnd
+from spikedet.settings import EndToEnd, expect_limits
 
 ROUND = 100  # steps after which a pass can be taken up again
 
@@ -63,14 +62,11 @@ def distill(
         steps: `sparsity`, `operations_before`, `operations_after`.
 
     Raises:
-        UsageError: `int8` and `batch_norm` together, or a penalty below 0.
+        UsageError: `int8` and `batch_norm` together, or an option that is outside its limits.
         NoIntegers: With `int8`, a network that has no whole numbers.
         ValueError, KeyError, RuntimeError: The state is of another network.
     """
-    if options.int8 and options.batch_norm:
-        raise UsageError("weights that are rounded have no batch norm beside them; choose one")
-    if not 0 <= options.sparsity < math.inf:
-        raise UsageError(f"sparsity is {options.sparsity}; expected a number of 0 or more")
+    expect_limits(options)
     _weigh_steps(spiking)
     training = _Pass(spiking, loss, options)
     beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -29,7 +29,7 @@ from spikedet.networks import (
 )
 from spikedet.neurons.layers import SpikingMaxPool
 from spikedet.precision import layout
-from spikedet.settings import Plan, StageOne
+from spikedet.settings import Plan, StageOne, expect_limits, expect_pooling
 from spikedet.stages import stage_two
 from spikedet.stages.stage_one import FineTuning, untuned
 from spikedet.stages.watcher import Watcher
@@ -83,21 +83,27 @@ class Calibration:
         Raises:
             TrainingError: A killed run that is not to be resumed, or that was another one.
             DataError: Too few samples.
-            UsageError: Pictures that the network cannot take, or layers that it has not.
+            UsageError: Pictures that the network cannot take, layers that it has not, or an option
+                that is outside its limits.
         """
         start = time.time()
+        self._prepared()._calibrate()
+        self.watcher.say(f"{self.out}: T={self.checkpoint.T}, {(time.time() - start) / 60:.1f} min")
+
+    def _prepared(self) -> Calibration:
+        """The same, what `method` and `pooling` say written into its plan and its checkpoint."""
+        expect_plan(self.plan, self.pooling)
         plan = replace(self.plan, layers=replace(self.plan.layers, bias=self.method.bias))
-        self.origin = dict(self.origin)
-        self.plan, task = plan, self.task
-        if self.pooling:
-            model = {**self.checkpoint.model, "spike_pooling": self.pooling}
-            self.checkpoint = replace(self.checkpoint, model=model)
+        return replace(self, plan=plan, checkpoint=with_pooling(self.checkpoint, self.pooling))
+
+    def _calibrate(self) -> None:
+        plan, task = self.plan, self.task
         if begun_with(self.out).is_file():
-            network = self._taken_up()
+            network, origin = self._taken_up()
             layers_done = True
         else:
             layers_done = self.checkpoint.stage == "snn"
-            network = self._begun()
+            network, origin = self._begun()
         for pool in network.only(SpikingMaxPool):
             pool.mode = self.pooling or pool.mode
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
@@ -105,15 +111,14 @@ class Calibration:
             teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
         network.to(self.device).to(memory_format=layout(network))
         if not layers_done:
-            self._layer_wise(network)
+            origin |= self._layer_wise(network)
         target = begun_with(self.out) if plan.end.steps else self.out
-        self.origin["run"] = self._agreed()
+        origin["run"] = self._agreed()
         if not begun_with(self.out).is_file() or not plan.end.steps:
-            save(spiking_checkpoint(self.checkpoint, network, self.origin), target)
+            save(spiking_checkpoint(self.checkpoint, network, origin), target)
         if plan.end.steps:
-            self._end_to_end(network)
+            self._end_to_end(network, origin)
         forget(self.out)
-        self.watcher.say(f"{self.out}: T={self.checkpoint.T}, {(time.time() - start) / 60:.1f} min")
 
     def _agreed(self) -> dict[str, Any]:
         """What a run must agree in with the one that it goes on with."""
@@ -124,8 +129,8 @@ class Calibration:
             agreed |= vars(self.plan.layers)
         return agreed
 
-    def _taken_up(self) -> Graph:
-        """The network of a run that was killed in its end-to-end pass."""
+    def _taken_up(self) -> tuple[Graph, dict[str, Any]]:
+        """The network of a run that was killed in its end-to-end pass, and its origin."""
         path = begun_with(self.out)
         if not self.resume:
             raise TrainingError(f"{path}: a killed run; add --resume, or choose another --out")
@@ -134,42 +139,46 @@ class Calibration:
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(f"{path}: a run with other {other}; choose another --out")
-        self.origin = {**reached.origin, "command": self.origin.get("command")}  # as it is done now
-        return graph_of(self.task, reached)
+        origin = {**reached.origin, "command": self.origin.get("command")}  # as it is done now
+        return graph_of(self.task, reached), origin
 
-    def _begun(self) -> Graph:
-        """The network before its layers are calibrated, or as another pass finds it."""
+    def _begun(self) -> tuple[Graph, dict[str, Any]]:
+        """The network before its layers are calibrated, or as another pass finds it; its origin."""
         checkpoint = self.checkpoint
         if checkpoint.stage == "snn":
             record = {name: checkpoint.origin[name] for name in RECORD if name in checkpoint.origin}
-            self.origin = {**record, **self.origin}
-            return graph_of(self.task, checkpoint)
+            return graph_of(self.task, checkpoint), {**record, **self.origin}
         layers = self.plan.layers
-        self.origin |= {"coarse": layers.coarse, "fine": layers.fine, "end_to_end": False}
-        self.origin["calibration_pictures"] = 0
         pictures = next(iter(self.train.pick(2).pictures(checkpoint, 2)))
         initial, shift = self.method.initial, self.method.shift
-        return stage_two.copied(self.task, checkpoint, initial, shift, pictures)
+        network = stage_two.copied(self.task, checkpoint, initial, shift, pictures)
+        origin = {**self.origin, "coarse": layers.coarse, "fine": layers.fine}
+        return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
 
-    def _layer_wise(self, network: Graph) -> None:
-        """The layer-wise pass, in place."""
+    def _layer_wise(self, network: Graph) -> dict[str, Any]:
+        """The layer-wise pass, in place; what its origin says of it."""
         layers = self.plan.layers
         if not (layers.coarse or layers.fine or layers.bias):
-            return
+            return {}
         targets = self.teacher if layers.bias else None
         reports, fitted, judges = stage_two.layer_wise(
             self.task, self.checkpoint, network, self.train, self.plan, self.watcher.layer, targets
         )
         gains = [1 - r.after / r.before for r in reports if r.before > NO_ERROR]
         gain = sum(gains) / max(1, len(gains))
-        self.origin |= {"layer_wise_gain": gain, "calibration_pictures": fitted}
         self.watcher.say(
             f"error per layer on held-out pictures: {gain:.1%} lower on average; {fitted} fitted, "
             f"{judges} held out"
         )
+        return {"layer_wise_gain": gain, "calibration_pictures": fitted}
 
-    def _end_to_end(self, network: Graph) -> None:
-        """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`."""
+    def _end_to_end(self, network: Graph, origin: dict[str, Any]) -> None:
+        """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`.
+
+        Args:
+            network: The spiking network; changed.
+            origin: Of it before the pass.
+        """
         plan, steps = self.plan, self.plan.end.steps
         task, checkpoint, teacher = self.task, self.checkpoint, self.teacher
 
@@ -181,7 +190,7 @@ class Calibration:
 
         if plan.end.int8:
             stage_two.whole(network)  # what is kept is whole in any case
-            self.origin["int8"] = True
+            origin = {**origin, "int8": True}
         before = loss()
         kept = copy.deepcopy(network)
         state = state_of(self.out)
@@ -198,8 +207,8 @@ class Calibration:
         self.watcher.say("kept" if wins else f"not kept, but written to {path}")
         losses = {"tuning_loss": after, "tuning_loss_before": before}
         passed: dict[str, Any] = {"end_to_end": True, **spikes}
-        passed["end_to_end_steps"] = self.origin.get("end_to_end_steps", 0) + steps
-        origin = {**self.origin, **losses}
+        passed["end_to_end_steps"] = origin.get("end_to_end_steps", 0) + steps
+        origin = {**origin, **losses}
         save(spiking_checkpoint(checkpoint, network, {**origin, **passed}), path)
         if not wins:
             save(spiking_checkpoint(checkpoint, kept, origin), self.out)
@@ -251,14 +260,18 @@ class Conversion:
             WeightsError: Weights of another stage or network.
             TrainingError, DataError, UsageError: As of both stages.
         """
+        expect_plan(self.plan, self.pooling)
+        expect_limits(self.options)
         checkpoint = load(self.weights)
         expect_stage(checkpoint, "float")
-        checkpoint = current(self.task, checkpoint)
-        if self.pooling:
-            model = {**checkpoint.model, "spike_pooling": self.pooling}
-            checkpoint = replace(checkpoint, model=model)
+        checkpoint = with_pooling(current(self.task, checkpoint), self.pooling)
         origin = dict(self.origin)
-        quantised = self._first_stage(checkpoint, origin)
+        if self.method.finetuned and self.stage1 is not None:
+            quantised = self._given(self.stage1, checkpoint)
+            origin |= {"levels": quantised.T, "stage1": sha256(self.stage1)}
+            quantised = replace(quantised, T=self.T)
+        else:
+            quantised = self._first_stage(checkpoint)
         method, plan = self.method, self.plan
         layers = replace(
             plan.layers,
@@ -284,24 +297,25 @@ class Conversion:
         )
         calibration.run()
 
-    def _first_stage(self, checkpoint: Checkpoint, origin: dict[str, Any]) -> Checkpoint:
-        """Stage-I weights for T: given, estimated, or those of a run beside `out`."""
+    def _given(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
+        """Stage-I weights from a file, in place of a run."""
+        ready = load(path)
+        expect_stage(ready, "qc")
+        expect_same_network(path, ready, self.weights, checkpoint)
+        return current(self.task, ready)
+
+    def _first_stage(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Stage-I weights for T: estimated, or those of a run beside `out`."""
         task, T = self.task, self.T
         if not self.method.finetuned:
             per_channel, thresholds = self.options.per_channel, self.method.thresholds
             return untuned(task, checkpoint, self.train, T, per_channel, thresholds)
-        if self.stage1 is not None:
-            ready = load(self.stage1)
-            expect_stage(ready, "qc")
-            expect_same_network(self.stage1, ready, self.weights, checkpoint)
-            origin |= {"levels": ready.T, "stage1": sha256(self.stage1)}
-            return replace(current(task, ready), T=T)
         # refuse what stage II could not do before the hours that stage I takes
         stage_two.expect_end_size(task, checkpoint, self.plan, graph_of(task, checkpoint))
         stage_two.expect_layers(task, checkpoint, self.train, self.plan)
         options = self.options
         if self.method.plain:
-            options = replace(options, noise=0.0, distill=0.0, clips_rounded=True)
+            options = options.plain()
         tuning = FineTuning(
             task,
             checkpoint,
@@ -311,12 +325,30 @@ class Conversion:
             self.settings,
             options,
             teacher=self.teacher,
-            origin=origin,
+            origin=dict(self.origin),
         )
         folder = self.out.with_name(self.out.name + ".stage1")
         if not (self.resume and tuning.finished(folder)):
             tuning.run(folder, self.resume)
         return load(folder / "best.safetensors")
+
+
+def expect_plan(plan: Plan, pooling: str | None) -> None:
+    """Refuse what stage II cannot do, before the hours that stage I takes.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    expect_limits(plan.layers)
+    expect_limits(plan.end)
+    expect_pooling(pooling)
+
+
+def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:
+    """A checkpoint whose spikes are max-pooled that way; as it is where None."""
+    if not pooling:
+        return checkpoint
+    return replace(checkpoint, model={**checkpoint.model, "spike_pooling": pooling})
 
 
 def beside(out: Path, ending: str) -> Path:

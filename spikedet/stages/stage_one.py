@@ -19,7 +19,7 @@ from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.networks import current, example, expect_stage, graph_of, teacher_of, with_graph
 from spikedet.neurons.quantize import QuantClip
-from spikedet.settings import StageOne
+from spikedet.settings import StageOne, expect_limits
 from spikedet.task import Run, Samples, Task
 from spikedet.training import expect_same_run, state_of
 
@@ -116,10 +116,12 @@ class FineTuning:
 
         Raises:
             TrainingError: That run is for another T, of another network or of other options.
+            UsageError: An option that is outside its limits.
             WeightsError: A teacher that cannot teach, or as `quantized`.
             ConversionError: A layer that cannot be converted.
         """
         task, options = self.task, self.options
+        expect_limits(options)
         checkpoint = current(task, self.checkpoint)
         planned = self.planned()
         if resume:

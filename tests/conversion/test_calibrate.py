@@ -330,7 +330,7 @@ def test_kl_loss_against_its_definition(stages, batches):
     reports = calibrate(quantised, spiking, batches[:8], batches[8:9], T, options)
     assert reports[0].before == pytest.approx(divergence(rate, target), rel=1e-3)
     assert all(r.after < r.before for r in reports[:-1])
-    with pytest.raises(UsageError, match="loss 'l1'; expected one of mse, kl"):
+    with pytest.raises(UsageError, match="loss is 'l1'; expected mse or kl"):
         calibrate(quantised, spiking, batches[:1], batches[8:9], T, LayerWise(loss="l1"))
 
 
