@@ -309,6 +309,20 @@ def test_stages_refuse_it_before_they_begin(tmp_path, plan, pooling, sentence):
             run.run()
 
 
+def test_a_bar_changes_nothing_and_nothing_is_shown_without(network, batches, capsys):
+    words = {"loss": lambda y, label: F.cross_entropy(y["logits"], label), "epochs": 6}
+    words |= {"layer_steps": 2, "end_to_end": 2}
+    silent = spikedet.convert(network, batches, T=4, progress=False, **words)
+    assert capsys.readouterr().err == ""
+    shown = spikedet.convert(network, batches, T=4, **words)
+    lines = capsys.readouterr().err.splitlines()
+    starts = ["stage I: 24 of 24 steps", "stage II, T=4: 4 of 4 layers", "end to end: 2 of 2 steps"]
+    assert [line.partition(",")[0] for line in lines if "T=" not in line] == [starts[0], starts[2]]
+    assert any(line.startswith(starts[1]) for line in lines)
+    for one, other in zip(silent.parameters(), shown.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_loss_that_is_none(network, batches):
     with pytest.raises(UsageError, match="the loss is no scalar"):
         spikedet.convert(

@@ -8,7 +8,7 @@ import pytest
 
 from support.places import ROOT
 
-ORDER = ["errors", "resources"]
+ORDER = ["errors", "resources", "terminal"]
 ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
 ORDER += ["pictures", "sources", "data"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]

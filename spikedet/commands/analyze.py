@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import progress
-from spikedet.commands.terminal import Table
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
+from spikedet.terminal import Table
 
 if TYPE_CHECKING:
     from spikedet.analysis.compare import Comparison, ReadoutError

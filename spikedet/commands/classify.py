@@ -15,9 +15,9 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import note
 from spikedet.errors import DataError
 from spikedet.settings import option
+from spikedet.terminal import note
 
 
 @dataclass(kw_only=True)

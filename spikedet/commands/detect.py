@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable, refuse
-from spikedet.commands.terminal import note
 from spikedet.errors import DataError, UsageError
 from spikedet.settings import option
+from spikedet.terminal import note
 
 if TYPE_CHECKING:
     from spikedet.detection.boxes import Detections

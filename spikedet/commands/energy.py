@@ -20,8 +20,8 @@ from spikedet.commands import kinds, shared
 from spikedet.commands.checks import expect_writable, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table, note
 from spikedet.settings import option
+from spikedet.terminal import Table, note
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,10 +26,10 @@ from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table, note
 from spikedet.errors import UsageError
 from spikedet.methods import label
 from spikedet.settings import option
+from spikedet.terminal import Table, note
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint

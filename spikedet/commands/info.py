@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_writable
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Table
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
+from spikedet.terminal import Table
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spikedet.commands.terminal import Bar, close_bars, quietly
 from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
 from spikedet.settings import world_size
+from spikedet.terminal import Bar, close_bars, quietly
 
 HERE = "spikedet.commands."
 # Each command: what it does, and where it is if not in a file of its name, here or with its dotted

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds
 from spikedet.commands.parse import Options
-from spikedet.commands.terminal import note
 from spikedet.data import formats
 from spikedet.data.samples import listed
 from spikedet.errors import UsageError
@@ -17,6 +16,7 @@ from spikedet.files import read_lines
 from spikedet.settings import option
 from spikedet.task import Source
 from spikedet.task_registry import SETTINGS, expect_data
+from spikedet.terminal import note
 
 if TYPE_CHECKING:
     from spikedet.task import Samples, Task

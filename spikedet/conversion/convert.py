@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from tqdm import tqdm
 
 from spikedet.conversion.calibrate import LayerReport, calibrate
 from spikedet.conversion.copied import spiking_copy
@@ -36,6 +35,7 @@ from spikedet.settings import (
     expect_limits,
     expect_pooling,
 )
+from spikedet.terminal import Bar
 
 Loss = Callable[..., Tensor]
 Distance = Callable[[Any, Any], Tensor]
@@ -349,12 +349,12 @@ class _Lessons:
         steps = epochs * sum(1 for _ in self.source)
         optimiser = relative_adam(graph, rate)
         graph.train()
-        with tqdm(total=steps, desc="stage I", unit="step", disable=not self.progress) as bar:
+        with Bar(total=steps, desc="stage I", shown=self.progress) as bar:
             for _ in range(epochs):
                 for parts in self.source:
                     for group in optimiser.param_groups:
-                        done = warm_cosine(int(bar.n), steps, min(20, steps // 10))
-                        group["lr"] = group["peak"] * done
+                        part = warm_cosine(bar.n, steps, min(20, steps // 10))
+                        group["lr"] = group["peak"] * part
                     output = graph(parts[0])
                     value = torch.zeros(())
                     if weight:
@@ -396,9 +396,7 @@ class _Lessons:
 
         chunk = spiking.chunk
         kept, before = copy.deepcopy(spiking.graph), apart()
-        with tqdm(
-            total=options.steps, desc="end to end", unit="step", disable=not self.progress
-        ) as bar:
+        with Bar(total=options.steps, desc="end to end", shown=self.progress) as bar:
 
             def on_step(step: int, now: float) -> None:
                 bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
@@ -430,7 +428,7 @@ def _calibrate(
     progress: bool,
 ) -> None:
     """Stage II, layer by layer, in place."""
-    with tqdm(desc=f"stage II, T={T}", unit="layer", disable=not progress) as bar:
+    with Bar(desc=f"stage II, T={T}", unit="layer", shown=progress) as bar:
 
         def report(layer: LayerReport, index: int, count: int) -> None:
             bar.total = count

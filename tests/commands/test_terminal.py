@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from spikedet import terminal
 from spikedet.commands import main as commands
-from spikedet.commands import parse, terminal
+from spikedet.commands import parse
 from spikedet.commands.main import COMMANDS, module_of, progress
 from spikedet.commands.result import headed, write_json
-from spikedet.commands.terminal import Table, fitted
 from spikedet.settings import option
+from spikedet.terminal import Table, fitted
 from support.places import ROOT
 
 

@@ -428,7 +428,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("spikedet.commands.terminal.Bar.update", killed)
+        patched.setattr("spikedet.terminal.Bar.update", killed)
         calibrated("--out", out)
     state, begun = (out.with_suffix(ending) for ending in (".state.pt", ".layers.safetensors"))
     assert begun.exists() and not out.exists()

@@ -1,4 +1,4 @@
-"""What a command shows: bars and tables, on a terminal and where there is none.
+"""What is shown of work: bars and tables, on a terminal and where there is none.
 
 On a terminal bars show rate and time left, tables are as wide as it, and colours are as `NO_COLOR`
 and the terminal allow. Elsewhere a bar is a plain line a minute, and tables are text of fixed width
@@ -69,6 +69,7 @@ class Bar:
         unit: What one is called.
         leave: Whether it stays when it is closed.
         unit_scale: Whether numbers are bytes.
+        shown: Whether anything is shown at all.
 
     Attributes:
         n: How many are done.
@@ -84,6 +85,7 @@ class Bar:
         unit: str = "step",
         leave: bool = True,
         unit_scale: bool = False,
+        shown: bool = True,
     ):
         if total is None and items is not None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
@@ -93,6 +95,8 @@ class Bar:
         self._more, self._lines = "", 0
         self._progress: Any = None
         self._task: Any = None
+        if not shown:
+            return
         if not _quiet and sys.stderr.isatty():
             self._open()
         _bars.append(self)
@@ -129,8 +133,10 @@ class Bar:
         """So many more are done."""
         self.n += count
         if self._progress is not None:
-            self._progress.update(self._task, completed=self.n, state=self.state())
-        elif time.monotonic() - self._said >= LOG_INTERVAL:
+            self._progress.update(
+                self._task, completed=self.n, total=self.total, state=self.state()
+            )
+        elif self in _bars and time.monotonic() - self._said >= LOG_INTERVAL:
             self._say()
 
     def _say(self) -> None:
