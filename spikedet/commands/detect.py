@@ -120,7 +120,6 @@ def run(options: Options) -> int:
         raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}")
     for output in (options.json, options.jsonl, options.csv, options.coco):
         expect_writable(output)
-    options.told = True  # entries are written as they come
     failures = _Failures()
     sources = open_sources(
         options.sources or [SAMPLE],

@@ -228,9 +228,11 @@ def _call(command: Any, words: Sequence[str], prog: str) -> int:
     start = time.monotonic()
     with quietly(options.quiet):
         code = command.run(options) or 0
-    if json is not None and not options.told and not int(os.environ.get("RANK", 0)):
-        from spikedet.commands.result import write_json
+    if json is not None and not int(os.environ.get("RANK", 0)):
+        from spikedet.commands.result import write_json, writes_own
 
+        if writes_own(command.Options):
+            return code
         out = getattr(options, "out", None)
         done = {"T": getattr(options, "T", None), "out": None if out is None else str(out)}
         done |= {"command_line": command_line(), "exit_code": code}

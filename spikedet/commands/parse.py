@@ -49,7 +49,7 @@ class Options:
     Attributes:
         given: Names of those that stand on the command line, not in a `--config` file.
         command: Name of the command.
-        told: Whether it has written `--json` itself.
+        json: A command with results of its own defines it anew, and writes them itself.
     """
 
     quiet: bool = option(False, "no progress and no tables: warnings and errors alone")
@@ -62,7 +62,6 @@ class Options:
     )
     given: frozenset[str] = field(default=frozenset(), repr=False)
     command: str = field(default="", repr=False)
-    told: bool = field(default=False, init=False, repr=False)
 
 
 def several(options: type) -> Any:

@@ -36,7 +36,6 @@ def write_json(options: Options, results: Result | Sequence[Result]) -> None:
     from spikedet.files import write_atomic
 
     path: Path | None = options.json
-    options.told = True
     if path is None:
         return
     entries: Any
@@ -46,6 +45,11 @@ def write_json(options: Options, results: Result | Sequence[Result]) -> None:
         entries = [headed(options.command, one) for one in results]
     text = json.dumps(entries, indent=2, default=str)
     write_atomic(path, (text + "\n").encode())
+
+
+def writes_own(options: type) -> bool:
+    """Whether the command with these options writes `--json` itself: it says what that holds."""
+    return "json" in vars(options).get("__annotations__", {})
 
 
 def headed(command: str, result: Result) -> dict[str, Any]:

@@ -5,15 +5,16 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from spikedet import terminal
+from spikedet.commands import kinds, parse
 from spikedet.commands import main as commands
-from spikedet.commands import parse
 from spikedet.commands.main import COMMANDS, module_of, progress
-from spikedet.commands.result import headed, write_json
+from spikedet.commands.result import headed, write_json, writes_own
 from spikedet.settings import option
 from spikedet.terminal import Table, fitted
 from support.places import ROOT
@@ -139,10 +140,15 @@ class Options(parse.Options):
     out: str = option("here", "place")
 
 
-def ran(run, *words):
-    made = SimpleNamespace(Options=Options, run=run, __doc__="")
+@dataclass(kw_only=True)
+class WithResults(Options):
+    json: Path | None = option(None, "rows", kind=kinds.json_file)
+
+
+def ran(run, *words, options=Options):
+    command = SimpleNamespace(Options=options, run=run, __doc__="")
     with pytest.raises(SystemExit) as ended:
-        commands.run(lambda: made, list(map(str, words)), "spikedet try")
+        commands.run(lambda: command, list(map(str, words)), "spikedet try")
     return ended.value.code
 
 
@@ -157,7 +163,8 @@ def test_a_command_without_results_says_what_was_done(tmp_path):
 
 def test_a_command_with_results_writes_them_itself(tmp_path):
     path = tmp_path / "rows.json"
-    ran(lambda options: write_json(options, [{"T": 1, "AP": 0.5}, {"AP": 1}]), "--json", path)
+    rows = [{"T": 1, "AP": 0.5}, {"AP": 1}]
+    ran(lambda given: write_json(given, rows), "--json", path, options=WithResults)
     first, second = json.loads(path.read_text())
     assert first == {"spikedet": first["spikedet"], "command": "try", "T": 1, "AP": 0.5}
     assert second["T"] is None
@@ -222,6 +229,7 @@ def test_the_page_of_json_names_the_fields_that_there_are():
     writes = {path.stem for path in (ROOT / "spikedet/commands").glob("*.py")
               if "write_json(options" in path.read_text()} - {"main", "result"}  # fmt: skip
     assert writes == own
+    assert {n for n in COMMANDS if writes_own(module_of(n).Options)} == own | {"detect"}
 
 
 @pytest.mark.parametrize("page", ["plots.md"])
