@@ -20,6 +20,7 @@ from spikedet.commands.main import command_line
 from spikedet.commands.training import (
     StageOneOptions,
     resume,
+    run_folder,
     stage_one_options,
     training,
     training_settings,
@@ -35,7 +36,7 @@ class Options(StageOneOptions, shared.TrainingData):
 
     weights: Path = option(help="float checkpoint, or stage I of another T")
     T: int = option(help="time steps", kind=kinds.time_steps)
-    out: Path = option(help="folder of the run")
+    out: Path = run_folder()
     resume: bool = resume()
     training: dict[str, Any] = training(stage_one=True)
     unlabelled: list[Path] | None = shared.unlabelled()

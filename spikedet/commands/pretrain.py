@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet import resources
 from spikedet.commands import plotting, shared
 from spikedet.commands.main import command_line
-from spikedet.commands.training import resume, training, training_settings
+from spikedet.commands.training import network_file, resume, run_folder, training, training_settings
 from spikedet.detection.defaults import BACKBONE
 from spikedet.errors import UsageError
 from spikedet.settings import option
@@ -32,12 +31,8 @@ WITHOUT = ("threshold_rate", "temperature")  # there are no thresholds, and noth
 class Options(shared.Classified):
     """Options of the command."""
 
-    out: Path = option(help="folder of the run")
-    model: Path = option(
-        resources.folder("configs") / "models/tiny-yolo.yaml",
-        "description of the detector",
-        shown="default: our tiny YOLO",
-    )
+    out: Path = run_folder()
+    model: Path = network_file("description of the detector")
     width: str | None = option(None, "one of the description's scales, n s m l")
     activation: str | None = option(None, "instead of the description's, as in 'torch.nn.ReLU()'")
     resume: bool = resume()

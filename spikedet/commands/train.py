@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet import resources
 from spikedet.commands import plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
-from spikedet.commands.training import resume, training, training_settings
+from spikedet.commands.training import network_file, resume, run_folder, training, training_settings
 from spikedet.settings import option
 
 SEVERAL = True  # torchrun may start it
@@ -28,11 +27,9 @@ SEVERAL = True  # torchrun may start it
 class Options(shared.TrainingData):
     """Options of the command."""
 
-    out: Path = option(help="folder of the run")
-    model: Path = option(
-        resources.folder("configs") / "models/tiny-yolo.yaml",
-        "network description, or one of ultralytics' by its name (yolov8n.yaml)",
-        shown="default: our tiny YOLO",
+    out: Path = run_folder()
+    model: Path = network_file(
+        "network description, or one of ultralytics' by its name (yolov8n.yaml)"
     )
     width: str | None = option(None, "a detector's scale, n s m l; a classifier's factor, 0.5")
     activation: str | None = option(

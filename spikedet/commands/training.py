@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikedet import resources
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import command_line, progress
 from spikedet.commands.parse import Options, options_of, partial, several
@@ -27,6 +28,17 @@ FINE = ("layer_steps", "loss")
 CHOSEN = ("pictures", "held", "per_neuron", "layers")
 LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)
 GROUP_ONE, GROUP_TWO = "stage I", "stage II"
+
+
+def run_folder() -> Any:
+    """`--out` of a training."""
+    return option(help="folder of the run")
+
+
+def network_file(help: str) -> Any:
+    """`--model` of a training from fresh weights."""
+    ours = resources.folder("configs") / "models/tiny-yolo.yaml"
+    return option(ours, help, shown="default: our tiny YOLO")
 
 
 def resume(help: str = "go on after a kill") -> Any:

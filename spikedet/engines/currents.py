@@ -18,9 +18,9 @@ from spikedet.engines.weights import (
     most_sum,
     times_inputs,
 )
-from spikedet.engines.wires import AVERAGES, MOVES, Wires
+from spikedet.engines.wires import Wires
 from spikedet.graph.graph import Node
-from spikedet.graph.operations import WEIGHTED, Add, Scale, Shift, Subtract
+from spikedet.graph.operations import AVERAGES, MOVES, WEIGHTED, Add, Scale, Shift, Subtract
 from spikedet.graph.time import CONSTANT
 from spikedet.neurons.layers import SpikingMaxPool, per_channel
 

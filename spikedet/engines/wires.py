@@ -12,51 +12,20 @@ from spikedet.engines.program import INT32, Move, NoIntegers, Op, Pool, Program,
 from spikedet.engines.weights import divisors_of, most_of
 from spikedet.graph.graph import Graph, Node
 from spikedet.graph.operations import (
+    AVERAGES,
+    MOVES,
     WEIGHTED,
     Add,
-    Concatenate,
     Mean,
-    Pad,
-    Permute,
-    Reshape,
     Scale,
-    Select,
     Shift,
-    Slice,
-    Squeeze,
-    Stack,
     Subtract,
     Sum,
-    Unsqueeze,
 )
 from spikedet.graph.time import CONSTANT, phases
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, per_channel
 
 COUNT = 2**15 - 1  # largest count of spikes that max-pooling keeps
-MOVES = (
-    Concatenate,
-    Stack,
-    Reshape,
-    Permute,
-    Squeeze,
-    Unsqueeze,
-    Slice,
-    Select,
-    Pad,
-    nn.Upsample,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    nn.Flatten,
-)
-AVERAGES = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    Mean,
-    Sum,
-)
 
 
 @dataclass(frozen=True)

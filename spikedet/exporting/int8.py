@@ -28,10 +28,8 @@ from spikedet.engines.program import (
     Times,
     Weighted,
 )
-from spikedet.engines.wires import MOVES
 from spikedet.errors import UsageError
 from spikedet.exporting.lowering import (
-    AVERAGES,
     Shape,
     is_max_pool,
     kept,
@@ -44,25 +42,24 @@ from spikedet.exporting.registry import ExportError, refuse
 from spikedet.exporting.source import Source, flat_outputs
 from spikedet.graph.graph import INPUT, Node
 from spikedet.graph.operations import (
+    AVERAGES,
+    MOVES,
+    RESHAPES,
     WEIGHTED,
     Add,
     Concatenate,
     Permute,
-    Reshape,
     Scale,
     Select,
     Shift,
-    Squeeze,
     Stack,
     Subtract,
-    Unsqueeze,
     WeightedLayer,
 )
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
 FORMAT = "spikedet-int8-1"
-RESHAPES = (Reshape, nn.Flatten, Squeeze, Unsqueeze)
 FLOATS = (*WEIGHTED, *MOVES, *AVERAGES, Add, Subtract, Scale, Shift, nn.MaxPool1d, nn.MaxPool2d)
 ROUNDED = (
     "the file starts at the picture in float32; its first layers are rounded to whole numbers "

@@ -13,9 +13,6 @@ from spikedet.graph.operations import Mean, Sum
 from spikedet.neurons.layers import SpikingMaxPool
 
 Shape = tuple[int, ...]
-AVERAGES = (
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean, Sum,
-)  # fmt: skip
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 NOWHERE = -1  # in place of an index: a zero, or nothing
 

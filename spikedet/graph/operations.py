@@ -383,3 +383,11 @@ NormLayer: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 FLOAT_ACTIVATIONS = (nn.ReLU, ClippedReLU, Leaky)
 ACTIVATIONS = (*FLOAT_ACTIVATIONS, QuantClip, IFNeuron)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, SpikingMaxPool)
+RESHAPES = (Reshape, nn.Flatten, Squeeze, Unsqueeze)
+SHUFFLES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+MOVES = (  # values are put elsewhere, and none is computed
+    *RESHAPES, *SHUFFLES, Concatenate, Stack, Permute, Slice, Select, Pad, nn.Upsample,
+)  # fmt: skip
+AVERAGES = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, Mean, Sum,
+)  # fmt: skip

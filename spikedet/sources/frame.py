@@ -58,3 +58,22 @@ class Problems:
         self.bad_frames += bad_frames
         if self.tell is not None:
             self.tell(error)
+
+
+@dataclass(frozen=True)
+class File:
+    """A source that is one file.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]

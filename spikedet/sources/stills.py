@@ -9,14 +9,14 @@ from pathlib import Path
 
 from spikedet.errors import PictureError
 from spikedet.pictures import UnknownFormat, read_parts, read_picture
-from spikedet.sources.frame import Frame, Problems
+from spikedet.sources.frame import File, Frame, Problems
 from spikedet.sources.video import Video, expect_file
 
 NUMBER = re.compile(r"%(?:0(\d{1,2}))?d")  # of `f%04d.png`
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(File):
     """A picture file: one frame, or those of an animation, or the pages of a TIFF.
 
     Attributes:
@@ -24,16 +24,7 @@ class Picture:
         sure: Whether its name says that it is a picture; else it may be a video.
     """
 
-    path: Path
     sure: bool = True
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Its frames in turn.

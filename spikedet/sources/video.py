@@ -12,29 +12,19 @@ import numpy as np
 
 from spikedet.errors import PictureError
 from spikedet.pictures import MOST_PIXELS
-from spikedet.sources.frame import Frame, Problems
+from spikedet.sources.frame import File, Frame, Problems
 from spikedet.sources.whole import is_whole, lacks_index
 
 FRAME_RATE = 25.0  # where nobody says
 
 
 @dataclass(frozen=True)
-class Video:
+class Video(File):
     """A video file.
 
     Attributes:
         path: The file.
     """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
         """Its frames in turn; damaged ones are left out and counted.
