@@ -79,8 +79,8 @@ def load(
 
     Example:
         >>> detector = spikedet.load(T=20)
-        >>> found = detector("street.jpg")
-        >>> list(zip(found.classes, found.scores, found.boxes))
+        >>> detections = detector("street.jpg")
+        >>> list(zip(detections.classes, detections.scores, detections.boxes))
     """
     from pathlib import Path
 

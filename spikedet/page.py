@@ -67,10 +67,10 @@ class Page:
             f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows[:most]
         )
         more = f"<p class=small>{len(rows) - most} more rows</p>" if len(rows) > most else ""
-        made = f"<div class=wide><table><tr>{head}</tr>{body}</table>{more}</div>"
+        html = f"<div class=wide><table><tr>{head}</tr>{body}</table>{more}</div>"
         if title:
-            made = f"<details><summary>{escape(title)}</summary>{made}</details>"
-        self._parts.append(made)
+            html = f"<details><summary>{escape(title)}</summary>{html}</details>"
+        self._parts.append(html)
 
     def picture(self, data: bytes, suffix: str, caption: str) -> None:
         """A picture, inside of the page.

@@ -218,10 +218,10 @@ class Table:
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:
     """Widths of columns that together are no wider than `most`: the widest give way first."""
-    found = list(widths)
-    while sum(found) > most and max(found) > NARROWEST:
-        found[found.index(max(found))] -= 1
-    return found
+    fit = list(widths)
+    while sum(fit) > most and max(fit) > NARROWEST:
+        fit[fit.index(max(fit))] -= 1
+    return fit
 
 
 def _clock(seconds: float) -> str:

@@ -56,17 +56,17 @@ def snn(network, batches):
     return spikedet.convert(network, batches, T=16, layer_steps=15, progress=False)
 
 
-def distance(found, wanted):
-    return ((found - wanted).abs().mean() / wanted.std()).item()
+def distance(outputs, wanted):
+    return ((outputs - wanted).abs().mean() / wanted.std()).item()
 
 
 def test_the_answer_is_that_of_the_network_in_its_form(network, snn, batches):
     x = batches[0][0]
     network.eval()
     wanted = network(x)["logits"]
-    found = snn(x)
-    assert set(found) == {"logits"} and not found["logits"].requires_grad
-    assert distance(found["logits"], wanted) < 0.15
+    output = snn(x)
+    assert set(output) == {"logits"} and not output["logits"].requires_grad
+    assert distance(output["logits"], wanted) < 0.15
     copied = spikedet.convert(network, batches, T=512, method="copy", progress=False)
     assert distance(copied(x)["logits"], wanted) < 0.03
 
@@ -133,20 +133,20 @@ def test_both_stages_come_nearer_to_a_trained_network_than_copied_weights():
 def test_every_method_is_found_by_its_name(network, batches, method):
     trains = methods.METHODS[method].finetuned
     words = {"loss": lambda y, label: F.cross_entropy(y["logits"], label), "epochs": 1}
-    found = spikedet.convert(
+    spiking = spikedet.convert(
         network, batches, T=3, method=method, layer_steps=2, end_to_end=0, progress=False,
         **(words if trains else {}),
     )  # fmt: skip
-    assert found.T == 3 and found.origin["method"] == method
-    assert found(batches[0][0])["logits"].isfinite().all()
+    assert spiking.T == 3 and spiking.origin["method"] == method
+    assert spiking(batches[0][0])["logits"].isfinite().all()
 
 
 def test_anytime_readout_is_that_of_runs_of_each_length(snn, batches):
     x = batches[0][0]
     steps = list(snn.anytime(x))
     assert [t for t, _ in steps] == list(range(1, 17))
-    for t, found in steps:
-        torch.testing.assert_close(found["logits"], snn(x, t)["logits"], rtol=1e-5, atol=1e-6)
+    for t, output in steps:
+        torch.testing.assert_close(output["logits"], snn(x, t)["logits"], rtol=1e-5, atol=1e-6)
 
 
 def test_rates_are_the_spikes_that_were_sent(snn, batches):
@@ -202,11 +202,11 @@ def test_half_precision_and_another_number_of_steps(snn, batches, tmp_path):
 def test_several_threads_get_the_answers_of_one(snn, batches):
     inputs = [batches[i % 4][0][: 1 + i % 5] for i in range(16)]
     wanted = [snn(x)["logits"] for x in inputs]
-    found: dict[int, torch.Tensor] = {}
+    answers: dict[int, torch.Tensor] = {}
 
     def work(first):
         for i in range(first, 16, 4):
-            found[i] = snn(inputs[i])["logits"]
+            answers[i] = snn(inputs[i])["logits"]
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
     for thread in threads:
@@ -214,7 +214,7 @@ def test_several_threads_get_the_answers_of_one(snn, batches):
     for thread in threads:
         thread.join()
     for i, answer in enumerate(wanted):
-        torch.testing.assert_close(found[i], answer, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(answers[i], answer, rtol=1e-5, atol=1e-6)
 
 
 def test_two_passes_of_one_network_do_not_mix(snn, batches):
@@ -367,27 +367,27 @@ def test_frames_that_are_mixed_up_are_refused_by_name(network, batches):
 
 
 def test_detections_in_other_forms():
-    found = spikedet.Detections(
+    detections = spikedet.Detections(
         np.array([[10, 20, 30, 60], [0, 0, 100, 50]], np.float32),
         np.array([0.75, 0.5], np.float32), np.array([1, 0]), ("cat", "dog"), 8,
         np.zeros((50, 100, 3), np.uint8), "x.jpg",
     )  # fmt: skip
-    assert found.to_dict() == {
+    assert detections.to_dict() == {
         "file": "x.jpg", "T": 8, "width": 100, "height": 50,
         "objects": [
             {"class": "dog", "score": 0.75, "box": [10, 20, 30, 60]},
             {"class": "cat", "score": 0.5, "box": [0, 0, 100, 50]},
         ],
     }  # fmt: skip
-    assert found.to_coco(7, [17, 18]) == [
+    assert detections.to_coco(7, [17, 18]) == [
         {"image_id": 7, "category_id": 18, "bbox": [10, 20, 20, 40], "score": 0.75},
         {"image_id": 7, "category_id": 17, "bbox": [0, 0, 100, 50], "score": 0.5},
     ]
-    assert found.to_coco()[0]["category_id"] == 1
-    assert found.to_yolo() == (
+    assert detections.to_coco()[0]["category_id"] == 1
+    assert detections.to_yolo() == (
         "1 0.200000 0.800000 0.200000 0.800000\n0 0.500000 0.500000 1.000000 1.000000\n"
     )
-    assert found.to_yolo(scores=True).splitlines()[0].endswith(" 0.750000")
+    assert detections.to_yolo(scores=True).splitlines()[0].endswith(" 0.750000")
     bare = spikedet.Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), ("cat",))
     assert bare.to_dict()["objects"] == [] and bare.to_coco() == []
     with pytest.raises(UsageError, match="there is no picture"):
@@ -403,10 +403,10 @@ def test_detections_for_supervision(monkeypatch):
 
 def test_detections_as_supervision_has_them():
     supervision = pytest.importorskip("supervision")
-    found = spikedet.Detections(
+    detections = spikedet.Detections(
         np.array([[10, 20, 30, 60]], np.float32), np.array([0.75], np.float32), np.array([1]),
         ("cat", "dog"),
     ).to_supervision()  # fmt: skip
-    assert isinstance(found, supervision.Detections)
-    assert found.xyxy.tolist() == [[10, 20, 30, 60]] and found.class_id.tolist() == [1]
-    assert found.data["class_name"].tolist() == ["dog"]
+    assert isinstance(detections, supervision.Detections)
+    assert detections.xyxy.tolist() == [[10, 20, 30, 60]] and detections.class_id.tolist() == [1]
+    assert detections.data["class_name"].tolist() == ["dog"]

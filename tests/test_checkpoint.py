@@ -20,7 +20,7 @@ HEADER = {"stage": "snn", "task": "detection", "model": {}, "names": ["a"], "img
 
 
 @pytest.fixture
-def made():
+def checkpoint():
     tensors = {
         "weight": torch.randn(3, 4),
         "bias": torch.randn(3),
@@ -33,42 +33,42 @@ def made():
     )
 
 
-def test_round_trip(tmp_path, made):
-    save(made, tmp_path / "w")
+def test_round_trip(tmp_path, checkpoint):
+    save(checkpoint, tmp_path / "w")
     again = load(tmp_path / "w")
-    assert again.tensors.keys() == made.tensors.keys()
-    assert all(torch.equal(again.tensors[k], v) for k, v in made.tensors.items())
+    assert again.tensors.keys() == checkpoint.tensors.keys()
+    assert all(torch.equal(again.tensors[k], v) for k, v in checkpoint.tensors.items())
     for name in ("stage", "task", "model", "names", "imgsz", "T", "origin"):
-        assert getattr(again, name) == getattr(made, name)
+        assert getattr(again, name) == getattr(checkpoint, name)
 
 
-def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, made):
-    save(made, tmp_path / "w", half=True)
+def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, checkpoint):
+    save(checkpoint, tmp_path / "w", half=True)
     again = load(tmp_path / "w").tensors
     for name in ("bias", "act.threshold", "act.initial", "count"):
-        assert torch.equal(again[name], made.tensors[name])
+        assert torch.equal(again[name], checkpoint.tensors[name])
     assert again["weight"].dtype == torch.float32
-    assert torch.equal(again["weight"], made.tensors["weight"].half().float())
+    assert torch.equal(again["weight"], checkpoint.tensors["weight"].half().float())
 
 
-def test_the_command_that_halves(tmp_path, made, small_net, pictures, monkeypatch):
-    made = with_graph(made, spiking_copy(quantised(small_net, [pictures], 8)))
+def test_the_command_that_halves(tmp_path, checkpoint, small_net, pictures, monkeypatch):
+    checkpoint = with_graph(checkpoint, spiking_copy(quantised(small_net, [pictures], 8)))
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
-    save(made, full)
+    save(checkpoint, full)
     words = ["halve", "--weights", full, "--out", half]
     assert command(monkeypatch, *words) == 0
     again = load(half)
     assert again.origin == {"command": "x", "in_full": sha256(full)}
-    assert torch.equal(again.tensors["mix.weight"], made.tensors["mix.weight"].half().float())
-    assert torch.equal(again.tensors["relu.threshold"], made.tensors["relu.threshold"])
+    assert torch.equal(again.tensors["mix.weight"], checkpoint.tensors["mix.weight"].half().float())
+    assert torch.equal(again.tensors["relu.threshold"], checkpoint.tensors["relu.threshold"])
     before = half.read_bytes()
     assert command(monkeypatch, *words) == 6 and half.read_bytes() == before
 
 
-def test_saving_leaves_the_network_alone(tmp_path, made):
-    before = made.tensors["weight"].clone()
-    save(made, tmp_path / "w", half=True)
-    assert torch.equal(made.tensors["weight"], before)
+def test_saving_leaves_the_network_alone(tmp_path, checkpoint):
+    before = checkpoint.tensors["weight"].clone()
+    save(checkpoint, tmp_path / "w", half=True)
+    assert torch.equal(checkpoint.tensors["weight"], before)
 
 
 class Bomb:
@@ -95,9 +95,9 @@ def save_bytes(data):
         pytest.param(lambda path, good: path.write_bytes(good[:-1]), id="last byte"),
     ],
 )
-def test_files_that_are_no_weights_are_refused_unopened(tmp_path, made, monkeypatch, write):
+def test_files_that_are_no_weights_are_refused_unopened(tmp_path, checkpoint, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
-    save(made, tmp_path / "good")
+    save(checkpoint, tmp_path / "good")
     write(tmp_path / "w.pt", (tmp_path / "good").read_bytes())
     with pytest.raises(WeightsError, match="w.pt: damaged, or not a safetensors file"):
         load(tmp_path / "w.pt")
@@ -111,18 +111,18 @@ def test_missing_files_are_named(tmp_path):
         load(tmp_path)
 
 
-def test_equal_contents_are_equal_bytes(tmp_path, made):
+def test_equal_contents_are_equal_bytes(tmp_path, checkpoint):
     """safetensors itself writes its metadata in a random order."""
-    backwards = replace(made, tensors=dict(reversed(made.tensors.items())))
+    backwards = replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))
     for number in range(16):
-        save(made if number % 2 else backwards, tmp_path / f"{number}")
+        save(checkpoint if number % 2 else backwards, tmp_path / f"{number}")
     assert len({sha256(tmp_path / f"{number}") for number in range(16)}) == 1
 
 
-def test_plain_files(tmp_path, made):
-    save_file(made.tensors, tmp_path / "w")
+def test_plain_files(tmp_path, checkpoint):
+    save_file(checkpoint.tensors, tmp_path / "w")
     again = load_plain(tmp_path / "w")
-    assert all(torch.equal(again[k], v) for k, v in made.tensors.items())
+    assert all(torch.equal(again[k], v) for k, v in checkpoint.tensors.items())
     with pytest.raises(WeightsError, match="another program"):
         load(tmp_path / "w")
 

@@ -213,8 +213,8 @@ def test_a_spot_is_found_where_it_was():
     rows, columns = np.flatnonzero(light.any(1)), np.flatnonzero(light.any(0))
     box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     assert frame.scale_x != frame.scale_y
-    found = frame.to_original(np.array([box]))[0]
-    assert np.abs(found - [600, 300, 900, 500]).max() < 1 / min(frame.scale_x, frame.scale_y)
+    boxes = frame.to_original(np.array([box]))[0]
+    assert np.abs(boxes - [600, 300, 900, 500]).max() < 1 / min(frame.scale_x, frame.scale_y)
 
 
 # ---------------------------------------------------------------------- headers

@@ -30,14 +30,14 @@ def spiking(request):
     graph = prepare(network, torch.rand(1, 3, 32, 32))
     thresholds = {n.name: torch.tensor(0.5 + i / 9) for i, n in enumerate(graph.of(ACTIVATIONS))}
     quantise(graph, thresholds, 4)
-    made = Checkpoint("qc", "classification", description, ("a", "b", "c"), 32, {}, 4)
-    made = with_graph(made, graph.eval())
-    copied = stage_two.copied(CLASSIFICATION, made)
+    checkpoint = Checkpoint("qc", "classification", description, ("a", "b", "c"), 32, {}, 4)
+    checkpoint = with_graph(checkpoint, graph.eval())
+    copied = stage_two.copied(CLASSIFICATION, checkpoint)
     for node in copied.of((MeanOverTime,)):
         weighed = MeanOverTime(4)
         weighed.log_weights.data = torch.tensor([0.0, 0.5, 1.0, 1.5])
         copied.replace(node.name, weighed)
-    return spiking_checkpoint(made, copied, {"note": "mine"})
+    return spiking_checkpoint(checkpoint, copied, {"note": "mine"})
 
 
 def old_name(graph, name):
@@ -73,23 +73,23 @@ def old(spiking, tmp_path):
 
 
 def test_an_old_file_computes_what_it_did(spiking, old):
-    made = load(old)
-    assert made.graph is None
+    checkpoint = load(old)
+    assert checkpoint.graph is None
     x = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
         wanted = networks.restore(CLASSIFICATION, spiking)(x)
-        assert torch.equal(networks.restore(CLASSIFICATION, made)(x), wanted)
-    assert any("log_weights" in name for name in made.tensors)
+        assert torch.equal(networks.restore(CLASSIFICATION, checkpoint)(x), wanted)
+    assert any("log_weights" in name for name in checkpoint.tensors)
 
 
 def test_the_tool_writes_the_form_of_today(spiking, old, tmp_path):
     out = tmp_path / "new.safetensors"
     upgrade.run(SimpleNamespace(weights=old, out=out))
-    made = load(out)
-    assert made.graph == spiking.graph
-    assert made.tensors.keys() == spiking.tensors.keys()
-    assert all(torch.equal(made.tensors[k], v) for k, v in spiking.tensors.items())
-    assert made.origin == {"note": "mine", "upgraded_from": sha256(old)}
+    checkpoint = load(out)
+    assert checkpoint.graph == spiking.graph
+    assert checkpoint.tensors.keys() == spiking.tensors.keys()
+    assert all(torch.equal(checkpoint.tensors[k], v) for k, v in spiking.tensors.items())
+    assert checkpoint.origin == {"note": "mine", "upgraded_from": sha256(old)}
     assert identity(out) == sha256(old) == identity(old)
     with pytest.raises(WeightsError, match="of the form of today already"):
         upgrade.run(SimpleNamespace(weights=out, out=tmp_path / "again.safetensors"))

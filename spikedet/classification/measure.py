@@ -64,12 +64,12 @@ def accuracies(
         done += now
         if on_batch is not None:
             on_batch(done)
-    found = [Accuracy(first / done, five / done) for first, five in hits.tolist()]
+    values = [Accuracy(first / done, five / done) for first, five in hits.tolist()]
     if details:
         scores, answers = torch.cat(sure, 1).numpy()
         tables = tables_of(scores, answers, samples.labels, samples.names)
-        found[-1] = replace(found[-1], details=tables)
-    return found
+        values[-1] = replace(values[-1], details=tables)
+    return values
 
 
 def tables_of(

@@ -116,12 +116,12 @@ def examine(options: Options) -> Iterator[Finding]:
 
 def versions() -> dict[str, str | None]:
     """Versions of the package, of Python, the system, and of what is needed; None if missing."""
-    told: dict[str, str | None] = {
+    system: dict[str, str | None] = {
         "spikedet": _version("spikedet"),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return told | {name: _version(name) for name in NEEDED}
+    return system | {name: _version(name) for name in NEEDED}
 
 
 def _version(name: str) -> str | None:
@@ -164,13 +164,13 @@ def _weights(path: Path | None) -> Finding:
     from spikedet.released import all_released, default_weights
 
     try:
-        found = [path] if path else all_released()
-        made = load(path or default_weights())
+        files = [path] if path else all_released()
+        checkpoint = load(path or default_weights())
     except SpikedetError as error:
         advice = "name weights with --weights, or train: spikedet train --help"
         return Finding("weights", BAD, str(error), advice)
-    name = path.name if path else f"{len(found)} released files in {found[0].parent}"
-    text = f"{name}; {made.task}, T={made.T}" if path else name
+    name = path.name if path else f"{len(files)} released files in {files[0].parent}"
+    text = f"{name}; {checkpoint.task}, T={checkpoint.T}" if path else name
     return Finding("weights", OK, text)
 
 
@@ -253,11 +253,11 @@ def _data(folder: Path) -> Finding:
     if not folder.exists():
         advice = "spikedet prepare voc FOLDER fetches VOC"
         return Finding("data", BAD, f"{folder}: not there", advice)
-    found = recognise(folder)
-    if found is None:
+    format = recognise(folder)
+    if format is None:
         advice = "see docs/own-data.md for what is read"
         return Finding("data", BAD, f"{folder}: of no format that is known", advice)
-    return Finding("data", OK, f"{folder}: {found.name}, for {found.task}")
+    return Finding("data", OK, f"{folder}: {format.name}, for {format.task}")
 
 
 def _disk() -> Finding:
@@ -280,17 +280,17 @@ def _memory() -> Finding:
 
 def free_memory() -> int | None:
     """Bytes that a new program can have: of the system, or of its control group; None: unknown."""
-    found = []
+    limits = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
     except (OSError, ValueError, IndexError):
         return None
     try:
         group = Path("/sys/fs/cgroup")
         most = int((group / "memory.max").read_text())
-        found.append(most - int((group / "memory.current").read_text()))
+        limits.append(most - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
         pass
-    return min(found, default=None)
+    return min(limits, default=None)

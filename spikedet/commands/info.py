@@ -113,7 +113,7 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
     from spikedet import resources
 
     folder = folder or resources.folder("weights") / "results"
-    found = []
+    entries = []
     for path in sorted(folder.rglob("*.json")):
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
@@ -126,11 +126,11 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
             about = {name: row.get(name) for name in ("spike_rate", "images", "data")}
             about["engine"] = row.get("engine", "torch")  # older rows name none
             name = path.relative_to(folder).as_posix()
-            found.append({"T": row["T"], **values, **about, "file": name})
-    return sorted(found, key=lambda row: (row["T"] or 0, -row["images"]))
+            entries.append({"T": row["T"], **values, **about, "file": name})
+    return sorted(entries, key=lambda row: (row["T"] or 0, -row["images"]))
 
 
-def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
+def by_layer(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
     """Thresholds of each layer of neurons, and spikes per neuron and step on one picture.
 
     Raises:
@@ -140,7 +140,7 @@ def by_layer(made: Checkpoint, path: Path) -> list[dict[str, Any]]:
     from spikedet.detection.ultra import SAMPLE
     from spikedet.runtime.network import SpikingNetwork
 
-    if made.stage != "snn" or made.task == "none":
+    if checkpoint.stage != "snn" or checkpoint.task == "none":
         raise UsageError("--layers: expected spiking weights of a detector or classifier")
     loaded: Any = spikedet.load(path, half=False)
     network = loaded.runner.network

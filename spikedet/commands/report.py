@@ -104,26 +104,26 @@ def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str
     from spikedet.checkpoint import load
     from spikedet.commands.info import facts, text
 
-    found: dict[Path, dict[str, Any]] = {}
+    checkpoints: dict[Path, dict[str, Any]] = {}
     if paths:
         page.heading("Weights")
     for path in paths:
         page.heading(_named(folder, path), 3)
         try:
-            told = facts(load(path), path)
+            about = facts(load(path), path)
         except SpikedetError as error:
             page.text(f"Cannot be read: {error}")
             continue
-        found[path] = told
-        origin = told.pop("origin")
-        told["command"] = origin.pop("command", None)
-        told["trained on"] = origin.pop("pictures", None)
+        checkpoints[path] = about
+        origin = about.pop("origin")
+        about["command"] = origin.pop("command", None)
+        about["trained on"] = origin.pop("pictures", None)
         page.facts({name: text(value) if value not in (None, [], {}) else None
-                    for name, value in told.items() if name != "file"})  # fmt: skip
+                    for name, value in about.items() if name != "file"})  # fmt: skip
         if origin:
             page.heading("How it was made", 3)
             page.facts(origin)
-    return found
+    return checkpoints
 
 
 def _training(page: Page, folder: Path, path: Path, about: dict[Path, dict[str, Any]]) -> None:
@@ -161,22 +161,22 @@ def _settings(path: Path) -> dict[str, Any]:
         state = read_state(path, "epoch", "epochs")
     except SpikedetError:
         return {}
-    told = {"epochs done": state["epoch"] + 1, "epochs": state["epochs"]}
+    progress = {"epochs done": state["epoch"] + 1, "epochs": state["epochs"]}
     settings = state.get("settings")
-    return told | (dict(settings) if isinstance(settings, dict) else {})
+    return progress | (dict(settings) if isinstance(settings, dict) else {})
 
 
 def _rows(page: Page, folder: Path, paths: list[Path]) -> list[str]:
     """Rows that commands wrote as JSON."""
     left_out, begun = [], False
     for path in paths:
-        found: Any = None
+        content: Any = None
         if path.stat().st_size <= LARGEST:
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(path.read_text(encoding="utf-8"))
             except (ValueError, RecursionError):
-                found = None
-        several = found if isinstance(found, list) else [found]
+                content = None
+        several = content if isinstance(content, list) else [content]
         rows = [row for row in several if isinstance(row, dict) and "T" in row]
         if not rows or len(rows) < len(several):
             left_out.append(_named(folder, path))

@@ -69,9 +69,9 @@ def reference_of(detector: Predictor, options: Options) -> Predictor | None:
     if path is None:
         return None
     try:
-        made = load(path)
-        expect_stage(made, "float")
-        expect_same_network(path, made, detector.weights, load(detector.weights))
+        checkpoint = load(path)
+        expect_stage(checkpoint, "float")
+        expect_same_network(path, checkpoint, detector.weights, load(detector.weights))
     except WeightsError:
         if options.reference:
             raise

@@ -134,9 +134,9 @@ def confusion(
     from torchvision.ops import box_iou
 
     counts = np.zeros((len(names) + 1, len(names) + 1), int)
-    for found, sample in zip(detections, samples, strict=True):
-        sure = found.scores >= CONFIDENCE
-        boxes, labels = found.boxes[sure], found.labels[sure]
+    for detected, sample in zip(detections, samples, strict=True):
+        sure = detected.scores >= CONFIDENCE
+        boxes, labels = detected.boxes[sure], detected.labels[sure]
         truths = np.asarray(sample.labels)
         overlaps = box_iou(
             from_numpy(np.asarray(sample.boxes, np.float64).reshape(-1, 4)),

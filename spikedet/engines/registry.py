@@ -60,11 +60,11 @@ def expect_engine(name: str) -> None:
 
 def left_out(engine: Engine | None) -> dict[str, str]:
     """Why an engine leaves a layer to slower code, by the name of the layer."""
-    found = {}
+    reasons = {}
     for line in engine.describe()[1:] if engine is not None else ():
         layer, _, reason = line.partition(": ")
-        found[layer] = reason
-    return found
+        reasons[layer] = reason
+    return reasons
 
 
 def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:

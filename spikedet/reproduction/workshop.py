@@ -258,8 +258,8 @@ class Workshop:
                 words += ["--T", *(T for T in steps if T not in rows)]
             rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
             self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
-        found = rows.get(cell.T)
-        return None if found is None else {"engine": "torch", **found}
+        measured = rows.get(cell.T)
+        return None if measured is None else {"engine": "torch", **measured}
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet energy counts of a row; without `make` None where it did not yet."""

@@ -304,14 +304,14 @@ def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
         if isinstance(seen, Step):
             yield {"kind": "step", **_step(seen)}
         else:
-            yield {"kind": "float", "objects": _objects(seen.found), "seconds": seen.seconds}
+            yield {"kind": "float", "objects": _objects(seen.detections), "seconds": seen.seconds}
 
 
 def _film(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
     T, conf = _asked(viewer, query)
     for time, seen in viewer.film(path, T, conf):
-        assert seen.found.picture is not None
-        yield {"kind": "frame", "time": time, **_picture(seen.found.picture, T), **_step(seen)}
+        assert seen.detections.picture is not None
+        yield {"kind": "frame", "time": time, **_picture(seen.detections.picture, T), **_step(seen)}
 
 
 def _spikes(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
@@ -330,19 +330,19 @@ def _picture(picture: Any, T: int) -> dict:
     return {"kind": "picture", "T": T, "width": width, "height": height, "picture": data}
 
 
-def _objects(found: Detections) -> list[dict]:
-    labels = found.labels.tolist()
+def _objects(detections: Detections) -> list[dict]:
+    labels = detections.labels.tolist()
     return [
         {**each, "label": label}
-        for each, label in zip(found.to_dict()["objects"], labels, strict=True)
+        for each, label in zip(detections.to_dict()["objects"], labels, strict=True)
     ]
 
 
 def _step(seen: Step) -> dict:
     return {
-        "t": seen.found.T,
-        "objects": _objects(seen.found),
-        "rate": seen.found.spike_rate,
+        "t": seen.detections.T,
+        "objects": _objects(seen.detections),
+        "rate": seen.detections.spike_rate,
         "rates": list(seen.rates.values()),
         "seconds": seen.seconds,
         "energy": seen.energy,

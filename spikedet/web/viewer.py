@@ -55,13 +55,13 @@ class Step:
     """A spiking network after t time steps of a picture.
 
     Attributes:
-        found: Detections after found.T steps, with their spike rate.
+        detections: After detections.T steps, with their spike rate.
         rates: Spikes per neuron and step of each layer so far.
         seconds: Computing time so far.
         energy: Estimated energy so far, mJ.
     """
 
-    found: Detections
+    detections: Detections
     rates: dict[str, float]
     seconds: float
     energy: float
@@ -72,11 +72,11 @@ class Beside:
     """What the float network finds.
 
     Attributes:
-        found: Its detections.
+        detections: What it gives.
         seconds: Computing time.
     """
 
-    found: Detections
+    detections: Detections
     seconds: float
 
 
@@ -173,15 +173,15 @@ class Viewer:
             steps = self.detector.steps(picture, T, conf=conf, iou=IOU, chunk=CHUNK)
             while True:
                 start = time.perf_counter()
-                found = next(steps, None)
+                detections = next(steps, None)
                 spent += time.perf_counter() - start
-                if found is None:
+                if detections is None:
                     break
-                assert found.T is not None
-                layers = rates.by_layer(found.T)
-                energy = self._energy.picojoules(layers, found.T) / 1e9
-                yield Step(found, layers, spent, energy)
-                if found.T < T:
+                assert detections.T is not None
+                layers = rates.by_layer(detections.T)
+                energy = self._energy.picojoules(layers, detections.T) / 1e9
+                yield Step(detections, layers, spent, energy)
+                if detections.T < T:
                     self._expect_time(begin)
         if beside and self.reference is not None:
             self._expect_time(begin)

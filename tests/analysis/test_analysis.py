@@ -77,11 +77,11 @@ def test_expected_counts_are_the_quantiser(shape):
     )
     neuron = IFNeuron(theta, initial)
     received = torch.randn(16, 3, 4, 4, generator=generator).double() * 2 * T
-    found = expected_counts(neuron, received, T)
+    counts = expected_counts(neuron, received, T)
     theta, start = theta.view(3, 1, 1), initial.view(3, *initial.shape[1:] or (1, 1))
     expected = ((received + start) / theta).floor().clamp(0, T)
-    assert (found != expected).float().mean() < 1e-3  # rounding at the boundaries
-    assert found.unique().numel() == T + 1
+    assert (counts != expected).float().mean() < 1e-3  # rounding at the boundaries
+    assert counts.unique().numel() == T + 1
     assert set(vars(neuron)["_buffers"]) == {"threshold"}  # nothing of it is left
 
 
@@ -207,9 +207,9 @@ def test_layer_errors_are_those_of_calibration(stages, pictures):
 def test_readout_error_by_hand():
     error = ReadoutError()
     wanted = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])  # variances 4 and 3
-    found = wanted + torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 3.0]])
+    outputs = wanted + torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 3.0]])
     for part in ([0, 1], [2]):
-        error.add([found[part]], [wanted[part]])
+        error.add([outputs[part]], [wanted[part]])
     assert error.each() == pytest.approx([(6 / 3 / 4 + 9 / 3 / 3) / 2])
     assert error.mean() == error.each()[0]
 

@@ -56,8 +56,8 @@ def outer(rows):
     ids=str,
 )
 def test_fan_out_by_hand(layer, size, reads):
-    found = fan_out(layer, torch.Size([7, layer.in_channels, size, size]))
-    assert found.tolist() == reads.tolist()
+    fan = fan_out(layer, torch.Size([7, layer.in_channels, size, size]))
+    assert fan.tolist() == reads.tolist()
 
 
 def test_fan_out_of_other_layers():
@@ -322,11 +322,11 @@ def test_every_picture_for_itself_and_rates_as_the_network_counts_them(small_net
 
 
 def test_the_float_network_has_the_operations_of_its_layers(small_net, pictures):
-    found = multiply_accumulates(record(small_net, pictures), pictures[:1])
+    operations = multiply_accumulates(record(small_net, pictures), pictures[:1])
     cost = measure_cost(convert(small_net, pictures, 1), [pictures], 1)
-    assert list(found.items()) == list(cost.float_multiplies.items())
+    assert list(operations.items()) == list(cost.float_multiplies.items())
     # 3x3, stride 2, padding 1 on 16: 8 outputs a row of which one reads two columns
-    assert found["first"] == 8 * 3 * 23**2
+    assert operations["first"] == 8 * 3 * 23**2
 
 
 def test_energy():

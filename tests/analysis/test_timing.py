@@ -60,9 +60,9 @@ def test_another_simulator_makes_the_same_spikes():
     pictures = torch.rand(2, 3, 16, 16)
     graph = spiking(NETWORKS["max_pool"], pictures)
     peer = timing.spikingjelly_copy(graph, 6)
-    found, wanted = peer(pictures), SpikingNetwork(graph, 6)(pictures)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert torch.equal(found, peer(pictures))  # nothing is left of a pass
+    outputs, wanted = peer(pictures), SpikingNetwork(graph, 6)(pictures)
+    assert torch.allclose(outputs, wanted, atol=1e-5)
+    assert torch.equal(outputs, peer(pictures))  # nothing is left of a pass
     with pytest.raises(UsageError, match="one threshold a layer"):
         timing.spikingjelly_copy(spiking(NETWORKS["linear"], pictures, slope=0.2), 4)
 

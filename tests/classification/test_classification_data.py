@@ -28,10 +28,10 @@ def colour_class(picture):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("classes")
-    add_pictures(made, "train", 100)
-    add_pictures(made, "test", 2)
-    return made
+    root = tmp_path_factory.mktemp("classes")
+    add_pictures(root, "train", 100)
+    add_pictures(root, "test", 2)
+    return root
 
 
 # ---------------------------------------------------------------------- folders
@@ -250,10 +250,10 @@ def augmented(picture, *how, **more):
 
 def test_pictures_are_normalised_by_the_description():
     picture = torch.full((3, 32, 32), 51, dtype=torch.uint8)  # 0.2
-    found = transforms.view(DESCRIPTION, 32)(picture)
-    assert found.shape == (3, 32, 32) and found.dtype == torch.float32
+    tensor = transforms.view(DESCRIPTION, 32)(picture)
+    assert tensor.shape == (3, 32, 32) and tensor.dtype == torch.float32
     wanted = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
-    assert found[:, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert tensor[:, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6)
     assert transforms.view(DESCRIPTION, 32)(picture[:, :20]).shape == (3, 32, 32)
 
 
@@ -263,10 +263,10 @@ def test_pictures_are_normalised_by_the_description():
 def test_imagenet_pictures_keep_their_shape_and_lose_their_border(description):
     picture = torch.zeros(3, 128, 256, dtype=torch.uint8)
     picture[..., 64:192] = 255  # the middle half
-    found = transforms.view(description, 112)(picture)  # the centre of 128 x 256
-    assert found.shape == (3, 112, 112)
+    tensor = transforms.view(description, 112)(picture)  # the centre of 128 x 256
+    assert tensor.shape == (3, 112, 112)
     white = (1 - torch.tensor(transforms.MEAN)) / torch.tensor(transforms.STD)
-    assert torch.allclose(found, white.view(3, 1, 1).expand_as(found), atol=1e-5)
+    assert torch.allclose(tensor, white.view(3, 1, 1).expand_as(tensor), atol=1e-5)
 
 
 def test_a_form_that_there_is_not():
@@ -285,9 +285,9 @@ def test_crops_are_shifted_or_mirrored_copies():
         for x in range(9)
     }
     torch.manual_seed(0)
-    found = [augmented(picture, plain, 32, "crop") for _ in range(200)]
-    found = [bytes((crop * 255).round().to(torch.uint8).numpy()) for crop in found]
-    assert set(found) <= copies and len(set(found)) > 60
+    crops = [augmented(picture, plain, 32, "crop") for _ in range(200)]
+    crops = [bytes((crop * 255).round().to(torch.uint8).numpy()) for crop in crops]
+    assert set(crops) <= copies and len(set(crops)) > 60
 
 
 @pytest.mark.parametrize("form", ["cifar", "imagenet"])
@@ -297,10 +297,10 @@ def test_every_augmentation_gives_the_size_of_the_network(form, kind):
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
     how = (picture, {**DESCRIPTION, "form": form}, 24, kind)
     for _ in range(5):
-        found = augmented(*how)
-        assert found.shape == (3, 24, 24) and found.dtype == torch.float32
+        tensor = augmented(*how)
+        assert tensor.shape == (3, 24, 24) and tensor.dtype == torch.float32
         # a normalised uint8 is exactly 0 by no chance; only a cut square is
-        cut = int((found == 0).all(0).sum())
+        cut = int((tensor == 0).all(0).sum())
         assert cut == 0 if kind in ("none", "crop") else 6 * 6 <= cut <= 12 * 12
     fixed = torch.equal(augmented(*how), augmented(*how))
     assert fixed == (kind == "none")
@@ -313,17 +313,17 @@ def test_what_was_augmented_is_compressed_as_jpeg(kind):
     torch.manual_seed(3)
     moved = (augmented(picture, plain, 32, kind) * 255).round().to(torch.uint8)
     torch.manual_seed(3)
-    found = augmented(picture, plain, 32, kind, jpeg=75)
+    tensor = augmented(picture, plain, 32, kind, jpeg=75)
     file = io.BytesIO()
     Image.fromarray(moved.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
     wanted = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
-    assert (found - wanted).abs().max() < 0.02 < (moved / 255 - wanted).abs().max()
+    assert (tensor - wanted).abs().max() < 0.02 < (moved / 255 - wanted).abs().max()
 
 
 def test_cutout_is_cut_behind_the_compression():
     picture = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    found = augmented(picture, DESCRIPTION, 32, "cutout", jpeg=50)
-    assert 8 * 8 <= (found == 0).all(0).sum() <= 16 * 16  # no uint8 is normalised to exactly 0
+    tensor = augmented(picture, DESCRIPTION, 32, "cutout", jpeg=50)
+    assert 8 * 8 <= (tensor == 0).all(0).sum() <= 16 * 16  # no uint8 is normalised to exactly 0
 
 
 @pytest.mark.parametrize("quality", [-1, 101])
@@ -340,10 +340,10 @@ def test_an_augmentation_that_there_is_not():
 def test_cutout_is_a_square_cut_at_the_border():
     pictures = torch.ones(3, 3, 8, 9)
     places = {"y": torch.tensor([[-2], [3], [6]]), "x": torch.tensor([[-2], [1], [5]])}
-    found = transforms.Cutout(4).transform(pictures, places)
+    cut = transforms.Cutout(4).transform(pictures, places)
     wanted = torch.ones(3, 3, 8, 9)
     wanted[0, :, 0:2, 0:2] = wanted[1, :, 3:7, 1:5] = wanted[2, :, 6:8, 5:9] = 0
-    assert torch.equal(found, wanted) and bool((pictures == 1).all())
+    assert torch.equal(cut, wanted) and bool((pictures == 1).all())
 
 
 def test_cutout_is_around_any_pixel():
@@ -358,10 +358,10 @@ def test_cutout_is_around_any_pixel():
 
 def test_batches_are_in_order_whatever_the_sizes_of_the_pictures(tmp_path, folder):
     samples = data.read([folder], "test")
-    found = list(data.batches(samples, DESCRIPTION, 32, 7))
-    assert [len(b) for b in found] == [7, 7, 2]
+    batches = list(data.batches(samples, DESCRIPTION, 32, 7))
+    assert [len(b) for b in batches] == [7, 7, 2]
     one_by_one = [transforms.view(DESCRIPTION, 32)(samples.picture(n)) for n in range(16)]
-    assert torch.equal(torch.cat(found), torch.stack(one_by_one))
+    assert torch.equal(torch.cat(batches), torch.stack(one_by_one))
     add_pictures(tmp_path, "test", 1, "a", size=(40, 32))
     add_pictures(tmp_path / "more", "test", 1, "a", size=(32, 48))
     mixed = data.read([tmp_path, tmp_path / "more"], "test")
@@ -424,8 +424,8 @@ def test_the_task_of_data_folders(tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed/cifar-100-python.tar.gz").touch()
     folders = ("cifar10", "cifar10/cifar-10-batches-py", "packed", "folders", "VOCdevkit")
-    found = [task_registry.of_data([tmp_path / name]) for name in folders]
-    assert found == ["classification"] * 4 + ["detection"]
+    tasks = [task_registry.of_data([tmp_path / name]) for name in folders]
+    assert tasks == ["classification"] * 4 + ["detection"]
 
 
 def test_data_of_another_task_are_refused(tmp_path):

@@ -54,12 +54,12 @@ def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
     run(tmp_path, tensorboard=True, epochs=2)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    found = rows(tmp_path)
+    results = rows(tmp_path)
     assert set(board.Tags()["scalars"]) >= {"loss", "tuning_loss", "tuning_top1"}
     events = board.Scalars("tuning_loss")
     assert [event.step for event in events] == [1, 2]
     assert [event.value for event in events] == pytest.approx(
-        [float(row["tuning_loss"]) for row in found]
+        [float(row["tuning_loss"]) for row in results]
     )
 
 
@@ -74,17 +74,17 @@ def test_tensorboard_that_is_missing_is_said_before_the_work(tmp_path, monkeypat
 
 def test_a_run_learns_and_leaves_its_files(whole):
     folder, network = whole
-    found = rows(folder)
-    assert [row["epoch"] for row in found] == ["1", "2", "3"]
-    assert float(found[-1]["loss"]) < float(found[0]["loss"]) < 2
-    scores = [float(row["tuning_top1"]) for row in found]
+    results = rows(folder)
+    assert [row["epoch"] for row in results] == ["1", "2", "3"]
+    assert float(results[-1]["loss"]) < float(results[0]["loss"]) < 2
+    scores = [float(row["tuning_top1"]) for row in results]
     assert scores[-1] > 0.5  # a quarter by chance
     assert same(network.state_dict(), load_plain(folder / "last.safetensors"))
     best = toy()
     best.load_state_dict(load_plain(folder / "best.safetensors"))
     best.eval()
-    (found,) = accuracies(lambda x: [best(x)], samples(32, 1), DESCRIPTION, 8)
-    assert found.top1 == max(scores)
+    (results,) = accuracies(lambda x: [best(x)], samples(32, 1), DESCRIPTION, 8)
+    assert results.top1 == max(scores)
     assert epochs_done(folder) == (3, 3)
     assert not torch.equal(network[5].threshold, toy()[5].threshold)  # trained, too
 
@@ -131,10 +131,10 @@ def test_weights_without_their_run_are_not_written_over(tmp_path, left):
 def test_accuracy_chooses_the_epoch_and_loss_where_a_teacher_is_followed(
     tmp_path, monkeypatch, follows, order
 ):
-    found = iter([(1.0, 0.5), (2.0, 0.75), (0.5, 0.25)])  # the loss of the third is the least
+    measured = iter([(1.0, 0.5), (2.0, 0.75), (0.5, 0.25)])  # the loss of the third is the least
 
     def judge(*_):
-        return dict(zip(("tuning_loss", "tuning_top1"), next(found), strict=True))
+        return dict(zip(("tuning_loss", "tuning_top1"), next(measured), strict=True))
 
     monkeypatch.setattr(training._Loop, "judge", judge)
     saved = []
@@ -162,8 +162,8 @@ def test_a_bound_on_the_gradient_bounds_the_steps(tmp_path):
     start = dict(toy().named_parameters())
 
     def moved(folder, clip):
-        made = run(folder, decay=0.0, clip=clip)
-        return max((p - start[name]).abs().max().item() for name, p in made.named_parameters())
+        network = run(folder, decay=0.0, clip=clip)
+        return max((p - start[name]).abs().max().item() for name, p in network.named_parameters())
 
     assert moved(tmp_path / "free", 0.0) > 1e-2
     assert 0 < moved(tmp_path / "bound", 1e-6) < 1e-5
@@ -269,27 +269,27 @@ def test_a_damaged_picture_ends_the_run_in_one_sentence(tmp_path, workers):
 def test_only_weights_decay(tmp_path):
     network = toy()
     what = (samples(64), samples(32), tmp_path, settings(decay=0.1, threshold_rate=0.5), save)
-    made = training._Loop(network, Run(described(), *what), 0, 1, torch.device("cpu"))
+    loop = training._Loop(network, Run(described(), *what), 0, 1, torch.device("cpu"))
     names = {parameter: name for name, parameter in network.named_parameters()}
-    found = {
+    groups = {
         group["param_group"]: (
             {names[p] for p in group["params"]}, group["initial_lr"], group["weight_decay"]
         )
-        for group in made.optimizer.param_groups
+        for group in loop.optimizer.param_groups
     }  # fmt: skip
     weights = {"0.weight", "3.weight", "8.weight"}
-    assert found["weight"] == (weights, 0.1, 0.1)
-    assert found["threshold"] == ({"5.threshold"}, 0.05, 0.0)
+    assert groups["weight"] == (weights, 0.1, 0.1)
+    assert groups["threshold"] == ({"5.threshold"}, 0.05, 0.0)
     plain = {"0.bias", "1.weight", "1.bias", "3.bias", "4.weight", "4.bias", "8.bias"}
-    assert found["plain"] == (plain, 0.1, 0.0)
+    assert groups["plain"] == (plain, 0.1, 0.0)
 
 
 def test_the_rate_warms_up_and_falls_like_a_cosine():
-    found = [training._rate(step, 10, 2, 0.1) for step in range(11)]
-    assert found[:3] == pytest.approx([0.5, 1.0, 1.0])
-    assert found[6] == pytest.approx(0.55)  # half way from 1 to 0.1
-    assert found[4] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
-    assert found[10] == pytest.approx(0.1) and found[3:] == sorted(found[3:], reverse=True)
+    rates = [training._rate(step, 10, 2, 0.1) for step in range(11)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates[6] == pytest.approx(0.55)  # half way from 1 to 0.1
+    assert rates[4] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert rates[10] == pytest.approx(0.1) and rates[3:] == sorted(rates[3:], reverse=True)
     assert training._rate(0, 10, 0, 0.0) == 1.0
     assert training._rate(1, 10, 2.5, 0.0) == pytest.approx(0.8)  # warm-up ends within an epoch
 
@@ -342,28 +342,28 @@ def test_every_epoch_has_all_pictures_in_an_order_of_its_own(tmp_path):
 
 
 def test_labels_count_where_they_are():
-    found, labels = torch.tensor([[2.0, 0], [1, 3], [5, 0], [0, 1]]), torch.tensor([0, 0, 1, 1])
+    logits, labels = torch.tensor([[2.0, 0], [1, 3], [5, 0], [0, 1]]), torch.tensor([0, 0, 1, 1])
     for known in ([0, 1], [2], [0, 1, 2, 3]):
         some = torch.full((4,), UNLABELLED)
         some[known] = labels[known]
         for smoothing in (0.0, 0.2):
-            wanted = F.cross_entropy(found[known], labels[known], label_smoothing=smoothing)
-            assert cross_entropy(found, some, smoothing).item() == pytest.approx(wanted.item())
+            wanted = F.cross_entropy(logits[known], labels[known], label_smoothing=smoothing)
+            assert cross_entropy(logits, some, smoothing).item() == pytest.approx(wanted.item())
         right = {2: 0.5, 1: 0.0, 4: 0.5}[len(known)]
-        assert accuracy(found, some).item() == right
+        assert accuracy(logits, some).item() == right
     none = torch.full((4,), UNLABELLED)
-    assert cross_entropy(found, none).item() == accuracy(found, none).item() == 0
+    assert cross_entropy(logits, none).item() == accuracy(logits, none).item() == 0
 
 
 def test_divergence_by_hand():
-    found, wanted = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    logits, wanted = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
     by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert divergence(found, wanted).item() == pytest.approx(by_hand, abs=1e-6)
-    twice = divergence(found.repeat(2, 1), wanted.repeat(2, 1))  # a mean over the pictures
+    assert divergence(logits, wanted).item() == pytest.approx(by_hand, abs=1e-6)
+    twice = divergence(logits.repeat(2, 1), wanted.repeat(2, 1))  # a mean over the pictures
     assert twice.item() == pytest.approx(by_hand, abs=1e-6)
     assert divergence(wanted + 7, wanted).item() == pytest.approx(0, abs=1e-6)
-    soft = divergence(found / 4, wanted / 4).item()
-    assert divergence(found, wanted, 4).item() == pytest.approx(16 * soft)
+    soft = divergence(logits / 4, wanted / 4).item()
+    assert divergence(logits, wanted, 4).item() == pytest.approx(16 * soft)
 
 
 def test_distillation_brings_the_network_to_its_teacher(whole, tmp_path):

@@ -68,14 +68,14 @@ def stages(network, pictures, T):
 
 def expect_equal(quantised, spiking, pictures):
     with torch.no_grad():
-        wanted, found = quantised(pictures), spiking(pictures)
+        wanted, outputs = quantised(pictures), spiking(pictures)
     assert centred(wanted).abs().amax(1).min() > 0
-    expect_mostly_equal(found, wanted)
+    expect_mostly_equal(outputs, wanted)
 
 
-def expect_mostly_equal(found, wanted):
+def expect_mostly_equal(outputs, wanted):
     """A current on the very edge of a level may be rounded to the other side in one picture."""
-    errors = (found - wanted).abs().amax(1)
+    errors = (outputs - wanted).abs().amax(1)
     assert (errors < 1e-3 * wanted.std()).sum() >= len(wanted) - 1, errors
 
 
@@ -147,9 +147,9 @@ def test_many_time_steps_approach_the_float_network(arch, form):
     network, pictures = alive(describe(arch, form))
     _, spiking = stages(network, pictures, 256)
     with torch.no_grad():
-        wanted, found = network(pictures), spiking(pictures)
-    assert cosine(found, wanted) > 0.99
-    assert cosine(centred(found), centred(wanted)) > 0.95
+        wanted, outputs = network(pictures), spiking(pictures)
+    assert cosine(outputs, wanted) > 0.99
+    assert cosine(centred(outputs), centred(wanted)) > 0.95
 
 
 PARAMETERS = {
@@ -179,8 +179,8 @@ def test_parameters_of_the_configured_networks(arch, form):
         name = {"vgg16": "vgg16_bn", "mobilenetv2": "mobilenet_v2"}.get(arch, arch)
         with torch.device("meta"):
             other = torchvision.models.get_model(name, num_classes=10).state_dict()
-        found = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        assert found == {name: tensor.shape for name, tensor in other.items()}
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in other.items()}
 
 
 def test_every_form_has_one_configuration():
@@ -220,8 +220,8 @@ def test_what_torchvision_s_weights_take():
         )
         picture = torch.randint(256, (1, 3, 299, 299), dtype=torch.uint8)
         wanted = source._transform_input(transforms.view({"form": "cifar"}, 299)(picture))
-        found = transforms.view(foreign(name) | {"form": "cifar"}, 299)(picture)
-        assert torch.allclose(found, wanted, atol=1e-6)
+        tensor = transforms.view(foreign(name) | {"form": "cifar"}, 299)(picture)
+        assert torch.allclose(tensor, wanted, atol=1e-6)
         assert not build(foreign(name), 7).transform_input
 
 

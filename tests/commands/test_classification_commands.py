@@ -52,7 +52,7 @@ std: [0.25, 0.25, 0.25]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def runs(tmp_path_factory):
     """Folder of pictures of three classes, a description, and weights of all stages."""
     folder = tmp_path_factory.mktemp("classifier")
     add_pictures(folder / "data", "train", 51, CLASSES, size=(16, 16))
@@ -85,43 +85,46 @@ def detector(tmp_path_factory):
     return path
 
 
-def weights(made, stage):
-    return made / f"{stage}.safetensors"
+def weights(runs, stage):
+    return runs / f"{stage}.safetensors"
 
 
 # ---------------------------------------------------------------------- the way of the weights
 
 
-def test_every_stage_says_what_it_is_and_where_it_came_from(made):
-    found = {stage: load(weights(made, stage)) for stage in ("float", "qc", "snn")}
-    for stage, one in found.items():
+def test_every_stage_says_what_it_is_and_where_it_came_from(runs):
+    checkpoints = {stage: load(weights(runs, stage)) for stage in ("float", "qc", "snn")}
+    for stage, one in checkpoints.items():
         assert (one.stage, one.task, one.names, one.imgsz) == (stage, "classification", CLASSES, 16)
         assert one.model["width"] == 0.25
         assert (None if stage == "float" else 4) == one.T
-    assert found["float"].origin["command"].startswith("spikedet train --model toy.yaml")
-    assert found["float"].origin["pictures"] == 150  # 3 are kept aside
-    assert found["qc"].origin["parent"] == sha256(weights(made, "float"))
-    assert found["snn"].origin["parent"] == sha256(weights(made, "qc"))
-    assert "tuning_loss" in found["snn"].origin and "layer_wise_gain" in found["snn"].origin
-    assert not any("running_mean" in name for name in found["snn"].tensors)
+    assert checkpoints["float"].origin["command"].startswith("spikedet train --model toy.yaml")
+    assert checkpoints["float"].origin["pictures"] == 150  # 3 are kept aside
+    assert checkpoints["qc"].origin["parent"] == sha256(weights(runs, "float"))
+    assert checkpoints["snn"].origin["parent"] == sha256(weights(runs, "qc"))
+    assert (
+        "tuning_loss" in checkpoints["snn"].origin
+        and "layer_wise_gain" in checkpoints["snn"].origin
+    )
+    assert not any("running_mean" in name for name in checkpoints["snn"].tensors)
 
 
-def test_stage_one_is_written_with_its_batch_norm_folded(made):
+def test_stage_one_is_written_with_its_batch_norm_folded(runs):
     """What is written computes what was trained and measured beside its batch norm."""
-    one = load(weights(made, "qc"))
+    one = load(weights(runs, "qc"))
     assert not any("running_mean" in name for name in one.tensors)
-    _, tune = data.read([made / "data"], "train").split_off_tuning()
+    _, tune = data.read([runs / "data"], "train").split_off_tuning()
     runner = networks.restore(CLASSIFICATION, one)
-    ((found, _),) = CLASSIFICATION.measure(runner, tune)
-    (row,) = csv.DictReader((made / "qc/results.csv").open())
-    assert found["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
+    ((accuracy, _),) = CLASSIFICATION.measure(runner, tune)
+    (row,) = csv.DictReader((runs / "qc/results.csv").open())
+    assert accuracy["top1"] == pytest.approx(float(row["tuning_top1"]), abs=1e-4)
 
 
-def test_a_training_leaves_curves_and_can_be_reported(made, monkeypatch, tmp_path):
+def test_a_training_leaves_curves_and_can_be_reported(runs, monkeypatch, tmp_path):
     for name in ("float/curves.png", "qc/curves-T4.png"):
-        assert (made / name).read_bytes()[:4] == b"\x89PNG"
-    shutil.copytree(made / "qc", tmp_path / "qc")
-    shutil.copy(weights(made, "qc"), tmp_path / "qc/best.safetensors")
+        assert (runs / name).read_bytes()[:4] == b"\x89PNG"
+    shutil.copytree(runs / "qc", tmp_path / "qc")
+    shutil.copy(weights(runs, "qc"), tmp_path / "qc/best.safetensors")
     out = tmp_path / "report.html"
     assert command(monkeypatch, "report", tmp_path / "qc", "--out", out, "--quiet") == 0
     page = out.read_text()
@@ -130,22 +133,22 @@ def test_a_training_leaves_curves_and_can_be_reported(made, monkeypatch, tmp_pat
     assert page.count("data:image/png") == 1  # the curves are drawn anew, not shown twice
 
 
-def test_where_batch_norm_is_folded_makes_another_run(made, monkeypatch, capsys, tmp_path):
-    shutil.copytree(made / "qc", tmp_path / "qc")
-    shutil.copy(weights(made, "qc"), tmp_path / "qc/last.safetensors")
-    words = ["--data", made / "data", "--T", 4, *TRAINING, "--out", tmp_path / "qc", "--fold-first"]
-    float_weights = ["--weights", weights(made, "float"), "--resume"]
+def test_where_batch_norm_is_folded_makes_another_run(runs, monkeypatch, capsys, tmp_path):
+    shutil.copytree(runs / "qc", tmp_path / "qc")
+    shutil.copy(weights(runs, "qc"), tmp_path / "qc/last.safetensors")
+    words = ["--data", runs / "data", "--T", 4, *TRAINING, "--out", tmp_path / "qc", "--fold-first"]
+    float_weights = ["--weights", weights(runs, "float"), "--resume"]
     assert command(monkeypatch, "finetune", *float_weights, *words) == TrainingError.exit_code
     assert "fold_first=False; this one has fold_first=True" in capsys.readouterr().err
-    folded = ["--weights", weights(made, "qc")]
+    folded = ["--weights", weights(runs, "qc")]
     assert command(monkeypatch, "finetune", *folded, *words) == UsageError.exit_code
     assert "--fold-first: batch norm of stage-I weights is folded" in capsys.readouterr().err
 
 
-def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
-    words = ["--model", made / "toy.yaml", "--data", made / "data", *TRAINING, "--imgsz", 16]
-    words += ["--pretrained", weights(made, "float"), "--rate", 0.001, "--epochs", 3]
-    teacher = load(weights(made, "float"))
+def test_a_float_network_learns_from_a_teacher(runs, tmp_path, monkeypatch):
+    words = ["--model", runs / "toy.yaml", "--data", runs / "data", *TRAINING, "--imgsz", 16]
+    words += ["--pretrained", weights(runs, "float"), "--rate", 0.001, "--epochs", 3]
+    teacher = load(weights(runs, "float"))
     teacher.tensors["fc.bias"] += torch.tensor([6.0, 0.0, 0.0])  # not what the labels say
     save(teacher, tmp_path / "teacher.safetensors")
     drawn = {}
@@ -157,41 +160,41 @@ def test_a_float_network_learns_from_a_teacher(made, tmp_path, monkeypatch):
         bias = load(out / "last.safetensors").tensors["fc.bias"]
         drawn[weight] = (bias[0] - bias[1:].mean()).item()
     assert drawn[50] > drawn[0] + 0.05
-    guide = ["--teacher", weights(made, "qc"), "--out", tmp_path / "other"]
+    guide = ["--teacher", weights(runs, "qc"), "--out", tmp_path / "other"]
     assert command(monkeypatch, "train", *words, *guide) == WeightsError.exit_code
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_converts(made, tmp_path, monkeypatch, method):
+def test_every_method_converts(runs, tmp_path, monkeypatch, method):
     out = tmp_path / "out.safetensors"
-    words = ["--weights", weights(made, "float"), "--T", 2, "--data", made / "data", "--out", out]
+    words = ["--weights", weights(runs, "float"), "--T", 2, "--data", runs / "data", "--out", out]
     does = METHODS.get(method)
     if method == "two-stage":
         words += TRAINING
     elif does and does.finetuned:
-        words += ["--stage1", weights(made, "qc")]
+        words += ["--stage1", weights(runs, "qc")]
     words += ["--pictures", 8, "--held", 4] if does and does.calibrated else []
     words += ["--layer-steps", 2] if does and does.fine else []
     words += ["--end-to-end", 1] if does and does.end_to_end else []
     assert command(monkeypatch, "convert", *words, "--method", method) == 0
-    found = load(out)
-    assert (found.stage, found.T, found.origin["method"]) == ("snn", 2, method)
-    assert ("tuning_loss" in found.origin) == (method == "two-stage")
+    checkpoint = load(out)
+    assert (checkpoint.stage, checkpoint.T, checkpoint.origin["method"]) == ("snn", 2, method)
+    assert ("tuning_loss" in checkpoint.origin) == (method == "two-stage")
     stage1 = tmp_path / "out.safetensors.stage1/best.safetensors"
     assert stage1.is_file() == (method == "two-stage")
-    classes = spikedet.load(out)(made / "data/test/a/000.png")
+    classes = spikedet.load(out)(runs / "data/test/a/000.png")
     assert classes.T == 2 and classes.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(("form", "side"), [("cifar", 32), ("imagenet", 224)])
-def test_networks_for_imagenet_take_its_pictures(made, tmp_path, monkeypatch, form, side):
+def test_networks_for_imagenet_take_its_pictures(runs, tmp_path, monkeypatch, form, side):
     description = DESCRIPTION.replace("resnet20", "resnet18").replace("0.25\nmean", "0.0625\nmean")
     (tmp_path / "net.yaml").write_text(description + f"form: {form}\n")
     sides = []
     monkeypatch.setattr(
         CLASSIFICATION, "fit", lambda network, run: sides.append(run.checkpoint.imgsz)
     )
-    words = ["--model", tmp_path / "net.yaml", "--data", made / "data", "--out", tmp_path / "out"]
+    words = ["--model", tmp_path / "net.yaml", "--data", runs / "data", "--out", tmp_path / "out"]
     assert command(monkeypatch, "train", *words) == 0
     assert command(monkeypatch, "train", *words, "--imgsz", 64) == 0
     assert sides == [side, 64]
@@ -202,11 +205,13 @@ def test_pictures_of_the_end_to_end_pass_that_a_network_cannot_pool():
     picture = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
     network = CLASSIFICATION.network(description, 3)
     source = Checkpoint("float", "classification", description, CLASSES, 32, network.state_dict())
-    made = stage_one.untuned(CLASSIFICATION, source, Samples(CLASSES, [0], [picture]), 2)
-    network = stage_two.copied(CLASSIFICATION, made)
-    stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=32)), network)
+    checkpoint = stage_one.untuned(CLASSIFICATION, source, Samples(CLASSES, [0], [picture]), 2)
+    network = stage_two.copied(CLASSIFICATION, checkpoint)
+    stage_two.expect_end_size(CLASSIFICATION, checkpoint, Plan(end=EndToEnd(grow_from=32)), network)
     with pytest.raises(UsageError, match="grow from 16, which the network cannot take: "):
-        stage_two.expect_end_size(CLASSIFICATION, made, Plan(end=EndToEnd(grow_from=16)), network)
+        stage_two.expect_end_size(
+            CLASSIFICATION, checkpoint, Plan(end=EndToEnd(grow_from=16)), network
+        )
 
 
 def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatch, capsys):
@@ -235,12 +240,12 @@ def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatc
     assert all({answer[0] for answer in answered} == set(CLASSES) for answered in answers)
 
 
-def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
-    spiking = load(weights(made, "snn"))
+def test_evaluate_compares_all_stages(runs, tmp_path, monkeypatch, capsys):
+    spiking = load(weights(runs, "snn"))
     spiking.origin["end_to_end"] = True  # whether a pass is kept may depend on rounding
     save(spiking, tmp_path / "snn.safetensors")
-    files = [tmp_path / "snn.safetensors", weights(made, "float"), weights(made, "qc")]
-    words = ["--data", made / "data", "--compare", "--json", tmp_path / "rows.json"]
+    files = [tmp_path / "snn.safetensors", weights(runs, "float"), weights(runs, "qc")]
+    words = ["--data", runs / "data", "--compare", "--json", tmp_path / "rows.json"]
     assert command(monkeypatch, "evaluate", "--weights", *files, *words) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["method"], row["stage"], row["T"]) for row in rows] == [
@@ -257,8 +262,8 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
         assert row["spike_rate"] is None or 0 < row["spike_rate"] < 1
     assert rows[0]["top1"] > 0.5  # it has learnt; a third by chance
     # the same by hand
-    runner = networks.restore(CLASSIFICATION, load(weights(made, "float")))
-    samples = data.read([made / "data"], "test")
+    runner = networks.restore(CLASSIFICATION, load(weights(runs, "float")))
+    samples = data.read([runs / "data"], "test")
     pictures = next(data.batches(samples, runner.description, 16, 9))
     right = (runner(pictures).argmax(1) == torch.tensor(samples.labels)).float().mean().item()
     assert rows[0]["top1"] == pytest.approx(right)
@@ -267,8 +272,8 @@ def test_evaluate_compares_all_stages(made, tmp_path, monkeypatch, capsys):
     assert printed[2].split() == ["T", "top1", "top5", "spike", "rate", "engine"]
 
 
-def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
-    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--T", 1, 6, "--limit", 4]
+def test_evaluate_at_several_time_steps(runs, tmp_path, monkeypatch):
+    words = ["--weights", weights(runs, "snn"), "--data", runs / "data", "--T", 1, 6, "--limit", 4]
     path = tmp_path / "rows.json"
     assert command(monkeypatch, "evaluate", *words, "--json", path) == 0
     rows = json.loads(path.read_text())
@@ -276,7 +281,7 @@ def test_evaluate_at_several_time_steps(made, tmp_path, monkeypatch):
     assert rows[0]["spike_rate"] != rows[1]["spike_rate"]
 
 
-def test_evaluate_in_bfloat16(made, tmp_path, monkeypatch, capsys):
+def test_evaluate_in_bfloat16(runs, tmp_path, monkeypatch, capsys):
     restore, halves = networks.restore, []
 
     def look(task, one, half=False):
@@ -284,34 +289,34 @@ def test_evaluate_in_bfloat16(made, tmp_path, monkeypatch, capsys):
         return restore(task, one, half)
 
     monkeypatch.setattr(networks, "restore", look)
-    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--half"]
+    words = ["--weights", weights(runs, "snn"), "--data", runs / "data", "--half"]
     assert command(monkeypatch, "evaluate", *words, "--json", tmp_path / "rows.json") == 0
     assert ("snn", True) in halves and "spiking layers in bfloat16" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 9 and 0 < row["spike_rate"] < 1
 
 
-def test_energy_counts_the_float_network_by_hand(made, tmp_path, monkeypatch):
+def test_energy_counts_the_float_network_by_hand(runs, tmp_path, monkeypatch):
     path = tmp_path / "energy.json"
-    words = ["--weights", weights(made, "snn"), "--float", weights(made, "float")]
-    assert command(monkeypatch, "energy", *words, "--data", made / "data", "--json", path) == 0
-    found = json.loads(path.read_text())
-    assert (found["T"], found["images"], found["split"]) == (4, 9, "test")
+    words = ["--weights", weights(runs, "snn"), "--float", weights(runs, "float")]
+    assert command(monkeypatch, "energy", *words, "--data", runs / "data", "--json", path) == 0
+    result = json.loads(path.read_text())
+    assert (result["T"], result["images"], result["split"]) == (4, 9, "test")
     # pixels that a 3x3 convolution reads, without its padding, in each direction: 46 of 16
     # outputs, 22 of 8, 10 of 4; and 23 or 11 where it halves the size
     stem, last = 3 * 4 * 46**2, 16 * 3
     stages = 6 * 4 * 4 * 46**2
     stages += 4 * 8 * 23**2 + 5 * 8 * 8 * 22**2 + 4 * 8 * 8**2
     stages += 8 * 16 * 11**2 + 5 * 16 * 16 * 10**2 + 8 * 16 * 4**2
-    assert found["totals"]["float"]["multiply_accumulates"] == stem + stages + last
-    assert found["totals"]["multiply_accumulates"]["mean"] == stem + last
-    assert 0 < found["totals"]["accumulates"]["mean"] < 4 * stages
-    assert found["totals"]["ours"]["pJ"]["mean"] > found["totals"]["paper"]["pJ"]["mean"]
+    assert result["totals"]["float"]["multiply_accumulates"] == stem + stages + last
+    assert result["totals"]["multiply_accumulates"]["mean"] == stem + last
+    assert 0 < result["totals"]["accumulates"]["mean"] < 4 * stages
+    assert result["totals"]["ours"]["pJ"]["mean"] > result["totals"]["paper"]["pJ"]["mean"]
 
 
-def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
-    words = ["--weights", weights(made, "snn"), "--stage1", weights(made, "qc"),
-             "--float", weights(made, "float"), "--data", made / "data"]  # fmt: skip
+def test_analyze_writes_all_tables(runs, tmp_path, monkeypatch):
+    words = ["--weights", weights(runs, "snn"), "--stage1", weights(runs, "qc"),
+             "--float", weights(runs, "float"), "--data", runs / "data"]  # fmt: skip
     assert command(monkeypatch, "analyze", *words, "--out", tmp_path) == 0
     tables = ("residual", "periodic", "similarity", "gap", "layers", "rates", "raster")
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -323,23 +328,23 @@ def test_analyze_writes_all_tables(made, tmp_path, monkeypatch):
     few = {"residual", "periodic", "rates", "raster"}  # none of two runs
     assert {p.stem for p in tmp_path.iterdir()} == few
     some = parsed("analyze", [*words, "--all", "--limit", 12, "--out", ""])
-    taken = analyze.samples(some, CLASSIFICATION, load(weights(made, "snn")))
+    taken = analyze.samples(some, CLASSIFICATION, load(weights(runs, "snn")))
     assert len(taken) == 12 and set(taken.labels) == {0, 1, 2}
 
 
-def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(made, tmp_path):
-    spiking = load(weights(made, "snn"))
+def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(runs, tmp_path):
+    spiking = load(weights(runs, "snn"))
     spiking.model["spike_pooling"] = "step"
     save(spiking, tmp_path / "step.safetensors")
-    words = ["--stage1", weights(made, "qc"), "--float", weights(made, "float"), "--data", "d"]
+    words = ["--stage1", weights(runs, "qc"), "--float", weights(runs, "float"), "--data", "d"]
     words = ["--weights", tmp_path / "step.safetensors", *words, "--out", tmp_path]
     loaded = analyze.load(parsed("analyze", words))
     assert [one.model["spike_pooling"] for one in loaded] == ["step"] * 3
 
 
-def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatch, capsys):
-    words = ["--weights", weights(made, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
-    assert command(monkeypatch, "benchmark", *words, weights(made, "float")) == 0
+def test_benchmark_times_a_classifier_against_its_float_network(runs, monkeypatch, capsys):
+    words = ["--weights", weights(runs, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
+    assert command(monkeypatch, "benchmark", *words, weights(runs, "float")) == 0
     assert "passes by the median" in capsys.readouterr().out
     detector = released("float")
     if detector:
@@ -350,11 +355,11 @@ def test_benchmark_times_a_classifier_against_its_float_network(made, monkeypatc
 # ---------------------------------------------------------------------- answers
 
 
-def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, monkeypatch, capsys):
+def test_classify_prints_and_writes_the_most_probable_classes(runs, tmp_path, monkeypatch, capsys):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(b"no picture")
-    pictures = made / "data/test/b"
-    words = ["--weights", weights(made, "snn"), "--top", 2, "--json", tmp_path / "found.json"]
+    pictures = runs / "data/test/b"
+    words = ["--weights", weights(runs, "snn"), "--top", 2, "--json", tmp_path / "found.json"]
     assert command(monkeypatch, "classify", *words, pictures) == 0
     lines = capsys.readouterr().out.splitlines()
     entries = json.loads((tmp_path / "found.json").read_text())
@@ -374,24 +379,24 @@ def test_classify_prints_and_writes_the_most_probable_classes(made, tmp_path, mo
 
 
 @pytest.mark.parametrize("stage", ["float", "qc", "snn"])
-def test_a_classifier_in_python(made, stage):
-    classifier = spikedet.load(weights(made, stage), half=False)
+def test_a_classifier_in_python(runs, stage):
+    classifier = spikedet.load(weights(runs, stage), half=False)
     assert isinstance(classifier, Classifier) and classifier.names == CLASSES
     steps = classifier.T
     assert steps == (4 if stage == "snn" else None)
-    paths = [made / f"data/test/{name}/000.png" for name in CLASSES]
+    paths = [runs / f"data/test/{name}/000.png" for name in CLASSES]
     arrays = [read_picture(path) for path in paths]
     one = classifier(paths[0])
-    samples = data.read([made / "data"], "test")
+    samples = data.read([runs / "data"], "test")
     by_hand = classifier.runner(next(data.batches(samples, classifier.runner.description, 16, 1)))
     by_hand = by_hand.softmax(1)[0].sort(descending=True)
     assert np.allclose(one.probabilities, by_hand.values.numpy(), atol=1e-5)
     assert one.names == tuple(CLASSES[n] for n in by_hand.indices.tolist())
     assert set(one.names) == set(CLASSES) and one.T == classifier.T
     assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
-    for found in (classifier(paths), classifier(arrays), classifier([*paths], batch=2)):
-        assert len(found) == 3 and found[0].names == one.names
-        assert np.allclose(found[0].probabilities, one.probabilities, atol=1e-5)
+    for answers in (classifier(paths), classifier(arrays), classifier([*paths], batch=2)):
+        assert len(answers) == 3 and answers[0].names == one.names
+        assert np.allclose(answers[0].probabilities, one.probabilities, atol=1e-5)
     grey = classifier(arrays[0][..., 0], top=1)
     colour = classifier(np.repeat(arrays[0][..., :1], 3, 2), top=1)
     assert grey.names == colour.names and len(grey.names) == 1
@@ -401,8 +406,8 @@ def test_a_classifier_in_python(made, stage):
     assert large.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_bad_calls_of_a_classifier(made):
-    classifier = spikedet.load(weights(made, "snn"))
+def test_bad_calls_of_a_classifier(runs):
+    classifier = spikedet.load(weights(runs, "snn"))
     picture = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(PictureError, match="expected .H, W, 3. uint8"):
         classifier(picture.astype(np.float32))
@@ -415,7 +420,7 @@ def test_bad_calls_of_a_classifier(made):
         warnings.simplefilter("error")  # told once
         classifier(picture, 2)
     with pytest.warns(UserWarning, match="float weights; T=3 is ignored"):
-        assert spikedet.load(weights(made, "float"), 3).T is None
+        assert spikedet.load(weights(runs, "float"), 3).T is None
 
 
 # ---------------------------------------------------------------------- refusals
@@ -544,14 +549,14 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--resume"], 6, "nothing to resume here"),
     ],
 )  # fmt: skip
-def test_refusals(made, detector, tmp_path, monkeypatch, capsys, words, code, message):
-    monkeypatch.chdir(made)
+def test_refusals(runs, detector, tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(runs)
     add_pictures(tmp_path / "fewer", "train", 1, "ab", size=(16, 16))
     add_pictures(tmp_path / "fewer", "test", 1, "ab", size=(16, 16))
     add_pictures(tmp_path / "half", "train", 1, "ab", size=(16, 16))
     add_pictures(tmp_path / "half", "test", 1, "abc", size=(16, 16))
     (tmp_path / "VOCdevkit/VOC2007").mkdir(parents=True)
-    given = load(weights(made, "float"))
+    given = load(weights(runs, "float"))
     save(replace(given, names=("x", "b", "c")), tmp_path / "renamed.safetensors")
     (tmp_path / "damaged.stage1").mkdir()
     (tmp_path / "damaged.stage1/state.pt").write_bytes(b"damaged")
@@ -581,82 +586,84 @@ def test_descriptions_that_cannot_be_read(tmp_path, text, words):
         CLASSIFICATION.describe(path)
 
 
-def test_calibration_with_few_pictures(made):
+def test_calibration_with_few_pictures(runs):
     """As many batches as there are pictures for, one at least to fit to and one to judge by."""
-    given = load(weights(made, "qc"))
-    samples = data.read([made / "data"], "test")
+    given = load(weights(runs, "qc"))
+    samples = data.read([runs / "data"], "test")
     plan = Plan(LayerWise(batch=32))
     plan.layers.steps = 1
     for count in (2, 5):
         network = stage_two.copied(CLASSIFICATION, given)
-        reports, fitted, held = stage_two.layer_wise(
+        reports, fitted, judges = stage_two.layer_wise(
             CLASSIFICATION, given, network, samples.select(range(count)), plan
         )
         assert all(report.after <= report.before for report in reports) and len(reports) > 19
-        assert fitted == held == {2: 1, 5: 2}[count]
+        assert fitted == judges == {2: 1, 5: 2}[count]
     with pytest.raises(DataError, match="1 pictures to calibrate with; expected 2 or more"):
         stage_two.layer_wise(CLASSIFICATION, given, network, samples.select([0]), plan)
 
 
 def test_the_loss_of_the_end_to_end_pass():
-    found, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
+    logits, wanted = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], [[1.0, 1.0, 0.0]] * 2])
     labels = torch.tensor([0, 2])
     batch, network = {"label": labels}, torch.nn.Identity()
     end = EndToEnd(truth=0.5, temperature=4)
-    loss = CLASSIFICATION.loss(None, network, (found, wanted), batch, end)
-    expected = divergence(found, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(found, labels)
+    loss = CLASSIFICATION.loss(None, network, (logits, wanted), batch, end)
+    expected = divergence(logits, wanted, 4) + 0.5 * torch.nn.functional.cross_entropy(
+        logits, labels
+    )
     assert loss.item() == pytest.approx(expected.item())
 
 
-def test_the_end_to_end_pass_has_its_temperature(made, monkeypatch, tmp_path):
-    found = []
+def test_the_end_to_end_pass_has_its_temperature(runs, monkeypatch, tmp_path):
+    losses = []
     monkeypatch.setattr(
         CLASSIFICATION,
         "loss",
-        lambda made, network, outputs, batch, end: (
-            found.append(end.temperature) or outputs[0].square().mean()
+        lambda checkpoint, network, outputs, batch, end: (
+            losses.append(end.temperature) or outputs[0].square().mean()
         ),
     )
-    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
-             made / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
+    words = ["--weights", weights(runs, "snn"), "--teacher", weights(runs, "float"), "--data",
+             runs / "data", "--end-to-end", 1, "--end-temperature", 4]  # fmt: skip
     assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
-    assert found == [4, 4, 4]  # before, a step, after
+    assert losses == [4, 4, 4]  # before, a step, after
 
 
 def test_the_end_to_end_pass_compresses_its_pictures_but_not_those_that_judge_it(
-    made, monkeypatch, tmp_path
+    runs, monkeypatch, tmp_path
 ):
-    found = []
+    qualities = []
     real = data.augmentation
 
     def watched(*given, **more):
-        found.append(more["jpeg"])
+        qualities.append(more["jpeg"])
         return real(*given, **more)
 
     monkeypatch.setattr(data, "augmentation", watched)
-    words = ["--weights", weights(made, "snn"), "--teacher", weights(made, "float"), "--data",
-             made / "data", "--end-to-end", 1, "--end-jpeg", 75]  # fmt: skip
+    words = ["--weights", weights(runs, "snn"), "--teacher", weights(runs, "float"), "--data",
+             runs / "data", "--end-to-end", 1, "--end-jpeg", 75]  # fmt: skip
     assert command(monkeypatch, "calibrate", *words, "--out", tmp_path / "w.safetensors") == 0
-    assert found == [0, 75, 0]  # before, a step, after
+    assert qualities == [0, 75, 0]  # before, a step, after
 
 
-def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
+def test_unlabelled_pictures_are_distilled(runs, monkeypatch, tmp_path):
     """Both stages learn what the float network says of them; the names of folders do not count."""
     add_pictures(tmp_path, "pictures", 10, "xyz", size=(16, 16))
-    more = ["--unlabelled", tmp_path / "pictures", "--data", made / "data"]
+    more = ["--unlabelled", tmp_path / "pictures", "--data", runs / "data"]
     drawn, real = [], CLASSIFICATION.loss
 
-    def watched(made, network, outputs, batch, end):
+    def watched(checkpoint, network, outputs, batch, end):
         drawn.extend(batch["label"].tolist())
-        return real(made, network, outputs, batch, end)
+        return real(checkpoint, network, outputs, batch, end)
 
     monkeypatch.setattr(CLASSIFICATION, "loss", watched)
-    words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
+    words = ["--weights", weights(runs, "qc"), "--teacher", weights(runs, "float"), *STAGE_TWO]
     out = tmp_path / "snn.safetensors"
     words += ["--end-to-end", 6, "--end-batch", 30]
     assert command(monkeypatch, "calibrate", *words, *more, "--out", out) == 0
     assert drawn.count(data.UNLABELLED) == 30  # six steps are one round of 180 pictures
-    words = ["--weights", weights(made, "float"), "--T", 4, *TRAINING, "--batch", 30]
+    words = ["--weights", weights(runs, "float"), "--T", 4, *TRAINING, "--batch", 30]
     seen, epoch = [], training.cross_entropy
     monkeypatch.setattr(
         training, "cross_entropy", lambda *given: seen.extend(given[1].tolist()) or epoch(*given)
@@ -665,12 +672,12 @@ def test_unlabelled_pictures_are_distilled(made, monkeypatch, tmp_path):
     assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
 
 
-def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
-    other = load(weights(made, "snn"))
+def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
+    other = load(weights(runs, "snn"))
     for tensor in other.tensors.values():
         tensor += 1
     save(other, tmp_path / "other.safetensors")
-    both = [weights(made, "snn"), tmp_path / "other.safetensors"]
+    both = [weights(runs, "snn"), tmp_path / "other.safetensors"]
     out = tmp_path / "mean.safetensors"
     assert command(monkeypatch, "average", "--weights", *both, "--out", out) == 0
     first, mean = load(both[0]), load(out)
@@ -690,19 +697,19 @@ def test_the_mean_of_two_passes(made, monkeypatch, tmp_path, capsys):
         (both[:1], 2, "expected two checkpoints or more"),
         ([both[0], tmp_path / "eight.safetensors"], 4, "of T=8; expected T=4"),
         ([both[0], tmp_path / "fewer.safetensors"], 4, "other tensors than"),
-        ([both[0], weights(made, "qc")], 4, "these are qc weights; expected snn weights"),
+        ([both[0], weights(runs, "qc")], 4, "these are qc weights; expected snn weights"),
     ):
         target = out if words == both else tmp_path / "new.safetensors"
         assert command(monkeypatch, "average", "--weights", *words, "--out", target) == code
         assert message in capsys.readouterr().err and not (tmp_path / "new.safetensors").exists()
 
 
-def test_damaged_tensors_of_a_classifier_are_refused(made):
-    given = load(weights(made, "snn"))
+def test_damaged_tensors_of_a_classifier_are_refused(runs):
+    given = load(weights(runs, "snn"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match="the tensor fc.weight of the graph is not in the file"):
         networks.graph_of(CLASSIFICATION, given)
-    given = load(weights(made, "float"))
+    given = load(weights(runs, "float"))
     given.tensors.pop("fc.weight")
     with pytest.raises(WeightsError, match='tensors do not fit.*"fc.weight"'):
         networks.module_of(CLASSIFICATION, given)
@@ -720,17 +727,17 @@ def engine_rows(monkeypatch, path, *words):
 
 
 @needs_kernels
-def test_rounded_weights_from_calibration_to_evaluation_by_events(made, tmp_path, monkeypatch):
+def test_rounded_weights_from_calibration_to_evaluation_by_events(runs, tmp_path, monkeypatch):
     """Files hold int8; steps read out of one run are those of runs of their own."""
     out = tmp_path / "int8.safetensors"
-    words = ["--weights", weights(made, "qc"), "--teacher", weights(made, "float"), *STAGE_TWO]
-    words += ["--data", made / "data", "--end-int8", "--end-sparsity", 0.01, "--out", out]
+    words = ["--weights", weights(runs, "qc"), "--teacher", weights(runs, "float"), *STAGE_TWO]
+    words += ["--data", runs / "data", "--end-int8", "--end-sparsity", 0.01, "--out", out]
     assert command(monkeypatch, "calibrate", *words) == 0
     assert load(out).origin["int8"] is True
     with safe_open(out, "pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert "I8" in kinds
-    words = ["--weights", out, "--data", made / "data", "--engine"]
+    words = ["--weights", out, "--data", runs / "data", "--engine"]
     together = engine_rows(monkeypatch, tmp_path / "a.json", *words, "events", "--T", 2, 4)
     assert [(row["T"], row["engine"]) for row in together] == [(2, "events"), (4, "events")]
     alone = [
@@ -742,8 +749,8 @@ def test_rounded_weights_from_calibration_to_evaluation_by_events(made, tmp_path
 
 
 @needs_kernels
-def test_steps_of_one_run_are_those_of_runs_of_their_own_to_the_last_bit(made):
-    network = spikedet.load(weights(made, "snn"), engine="events").runner.network
+def test_steps_of_one_run_are_those_of_runs_of_their_own_to_the_last_bit(runs):
+    network = spikedet.load(weights(runs, "snn"), engine="events").runner.network
     pictures = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     together = network.after(pictures, [1, 3, 4, 9])
     for T, output in zip((1, 3, 4, 9), together, strict=True):
@@ -751,8 +758,8 @@ def test_steps_of_one_run_are_those_of_runs_of_their_own_to_the_last_bit(made):
 
 
 @needs_kernels
-def test_rows_say_their_engine_and_torch_is_the_default(made, tmp_path, monkeypatch, capsys):
-    words = ["--weights", weights(made, "float"), weights(made, "snn"), "--data", made / "data"]
+def test_rows_say_their_engine_and_torch_is_the_default(runs, tmp_path, monkeypatch, capsys):
+    words = ["--weights", weights(runs, "float"), weights(runs, "snn"), "--data", runs / "data"]
     rows = engine_rows(monkeypatch, tmp_path / "rows.json", *words)
     assert [row["engine"] for row in rows] == ["torch", "torch"]
     rows = engine_rows(monkeypatch, tmp_path / "rows.json", *words, "--engine", "auto")
@@ -762,16 +769,16 @@ def test_rows_say_their_engine_and_torch_is_the_default(made, tmp_path, monkeypa
 
 
 @needs_kernels
-def test_energy_counts_the_spikes_of_the_engine(made, tmp_path, monkeypatch):
-    words = ["--weights", weights(made, "snn"), "--data", made / "data", "--limit", 4]
-    found = {}
+def test_energy_counts_the_spikes_of_the_engine(runs, tmp_path, monkeypatch):
+    words = ["--weights", weights(runs, "snn"), "--data", runs / "data", "--limit", 4]
+    results = {}
     for engine in ("events", "integers", "torch"):
         path = tmp_path / f"{engine}.json"
         assert command(monkeypatch, "energy", *words, "--engine", engine, "--json", path) == 0
-        found[engine] = json.loads(path.read_text())
-        assert found[engine].pop("engine") == engine
-    assert found["events"] == found["integers"]
-    counts = [found[name]["totals"]["accumulates"]["mean"] for name in ("events", "torch")]
+        results[engine] = json.loads(path.read_text())
+        assert results[engine].pop("engine") == engine
+    assert results["events"] == results["integers"]
+    counts = [results[name]["totals"]["accumulates"]["mean"] for name in ("events", "torch")]
     assert counts[0] != counts[1] and counts[0] == pytest.approx(counts[1], rel=0.1)
 
 
@@ -786,19 +793,19 @@ def test_energy_counts_the_spikes_of_the_engine(made, tmp_path, monkeypatch):
     ],
 )
 def test_engines_that_cannot_be_are_one_sentence(
-    made, tmp_path, monkeypatch, capsys, name, words, told
+    runs, tmp_path, monkeypatch, capsys, name, words, told
 ):
-    words = [weights(made, "float") if word == "FLOAT" else word for word in words]
+    words = [weights(runs, "float") if word == "FLOAT" else word for word in words]
     out = ["--out", tmp_path / "out"] if name == "analyze" else ["--json", tmp_path / "out.json"]
-    given = ["--weights", weights(made, "snn"), "--data", made / "data", *words, *out]
+    given = ["--weights", weights(runs, "snn"), "--data", runs / "data", *words, *out]
     assert command(monkeypatch, name, *given) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_classify_with_an_engine_and_early_exit(made, tmp_path, monkeypatch, capsys):
-    picture = next((made / "data/test").rglob("*.png"))
-    words = ["--weights", weights(made, "snn"), picture, "--json", tmp_path / "found.json"]
+def test_classify_with_an_engine_and_early_exit(runs, tmp_path, monkeypatch, capsys):
+    picture = next((runs / "data/test").rglob("*.png"))
+    words = ["--weights", weights(runs, "snn"), picture, "--json", tmp_path / "found.json"]
     more = ["--engine", "integers", "--T", 12, "--patience", 2]
     assert command(monkeypatch, "classify", *words, *more) == 0
     assert capsys.readouterr().err.endswith("engine integers: whole numbers, by torch\n")

@@ -31,8 +31,8 @@ def train(*words):
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("train: {epochs: 7, imgsz: 96, cache: false, close-mosaic: 2}\nother: {a: 1}\n")
-    found = train("--config", path, "--imgsz", 64)
-    assert found.training == {"epochs": 7, "imgsz": 64, "cache": False, "close_mosaic": 2}
+    options = train("--config", path, "--imgsz", 64)
+    assert options.training == {"epochs": 7, "imgsz": 64, "cache": False, "close_mosaic": 2}
     assert train().training == {}
 
 
@@ -45,10 +45,10 @@ def test_the_last_of_a_repeated_option_counts():
 def test_false_null_and_lists_in_a_file(tmp_path, words):
     path = tmp_path / "x.yaml"
     path.write_text("detect: {each-step: false, T: null, half: false, classes: [cat, dog]}")
-    found = parsed("detect", [str(path) if word == "FILE" else word for word in words])
-    shown = (found.each_step, found.T, found.half, found.classes)
+    options = parsed("detect", [str(path) if word == "FILE" else word for word in words])
+    shown = (options.each_step, options.T, options.half, options.classes)
     assert shown == (False, None, False, ["cat", "dog"])
-    assert found.sources == ["a.jpg"]
+    assert options.sources == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_an_option_is_one_field(monkeypatch):
     class Options(parse.Options):
         training: dict[str, Any] = training()
 
-    found = parse.parse(Options, ["--blur", "0.5"], "spikedet x")
-    assert training_settings(found.training, "classification").blur == 0.5
+    options = parse.parse(Options, ["--blur", "0.5"], "spikedet x")
+    assert training_settings(options.training, "classification").blur == 0.5
     with pytest.raises(UsageError, match="--blur is no option of detection"):
-        training_settings(found.training, "detection")
+        training_settings(options.training, "detection")
     with pytest.raises(UsageError, match="--blur: '2' is not a number between 0 and 1"):
         parse.parse(Options, ["--blur", "2"], "spikedet x")
     from spikedet.training import expect_possible
@@ -216,13 +216,13 @@ def test_an_option_is_one_field(monkeypatch):
         expect_possible(More(blur=2))
 
 
-def _stages(found):
+def _stages(options):
     """Options of both stages, as they are called."""
     parts = ("stage_one", "layer_wise", "end")
-    there = {each.part: {} for each in parse.options_of(type(found)) if each.part in parts}
-    for each in parse.options_of(type(found)):
-        if each.part in parts and each.field in getattr(found, each.part):
-            there[each.part][each.name] = getattr(found, each.part)[each.field]
+    there = {each.part: {} for each in parse.options_of(type(options)) if each.part in parts}
+    for each in parse.options_of(type(options)):
+        if each.part in parts and each.field in getattr(options, each.part):
+            there[each.part][each.name] = getattr(options, each.part)[each.field]
     return {name: value for part in there.values() for name, value in part.items()}
 
 
@@ -234,8 +234,8 @@ def test_released_configurations_hold_options_of_their_commands(path):
         required = ["--weights", "w", "--out", "o"] if command == "convert" else ["--out", "o"]
         required = [] if command == "evaluate" else required
         required += ["--T", "8"] if command == "convert" else []
-        found = parsed(command, ["--config", path, "--data", "d", *required])
-        args = vars(found) | getattr(found, "training", {}) | _stages(found)
+        given = parsed(command, ["--config", path, "--data", "d", *required])
+        args = vars(given) | getattr(given, "training", {}) | _stages(given)
         if "model" in options:
             options["model"] = Path(options["model"])
             assert (ROOT / options["model"]).is_file()

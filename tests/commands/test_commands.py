@@ -59,9 +59,9 @@ def test_detect_finds_people_and_a_bus(bus, tmp_path):
     assert entry["file"] == "bus.jpg" and entry["T"] == 20
     classes = [d["class"] for d in entry["detections"]]
     assert "person" in classes and "bus" in classes
-    for found in entry["detections"]:
-        x1, y1, x2, y2 = found["xyxy"]
-        assert 0 <= x1 < x2 <= 810 and 0 <= y1 < y2 <= 1080 and 0.25 < found["score"] <= 1
+    for each in entry["detections"]:
+        x1, y1, x2, y2 = each["xyxy"]
+        assert 0 <= x1 < x2 <= 810 and 0 <= y1 < y2 <= 1080 and 0.25 < each["score"] <= 1
     lines = [line for line in done.stdout.splitlines() if line.startswith("bus.jpg: ")]
     assert len(lines) == len(classes)
     drawn, original = cv2.imread(str(tmp_path / "detections/bus.jpg")), cv2.imread(bus)
@@ -84,9 +84,9 @@ def test_each_step_is_listed_and_drawn(bus, tmp_path):
     ]
     (last,) = json.loads((tmp_path / "last.json").read_text())
     assert entries[0]["detections"] == []
-    for found, wanted in zip(entries[7]["detections"], last["detections"], strict=True):
-        assert found["class"] == wanted["class"]
-        assert np.allclose(found["xyxy"], wanted["xyxy"], atol=0.5)
+    for detection, wanted in zip(entries[7]["detections"], last["detections"], strict=True):
+        assert detection["class"] == wanted["class"]
+        assert np.allclose(detection["xyxy"], wanted["xyxy"], atol=0.5)
     names = [f"{stem}-t0{t}.{kind}" for stem, kind in (("bus", "jpg"), ("copy", "png"))
              for t in range(1, 9)]  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == names

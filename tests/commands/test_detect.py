@@ -41,11 +41,11 @@ class Detector:
         else:
             box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             boxes, scores = np.array([box, box]), np.array([0.54, 0.37])
-        found = Detections(
+        detections = Detections(
             boxes.astype(np.float32), scores.astype(np.float32), np.arange(len(boxes)),
             self.names, T or self.T, picture,
         )  # fmt: skip
-        return found.some(found.scores > conf)
+        return detections.some(detections.scores > conf)
 
     def steps(self, picture, T=None, conf=0.25, iou=0.6):
         for t in range(1, self.T + 1):
@@ -283,11 +283,11 @@ def page(monkeypatch):
     Path("list.txt").write_text("# mine\nimage.jpg\nholiday\n")
     film("film.mp4")
     animation("cat.gif")
-    held = {
+    files = {
         "images": [{"id": 7, "file_name": "a.png"}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
     }
-    Path("instances_val.json").write_text(json.dumps(held))
+    Path("instances_val.json").write_text(json.dumps(files))
     for kind in (live.Camera, live.Address):
         monkeypatch.setattr(kind, "frames", one_frame)
 

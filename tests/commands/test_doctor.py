@@ -17,22 +17,22 @@ pytestmark = pytest.mark.skipif(SPIKING is None, reason="no released weights")
 
 
 def findings(*words):
-    made = doctor.examine(parsed("doctor", ["--weights", SPIKING, *words]))
-    return {finding.name: finding for finding in made}
+    examined = doctor.examine(parsed("doctor", ["--weights", SPIKING, *words]))
+    return {finding.name: finding for finding in examined}
 
 
 def test_all_that_is_needed_is_here(tmp_path, monkeypatch, capsys):
     words = ["--weights", SPIKING, "--json", tmp_path / "d.json"]
     assert command(monkeypatch, "doctor", *words) == 0
     assert "everything that is needed is here" in capsys.readouterr().out
-    found = json.loads((tmp_path / "d.json").read_text())
-    assert found["command"] == "doctor" and found["ok"]
-    states = {one["name"]: one["state"] for one in found["findings"]}
+    result = json.loads((tmp_path / "d.json").read_text())
+    assert result["command"] == "doctor" and result["ok"]
+    states = {one["name"]: one["state"] for one in result["findings"]}
     assert {"Python", "packages", "weights", "engine", "CPU", "display", "camera", "disk"} <= set(
         states
     )
     assert set(states.values()) <= {"ok", "-"}
-    for one in found["findings"]:
+    for one in result["findings"]:
         assert (
             one["text"]
             and bool(one["advice"]) == (one["state"] != "ok")
@@ -50,9 +50,9 @@ def test_missing_weights_end_it_with_1(tmp_path, monkeypatch, capsys):
 def test_a_missing_package_and_one_of_an_extra(monkeypatch):
     there, gone = doctor._version, ("av", "nir")
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else there(name))
-    found = findings()
-    assert found["packages"].state == "!!" and found["packages"].advice == "pip install av"
-    extra = found["export to NIR"]
+    examined = findings()
+    assert examined["packages"].state == "!!" and examined["packages"].advice == "pip install av"
+    extra = examined["export to NIR"]
     assert (extra.state, extra.advice) == ("-", "pip install 'spikedet[export]'")
 
 
@@ -61,10 +61,10 @@ def test_an_engine_without_kernels_says_why_and_what_to_do(monkeypatch):
         raise library.NoLibrary(f"no C++ compiler; {library.HINT}")
 
     monkeypatch.setattr(library, "library", none)
-    found = findings()
-    assert found["kernels"].state == "-" and found["kernels"].text == "no C++ compiler"
-    assert found["kernels"].advice == library.HINT
-    assert "no C++ compiler" in found["engine"].text or found["engine"].state == "ok"
+    examined = findings()
+    assert examined["kernels"].state == "-" and examined["kernels"].text == "no C++ compiler"
+    assert examined["kernels"].advice == library.HINT
+    assert "no C++ compiler" in examined["engine"].text or examined["engine"].state == "ok"
 
 
 def test_data(tmp_path):
@@ -88,8 +88,8 @@ def test_display_and_camera(monkeypatch):
 
     monkeypatch.setattr(live.cv2, "VideoCapture", lambda device: SimpleNamespace(
         isOpened=lambda: False, release=lambda: None))  # fmt: skip
-    found = doctor._camera(True)
-    assert found.state == "-" and "cannot be opened" in found.text and found.advice
+    finding = doctor._camera(True)
+    assert finding.state == "-" and "cannot be opened" in finding.text and finding.advice
 
 
 def test_little_disk_and_memory_is_said(monkeypatch):
@@ -106,8 +106,8 @@ def test_a_broken_installation_is_a_finding(monkeypatch):
         raise ImportError("libfoo.so: cannot open shared object file")
 
     monkeypatch.setattr(doctor, "_threads", broken)
-    found = findings()["threads"]
-    assert found.state == "!!" and "libfoo.so" in found.text and found.advice
+    finding = findings()["threads"]
+    assert finding.state == "!!" and "libfoo.so" in finding.text and finding.advice
 
 
 def test_lines_fit_a_terminal(monkeypatch):

@@ -56,8 +56,8 @@ def test_a_detector(tmp_path, monkeypatch, capsys):
     sizes = table(tmp_path / "plots/AP-sizes-T4.csv")
     large = [float(row["AP"]) for row in sizes if row["size"] == "large"]
     assert large == [row["AP_large"] for row in rows]
-    found = {row["class"] for row in table(tmp_path / "plots/f1-T4.csv")}
-    assert found == {"person", "bus", "all classes"}
+    named = {row["class"] for row in table(tmp_path / "plots/f1-T4.csv")}
+    assert named == {"person", "bus", "all classes"}
     confused = table(tmp_path / "plots/confusion-T4.csv")
     assert {row["T"] for row in confused} == {"4"} and {row["method"] for row in confused}
 

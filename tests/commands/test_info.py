@@ -20,20 +20,20 @@ def told(monkeypatch, tmp_path, path):
 
 
 def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
-    found, made = told(monkeypatch, tmp_path, SPIKING), load(SPIKING)
-    thresholds = [t for name, t in made.tensors.items() if name.endswith("threshold")]
-    assert found["stage"] == "spiking" and found["T"] == 4 and found["task"] == "classification"
-    assert found["network"].startswith("resnet20") and found["classes"] == list(made.names)
-    assert found["thresholds"] == {
+    result, checkpoint = told(monkeypatch, tmp_path, SPIKING), load(SPIKING)
+    thresholds = [t for name, t in checkpoint.tensors.items() if name.endswith("threshold")]
+    assert result["stage"] == "spiking" and result["T"] == 4 and result["task"] == "classification"
+    assert result["network"].startswith("resnet20") and result["classes"] == list(checkpoint.names)
+    assert result["thresholds"] == {
         "layers": len(thresholds),
         "least": min(float(t.min()) for t in thresholds),
         "greatest": max(float(t.max()) for t in thresholds),
     }
-    floats = [t for t in made.tensors.values() if t.is_floating_point()]
-    assert found["parameters"] == sum(t.numel() for t in floats)
-    assert found["sha256"] == sha256(SPIKING) and found["engines"]["torch"]
+    floats = [t for t in checkpoint.tensors.values() if t.is_floating_point()]
+    assert result["parameters"] == sum(t.numel() for t in floats)
+    assert result["sha256"] == sha256(SPIKING) and result["engines"]["torch"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"T 4 thresholds {found['thresholds']['least']:.3g} to" in shown
+    assert f"T 4 thresholds {result['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
 
 
@@ -45,14 +45,14 @@ def test_info_says_which_layer_an_engine_does_not_take(tmp_path, monkeypatch):
         raise NoIntegers("conv1: its weights are complex")
 
     monkeypatch.setitem(registry.ENGINES, "events", refuse)
-    found = told(monkeypatch, tmp_path, SPIKING)
-    assert found["engines"]["events"] == "no: conv1: its weights are complex"
+    result = told(monkeypatch, tmp_path, SPIKING)
+    assert result["engines"]["events"] == "no: conv1: its weights are complex"
 
 
 def test_info_of_a_float_network_has_no_steps(tmp_path, monkeypatch, capsys):
-    found = told(monkeypatch, tmp_path, released("float", task="classification"))
-    assert found["stage"] == "float" and found["T"] is found["thresholds"] is None
-    assert "engines" not in found and "thresholds" not in capsys.readouterr().out
+    result = told(monkeypatch, tmp_path, released("float", task="classification"))
+    assert result["stage"] == "float" and result["T"] is result["thresholds"] is None
+    assert "engines" not in result and "thresholds" not in capsys.readouterr().out
 
 
 def test_info_of_what_is_no_weights_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -87,9 +87,9 @@ def test_info_names_what_was_measured_of_these_weights(tmp_path, monkeypatch, ca
     (tmp_path / "in/rows.json").write_text(json.dumps(rows))
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "energy.json").write_text("{}")
-    found = measured("a", "snn", tmp_path)
-    assert [(row["images"], row["top1"]) for row in found] == [(900, 0.5), (100, 0.875)]
-    assert {(row["file"], row["engine"]) for row in found} == {("in/rows.json", "torch")}
+    entries = measured("a", "snn", tmp_path)
+    assert [(row["images"], row["top1"]) for row in entries] == [(900, 0.5), (100, 0.875)]
+    assert {(row["file"], row["engine"]) for row in entries} == {("in/rows.json", "torch")}
     other = [{**row, "engine": "events"} for row in rows]
     (tmp_path / "in/rows.json").write_text(json.dumps(other))
     assert {row["engine"] for row in measured("a", "snn", tmp_path)} == {"events"}
@@ -102,8 +102,8 @@ def test_info_by_layer(tmp_path, monkeypatch, capsys):
     out = tmp_path / "info.json"
     assert command(monkeypatch, "info", SPIKING, "--layers", "--json", out) == 0
     rows = json.loads(out.read_text())["by_layer"]
-    made = load(SPIKING)
-    assert len(rows) == sum(name.endswith("threshold") for name in made.tensors)
+    checkpoint = load(SPIKING)
+    assert len(rows) == sum(name.endswith("threshold") for name in checkpoint.tensors)
     assert all(0 <= r["rate"] <= 1 and 0 < r["least"] <= r["greatest"] for r in rows)
     assert "least threshold" in capsys.readouterr().out
     assert command(monkeypatch, "info", released("float"), "--layers") == 2

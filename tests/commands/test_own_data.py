@@ -72,13 +72,13 @@ def test_detection(format, pictures, shown, tmp_path, monkeypatch, capsys):
     assert f"{shown}: circle, square, triangle" in told or format == "voc"
     assert shown in told
     assert listing(tmp_path / "shapes") == before  # nothing is written beside the pictures
-    made = load(tmp_path / "runs/shapes-T8.safetensors")
-    assert (made.names, made.stage, made.T) == (NAMES, "snn", 2)
+    checkpoint = load(tmp_path / "runs/shapes-T8.safetensors")
+    assert (checkpoint.names, checkpoint.stage, checkpoint.T) == (NAMES, "snn", 2)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["images"] == 4 and set(row["per_class"]) == set(NAMES) and row["AP"] is not None
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) == (16 if format == "voc" else 4)
-    assert {each["class"] for one in found for each in one["detections"]} <= set(NAMES)
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert len(entries) == (16 if format == "voc" else 4)
+    assert {each["class"] for one in entries for each in one["detections"]} <= set(NAMES)
     assert "energy per picture" in printed
 
 

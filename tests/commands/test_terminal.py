@@ -37,10 +37,10 @@ def on(monkeypatch, terminal):
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    made = Stream(terminal)
-    monkeypatch.setattr(sys, "stderr", made)
-    monkeypatch.setattr(sys, "stdout", made)
-    return made
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    return stream
 
 
 def test_a_log_has_a_line_a_minute_and_the_last_state(monkeypatch):
@@ -155,10 +155,15 @@ def ran(run, *words, options=Options):
 def test_a_command_without_results_says_what_was_done(tmp_path):
     path = tmp_path / "done.json"
     assert ran(lambda _: None, "--T", 4, "--json", path) == 0
-    found = json.loads(path.read_text())
-    assert list(found)[:3] == ["spikedet", "command", "T"]
-    assert (found["command"], found["T"], found["out"], found["exit_code"]) == ("try", 4, "here", 0)
-    assert found["command_line"].startswith("spikedet try --T 4") and found["seconds"] >= 0
+    result = json.loads(path.read_text())
+    assert list(result)[:3] == ["spikedet", "command", "T"]
+    assert (result["command"], result["T"], result["out"], result["exit_code"]) == (
+        "try",
+        4,
+        "here",
+        0,
+    )
+    assert result["command_line"].startswith("spikedet try --T 4") and result["seconds"] >= 0
 
 
 def test_a_command_with_results_writes_them_itself(tmp_path):

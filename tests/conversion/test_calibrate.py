@@ -49,8 +49,8 @@ def converted(network, batches):
 def output_error(quantised, spiking, pictures):
     pictures = torch.cat(pictures)
     with torch.no_grad():
-        found, wanted = SpikingNetwork(spiking, T)(pictures), quantised(pictures)
-    return (found - wanted).square().mean().item()
+        outputs, wanted = SpikingNetwork(spiking, T)(pictures), quantised(pictures)
+    return (outputs - wanted).square().mean().item()
 
 
 def start_empty(spiking):
@@ -186,8 +186,8 @@ def test_batch_norm_of_a_pass_begins_as_nothing(stages, batches):
             inside = timed(batches[8])
         after = timed(batches[8])
     assert not normed(spiking) and list(spiking.state_dict()) == names
-    for found in (inside, after):
-        assert (found - before).abs().mean() < 0.01 * before.abs().mean()
+    for outputs in (inside, after):
+        assert (outputs - before).abs().mean() < 0.01 * before.abs().mean()
 
 
 def test_batch_norm_of_a_pass_is_folded_as_it_was_trained(stages, batches):

@@ -23,10 +23,10 @@ def test_each_channel_gets_its_own_maximum():
     network = scaled_channels()
     pictures = torch.linspace(0, 1, 1001)[:1000].view(1, 1, 20, 50)
     many = [pictures] * 20
-    (found,) = channel_maxima(prepare(network, pictures), many, percentile=99.0).values()
-    assert found[0].item() == pytest.approx(0.99, abs=0.01)
-    assert found[1].item() == pytest.approx(1.98, abs=0.02)
-    assert found[2] == found[:2].min()  # silent: the lower median of the others
+    (maxima,) = channel_maxima(prepare(network, pictures), many, percentile=99.0).values()
+    assert maxima[0].item() == pytest.approx(0.99, abs=0.01)
+    assert maxima[1].item() == pytest.approx(1.98, abs=0.02)
+    assert maxima[2] == maxima[:2].min()  # silent: the lower median of the others
 
 
 def test_rates_approach_the_activations_from_a_potential_of_zero():
@@ -47,8 +47,8 @@ def test_a_layer_that_never_fires_stays_silent():
     network[0].weight.data.fill_(-1.0)
     network[0].bias.data.fill_(-1.0)
     picture = torch.rand(1, 1, 4, 4)
-    (found,) = channel_maxima(prepare(network, picture), [picture]).values()
-    assert torch.equal(found, torch.ones(2))
+    (maxima,) = channel_maxima(prepare(network, picture), [picture]).values()
+    assert torch.equal(maxima, torch.ones(2))
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.5])

@@ -59,25 +59,25 @@ def spiking(network, method, batches, steps=T):
     """The spiking network that a method makes of a float one, as `Task` does."""
     method = METHODS[method]
     target = prepare(network, batches[0])
-    made = copy.deepcopy(target)
+    graph = copy.deepcopy(target)
     if method.thresholds == "largest":
-        thresholds = largest_activations(made, batches[:4])
+        thresholds = largest_activations(graph, batches[:4])
     else:
-        thresholds = estimate_thresholds(made, batches[:4], steps)
-    quantise(made, thresholds, steps)
+        thresholds = estimate_thresholds(graph, batches[:4], steps)
+    quantise(graph, thresholds, steps)
     if method.finetuned:
-        train(made, network, batches, method.plain)
-    quantised = copy.deepcopy(made.eval())
-    make_spiking(made, method.initial)
+        train(graph, network, batches, method.plain)
+    quantised = copy.deepcopy(graph.eval())
+    make_spiking(graph, method.initial)
     if method.shift:
-        shift_currents(made, steps)
+        shift_currents(graph, steps)
     options = LayerWise(
         method.coarse, method.fine, steps=40, check=10, half=False, bias=method.bias
     )
     if method.coarse or method.fine or method.bias:
         targets = target if method.bias else quantised
-        calibrate(targets, made, batches[:20], batches[20:24], steps, options)
-    return SpikingNetwork(made, steps)
+        calibrate(targets, graph, batches[:20], batches[20:24], steps, options)
+    return SpikingNetwork(graph, steps)
 
 
 def one_neuron():
@@ -98,10 +98,10 @@ def test_rates_of_constant_currents_are_those_of_the_papers(method, add):
     """Soft reset from 0: floor(x T / theta) spikes; with the shift or the start: rounded."""
     network = spiking(one_neuron(), method, [CURRENTS] * 4, steps=5)
     wanted = TOP * ((CURRENTS * 5 / TOP + add).floor() / 5).clamp(0, 1)
-    found = network(CURRENTS)
+    rates = network(CURRENTS)
     edge = ((CURRENTS * 5 / TOP + add) % 1 - 0.5).abs() > 0.4999
     assert edge.sum() < 20 and (wanted > 0).sum() > 500
-    assert torch.allclose(found[~edge], wanted[~edge], atol=1e-5)
+    assert torch.allclose(rates[~edge], wanted[~edge], atol=1e-5)
 
 
 def test_the_shift_is_all_there_at_t_alone():
@@ -146,17 +146,17 @@ def test_the_quantiser_is_quantisation_clip_floor_shift(levels, clips_rounded):
     low, high = (-half, bound - half) if clips_rounded else (0, bound)
     within, below, above = (z > low) & (z < high) & sure, (z < low) & sure, (z > high) & sure
     assert min(within.sum(), below.sum(), above.sum()) > 100
-    found, slopes, by_bound = [], [], []
+    outputs, slopes, by_bound = [], [], []
     for value in z:
         x = value.clone().requires_grad_()
         quantiser.threshold.grad = None
         y = quantiser(x[None, None])
         y.backward()
-        found.append(y.item())
+        outputs.append(y.item())
         slopes.append(x.grad.item())
         by_bound.append(quantiser.threshold.grad.item())
-    found, slopes, by_bound = (torch.tensor(values) for values in (found, slopes, by_bound))
-    assert torch.allclose(found[sure], wanted[sure], atol=1e-5)
+    outputs, slopes, by_bound = (torch.tensor(values) for values in (outputs, slopes, by_bound))
+    assert torch.allclose(outputs[sure], wanted[sure], atol=1e-5)
     assert bool((slopes[within] == 1).all()) and not slopes[below | above].any()
     assert torch.allclose(by_bound[within], ((wanted - z) / bound)[within], atol=1e-5)
     assert not by_bound[below].any() and bool((by_bound[above] == 1).all())
@@ -193,14 +193,14 @@ def test_bias_correction_is_not_judged():
     """As published. By hand at theta = T = 3: of 2.9 two spikes are 2, so the bias gets 0.9; a held
     0.2, which was 0 spikes, becomes one of 1.
     """
-    fit, held = torch.full((1, 1, 2, 2), 2.9), torch.full((1, 1, 2, 2), 0.2)
+    fit, judge = torch.full((1, 1, 2, 2), 2.9), torch.full((1, 1, 2, 2), 0.2)
     network = prepare(one_neuron(), fit)
-    made = copy.deepcopy(network)
-    quantise(made, {"1": torch.tensor(3.0)}, 3)
-    make_spiking(made, 0.0)
+    spiking = copy.deepcopy(network)
+    quantise(spiking, {"1": torch.tensor(3.0)}, 3)
+    make_spiking(spiking, 0.0)
     options = LayerWise(coarse=False, fine=False, bias=True)
-    report, readout = calibrate(network, made, [fit], [held], 3, options)
-    assert made.module("0").bias.item() == pytest.approx(0.9)
+    report, readout = calibrate(network, spiking, [fit], [judge], 3, options)
+    assert spiking.module("0").bias.item() == pytest.approx(0.9)
     assert report.before == pytest.approx((0.2 / 3) ** 2)
     assert report.after == report.coarse == pytest.approx((0.8 / 3) ** 2)
     assert readout.before == readout.after
@@ -263,12 +263,12 @@ def errors(trained, batches):
     pictures = torch.cat(batches[24:])
     with torch.no_grad():
         wanted = trained(pictures)
-    found = {}
+    means = {}
     for method in ("copy", *PARTS, *UNTRAINED, "qcfs", "two-stage"):
         network = spiking(trained, method, batches)
         with torch.no_grad():
-            found[method] = (network(pictures) - wanted).square().mean().item()
-    return found
+            means[method] = (network(pictures) - wanted).square().mean().item()
+    return means
 
 
 def test_the_order_of_errors(errors):
@@ -302,12 +302,12 @@ def test_spiking_yolo_is_behind_stage_two(trained, batches):
 def test_detectors_convert(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     copied = converted(stages_done, devkit, "copy")
-    made = {m: converted(stages_done, devkit, m) for m in UNTRAINED}
-    assert different(made["opi"], copied) == {"threshold", "initial", "weight"}
-    assert different(made["rmp"], made["opi"]) == {"initial"}
-    assert different(made["opt"], made["rmp"]) == {"bias"}
-    assert different(made["cap"], copied) == {"initial", "bias"}
-    for method, network in made.items():
+    checkpoints = {m: converted(stages_done, devkit, m) for m in UNTRAINED}
+    assert different(checkpoints["opi"], copied) == {"threshold", "initial", "weight"}
+    assert different(checkpoints["rmp"], checkpoints["opi"]) == {"initial"}
+    assert different(checkpoints["opt"], checkpoints["rmp"]) == {"bias"}
+    assert different(checkpoints["cap"], copied) == {"initial", "bias"}
+    for method, network in checkpoints.items():
         starts = [v for k, v in network.tensors.items() if k.endswith("initial")]
         assert all(bool((v == 0).all()) for v in starts) == (method != "opi")
         assert network.origin["method"] == method and not network.origin["end_to_end"]
@@ -327,10 +327,10 @@ def shades(tmp_path_factory):
     path = ROOT / "configs/models/cifar-resnet20.yaml"
     description = CLASSIFICATION.describe(path, "0.25")
     network = CLASSIFICATION.network(description, 2)
-    made = Checkpoint(
+    checkpoint = Checkpoint(
         "float", "classification", description, ("bright", "dark"), 16, network.state_dict()
     )
-    save(made, folder / "float.safetensors")
+    save(checkpoint, folder / "float.safetensors")
     return folder
 
 
@@ -354,8 +354,8 @@ def classified(folder, method, *words, steps=4):
 
 @pytest.mark.parametrize("method", UNTRAINED)
 def test_potentials_of_classifiers_start_at_zero_but_those_of_opi(shades, method):
-    made = classified(shades, method)
-    starts = [v for k, v in made.tensors.items() if k.endswith("initial")]
+    checkpoint = classified(shades, method)
+    starts = [v for k, v in checkpoint.tensors.items() if k.endswith("initial")]
     assert starts and all(bool((v == 0).all()) for v in starts) == (method != "opi")
 
 
@@ -381,11 +381,11 @@ def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):
         fit(network, run)
 
     monkeypatch.setattr(CLASSIFICATION, "fit", look)
-    made = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)
+    checkpoint = classified(shades, "qcfs", "--epochs", 1, "--batch", 8, steps=2)
     stage1 = shades / "qcfs-2.safetensors.stage1" / "best.safetensors"
     assert trained_as == [(None, {(0.0, True, 2)})] and load(stage1).T == 2
     later = classified(shades, "qcfs", "--stage1", stage1, steps=7)
-    assert (later.T, later.origin["levels"], different(made, later)) == (7, 2, set())
+    assert (later.T, later.origin["levels"], different(checkpoint, later)) == (7, 2, set())
     assert "layer_wise_gain" not in later.origin
 
 

@@ -18,10 +18,10 @@ def test_fan_out_of_simple_layers():
         nn.Linear(2 * 64, 5), nn.ReLU(), nn.Linear(5, 3),
     )  # fmt: skip
     graph = spiking(network, torch.rand(2, 3, 4, 4))
-    found = list(fan_out(graph).values())
+    counts = list(fan_out(graph).values())
     # of 16 places 4 reach all nine taps, 8 at a border six, and 4 in a corner four of them
-    assert found[0] == pytest.approx(6 * (4 * 9 + 8 * 6 + 4 * 4) / 16)
-    assert found[1:] == [4 * 2, 5, 0]  # up-sampled to four places; the readout is no step
+    assert counts[0] == pytest.approx(6 * (4 * 9 + 8 * 6 + 4 * 4) / 16)
+    assert counts[1:] == [4 * 2, 5, 0]  # up-sampled to four places; the readout is no step
 
 
 def test_operations_are_those_counted_by_hand():

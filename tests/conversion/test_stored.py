@@ -23,8 +23,8 @@ def test_spikes_come_back(name, layout, slope):
         spikes, _ = neuron.fire(current, neuron.first_potential(current, 3), 5)
         stored.advance(index)
         if site.node.name in stored.kept:
-            found = stored.unpack(site.node.name, 0)
-            assert torch.equal(found, neuron.on_wire(spikes))
-            if found.ndim == 4:
-                assert found.is_contiguous(memory_format=layout)
+            unpacked = stored.unpack(site.node.name, 0)
+            assert torch.equal(unpacked, neuron.on_wire(spikes))
+            if unpacked.ndim == 4:
+                assert unpacked.is_contiguous(memory_format=layout)
             assert stored.kept[site.node.name][0].nbytes <= -(-2 * spikes.numel() // 8)

@@ -223,7 +223,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
         (tmp_path / "new").write_text(text)
         os.utime(tmp_path / "new", (1, 1))
         os.replace(tmp_path / "new", path)
-        (found,) = read_each([path], lambda p: p.read_text(), "x", tmp_path, tmp_path / "cache")
-        return found
+        (content,) = read_each([path], lambda p: p.read_text(), "x", tmp_path, tmp_path / "cache")
+        return content
 
     assert value("one") == "one" and value("two") == "two"

@@ -411,9 +411,9 @@ def test_boxes_are_turned_as_pixels_are(turn):
     rows, columns = np.flatnonzero(shown.max(1)), np.flatnonzero(shown.max(0))
     box = np.array([[8, 5, 40, 20]], np.float32)
     labels, difficult = np.zeros(1, np.int64), np.zeros(1, bool)
-    made = turned(Sample("a/b", None, 60, 40, box, labels, difficult), turn)
-    assert (made.width, made.height) == shown.shape[::-1]
-    assert made.boxes.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]
+    sample = turned(Sample("a/b", None, 60, 40, box, labels, difficult), turn)
+    assert (sample.width, sample.height) == shown.shape[::-1]
+    assert sample.boxes.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]
 
 
 @pytest.mark.parametrize("format", ["voc", "coco"])
@@ -431,8 +431,8 @@ def test_boxes_of_the_stored_pixels_of_a_rotated_picture(format, turn, tmp_path)
         samples = read_boxes([folder], SPLIT[format])
     assert {(s.width, s.height) for s in samples} == {SIZE[::-1]}
     for sample in samples:
-        found = coloured(sample.path)
-        assert np.abs(np.array(sorted(sample.boxes.tolist())) - found).max() <= 2
+        boxes = coloured(sample.path)
+        assert np.abs(np.array(sorted(sample.boxes.tolist())) - boxes).max() <= 2
 
 
 @pytest.mark.parametrize("format", WRITERS)
@@ -809,11 +809,11 @@ def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
         data={"names": {}, "channels": 3}, cache=cache,
     )  # fmt: skip
     for number, sample in enumerate(samples):
-        found, size, small = dataset.load_image(number)
+        loaded, size, small = dataset.load_image(number)
         shown = read_picture(sample.path)
         assert size == shown.shape[:2] == (sample.height, sample.width)
-        assert tuple(small) == found.shape[:2] == ((36, 28) if size == (72, 56) else (28, 36))
-        wanted = cv2.resize(shown, found.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        assert np.abs(found.astype(int) - wanted).mean() < 4
+        assert tuple(small) == loaded.shape[:2] == ((36, 28) if size == (72, 56) else (28, 36))
+        wanted = cv2.resize(shown, loaded.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(loaded.astype(int) - wanted).mean() < 4
     assert dataset[0]["img"].shape == (3, 36, 36)
     assert listing(folder) == before

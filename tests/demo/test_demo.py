@@ -39,9 +39,11 @@ class Eye:
         box, score, label = np.array([[9, 9, 50, 30]], np.float32), np.array([0.5]), np.array([6])
         T = controls.T
         for t in range(1, T + 1):
-            found = Detections(box, score, label, VOC_CLASSES, t, frame.picture, spike_rate=t / 100)
-            beside = found if controls.beside else None
-            yield webcam.Shown(frame, found, beside, T, RATES, frame_rate, (t / 4, 2.0))
+            detections = Detections(
+                box, score, label, VOC_CLASSES, t, frame.picture, spike_rate=t / 100
+            )
+            beside = detections if controls.beside else None
+            yield webcam.Shown(frame, detections, beside, T, RATES, frame_rate, (t / 4, 2.0))
 
 
 def frames(count, shape=(48, 200)):
@@ -110,8 +112,8 @@ def test_bars_are_as_high_as_the_rates():
 def test_a_panel_can_be_read_at_any_size_of_pictures(shape):
     picture = np.full((*shape, 3), 90, np.uint8)
     for titles in (["a"], ["a", "b"]):
-        made = panel(dict.fromkeys(titles, picture), RATES, ["one", "two " * 99])
-        assert 480 <= made.shape[1] <= 1600 and 100 < made.shape[0] < 1000
+        drawn = panel(dict.fromkeys(titles, picture), RATES, ["one", "two " * 99])
+        assert 480 <= drawn.shape[1] <= 1600 and 100 < drawn.shape[0] < 1000
 
 
 def test_every_step_is_shown_and_the_keys_change_the_next_frame():

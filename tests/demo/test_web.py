@@ -153,9 +153,9 @@ class Page:
 
 @pytest.fixture
 def page(browser, address):
-    found = Page(browser, address)
-    yield found
-    found.close()
+    opened = Page(browser, address)
+    yield opened
+    opened.close()
 
 
 def test_a_picture_its_steps_and_the_float_network(page):

@@ -20,9 +20,9 @@ STRIDES = torch.tensor([16.0, 32.0])
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    made = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
-    made.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
-    return made.train()
+    detector = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
+    detector.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    return detector.train()
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_strides_of_a_size(width, height, expected):
 def test_of_three_strides_the_middle_one_has_both_bounds():
     lengths = torch.tensor([20.0, 90.0, 150.0, 300.0])
     boxes = torch.stack([torch.zeros(4), torch.zeros(4), lengths, lengths], 1)
-    found = fits(boxes, torch.tensor([8.0, 16.0, 32.0])).int().tolist()
-    assert found == [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    fitting = fits(boxes, torch.tensor([8.0, 16.0, 32.0])).int().tolist()
+    assert fitting == [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
 
 
 def targets(network, kind, boxes, side=384):
@@ -57,9 +57,9 @@ def targets(network, kind, boxes, side=384):
     assigned = loss.assigner.forward
 
     def look(*args, **options):
-        found = assigned(*args, **options)
-        seen["foreground"] = found[3][0]
-        return found
+        targets = assigned(*args, **options)
+        seen["foreground"] = targets[3][0]
+        return targets
 
     loss.assigner.forward = look
     boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) / side
@@ -68,8 +68,8 @@ def targets(network, kind, boxes, side=384):
     total, _ = loss(network(torch.zeros(1, 3, side, side)), {**batch, "bboxes": centre})
     assert total.isfinite().all()
     first = (side // 16) ** 2
-    found = seen["foreground"]
-    return int(found[:first].sum()), int(found[first:].sum())
+    foreground = seen["foreground"]
+    return int(foreground[:first].sum()), int(foreground[first:].sum())
 
 
 def test_large_objects_are_targets_of_the_large_stride_and_small_ones_are_not(network):
@@ -102,10 +102,10 @@ def test_boxes_of_a_fresh_head_start_at_seven_strides(network):
 
 def test_the_option_reaches_the_loss(sides, tmp_path):
     for by_size, kind in ((False, DetectionLoss), (True, SizedLoss)):
-        made = trainer(sides, tmp_path / str(by_size), by_size=by_size)
-        made.setup_model()
-        made.network.args = made.args
-        assert type(made.network.init_criterion()) is kind
+        run = trainer(sides, tmp_path / str(by_size), by_size=by_size)
+        run.setup_model()
+        run.network.args = run.args
+        assert type(run.network.init_criterion()) is kind
 
 
 def test_heads_that_start_anew(network):

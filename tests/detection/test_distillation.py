@@ -32,12 +32,12 @@ def test_it_is_nothing_for_equal_outputs_and_grows_with_the_distance():
 def test_box_edges_count_in_proportion_to_the_best_score():
     """By hand: one anchor, one class, two bins; the scores agree, so only the edges are apart."""
     wanted = {"scores": torch.zeros(1, 1, 1), "boxes": torch.zeros(1, 8, 1)}
-    found = {"scores": torch.zeros(1, 1, 1), "boxes": torch.zeros(1, 8, 1)}
-    found["boxes"][0, 0] = 2.0  # first edge: softmax (0.8808, 0.1192) against (1/2, 1/2)
+    outputs = {"scores": torch.zeros(1, 1, 1), "boxes": torch.zeros(1, 8, 1)}
+    outputs["boxes"][0, 0] = 2.0  # first edge: softmax (0.8808, 0.1192) against (1/2, 1/2)
     by_hand = 0.5 * (0.5 * torch.log(torch.tensor(0.5 / 0.8808))) + 0.5 * (
         0.5 * torch.log(torch.tensor(0.5 / 0.1192))
     )  # weight sigmoid(0) = 1/2 over a mass of at least 1
-    assert distillation_loss(found, wanted).item() == pytest.approx(by_hand.item(), rel=1e-3)
+    assert distillation_loss(outputs, wanted).item() == pytest.approx(by_hand.item(), rel=1e-3)
 
 
 def test_the_training_loss_adds_it_with_its_weight():
@@ -77,7 +77,7 @@ def test_the_training_loss_adds_it_with_its_weight():
 def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     T = None if stage == "float" else 8
-    made = Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
+    checkpoint = Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
     teacher = Checkpoint(stage, "detection", description, names, 64, {}, T)
     with pytest.raises(WeightsError, match=words):
-        networks.teacher_of(DETECTION, made, teacher)
+        networks.teacher_of(DETECTION, checkpoint, teacher)

@@ -88,10 +88,10 @@ def test_converts(name, width, activation, pools, kept):
     assert sum(isinstance(m, SpikingMaxPool) for m in network.modules()) == pools
     assert sum(not n.folded for n in neurons(network.graph)) == kept
     with torch.no_grad():
-        wanted, found = source(pictures[:2]), network(pictures[:2])
+        wanted, outputs = source(pictures[:2]), network(pictures[:2])
     for key in ("boxes", "scores"):
-        assert cosine(found[key], wanted[key]) > 0.99
-        assert cosine(centred(found[key]), centred(wanted[key])) > 0.97
+        assert cosine(outputs[key], wanted[key]) > 0.99
+        assert cosine(centred(outputs[key]), centred(wanted[key])) > 0.97
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
     description = model.read_description(MODELS / "tiny-yolo.yaml", "n", text)
     with pytest.raises(UsageError, match="cannot be built: .*unsupported activation"):
         model.build(description, 20)
-    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
+    checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
-        networks.restore(DETECTION, made)
+        networks.restore(DETECTION, checkpoint)
     assert not Path("made").exists()
 
 
@@ -207,8 +207,8 @@ def test_pooling_is_read_from_the_description():
     args = description, VOC_CLASSES, 64, state, 4
     for pooling in ("count", "step"):
         description["spike_pooling"] = pooling
-        made = Checkpoint("snn", "detection", *args)
-        for again in (made, networks.current(DETECTION, made)):
+        checkpoint = Checkpoint("snn", "detection", *args)
+        for again in (checkpoint, networks.current(DETECTION, checkpoint)):
             runner = networks.restore(DETECTION, again)
             pools = [m for m in runner.network.modules() if isinstance(m, SpikingMaxPool)]
             assert {p.mode for p in pools} == {pooling}
@@ -223,21 +223,21 @@ def test_kept_thresholds_are_restored():
     description = model.read_description("yolov8n.yaml", activation=RELU)
     before = spiking(network, pictures, 4)
     kept = [neuron.folded for neuron in neurons(before.graph)]
-    for made in old_and_new(description, before):
-        after = networks.restore(DETECTION, made)
+    for checkpoint in old_and_new(description, before):
+        after = networks.restore(DETECTION, checkpoint)
         assert [neuron.folded for neuron in neurons(after.network.graph)] == kept
         with torch.no_grad():
-            wanted, found = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
-        assert cosine(centred(found), centred(wanted)) > 0.99
+            wanted, outputs = before(pictures[:1])["scores"], after.raw(pictures[:1])["scores"]
+        assert cosine(centred(outputs), centred(wanted)) > 0.99
 
 
 def test_per_neuron_potentials_belong_to_a_picture_size():
     description = model.read_description(MODELS / "tiny-yolo.yaml", "n")
     network, pictures = alive(MODELS / "tiny-yolo.yaml", "n")
-    made = spiking(network, pictures, 4)
-    neuron = made.graph.module("model.0.act")
+    graph = spiking(network, pictures, 4)
+    neuron = graph.graph.module("model.0.act")
     neuron.initial.data = neuron.initial.data.view(-1, 1, 1).expand(-1, 32, 32).clone()
-    for one in old_and_new(description, made):
+    for one in old_and_new(description, graph):
         runner = networks.restore(DETECTION, one, half=True)
         with torch.no_grad():
             runner.raw(pictures[:1])

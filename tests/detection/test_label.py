@@ -57,19 +57,19 @@ def test_what_all_views_show_keeps_its_score_and_what_one_shows_has_its_part():
     ],
 )
 def test_objects_that_are_one_and_objects_that_are_not(views, expected):
-    assert [(found.name, pytest.approx(found.score)) for found in fuse(views)] == expected
+    assert [(each.name, pytest.approx(each.score)) for each in fuse(views)] == expected
 
 
 def test_of_two_groups_the_nearer_takes_a_box():
     near = (12.0, 10.0, 52.0, 50.0)
     left = (0.0, 10.0, 40.0, 50.0)
     views = [[Object("cat", 0.9, left), Object("cat", 0.8, CAT)], [Object("cat", 0.5, near)]]
-    assert [found.score for found in fuse(views)] == pytest.approx([0.65, 0.45])
+    assert [each.score for each in fuse(views)] == pytest.approx([0.65, 0.45])
 
 
 def test_one_object_of_two_classes():
     objects = [Object("cat", 0.4, CAT), Object("dog", 0.5, CAT), Object("cat", 0.3, FAR)]
-    assert [found.name for found in label.without_doubles(objects, 0.8)] == ["dog", "cat"]
+    assert [each.name for each in label.without_doubles(objects, 0.8)] == ["dog", "cat"]
     assert len(label.without_doubles(objects, 1.0)) == 3
     assert label.without_doubles([], 0.8) == []
 
@@ -131,8 +131,8 @@ def test_a_coco_file():
         {"file_name": "a.jpg", "width": 9, "height": 8, "objects": []},
         {"file_name": "b.jpg", "width": 9, "height": 8, "objects": [["dog", 0.5, [1, 2, 4, 8]]]},
     ]
-    made = coco(entries, ["cat", "dog"], {"by": "us"})
-    assert made == {
+    content = coco(entries, ["cat", "dog"], {"by": "us"})
+    assert content == {
         "info": {"by": "us"},
         "images": [
             {"id": 1, "file_name": "a.jpg", "width": 9, "height": 8},
@@ -198,10 +198,10 @@ def test_a_folder_becomes_a_data_set_to_train_on(folder, monkeypatch, capsys):
     assert command(monkeypatch, "label", *WORDS, "--voc", "--mirror") == 0
     assert "out.json: 3 boxes in 3 pictures" in capsys.readouterr().out
     assert files(folder / "in") == before and not (folder / "out.json.partial").exists()
-    made = json.loads((folder / "out.json").read_text())
-    assert [row["name"] for row in made["categories"]] == ["cat", "sofa"]  # in VOC's order
-    assert [row["file_name"] for row in made["images"]] == ["a.jpg", "c.jpg", "sub/b.jpg"]
-    assert str(folder) not in json.dumps(made)
+    content = json.loads((folder / "out.json").read_text())
+    assert [row["name"] for row in content["categories"]] == ["cat", "sofa"]  # in VOC's order
+    assert [row["file_name"] for row in content["images"]] == ["a.jpg", "c.jpg", "sub/b.jpg"]
+    assert str(folder) not in json.dumps(content)
     words = ["--pictures", "in", "--coco", "out.json", "--out", "kit/CATS", "--split", "train"]
     assert command(monkeypatch, "import-boxes", *words) == 0
     samples = read_voc(Path("kit"), "CATS:train")
@@ -219,8 +219,8 @@ def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     assert "holds a run; add --resume" in capsys.readouterr().err
     monkeypatch.setattr(Bright, "broken", 2)  # one picture is left
     assert command(monkeypatch, "label", *WORDS, "--resume") == 0
-    made = json.loads((folder / "out.json").read_text())
-    assert len(made["images"]) == 3 and len(made["annotations"]) == 6
+    content = json.loads((folder / "out.json").read_text())
+    assert len(content["images"]) == 3 and len(content["annotations"]) == 6
     assert command(monkeypatch, "label", *WORDS) == 6  # what is finished is not written over
     assert "out.json is there already" in capsys.readouterr().err
 
@@ -275,15 +275,15 @@ def test_our_own_detector_teaches_as_well(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["in", "--weights", released("float"), "--conf", 0.3, "--out", "found.json"]
     assert command(monkeypatch, "label", *words) == 0
-    made = json.loads((tmp_path / "found.json").read_text())
-    names = {row["id"]: row["name"] for row in made["categories"]}
-    assert "bus" in {names[row["category_id"]] for row in made["annotations"]}
+    content = json.loads((tmp_path / "found.json").read_text())
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    assert "bus" in {names[row["category_id"]] for row in content["annotations"]}
     assert command(monkeypatch, "label", *words[:-1], "other.json", "--imgsz", 64) == 2
 
 
 def data(**changes):
     """A small COCO file as a dict."""
-    made = {
+    content = {
         "images": [{"id": 7, "file_name": "x/a.jpg", "width": 120, "height": 80}],
         "categories": [{"id": 3, "name": "couch"}, {"id": 4, "name": "giraffe"}],
         "annotations": [
@@ -293,7 +293,7 @@ def data(**changes):
             {"image_id": 7, "category_id": 3, "bbox": [0, 60, 40, 20], "score": 0.3},
         ],
     }
-    return {**made, **changes}
+    return {**content, **changes}
 
 
 COCO = ["--pictures", "in", "--coco", "1.json", "--out", "kit/C", "--split", "train"]
@@ -322,7 +322,7 @@ def test_coco_files_are_imported_and_a_later_one_adds_what_is_new(folder, monkey
 
 
 @pytest.mark.parametrize(
-    ("made", "sentence"),
+    ("content", "sentence"),
     [
         ("{", "not a COCO file"),
         ("[]", "not a COCO file"),
@@ -336,8 +336,8 @@ def test_coco_files_are_imported_and_a_later_one_adds_what_is_new(folder, monkey
         ),
     ],
 )
-def test_coco_files_that_cannot_be_imported(folder, monkeypatch, capsys, made, sentence):
-    (folder / "1.json").write_text(made)
+def test_coco_files_that_cannot_be_imported(folder, monkeypatch, capsys, content, sentence):
+    (folder / "1.json").write_text(content)
     assert command(monkeypatch, "import-boxes", *COCO) == 3
     shown = capsys.readouterr().err
     assert sentence in shown and len(shown.splitlines()) == 1

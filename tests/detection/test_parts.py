@@ -51,10 +51,10 @@ def test_outputs_of_a_teacher_are_split_as_well():
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    made = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
-    made.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
-    made.autocast_cpu = False
-    return made.train()
+    detector = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
+    detector.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    detector.autocast_cpu = False
+    return detector.train()
 
 
 def gradients(network):
@@ -69,11 +69,11 @@ def test_gradients_are_the_sum_of_those_of_the_parts(network):
     network.zero_grad()
     network.parts = Parts(2)
     loss, items = network.loss(batch)
-    found = gradients(network)
+    summed = gradients(network)
     loss.sum().backward()  # adds nothing
     for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, atol=1e-4), name
-        assert torch.equal(found[name], dict(network.named_parameters())[name].grad)
+        assert torch.allclose(summed[name], gradient, atol=1e-4), name
+        assert torch.equal(summed[name], dict(network.named_parameters())[name].grad)
     assert loss.shape == (3,) and set(items) == {"box_loss", "cls_loss", "dfl_loss"}
     assert not any(value.requires_grad for value in items.values())
 
@@ -108,14 +108,14 @@ def test_to_measure_is_not_in_parts(network):
 
 
 def test_a_run_in_parts_learns_and_goes_on(sides, tmp_path, threads):
-    made = trainer(sides, tmp_path / "run", parts=2, epochs=2)
-    before = {name: p.detach().clone() for name, p in made.network.named_parameters()}
+    run = trainer(sides, tmp_path / "run", parts=2, epochs=2)
+    before = {name: p.detach().clone() for name, p in run.network.named_parameters()}
     meanwhile = []
-    made.add_callback("on_train_start", lambda _: meanwhile.append(torch.get_num_threads()))
-    made.train()
+    run.add_callback("on_train_start", lambda _: meanwhile.append(torch.get_num_threads()))
+    run.train()
     assert meanwhile == [2] and torch.get_num_threads() == 4
     assert (tmp_path / "run/state.pt").is_file()
-    moved = [n for n, p in made.network.named_parameters() if not torch.equal(p, before[n])]
+    moved = [n for n, p in run.network.named_parameters() if not torch.equal(p, before[n])]
     assert len(moved) == len(before) - 1  # all but the fixed weights of the distances
     trainer(sides, tmp_path / "run", resume=True, parts=2, epochs=3).train()
     with pytest.raises(TrainingError, match="a run with parts=2"):

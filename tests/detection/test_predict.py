@@ -92,13 +92,15 @@ def weights(tmp_path_factory):
     network = model.build(description, 20)
     for branch in network.model[-1].cv3:
         branch[-1].bias.data.fill_(-1.0)  # scores high enough to be seen
-    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, network.state_dict())
-    save(made, folder / "float.safetensors")
+    checkpoint = Checkpoint(
+        "float", "detection", description, VOC_CLASSES, 64, network.state_dict()
+    )
+    save(checkpoint, folder / "float.safetensors")
     noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = BoxSamples([Sample("noise", folder / "noise.png", 64, 64, *nothing)])
-    qc = stage_one.untuned(DETECTION, made, samples, 4)
+    qc = stage_one.untuned(DETECTION, checkpoint, samples, 4)
     save(qc, folder / "qc.safetensors")
     save(spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {}), folder / "snn.safetensors")
     return folder
@@ -127,13 +129,13 @@ def picture():
 
 @pytest.mark.parametrize("stage", ["float", "qc", "snn"])
 def test_every_stage_runs(weights, picture, stage):
-    found = spikedet.load(weights / f"{stage}.safetensors")(picture)
-    assert (4 if stage == "snn" else None) == found.T
-    assert len(found) > 0
-    assert (found.boxes[:, ::2] <= 90).all() and (found.boxes[:, 1::2] <= 48).all()
-    assert (np.diff(found.scores) <= 0).all()
-    assert set(found.classes) <= set(VOC_CLASSES)
-    assert found.plot().shape == picture.shape
+    detections = spikedet.load(weights / f"{stage}.safetensors")(picture)
+    assert (4 if stage == "snn" else None) == detections.T
+    assert len(detections) > 0
+    assert (detections.boxes[:, ::2] <= 90).all() and (detections.boxes[:, 1::2] <= 48).all()
+    assert (np.diff(detections.scores) <= 0).all()
+    assert set(detections.classes) <= set(VOC_CLASSES)
+    assert detections.plot().shape == picture.shape
 
 
 def test_path_array_and_list_agree(weights, picture, tmp_path):
@@ -144,8 +146,8 @@ def test_path_array_and_list_agree(weights, picture, tmp_path):
     assert isinstance(one, Detections) and len(several) == 3
     assert several[0].file == str(tmp_path / "a.png") and several[1].file is None
 
-    def rows(found):
-        return np.c_[found.scores, found.labels, found.boxes]
+    def rows(detections):
+        return np.c_[detections.scores, detections.labels, detections.boxes]
 
     for other in several[:2]:  # equal scores come in any order
         apart = np.abs(rows(one)[:, None] - rows(other)).max(-1)
@@ -195,17 +197,17 @@ def test_steps_of_the_released_weights_equal_separate_calls():
     except WeightsError:
         pytest.skip("no spiking weights are released yet")
     steps = list(detector.steps(SAMPLE, 6))
-    assert [len(found) > 0 for found in steps] == [False] * 4 + [True] * 2
-    for found in steps:
-        assert found.file == str(SAMPLE)
-        same(found, detector(SAMPLE, T=found.T))
+    assert [len(detections) > 0 for detections in steps] == [False] * 4 + [True] * 2
+    for detections in steps:
+        assert detections.file == str(SAMPLE)
+        same(detections, detector(SAMPLE, T=detections.T))
 
 
 def test_steps_that_are_left_early_leave_nothing(weights, picture):
     detector = spikedet.load(weights / "snn.safetensors")
     before = detector(picture)
-    for found in detector.steps(255 - picture, chunk=1):
-        if found.T == 2:
+    for detections in detector.steps(255 - picture, chunk=1):
+        if detections.T == 2:
             break
     after = detector(picture)
     assert np.array_equal(before.scores, after.scores)
@@ -244,18 +246,18 @@ def test_bad_arguments(weights, picture):
 
 
 def test_tensors_that_do_not_fit_are_refused(weights, tmp_path):
-    made = load(weights / "snn.safetensors")
-    del made.tensors["model.0.act.initial"]
-    save(made, tmp_path / "w")
+    checkpoint = load(weights / "snn.safetensors")
+    del checkpoint.tensors["model.0.act.initial"]
+    save(checkpoint, tmp_path / "w")
     with pytest.raises(WeightsError, match="model.0.act.initial of the graph is not in the file"):
         spikedet.load(tmp_path / "w")
-    made = load(weights / "float.safetensors")
-    del made.tensors["model.0.conv.weight"]
-    save(made, tmp_path / "w")
+    checkpoint = load(weights / "float.safetensors")
+    del checkpoint.tensors["model.0.conv.weight"]
+    save(checkpoint, tmp_path / "w")
     with pytest.raises(WeightsError, match="do not fit"):
         spikedet.load(tmp_path / "w")
-    made.task = "pose"
-    save(made, tmp_path / "w")
+    checkpoint.task = "pose"
+    save(checkpoint, tmp_path / "w")
     with pytest.raises(WeightsError, match="for pose"):
         spikedet.load(tmp_path / "w")
 
@@ -276,24 +278,26 @@ def test_default_weights(tmp_path, monkeypatch):
 def test_drawing_changes_a_copy_only(shape):
     picture = np.full((*shape, 3), 127, np.uint8)
     height, width = shape
-    found = Detections(
+    detections = Detections(
         np.array([[2, 2, width - 2, height - 2], [-5, -5, width + 9, 9]], np.float32),
         np.array([0.9, 0.5], np.float32),
         np.array([3, 14]),
         VOC_CLASSES,
         picture=picture,
     )
-    drawn = found.plot()
+    drawn = detections.plot()
     assert drawn.shape == picture.shape and (picture == 127).all()
     assert (drawn != 127).any(2).mean() > 0.005
-    found.picture = None
+    detections.picture = None
     with pytest.raises(ValueError, match="no picture"):
-        found.plot()
+        detections.plot()
 
 
 def test_only_some_classes():
-    found = Detections(np.zeros((2, 4)), np.array([0.9, 0.8]), np.array([0, 1]), ("cat", "dog"))
-    assert found.only(["dog"]).classes == ["dog"] and found.only(["cow"]).classes == []
+    detections = Detections(
+        np.zeros((2, 4)), np.array([0.9, 0.8]), np.array([0, 1]), ("cat", "dog")
+    )
+    assert detections.only(["dog"]).classes == ["dog"] and detections.only(["cow"]).classes == []
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "4"])

@@ -223,8 +223,8 @@ def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, wo
         assert shown == "to: 2 pictures, split train; 1 more are without an object of a VOC class\n"
     assert check_split(boxes / "to", "train") == (2, 2, 2, [])
     for name, label in (("a", "dog"), ("b", "sofa")):
-        width, height, found, labels, _ = read_annotation(boxes / f"to/Annotations/{name}.xml")
-        assert (width, height, found.tolist()) == (60, 40, [[10, 10, 30, 30]])
+        width, height, objects, labels, _ = read_annotation(boxes / f"to/Annotations/{name}.xml")
+        assert (width, height, objects.tolist()) == (60, 40, [[10, 10, 30, 30]])
         assert [VOC_CLASSES[number] for number in labels] == [label]
 
 
@@ -250,8 +250,8 @@ def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monke
     Image.new("RGB", (60, 40)).save(boxes / "from/JPEGImages/a.jpg", exif=exif)
     (boxes / "list").write_text("a.jpg 5,45,30,60,0\n")
     assert command(monkeypatch, "import-boxes", *LIST) == 0
-    width, height, found, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
-    assert (width, height, found.tolist()) == (40, 60, [[5, 45, 30, 60]])
+    width, height, objects, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
+    assert (width, height, objects.tolist()) == (40, 60, [[5, 45, 30, 60]])
 
 
 def test_pythons_that_cannot_unpack_safely_are_refused_before_the_download(monkeypatch, tmp_path):

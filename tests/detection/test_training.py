@@ -197,10 +197,10 @@ def test_a_run_of_another_network_is_not_resumed(sides, tmp_path):
         with pytest.raises(TrainingError, match=words):
             trainer(sides, folder, resume=True, epochs=2, **other).train()
     assert kept == [(folder / name).read_bytes() for name in files]
-    made = load(folder / "last.safetensors")
-    expect_same_run(folder, made)
+    checkpoint = load(folder / "last.safetensors")
+    expect_same_run(folder, checkpoint)
     with pytest.raises(TrainingError, match="a run with scale=None; this one has scale='s'"):
-        expect_same_run(folder, replace(made, model={"scale": "s"}))
+        expect_same_run(folder, replace(checkpoint, model={"scale": "s"}))
 
 
 def test_thresholds_and_norms_do_not_decay(sides, tmp_path):
@@ -212,8 +212,8 @@ def test_thresholds_and_norms_do_not_decay(sides, tmp_path):
     running = trainer(sides, tmp_path / "run")
     running.settings.threshold_rate = 0.1
     groups = running.build_optimizer(network, "SGD", 0.01, 0.9, 5e-4).param_groups
-    found = {g["param_group"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in groups}
-    assert found == {
+    by_group = {g["param_group"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in groups}
+    assert by_group == {
         "weight": (0.01, 5e-4, 1),
         "plain": (0.01, 0.0, 3),
         "threshold": (pytest.approx(0.001), 0.0, 1),
@@ -241,12 +241,12 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     done = run("convert", "--weights", floating, "--T", 4, *data, *small, *stage2, "--out",
                tmp_path / "snn.safetensors", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    made = load(tmp_path / "snn.safetensors")
-    assert (made.stage, made.T, made.imgsz) == ("snn", 4, 64)
+    checkpoint = load(tmp_path / "snn.safetensors")
+    assert (checkpoint.stage, checkpoint.T, checkpoint.imgsz) == ("snn", 4, 64)
     assert "error per layer on held-out pictures" in done.stdout
-    assert made.tensors["model.3.act.threshold"].shape == (32,)  # of each channel
-    assert made.tensors["model.3.act.initial"].shape == (32, 8, 8)  # of each neuron
-    assert made.tensors["model.0.act.initial"].shape == (8,)  # not named, left alone
+    assert checkpoint.tensors["model.3.act.threshold"].shape == (32,)  # of each channel
+    assert checkpoint.tensors["model.3.act.initial"].shape == (32, 8, 8)  # of each neuron
+    assert checkpoint.tensors["model.0.act.initial"].shape == (8,)  # not named, left alone
 
     one = tmp_path / "snn.safetensors.stage1" / "best.safetensors"
     assert load(one).stage == "qc"
@@ -358,9 +358,9 @@ def test_tables_call_a_network_what_was_done_to_it(stages_done, devkit, monkeypa
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
     falling = iter([2.0, 1.0])
     ready = ["--stage1", stages_done / "qc.safetensors"]
-    made = converted(stages_done, devkit, "two-stage", *ready, *words)
-    assert label(made.stage, made.origin) == called
-    assert made.origin["calibration_pictures"] == 8
+    checkpoint = converted(stages_done, devkit, "two-stage", *ready, *words)
+    assert label(checkpoint.stage, checkpoint.origin) == called
+    assert checkpoint.origin["calibration_pictures"] == 8
 
 
 def test_each_method_trains_what_it_says(stages_done, devkit, monkeypatch):
@@ -481,20 +481,20 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
 
 def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
-    made = converted(stages_done, devkit, "copy")
-    network = networks.graph_of(DETECTION, made)
-    plain = networks.restore(DETECTION, made).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
+    checkpoint = converted(stages_done, devkit, "copy")
+    network = networks.graph_of(DETECTION, checkpoint)
+    plain = networks.restore(DETECTION, checkpoint).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     means = network.of((MeanOverTime,))
-    weights = torch.linspace(-3, 3, made.T)
+    weights = torch.linspace(-3, 3, checkpoint.T)
     for node in means:
-        network.replace(node.name, MeanOverTime(made.T))
+        network.replace(node.name, MeanOverTime(checkpoint.T))
         network.module(node.name).log_weights.data.copy_(weights)
     path = stages_done / "weighed.safetensors"
-    save(spiking_checkpoint(made, network, {}), path, half=True)
+    save(spiking_checkpoint(checkpoint, network, {}), path, half=True)
     again = networks.graph_of(DETECTION, load(path))
     kept = [node.module.log_weights for node in again.of((MeanOverTime,))]
     assert len(kept) == len(means) > 1
-    assert all(torch.equal(found, weights) for found in kept)
+    assert all(torch.equal(each, weights) for each in kept)
     weighed = networks.restore(DETECTION, load(path)).raw(torch.ones(1, 3, 64, 64) / 2)["scores"]
     assert not torch.equal(plain, weighed)
     damaged = load(path)
@@ -546,7 +546,7 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     sizes = []
 
-    def watched(made, network, outputs, batch, end):
+    def watched(checkpoint, network, outputs, batch, end):
         sizes.append(tuple(batch["img"].shape))
         return outputs[0]["scores"].square().mean()  # the detector's own loss wants more anchors
 
@@ -560,12 +560,12 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
     floating = load(stages_done / "float.safetensors")
-    made = load(stages_done / "qc.safetensors")
-    network = stage_two.copied(DETECTION, made)
+    checkpoint = load(stages_done / "qc.safetensors")
+    network = stage_two.copied(DETECTION, checkpoint)
 
     def judged(truth):
         plan = Plan(end=EndToEnd(truth=truth, workers=workers))
-        return stage_two.tuning_loss(DETECTION, made, network, sides[1], plan, floating)
+        return stage_two.tuning_loss(DETECTION, checkpoint, network, sides[1], plan, floating)
 
     assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
     counts = [stage_two.judged(range(n), Plan(end=EndToEnd(batch=8))) for n in (3, 8, 12, 16)]
@@ -582,13 +582,13 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
     losses = iter([0.4, 0.5])
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(losses))
     options = ["--stage1", stages_done / "qc.safetensors", "--end-to-end", 1]
-    made = converted(stages_done, devkit, "two-stage", *options)
+    checkpoint = converted(stages_done, devkit, "two-stage", *options)
     rejected = load(stages_done / "two-stage.last.safetensors")
-    assert not made.origin["end_to_end"] and rejected.origin["end_to_end"]
-    for found in (made, rejected):
-        assert (found.origin["tuning_loss_before"], found.origin["tuning_loss"]) == (0.4, 0.5)
+    assert not checkpoint.origin["end_to_end"] and rejected.origin["end_to_end"]
+    for each in (checkpoint, rejected):
+        assert (each.origin["tuning_loss_before"], each.origin["tuning_loss"]) == (0.4, 0.5)
     assert any(name.endswith("log_weights") for name in rejected.tensors)
-    assert not any(name.endswith("log_weights") for name in made.tensors)
+    assert not any(name.endswith("log_weights") for name in checkpoint.tensors)
 
 
 def test_runs_beside_names_with_a_dot_are_apart():
@@ -599,11 +599,11 @@ def test_runs_beside_names_with_a_dot_are_apart():
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
-    made = converted(stages_done, devkit, "spiking-yolo")
-    thresholds = [v for k, v in made.tensors.items() if k.endswith("threshold")]
+    checkpoint = converted(stages_done, devkit, "spiking-yolo")
+    thresholds = [v for k, v in checkpoint.tensors.items() if k.endswith("threshold")]
     assert all(v.ndim == 1 and bool((v > 0).all()) for v in thresholds)
     assert any(v.unique().numel() > 1 for v in thresholds)
-    assert all(bool((v == 0).all()) for k, v in made.tensors.items() if k.endswith("initial"))
+    assert all(bool((v == 0).all()) for k, v in checkpoint.tensors.items() if k.endswith("initial"))
 
 
 def test_convert_wants_float_weights(stages_done, devkit):
@@ -641,10 +641,10 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsy
 
     network = detector("n")
     load_plain_into(network, path)
-    held, state = load_plain(path), network.state_dict()
+    tensors, state = load_plain(path), network.state_dict()
     layers = len(network.yaml["backbone"])
-    assert {int(name.split(".")[1]) for name in held} == set(range(layers))
-    assert all(torch.equal(state[name], tensor) for name, tensor in held.items())
+    assert {int(name.split(".")[1]) for name in tensors} == set(range(layers))
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
     with pytest.raises(WeightsError, match="expected layers of the same description and width"):
         load_plain_into(detector("s"), path)
     words = ["--weights", path, "--data", classes, "--split", "train"]

@@ -19,11 +19,11 @@ REGISTRIES = (
 @pytest.fixture
 def registries():
     """What a page registers is forgotten after the test."""
-    kept = [dict(found) for found in REGISTRIES]
+    kept = [dict(one) for one in REGISTRIES]
     yield
-    for found, before in zip(REGISTRIES, kept, strict=True):
-        found.clear()
-        found.update(before)
+    for one, before in zip(REGISTRIES, kept, strict=True):
+        one.clear()
+        one.update(before)
 
 
 @pytest.mark.parametrize("page", ["convert.md", "export.md", "extending.md"])

@@ -82,10 +82,10 @@ def test_the_collector_finds_marks_and_blocks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_run(block, here, monkeypatch):
-    found = commands(block.code)
+    calls = commands(block.code)
     lines = [line for line in block.code.replace("\\\n", " ").splitlines() if line.strip()]
-    assert found and len(found) == len(lines), "other programs than ours: mark the block"
-    for name, words in found:
+    assert calls and len(calls) == len(lines), "other programs than ours: mark the block"
+    for name, words in calls:
         assert command(monkeypatch, name, *shlex.split(words)) == 0, (name, words)
 
 
@@ -111,9 +111,9 @@ def shown():
 
 
 def test_every_command_has_options_that_there_are():
-    found = [each for each in shown() if each[0].split(":")[0] not in HISTORY]
-    assert len(found) > 60 and {name for _, name, _ in found} >= {"detect", "train", "convert"}
-    for where, name, words in found:
+    lines = [each for each in shown() if each[0].split(":")[0] not in HISTORY]
+    assert len(lines) > 60 and {name for _, name, _ in lines} >= {"detect", "train", "convert"}
+    for where, name, words in lines:
         try:
             parsed(name, shlex.split(words))
         except SystemExit as ended:  # --help
@@ -126,14 +126,14 @@ HISTORY = {"CHANGELOG.md", "weights/README.md", "weights/results/README.md"}
 
 
 def test_the_demos_have_options_that_there_are():
-    found = [
+    lines = [
         each
         for page in pages()
         for block in blocks(page, "sh")
         for each in re.findall(r"python demo/(\w+)\.py([^#\n]*)", block.code)
     ]
-    assert found
-    for name, words in found:
+    assert lines
+    for name, words in lines:
         parse.parse(import_module(f"demo.{name}").Options, shlex.split(words), name)
 
 
@@ -176,8 +176,8 @@ def figures():
 
 
 def test_the_plot_shows_the_numbers_of_the_table():
-    made = figures()
-    numbers = made.told(*made.ap_over_T())
+    drawn = figures()
+    numbers = drawn.told(*drawn.ap_over_T())
     assert "float: 29.9" in numbers and "two-stage: 4 25.6, 8 28.3, 16 28.4, 20 28.9" in numbers
     text = unescape((ROOT / "docs/pictures/ap-over-T.svg").read_text())
     assert numbers in re.sub(r"\s+", " ", text)

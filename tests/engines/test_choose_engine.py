@@ -91,8 +91,8 @@ def test_what_whole_numbers_cannot_hold_goes_to_torch_with_one_sentence(path, ba
     with pytest.raises(NoIntegers, match="longer than the events engine can name"):
         strict(wide)
     with pytest.warns(UserWarning, match="longer than .*; torch runs it"):
-        found = snn(wide)
-    assert torch.equal(found, spikedet.load(path, engine="torch")(wide))
+        output = snn(wide)
+    assert torch.equal(output, spikedet.load(path, engine="torch")(wide))
 
 
 def test_without_kernels_torch_runs_and_says_why(path, batches, monkeypatch):

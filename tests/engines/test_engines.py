@@ -38,9 +38,9 @@ def expect_equal(graph, pictures, steps=4):
         run = engine._start(currents, len(pictures))
         memory = run.advance(steps)
         for op in reference.program.neurons:
-            found = run.dense(op, memory)
-            assert torch.equal(found, wanted[op.name]), op.name
-            assert 0 < found.abs().mean() < 1, f"{op.name} says nothing or everything"
+            spikes = run.dense(op, memory)
+            assert torch.equal(spikes, wanted[op.name]), op.name
+            assert 0 < spikes.abs().mean() < 1, f"{op.name} says nothing or everything"
         for a, b in zip(output, ran(engine, pictures, [steps])[0][0], strict=True):
             assert torch.equal(a, b)
     return engine
@@ -126,9 +126,9 @@ def test_whole_numbers_are_the_same_for_every_batch_chunk_and_thread(joined, ker
         for number in (1, 2, 5):
             torch.set_num_threads(number)
             for parts in ([9], [4, 5], [1, 1, 3, 4]):
-                found, counts = ran(engine, pictures, parts)
+                outputs, counts = ran(engine, pictures, parts)
                 assert counts == spikes
-                for a, b in zip(wanted[-1], found[-1], strict=True):
+                for a, b in zip(wanted[-1], outputs[-1], strict=True):
                     assert torch.equal(a, b)
             alone = [ran(engine, picture, [9])[0][0] for picture in pictures.split(1)]
             for a, b in zip(wanted[0], zip(*alone, strict=True), strict=True):
@@ -185,17 +185,17 @@ def test_several_threads_share_a_network(joined):
     graph, pictures = joined
     network = SpikingNetwork(graph, 5)
     network.use_engine("events")
-    wanted, found = network(pictures)[0], {}
+    wanted, outputs = network(pictures)[0], {}
 
     def work(number):
-        found[number] = all(torch.equal(network(pictures)[0], wanted) for _ in range(5))
+        outputs[number] = all(torch.equal(network(pictures)[0], wanted) for _ in range(5))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == dict.fromkeys(range(4), True)
+    assert outputs == dict.fromkeys(range(4), True)
 
 
 @needs_kernels
@@ -347,15 +347,15 @@ def test_kernels_against_plain_loops(name, tmp_path):
     here = Path(library.__file__).parent / "csrc"
     flags = ["-std=c++17", "-O2", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", f"-I{here}"]
     flags += ["-static"] if emulator else []
-    made = tmp_path / "kernels"
+    binary = tmp_path / "kernels"
     source = Path(__file__).parent / "kernels.cpp"
     done = subprocess.run(
-        [compiler, *flags, str(source), "-o", str(made)], capture_output=True, text=True
+        [compiler, *flags, str(source), "-o", str(binary)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     own = [line for line in done.stderr.splitlines() if "warning" in line and "engines" in line]
     assert not own
-    done = subprocess.run([*emulator, str(made)], capture_output=True, text=True)
+    done = subprocess.run([*emulator, str(binary)], capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and all(line.endswith(" 0 wrong") for line in lines), done.stdout
     if name == "aarch64":

@@ -22,21 +22,21 @@ from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 def numbers(graph):
     """All whole numbers of a graph, and the scales of its neurons."""
-    found = {}
+    tensors = {}
     for name, op in compile_integers(graph).ops.items():
         if isinstance(op, Weighted):
-            found[name] = [op.weight]
+            tensors[name] = [op.weight]
         elif isinstance(op, Times):
-            found[name] = [op.factor]
+            tensors[name] = [op.factor]
         elif isinstance(op, Neuron):
-            found[name] = [op.bias, op.threshold, op.initial, op.scale]
-    return found
+            tensors[name] = [op.bias, op.threshold, op.initial, op.scale]
+    return tensors
 
 
-def expect_same(found, wanted):
-    assert found.keys() == wanted.keys()
+def expect_same(outputs, wanted):
+    assert outputs.keys() == wanted.keys()
     for name, tensors in wanted.items():
-        for a, b in zip(found[name], tensors, strict=True):
+        for a, b in zip(outputs[name], tensors, strict=True):
             assert torch.equal(a, b), name
 
 

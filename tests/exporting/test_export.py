@@ -109,8 +109,8 @@ def test_the_network_stays_as_it_was(network, pictures, tmp_path):
 def test_names_of_outputs():
     one, two = Name("a"), Name("b")
     assert flat_outputs(one) == [("output", "a")]
-    found = flat_outputs({"boxes": one, "feats": [two, {"x": one}], "size": 3})
-    assert found == [("boxes", "a"), ("feats.0", "b"), ("feats.1.x", "a")]
+    names = flat_outputs({"boxes": one, "feats": [two, {"x": one}], "size": 3})
+    assert names == [("boxes", "a"), ("feats.0", "b"), ("feats.1.x", "a")]
 
 
 # ---------------------------------------------------------------------- released networks
@@ -126,8 +126,8 @@ def test_a_released_classifier_in_every_format(tmp_path):
     network = classifier.runner.network
     wanted = network(pictures).numpy()
     session = ort.InferenceSession(str(tmp_path / "a.onnx"))
-    (found,) = session.run(None, {"input": pictures.numpy()})
-    assert np.allclose(found, wanted, atol=1e-4)
+    (output,) = session.run(None, {"input": pictures.numpy()})
+    assert np.allclose(output, wanted, atol=1e-4)
     facts = json.loads(session.get_modelmeta().custom_metadata_map["spikedet"])
     assert facts["names"] == list(classifier.names) and facts["T"] == 4
     assert facts["input"]["mean"] == [0.491, 0.482, 0.447]
@@ -167,8 +167,8 @@ def test_the_detector_of_the_docs_finds_what_ours_does(tmp_path, monkeypatch):
     raw = detector.runner.raw(tensor, 1)
     session, facts = names["load"]("a.onnx")
     for name in ("boxes", "scores"):
-        (found,) = session.run([name], {"input": tensor.numpy()})
-        assert np.allclose(found, raw[name].numpy(), atol=1e-3)
+        (output,) = session.run([name], {"input": tensor.numpy()})
+        assert np.allclose(output, raw[name].numpy(), atol=1e-3)
     assert facts["head"]["strides"] == [16, 32] and "114" in facts["input"]["fit"]
     assert len(names["detect"]((session, facts), picture, conf=0.0)[2]) > 5
 

@@ -38,15 +38,15 @@ def expect_equal(graph, pictures, path, steps=5):
     header, tensors = reference.read(path)
     results, spikes = reference.run(header, tensors, pictures.numpy(), currents=whole)
     assert spikes
-    for name, found in spikes.items():
-        assert found.dtype == np.int32
+    for name, value in spikes.items():
+        assert value.dtype == np.int32
         truth = wanted[name].unflatten(0, (steps, len(pictures))).numpy()
-        assert np.array_equal(found, truth), name
-        assert 0 < np.abs(found).mean() < 1
+        assert np.array_equal(value, truth), name
+        assert 0 < np.abs(value).mean() < 1
     network.use_engine("integers")
     outputs = leaves(network(pictures))
-    for found, truth in zip(results.values(), outputs, strict=True):
-        assert np.allclose(found, truth.numpy(), rtol=1e-4, atol=1e-5 * truth.abs().max().item())
+    for value, truth in zip(results.values(), outputs, strict=True):
+        assert np.allclose(value, truth.numpy(), rtol=1e-4, atol=1e-5 * truth.abs().max().item())
     return header, tensors
 
 
@@ -118,8 +118,8 @@ def test_pictures_to_spikes_where_no_order_of_sums_can_matter(tmp_path):
     wanted = engine._start(engine._before_time(pictures)[1], 2).advance(6)
     header, tensors = reference.read(tmp_path / "a.safetensors")
     _, spikes = reference.run(header, tensors, pictures.numpy())
-    for name, found in spikes.items():
-        assert np.array_equal(found.reshape(12, *found.shape[2:]), wanted[name].numpy()), name
+    for name, value in spikes.items():
+        assert np.array_equal(value.reshape(12, *value.shape[2:]), wanted[name].numpy()), name
 
 
 def test_what_the_file_refuses(tmp_path, small_net, pictures):

@@ -117,11 +117,11 @@ KINDS = (nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d, nir.AvgPool2d, nir.Flat
 def run(path, pictures, steps, neuron, layers=None):
     """The mean output of a file, and the spikes of each of its layers, [T, B, ...]."""
     graph = nir.read(path)
-    made = {}
+    nodes = {}
 
     def make(node):
         name = node.metadata["name"]
-        made[name if isinstance(name, str) else name.decode()] = module = neuron(node)
+        nodes[name if isinstance(name, str) else name.decode()] = module = neuron(node)
         return module
 
     node_map = {**dict.fromkeys(KINDS, torch_layer), **(layers or {}), nir.IF: make}
@@ -133,7 +133,7 @@ def run(path, pictures, steps, neuron, layers=None):
     for weight in weights:
         output, state = network(pictures, state)
         total = total + output * float(weight)
-    return total, {name: torch.stack(module.spikes) for name, module in made.items()}
+    return total, {name: torch.stack(module.spikes) for name, module in nodes.items()}
 
 
 @torch.no_grad()
@@ -144,11 +144,11 @@ def expect_equal(graph, pictures, path, neuron, layers=None, steps=5):
         wanted = network(pictures)
     output, spikes = run(path, pictures, steps, neuron, layers)
     assert set(spikes) == {node.name for node in graph.of((IFNeuron,))}
-    for name, found in spikes.items():
+    for name, value in spikes.items():
         truth = torch.cat(seen[name]).unflatten(0, (steps, len(pictures)))
         if not graph.module(name).folded:
             truth = (truth > 0).float()
-        assert torch.equal(found, truth), name
+        assert torch.equal(value, truth), name
         assert 0 < truth.mean() < 1
     assert torch.allclose(output, wanted, rtol=1e-4, atol=1e-5)
     return done

@@ -35,10 +35,12 @@ def facts(path):
     return json.loads(session(path).get_modelmeta().custom_metadata_map["spikedet"])
 
 
-def close(found, wanted):
+def close(outputs, wanted):
     wanted = wanted.detach().numpy()
     scale = max(1.0, np.abs(wanted).max())
-    return found.shape == wanted.shape and np.allclose(found, wanted, rtol=1e-4, atol=1e-5 * scale)
+    return outputs.shape == wanted.shape and np.allclose(
+        outputs, wanted, rtol=1e-4, atol=1e-5 * scale
+    )
 
 
 class Shapes(nn.Module):
@@ -77,8 +79,8 @@ def test_float_and_quantised(stage, tmp_path):
     run = session(tmp_path / "a.onnx")
     assert [output.name for output in run.get_outputs()] == ["classes", "lines.0", "lines.1"]
     for number in (1, 3):
-        found = run.run(None, {"input": pictures[:number].numpy()})
-        for one, truth in zip(found, leaves(graph(pictures[:number])), strict=True):
+        outputs = run.run(None, {"input": pictures[:number].numpy()})
+        for one, truth in zip(outputs, leaves(graph(pictures[:number])), strict=True):
             assert close(one, truth)
 
 
@@ -91,8 +93,8 @@ def test_quantisers_with_a_slope(slope, tmp_path):
         if node.kind == "quantise_clip":
             node.module.slope = slope
     spikedet.export(graph, tmp_path / "a.onnx")
-    (found,) = session(tmp_path / "a.onnx").run(None, {"input": pictures.numpy()})
-    assert close(found, graph(pictures))
+    (output,) = session(tmp_path / "a.onnx").run(None, {"input": pictures.numpy()})
+    assert close(output, graph(pictures))
 
 
 def test_float_activations(tmp_path):
@@ -109,8 +111,8 @@ def test_float_activations(tmp_path):
         graph.replace(first, one)
         graph.replace(second, other)
         spikedet.export(graph, tmp_path / "a.onnx")
-        (found,) = session(tmp_path / "a.onnx").run(None, {"input": pictures.numpy()})
-        assert close(found, graph(pictures))
+        (output,) = session(tmp_path / "a.onnx").run(None, {"input": pictures.numpy()})
+        assert close(output, graph(pictures))
 
 
 # ---------------------------------------------------------------------- spiking
@@ -125,9 +127,9 @@ def stepped(run, pictures, steps):
     names = [output.name for output in run.get_outputs()]
     for t in range(steps):
         values = run.run(None, {"input": pictures.numpy(), "t": np.array(t), **states})
-        found = dict(zip(names, values, strict=True))
-        states = {name: found.pop(f"{name}_next") for name in states}
-        yield list(found.values()), states
+        results = dict(zip(names, values, strict=True))
+        states = {name: results.pop(f"{name}_next") for name in states}
+        yield list(results.values()), states
 
 
 def potentials(network, pictures, steps):
@@ -154,15 +156,15 @@ def expect_equal(graph, pictures, folder, steps=4, exact=False):
     spikedet.export(network, folder / "a.onnx", form="step")
     spikedet.export(network, folder / "b.onnx")
 
-    def same(found, wanted):
-        return np.array_equal(found, wanted.numpy()) if exact else close(found, wanted)
+    def same(output, wanted):
+        return np.array_equal(output, wanted.numpy()) if exact else close(output, wanted)
 
     run = session(folder / "a.onnx")
     ours = potentials(network, pictures, steps)
     fired = 0
     for (outputs, states), (wanted, ends) in zip(stepped(run, pictures, steps), ours, strict=True):
-        for found, truth in zip(outputs, wanted, strict=True):
-            assert close(found, truth)
+        for output, truth in zip(outputs, wanted, strict=True):
+            assert close(output, truth)
         assert ends and set(ends) <= set(states)
         for name, truth in ends.items():
             assert same(states[name], truth), name
@@ -170,8 +172,8 @@ def expect_equal(graph, pictures, folder, steps=4, exact=False):
     assert fired > 0
     whole = session(folder / "b.onnx")
     for number in (len(pictures), 1):
-        found = whole.run(None, {"input": pictures[:number].numpy()})
-        for one, wanted in zip(found, leaves(network(pictures[:number])), strict=True):
+        output = whole.run(None, {"input": pictures[:number].numpy()})
+        for one, wanted in zip(output, leaves(network(pictures[:number])), strict=True):
             assert same(one, wanted)
 
 

@@ -58,12 +58,12 @@ class Shared(nn.Module):
 
 
 def layers(*kinds):
-    made = {"conv": lambda: nn.Conv2d(3, 3, 1), "relu": nn.ReLU, "pool": lambda: nn.MaxPool2d(2)}
-    return nn.Sequential(*[made[kind]() for kind in kinds])
+    makers = {"conv": lambda: nn.Conv2d(3, 3, 1), "relu": nn.ReLU, "pool": lambda: nn.MaxPool2d(2)}
+    return nn.Sequential(*[makers[kind]() for kind in kinds])
 
 
 @pytest.mark.parametrize(
-    ("network", "found"),
+    ("network", "signs"),
     [
         (Chain(), ["b_spikes"]),
         (Chain(norm=True), ["b_spikes"]),
@@ -79,15 +79,15 @@ def layers(*kinds):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_bottlenecks_are_found_by_what_runs(network, found, pictures):
+def test_bottlenecks_are_found_by_what_runs(network, signs, pictures):
     network.eval()
     with torch.no_grad():
         before = network(pictures)
     for fold in (True, False):
         graph = prepare(network, pictures, fold)
-        assert signed(graph) == found
+        assert signed(graph) == signs
         if fold:
-            assert [n.name for n in graph if n.name.endswith("_spikes")] == found
+            assert [n.name for n in graph if n.name.endswith("_spikes")] == signs
         with torch.no_grad():
             assert torch.allclose(graph(pictures), before, atol=1e-5)
 
@@ -174,11 +174,11 @@ def test_inverted_residuals_approach_the_float_network(mobile, pictures):
     with torch.no_grad():
         wanted = mobile(pictures)
         _, network = spiking(mobile, pictures, 256)
-        found = network.of((IFNeuron,))
+        nodes = network.of((IFNeuron,))
         linear = ["blocks.0.conv.2_spikes", "blocks.1.conv.2_spikes"]
-        assert [node.name for node in found if node.module.slope == 1] == linear
+        assert [node.name for node in nodes if node.module.slope == 1] == linear
         # both meet at the shortcut; the others are read by one layer each
-        assert [node.name for node in found if not node.module.folded] == linear
+        assert [node.name for node in nodes if not node.module.folded] == linear
         errors = [(SpikingNetwork(network, t)(pictures) - wanted).abs().max() for t in (8, 256)]
     assert errors[1] < 0.02 * wanted.std() + 0.1 * errors[0]
 
@@ -198,15 +198,17 @@ def test_no_layer_multiplies_in_every_step(mobile, pictures):
 def test_calibration_worsens_no_layer(mobile):
     coarse = torch.rand(20, 8, 3, 4, 4, generator=torch.Generator().manual_seed(5))
     batches = [nn.functional.interpolate(b, size=(16, 16), mode="bilinear") for b in coarse]
-    fit, held = batches[:14], batches[14:]
+    fit, judge = batches[:14], batches[14:]
     quantised, network = spiking(mobile, batches[0])
-    reports = calibrate(quantised, network, fit, held, T, LayerWise(steps=40, check=10, half=False))
+    reports = calibrate(
+        quantised, network, fit, judge, T, LayerWise(steps=40, check=10, half=False)
+    )
     assert all(report.after <= report.coarse <= report.before for report in reports)
     better = {report.name for report in reports if report.after < report.before}
     assert {"blocks.0.conv.2_spikes", "blocks.1.conv.2_spikes", "head.2"} <= better
     # the error reported for the last layer is that of the network as it runs
     with torch.no_grad():
-        error = SpikingNetwork(network, T)(torch.cat(held)) - quantised(torch.cat(held))
+        error = SpikingNetwork(network, T)(torch.cat(judge)) - quantised(torch.cat(judge))
         spread = quantised(torch.cat(batches)).std(0)
     assert reports[-1].after == pytest.approx((error / spread).square().mean().item(), rel=1e-3)
 
@@ -223,7 +225,7 @@ def test_thresholds_of_a_relu6_stay_below_six(per_channel, pictures):
     quantise(graph, thresholds, T)
     with torch.no_grad():
         current = network[0](pictures)
-        found = graph.eval().module("1")(graph.module("0")(pictures))
+        output = graph.eval().module("1")(graph.module("0")(pictures))
     assert current.max() > 12
     theta = theta.view(-1, 1, 1)
-    assert torch.allclose(found, theta * (current / theta * T + 0.5).floor().div(T).clamp(0, 1))
+    assert torch.allclose(output, theta * (current / theta * T + 0.5).floor().div(T).clamp(0, 1))

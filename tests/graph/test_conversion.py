@@ -69,9 +69,9 @@ def test_batch_norm_without_a_layer_of_its_own_becomes_a_weight_for_each_channel
 def test_a_module_used_at_three_places_becomes_three_neurons(small_net, pictures):
     graph = stage_one(small_net, pictures, 8)
     make_spiking(graph)
-    found = neurons(graph)
-    assert len(found) == 3
-    assert len({float(n.threshold) for n in found}) == 3
+    nodes = neurons(graph)
+    assert len(nodes) == 3
+    assert len({float(n.threshold) for n in nodes}) == 3
 
 
 def test_readouts_and_constant_layers_are_found(small_net, pictures):
@@ -253,10 +253,14 @@ def test_best_threshold_of_each_channel():
     values = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [1.0, 10.0, 0.0]
     )
-    found = best_threshold(values, 8)
+    thresholds = best_threshold(values, 8)
     each = torch.stack([best_threshold(channel, 8) for channel in values.T[:2]])
-    assert torch.equal(found[:2], each) and 0.9 < found[0] < 1.1 and 9 < found[1] < 11
-    assert found[2].item() == pytest.approx(values.max().item() / 20)  # silent: not next to zero
+    assert (
+        torch.equal(thresholds[:2], each) and 0.9 < thresholds[0] < 1.1 and 9 < thresholds[1] < 11
+    )
+    assert thresholds[2].item() == pytest.approx(
+        values.max().item() / 20
+    )  # silent: not next to zero
 
 
 def test_thresholds_of_each_channel_quantise_better(small_net, pictures):
@@ -357,9 +361,9 @@ def test_one_run_is_read_out_after_several_steps(small_net, pictures, chunk):
         lambda module, inputs, output: frames.append(len(output))
     )
     spiking = SpikingNetwork(graph, 8, chunk)
-    found = spiking.after(pictures, [1, 3, 7])
+    outputs = spiking.after(pictures, [1, 3, 7])
     assert sum(frames) == 7 * len(pictures) and max(frames) <= chunk
-    for t, output in zip([1, 3, 7], found, strict=True):
+    for t, output in zip([1, 3, 7], outputs, strict=True):
         assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
 
 
@@ -375,8 +379,8 @@ def test_a_long_run_keeps_only_what_is_read_out(small_net, pictures):
 
     graph.module("last").register_forward_hook(lambda *_: read.append(len(outputs)))
     with runtime.watching(graph, watch):
-        found = SpikingNetwork(graph, 8, len(pictures)).after(pictures, [3, 40])
-    assert len(outputs) == 40 and len(found) == 2 and read == [3, 40]
+        late = SpikingNetwork(graph, 8, len(pictures)).after(pictures, [3, 40])
+    assert len(outputs) == 40 and len(late) == 2 and read == [3, 40]
     assert max(alive) <= 2  # that of step 3, and the last one
 
 
@@ -388,9 +392,9 @@ def test_run_computes_nothing_ahead(small_net, pictures):
         lambda module, inputs, output: frames.append(len(output))
     )
     spiking = SpikingNetwork(graph, 8)
-    found = {t: (output, sum(frames)) for t, output in spiking.run(pictures, 8, 3)}
-    assert list(found) == [3, 6, 8]
-    for t, (output, computed) in found.items():
+    outputs = {t: (output, sum(frames)) for t, output in spiking.run(pictures, 8, 3)}
+    assert list(outputs) == [3, 6, 8]
+    for t, (output, computed) in outputs.items():
         assert computed == t * 4
         assert torch.allclose(output, spiking(pictures, t), atol=1e-5)
 
@@ -442,12 +446,12 @@ def test_a_pass_that_another_one_interrupted_goes_on_as_if_alone(small_net, pict
     first = spiking.anytime(pictures * 3, chunk=8)
     begun = [next(first)[1]]
     second = spiking.anytime(pictures, chunk=8)
-    found = [next(second)[1]]
+    outputs = [next(second)[1]]
     begun.append(next(first)[1])  # computed before
     begun.append(next(first)[1])  # not yet
-    found += [output for _, output in second]
+    outputs += [output for _, output in second]
     begun += [output for _, output in first]
-    for one, other in zip([*found, *begun], [*wanted, *others], strict=True):
+    for one, other in zip([*outputs, *begun], [*wanted, *others], strict=True):
         assert torch.allclose(one, other, atol=1e-5)
     next(spiking.anytime(pictures))
     assert torch.allclose(spiking(pictures), wanted[-1], atol=1e-5)
@@ -470,21 +474,21 @@ def test_nothing_is_left_in_a_network_after_a_pass(small_net, pictures):
     make_spiking(graph)
     spiking = SpikingNetwork(graph, 8, chunk=8)
     before, attributes = tensors_of(spiking)
-    made = []
+    references = []
 
     def watch(now, node, inputs, output):
-        made.extend(weakref.ref(tensor) for tensor in (output, *inputs))
+        references.extend(weakref.ref(tensor) for tensor in (output, *inputs))
 
     with torch.no_grad(), runtime.watching(graph, watch):
-        found = [spiking(pictures), *spiking.after(pictures, [2, 5])]
+        outputs = [spiking(pictures), *spiking.after(pictures, [2, 5])]
         run = spiking.anytime(pictures, 8)
         next(run)
         run.close()
         with pytest.raises(RuntimeError):
             spiking(pictures[:, :1])  # one that fails
-    assert made and len(found) == 3
+    assert references and len(outputs) == 3
     gc.collect()
-    assert not [tensor for tensor in made if tensor() is not None]
+    assert not [tensor for tensor in references if tensor() is not None]
     after, still = tensors_of(spiking)
     assert still == attributes and before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -507,13 +511,13 @@ def test_spike_rate_of_each_step(small_net, pictures, chunk, kind):
         neuron.__class__ = kind
     spiking = SpikingNetwork(graph, 6, chunk)
     with spiking.spike_rates() as rates:
-        found = [rates.mean(t) for t, _ in spiking.anytime(pictures)]
-    for t, rate in enumerate(found, 1):
+        means = [rates.mean(t) for t, _ in spiking.anytime(pictures)]
+    for t, rate in enumerate(means, 1):
         with spiking.spike_rates() as rates:
             for one in pictures.split(3):  # of several passes together
                 spiking(one, t)
         assert rate == pytest.approx(rates.mean(t))
-    assert found[0] != found[-1] and min(found) > 0
+    assert means[0] != means[-1] and min(means) > 0
     assert runtime._watchers.get() == ()
 
 
@@ -541,9 +545,9 @@ def test_bfloat16_spiking_layers_stay_near_float32(small_net, pictures):
     rounded = SpikingNetwork(graph, 16, chunk=6)
     rounded.use_bfloat16()
     with torch.no_grad():
-        wanted, found = exact(pictures), rounded(pictures)
-    assert found.dtype == torch.float32
-    assert (found - wanted).abs().max() < 0.15 * wanted.std()
+        wanted, output = exact(pictures), rounded(pictures)
+    assert output.dtype == torch.float32
+    assert (output - wanted).abs().max() < 0.15 * wanted.std()
     named = graph.layers.named_parameters()
     types = {name: p.dtype for name, p in named if name.endswith("weight")}
     assert torch.bfloat16 in types.values()

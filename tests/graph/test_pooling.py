@@ -20,11 +20,11 @@ CLASSIC = ROOT / "configs/models/tiny-yolo-maxpool.yaml"
 
 
 def pooled(spikes, batch, mode="count", chunks=1, **window):
-    pool, memory, found = SpikingMaxPool(**{"kernel_size": 2, **window}, mode=mode), None, []
+    pool, memory, outputs = SpikingMaxPool(**{"kernel_size": 2, **window}, mode=mode), None, []
     for part in spikes.chunk(chunks):
         out, memory = pool.advance(part, batch, len(part) // batch, memory)
-        found.append(out)
-    return torch.cat(found)
+        outputs.append(out)
+    return torch.cat(outputs)
 
 
 def test_traced_by_hand():
@@ -93,9 +93,9 @@ def test_one_pool_called_three_times(act, pictures):
     assert type(network.module("shrink")) is nn.MaxPool2d
     with torch.no_grad():
         wanted, spiking = source(pictures), SpikingNetwork(network, 256, chunk=64)
-        found = [spiking(pictures), spiking(pictures)]
-    assert torch.equal(*found)
-    assert (found[0] - wanted).abs().max() < 0.02 * wanted.std()
+        outputs = [spiking(pictures), spiking(pictures)]
+    assert torch.equal(*outputs)
+    assert (outputs[0] - wanted).abs().max() < 0.02 * wanted.std()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

@@ -221,12 +221,12 @@ def test_every_form_of_features(form, small):
 
 
 def norm(channels, kind=nn.BatchNorm2d):
-    made = kind(channels)
-    nn.init.uniform_(made.running_mean, -0.3, 0.3)
-    nn.init.uniform_(made.running_var, 0.3, 2)
-    nn.init.uniform_(made.weight, -1, 1)
-    nn.init.uniform_(made.bias, 0, 0.5)
-    return made
+    module = kind(channels)
+    nn.init.uniform_(module.running_mean, -0.3, 0.3)
+    nn.init.uniform_(module.running_var, 0.3, 2)
+    nn.init.uniform_(module.weight, -1, 1)
+    nn.init.uniform_(module.bias, 0, 0.5)
+    return module
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -307,8 +307,8 @@ def test_a_convolution_that_a_norm_and_another_layer_read_keeps_its_weights(smal
     graph = record(network, small)
     fold_batch_norm(graph)
     assert torch.equal(graph.module("conv").weight, network.conv.weight)
-    for found, wanted in zip(graph(small), network(small), strict=True):
-        assert torch.allclose(found, wanted, atol=1e-5)
+    for output, wanted in zip(graph(small), network(small), strict=True):
+        assert torch.allclose(output, wanted, atol=1e-5)
     assert distance(recorded(network, small), small) < 0.03
 
 
@@ -348,8 +348,8 @@ def test_a_neuron_that_feeds_a_neuron_sends_its_threshold(pair, bound, small):
     )
     network[0].weight.data *= 5  # thresholds far from 1
     graph = quantised(network.eval(), [small], 8)
-    found = neurons(spiking_copy(graph))
-    assert [neuron.folded for neuron in found] == [False, True, True]
+    nodes = neurons(spiking_copy(graph))
+    assert [neuron.folded for neuron in nodes] == [False, True, True]
     graph = recorded(network, small)
     assert distance(graph, small) < bound
 
@@ -581,13 +581,13 @@ def test_one_network_called_from_eight_threads(small):
             with torch.no_grad():
                 for turn in range(6):
                     if turn % 3 == 2:
-                        found = [output for _, output in spiking.anytime(inputs[k], chunk=4)][-1]
+                        answer = [output for _, output in spiking.anytime(inputs[k], chunk=4)][-1]
                     else:
                         with spiking.spike_rates() as counted:
-                            found = spiking(inputs[k])
+                            answer = spiking(inputs[k])
                         if counted.mean() != pytest.approx(rates[k]):
                             wrong.append((k, turn, "rates"))
-                    if not torch.allclose(found, wanted[k], atol=1e-5):
+                    if not torch.allclose(answer, wanted[k], atol=1e-5):
                         wrong.append((k, turn, "outputs"))
         except Exception as error:
             wrong.append((k, repr(error)))
@@ -617,5 +617,5 @@ def test_two_batch_norms_in_a_row_are_folded_into_one_layer():
 def test_names_of_nodes_are_never_parts_of_others():
     graph = Graph()
     wanted = ["2", "2.scale", "2.scale", "train.x", "a.train.b", "float", "a", "a.b"]
-    found = [graph.add(name, nn.ReLU(), ["input"]) for name in wanted]
-    assert found == ["2", "2_scale", "2_scale_1", "train_x", "a.train_b", "float_1", "a_1", "a.b"]
+    names = [graph.add(name, nn.ReLU(), ["input"]) for name in wanted]
+    assert names == ["2", "2_scale", "2_scale_1", "train_x", "a.train_b", "float_1", "a_1", "a.b"]

@@ -211,11 +211,11 @@ def test_a_layer_behind_the_readout_works_on_the_mean(pictures):
 
 
 def norm():
-    made = nn.BatchNorm2d(4)
-    nn.init.uniform_(made.running_mean, -0.3, 0.3)
-    nn.init.uniform_(made.running_var, 0.3, 2)
-    nn.init.uniform_(made.bias)
-    return made
+    module = nn.BatchNorm2d(4)
+    nn.init.uniform_(module.running_mean, -0.3, 0.3)
+    nn.init.uniform_(module.running_var, 0.3, 2)
+    nn.init.uniform_(module.bias)
+    return module
 
 
 def tied():
@@ -252,9 +252,9 @@ def test_what_several_places_share_is_converted_for_each(name, pictures):
     with torch.no_grad():
         wanted = network(pictures)
         quantised, spiking = stages(network, pictures, T)
-        found = spiking(pictures, 512), spiking(pictures, 512)
+        outputs = spiking(pictures, 512), spiking(pictures, 512)
         spiking.chunk = 4
         steps = spiking(pictures, 512)
-    for one, again, other, truth in zip(*found, steps, wanted, strict=True):
+    for one, again, other, truth in zip(*outputs, steps, wanted, strict=True):
         assert torch.equal(one, again) and torch.allclose(one, other, atol=1e-4)
         assert (one - truth).abs().mean() < 0.03 * truth.std()

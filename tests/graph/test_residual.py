@@ -76,8 +76,8 @@ def test_equal_to_the_quantised_network_on_constant_currents(name, relu, picture
     """Every neuron's rate is its quantised level here, so the sums must be equal, too."""
     torch.manual_seed(0)
     join, channels, kept = JOINS[name]
-    network, spiking, found = converted(Branches(join, channels, relu), pictures)
-    assert found == kept
+    network, spiking, names = converted(Branches(join, channels, relu), pictures)
+    assert names == kept
     with torch.no_grad():
         wanted = network(pictures)
         for chunk in (4, 1000):
@@ -103,8 +103,8 @@ class Bottleneck(nn.Module):
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_residual_block_approaches_the_clipped_network(raw, pictures):
     torch.manual_seed(0)
-    network, spiking, found = converted(Bottleneck(raw), pictures)
-    assert found == ("relu" if raw else "relurelu_1")
+    network, spiking, names = converted(Bottleneck(raw), pictures)
+    assert names == ("relu" if raw else "relurelu_1")
     for quantiser in network.modules():
         if hasattr(quantiser, "noise"):
             quantiser.steps = 1 << 20  # as good as none
@@ -133,8 +133,8 @@ class Shortcut(nn.Module):
 @pytest.mark.parametrize("pool", [True, False])
 def test_theta_travels_on_a_shortcut_to_other_neurons(pool, pictures):
     torch.manual_seed(0)
-    network, spiking, found = converted(Shortcut(pool), pictures)
-    assert found == "p"
+    network, spiking, names = converted(Shortcut(pool), pictures)
+    assert names == "p"
     with torch.no_grad():
         wanted, spiking = network(pictures), SpikingNetwork(spiking, T)
         errors = [(spiking(pictures, steps) - wanted).abs().mean() for steps in (2, 8)]

@@ -39,12 +39,16 @@ def imported(folder, *words, model=RESNET, state="state.pth", imgsz=64, out="w.s
 def test_torchvision_weights_compute_the_same(resnet, tmp_path, kind):
     if kind == "safetensors":
         save_file(resnet.state_dict(), tmp_path / "state.safetensors")
-    made = imported(tmp_path, state="state.pth" if kind == "torch" else "state.safetensors")
-    assert (made.stage, made.task, made.names) == ("float", "classification", ("a", "b", "c"))
+    checkpoint = imported(tmp_path, state="state.pth" if kind == "torch" else "state.safetensors")
+    assert (checkpoint.stage, checkpoint.task, checkpoint.names) == (
+        "float",
+        "classification",
+        ("a", "b", "c"),
+    )
     pictures = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        found = networks.restore(task_registry.of(made), made)(pictures)
-        assert torch.allclose(found, resnet(pictures), atol=1e-4)
+        output = networks.restore(task_registry.of(checkpoint), checkpoint)(pictures)
+        assert torch.allclose(output, resnet(pictures), atol=1e-4)
 
 
 def test_the_side_that_is_usual(resnet, tmp_path):
@@ -60,8 +64,8 @@ def test_a_relu_detector_of_ultralytics(tmp_path):
     torch.save(source.state_dict(), tmp_path / "state.pt")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     words = ("--activation", "torch.nn.ReLU()")
-    made = imported(tmp_path, *words, model="yolov8n.yaml", state="state.pt")
-    assert all(torch.equal(t, made.tensors[name]) for name, t in source.state_dict().items())
+    checkpoint = imported(tmp_path, *words, model="yolov8n.yaml", state="state.pt")
+    assert all(torch.equal(t, checkpoint.tensors[name]) for name, t in source.state_dict().items())
     with pytest.raises(UsageError, match="imgsz is 65; expected a multiple of 32"):
         imported(tmp_path, *words, model="yolov8n.yaml", state="state.pt", imgsz=65, out="x")
     with pytest.raises(Exception, match="SiLU"):
@@ -109,13 +113,13 @@ def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
 def test_a_classifier_of_torchvision_by_its_name(tmp_path):
     torch.manual_seed(0)
     network = torchvision.models.mobilenet_v2(num_classes=3).eval()
-    held = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
-    torch.save({"epoch": 9, "state_dict": held}, tmp_path / "state.pth")
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"epoch": 9, "state_dict": state}, tmp_path / "state.pth")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    made = imported(tmp_path, model="torchvision:mobilenet_v2", imgsz=None)
-    assert made.model == {"task": "classification", "arch": "torchvision/mobilenet_v2"}
-    assert (made.names, made.imgsz) == (("a", "b", "c"), 224)
-    assert all(torch.equal(t, made.tensors[name]) for name, t in network.state_dict().items())
+    checkpoint = imported(tmp_path, model="torchvision:mobilenet_v2", imgsz=None)
+    assert checkpoint.model == {"task": "classification", "arch": "torchvision/mobilenet_v2"}
+    assert (checkpoint.names, checkpoint.imgsz) == (("a", "b", "c"), 224)
+    assert all(torch.equal(t, checkpoint.tensors[name]) for name, t in network.state_dict().items())
     with pytest.raises(UsageError, match="torchvision/vgg17; torchvision has no such .*/vgg16"):
         imported(tmp_path, model="torchvision:vgg17", out="x")
     with pytest.raises(WeightsError, match="does not fit torchvision:resnet50 with 3 classes"):
@@ -129,12 +133,12 @@ def test_auxiliary_heads_are_left_out_with_a_word(tmp_path, capsys, monkeypatch)
     torch.save(network.state_dict(), tmp_path / "state.pth")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     monkeypatch.setattr(networks, "expect_convertible", lambda *_: None)  # tested elsewhere
-    made = imported(tmp_path, model="torchvision:googlenet", imgsz=None)
+    checkpoint = imported(tmp_path, model="torchvision:googlenet", imgsz=None)
     assert "left out: 20 tensors of auxiliary heads" in capsys.readouterr().out
-    assert made.model["mean"] == made.model["std"] == [0.5, 0.5, 0.5]
-    assert not any(name.startswith("aux") for name in made.tensors)
+    assert checkpoint.model["mean"] == checkpoint.model["std"] == [0.5, 0.5, 0.5]
+    assert not any(name.startswith("aux") for name in checkpoint.tensors)
     weight = network.inception5b.branch1.conv.weight
-    assert torch.equal(made.tensors["inception5b.branch1.conv.weight"], weight)
+    assert torch.equal(checkpoint.tensors["inception5b.branch1.conv.weight"], weight)
 
 
 def test_the_command_ends_with_a_sentence_and_a_code(tmp_path):

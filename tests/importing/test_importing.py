@@ -61,13 +61,13 @@ def test_a_file_that_would_run_something_is_refused(tmp_path, name, around, new)
     hostile = calls(mark)[name]
     layer = nn.Conv2d(1, 1, 1)
     layer.note = hostile
-    found = {
+    refused = {
         "alone": hostile,
         "in a state": {"fc.weight": WEIGHT, "fc.bias": hostile},
         "in a layer": {"model": nn.Sequential(layer)},
         "as a name": {"state_dict": {(hostile,): WEIGHT}},
     }
-    path = saved(tmp_path / "x.pt", found[around], _use_new_zipfile_serialization=new)
+    path = saved(tmp_path / "x.pt", refused[around], _use_new_zipfile_serialization=new)
     words = f"holds {name}, which is not among the classes"
     if around == "in a layer" and not new:  # the old form holds the source of layers first
         words = "damaged, or not a file of torch.save that holds tensors"
@@ -119,16 +119,16 @@ def test_attributes_without_a_name_are_dropped(tmp_path):
 
 
 def test_the_settings_of_a_run_are_read(tmp_path):
-    held = {
+    content = {
         "args": argparse.Namespace(lr=0.1),
         "fitness": numpy.float64(0.5),
         "curve": numpy.arange(3),
         "folder": pathlib.PurePosixPath("runs/x"),
         "state_dict": {"w": WEIGHT},
     }
-    found = load(saved(tmp_path / "x.pt", held))
-    assert found["args"].lr == 0.1
-    assert torch.equal(found["state_dict"]["w"], WEIGHT)
+    loaded = load(saved(tmp_path / "x.pt", content))
+    assert loaded["args"].lr == 0.1
+    assert torch.equal(loaded["state_dict"]["w"], WEIGHT)
 
 
 def test_every_listed_class_is_there():
@@ -184,10 +184,10 @@ def expect_read(network, path):
 
 @pytest.fixture
 def network():
-    made = plain()
-    made.n.running_mean.copy_(torch.tensor([0.25, -3.0]))
-    made.a.weight.data.copy_(WEIGHT)
-    return made
+    module = plain()
+    module.n.running_mean.copy_(torch.tensor([0.25, -3.0]))
+    module.a.weight.data.copy_(WEIGHT)
+    return module
 
 
 NESTED = {
@@ -207,8 +207,8 @@ NESTED = {
 @pytest.mark.parametrize("nest", NESTED)
 @pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "_orig_mod.module."])
 def test_nested_and_prefixed_states(tmp_path, network, nest, before):
-    held = {before + name: tensor for name, tensor in network.state_dict().items()}
-    expect_read(network, saved(tmp_path / "x.pth", NESTED[nest](held)))
+    tensors = {before + name: tensor for name, tensor in network.state_dict().items()}
+    expect_read(network, saved(tmp_path / "x.pth", NESTED[nest](tensors)))
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -241,8 +241,8 @@ def test_buffers_that_are_not_kept_are_left_out(tmp_path):
     layer.register_buffer("kept", torch.ones(1))
     layer.register_buffer("passing", torch.ones(1), persistent=False)
     path = saved(tmp_path / "x.pt", nn.Sequential(layer))
-    held = state.tensors(state.read(path), path)
-    assert list(held) == ["0.weight", "0.bias", "0.kept"]
+    tensors = state.tensors(state.read(path), path)
+    assert list(tensors) == ["0.weight", "0.bias", "0.kept"]
 
 
 def endless():
@@ -259,7 +259,7 @@ def wide():
 
 
 @pytest.mark.parametrize(
-    ("held", "words"),
+    ("content", "words"),
     [
         ({}, "not a state dict, which has a tensor for each name"),
         ([WEIGHT], "not a state dict"),
@@ -275,14 +275,14 @@ def wide():
         (wide(), "more than 100000 layers in one network"),
     ],
 )
-def test_what_is_no_state(tmp_path, held, words):
-    path = saved(tmp_path / "x.pt", held)
+def test_what_is_no_state(tmp_path, content, words):
+    path = saved(tmp_path / "x.pt", content)
     with pytest.raises(WeightsError, match=words):
         state.tensors(state.read(path), path)
 
 
 def test_states_of_other_networks(network):
-    held = network.state_dict()
+    tensors = network.state_dict()
     for name, tensor, words in [
         ("a.weight", torch.zeros(2, 4), "x: does not fit it: size mismatch for a.weight"),
         ("b.weight", torch.zeros(2), "x: does not fit it: Unexpected key.*b.weight"),
@@ -290,7 +290,7 @@ def test_states_of_other_networks(network):
         ("n.bias", torch.tensor([1.0, float("inf")]), "x: n.bias holds a number that is not fin"),
     ]:
         with pytest.raises(WeightsError, match=words):
-            state.put(plain(), held | {name: tensor}, "x", "it")
+            state.put(plain(), tensors | {name: tensor}, "x", "it")
     with pytest.raises(WeightsError, match="does not fit it: Missing key"):
         state.put(plain(), {"x.a.weight": WEIGHT, "y.a.weight": WEIGHT}, "x", "it")
     with pytest.raises(WeightsError, match="does not fit it: Missing key"):
@@ -339,6 +339,6 @@ def test_the_older_names_of_published_densenets():
 
 
 def test_auxiliary_names_of_other_networks_are_not_left_out():
-    held = torchvision.models.alexnet(num_classes=3).state_dict()
+    tensors = torchvision.models.alexnet(num_classes=3).state_dict()
     with pytest.raises(WeightsError, match="Unexpected key.*aux1.x"):
-        state.put(build(foreign("alexnet"), 3), held | {"aux1.x": torch.ones(1)}, "x", "it")
+        state.put(build(foreign("alexnet"), 3), tensors | {"aux1.x": torch.ones(1)}, "x", "it")

@@ -56,7 +56,7 @@ def best(path, network, ema=True, **more):
     """What ultralytics' trainer saves (`ema`), or leaves when it has finished (`model`)."""
     half = copy.deepcopy(network).half()
     optimizer = torch.optim.SGD(half.parameters(), 0.1).state_dict()
-    held = {
+    content = {
         "epoch": 3 if ema else -1,
         "best_fitness": torch.tensor(0.5).numpy()[()],
         "model": None if ema else half,
@@ -69,7 +69,7 @@ def best(path, network, ema=True, **more):
         "date": "2025-01-01T00:00:00",
         "version": "8.4.0",
     }
-    torch.save(held | more, path)
+    torch.save(content | more, path)
     return half.float()
 
 
@@ -88,41 +88,44 @@ def refused(folder, error, match, *words):
 @pytest.mark.parametrize("ema", [True, False], ids=["last", "finished"])
 def test_a_trained_detector_comes_out_whole(tmp_path, capsys, ema):
     source = best(tmp_path / "best.pt", detector(), ema)
-    made = imported(tmp_path)
-    assert (made.stage, made.task, made.imgsz) == ("float", "detection", 96)
-    assert made.names == ("cat", "dog", "small owl")
-    assert made.model["backbone"] == DESCRIPTION["backbone"]
-    assert (made.model["scale"], made.model["activation"]) == ("n", "torch.nn.ReLU()")
-    assert "yaml_file" not in made.model
+    checkpoint = imported(tmp_path)
+    assert (checkpoint.stage, checkpoint.task, checkpoint.imgsz) == ("float", "detection", 96)
+    assert checkpoint.names == ("cat", "dog", "small owl")
+    assert checkpoint.model["backbone"] == DESCRIPTION["backbone"]
+    assert (checkpoint.model["scale"], checkpoint.model["activation"]) == ("n", "torch.nn.ReLU()")
+    assert "yaml_file" not in checkpoint.model
     assert capsys.readouterr().out.endswith("w.safetensors: detection, 3 classes, 96 pixels\n")
     state = source.state_dict()
-    assert state.keys() == made.tensors.keys()
+    assert state.keys() == checkpoint.tensors.keys()
     for name, tensor in state.items():
-        assert torch.equal(tensor, made.tensors[name]) and tensor.dtype == made.tensors[name].dtype
+        assert (
+            torch.equal(tensor, checkpoint.tensors[name])
+            and tensor.dtype == checkpoint.tensors[name].dtype
+        )
     pictures = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        found, wanted = (
-            networks.module_of(task_registry.of(made), made)(pictures),
+        output, wanted = (
+            networks.module_of(task_registry.of(checkpoint), checkpoint)(pictures),
             source(pictures)[1],
         )
-        assert torch.equal(found["boxes"], wanted["boxes"])
-        assert torch.equal(found["scores"], wanted["scores"])
-        assert found["scores"].std() > 0
+        assert torch.equal(output["boxes"], wanted["boxes"])
+        assert torch.equal(output["scores"], wanted["scores"])
+        assert output["scores"].std() > 0
 
 
 def test_the_mean_over_training_is_taken_before_the_model(tmp_path):
     other = detector()
     other.model[0].conv.weight.data.zero_()
     source = best(tmp_path / "best.pt", detector(), model=other)
-    made = imported(tmp_path)
-    assert torch.equal(made.tensors["model.0.conv.weight"], source.model[0].conv.weight)
+    checkpoint = imported(tmp_path)
+    assert torch.equal(checkpoint.tensors["model.0.conv.weight"], source.model[0].conv.weight)
 
 
 def test_what_is_given_goes_before_what_the_file_says(tmp_path):
     best(tmp_path / "best.pt", detector())
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    made = imported(tmp_path, "--names", tmp_path / "names.txt", "--imgsz", "128")
-    assert (made.names, made.imgsz) == (("a", "b", "c"), 128)
+    checkpoint = imported(tmp_path, "--names", tmp_path / "names.txt", "--imgsz", "128")
+    assert (checkpoint.names, checkpoint.imgsz) == (("a", "b", "c"), 128)
     (tmp_path / "names.txt").write_text("a\nb\n")
     (tmp_path / "w.safetensors").unlink()
     words = "does not fit its own description with 2 classes: size mismatch"
@@ -165,11 +168,11 @@ def test_layers_that_were_exchanged_after_they_were_built(tmp_path):
             layer.act = nn.ReLU()
     source = best(tmp_path / "best.pt", model)
     refused(tmp_path, WeightsError, "model.0.act is ReLU in the file but SiLU.*--activation")
-    made = imported(tmp_path, "--activation", "torch.nn.ReLU()")
+    checkpoint = imported(tmp_path, "--activation", "torch.nn.ReLU()")
     pictures = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        found = networks.module_of(task_registry.of(made), made)(pictures)
-        assert torch.equal(found["scores"], source(pictures)[1]["scores"])
+        output = networks.module_of(task_registry.of(checkpoint), checkpoint)(pictures)
+        assert torch.equal(output["scores"], source(pictures)[1]["scores"])
 
 
 def exchange(model, name, value):
@@ -240,9 +243,9 @@ def test_the_state_of_a_checkpoint_for_a_named_description(tmp_path):
     model = DetectionModel(read_description("yolov8n.yaml", None, "torch.nn.ReLU()"), nc=2)
     model.names = {0: "a", 1: "b"}
     source = best(tmp_path / "best.pt", model)
-    made = imported(tmp_path, "--model", "yolov8n.yaml", "--activation", "torch.nn.ReLU()")
-    assert torch.equal(made.tensors["model.0.conv.weight"], source.model[0].conv.weight)
-    assert (made.names, made.imgsz) == (("a", "b"), 96)
+    checkpoint = imported(tmp_path, "--model", "yolov8n.yaml", "--activation", "torch.nn.ReLU()")
+    assert torch.equal(checkpoint.tensors["model.0.conv.weight"], source.model[0].conv.weight)
+    assert (checkpoint.names, checkpoint.imgsz) == (("a", "b"), 96)
 
 
 def test_plain_states_need_a_network_and_names(tmp_path):

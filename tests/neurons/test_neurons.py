@@ -118,8 +118,8 @@ def test_surrogate_of_the_lower_threshold_at_the_edges_of_its_window(slope, belo
     x = torch.tensor([[below, low, low + 1e-3, high - 1e-3, high]], requires_grad=True)
     spikes, _ = integrate_and_fire_surrogate(x, torch.zeros_like(x), theta, 1, 1.0, slope)
     assert spikes[0].tolist() == [-1 if slope < 1 else 0, -1, -1, 0, 0]
-    found = integrate_and_fire(x.detach(), torch.zeros(1, 5), theta, 1, slope=slope)[0]
-    assert torch.equal(spikes, found)
+    sent = integrate_and_fire(x.detach(), torch.zeros(1, 5), theta, 1, slope=slope)[0]
+    assert torch.equal(spikes, sent)
     (grad,) = torch.autograd.grad(spikes.sum(), x)
     height = slope / 2
     assert grad[0].tolist() == [height, 0, height, height, 0]
@@ -137,9 +137,9 @@ def test_surrogate_gradient_over_several_chunks_of_the_cache(slope):
     whole = torch.autograd.grad((spikes * weight).sum() + u.sum(), [current, u0])
     for b in range(3):
         one = current[b::3].detach().requires_grad_(), u0[b : b + 1].detach().requires_grad_()
-        found, end = integrate_and_fire_surrogate(*one, theta, 2, 1.0, slope)
-        assert torch.equal(found, spikes[b::3]) and torch.equal(end, u[b : b + 1])
-        alone = torch.autograd.grad((found * weight[b::3]).sum() + end.sum(), one)
+        sent, end = integrate_and_fire_surrogate(*one, theta, 2, 1.0, slope)
+        assert torch.equal(sent, spikes[b::3]) and torch.equal(end, u[b : b + 1])
+        alone = torch.autograd.grad((sent * weight[b::3]).sum() + end.sum(), one)
         assert torch.equal(alone[0], whole[0][b::3]) and torch.equal(alone[1], whole[1][b : b + 1])
 
 

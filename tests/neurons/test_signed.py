@@ -172,15 +172,15 @@ def leaky_net(small_net, pictures):
 def test_leaky_network_converts(leaky_net, pictures):
     quantised = copy.deepcopy(leaky_net)
     make_spiking(leaky_net)
-    found = neurons(leaky_net)
-    assert len(found) == 3 and all(n.slope == 0.2 for n in found)
+    nodes = neurons(leaky_net)
+    assert len(nodes) == 3 and all(n.slope == 0.2 for n in nodes)
     spiking = SpikingNetwork(leaky_net, 8)
     with torch.no_grad():
         with seen_in(leaky_net) as seen:
             spiking(pictures)
         (sent,) = seen["relu"]
         first = quantised.module("relu")(quantised.module("first")(pictures))
-        rate = sent.unflatten(0, (8, 4)).mean(0) * found[0].threshold
+        rate = sent.unflatten(0, (8, 4)).mean(0) * nodes[0].threshold
         near = (rate - first).abs() < 1e-5
         for quantiser in quantised.modules():
             if isinstance(quantiser, QuantClip):

@@ -262,12 +262,12 @@ def test_without_any_frame_files_are_complete():
 def test_coco_results_count_up_or_take_the_numbers_of_the_annotations():
     from pycocotools.coco import COCO
 
-    held = {
+    annotations = {
         "images": [{"id": 77, "file_name": "x.png", "width": 80, "height": 60}],
         "categories": [{"id": n * 5, "name": name} for n, name in enumerate(NAMES, 1)],
         "annotations": [],
     }
-    Path("a.json").write_text(json.dumps(held))
+    Path("a.json").write_text(json.dumps(annotations))
     with Outputs(save(coco=Path("1.json"))) as outputs:
         outputs.write(still("y.png"), found())
         outputs.write(still("x.png"), TWO)
@@ -345,9 +345,9 @@ def test_names_that_some_file_systems_do_not_tell_apart():
 
 def test_a_long_name_keeps_its_end():
     names = Names()
-    found = [names.new(Path(), "ä" * 200, "-000001.jpg").name for _ in range(2)]
-    assert found[0].endswith("ä-000001.jpg") and found[1].endswith("ä-2-000001.jpg")
-    assert all(240 < len(name.encode(errors="surrogateescape")) <= 255 for name in found)
+    taken = [names.new(Path(), "ä" * 200, "-000001.jpg").name for _ in range(2)]
+    assert taken[0].endswith("ä-000001.jpg") and taken[1].endswith("ä-2-000001.jpg")
+    assert all(240 < len(name.encode(errors="surrogateescape")) <= 255 for name in taken)
 
 
 @pytest.mark.parametrize(

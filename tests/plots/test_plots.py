@@ -84,16 +84,16 @@ EVERY = {
 @pytest.fixture
 def texts(monkeypatch):
     """All texts of the figures that are drawn."""
-    found = []
+    words = []
     draw = figure.png
 
     def spy(drawn: Figure):
-        found.extend(text.get_text() for text in drawn.findobj(match=lambda x: hasattr(x, "_text")))
+        words.extend(text.get_text() for text in drawn.findobj(match=lambda x: hasattr(x, "_text")))
         return draw(drawn)
 
     for module in (measures, analysis, pictures):
         monkeypatch.setattr(module, "png", spy)
-    return found
+    return words
 
 
 @pytest.mark.parametrize("name", EVERY)

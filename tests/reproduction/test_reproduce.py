@@ -33,8 +33,8 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
-    save(made, tmp_path / "float.safetensors")
+    checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    save(checkpoint, tmp_path / "float.safetensors")
     return tmp_path
 
 
@@ -123,8 +123,8 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     words = ("figure7", "--methods", "copy", "--T", 4, "--layer-steps")
     reproduce.run(parsed(place, *words, 1))
     (line,) = csv.DictReader((place / "results/figure7.csv").open())
-    made = [line[key] for key in ("method", "T", "weights_for_T", "calibration_pictures")]
-    assert made == ["copy", "4", "4", "0"]
+    checkpoint = [line[key] for key in ("method", "T", "weights_for_T", "calibration_pictures")]
+    assert checkpoint == ["copy", "4", "4", "0"]
     reproduce.run(parsed(place, *words, 2))  # nothing to it
     with monkeypatch.context() as patched:
         patched.setattr(Workshop, "run", lambda *_: None)  # killed before it wrote any weights
@@ -137,9 +137,9 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
         with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
             two.weights(cell)
     other = place / "other.safetensors"
-    made = load(place / "float.safetensors")
-    made.tensors = {name: tensor + 1 for name, tensor in made.tensors.items()}
-    save(made, other)
+    checkpoint = load(place / "float.safetensors")
+    checkpoint.tensors = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
+    save(checkpoint, other)
     folders = []
     monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
     for path in (place / "float.safetensors", other):
@@ -261,7 +261,7 @@ def test_a_command_that_fails_ends_it(place):
 
 
 @pytest.mark.parametrize(
-    ("found", "objects"),
+    ("detected", "objects"),
     [
         ([], 0),
         ([("bus", (0, 0, 100, 100))], 1),
@@ -270,7 +270,7 @@ def test_a_command_that_fails_ends_it(place):
         ([("bus", (0, 0, 100, 100)), ("bus", (0, 0, 100, 90))], 1),
     ],
 )
-def test_agreement_with_the_float_network(found, objects):
+def test_agreement_with_the_float_network(detected, objects):
     import numpy as np
 
     from spikedet.detection.boxes import Detections
@@ -281,7 +281,7 @@ def test_agreement_with_the_float_network(found, objects):
         return Detections(boxes, np.ones(len(listed), np.float32), labels, VOC_CLASSES)
 
     truth = detections([("bus", (0, 0, 100, 100))])
-    assert detection.agreeing(detections(found), truth) == objects
+    assert detection.agreeing(detections(detected), truth) == objects
 
 
 def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):

@@ -31,9 +31,9 @@ def description(**more):
 def save(path, names=NAMES, **more):
     """An untrained float network."""
     torch.manual_seed(0)
-    made = description(**more)
-    tensors = build(made, len(names)).state_dict()
-    save_checkpoint(Checkpoint("float", "classification", made, names, 8, tensors), path)
+    model = description(**more)
+    tensors = build(model, len(names)).state_dict()
+    save_checkpoint(Checkpoint("float", "classification", model, names, 8, tensors), path)
     return path
 
 
@@ -107,20 +107,20 @@ def cells_of(name, networks):
     """All that a table would measure."""
     args = parsed_words("reproduce", [name, "--data", "d"])
     lines = tables.planned(tables.TABLES[name], networks)
-    found = [tables.cell_of(args, line, T) for line in lines for T in line.steps]
-    return [cell for cell in found if cell]
+    cells = [tables.cell_of(args, line, T) for line in lines for T in line.steps]
+    return [cell for cell in cells if cell]
 
 
 def asked(name, networks, *words):
     """(method, network, T, pictures) of what a table would measure, without the float network."""
     args = parsed_words("reproduce", [name, "--data", "d", *map(str, words)])
-    found = set()
+    names = set()
     for line in tables.planned(tables.TABLES[name], networks):
         for T in line.steps:
             cell = tables.cell_of(args, line, T)
             if cell and tables.wanted(args, line, T):
-                found.add((cell.method, line.network.name, T, cell.pictures))
-    return found
+                names.add((cell.method, line.network.name, T, cell.pictures))
+    return names
 
 
 def test_published_rows_are_run_with_the_network_and_data_set_they_are_of():
@@ -202,10 +202,10 @@ class Shop:
 
 def measured(tmp_path, name, *words):
     args = parsed_words("reproduce", [name, "--data", "d", "--out", str(tmp_path), *words])
-    made = replace(network("resnet20", "CIFAR-100"), shop=Shop())
-    classification.measure(args, [made])
+    rows = replace(network("resnet20", "CIFAR-100"), shop=Shop())
+    classification.measure(args, [rows])
     lines = [x for x in lines_of(tmp_path / f"{name}.csv") if x["network"] == "resnet20"]
-    return made.shop, {
+    return rows.shop, {
         (x["measure"], x["T"]): x["value"] for x in lines if x["paper_method"] == "Ours"
     }
 
@@ -219,12 +219,12 @@ def test_relative_loss(tmp_path):
 def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
     shop, values = measured(tmp_path, "table7", "--T", "2", "--methods", "layer-wise")
     assert shop.limit == 1024
-    found = {key: float(value) for key, value in values.items() if value != "not run"}
+    numbers = {key: float(value) for key, value in values.items() if value != "not run"}
     wanted = {("top1", ""): 80, ("top1", "2"): 60, ("gsop", ""): 100, ("gsop", "2"): 35}
     wanted |= {("energy", ""): 460, ("energy", "2"): 31.5, ("ratio", "2"): 6.85}
     wanted |= {("energy_ours", ""): 460, ("energy_ours", "2"): 50, ("ratio_ours", "2"): 10.87}
     wanted |= {("ratio", ""): 100, ("ratio_ours", ""): 100}
-    assert found == pytest.approx(wanted)
+    assert numbers == pytest.approx(wanted)
     text = capsys.readouterr().out
     assert "not run (433.7±17.2)" in text and "35.00±2.00" in text and "31.50±1.00" in text
 
@@ -243,8 +243,8 @@ def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
 )
 def test_names_of_networks(classes, more, wanted):
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
-    made = Checkpoint("float", "classification", description(**more), names, 8, {})
-    assert classification.described(made) == wanted
+    checkpoint = Checkpoint("float", "classification", description(**more), names, 8, {})
+    assert classification.described(checkpoint) == wanted
 
 
 def test_a_table_without_a_network_of_its_own_is_the_published_one(place, tmp_path, capsys):
@@ -296,10 +296,10 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
     reproduce.run(parsed(place, tmp_path, "figure5", "--T", 4))
     ((tool, words),) = commands
     assert tool == "analyze" and words[:4] == ["--weights", "two-stage-T4", "--stage1", "stage1-T4"]
-    made = sorted(path.name for path in tmp_path.glob("figure5-*.csv"))
-    assert [name.split("-")[1] for name in made] == ["gap", "periodic", "similarity"]
-    assert all(name.endswith("-T4.csv") for name in made)
-    assert (tmp_path / made[0]).read_text() == "gap"
+    files = sorted(path.name for path in tmp_path.glob("figure5-*.csv"))
+    assert [name.split("-")[1] for name in files] == ["gap", "periodic", "similarity"]
+    assert all(name.endswith("-T4.csv") for name in files)
+    assert (tmp_path / files[0]).read_text() == "gap"
 
 
 def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypatch):

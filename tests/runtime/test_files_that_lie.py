@@ -77,13 +77,13 @@ def detectors(tmp_path_factory):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "grey.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
     samples = BoxSamples([Sample("g", folder / "grey.png", 64, 64, *nothing)])
-    qc = stage_one.untuned(DETECTION, made, samples, 2)
+    qc = stage_one.untuned(DETECTION, checkpoint, samples, 2)
     snn = spiking_checkpoint(qc, stage_two.copied(DETECTION, qc), {})
-    for one in (made, qc, snn):
+    for one in (checkpoint, qc, snn):
         save(one, folder / one.stage)
     return {stage: (folder / stage).read_bytes() for stage in ("float", "qc", "snn")}
 
@@ -94,9 +94,9 @@ def classifier(tmp_path_factory):
     torch.manual_seed(0)
     description = {"arch": "resnet20", "width": 0.25, "mean": [0.5] * 3, "std": [0.25] * 3}
     tensors = CLASSIFICATION.network(description, 3).state_dict()
-    made = Checkpoint("float", "classification", description, ("a", "b", "c"), 16, tensors)
+    checkpoint = Checkpoint("float", "classification", description, ("a", "b", "c"), 16, tensors)
     picture = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
-    qc = stage_one.untuned(CLASSIFICATION, made, Samples(made.names, [0], [picture]), 2)
+    qc = stage_one.untuned(CLASSIFICATION, checkpoint, Samples(checkpoint.names, [0], [picture]), 2)
     path = tmp_path_factory.mktemp("classifier") / "snn.safetensors"
     save(spiking_checkpoint(qc, stage_two.copied(CLASSIFICATION, qc), {}), path)
     return path.read_bytes()
@@ -147,8 +147,8 @@ def node_of(header, kind, number=0):
 def test_what_the_tests_start_from_loads_and_answers(own, detectors, classifier, tmp_path):
     (tmp_path / "own").write_bytes(own)
     network = spikedet.load(tmp_path / "own")
-    found = network(torch.rand(2, 3, 16, 16))
-    assert found["logits"].shape == (2, 5) and found["logits"].isfinite().all()
+    output = network(torch.rand(2, 3, 16, 16))
+    assert output["logits"].shape == (2, 5) and output["logits"].isfinite().all()
     kinds = {node.kind for node in network.graph}
     assert kinds >= {"neuron", "count_max_pool", "upsample", "mean_over_time", "reshape", "scale"}
     for data in (*detectors.values(), classifier, changed(own, lambda header, tensors: None)):
@@ -299,9 +299,9 @@ FIELDS = [
     *[("names", names) for names in ("ab", 3, None, [1, 2], {"a": 1}, ["a"] * 200_000)],
     *[("stage", stage) for stage in ("", "ann", None, 3, ["snn"])],
     *[("task", task) for task in ("pose", None, 3, ["none"])],
-    *[("model", found) for found in (None, [], "x")],
-    *[("origin", found) for found in (None, [], "x")],
-    *[("head", found) for found in (None, [], "x")],
+    *[("model", value) for value in (None, [], "x")],
+    *[("origin", value) for value in (None, [], "x")],
+    *[("head", value) for value in (None, [], "x")],
     *[("graph", graph) for graph in ([], "x", 3, True, {}, [[]], {"nodes": []}, None)],
     ("more", 1),
 ]
@@ -434,16 +434,16 @@ LIES = [(kind, name, value) for kind, name, values in SIZES for value in values]
 @pytest.mark.parametrize(("kind", "name", "value"), LIES, ids=lambda v: str(v)[:24])
 def test_options_that_no_operation_has(own, tmp_path, kind, name, value):
     def change(header, tensors):
-        found = options(header, kind)
-        assert name in found
-        found[name] = value
+        own = options(header, kind)
+        assert name in own
+        own[name] = value
 
     refused(tmp_path / "w", changed(own, change), WeightsError)
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "neuron", "upsample", "reshape", "mean_over_time"])
 def test_options_too_many_and_too_few(own, tmp_path, kind):
-    for change in (lambda found: found.popitem(), lambda found: found.update(more=1)):
+    for change in (lambda given: given.popitem(), lambda given: given.update(more=1)):
         data = changed(own, lambda header, _, change=change: change(options(header, kind)))
         refused(tmp_path / "w", data, WeightsError)
     data = changed(own, lambda header, _: node_of(header, kind).__setitem__(3, None))
@@ -480,11 +480,11 @@ INSERTED = {
 
 @pytest.mark.parametrize("lie", INSERTED)
 def test_operations_that_are_put_behind_a_layer(own, tmp_path, lie):
-    kind, found = INSERTED[lie]
+    kind, options = INSERTED[lie]
 
     def change(header, tensors):
         nodes = header["graph"]["nodes"]
-        nodes.append(["more", kind, [nodes[0][0]], found])
+        nodes.append(["more", kind, [nodes[0][0]], options])
         header["graph"]["output"] = {"list": [{"node": nodes[-2][0]}, {"node": "more"}]}
 
     refused(tmp_path / "w", changed(own, change), WeightsError)

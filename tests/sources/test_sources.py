@@ -448,16 +448,16 @@ def test_what_comes_meanwhile_is_skipped():
             yield number
             given.release()
 
-    found = newest(items())
+    frames = newest(items())
     may.release()
-    assert next(found) == 0
+    assert next(frames) == 0
     for _ in range(4):
         may.release()
         given.acquire()
     given.acquire()
-    assert next(found) == 4
+    assert next(frames) == 4
     may.release()
-    assert list(found) == [5]
+    assert list(frames) == [5]
 
 
 def test_what_a_thread_raises_is_raised_behind_its_last_item():
@@ -465,9 +465,9 @@ def test_what_a_thread_raises_is_raised_behind_its_last_item():
         yield 1
         raise PictureError("lost")
 
-    found = newest(items())
+    frames = newest(items())
     with pytest.raises(PictureError, match="lost"):
-        assert [next(found), next(found)] == [1, None]
+        assert [next(frames), next(frames)] == [1, None]
 
 
 # ---------------------------------------------------------------------- addresses

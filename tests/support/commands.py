@@ -26,5 +26,5 @@ def command(monkeypatch, name, *words):
 
 def run_as_command(function, several=False):
     """Run a function as a command without options; the process ends as with any."""
-    made = SimpleNamespace(Options=parse.Options, run=function, SEVERAL=several)
-    run(lambda: made, [], "test")
+    command = SimpleNamespace(Options=parse.Options, run=function, SEVERAL=several)
+    run(lambda: command, [], "test")

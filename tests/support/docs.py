@@ -40,20 +40,20 @@ class Block:
 
 def pages():
     """All pages of the clone, as paths from its root."""
-    found = list(ROOT.glob("*.md"))
+    paths = list(ROOT.glob("*.md"))
     for folder in FOLDERS:
-        found += (ROOT / folder).rglob("*.md")
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+        paths += (ROOT / folder).rglob("*.md")
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
 def blocks(page, *languages):
     """The blocks of a page in these languages, or all."""
     text = (ROOT / page).read_text()
-    for found in BLOCK.finditer(text):
-        if not languages or found["language"] in languages:
-            line = text.count("\n", 0, found.start("code"))
-            yield Block(page, line, found["language"], found["code"], found["mark"],
-                        found["words"] or "")  # fmt: skip
+    for match in BLOCK.finditer(text):
+        if not languages or match["language"] in languages:
+            line = text.count("\n", 0, match.start("code"))
+            yield Block(page, line, match["language"], match["code"], match["mark"],
+                        match["words"] or "")  # fmt: skip
 
 
 def commands(text):

@@ -56,11 +56,11 @@ def trainer(sides, folder, resume=False, width="n", **settings):
 
     def save(averaged, path):
         tensors = averaged.state_dict()
-        made = Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
-        save_checkpoint(made, path)
+        checkpoint = Checkpoint("float", "detection", {}, VOC_CLASSES, 64, tensors)
+        save_checkpoint(checkpoint, path)
 
-    made = Checkpoint("float", "detection", {}, VOC_CLASSES, settings.imgsz, {})
-    return Trainer(network, Run(made, *sides, folder, settings, save, resume))
+    checkpoint = Checkpoint("float", "detection", {}, VOC_CLASSES, settings.imgsz, {})
+    return Trainer(network, Run(checkpoint, *sides, folder, settings, save, resume))
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,11 @@ def stages_done(devkit, tmp_path_factory):
     torch.manual_seed(0)
     description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     tensors = model.build(description, 20).state_dict()
-    made = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
-    save_checkpoint(made, folder / "float.safetensors")
+    checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
+    save_checkpoint(checkpoint, folder / "float.safetensors")
     samples = BoxSamples(read_voc(devkit, "VOC2007:train", cache=folder))
     train, _ = samples.split_off_tuning(devkit.parent / "tuning.txt")
-    save_checkpoint(stage_one.untuned(DETECTION, made, train, 4), folder / "qc.safetensors")
+    save_checkpoint(stage_one.untuned(DETECTION, checkpoint, train, 4), folder / "qc.safetensors")
     return folder
 
 
@@ -90,9 +90,9 @@ def converted(folder, devkit, method, *words):
     data = ["--data", devkit, "--split", "VOC2007:train", "--tuning", devkit.parent / "tuning.txt"]
     given = ["--model", folder / "float.safetensors", "--method", method, "--T", 4, "--out", out]
     convert.run(parsed("convert", [*given, *data, *small, *words]))
-    made = load(out)
-    assert (made.stage, made.T) == ("snn", 4)
-    return made
+    checkpoint = load(out)
+    assert (checkpoint.stage, checkpoint.T) == ("snn", 4)
+    return checkpoint
 
 
 def different(a, b):

@@ -71,9 +71,9 @@ def recorded(network: nn.Module, pictures: Tensor) -> Graph:
     """The graph that `quantise` takes, equal to the network in evaluation mode to 1e-5."""
     wanted = leaves(network.eval()(pictures.clone()))
     graph = prepare(network, pictures[:1])
-    found = leaves(graph(pictures.clone()))
-    assert len(found) == len(wanted)
-    for one, truth in zip(found, wanted, strict=True):
+    outputs = leaves(graph(pictures.clone()))
+    assert len(outputs) == len(wanted)
+    for one, truth in zip(outputs, wanted, strict=True):
         assert one.shape == truth.shape
         assert torch.allclose(one, truth, atol=1e-5 * max(1.0, truth.abs().max().item()), rtol=1e-5)
     return graph
@@ -93,10 +93,10 @@ def distance(graph: Graph, pictures: Tensor, T: int = 256, maxima: bool = True) 
         thresholds = estimate_thresholds(graph, [pictures], T)
     quantise(graph, thresholds, T)
     make_spiking(graph.eval())
-    found = leaves(SpikingNetwork(graph, T, chunk=64)(pictures))
+    outputs = leaves(SpikingNetwork(graph, T, chunk=64)(pictures))
     apart = [
         ((one - truth).abs().mean() / truth.std()).item()
-        for one, truth in zip(found, wanted, strict=True)
+        for one, truth in zip(outputs, wanted, strict=True)
     ]
     return max(apart)
 

@@ -45,8 +45,8 @@ def bits(value):
 def rows(folder):
     """The log of a run without its times."""
     with (folder / "results.csv").open() as file:
-        found = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in found]
+        entries = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in entries]
 
 
 def same_run(one, other):
@@ -67,10 +67,10 @@ def same_run(one, other):
 def drawing(monkeypatch):
     """Let the augmentation library, which seldom does something, do it to every other picture."""
     for kind in (albumentations.Blur, albumentations.ToGray):
-        made = kind.__init__
+        build = kind.__init__
 
-        def often(self, *args, made=made, **options):
-            made(self, *args, **{**options, "p": 0.5})
+        def often(self, *args, build=build, **options):
+            build(self, *args, **{**options, "p": 0.5})
 
         monkeypatch.setattr(kind, "__init__", often)
 
@@ -285,29 +285,29 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_temporaries_of_killed_writes_are_deleted(tmp_path):
     """And no others: not those that are new, that somebody writes, or that have other names."""
     old = time.time() - 2 * STALE
-    made = {
+    files = {
         "left": f".a.json.abcd1234{ENDING}",
         "new": f".b.json.abcd1234{ENDING}",
         "locked": f".c.json.abcd1234{ENDING}",
         "other": ".d.json.abcd1234",
         "shown": f"e.json.abcd1234{ENDING}",
     }
-    for name in made.values():
+    for name in files.values():
         (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, None if name == made["new"] else (old, old))
+        os.utime(tmp_path / name, None if name == files["new"] else (old, old))
     os.mkfifo(tmp_path / f".f.abcd1234{ENDING}")
     os.utime(tmp_path / f".f.abcd1234{ENDING}", (old, old))
-    os.symlink(made["other"], tmp_path / f".g.abcd1234{ENDING}")
+    os.symlink(files["other"], tmp_path / f".g.abcd1234{ENDING}")
     code = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX)\n"
     code += "print('locked', flush=True); time.sleep(60)"
-    words = [sys.executable, "-c", code, str(tmp_path / made["locked"])]
+    words = [sys.executable, "-c", code, str(tmp_path / files["locked"])]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         write_atomic(tmp_path / "z.json", b"whole")
         other.kill()
     left = set(os.listdir(tmp_path))
-    assert made["left"] not in left
-    assert left >= {made[name] for name in ("new", "locked", "other", "shown")}
+    assert files["left"] not in left
+    assert left >= {files[name] for name in ("new", "locked", "other", "shown")}
     assert f".g.abcd1234{ENDING}" in left and (tmp_path / "z.json").read_bytes() == b"whole"
 
 

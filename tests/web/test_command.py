@@ -63,9 +63,9 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
 
 def test_the_commands_of_the_page_on_it_can_be_given():
     text = (ROOT / "docs/web.md").read_text()
-    found = re.findall(r"(?:^|`)spikedet web([^`\n]*)", text, re.M)
-    assert len(found) >= 6
-    for words in found:
+    commands = re.findall(r"(?:^|`)spikedet web([^`\n]*)", text, re.M)
+    assert len(commands) >= 6
+    for words in commands:
         parsed("web", shlex.split(words))
     for name in re.findall(r"^\| `--([a-z-]+)` .* (\d+) \|$", text, re.M):
         assert getattr(parsed("web", []), name[0].replace("-", "_")) == float(name[1]), name
@@ -92,8 +92,8 @@ def test_the_float_network_beside(tmp_path):
     detector = spikedet.load(released("snn", T))
     assert web.reference_of(detector, parsed("web", [])).weights == released("float")
     other = tmp_path / "other.safetensors"
-    made = checkpoint.load(released("snn", T))
-    checkpoint.save(replace(made, names=tuple(name.upper() for name in made.names)), other)
+    weights = checkpoint.load(released("snn", T))
+    checkpoint.save(replace(weights, names=tuple(name.upper() for name in weights.names)), other)
     detector = spikedet.load(other)
     assert web.reference_of(detector, parsed("web", [])) is None
     with pytest.raises(WeightsError, match="other classes"):

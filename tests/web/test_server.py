@@ -63,9 +63,9 @@ class Served:
 @pytest.fixture(scope="module")
 def served():
     viewer = Viewer(spikedet.load(released("snn", T)), None, read_picture(SAMPLE), LIMITS)
-    found = Served(viewer)
-    yield found
-    found.close()
+    running = Served(viewer)
+    yield running
+    running.close()
 
 
 def jpeg(seed):
@@ -110,12 +110,12 @@ def test_a_look(served):
     assert status == 200 and [line["kind"] for line in lines] == ["picture"] + ["step"] * T
     assert (lines[0]["height"], lines[0]["width"]) == picture.shape[:2]
     assert lines[0]["picture"].startswith("data:image/jpeg;base64,")
-    for line, found in zip(
+    for line, detections in zip(
         lines[1:], served.viewer.detector.steps(picture, T, conf=0.3), strict=True
     ):
-        assert line["t"] == found.T and line["rate"] == found.spike_rate
+        assert line["t"] == detections.T and line["rate"] == detections.spike_rate
         objects = [{k: v for k, v in each.items() if k != "label"} for each in line["objects"]]
-        assert objects == found.to_dict()["objects"]
+        assert objects == detections.to_dict()["objects"]
     assert len(lines[-1]["objects"]) > 1
 
 

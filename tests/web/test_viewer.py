@@ -37,15 +37,15 @@ def viewer(street):
 
 def test_steps_are_those_of_the_detector(viewer, street):
     *steps, other = viewer.look(street, T, 0.25, beside=True)
-    assert [step.found.T for step in steps] == [1, 2, 3, 4] and isinstance(other, Beside)
+    assert [step.detections.T for step in steps] == [1, 2, 3, 4] and isinstance(other, Beside)
     alone = list(viewer.detector.steps(street, T, conf=0.25))
-    for step, found in zip(steps, alone, strict=True):
+    for step, detections in zip(steps, alone, strict=True):
         assert isinstance(step, Step)
-        assert np.array_equal(step.found.boxes, found.boxes)
-        assert np.array_equal(step.found.scores, found.scores)
-        assert step.found.spike_rate == found.spike_rate
-    assert len(steps[-1].found) >= 2
-    assert np.array_equal(other.found.boxes, viewer.reference(street, conf=0.25).boxes)
+        assert np.array_equal(step.detections.boxes, detections.boxes)
+        assert np.array_equal(step.detections.scores, detections.scores)
+        assert step.detections.spike_rate == detections.spike_rate
+    assert len(steps[-1].detections) >= 2
+    assert np.array_equal(other.detections.boxes, viewer.reference(street, conf=0.25).boxes)
     spent = [step.seconds for step in steps]
     assert spent == sorted(spent) and spent[0] > 0 and other.seconds > 0
 
@@ -56,16 +56,16 @@ def test_any_engine(street, engine):
     assert detector.engine == engine
     *_, last = Viewer(detector, None, street).look(street, 2)
     *_, alone = detector.steps(street, 2)
-    assert np.array_equal(last.found.boxes, alone.boxes)
+    assert np.array_equal(last.detections.boxes, alone.boxes)
     assert set(last.rates) == {node.name for node in detector.runner.network.graph.of((IFNeuron,))}
 
 
 def test_a_higher_confidence_leaves_out_what_a_lower_one_finds(viewer, street):
     """The page asks for the lowest one and leaves out boxes itself."""
     (*_, many), (*_, few) = viewer.look(street, T, 0.05), viewer.look(street, T, 0.4)
-    kept = many.found.scores > 0.4
-    assert 0 < kept.sum() < len(many.found)
-    assert np.array_equal(many.found.boxes[kept], few.found.boxes)
+    kept = many.detections.scores > 0.4
+    assert 0 < kept.sum() < len(many.detections)
+    assert np.array_equal(many.detections.boxes[kept], few.detections.boxes)
 
 
 def test_rates_and_energy(viewer, street):
@@ -123,7 +123,7 @@ def test_a_film(viewer, tmp_path):
     film = write_video(tmp_path / "film.mp4", [0, 0.1, 0.5, 0.7], 0.8)
     seen = list(viewer.film(film, 2))
     assert [time for time, _ in seen] == pytest.approx([0, 0.1, 0.5])  # three frames at most
-    assert all(step.found.T == 2 for _, step in seen)
+    assert all(step.detections.T == 2 for _, step in seen)
 
 
 def test_what_is_refused(viewer, street, tmp_path):
