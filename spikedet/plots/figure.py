@@ -56,7 +56,7 @@ Draw = Callable[[Rows, About], bytes]
 
 
 def new(
-    title: str, x: str, y: str, about: About | None = None, size: tuple[float, float] = (8, 5)
+    title: str, x: str, y: str, about: About, size: tuple[float, float] = (8, 5)
 ) -> tuple[Figure, Axes]:
     """A figure with one plot.
 
@@ -81,11 +81,10 @@ def dressed(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def below(figure: Figure, about: About | None) -> None:
+def below(figure: Figure, about: About) -> None:
     """Say below a figure what its numbers are of."""
-    if about is not None:
-        letters = int(figure.get_figwidth() * 15)
-        figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
+    letters = int(figure.get_figwidth() * 15)
+    figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
 
 
 def png(figure: Figure) -> bytes:
