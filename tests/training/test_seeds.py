@@ -30,7 +30,7 @@ def test_every_combination_has_a_seed_of_its_own():
 
 
 def pictures_of(sides, folder, workers, seed):
-    """Of each epoch of a run: names of the pictures in their order, and each as it was augmented."""
+    """Of each epoch of a run: names of pictures in their order, and each as it was augmented."""
     running = detectors.trainer(sides, folder, workers=workers, seed=seed, close_mosaic=3)
     epochs, whole = [], running.preprocess_batch
 
