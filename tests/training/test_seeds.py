@@ -62,7 +62,7 @@ def test_each_end_to_end_pass_draws_its_own(sides, stages_done, monkeypatch, wor
     def drawn(seed):
         seen = []
 
-        def watched(made, network, outputs, batch, end):
+        def watched(checkpoint, network, outputs, batch, end):
             seen.append(batch["img"].clone())
             return outputs[0]["scores"].square().mean()
 
