@@ -4,8 +4,8 @@ Installation builds it where there is a C++ compiler and does without it otherwi
 missing, or of another version than this file, it is built once into the user's cache, under a name
 that says what it was built from.
 
-Two variables of the environment: `SPIKEDET_NO_KERNELS` switches kernels off, `SPIKEDET_KERNELS` names
-those that run where not the fastest shall.
+Two variables of the environment: `SPIKEDET_NO_KERNELS` switches kernels off, `SPIKEDET_KERNELS`
+names those that run in place of the fastest.
 """
 
 from __future__ import annotations
