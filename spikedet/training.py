@@ -107,10 +107,24 @@ def check_devices(device: str) -> None:
     full_precision()
 
 
-def seed_generators(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators: augmentation draws from all of them."""
+def seed_of(*numbers: int) -> int:
+    """A seed for each combination of numbers of 0 or more, such as that of a run and its epoch.
+
+    It has 32 bits: torch reads no more of them on a CPU, so that seeds which differ above those
+    draw the same.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed Python's, numpy's and torch's generators: augmentation draws from all of them.
+
+    Args:
+        numbers: What is seeded for, as `seed_of` takes them.
+    """
+    seed = seed_of(*numbers)
     random.seed(seed)
-    np.random.seed(seed % (1 << 32))
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -119,7 +133,7 @@ def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
 
     Augmentation with generators of its own (albumentations) takes their seed from torch's.
     """
-    seed_generators(hash((seed, epoch, rank)))
+    seed_generators(seed, epoch, rank)
 
 
 def epochs_done(folder: Path) -> tuple[int, int]:

@@ -228,6 +228,8 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
     [
         ({"T": 0}, UsageError, "T is 0; expected a whole number of 1 or more"),
         ({"T": 2.5}, UsageError, "T is 2.5; expected"),
+        ({"seed": -1}, UsageError, "seed is -1; expected a whole number between 0 and 2147483647"),
+        ({"seed": (1 << 32) + 5}, UsageError, "seed is 4294967301; expected a whole number"),
         ({"method": "best"}, UsageError, "method 'best'; expected one of copy"),
         ({"neuron": "lif"}, UsageError, "neuron 'lif'; expected one of neuron"),
         ({"epochs": 2, "method": "copy"}, UsageError, "which has no stage I"),

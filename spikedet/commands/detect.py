@@ -154,6 +154,7 @@ class _Failures:
 
 def _save(options: Options):
     """What is to be written."""
+    from spikedet.commands.result import head
     from spikedet.outputs import Save
 
     wanted = set(options.save) - {"none"}
@@ -162,7 +163,7 @@ def _save(options: Options):
     return Save(
         options.out, "pictures" in wanted, "frames" in wanted, "crops" in wanted,
         "labels" in wanted, options.json, options.jsonl, options.csv, options.coco,
-        options.coco_annotations,
+        options.coco_annotations, head("detect"),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from spikedet import __version__
 from spikedet.commands.terminal import Bar, close_bars, quietly
 from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
 from spikedet.settings import world_size
@@ -100,7 +101,7 @@ def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
             print(overview())
             sys.exit(0 if words else 2)
         if words == ["--version"]:
-            print(version())
+            print(f"spikedet {__version__}")
             sys.exit(0)
         name = words.pop(0)
     run(lambda: module_of(name), words, f"spikedet {name}")
@@ -114,16 +115,6 @@ def overview() -> str:
     for name, entry in COMMANDS.items():
         lines.append(f"  {name:{width}}{entry[0] if isinstance(entry, tuple) else entry}")
     return "\n".join([*lines, "", "spikedet COMMAND --help says more of one."])
-
-
-def version() -> str:
-    """Of the package that is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"spikedet {version('spikedet')}"
-    except PackageNotFoundError:
-        return "spikedet, not installed"
 
 
 def command_line() -> str:

@@ -60,7 +60,7 @@ def report(folder: Path) -> Page:
         DataError: No such folder, or nothing of a run in it.
     """
     from spikedet.page import Page
-    from spikedet.plots.figure import installed
+    from spikedet.plots.figure import PACKAGE
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected that of a training or of results")
@@ -70,7 +70,7 @@ def report(folder: Path) -> Page:
     if not any(kinds.values()):
         raise DataError(f"{folder}: holds no weights, tables or plots of spikedet")
     page = Page(f"{folder.resolve().name}: a run of spikedet")
-    page.text(f"Written by {installed()} on {time.strftime('%B %d, %Y, %H:%M')}.")
+    page.text(f"Written by {PACKAGE} on {time.strftime('%B %d, %Y, %H:%M')}.")
     about = _weights(page, folder, kinds[".safetensors"])
     logs = [path for path in kinds[".csv"] if path.name == LOG]
     for path in logs:

@@ -15,13 +15,9 @@ Result = Mapping[str, Any]
 
 def head(command: str, T: Any = None) -> dict[str, Any]:
     """The fields that every result has: `spikedet` (its version), `command` and `T`."""
-    from importlib.metadata import PackageNotFoundError, version
+    from spikedet import __version__
 
-    try:
-        number = version("spikedet")
-    except PackageNotFoundError:
-        number = None
-    return {"spikedet": number, "command": command, "T": T}
+    return {"spikedet": __version__, "command": command, "T": T}
 
 
 def write_json(options: Options, results: Result | Sequence[Result]) -> None:

@@ -130,6 +130,8 @@ def convert(
     recipe = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+    if type(seed) is not int or not 0 <= seed < 1 << 31:
+        raise UsageError(f"seed is {seed!r}; expected a whole number between 0 and {(1 << 31) - 1}")
     if loss is not None and not epochs and not end_to_end:
         raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
     if epochs and not recipe.finetuned:

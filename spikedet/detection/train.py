@@ -47,6 +47,7 @@ from spikedet.training import (
     resumable,
     save_state,
     seed_epoch,
+    seed_of,
 )
 
 log = logging.getLogger(__name__)
@@ -298,14 +299,15 @@ class Trainer(DetectionTrainer):
         self.ema.decay = _ramp(self.settings.ema_tau)
         if self.settings.parts > 1:  # not before the average was copied: threads cannot be
             self.network.parts = Parts(self.settings.parts)
-        first, rank = self.train_loader.generator.initial_seed(), int(os.environ.get("RANK", 0))
+        rank = int(os.environ.get("RANK", 0))
         if not self.start_epoch and not rank:
             self.csv.unlink(missing_ok=True)
             begin(self.state_path.parent, self.settings)
 
         def draw_anew(running: Trainer) -> None:
             """Let a resumed run see the pictures of one that went on, not those of its start."""
-            running.train_loader.generator.manual_seed((first + (running.epoch << 32)) % (1 << 64))
+            seed = seed_of(running.settings.seed, running.epoch, rank)
+            running.train_loader.generator.manual_seed(seed)
             running.train_loader.reset()
             running.train_loader.dataset.forget_recent()
             seed_epoch(running.settings.seed, running.epoch, rank)

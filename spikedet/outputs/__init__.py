@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Save:
         csv: A row an object.
         coco: Results as COCO's evaluation reads them.
         coco_annotations: Whose numbers of pictures and classes `coco` has.
+        head: Fields that stand before those of each entry of `json` and `jsonl`.
     """
 
     folder: Path = Path("detections")
@@ -52,6 +53,7 @@ class Save:
     csv: Path | None = None
     coco: Path | None = None
     coco_annotations: Path | None = None
+    head: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("folder", "json", "jsonl", "csv", "coco", "coco_annotations"):
@@ -206,9 +208,9 @@ class Outputs:
         """Entries in the text files."""
         entry = entry_of(frame, detections, annotated)
         if self._json is not None:
-            self._json.add(json_text(entry))
+            self._json.add(json_text({**self.save.head, **entry}))
         if self._lines is not None:
-            self._lines.add(json_text(entry) + "\n")
+            self._lines.add(json_text({**self.save.head, **entry}) + "\n")
         if self._table is not None:
             self._table.add(csv_rows(entry))
         if self._coco is not None:

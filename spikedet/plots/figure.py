@@ -6,7 +6,6 @@ import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from spikedet import __version__
 from spikedet.files import write_atomic, write_csv
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,6 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = cycler(linestyle=["-", "--", "-.", ":"]) * cycler(color=COLOURS)
 GREY = "0.75"
+PACKAGE = f"spikedet {__version__}"
 SCALE = "cividis"  # of matrices: its lightness says all
 
 
@@ -43,7 +44,7 @@ class About:
 
     def line(self) -> str:
         """One line below a plot."""
-        parts = (self.steps(), self.data, self.weights, self.machine, installed())
+        parts = (self.steps(), self.data, self.weights, self.machine, PACKAGE)
         return "; ".join(filter(None, parts))
 
     def steps(self) -> str:
@@ -57,16 +58,8 @@ class About:
 Draw = Callable[[Rows, About], bytes]
 
 
-def installed() -> str:
-    """Name and version of the package."""
-    try:
-        return f"spikedet {version('spikedet')}"
-    except PackageNotFoundError:
-        return "spikedet, not installed"
-
-
 def new(
-    title: str, x: str, y: str, about: About | None = None, size: tuple[float, float] = (8, 5)
+    title: str, x: str, y: str, about: About, size: tuple[float, float] = (8, 5)
 ) -> tuple[Figure, Axes]:
     """A figure with one plot.
 
@@ -91,11 +84,10 @@ def dressed(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def below(figure: Figure, about: About | None) -> None:
+def below(figure: Figure, about: About) -> None:
     """Say below a figure what its numbers are of."""
-    if about is not None:
-        letters = int(figure.get_figwidth() * 15)
-        figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
+    letters = int(figure.get_figwidth() * 15)
+    figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
 
 
 def png(figure: Figure) -> bytes:

@@ -23,8 +23,8 @@ def over(
     key: str,
     value: str,
     title: str,
-    source: float | None = None,
-    about: About | None = None,
+    source: float | None,
+    about: About,
 ) -> bytes:
     """A measured value of each method over a column, as PNG.
 
@@ -65,7 +65,7 @@ def sizes(rows: Rows, about: About) -> bytes:
     return png(figure)
 
 
-def classes(rows: Rows, about: About | None, value: str = "AP", title: str = "") -> bytes:
+def classes(rows: Rows, about: About, value: str = "AP", title: str = "") -> bytes:
     """A measured value of each class, a bar for each method, as PNG.
 
     Args:

@@ -24,21 +24,21 @@ def strip(pictures: Sequence[Titled], about: About, side: int = 300) -> bytes:
         side: Width of each panel in pixels.
     """
     rows = [pictures[n : n + COLUMNS] for n in range(0, len(pictures), COLUMNS)]
-    return grid(rows, side, about)
+    return grid(rows, about, side)
 
 
-def grid(rows: Sequence[Sequence[Titled]], side: int = 240, about: About | None = None) -> bytes:
+def grid(rows: Sequence[Sequence[Titled]], about: About, side: int = 240) -> bytes:
     """Rows of pictures, as PNG.
 
     Args:
         rows: Pictures with their titles.
-        side: Width of each picture in pixels.
         about: What stands below.
+        side: Width of each picture in pixels.
     """
     columns = max(map(len, rows))
     height, width = rows[0][0][1].shape[:2]
     shape = min(3.0, max(0.3, height / width))
-    size = (columns * side / 100, len(rows) * (side * shape / 100 + 0.25) + (about is not None) / 4)
+    size = (columns * side / 100, len(rows) * (side * shape / 100 + 0.25) + 0.25)
     figure = Figure(figsize=size, layout="constrained")
     table = figure.subplots(len(rows), columns, squeeze=False)
     for line, pictures in zip(table, rows, strict=True):

@@ -237,6 +237,7 @@ def filled(amount: float, row: dict[str, Any]) -> dict[str, Any]:
 def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
     from spikedet.plots import measures
+    from spikedet.plots.figure import About
 
     write_csv(options.out / f"{options.name}.csv", list(entries.values()))
     shown = [e for e in entries.values() if e["measure"] == "top1" and e["value"] != NOT_RUN]
@@ -254,9 +255,10 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     sources = {e["value"] for e in shown if e["method"] == "float"}
     source = sources.pop() / 100 if len(sources) == 1 else None
     title = f"{options.name}, {curves[0]['images']} pictures"
-    write_atomic(
-        options.out / f"{options.name}.png", measures.over(curves, key, "top1", title, source)
-    )
+    data = ", ".join(dict.fromkeys(str(e["dataset"]) for e in curves))
+    about = About(f"networks of {options.name}.csv", data, sorted({e["T"] for e in curves}))
+    picture = measures.over(curves, key, "top1", title, source, about)
+    write_atomic(options.out / f"{options.name}.png", picture)
 
 
 def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]) -> None:

@@ -64,6 +64,7 @@ LONG: dict[str, Sequence[int | None]] = {  # on --long-limit pictures
 LONG_LIMIT = 200
 CALIBRATION_PICTURES = (0, 16, 32, 64, 128, 256, 512)
 DRAWN = ("spiking-yolo", *(method for method in STEPS["figure7"] if method != "float"))
+Row = dict[str, Any]
 SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
@@ -167,11 +168,16 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     return line | {f"AP_{key}": value for key, value in classes.items()}
 
 
-def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> None:
+    """The picture of a table or figure, beside its CSV file."""
     from spikedet.plots import measures
+    from spikedet.plots.figure import About
 
+    name, path = options.name, options.out / f"{options.name}.png"
     floats = [line["AP"] for line in lines if line["method"] == "float"]
     images = lines[0]["images"]
+    steps = sorted({line["T"] for line in lines if line["T"]})
+    about = About(f"from {shop.model.name}", f"{options.split}, {images} pictures", steps)
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         bars = [
@@ -180,12 +186,12 @@ def plot(name: str, lines: list[dict[str, Any]], rows: list[dict[str, Any]], pat
             for label, value in row["per_class"].items()
         ]
         title = f"AP of each class, {images} pictures"
-        write_atomic(path, measures.classes(bars, None, title=title))
+        write_atomic(path, measures.classes(bars, about, title=title))
     elif spiking:
         key = "calibration_pictures" if name == "table6" else "T"
         title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
         source = floats[0] if floats else None
-        write_atomic(path, measures.over(spiking, key, "AP", title, source))
+        write_atomic(path, measures.over(spiking, key, "AP", title, source, about))
 
 
 def table(options: Any, shop: Workshop) -> None:
@@ -202,7 +208,7 @@ def table(options: Any, shop: Workshop) -> None:
         rows = [(c, row) for c in there if (row := measured.get(c))]
         lines = [entry(options.name, *pair) for pair in rows]
         write_csv(options.out / f"{options.name}.csv", lines)
-        plot(options.name, lines, [row for _, row in rows], options.out / f"{options.name}.png")
+        plot(options, shop, lines, [row for _, row in rows])
     show(lines)
 
 
@@ -223,6 +229,7 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     """Figure 8: detections after several time steps of one run, float first."""
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
+    from spikedet.plots.figure import About
     from spikedet.plots.pictures import grid
 
     picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
@@ -250,7 +257,8 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
         [(method if f.T is None else f"{method}, t={f.T}", f.plot()) for f in steps]
         for method, steps in shown
     ]
-    write_atomic(options.out / "figure8.png", grid(titled))
+    about = About(f"from {shop.model.name}", Path(picture).name, options.T or SHOWN_STEPS)
+    write_atomic(options.out / "figure8.png", grid(titled, about))
     for line in lines:
         print(
             f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "

@@ -44,6 +44,7 @@ from spikedet.training import (
     resized,
     save_state,
     seed_generators,
+    seed_of,
 )
 
 
@@ -209,10 +210,10 @@ def end_to_end(
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
 
     def batches(first: int) -> Iterator[dict[str, Any]]:
-        seed = (plan.seed << 32) + first
-        seed_generators(seed)  # of augmentation that draws in this process
+        seed_generators(plan.seed, first)  # of augmentation that draws in this process
+        drawn = samples.augmented(checkpoint, plan.end, seed_of(plan.seed, first))
         stride = task.stride(checkpoint.head)
-        for step, batch in enumerate(samples.augmented(checkpoint, plan.end, seed), first):
+        for step, batch in enumerate(drawn, first):
             part = step / plan.end.steps
             side = growing_side(plan.end.grow_from, checkpoint.imgsz, part, stride)
             yield {**batch, "img": resized(batch["img"], side)}

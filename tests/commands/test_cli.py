@@ -119,7 +119,8 @@ def test_bad_files(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["detect", "--T", 0], "--T: T is '0'; expected a whole number of 1 or more"),
+        (["detect", "--T", 0], "--T: T is '0'; expected a whole number from 1 to 10000"),
+        (["detect", "--T", 10001], "--T: T is '10001'; expected a whole number from 1 to 10000"),
         (["detect", "--T"], "--T: expected a value"),
         (["detect", "--conf", 3], "--conf: '3' is not a number between 0 and 1"),
         (["detect", "--conf", "nan"], "--conf: 'nan' is not a number between 0 and 1"),

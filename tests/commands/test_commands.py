@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import spikedet
 from support.places import BUS, ROOT
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -57,6 +58,7 @@ def test_detect_finds_people_and_a_bus(bus, tmp_path):
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads((tmp_path / "found.json").read_text())
     assert entry["file"] == "bus.jpg" and entry["T"] == 20
+    assert entry["command"] == "detect" and entry["spikedet"] == spikedet.__version__
     classes = [d["class"] for d in entry["detections"]]
     assert "person" in classes and "bus" in classes
     for found in entry["detections"]:
@@ -193,7 +195,7 @@ def test_two_inputs_of_one_name_give_two_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--T", "0", "bus.jpg"], 2, "T is '0'; expected a whole number of 1 or more"),
+        (["--T", "0", "bus.jpg"], 2, "T is '0'; expected a whole number from 1 to 10000"),
         (["--T", "two", "bus.jpg"], 2, "T is 'two'"),
         (["--conf", "7", "bus.jpg"], 2, "not a number between 0 and 1"),
         (["--classes", "zebra", "--", "bus.jpg"], 2, "unknown class 'zebra'"),

@@ -151,7 +151,7 @@ def test_pictures_are_shrunk_and_say_by_how_much():
 
 def test_colours_are_told_apart_by_everybody():
     """Okabe and Ito's; lines beyond them differ in their dashes."""
-    drawn, axes = figure.new("", "", "")
+    drawn, axes = figure.new("", "", "", ABOUT)
     for n in range(10):
         axes.plot([0, 1], [n, n])
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
@@ -162,7 +162,7 @@ def test_no_display_is_needed():
     code = (
         "from spikedet.plots import figure, measures, analysis, pictures\n"
         "import sys; assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert figure.png(figure.new('', 'x', 'y')[0])[1:4] == b'PNG'"
+        "assert figure.png(figure.new('', 'x', 'y', figure.About('w', 'd'))[0])[1:4] == b'PNG'"
     )
     environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)

@@ -7,12 +7,14 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import spikedet
 from spikedet.checkpoint import Checkpoint, identity, load, save
 from spikedet.commands.main import parsed as parsed_words
 from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.published import TABLE_10
 from spikedet.errors import DataError, SpikedetError, UsageError
+from spikedet.plots import pictures
 from spikedet.released import released_leaky
 from spikedet.reproduction import command as reproduce
 from spikedet.reproduction import detection
@@ -147,13 +149,19 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     assert len(set(folders)) == 2
 
 
-def test_figure8_follows_one_run(place):
+def test_figure8_follows_one_run(place, monkeypatch):
+    said, below = [], pictures.below
+    monkeypatch.setattr(
+        pictures, "below", lambda figure, about: (said.append(about.line()), below(figure, about))
+    )
     reproduce.run(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
     assert [(line["method"], line["T"], line["weights_for_T"]) for line in lines] == [
         ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
     drawn = plt.imread(place / "results/figure8.png")
+    (line,) = said
+    assert line.startswith("T=2, 4; bus.jpg; from float.safetensors; ") and line.endswith(spikedet.__version__)
     reproduce.run(
         parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4, "--boxes-only")
     )
