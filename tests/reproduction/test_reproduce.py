@@ -161,7 +161,9 @@ def test_figure8_follows_one_run(place, monkeypatch):
     ]  # fmt: skip
     drawn = plt.imread(place / "results/figure8.png")
     (line,) = said
-    assert line.startswith("T=2, 4; bus.jpg; from float.safetensors; ") and line.endswith(spikedet.__version__)
+    assert line.startswith("T=2, 4; bus.jpg; from float.safetensors; ") and line.endswith(
+        spikedet.__version__
+    )
     reproduce.run(
         parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4, "--boxes-only")
     )
