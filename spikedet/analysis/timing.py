@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from spikedet.analysis.limit import Work
+from spikedet.engines import library
 from spikedet.errors import UsageError
-from spikedet.graph.graph import Graph
-from spikedet.neurons.layers import IFNeuron
-from spikedet.runtime.network import SpikingNetwork
 
 Key = TypeVar("Key", bound=Hashable)
 FLOAT = "float32"  # what passes are counted in
+BFLOAT16, INT8 = "bfloat16", "int8"  # the same network in other numbers
+OURS, PEER, LOOP = "spikedet", "spikingjelly", "step-loop"
+FLOATS = (FLOAT, BFLOAT16, INT8)
+TORCH, IN_BFLOAT16 = "torch", "torch-bfloat16"  # engines of torch, in float32 and bfloat16
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Subject:
     """What a row of a benchmark is of.
 
     Attributes:
-        name: `float32` for the float network, `spikedet`, `spikingjelly`.
+        name: `float32`, `bfloat16` or `int8` for the float network; `spikedet`, `spikingjelly`,
+            `step-loop` for the spiking one.
         engine: What runs it.
         T: Time steps, 1 for a network without.
     """
@@ -51,6 +55,10 @@ class Row:
         ms_low, ms_high: Their quartiles.
         passes: `ms` over that of the float network in the same run.
         best_passes: The same of the best rounds.
+        over_fastest: `ms` over that of the fastest float network: float32, bfloat16 or int8.
+        rounds: How many there were.
+        spikes_a_second: Of a spiking network, where they were counted.
+        limit_share: The time that its additions alone would take, over `ms` (see `limit`).
     """
 
     name: str
@@ -63,134 +71,130 @@ class Row:
     ms_high: float
     passes: float
     best_passes: float
+    over_fastest: float
+    rounds: int
+    spikes_a_second: float | None = None
+    limit_share: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, rounded to what was measured."""
-        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        """Plain values, rounded to more than what was measured."""
+        return {
+            k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in asdict(self).items()
+        }
 
 
 @torch.inference_mode()
 def interleaved(
-    runs: dict[Key, Callable[[Tensor], Any]],
+    runs: Mapping[Key, Callable[[Tensor], Any]],
     pictures: Sequence[Tensor],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-    on_round: Callable[[], None] | None = None,
-) -> dict[Key, list[float]]:
+    on_run: Callable[[], None] | None = None,
+) -> Iterator[dict[Key, float]]:
     """Seconds of each run in each round; one after the other in every round, on the same pictures.
 
     What else happens on the machine then falls on all of them. The first call of each is a warm-up
     and does not count.
 
     Args:
-        runs: What is timed.
+        runs: What is timed. One with a method `prepare` gets the pictures before its time begins.
         pictures: Batches [B, ...], one a round, from the start again where they are fewer.
         rounds: How many.
         clock: Seconds; `time.process_time` counts the work of all threads of this process alone.
-        on_round: Called after each round.
+        on_run: Called after each run that counts.
+
+    Yields:
+        A round, as it ends.
     """
     for run in runs.values():
         run(pictures[0])
-    times: dict[Key, list[float]] = {key: [] for key in runs}
     for number in range(rounds):
         batch = pictures[number % len(pictures)]
+        times: dict[Key, float] = {}
         for key, run in runs.items():
+            if hasattr(run, "prepare"):
+                run.prepare(batch)
             start = clock()
             run(batch)
             if batch.is_cuda:
                 torch.cuda.synchronize()
-            times[key].append(clock() - start)
-        if on_round is not None:
-            on_round()
-    return times
+            times[key] = clock() - start
+            if on_run is not None:
+                on_run()
+        yield times
 
 
-def rows(times: dict[Subject, list[float]], batch: int) -> list[Row]:
-    """The rows of interleaved runs.
+def rows(
+    times: Sequence[Mapping[Subject, float]],
+    batch: int,
+    work: Mapping[Subject, Work] | None = None,
+    rate: float | None = None,
+) -> list[Row]:
+    """The rows of interleaved runs; none where no round ended.
+
+    Args:
+        times: Seconds of each run in each round.
+        batch: Pictures at once.
+        work: Of the spiking networks, for a picture.
+        rate: Additions a second, see `limit.additions_a_second`.
 
     Raises:
         UsageError: The float network is not among them.
     """
-    floats = next((seconds for subject, seconds in times.items() if subject.name == FLOAT), None)
-    if floats is None:
+    if not times:
+        return []
+    seconds = {subject: [each[subject] for each in times] for subject in times[0]}
+    middle = {subject: median(each) for subject, each in seconds.items()}
+    plain = next((subject for subject in seconds if subject.name == FLOAT), None)
+    if plain is None:
         raise UsageError("no float network among what was timed; passes are counted in its time")
+    fastest = min(value for subject, value in middle.items() if subject.name in FLOATS)
     table = []
-    for subject, seconds in times.items():
-        low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-        ms, ms_low, ms_high = (t / batch * 1e3 for t in (median(seconds), low, high))
-        table.append(
-            Row(
-                subject.name,
-                subject.engine,
-                subject.T,
-                batch,
-                torch.get_num_threads(),
-                ms,
-                ms_low,
-                ms_high,
-                passes=median(seconds) / median(floats),
-                best_passes=min(seconds) / min(floats),
-            )
+    for subject, each in seconds.items():
+        low, _, high = quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+        picture, done = middle[subject] / batch, (work or {}).get(subject)
+        limit = done.additions / rate / picture if done and rate else None
+        row = Row(
+            subject.name,
+            subject.engine,
+            subject.T,
+            batch,
+            torch.get_num_threads(),
+            ms=picture * 1e3,
+            ms_low=low / batch * 1e3,
+            ms_high=high / batch * 1e3,
+            passes=middle[subject] / middle[plain],
+            best_passes=min(each) / min(seconds[plain]),
+            over_fastest=middle[subject] / fastest,
+            rounds=len(each),
+            spikes_a_second=done.spikes / picture if done else None,
+            limit_share=limit,
         )
+        table.append(row)
     return table
 
 
-def machine() -> str:
-    """Processor, system and versions in one line."""
+def machine(threads: Sequence[int] = ()) -> str:
+    """Processor, kernels, system and versions in one line.
+
+    Args:
+        threads: How many run; those of torch where none are given.
+    """
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model n"))
     except (OSError, StopIteration):
         pass
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-# ------------------------------------------------------------------ another simulator
-
-
-def spikingjelly_copy(graph: Graph, T: int) -> SpikingNetwork:
-    """A spiking network with SpikingJelly's neurons in multi-step mode in the place of ours.
-
-    Everything else, convolutions on [T*B, ...] and the mean at the end, is the same code, so that
-    it is their fastest mode on a CPU: constant layers run once, all steps go through together.
-
-    Raises:
-        UsageError: SpikingJelly is not installed, or the network has neurons that it has not.
-    """
     try:
-        from spikingjelly.activation_based import neuron  # noqa: F401
-    except ImportError:
-        raise UsageError("SpikingJelly is not installed; pip install spikingjelly") from None
-    graph = copy.deepcopy(graph)
-    for node in graph.of((IFNeuron,)):
-        assert isinstance(node.module, IFNeuron)
-        graph.replace(node.name, _Peer(node.module))
-    network = SpikingNetwork(graph, T, chunk=2**31)
-    return network.requires_grad_(False)
-
-
-class _Peer(IFNeuron):
-    """SpikingJelly's integrate-and-fire neuron, soft reset, multi-step, with our start."""
-
-    def __init__(self, ours: IFNeuron):
-        from spikingjelly.activation_based import neuron
-
-        super().__init__(ours.threshold, ours.initial, ours.slope, ours.folded)
-        theta = ours.threshold.unique().tolist()
-        if ours.slope or len(theta) > 1:
-            raise UsageError("SpikingJelly has one threshold a layer, and no negative spikes")
-        self.theirs = neuron.IFNode(theta[0], v_reset=None, step_mode="m")
-
-    def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `Temporal.advance`."""
-        currents = x.unflatten(0, (-1, batch))
-        if len(currents) < steps:  # one that is constant
-            currents = currents.expand(steps, *currents.shape[1:])
-        self.theirs.v = self.first_potential(x, batch) if memory is None else memory
-        spikes = self.theirs(currents)
-        return self.on_wire(spikes.flatten(0, 1)), self.theirs.v
+        kernels = f"{library.chosen()} kernels"
+    except library.NoLibrary:
+        kernels = "no kernels"
+    several = threads or (torch.get_num_threads(),)
+    number = " and ".join(map(str, several)) + f" thread{'' if max(several) == 1 else 's'}"
+    words = [name, f"{os.cpu_count()} processors", torch.backends.cpu.get_cpu_capability(), kernels]
+    words += [number, f"torch {torch.__version__}", platform.system()]
+    return ", ".join(words)
 
 
 # ------------------------------------------------------------------ memory
@@ -198,7 +202,8 @@ class _Peer(IFNeuron):
 # ru_maxrss of a child begins with what its parent had, so that Linux is asked for its own
 _PEAK = """
 import resource, sys, torch, spikedet
-path, T, engine, side, batch, threads = sys.argv[1:]
+from spikedet.analysis import int8_float, sides, timing
+path, name, engine, T, side, batch, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 
 def memory(name):
@@ -209,15 +214,20 @@ def memory(name):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
-network = spikedet.load(path, engine=engine, half=None if engine != "torch" else False)
-runner = getattr(network, "runner", None)
-network = network if runner is None else runner.network
-spiking = hasattr(network, "T")
+if name == timing.INT8:
+    session = int8_float.Int8Float(open(path, "rb").read(), int(threads))
+    run = lambda pictures, T: session(pictures)
+else:
+    ours = name == timing.OURS
+    network = spikedet.load(path, **(timing.options_of(engine) if ours else {"half": False}))
+    runner = getattr(network, "runner", None)
+    network = network if runner is None else runner.network
+    run = sides.side(timing.Subject(name, engine, int(T)), network)
 picture = torch.rand(int(batch), 3, int(side), int(side))
 with torch.inference_mode():
-    network(picture, 1) if spiking else network(picture)
+    run(picture, 1)
     before = memory("VmRSS")
-    network(picture, int(T)) if spiking else network(picture)
+    run(picture, int(T))
 print(before, memory("VmHWM"))
 """
 
@@ -235,15 +245,21 @@ class Peak:
     run: int
 
 
+def options_of(engine: str) -> dict[str, Any]:
+    """What `spikedet.load` is told so that an engine runs: one of its names, or `IN_BFLOAT16`."""
+    if engine in (TORCH, IN_BFLOAT16):
+        return {"half": engine == IN_BFLOAT16}
+    return {"engine": engine}
+
+
 def peak_memory(
-    weights: str | Path, T: int, engine: str, side: int, batch: int = 1, threads: int = 1
+    weights: str | Path, subject: Subject, side: int, batch: int = 1, threads: int = 1
 ) -> Peak:
     """The memory that a process of its own needs to load and run a network.
 
     Args:
-        weights: Its file.
-        T: Time steps; of no meaning for a network without.
-        engine: What runs it; `torch` in float32.
+        weights: Its file; of `int8` the quantised model.
+        subject: What runs it, and for how many time steps.
         side: Of its pictures, in pixels.
         batch: Pictures at once.
         threads: Of torch.
@@ -251,8 +267,8 @@ def peak_memory(
     Raises:
         UsageError: The process failed, or the system does not tell (Windows).
     """
-    command = [sys.executable, "-c", _PEAK]
-    command += [str(value) for value in (weights, T, engine, side, batch, threads)]
+    values = (weights, subject.name, subject.engine, subject.T, side, batch, threads)
+    command = [sys.executable, "-c", _PEAK, *map(str, values)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

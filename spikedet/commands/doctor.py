@@ -175,10 +175,15 @@ def _weights(path: Path | None) -> Finding:
 
 
 def _kernels() -> Finding:
-    from spikedet.engines.library import HINT, NoLibrary, kernels
+    from spikedet.engines.library import CHOICE, HINT, NoLibrary, chosen, kernels
+    from spikedet.errors import UsageError
 
     try:
-        return Finding("kernels", OK, f"of the events engine: {', '.join(kernels())}")
+        text, first = f"of the events engine: {', '.join(kernels())}", kernels()[0]
+        chosen_text = "" if chosen() == first else f"; {CHOICE} chooses {chosen()}"
+        return Finding("kernels", OK, text + chosen_text)
+    except UsageError as error:
+        return Finding("kernels", BAD, str(error), f"unset {CHOICE}")
     except NoLibrary as error:
         text = str(error)
         advice = "unset SPIKEDET_NO_KERNELS" if "SPIKEDET_NO" in text else HINT

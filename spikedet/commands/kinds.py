@@ -23,8 +23,22 @@ def time_steps(text: str) -> int:
 
 def json_file(text: str) -> Path:
     """A name that ends in .json, for the file may be written over."""
-    if not text.endswith(".json"):
-        raise ValueError(f"{text!r} is to be written; expected a name in .json")
+    return _written(text, ".json")
+
+
+def csv_file(text: str) -> Path:
+    """A name that ends in .csv."""
+    return _written(text, ".csv")
+
+
+def plot_file(text: str) -> Path:
+    """A name that ends in .png or .svg."""
+    return _written(text, ".png", ".svg")
+
+
+def _written(text: str, *endings: str) -> Path:
+    if not text.endswith(endings):
+        raise ValueError(f"{text!r} is to be written; expected a name in {' or '.join(endings)}")
     return Path(text)
 
 
@@ -46,6 +60,16 @@ def engine(text: str) -> str:
         expect_engine(text)
     except UsageError as error:
         raise ValueError(str(error)) from None
+    return text
+
+
+def timed_engine(text: str) -> str:
+    """Name of an engine, or torch's in bfloat16."""
+    from spikedet.analysis.timing import IN_BFLOAT16
+    from spikedet.engines.registry import names
+
+    if text != IN_BFLOAT16 and text not in names():
+        raise ValueError(f"no engine {text!r}; expected {', '.join([*names(), IN_BFLOAT16])}")
     return text
 
 

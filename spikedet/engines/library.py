@@ -3,6 +3,9 @@
 Installation builds it where there is a C++ compiler and does without it otherwise. Where it is
 missing, or of another version than this file, it is built once into the user's cache, under a name
 that says what it was built from.
+
+Two variables of the environment: `SPIKEDET_NO_KERNELS` switches kernels off, `SPIKEDET_KERNELS`
+names those that run in place of the fastest.
 """
 
 from __future__ import annotations
@@ -16,12 +19,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-VERSION = 2  # of what caller and library agree on, `sd_version`
+from spikedet.errors import UsageError
+
+VERSION = 3  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+CHOICE = "SPIKEDET_KERNELS"  # variable that names the kernels
 HINT = "install a C++ compiler (g++ or clang++) and the `events` engine runs several times faster"
 
 
@@ -54,9 +62,11 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(path))
         if loaded.sd_version() != VERSION:
             return None
+        loaded.sd_add.argtypes = ctypes.c_int32, ctypes.c_int64
     except (OSError, AttributeError):
         return None
     loaded.sd_kernels_name.restype = ctypes.c_char_p
+    loaded.sd_add.restype = ctypes.c_int64
     return loaded
 
 
@@ -141,3 +151,55 @@ def kernels() -> list[str]:
     """
     loaded = library()
     return [loaded.sd_kernels_name(i).decode() for i in range(loaded.sd_kernels_number())]
+
+
+def expect_kernels(name: str, said: str = "kernels") -> None:
+    """Refuse what are no kernels of this machine.
+
+    Args:
+        name: Of kernels.
+        said: What the sentence calls them.
+
+    Raises:
+        NoLibrary: As `library`.
+        UsageError: Says which there are.
+    """
+    if name not in kernels():
+        raise UsageError(f"{said} {name!r}; this machine has {', '.join(kernels())}")
+
+
+def chosen() -> str:
+    """Name of the kernels that run: those of `SPIKEDET_KERNELS`, the fastest where it is not set.
+
+    Raises:
+        NoLibrary: As `library`.
+        UsageError: It names none that this machine can run.
+    """
+    name = os.environ.get(CHOICE)
+    if not name:
+        return kernels()[0]
+    expect_kernels(name, CHOICE)
+    return name
+
+
+@contextmanager
+def choosing(name: str | None) -> Iterator[None]:
+    """Let some kernels run in the `with` block, in processes that it starts as well.
+
+    Args:
+        name: Of the kernels; None leaves the choice as it is.
+
+    Raises:
+        NoLibrary: As `library`.
+        UsageError: This machine cannot run them.
+    """
+    before = os.environ.get(CHOICE)
+    if name is not None:
+        expect_kernels(name)
+        os.environ[CHOICE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(CHOICE, None)
+        if before is not None:
+            os.environ[CHOICE] = before

@@ -81,7 +81,7 @@ class Plan:
     Args:
         program: The integers.
         sizes: Shapes of the constant nodes' values, [1, ...], by their names.
-        kernels: Name of the kernels, the fastest of this machine when None.
+        kernels: Name of the kernels; `library.chosen` when None.
 
     Attributes:
         shapes: Of every operation's value, [1, ...].
@@ -96,11 +96,10 @@ class Plan:
         self, program: Program, sizes: dict[str, tuple[int, ...]], kernels: str | None = None
     ):
         self.program, self.library = program, library.library()
-        names = library.kernels()
-        if kernels is not None and kernels not in names:
-            raise UsageError(f"kernels {kernels!r}; this machine has {', '.join(names)}")
-        self.number = names.index(kernels) if kernels else 0
-        self.kernels = names[self.number]
+        if kernels is not None:
+            library.expect_kernels(kernels)
+        self.kernels = kernels or library.chosen()
+        self.number = library.kernels().index(self.kernels)
         self.half = self.library.sd_kernels_half(self.number)
         self.shapes = shapes_of(program, sizes)
         self.stages: list[Stage] = []

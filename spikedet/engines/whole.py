@@ -277,7 +277,7 @@ class EventsEngine(WholeEngine):
 
     Args:
         graph: To compile.
-        kernels: Name of one of `library.kernels()`; the fastest when None.
+        kernels: Name of one of `library.kernels()`; `library.chosen` when None.
 
     Raises:
         NoLibrary: There are no kernels.

@@ -34,15 +34,18 @@ class About:
         weights: Names of the files.
         data: The pictures: split and number.
         T: Time steps, None without.
+        machine: What it was measured on, where that matters.
     """
 
     weights: str
     data: str
     T: int | Sequence[int] | None = None
+    machine: str = ""
 
     def line(self) -> str:
         """One line below a plot."""
-        return "; ".join(filter(None, (self.steps(), self.data, self.weights, PACKAGE)))
+        parts = (self.steps(), self.data, self.weights, self.machine, PACKAGE)
+        return "; ".join(filter(None, parts))
 
     def steps(self) -> str:
         """`T=8`, or `T=1, 2, 4, 8`; empty without."""
@@ -89,8 +92,13 @@ def below(figure: Figure, about: About) -> None:
 
 def png(figure: Figure) -> bytes:
     """A figure as PNG."""
+    return drawn(figure, "png")
+
+
+def drawn(figure: Figure, form: str) -> bytes:
+    """A figure as `png` or `svg`."""
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(data, format="png", dpi=120)
+    FigureCanvasAgg(figure).print_figure(data, format=form, dpi=120)
     return data.getvalue()
 
 

@@ -1,10 +1,11 @@
-"""Benchmarks: what rows say, another simulator, and peak memory."""
+"""Benchmarks: what rows say, and peak memory."""
 
 import pytest
 import torch
 
 import spikedet
 from spikedet.analysis import timing
+from spikedet.analysis.limit import Work
 from spikedet.analysis.timing import Subject
 from spikedet.engines import library, whole
 from spikedet.errors import UsageError
@@ -28,43 +29,53 @@ def test_runs_are_interleaved_and_the_first_does_not_count():
 
         return call
 
-    batches = [torch.tensor(7), torch.tensor(8)]
-    times = timing.interleaved(
-        {"a": run("a", 1.0), "b": run("b", 2.0)}, batches, 3, clock=lambda: now[0]
-    )
-    assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
+    class Prepared:
+        def prepare(self, batch):
+            now[0] += 100
+            self.batch = batch
+
+        def __call__(self, batch):
+            now[0] += 3.0 if self is warm or batch is self.batch else 0.0
+
+    batches, counted, warm = [torch.tensor(7), torch.tensor(8)], [], Prepared()
+    warm.batch = None
+    runs = {"a": run("a", 1.0), "b": run("b", 2.0), "c": warm}
+    rounds = timing.interleaved(runs, batches, 3, lambda: now[0], lambda: counted.append(1))
+    assert list(rounds) == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
     assert [name for name, _ in seen] == ["a", "b"] * 4
     assert [number for name, number in seen if name == "a"] == [7, 7, 8, 7]
+    assert len(counted) == 9 and warm.batch is batches[0]
 
 
 def test_rows():
-    times = {
+    by_side = {
         Subject("float32", "torch"): [0.2, 0.1, 0.4, 0.2],
+        Subject("int8", "onnxruntime"): [0.1, 0.1, 0.1, 0.1],
         Subject("spikedet", "events", 8): [0.1, 0.3, 0.3, 0.5],
     }
-    plain, spikes = timing.rows(times, batch=2)
+    times = [dict(zip(by_side, each, strict=True)) for each in zip(*by_side.values(), strict=True)]
+    work = {Subject("spikedet", "events", 8): Work(spikes=300, additions=3000)}
+    plain, whole, spikes = timing.rows(times, 2, work, rate=100_000)
     assert (plain.ms, plain.passes, plain.best_passes) == (100.0, 1.0, 1.0)
     assert spikes.ms == pytest.approx(150) and spikes.passes == pytest.approx(1.5)
-    assert spikes.best_passes == 1.0 and spikes.ms_low < spikes.ms < spikes.ms_high
+    ratios = plain.over_fastest, whole.passes, spikes.over_fastest
+    assert ratios == pytest.approx((2.0, 0.5, 3.0))
+    assert spikes.spikes_a_second == pytest.approx(2000)  # 300 in 150 ms
+    assert spikes.limit_share == pytest.approx(0.2)  # 30 ms of 150
+    assert plain.limit_share is None and whole.spikes_a_second is None
+    assert (
+        spikes.best_passes == 1.0
+        and spikes.rounds == 4
+        and spikes.ms_low < spikes.ms < spikes.ms_high
+    )
     line = spikes.as_json()
     assert (line["name"], line["engine"], line["T"], line["batch"]) == ("spikedet", "events", 8, 2)
     assert line["threads"] == torch.get_num_threads()
     with pytest.raises(UsageError, match="no float network"):
-        timing.rows({Subject("spikedet", "events", 8): [0.1]}, 1)
-    assert f"{torch.get_num_threads()} threads" in timing.machine()
-
-
-def test_another_simulator_makes_the_same_spikes():
-    pytest.importorskip("spikingjelly.activation_based")
-    torch.manual_seed(0)
-    pictures = torch.rand(2, 3, 16, 16)
-    graph = spiking(NETWORKS["max_pool"], pictures)
-    peer = timing.spikingjelly_copy(graph, 6)
-    outputs, wanted = peer(pictures), SpikingNetwork(graph, 6)(pictures)
-    assert torch.allclose(outputs, wanted, atol=1e-5)
-    assert torch.equal(outputs, peer(pictures))  # nothing is left of a pass
-    with pytest.raises(UsageError, match="one threshold a layer"):
-        timing.spikingjelly_copy(spiking(NETWORKS["linear"], pictures, slope=0.2), 4)
+        timing.rows([{Subject("spikedet", "events", 8): 0.1}], 1)
+    assert timing.rows([], 1) == []
+    assert f"{torch.get_num_threads()} thread" in timing.machine()
+    assert "1 and 8 threads" in timing.machine([1, 8])
 
 
 @pytest.fixture
@@ -78,7 +89,9 @@ def path(tmp_path):
 @needs_kernels
 @pytest.mark.slow
 def test_memory_is_bounded_by_a_chunk_whatever_T(path):
-    few, many = (timing.peak_memory(path, T, "events", 256).run for T in (64, 1280))
+    few, many = (
+        timing.peak_memory(path, Subject("spikedet", "events", T), 256).run for T in (64, 1280)
+    )
     assert many < 3 * few  # the allocator holds on to some; without a chunk it would be 20 times
 
 
@@ -99,4 +112,4 @@ def test_steps_at_once_change_nothing(path, monkeypatch):
 
 def test_a_process_that_fails_is_told(tmp_path):
     with pytest.raises(UsageError, match="was not measured: .*no such weights file"):
-        timing.peak_memory(tmp_path / "nowhere", 4, "torch", 32)
+        timing.peak_memory(tmp_path / "nowhere", Subject("spikedet", "torch", 4), 32)

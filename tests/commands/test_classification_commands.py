@@ -345,7 +345,7 @@ def test_analyze_takes_the_stages_of_a_conversion_that_chose_the_pooling(runs, t
 def test_benchmark_times_a_classifier_against_its_float_network(runs, monkeypatch, capsys):
     words = ["--weights", weights(runs, "snn"), "--T", 4, "--imgsz", 32, "--rounds", 1, "--float"]
     assert command(monkeypatch, "benchmark", *words, weights(runs, "float")) == 0
-    assert "passes by the median" in capsys.readouterr().out
+    assert "of fastest" in capsys.readouterr().out
     detector = released("float")
     if detector:
         assert command(monkeypatch, "benchmark", *words, detector) == 4

@@ -67,6 +67,21 @@ def test_an_engine_without_kernels_says_why_and_what_to_do(monkeypatch):
     assert "no C++ compiler" in examined["engine"].text or examined["engine"].state == "ok"
 
 
+def test_kernels_that_the_environment_names(monkeypatch):
+    try:
+        there = library.kernels()
+    except library.NoLibrary:
+        pytest.skip("no compiled kernels")
+    monkeypatch.setenv("SPIKEDET_KERNELS", there[-1])
+    found = findings()["kernels"]
+    assert found.state == "ok" and ", ".join(there) in found.text
+    assert found.text.endswith(f"SPIKEDET_KERNELS chooses {there[-1]}") == (len(there) > 1)
+    monkeypatch.setenv("SPIKEDET_KERNELS", "mmx")
+    found = findings()["kernels"]
+    assert found.state == "!!" and "'mmx'; this machine has" in found.text
+    assert found.advice == "unset SPIKEDET_KERNELS"
+
+
 def test_data(tmp_path):
     add_pictures(tmp_path / "classes", "train", 1, ("a", "b"))
     (tmp_path / "empty").mkdir()

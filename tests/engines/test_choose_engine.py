@@ -109,6 +109,33 @@ def test_without_kernels_torch_runs_and_says_why(path, batches, monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", library.kernels() if FASTEST else [])
+def test_the_environment_names_the_kernels(name, path, batches, monkeypatch):
+    wanted = spikedet.load(path)(batches[0])
+    monkeypatch.setenv("SPIKEDET_KERNELS", name)
+    snn = spikedet.load(path)
+    assert snn.engine_reason == f"whole numbers, {name} kernels" and library.chosen() == name
+    assert torch.equal(snn(batches[0]), wanted)
+    monkeypatch.setenv("SPIKEDET_KERNELS", "")
+    assert library.chosen() == library.kernels()[0]
+
+
+@needs_kernels
+def test_kernels_that_are_not_here_are_refused_with_those_that_are(path, monkeypatch):
+    monkeypatch.setenv("SPIKEDET_KERNELS", "mmx")
+    for engine in ("auto", "events"):
+        with pytest.raises(UsageError) as refused:
+            spikedet.load(path, engine=engine)
+        there = ", ".join(library.kernels())
+        assert str(refused.value) == f"SPIKEDET_KERNELS 'mmx'; this machine has {there}"
+    assert spikedet.load(path, engine="torch").engine == "torch"
+    with library.choosing(library.kernels()[-1]):
+        assert library.chosen() == library.kernels()[-1]
+    with pytest.raises(UsageError, match="'mmx'"):  # as it was before
+        library.chosen()
+
+
+@needs_kernels
 def test_predictors():
     picture = np.zeros((64, 48, 3), np.uint8)
     detector = spikedet.load(T=8)

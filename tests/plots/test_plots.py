@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from spikedet.plots import About, analysis, figure, measures, pictures, write
+from spikedet.plots import About, analysis, figure, measures, pictures, speed, write
 from support.places import ROOT
 
 ABOUT = About("w.safetensors", "60 pictures of val", 8)
@@ -78,6 +78,11 @@ EVERY = {
         [{"layer": f"l{c // 2}", "channel": c, "row": 0, "column": 0, "T": t, "spike": (t + c) % 2}
          for c in range(4) for t in range(1, 9)],
     ),
+    "passes": (
+        lambda rows, about: speed.passes(rows, about, ["float32"]),
+        [{"name": name, "engine": "torch", "T": t, "batch": b, "threads": 1, "passes": 0.3 * t}
+         for b in (1, 8) for name, t in (("float32", 1), ("spikedet", 2), ("spikedet", 8))],
+    ),
 }  # fmt: skip
 
 
@@ -93,6 +98,7 @@ def texts(monkeypatch):
 
     for module in (measures, analysis, pictures):
         monkeypatch.setattr(module, "png", spy)
+    monkeypatch.setattr(speed, "drawn", lambda drawn, form: spy(drawn))
     return words
 
 
@@ -160,3 +166,18 @@ def test_no_display_is_needed():
     )
     environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+
+
+def test_passes_name_the_machine_and_every_panel(texts):
+    rows = EVERY["passes"][1]
+    about = About("w.safetensors", "pictures", [2, 8], "a machine of two processors")
+    speed.passes(rows, about, ["float32"])
+    words = " ".join(texts).replace("\n", " ")
+    for part in ("T=2, 8", "a machine of two processors", "batch 1, 1 thread", "batch 8, 1 thread"):
+        assert part in words
+    assert {"spikedet, torch", "float32 float"} <= set(texts)
+
+
+def test_passes_as_svg():
+    drawing = speed.passes(EVERY["passes"][1], ABOUT, ["float32"], "svg").decode()
+    assert drawing.startswith("<?xml") and "spikedet" in drawing

@@ -16,6 +16,15 @@
 #include <arm_neon.h>
 #endif
 
+// Keep a vector in a register, and what it holds from the compiler.
+#if defined(__x86_64__)
+#define SD_HOLD(x) __asm__ __volatile__("" : "+x"(x))
+#elif defined(__aarch64__)
+#define SD_HOLD(x) __asm__ __volatile__("" : "+w"(x))
+#else
+#define SD_HOLD(x) __asm__ __volatile__("" : "+m"(x))
+#endif
+
 #define SD_NAME portable
 #if defined(__aarch64__)
 #define SD_TEXT "neon"
@@ -171,12 +180,15 @@ struct Team {
 
 extern "C" {
 
-int32_t sd_version() { return 2; }
+int32_t sd_version() { return 3; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
 const char* sd_kernels_name(int32_t i) { return available()[i]->name; }
 int32_t sd_kernels_half(int32_t i) { return available()[i]->half; }
+
+// Add int16 in registers, `rounds` times a few vectors; how many were added.
+int64_t sd_add(int32_t kernels, int64_t rounds) { return available()[kernels]->add(rounds); }
 
 // Run layers over some steps. 0, or 1 where there is no memory.
 int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {

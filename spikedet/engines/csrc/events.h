@@ -83,4 +83,5 @@ struct sd_kernels {
     int half;  // int32 lanes of a vector: how weights are interleaved
     void (*row)(const sd_run&, const sd_layer&, int item, void* scratch);
     int64_t (*scratch)(const sd_run&, const sd_layer&);
+    int64_t (*add)(int64_t rounds);
 };

@@ -1,0 +1,65 @@
+"""Plots of how long networks take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from spikedet.plots.figure import About, Rows, below, by, drawn, dressed
+
+TITLE = "Time over that of the float32 network"
+
+
+def passes(rows: Rows, about: About, floats: Collection[str] = (), form: str = "png") -> bytes:
+    """Passes over T, a line for each engine; a panel for each batch and number of threads.
+
+    Args:
+        rows: With `name`, `engine`, `T`, `batch`, `threads` and `passes`.
+        about: What they are of.
+        floats: Names of networks without time, which are lines across.
+        form: `png` or `svg`.
+    """
+    groups = by([{**row, "panel": (row["batch"], row["threads"])} for row in rows], "panel")
+    across = min(2, len(groups))
+    down = math.ceil(len(groups) / across)
+    figure = Figure(figsize=(7.5 * across, 4.4 * down + 0.4), layout="constrained")
+    plots = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
+    for axes, ((batch, threads), own) in zip(plots, groups.items(), strict=False):
+        dressed(axes)
+        number = f"batch {batch}, {threads} thread{'' if threads == 1 else 's'}"
+        axes.set(title=f"{TITLE}: {number}", xlabel="time steps T", ylabel="passes")
+        _panel(axes, own, floats)
+    for axes in plots[len(groups) :]:
+        axes.axis("off")
+    below(figure, about)
+    return drawn(figure, form)
+
+
+def _panel(axes: Axes, rows: Rows, floats: Collection[str]) -> None:
+    """Lines of one panel, both axes logarithmic."""
+    named = [{**row, "line": f"{row['name']}, {row['engine']}"} for row in rows]
+    spiking = [row for row in named if row["name"] not in floats]
+    for label, own in by(spiking, "line").items():
+        points = sorted((row["T"], row["passes"]) for row in own)
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    for row in named:
+        if row["name"] not in floats:
+            continue
+        axes.axhline(row["passes"], color="black", linewidth=0.9, linestyle="--")
+        axes.annotate(
+            f"{row['name']} float", (1, row["passes"]), (-2, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", fontsize="x-small",
+        )  # fmt: skip
+    steps = sorted({row["T"] for row in spiking})
+    axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.minorticks_off()
+    if spiking:
+        axes.legend(fontsize="small")
