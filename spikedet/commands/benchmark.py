@@ -32,8 +32,8 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.commands.terminal import Bar, Table, note
 from spikedet.settings import option
+from spikedet.terminal import Bar, Table, note
 
 if TYPE_CHECKING:
     from spikedet.analysis.timing import Row

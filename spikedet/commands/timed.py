@@ -17,12 +17,12 @@ from spikedet.analysis import int8_float, sides, timing
 from spikedet.analysis.limit import Work, work_of
 from spikedet.analysis.timing import BFLOAT16, FLOAT, IN_BFLOAT16, INT8, LOOP, OURS, PEER, Subject
 from spikedet.commands.main import progress
-from spikedet.commands.terminal import note
 from spikedet.errors import DataError, UsageError, WeightsError
 from spikedet.networks import expect_stage
 from spikedet.predictor import BasePredictor
 from spikedet.released import default_weights, released
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.terminal import note
 
 if TYPE_CHECKING:
     from spikedet.commands.benchmark import Options

@@ -30,12 +30,12 @@ def test_outputs_are_near_those_of_float32(model, small_net, pictures):
     run = int8_float.Int8Float(data, 1)
     with torch.no_grad():
         wanted = small_net(pictures)
-    (found,) = run(pictures)
-    apart = (torch.from_numpy(found) - wanted).abs().mean()
+    (output,) = run(pictures)
+    apart = (torch.from_numpy(output) - wanted).abs().mean()
     assert 0 < apart < 0.1 * wanted.abs().mean()
     run.prepare(pictures)  # in another layout, for the next call alone
-    assert (run(pictures)[0] == found).all()
-    assert (run(pictures[:2])[0] == found[:2]).all()
+    assert (run(pictures)[0] == output).all()
+    assert (run(pictures[:2])[0] == output[:2]).all()
 
 
 def test_without_onnxruntime_one_sentence(model, pictures, monkeypatch):

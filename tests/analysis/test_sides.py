@@ -22,9 +22,9 @@ def test_another_simulator_makes_the_same_spikes():
     pictures = torch.rand(2, 3, 16, 16)
     graph = spiking(NETWORKS["max_pool"], pictures)
     peer = sides.side(Subject("spikingjelly", "multi-step", 6), SpikingNetwork(graph, 6))
-    found, wanted = peer(pictures, 6), SpikingNetwork(graph, 6)(pictures)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert torch.equal(found, peer(pictures, 6))  # nothing is left of a pass
+    outputs, wanted = peer(pictures, 6), SpikingNetwork(graph, 6)(pictures)
+    assert torch.allclose(outputs, wanted, atol=1e-5)
+    assert torch.equal(outputs, peer(pictures, 6))  # nothing is left of a pass
     with pytest.raises(UsageError, match="one threshold a layer"):
         sides.spikingjelly_copy(spiking(NETWORKS["linear"], pictures, slope=0.2), 4)
 
@@ -40,10 +40,10 @@ def test_the_step_loop_gives_the_outputs_of_the_torch_engine(name, slope):
     network = SpikingNetwork(graph, 5)
     loop = sides.side(Subject("step-loop", "torch", 5), network)
     for T in (1, 5, 5):  # nothing is left of a pass
-        found, wanted = loop(pictures, T), network(pictures, T)
-        found, wanted = (x if isinstance(x, tuple) else (x,) for x in (found, wanted))
+        outputs, wanted = loop(pictures, T), network(pictures, T)
+        outputs, wanted = (x if isinstance(x, tuple) else (x,) for x in (outputs, wanted))
         assert wanted[0].std() > 0
-        for a, b in zip(found, wanted, strict=True):
+        for a, b in zip(outputs, wanted, strict=True):
             assert torch.allclose(a, b, atol=1e-4)
 
 

@@ -73,13 +73,13 @@ def test_kernels_that_the_environment_names(monkeypatch):
     except library.NoLibrary:
         pytest.skip("no compiled kernels")
     monkeypatch.setenv("SPIKEDET_KERNELS", there[-1])
-    found = findings()["kernels"]
-    assert found.state == "ok" and ", ".join(there) in found.text
-    assert found.text.endswith(f"SPIKEDET_KERNELS chooses {there[-1]}") == (len(there) > 1)
+    finding = findings()["kernels"]
+    assert finding.state == "ok" and ", ".join(there) in finding.text
+    assert finding.text.endswith(f"SPIKEDET_KERNELS chooses {there[-1]}") == (len(there) > 1)
     monkeypatch.setenv("SPIKEDET_KERNELS", "mmx")
-    found = findings()["kernels"]
-    assert found.state == "!!" and "'mmx'; this machine has" in found.text
-    assert found.advice == "unset SPIKEDET_KERNELS"
+    finding = findings()["kernels"]
+    assert finding.state == "!!" and "'mmx'; this machine has" in finding.text
+    assert finding.advice == "unset SPIKEDET_KERNELS"
 
 
 def test_data(tmp_path):
