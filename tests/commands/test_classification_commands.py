@@ -683,7 +683,7 @@ def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
     first, mean = load(both[0]), load(out)
     assert mean.tensors.keys() == first.tensors.keys()
     for name, tensor in first.tensors.items():
-        assert torch.allclose(mean.tensors[name], tensor + 0.5)
+        assert torch.allclose(mean.tensors[name], tensor + 0.5, atol=1e-6)
     assert mean.origin["parents"] == [sha256(path) for path in both]
     assert mean.origin["calibration_pictures"] == first.origin["calibration_pictures"]
     assert "tuning_loss" not in mean.origin and networks.restore(CLASSIFICATION, mean).T == 4
