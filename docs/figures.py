@@ -2,6 +2,7 @@
 
 cat-steps.jpg     what the released detector sees after 4, 8, 12 and 20 steps of one run on cat.jpg
 ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
+passes.svg        time over T, in passes of the float network, from weights/results/speed.csv
 neuron.svg        potential and spikes of one integrate-and-fire neuron
 quantise.svg      ReLU beside the quantise-clip activations of stage I
 residual.svg      the same mean current in two orders, and what the neuron makes of them
@@ -18,6 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 TABLE = ROOT / "weights" / "results" / "table10.csv"
+SPEED = ROOT / "weights" / "results" / "speed.csv"
 STEPS = (4, 8, 12, 20)
 CURVES = {  # method in the table: label, colour
     "two-stage": ("spiking, stages I + II", "#d62728"),
@@ -30,12 +32,12 @@ CURVES = {  # method in the table: label, colour
 def steps(detector, picture: Path) -> np.ndarray:
     """The picture after each of STEPS, side by side, with T written on it; [H, W, 3] uint8 BGR."""
     panels = []
-    for found in detector.steps(picture):
-        if found.T in STEPS:
-            panel = found.plot()
+    for step in detector.steps(picture):
+        if step.T in STEPS:
+            panel = step.plot()
             place = (8, panel.shape[0] - 12)
             for colour, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
-                cv2.putText(panel, f"T = {found.T}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour,
+                cv2.putText(panel, f"T = {step.T}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.9, colour,
                             width, cv2.LINE_AA)  # fmt: skip
             panels.append(panel)
     rows = [np.hstack(panels[:2]), np.hstack(panels[2:])]
@@ -151,10 +153,34 @@ def plot(path: Path) -> None:
     _save(figure, path, told(base, points))
 
 
+def speed_rows() -> list[dict[str, object]]:
+    """Rows of the benchmark with one picture at once, two threads and the fastest kernels."""
+    with SPEED.open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["batch"], row["threads"]) == ("1", "2")]
+    run = [row for row in rows if row["machine"] == rows[0]["machine"]]
+    kept = {(row["name"], row["engine"], row["T"]): row for row in reversed(run)}  # the first run
+    return [
+        {**row, "T": int(row["T"]), "batch": 1, "threads": 2, "passes": float(row["passes"])}
+        for row in reversed(kept.values())
+    ]
+
+
+def passes(path: Path) -> None:
+    """Time over T, as SVG."""
+    from spikedet.plots.figure import About
+    from spikedet.plots.speed import passes as draw
+
+    rows = speed_rows()
+    about = About("released detectors", f"416 x 416 pixels; {rows[0]['machine']}")
+    _pyplot()
+    path.write_bytes(draw(rows, about, ("float32", "bfloat16", "int8"), "svg"))
+
+
 if __name__ == "__main__":
     import spikedet
 
     plot(PICTURES / "ap-over-T.svg")
+    passes(PICTURES / "passes.svg")
     drawings(PICTURES)
     strip = steps(spikedet.load(T=20, half=False, engine="torch"), PICTURES / "cat.jpg")
     cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])

@@ -98,7 +98,8 @@ def png(figure: Figure) -> bytes:
 def drawn(figure: Figure, form: str) -> bytes:
     """A figure as `png` or `svg`."""
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(data, format=form, dpi=120)
+    dated = {"Date": None} if form == "svg" else None  # the same file every time
+    FigureCanvasAgg(figure).print_figure(data, format=form, dpi=120, metadata=dated)
     return data.getvalue()
 
 

@@ -183,6 +183,24 @@ def test_the_plot_shows_the_numbers_of_the_table():
     assert numbers in re.sub(r"\s+", " ", text)
 
 
+def test_times_of_the_pages_are_those_of_the_results():
+    rows = figures().speed_rows()
+    passes = {(row["engine"], row["T"]): row["passes"] for row in rows}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = (("events", 8), ("multi-step", 8), ("onnxruntime", 1))
+    for key, words in zip(
+        said,
+        ("take {:.2f} of the time", "SpikingJelly {:.1f}.", "in int8 takes {:.2f}"),
+        strict=True,
+    ):
+        assert words.format(passes[key]) in text
+    page = (ROOT / "docs/engines.md").read_text()
+    (line,) = re.findall(r"^\| events, AVX-512, two threads \| (.*) \|$", page, re.M)
+    assert [float(cell.split()[0]) for cell in line.split(" | ")] == [
+        round(passes["events", T], 2) for T in (4, 8, 20)
+    ]
+
+
 def test_every_picture_names_its_source():
     text = (ROOT / "docs/pictures/README.md").read_text()
     for path in (ROOT / "docs/pictures").iterdir():
