@@ -60,6 +60,9 @@ class Options(shared.TestData):
         nargs=2,
         metavar="SMALL LARGE",
     )
+    bootstrap: int = option(
+        0, "resamplings of the pictures for 95 % intervals of AP, 0 for none (detection)", least=0
+    )
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
     engine: str = shared.engine("torch")
@@ -236,7 +239,7 @@ def expect_of_task(options: Options, task: Task) -> None:
     Raises:
         UsageError: Names the option.
     """
-    for name in ("classes", "areas"):
+    for name in ("classes", "areas", "bootstrap"):
         if getattr(options, name) and task.name != "detection":
             raise UsageError(f"--{name} is no option of {task.name}")
     if options.areas and options.areas[0] >= options.areas[1]:
@@ -265,6 +268,7 @@ def measure(
             batch=options.batch or task.batch,
             on_batch=lambda done: bar.update(done - bar.n),
             **details,
+            **({"bootstrap": options.bootstrap} if options.bootstrap else {}),
             **areas_of(options),
         )
 
@@ -335,6 +339,10 @@ def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: b
     values = [entry[name] for name in (*columns, "spike_rate")]
     texts = ["-" if value is None else f"{value:.4f}" for value in values]
     table.row(entry["method"], str(entry["T"] or "-"), *texts, entry["engine"])
+    for name in ("AP", "AP50"):
+        if f"{name}_interval" in entry:
+            low, high = entry[f"{name}_interval"]
+            print(f"    {name} {low:.4f} to {high:.4f} in 95 % of the resamplings")
     if classes:
         for name, value in entry.get("per_class", {}).items():
             print(f"    {name:16} {'-' if value is None else f'{value:.4f}'}")

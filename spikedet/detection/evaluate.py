@@ -12,6 +12,7 @@ does COCO, and VOC 2007's measure, which knows no crowds, is given the same.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
 AREAS = (32.0**2, 96.0**2)  # square pixels between small, medium and large objects
+WITHIN = 0.95  # of the resampled values lie in an interval
 COUNTED = 100  # detections of one class in one picture that COCO's measure looks at
 
 
@@ -41,6 +43,7 @@ class Precision:
         VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
         per_class: AP of each class.
         details: Rows of the tables of `curves.details`, where they were asked for.
+        intervals: Of `AP` and `AP50`, where they were asked for: see `intervals`.
     """
 
     AP: float
@@ -52,6 +55,7 @@ class Precision:
     VOC07_AP50: float
     per_class: dict[str, float] = field(repr=False)
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def average_precision(
@@ -61,6 +65,7 @@ def average_precision(
     areas: tuple[float, float] = AREAS,
     *,
     details: bool = False,
+    bootstrap: int = 0,
 ) -> Precision:
     """Measure detections against annotations.
 
@@ -70,6 +75,7 @@ def average_precision(
         names: Class names that the labels index.
         areas: Square pixels between small, medium and large objects.
         details: Curves, confusion and reliability as well.
+        bootstrap: Resamplings for intervals, 0 for none.
 
     Returns:
         All measures.
@@ -77,12 +83,10 @@ def average_precision(
     if len(detections) != len(samples):
         raise ValueError(f"{len(detections)} detections for {len(samples)} pictures")
     evaluation = _run_coco(detections, samples, len(names), areas)
-    table = evaluation.eval["precision"]  # [IoU, recall, class, area, most]
+    table = evaluation.eval["precision"]
 
     def mean(iou=slice(None), area=0, label=slice(None)) -> float:
-        values = table[iou, :, label, area, -1]
-        values = values[values > -1]
-        return float(values.mean()) if values.size else float("nan")
+        return _mean(table, iou, area, label)
 
     return Precision(
         AP=mean(),
@@ -94,7 +98,52 @@ def average_precision(
         VOC07_AP50=voc07_ap50(detections, samples, len(names)),
         per_class={name: mean(label=index) for index, name in enumerate(names)},
         details=curves.details(evaluation, detections, samples, names) if details else {},
+        intervals=intervals(evaluation, bootstrap) if bootstrap else {},
     )
+
+
+def _mean(table: np.ndarray, iou=slice(None), area=0, label=slice(None)) -> float:
+    """Mean of COCO's precisions [IoU, recall, class, area, most], -1 where there is none."""
+    values = table[iou, :, label, area, -1]
+    values = values[values > -1]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def intervals(evaluation: COCOeval, count: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals over pictures (Efron and Tibshirani 1993, chapter 13).
+
+    As many pictures as there are are drawn with replacement, again and again, and measured each
+    time: 95 % of the values lie in the interval. Classes that a draw has no object of are left out
+    of its mean, as ever.
+
+    Args:
+        evaluation: All pictures, evaluated.
+        count: Resamplings.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper end by measure: `AP`, `AP50`.
+    """
+    whole = copy.copy(evaluation)
+    pictures = len(evaluation.params.imgIds)
+    kinds = [
+        evaluation.evalImgs[n : n + pictures] for n in range(0, len(evaluation.evalImgs), pictures)
+    ]
+    kinds = kinds[:: len(evaluation.params.areaRng)]  # of each class, objects of any size
+    whole.params, whole._paramsEval = (copy.copy(evaluation.params) for _ in range(2))
+    for params in (whole.params, whole._paramsEval):
+        params.areaRng, params.maxDets = params.areaRng[:1], params.maxDets[-1:]
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(count):
+        drawn = generator.integers(0, pictures, pictures)
+        whole.evalImgs = [kind[picture] for kind in kinds for picture in drawn]
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole.accumulate()
+        table = whole.eval["precision"]
+        values.append((_mean(table), _mean(table, iou=0)))
+    outside = 50 * (1 - WITHIN)
+    low, high = np.nanpercentile(values, [outside, 100 - outside], axis=0).tolist()
+    return {name: (low[n], high[n]) for n, name in enumerate(("AP", "AP50"))}
 
 
 class _Evaluation(COCOeval):

@@ -70,6 +70,7 @@ def measure(
     steps: Sequence[int] | None = None,
     areas: tuple[float, float] = AREAS,
     details: bool = False,
+    bootstrap: int = 0,
     **options: Any,
 ) -> list[tuple[Precision, float | None]]:
     """Average precision, and spikes per neuron and step (None without spikes).
@@ -80,11 +81,14 @@ def measure(
         steps: As of `Task.measure`.
         areas: As of `average_precision`.
         details: As there, of the last of `steps`.
+        bootstrap: As there.
         options: As of `detect_all`.
     """
     if runner.stage != "snn":
         (detections,) = detect_all(runner, samples, **options)
-        whole = average_precision(detections, samples, runner.names, areas, details=details)
+        whole = average_precision(
+            detections, samples, runner.names, areas, details=details, bootstrap=bootstrap
+        )
         return [(whole, None)]
     if not steps:
         assert runner.T is not None  # of a spiking network
@@ -92,7 +96,14 @@ def measure(
     with runner.spiking.spike_rates() as rates:
         results = detect_all(runner, samples, steps=steps, **options)
     precisions = [
-        average_precision(each, samples, runner.names, areas, details=details and steps[-1] == T)
+        average_precision(
+            each,
+            samples,
+            runner.names,
+            areas,
+            details=details and steps[-1] == T,
+            bootstrap=bootstrap,
+        )
         for T, each in zip(steps, results, strict=True)
     ]
     return [(precision, rates.mean(T)) for T, precision in zip(steps, precisions, strict=True)]

@@ -115,6 +115,7 @@ class Detection(Task):
         return [
             (
                 {name: getattr(precision, name) for name in self.columns}
+                | {f"{name}_interval": ends for name, ends in precision.intervals.items()}
                 | {"per_class": precision.per_class, "details": precision.details},
                 rate,
             )

@@ -38,13 +38,17 @@ def test_a_detector(tmp_path, monkeypatch, capsys):
     (tmp_path / "devkit/VOC2007/JPEGImages/1.jpg").write_bytes(BUS.read_bytes())
     monkeypatch.setenv("SPIKEDET_CACHE", str(tmp_path / "cache"))
     words = ["--data", tmp_path / "devkit", "--split", "VOC2007:val", "--weights", DETECTOR]
-    words += ["--plots", tmp_path / "plots", "--json", tmp_path / "rows.json"]
+    words += ["--plots", tmp_path / "plots", "--json", tmp_path / "rows.json", "--bootstrap", 5]
     assert command(monkeypatch, "evaluate", *words) == 0
-    assert "7 plots, each with its numbers as CSV" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "7 plots, each with its numbers as CSV" in out
     names = ["AP-classes-T4", "AP-over-T", "AP-sizes-T4", "confusion-T4", "f1-T4"]
     assert plots(tmp_path / "plots") == [*names, "precision-recall-T4", "reliability-T4"]
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["T"] for row in rows] == [1, 2, 4]
+    value = rows[-1]["AP50"]  # of one picture, which every draw is
+    assert rows[-1]["AP50_interval"] == [value, value]
+    assert f"AP50 {value:.4f} to {value:.4f} in 95 % of the resamplings" in out
     about = {(row["spikedet"], row["command"], row["weights"], row["split"]) for row in rows}
     assert about == {(rows[0]["spikedet"], "evaluate", DETECTOR.name, "VOC2007:val")}
     over = table(tmp_path / "plots/AP-over-T.csv")
@@ -70,6 +74,7 @@ def test_a_classifier_and_its_float_network(tmp_path, monkeypatch):
     words = ["--data", tmp_path / "data", "--plots", tmp_path / "plots", "--json"]
     words += [tmp_path / "rows.json", "--T", 1, 4, "--weights", CLASSIFIER]
     words.append(released("float", task="classification"))
+    assert command(monkeypatch, "evaluate", *words, "--bootstrap", 5) == 2
     assert command(monkeypatch, "evaluate", *words) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["stage"], row["T"]) for row in rows] == [("float", None), ("snn", 1), ("snn", 4)]

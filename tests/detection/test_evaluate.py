@@ -392,3 +392,35 @@ def test_equal_to_plain_pycocotools_on_a_file_with_crowds(tmp_path):
     values = [ours.AP, ours.AP50, ours.AP75, ours.AP_small, ours.AP_medium, ours.AP_large]
     assert values == pytest.approx(list(evaluation.stats[:6]), abs=1e-9)
     assert 0.1 < ours.AP < 0.9 and not np.isnan(values).any()
+
+
+def test_intervals_of_resampled_pictures():
+    """Of 40 pictures half are found: AP of a draw is the share of found ones in it, to a step."""
+    samples = [sample((0, BOX, False)) for _ in range(40)]
+    detections = [found((0, BOX, 0.9)) if n % 2 else found() for n in range(40)]
+    whole = average_precision(detections, samples, NAMES, bootstrap=400)
+    assert whole.AP == pytest.approx(0.5, abs=0.01)
+    generator, drawn = np.random.default_rng(0), []
+    for _ in range(400):
+        share = (generator.integers(0, 40, 40) % 2).mean()
+        recalls = np.linspace(0, 1, 101)
+        drawn.append((recalls <= share).mean())  # precision 1 up to that recall
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert whole.intervals["AP"] == pytest.approx((low, high), abs=1e-6)
+    assert whole.intervals["AP50"] == whole.intervals["AP"] and 0.3 < low < 0.4 < 0.6 < high < 0.7
+    assert average_precision(detections, samples, NAMES).intervals == {}
+
+
+def test_the_interval_of_what_is_always_found_is_a_point():
+    samples = [sample((0, BOX, False), (1, FAR, False)) for _ in range(5)]
+    detections = [found((0, BOX, 0.9), (1, FAR, 0.8)) for _ in range(5)]
+    assert average_precision(detections, samples, NAMES, bootstrap=20).intervals == {
+        "AP": (1.0, 1.0), "AP50": (1.0, 1.0)
+    }  # fmt: skip
+
+
+def test_the_interval_contains_the_value():
+    detections, samples = random_case()
+    whole = average_precision(detections, samples, NAMES, bootstrap=200)
+    for name, (low, high) in whole.intervals.items():
+        assert low < getattr(whole, name) < high
