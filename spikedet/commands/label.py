@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_new
+from spikedet.commands.checks import expect_new, nearest
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
 from spikedet.errors import DataError, PictureError, UsageError
@@ -83,7 +83,8 @@ def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
         if name not in classes:
-            raise UsageError(f"unknown class {name!r}; there are {', '.join(classes)}")
+            there_are = ", ".join(classes) + nearest(name, classes)
+            raise UsageError(f"unknown class {name!r}; there are {there_are}")
     return [name for name in classes if not options.classes or name in options.classes]
 
 

@@ -107,6 +107,8 @@ def find_sources(words: Sequence[str | os.PathLike], options: FindOptions) -> Co
 
 def _add(collected: Collected, word: str, options: FindOptions, base: Path | None = None) -> None:
     """Add what is behind a word; those of a list are sought beside it first."""
+    if not word:
+        raise PictureError("'': is no name; expected a file, a folder, a camera or an address")
     if "\0" in word:
         raise PictureError(f"{word!r}: is no name of a file")
     scheme = ADDRESS.match(word)

@@ -17,7 +17,7 @@ import numpy as np
 
 from spikedet.errors import PictureError
 from spikedet.sources.frame import Frame, Problems
-from spikedet.sources.video import decoded, reason, seconds_of, stream_of
+from spikedet.sources.video import decoded, expect_length, reason, seconds_of, stream_of
 
 Item = TypeVar("Item")
 Picture = tuple[np.ndarray, float]  # and when it came, in seconds of a clock
@@ -224,10 +224,7 @@ class Address:
             )  # fmt: skip
         if last is None:
             raise PictureError(f"{self.name}: holds no frame that can be read")
-        usual = last.time / last.index if last.index else 0.0
-        end = last.time + max(last.duration or 0.0, usual)
-        if not still and seconds and end < seconds - max(0.5, 2 * usual):
-            raise PictureError(f"{self.name}: ends after {end:.1f} of {seconds:.1f} seconds")
+        expect_length(last, None if still else seconds)
 
     def _stream(
         self, first: av.container.InputContainer | None, problems: Problems
@@ -267,7 +264,8 @@ class Address:
 
 def _ends(container: av.container.InputContainer) -> bool:
     """Whether what is behind an address has an end: a film or a picture, no stream."""
-    return _is_still(container) or bool(container.duration)
+    animation = container.format.name in ("gif", "apng")  # which do not say their length
+    return _is_still(container) or animation or bool(container.duration)
 
 
 def _is_still(container: av.container.InputContainer) -> bool:

@@ -16,6 +16,8 @@ from spikedet.sources.frame import File, Frame, Problems
 from spikedet.sources.whole import is_whole, lacks_index
 
 FRAME_RATE = 25.0  # where nobody says
+# Formats whose header says how long the video is, and whose parts do not.
+TELLS_LENGTH = {"flv", "asf"}
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,37 @@ class Video(File):
             PictureError: It cannot be opened, or is cut short: then behind its last frame.
         """
         expect_file(self.path)
-        yielded, total = 0, None
+        yielded, total, last = 0, None, None
         with opened(self.path, self.name) as container:
+            # sound may last longer than the pictures
+            tells = container.format.name in TELLS_LENGTH and len(container.streams) == 1
+            seconds = seconds_of(container) if tells else None
             for frame in decoded(container, self.name, problems, self.path):
-                yielded, total = yielded + 1, frame.total
+                yielded, total, last = yielded + 1, frame.total, frame
                 yield frame
+        if last is not None:
+            expect_length(last, seconds)
         if yielded and is_whole(self.path) is False:
             of = f" of {total}" if total and total > yielded else ""
             raise PictureError(f"{self.path}: is cut short; {yielded}{of} frames can be read")
         if not yielded:
             raise PictureError(f"{self.path}: holds no frame that can be read")
+
+
+def expect_length(last: Frame, seconds: float | None) -> None:
+    """Refuse a video that ends before its length.
+
+    Args:
+        last: Its last frame.
+        seconds: How long it says that it is; None where it does not.
+
+    Raises:
+        PictureError: It ends more than half a second, and more than two frames, before that.
+    """
+    usual = last.time / last.index if last.index else 0.0
+    end = last.time + max(last.duration or 0.0, usual)
+    if seconds and end < seconds - max(0.5, 2 * usual):
+        raise PictureError(f"{last.source}: ends after {end:.1f} of {seconds:.1f} seconds")
 
 
 def expect_file(path: Path) -> None:
@@ -145,6 +168,9 @@ def decoded(
     if bad and (yielded or file is None):
         counted = "1 frame is damaged and was" if bad == 1 else f"{bad} frames are damaged and were"
         problems.add(PictureError(f"{name}: {counted} left out"), bad)
+    elif damage.packets and yielded:
+        where = "one place" if damage.packets == 1 else f"{damage.packets} places"
+        problems.add(PictureError(f"{name}: is damaged in {where}; frames may be missing there"))
     if stopped is not None:
         problems.add(PictureError(f"{name}: ends after {yielded} frames ({reason(stopped)})"))
 
@@ -155,10 +181,12 @@ class Damage:
 
     Attributes:
         frames: How many cannot be decoded.
+        packets: How many the file itself says are damaged.
         stopped: Why there are no more, where it broke off.
     """
 
     frames: int = 0
+    packets: int = 0
     stopped: Exception | None = None
 
 
@@ -174,6 +202,7 @@ def raw_frames(
             flushed = packet is None or not packet.size
         except (av.FFmpegError, OSError) as error:
             packet, damage.stopped, flushed = None, error, True
+        damage.packets += packet is not None and packet.is_corrupt
         try:
             # an empty packet, which is the last one, fetches the frames that still wait
             frames = packet.decode() if packet else stream.codec_context.decode(None)

@@ -214,6 +214,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(run, monkeypatch):
         (["a.png", "--save", "everything"], 2, "expected pictures, frames, crops, labels or none"),
         (["a.png", "--out", "a.png"], 2, "is not a folder that can be written to"),
         (["a.png", "--classes", "cow"], 2, "unknown class 'cow'"),
+        (["a.png", "--classes", "cats"], 2, "know cat, dog (did you mean cat?)"),
         (["nowhere"], 3, "nowhere: no such file or folder"),
     ],
 )

@@ -236,6 +236,7 @@ def test_a_damaged_picture_does_not_end_the_run(folder, monkeypatch, capsys):
     ("words", "code", "sentence"),
     [
         (["--classes", "dog"], 2, "unknown class 'dog'; there are cat, couch, giraffe"),
+        (["--classes", "giraf"], 2, "there are cat, couch, giraffe (did you mean giraffe?)"),
         (["--voc", "--classes", "giraffe"], 2, "unknown class 'giraffe'; there are cat, sofa"),
         (["--rename", "couch"], 2, "--rename 'couch': expected OLD=NEW"),
         (["--rename", "dog=cat"], 2, "--rename: no detector knows 'dog'"),

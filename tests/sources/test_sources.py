@@ -18,7 +18,7 @@ from spikedet.sources import live, open_sources
 from spikedet.sources.find import picture_suffixes
 from spikedet.sources.frame import Problems
 from spikedet.sources.live import Address, newest
-from spikedet.sources.whole import is_whole
+from spikedet.sources.whole import PACKET, is_whole
 from support.media import animation, shade, write_video
 
 
@@ -101,6 +101,30 @@ def test_a_cut_video_is_read_as_far_as_it_goes_and_said_to_be_cut(here, name, co
     said = str(sources.errors[-1])
     assert f"{name}: is cut short; {len(frames)}" in said
     assert "of 60" in said or name in ("v.mkv", "v.ts")
+
+
+def test_a_video_that_ends_before_the_length_in_its_header(here):
+    write_video("v.flv", np.arange(60) / 25, 2.4)
+    frames, sources = read("v.flv")
+    assert len(frames) == 60 and sources.errors == []
+    with av.open("v.flv") as file:
+        place = list(file.demux(video=0))[30].pos
+    (here / "v.flv").write_bytes((here / "v.flv").read_bytes()[:place])
+    frames, sources = read("v.flv")
+    assert len(frames) == 30
+    assert [str(e) for e in sources.errors] == ["v.flv: ends after 1.2 of 2.4 seconds"]
+
+
+def test_a_packet_that_is_marked_as_damaged_is_said(here):
+    write_video("v.ts", np.arange(20) / 25, 0.8)
+    data = bytearray((here / "v.ts").read_bytes())
+    with av.open("v.ts") as file:
+        place = list(file.demux(video=0))[9].pos
+    data[place + PACKET + 1] |= 0x80  # of MPEG-TS: this packet holds an error
+    (here / "v.ts").write_bytes(data)
+    frames, sources = read("v.ts")
+    assert len(frames) >= 18 and len(sources.errors) == 1
+    assert "v.ts: " in str(sources.errors[0]) and "damaged" in str(sources.errors[0])
 
 
 def test_a_video_without_its_index(here):
@@ -368,6 +392,7 @@ def test_numbered_pictures_are_a_film(here):
         ("gopher://x/y", "gopher://x/y: expected an address with http, https"),
         ("x" * 300 + ".png", "no such picture"),
         ("a\0b", "is no name of a file"),
+        ("", "'': is no name"),
         ("/dev/null", "is no file"),
         ("empty", "no pictures in this folder, and no videos"),
     ],
@@ -531,6 +556,13 @@ def test_a_film_behind_an_address(server):
     frames, sources = read(url(server, "v.mp4"))
     assert sources.errors == [] and [f.time for f in frames] == pytest.approx([0, 0.5, 2.0])
     assert frames[0].file is None and frames[0].total == 3
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_an_animation_behind_an_address_ends(server, name):
+    animation(name)
+    frames, sources = read(url(server, name), limit=9)
+    assert len(frames) == (3 if name == "a.gif" else len(frames)) < 9 and sources.errors == []
 
 
 def test_a_picture_behind_an_address(server):
