@@ -25,6 +25,7 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import SpikedetError
 from spikedet.settings import option
+from spikedet.terminal import console
 
 NEEDED = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "pillow", "av",
           "safetensors", "pycocotools", "matplotlib", "rich")  # fmt: skip
@@ -36,6 +37,7 @@ OPTIONAL = {  # packages, the extra that brings them, and what they are for
 }
 DISK, MEMORY = 1e9, 2e9  # bytes that are enough to detect and convert
 OK, MISSING, BAD = "ok", "-", "!!"
+COLOURS = {OK: "green", MISSING: "yellow", BAD: "bold red"}
 
 
 @dataclass(kw_only=True)
@@ -70,8 +72,8 @@ def run(options: Options) -> int:
     from spikedet.commands.result import write_json
 
     findings = list(examine(options))
-    for line in lines(findings):
-        print(line)
+    for finding in findings:
+        show(finding, max(len(each.name) for each in findings) + 2)
     bad = [finding.name for finding in findings if finding.state == BAD]
     print(f"needed and missing: {', '.join(bad)}" if bad else "everything that is needed is here")
     if options.json:
@@ -79,18 +81,25 @@ def run(options: Options) -> int:
     return 1 if bad else 0
 
 
-def lines(findings: list[Finding]) -> Iterator[str]:
-    """The findings as text that fits the terminal, and what to do below each."""
-    wide = max(len(finding.name) for finding in findings) + 2
+def show(finding: Finding, wide: int) -> None:
+    """Print a finding as text that fits the terminal, and below it what to do.
+
+    Args:
+        finding: Its state is coloured on a terminal.
+        wide: Letters of the column of names.
+    """
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 10_000
-    for finding in findings:
-        texts = textwrap.wrap(finding.text, max(30, width - wide - 4)) or [""]
-        if finding.advice:
-            texts += textwrap.wrap(f"-> {finding.advice}", max(30, width - wide - 4))
-        for number, text in enumerate(texts):
-            name = f"{finding.state:>2}  {finding.name:{wide}}" if not number else " " * (wide + 4)
-            yield name + text
+    texts = textwrap.wrap(finding.text, max(30, width - wide - 4)) or [""]
+    if finding.advice:
+        texts += textwrap.wrap(f"-> {finding.advice}", max(30, width - wide - 4))
+    if terminal:
+        console(sys.stdout).print(f"{finding.state:>2}", style=COLOURS[finding.state], end="")
+    else:
+        print(f"{finding.state:>2}", end="")
+    print(f"  {finding.name:{wide}}{texts[0]}")
+    for text in texts[1:]:
+        print(" " * (wide + 4) + text)
 
 
 def examine(options: Options) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from spikedet.data.cache import read_each
 from spikedet.data.samples import Sample, first_of
-from spikedet.errors import DataError
+from spikedet.errors import DataError, cut
 from spikedet.pictures import Header, read_header
 
 
@@ -114,8 +114,8 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
         return turned(_scaled(sample, header.stored), header.turn), change
     raise DataError(
         f"{sample.path}: has {size[0]} x {size[1]} pixels, its annotation is for "
-        f"{annotated[0]} x {annotated[1]}, of which it is no scaled copy; give it the annotation "
-        "of this picture"
+        f"{cut(annotated[0])} x {cut(annotated[1])}, of which it is no scaled copy; give it the "
+        "annotation of this picture"
     )
 
 

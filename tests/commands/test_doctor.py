@@ -1,6 +1,8 @@
 """`spikedet doctor`: what is here, what is missing, and what to do."""
 
+import io
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -126,8 +128,19 @@ def test_a_broken_installation_is_a_finding(monkeypatch):
 
 
 def test_lines_fit_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
     one = doctor.Finding("packages", "!!", "word " * 60, "do " * 40)
-    monkeypatch.setattr(doctor.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv("COLUMNS", "80")
-    shown = list(doctor.lines([one]))
-    assert max(map(len, shown)) <= 80 and len(shown) > 4 and shown[0].startswith("!!  packages")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for no_color, begins in (("", "\x1b[1;31m!!\x1b[0m  packages"), ("1", "\x1b[1m!!\x1b[0m")):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        stream = Terminal()
+        monkeypatch.setattr(doctor.sys, "stdout", stream)
+        doctor.show(one, 10)
+        shown = stream.getvalue().splitlines()
+        assert shown[0].startswith(begins) and "[31m" not in shown[0] * bool(no_color)
+        assert len(shown) > 4 and max(len(line) for line in shown[1:]) <= 80
+        assert len(re.sub(r"\x1b\[[\d;]*m", "", shown[0])) <= 80

@@ -30,6 +30,23 @@ def devkit(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("mark", "difficult"),
+    [("1", True), ("true", True), (" 0 ", False), ("False", False), ("", False)],
+)
+def test_marks_of_difficult_objects(tmp_path, mark, difficult):
+    xml = annotation(("dog", (1, 1, 20, 20), False)).replace(">0</diff", f">{mark}</diff")
+    (tmp_path / "a.xml").write_text(xml)
+    assert voc.parse_annotation(tmp_path / "a.xml").difficult == [difficult]
+
+
+def test_a_mark_that_says_nothing_is_refused(tmp_path):
+    xml = annotation(("dog", (1, 1, 20, 20), False)).replace(">0</diff", ">perhaps</diff")
+    (tmp_path / "a.xml").write_text(xml)
+    with pytest.raises(DataError, match="difficult is 'perhaps' in an object; expected 0 or 1"):
+        voc.parse_annotation(tmp_path / "a.xml")
+
+
 def test_boxes_are_edges_and_difficult_is_kept(devkit):
     first, second, third = read_voc(devkit, "VOC2007:train")
     assert first.boxes.tolist() == [[0, 0, 60, 40]] and not first.difficult[0]

@@ -677,17 +677,35 @@ def test_files_beside_their_pictures(tmp_path):
         (lambda c: c["images"][0].pop("file_name"), "a picture without file_name"),
         (lambda c: c["categories"][0].pop("name"), "a category without a number or a name"),
         (lambda c: c["categories"][0].update(name="circle"), "two classes of the name 'circle'"),
-        (lambda c: c["annotations"][0].pop("bbox"), "a size, a box or a category is missing"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "a size, a box or a category is"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "a size, a box or a category"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 1e999, 4]), "a size, a box or a cat"),
-        (lambda c: c["annotations"][0].update(category_id=99), "a size, a box or a category is"),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            "a size, a box, an area or a category is missing",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            "a size, a box, an area or a category is",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]),
+            "a size, a box, an area or a category",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 1e999, 4]),
+            "a size, a box, an area or a cat",
+        ),
+        (
+            lambda c: c["annotations"][0].update(category_id=99),
+            "a size, a box, an area or a category is",
+        ),
         (
             lambda c: c["annotations"][0].update(bbox=[80, 2, 9, 9]),
             "lies outside its picture of 72",
         ),
         (lambda c: c["images"][1].update(file_name="gone.jpg"), "gone.jpg: no such picture"),
-        (lambda c: c["images"][0].update(width="x"), "a size, a box or a category is missing"),
+        (
+            lambda c: c["images"][0].update(width="x"),
+            "a size, a box, an area or a category is missing",
+        ),
     ],
 )
 def test_annotations_that_make_no_sense(tmp_path, change, words):
@@ -695,6 +713,79 @@ def test_annotations_that_make_no_sense(tmp_path, change, words):
     edit(path, change)
     with pytest.raises(DataError, match=words):
         read_boxes([path], "val")
+
+
+def _orphans(content):
+    for each in content["annotations"]:
+        each["image_id"] = str(each["image_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_orphans, "no annotation is of a picture in it .image_id '10' is no id of images"),
+        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "two images of one id"),
+        (lambda c: c["categories"][1].update(id=7), "two categories of one id"),
+        (lambda c: c["annotations"][0].update(area=float("nan")), "an area or a category is"),
+        (lambda c: c["annotations"][0].update(area=-5), "an area or a category is"),
+        (
+            lambda c: [
+                c["images"][0].update(width=0, height=0),
+                c["annotations"][0].update(bbox=[5000, 5000, 5, 5]),
+            ],
+            "a box lies outside its picture",
+        ),
+    ],
+)
+def test_annotations_that_would_be_lost_without_a_word(tmp_path, change, words):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    edit(path, change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a picture without a size
+        with pytest.raises(DataError, match=words):
+            read_boxes([path], "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_id": 999}, "val: 1 annotation of pictures that are not in it, left out"),
+        ({"bbox": [1, 1, 5000, 5000]}, "val: 1 picture with boxes that reach beyond it"),
+    ],
+)
+def test_odd_annotations_are_counted_in_a_warning(tmp_path, change, words):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    edit(path, lambda c: c["annotations"][0].update(change))
+    with pytest.warns(UserWarning, match=words):
+        read_boxes([path], "val")
+
+
+def test_pictures_of_one_stem_are_two_pictures(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    images = json.loads(path.read_text())["images"]
+    first, second = (tmp_path / "val" / each["file_name"] for each in images[:2])
+    Image.open(second).save(first.with_suffix(".png"))
+    edit(path, lambda c: c["images"][1].update(file_name=first.with_suffix(".png").name))
+    assert len(read_boxes([path], "val")) == len(images)
+
+
+def test_a_pipe_in_place_of_a_description_is_not_waited_for(tmp_path):
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    description = write_yolo(tmp_path / "yolo") / "data.yaml"
+    for file in (path, description):
+        file.unlink()
+        os.mkfifo(file)
+    with pytest.raises(DataError, match="instances_val.json: is no file"):
+        read_boxes([tmp_path / "coco"], "val")
+    read_boxes([tmp_path / "yolo"], "val", names=NAMES)  # as without a description
+
+
+def test_a_size_of_three_hundred_digits_is_cut(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val.json"
+    edit(path, lambda c: c["images"][0].update(width=10**300))
+    with pytest.raises(DataError, match=r"301 characters\) x ") as error:
+        read_boxes([path], "val")
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '{"images": {}}', "[" * 100_000])

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class Instances(Boxes):
         return any(name.startswith(part) for name in self.files)
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
-        samples: dict[str, Sample] = {}
+        samples: dict[tuple[str, Path], Sample] = {}  # a.jpg and a.png have one id
         own: tuple[str, ...] | None = None
         for part in split.split("+"):
             file = self._file(part)
@@ -67,7 +68,7 @@ class Instances(Boxes):
             own = there
             left = None if limit is None else limit - len(samples)
             for sample in _samples(coco, file, names or own, self._places(file), left):
-                samples.setdefault(sample.id, sample)
+                samples.setdefault((sample.id, sample.path), sample)
         return list(samples.values())
 
     def _file(self, split: str) -> Path:
@@ -109,6 +110,8 @@ def _load(file: Path) -> COCO:
     """A file as pycocotools has it."""
     from pycocotools.coco import COCO
 
+    if file.exists() and not file.is_file():  # a pipe would wait for somebody to write into it
+        raise DataError(f"{file}: is no file; expected COCO's annotations")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(file))
@@ -123,7 +126,29 @@ def _load(file: Path) -> COCO:
         raise DataError(
             f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
         ) from None
+    for kind, there in (("images", coco.imgs), ("categories", coco.cats)):
+        # of two with one id pycocotools takes the last, with no word
+        if any(there[entry["id"]] != entry for entry in coco.dataset[kind]):
+            raise DataError(f"{file}: two {kind} of one id; expected an id each")
     return coco
+
+
+def _warn_of_lost(coco: COCO, file: Path) -> None:
+    """Say how many annotations belong to no picture of their file.
+
+    Raises:
+        DataError: None belongs to one, as where ids are text here and numbers there.
+    """
+    there = coco.dataset["annotations"]
+    lost = [each for each in there if each["image_id"] not in coco.imgs]
+    if not lost:
+        return
+    first = f"image_id {cut(repr(lost[0]['image_id']))}"
+    if len(lost) == len(there):
+        raise DataError(f"{file}: no annotation is of a picture in it ({first} is no id of images)")
+    counted = "1 annotation" if len(lost) == 1 else f"{len(lost)} annotations"
+    words = f"{_split_of(file)}: {counted} of pictures that are not in it, left out ({first})"
+    warnings.warn(words, stacklevel=2)
 
 
 def _names_of(coco: COCO, file: Path) -> tuple[str, ...]:
@@ -142,6 +167,7 @@ def _samples(
     images = list(coco.imgs.values())[:limit]
     if not images:
         raise DataError(f"{file}: no pictures in it")
+    _warn_of_lost(coco, file)
     labels = {}
     for number, category in coco.cats.items():
         name = str(category["name"])
@@ -155,7 +181,22 @@ def _samples(
             problems.append(error)
     if problems:
         raise first_of(problems)
-    return on_pictures(samples, _split_of(file), place)
+    samples = on_pictures(samples, _split_of(file), place)
+    beyond = []
+    for sample in samples:
+        size = np.array([sample.width, sample.height])
+        if not ((sample.boxes[:, :2] < size) & (sample.boxes[:, 2:] > 0)).all():
+            raise DataError(
+                f"{file}: {sample.path.name}: a box lies outside its picture of "
+                f"{sample.width} x {sample.height} pixels"
+            )
+        if (sample.boxes[:, :2] < -1).any() or (sample.boxes[:, 2:] > size + 1).any():
+            beyond.append(sample.path.name)
+    if beyond:
+        counted = "1 picture" if len(beyond) == 1 else f"{len(beyond)} pictures"
+        words = f"{_split_of(file)}: {counted} with boxes that reach beyond it ({beyond[0]})"
+        warnings.warn(words, stacklevel=2)
+    return samples
 
 
 def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Path]) -> Path:
@@ -197,14 +238,14 @@ def _sample(
             numbers.append(label if isinstance(label, int) else number_of(label, names, where))
             crowd.append(bool(one.get("iscrowd", 0)))
             areas.append(float(one.get("area", width * height)))
+            if not 0 <= areas[-1] < np.inf:
+                raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{file}: {cut(json.dumps(image))}: a size, a box or a category is missing or makes no "
-            "sense; expected bbox as x, y, width, height in pixels"
+            f"{file}: {cut(json.dumps(image))}: a size, a box, an area or a category is missing or "
+            "makes no sense; expected bbox as x, y, width, height in pixels"
         ) from None
     boxes = np.array(rows, np.float64).reshape(-1, 4)
-    if size != (0, 0) and not ((boxes[:, :2] < size) & (boxes[:, 2:] > 0)).all():
-        raise DataError(f"{where}: a box lies outside its picture of {size[0]} x {size[1]} pixels")
     return Sample(
         id=f"{_split_of(file)}/{stem}",
         path=place / name,

@@ -97,13 +97,18 @@ def parse_xml(path: Path) -> ElementTree.Element:
         ) from None
 
 
+# What tools write into `difficult`; an object without it is not difficult.
+MARKS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
+
 def parse_annotation(path: Path) -> Annotation:
     """Read one VOC annotation, of any classes.
 
     A box may reach one pixel beyond its picture (VOC 2012 has such boxes); it is clipped.
 
     Raises:
-        DataError: No such file, not VOC XML, a box that is upside down or lies outside its picture.
+        DataError: No such file, not VOC XML, a box that is upside down or lies outside its picture,
+            an object of which nobody can say whether it is difficult.
     """
     root = parse_xml(path)
     boxes, names, difficult = [], [], []
@@ -128,7 +133,12 @@ def parse_annotation(path: Path) -> Annotation:
             box = [x1 - 1, y1 - 1, x2, y2]
             boxes.append(_clipped(box, width, height, where) if (width, height) != (0, 0) else box)
             names.append(name)
-            difficult.append(item.findtext("difficult", "0").strip() == "1")
+            mark = item.findtext("difficult", "").strip()
+            if mark.lower() not in MARKS:
+                raise DataError(
+                    f"{path}: difficult is {cut(repr(mark))} in an object; expected 0 or 1"
+                )
+            difficult.append(MARKS[mark.lower()])
     except (ValueError, OverflowError):
         raise DataError(
             f"{path}: a size or a box is missing or not a number; expected size/width, "

@@ -271,6 +271,8 @@ def label_of(picture: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
+    if path.exists() and not path.is_file():  # a pipe would wait for somebody to write into it
+        raise DataError(f"{path}: is no file; expected names, train and val")
     try:
         content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except OSError as error:
