@@ -560,9 +560,11 @@ def test_a_film_behind_an_address(server):
 
 def test_an_animation_behind_an_address_ends(server, monkeypatch):
     def file(self):  # without ranges: nobody can look at its end for its length
+        data = Path("." + self.path).read_bytes()
         self.send_response(200)
+        self.send_header("Content-Length", len(data))
         self.end_headers()
-        self.wfile.write(Path("." + self.path).read_bytes())
+        self.wfile.write(data)
 
     monkeypatch.setattr(Handler, "file", file)
     animation("a.gif")
