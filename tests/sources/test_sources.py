@@ -558,11 +558,18 @@ def test_a_film_behind_an_address(server):
     assert frames[0].file is None and frames[0].total == 3
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.png"])
-def test_an_animation_behind_an_address_ends(server, name):
-    animation(name)
-    frames, sources = read(url(server, name), limit=9)
-    assert len(frames) == (3 if name == "a.gif" else len(frames)) < 9 and sources.errors == []
+def test_an_animation_behind_an_address_ends(server, monkeypatch):
+    def file(self):  # without ranges: nobody can look at its end for its length
+        data = Path("." + self.path).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", len(data))
+        self.end_headers()
+        self.wfile.write(data)
+
+    monkeypatch.setattr(Handler, "file", file)
+    animation("a.gif")
+    frames, sources = read(url(server, "a.gif"), limit=9)
+    assert len(frames) == 3 and sources.errors == []
 
 
 def test_a_picture_behind_an_address(server):
