@@ -154,26 +154,26 @@ def plot(path: Path) -> None:
 
 
 def speed_rows() -> list[dict[str, object]]:
-    """Rows of the benchmark with one picture at once, two threads and the fastest kernels."""
+    """Rows of the first run of the benchmark: one picture at once, two threads, all engines."""
     with SPEED.open() as file:
-        rows = [row for row in csv.DictReader(file) if (row["batch"], row["threads"]) == ("1", "2")]
-    run = [row for row in rows if row["machine"] == rows[0]["machine"]]
-    kept = {(row["name"], row["engine"], row["T"]): row for row in reversed(run)}  # the first run
+        rows = list(csv.DictReader(file))
     return [
         {**row, "T": int(row["T"]), "batch": 1, "threads": 2, "passes": float(row["passes"])}
-        for row in reversed(kept.values())
+        for row in rows
+        if row["machine"] == rows[0]["machine"]  # the others had other threads or kernels
     ]
 
 
 def passes(path: Path) -> None:
     """Time over T, as SVG."""
+    from spikedet.analysis.timing import FLOATS
     from spikedet.plots.figure import About
     from spikedet.plots.speed import passes as draw
 
     rows = speed_rows()
     about = About("released detectors", f"416 x 416 pixels; {rows[0]['machine']}")
     _pyplot()
-    path.write_bytes(draw(rows, about, ("float32", "bfloat16", "int8"), "svg"))
+    path.write_bytes(draw(rows, about, FLOATS, "svg"))
 
 
 if __name__ == "__main__":

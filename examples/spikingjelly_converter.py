@@ -17,7 +17,6 @@ import json
 import operator
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, fx, nn
@@ -114,16 +113,15 @@ def main(words: list[str] | None = None) -> list[dict]:
     floats = checkpoint.load(options.weights or released("float", None, "detection"))
     task = task_registry.named(floats.task)
     graph = networks.graph_of(task, floats)
-    where = SimpleNamespace(**vars(options))
     train = shared.read(
-        where,
+        options,
         task,
         options.train_split or shared.usual_split(options.data, task.name),
         options.pictures,
         floats.names,
     )
     test = shared.read(
-        where, task, shared.split(where, task.name, test=True), options.limit, floats.names
+        options, task, shared.split(options, task.name, test=True), options.limit, floats.names
     )
     batches = list(train.pictures(floats, 16))
     with warnings.catch_warnings():

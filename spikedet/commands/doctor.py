@@ -72,8 +72,9 @@ def run(options: Options) -> int:
     from spikedet.commands.result import write_json
 
     findings = list(examine(options))
+    wide = max(len(finding.name) for finding in findings) + 2
     for finding in findings:
-        show(finding, max(len(each.name) for each in findings) + 2)
+        show(finding, wide)
     bad = [finding.name for finding in findings if finding.state == BAD]
     print(f"needed and missing: {', '.join(bad)}" if bad else "everything that is needed is here")
     if options.json:

@@ -16,6 +16,7 @@ import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,7 @@ def average_precision(
         raise ValueError(f"{len(detections)} detections for {len(samples)} pictures")
     evaluation = _run_coco(detections, samples, len(names), areas)
     table = evaluation.eval["precision"]
-
-    def mean(iou=slice(None), area=0, label=slice(None)) -> float:
-        return _mean(table, iou, area, label)
-
+    mean = partial(_mean, table)
     return Precision(
         AP=mean(),
         AP50=mean(iou=0),
