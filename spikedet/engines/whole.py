@@ -196,7 +196,7 @@ class WholeEngine:
         mass = masses[min(frame // batch, len(masses) - 1)]
         value = totals[name, node][frame : frame + 1] / mass
         if value.ndim != 4:
-            return value.contiguous()
+            return value.clone(memory_format=torch.contiguous_format)  # strides of size 1, too
         return value.clone(memory_format=torch.channels_last)  # layers round by the layout
 
     # ------------------------------------------------------------------ to be filled in

@@ -19,6 +19,7 @@ from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
 from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
+from support.exported import fresh
 
 try:
     KERNELS = library.kernels()
@@ -98,12 +99,35 @@ def test_random_networks(seed):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, slope, each_channel):
     torch.manual_seed(3)
-    network = copy.deepcopy(NETWORKS[name])
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
     pictures = torch.rand(2, 3, 16, 16)
-    expect_equal(spiking(network, pictures, 4, slope, each_channel), pictures, 6)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel)
+    expect_equal(graph, pictures, 6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parts_of_a_pass(name, slope):
+    """What goes on from one part to the next: potentials, counts, means."""
+    torch.manual_seed(3)
+    pictures = torch.rand(2, 3, 16, 16)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, free=True)
+    wanted, spikes = ran(ReferenceEngine(graph), pictures, [7])
+    engine = EventsEngine(graph)
+    for parts in ([7], [1, 4, 2]):
+        outputs, counts = ran(engine, pictures, parts)
+        assert counts == spikes
+        assert torch.equal(outputs[-1], wanted[0])
+
+
+@needs_kernels
+def test_maps_of_one_place_are_read_out_alike():
+    """Of size 1, tensors have strides of any kind, and layers behind round by them."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(2), nn.Conv1d(64, 64, 1), nn.ReLU(), nn.Conv1d(64, 31, 7, padding=3))
+    network = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), *layers)
+    pictures = torch.rand(3, 3, 1, 1)
+    expect_equal(spiking(network, pictures), pictures)
 
 
 @pytest.fixture

@@ -150,6 +150,17 @@ NETWORKS = {
         nn.Flatten(2), nn.Conv1d(3, 8, 5, 3, 2), nn.ReLU(), nn.Conv1d(8, 12, 3, 1, 1, groups=2),
         nn.ReLU(), nn.MaxPool1d(2), nn.ConvTranspose1d(12, 8, 2, 2), nn.ReLU(), nn.Conv1d(8, 4, 1),
     ),
+    "padding": Plain(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, padding_mode="reflect"),
+        nn.ReLU(), nn.ConstantPad3d((1, -1, 0, 2, 1, 0), 0.0), nn.ReplicationPad2d((2, 0, 1, 3)),
+        nn.Conv2d(9, 8, (3, 5), 2, (1, 2), padding_mode="circular"), nn.ReLU(), nn.Conv2d(8, 4, 1),
+    ),
+    "up_sampling": Plain(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Upsample((11, 7)), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.Upsample(scale_factor=1.5, mode="nearest-exact"), nn.Flatten(2), nn.Conv1d(8, 8, 3),
+        nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv1d(8, 6, 3, 2), nn.ReLU(),
+        nn.Conv1d(6, 4, 1),
+    ),
     "pre_activation": PreActivation(),
     "bottleneck": Plain(
         nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1), nn.ReLU(),
