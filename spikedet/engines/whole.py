@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 from collections import OrderedDict
@@ -128,8 +127,9 @@ class WholeEngine:
 
             yield done, read
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WholeEngine:
-        return type(self)(copy.deepcopy(self.graph, memo))  # kernels point to memory
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are compiled anew: kernels point to memory."""
+        return type(self), (self.graph,)
 
     def _expect_steps(self, steps: int) -> None:
         if steps > self.program.steps_most:
@@ -290,6 +290,9 @@ class EventsEngine(WholeEngine):
         self.kernels = kernels
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.graph, self.kernels)
 
     def plan(self, sizes: dict[str, tuple[int, ...]]) -> Plan:
         """The plan for constant nodes of some shapes [1, ...]; the last few are kept."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from spikedet.counts import expect_counts
 from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
@@ -155,6 +156,7 @@ class SpikingNetwork(nn.Module):
         Returns:
             What the converted network returns, its tensors averaged over time, [B, ...].
         """
+        expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
         return output
 
@@ -166,7 +168,15 @@ class SpikingNetwork(nn.Module):
         Args:
             pictures: [B, ...].
             steps: Time steps, 1 or more, ascending.
+
+        Raises:
+            UsageError: Other steps, or no pictures.
         """
+        expect_counts(pictures=len(pictures))
+        for t in steps:
+            expect_counts(T=t)
+        if list(steps) != sorted(steps):
+            raise UsageError(f"steps are {list(steps)}; expected ascending ones")
         if len(pictures) > self.chunk:
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
             return [_join(outputs) for outputs in zip(*several, strict=True)]
@@ -188,6 +198,7 @@ class SpikingNetwork(nn.Module):
             T: Time steps.
             steps: Steps between two results.
         """
+        expect_counts(pictures=len(pictures), T=T, steps=steps)
         for done, read in self._simulate(pictures, _parts([T], steps), each_step=False):
             yield done, read()
 
@@ -206,6 +217,7 @@ class SpikingNetwork(nn.Module):
                 sooner and all of them later.
         """
         T, batch = self.T if T is None else T, len(pictures)
+        expect_counts(pictures=batch, T=T, chunk=chunk)
         parts = _parts([T], max(1, (chunk or self.chunk) // batch))
         reported = 0
         for done, read in self._simulate(pictures, parts, each_step=True):
@@ -429,9 +441,11 @@ class SpikeRates:
 
 
 def _state(graph: Graph) -> tuple[Any, ...]:
-    """What changes whenever tensors of a graph do."""
+    """What changes whenever a graph does: its tensors, its edges, what its neurons are."""
     tensors = itertools.chain(graph.parameters(), graph.buffers())
-    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
+    versions = tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
+    neurons = tuple((n.slope, n.folded) for n in graph.only(IFNeuron))
+    return versions, neurons, tuple(graph.edges.items())
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:

@@ -1,6 +1,7 @@
 """Engines in whole numbers: kernels against the reference, to the last spike."""
 
 import copy
+import pickle
 import shutil
 import subprocess
 import threading
@@ -202,6 +203,67 @@ def test_the_network_runs_by_an_engine(small_net, pictures):
     assert torch.is_grad_enabled()
     assert network.use_engine("torch") == "torch: float32 by torch"
     assert torch.equal(network(pictures), plain)
+
+
+@needs_kernels
+@pytest.mark.parametrize("engine", ["events", "integers", "torch"])
+def test_copies_and_pickles_run_alike(small_net, pictures, engine):
+    network = SpikingNetwork(spiking(small_net, pictures), 4)
+    network.use_engine(engine)
+    wanted = network(pictures)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert other.engine == engine and torch.equal(other(pictures), wanted)
+    kernels = pickle.loads(pickle.dumps(EventsEngine(network.graph, KERNELS[-1]))).kernels
+    assert kernels == KERNELS[-1]
+
+
+@needs_kernels
+def test_whatever_changes_in_a_network_is_compiled_again():
+    def shortcut(graph):
+        one, two = graph.of((IFNeuron,))
+        graph.redirect(two.name, one.name)
+
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    pictures = torch.rand(2, 3, 8, 8)
+    graph = spiking(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), *layers), pictures)
+    network = SpikingNetwork(graph, 4)
+    for change in (
+        lambda graph: graph.of((nn.Conv2d,))[1].module.weight.mul_(1.5),
+        lambda graph: setattr(graph.of((IFNeuron,))[1].module, "slope", 0.5),
+        shortcut,
+    ):
+        network.use_engine("events")
+        before = network(pictures)
+        with torch.no_grad():
+            change(network.graph)
+        after = network(pictures)
+        assert not torch.equal(before, after)
+        fresh_one = SpikingNetwork(copy.deepcopy(network.graph), 4)
+        fresh_one.use_engine("events")
+        assert torch.equal(fresh_one(pictures), after)
+
+
+@pytest.mark.parametrize("engine", ["torch", "integers"])
+def test_steps_and_batches_that_make_no_sense(small_net, pictures, engine):
+    network = SpikingNetwork(spiking(small_net, pictures), 4)
+    network.use_engine(engine)
+    for T in (0, -1, "abc", 2.5):
+        for call in (
+            lambda T=T: network(pictures, T),
+            lambda T=T: network.after(pictures, [T]),
+            lambda T=T: list(network.run(pictures, T)),
+            lambda T=T: list(network.anytime(pictures, T)),
+        ):
+            with pytest.raises(UsageError, match="T is .*; expected a whole number of 1 or more"):
+                call()
+    with pytest.raises(UsageError, match="steps is 0"):
+        list(network.run(pictures, 4, 0))
+    with pytest.raises(UsageError, match=r"steps are \[4, 2\]; expected ascending"):
+        network.after(pictures, [4, 2])
+    for call in (network, lambda x: list(network.anytime(x)), lambda x: list(network.run(x, 2))):
+        with pytest.raises(UsageError, match="pictures is 0"):
+            call(pictures[:0])
 
 
 @needs_kernels
