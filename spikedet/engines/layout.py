@@ -47,6 +47,7 @@ class LayerStruct(Structure):
     _fields_ = [
         *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
         *_fields(c_int32, "zero_row window_most by_step initial_each signed_"),
+        *_fields(c_int32, "slide slide_stride slide_lead"),
         *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
         *_fields(c_void_p, "current state counts mean step_mass"),
         ("mean_each", c_int32),
