@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 LANES, LOOSE = 32, 32
+LINE = 64  # bytes of a line of the cache
 NEURON, CURRENT, POOL = range(3)
 
 
@@ -80,7 +81,10 @@ def table(
 
 
 def pointer(array: np.ndarray, keep: list[Any]) -> int:
-    """The address of an array, which is kept."""
-    array = np.ascontiguousarray(array)
-    keep.append(array)
-    return array.ctypes.data
+    """The address of a copy of an array, which is kept and begins where a line of the cache does."""
+    memory = np.empty(array.nbytes + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    keep.append(copy)
+    return copy.ctypes.data

@@ -52,7 +52,7 @@ def slide_of(
     if first.window is None or len({(base[0], base[2]) for base in bases}) > 1:
         return None
     kernel, stride, padding, dilation = _along(first)
-    if dilation != 1:
+    if dilation != 1 or stride != 1:
         return None
     total = 0
     for source, times in zip(sources, most, strict=True):
