@@ -48,7 +48,7 @@ class LayerStruct(Structure):
     _fields_ = [
         *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
         *_fields(c_int32, "zero_row window_most by_step initial_each signed_"),
-        *_fields(c_int32, "slide slide_stride slide_lead"),
+        *_fields(c_int32, "slide slide_lead"),
         *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
         *_fields(c_void_p, "current state counts mean step_mass"),
         ("mean_each", c_int32),
@@ -81,7 +81,7 @@ def table(
 
 
 def pointer(array: np.ndarray, keep: list[Any]) -> int:
-    """The address of a copy of an array, which is kept and begins where a line of the cache does."""
+    """The address of a copy of an array, which is kept, at the start of a line of the cache."""
     memory = np.empty(array.nbytes + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

@@ -43,7 +43,7 @@ from spikedet.engines.program import (
     Weighted,
 )
 from spikedet.engines.reference import at_once
-from spikedet.engines.sliding import slide_of, slid
+from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Workspace
@@ -232,8 +232,10 @@ class Plan:
         padded = -(-channels // LANES) * LANES
         stage = self._stage(op, NEURON, channels, padded, height, width)
         layer, keep = stage.kernel, stage.arrays
-        if op.low is None:
-            sources = self._slid(layer, sources)
+        bases = [self.maps[list(self.tensors)[source.tensor]] for source in sources]
+        times = [self.most[source.tensor] for source in sources]
+        if op.low is None and (slide := slide_of(sources, bases, times)):
+            layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
         for source, into in zip(sources, structs, strict=True):
@@ -272,16 +274,6 @@ class Plan:
         layer.sources = ctypes.cast(structs, c_void_p)
         keep.append(structs)
         return stage
-
-    def _slid(self, layer: LayerStruct, sources: list[Source]) -> list[Source]:
-        """The sources of a layer, for windows that slide where they can."""
-        names = list(self.tensors)
-        bases = [self.maps[names[source.tensor]] for source in sources]
-        slide = slide_of(sources, bases, [self.most[source.tensor] for source in sources])
-        if slide is None:
-            return sources
-        layer.slide, layer.slide_stride, layer.slide_lead = slide.taps, slide.stride, slide.lead
-        return [slid(s, slide, base[0]) for s, base in zip(sources, bases, strict=True)]
 
     def _order(self, padded: int) -> np.ndarray:
         """Channels in the order in which weights lie: lane 2 i + h of a vector is h half + i."""

@@ -164,7 +164,7 @@ def _put_weights(source: Source, by_group: np.ndarray, read: Sequence[int], chan
         source.few, source.few_first = table, few_first
 
 
-@dataclass
+@dataclass(frozen=True)
 class Window:
     """The window of a convolution or of pooling, each option for (rows, columns)."""
 

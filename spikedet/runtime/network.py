@@ -430,8 +430,17 @@ class SpikeRates:
 
 def _state(graph: Graph) -> tuple[Any, ...]:
     """What changes whenever tensors of a graph do."""
-    tensors = itertools.chain(graph.parameters(), graph.buffers())
-    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
+    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers; without their names, which torch puts together at every call."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+    for part in module._modules.values():
+        if part is not None:
+            yield from _tensors(part)
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
