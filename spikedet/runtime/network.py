@@ -442,10 +442,20 @@ class SpikeRates:
 
 def _state(graph: Graph) -> tuple[Any, ...]:
     """What changes whenever a graph does: its tensors, its edges, what its neurons are."""
-    tensors = itertools.chain(graph.parameters(), graph.buffers())
-    versions = tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
-    neurons = tuple((n.slope, n.folded) for n in graph.only(IFNeuron))
-    return versions, neurons, tuple(graph.edges.items())
+    versions = ((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
+    modules = map(graph.module, graph.edges)
+    neurons = ((m.slope, m.folded) for m in modules if isinstance(m, IFNeuron))
+    return tuple(versions), tuple(neurons), tuple(graph.edges.items())
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers; without their names, which torch puts together at every call."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+    for part in module._modules.values():
+        if part is not None:
+            yield from _tensors(part)
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:

@@ -19,33 +19,18 @@ from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
+from support.engines import (
+    CONVOLUTIONS,
+    KERNELS,
+    NETWORKS,
+    Joined,
+    Layer,
+    expect_equal,
+    needs_kernels,
+    ran,
+    spiking,
+)
 from support.exported import fresh
-
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
-
-
-def expect_equal(graph, pictures, steps=4):
-    """Every spike of every neuron is the reference's, of all kernels; so are the outputs."""
-    reference = ReferenceEngine(graph)
-    _, currents = reference._before_time(pictures)
-    wanted = reference._start(currents, len(pictures)).advance(steps)
-    output = ran(reference, pictures, [steps])[0][0]
-    for kernels in KERNELS:
-        engine = EventsEngine(graph, kernels)
-        run = engine._start(currents, len(pictures))
-        memory = run.advance(steps)
-        for op in reference.program.neurons:
-            spikes = run.dense(op, memory)
-            assert torch.equal(spikes, wanted[op.name]), op.name
-            assert 0 < spikes.abs().mean() < 1, f"{op.name} says nothing or everything"
-        for a, b in zip(output, ran(engine, pictures, [steps])[0][0], strict=True):
-            assert torch.equal(a, b)
-    return engine
 
 
 @needs_kernels
