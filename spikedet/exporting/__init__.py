@@ -59,7 +59,8 @@ def export(
 
     Raises:
         UsageError: No such format or option, an ending of another format, a package that is not
-            installed, a T that makes no sense, `path` is the file of the network itself, or something else than a network.
+            installed, a T that makes no sense, `path` is the file of the network itself, or
+            something else than a network.
         ExportError: The format cannot say the network; names every node that it cannot.
         WeightsError: The weights are missing or damaged.
         OSError: The file cannot be written.
