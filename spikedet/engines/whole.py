@@ -23,7 +23,7 @@ from spikedet.engines.program import INT32, Move, Neuron, NoIntegers, Pool, Sums
 from spikedet.engines.reference import Reference, at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.structure import fill
+from spikedet.graph.structure import fill, join
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
@@ -286,10 +286,15 @@ class EventsEngine(WholeEngine):
         graph: To compile.
         kernels: Name of one of `library.kernels()`; `library.chosen` when None.
 
+    Attributes:
+        bounds_memory: It bounds the memory of a pass itself, however many steps it is told to run.
+
     Raises:
         NoLibrary: There are no kernels.
         NoIntegers: The network cannot be computed in whole numbers.
     """
+
+    bounds_memory = True
 
     def __init__(self, graph: Graph, kernels: str | None = None):
         library.library()
@@ -317,6 +322,28 @@ class EventsEngine(WholeEngine):
         sizes = {name: self.graph.shapes[name] for name in self._currents}
         plan = self.plan(sizes)
         return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
+
+    def simulate(self, pictures, parts, each_step, tell=None, show=None):
+        """As `WholeEngine.simulate`, picture by picture, so that events stay in the cache."""
+        if len(pictures) < 2 or each_step or show is not None:
+            yield from super().simulate(pictures, parts, each_step, tell, show)
+            return
+        told: dict[tuple[str, int], tuple[Tensor, int]] = {}
+
+        def gather(name: str, first: int, counts: Tensor, neurons: int) -> None:
+            others, size = told.get((name, first), (0, 0))
+            told[name, first] = counts + others, neurons + size
+
+        parts = list(parts)
+        runs = [
+            super(EventsEngine, self).simulate(picture, parts, False, tell and gather)
+            for picture in pictures.split(1)
+        ]
+        for several in zip(*runs, strict=True):
+            for (name, first), (counts, neurons) in told.items():
+                tell(name, first, counts, neurons)
+            told.clear()
+            yield several[0][0], lambda reads=several: join([read() for _, read in reads])
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> Run:
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}

@@ -19,7 +19,7 @@ from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import WEIGHTED, Scale, Shift
-from spikedet.graph.structure import fill
+from spikedet.graph.structure import fill, join
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, Temporal, count_spikes
 
@@ -179,10 +179,12 @@ class SpikingNetwork(nn.Module):
             raise UsageError(f"steps are {list(steps)}; expected ascending ones")
         if len(pictures) > self.chunk:
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
-            return [_join(outputs) for outputs in zip(*several, strict=True)]
-        parts = _parts(steps, max(1, self.chunk // len(pictures)))
+            return [join(outputs) for outputs in zip(*several, strict=True)]
+        at_once = max(1, self.chunk // len(pictures))
+        if getattr(self._engine, "bounds_memory", False):
+            at_once = max(steps, default=1)
         wanted, readouts = set(steps), {}
-        for done, read in self._simulate(pictures, parts, each_step=False):
+        for done, read in self._simulate(pictures, _parts(steps, at_once), each_step=False):
             if done in wanted:
                 readouts[done] = read()
         return [readouts[t] for t in steps]
@@ -490,10 +492,3 @@ def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:
 def _frames(output: Any, start: int, stop: int) -> Any:
     """Frames `start` to `stop` of nested outputs [steps*B, ...]."""
     return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) else x, output)
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Concatenate nested outputs along the batch."""
-    return tree_map(
-        lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]
-    )

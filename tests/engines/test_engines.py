@@ -148,6 +148,26 @@ def test_whole_numbers_are_the_same_for_every_batch_chunk_and_thread(joined, ker
 
 
 @needs_kernels
+@torch.no_grad()
+def test_several_pictures_take_the_memory_of_one(joined):
+    graph, pictures = joined
+    network = SpikingNetwork(graph, 4, chunk=2)  # of torch; the engine needs no such parts
+    network.use_engine("events")
+    with network.spike_rates() as rates:
+        output = network(pictures)
+    each, sizes = [], set()
+    for picture in pictures.split(1):
+        with network.spike_rates() as alone:
+            each.append(network(picture))
+        sizes.add(tuple(alone.by_layer()))
+    for a, b in zip(output, zip(*each, strict=True), strict=True):
+        assert torch.equal(a, torch.cat(b))
+    (plan,) = network._engine._plans.values()
+    assert set(plan._free) == {(1, 4)}
+    assert sizes == {tuple(rates.by_layer())} and 0 < rates.mean() < 1
+
+
+@needs_kernels
 def test_readouts_after_every_step_are_those_of_runs_of_their_own(joined):
     graph, pictures = joined
     engine, reference = EventsEngine(graph), ReferenceEngine(graph)
