@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,15 @@ class Page:
     def shown(self):
         return int(self["step"].get_attribute("value")), int(self["step"].get_attribute("max"))
 
+    def shown_nothing(self):
+        """Whether no result stands on the page."""
+        cells = [self[f"spiking-{name}"].text for name in ("objects", "time", "energy", "rate")]
+        blank = self.driver.execute_script(
+            "const c = document.createElement('canvas'), s = document.getElementById('spiking');"
+            "[c.width, c.height] = [s.width, s.height]; return c.toDataURL()"
+        )
+        return cells == ["-"] * 4 and self.drawn() == blank and not self["play"].is_enabled()
+
     def close(self):
         """No error was in the console, no request left this machine."""
         errors = [e for e in self.driver.get_log("browser") if e["level"] != "INFO"]
@@ -148,7 +158,8 @@ class Page:
         assert any(urlsplit(url).path == "/about" for url in asked)
         own = [u for u in asked if urlsplit(u).scheme not in ("data", "blob")]
         assert all(url.startswith(self.address) for url in own), own
-        assert "http" not in self.driver.page_source.replace("http-equiv", "")
+        source = re.sub(r"data:image/[^\"]*", "", self.driver.page_source)  # letters of any kind
+        assert "http" not in source.replace("http-equiv", "")
 
 
 @pytest.fixture
@@ -213,6 +224,10 @@ def test_uploads(page, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "grey.png")
     page.answered(lambda: page["file"].send_keys(str(tmp_path / "grey.png")))
     assert page.boxes() == 0 and page["spiking"].get_attribute("width") == "90"
+    assert page["message"].text.startswith("Nothing is found")
+    page.answered(page["sample"].click)
+    page.answered(lambda: page["file"].send_keys(str(tmp_path / "grey.png")))  # the same again
+    assert page["spiking"].get_attribute("width") == "90"
     film = write_video(tmp_path / "film.mp4", [0, 0.1, 0.5, 0.7], 0.8)
     page.answered(lambda: page["file"].send_keys(str(film)))
     assert page["message"].text.startswith("These are its first 3 frames")
@@ -225,6 +240,7 @@ def test_what_is_refused(page, tmp_path):
     page.answered(lambda: page["file"].send_keys(str(tmp_path / "damaged.png")))
     assert page["message"].text.startswith("this file: is not a picture that can be read")
     assert "error" in page["message"].get_attribute("class")
+    assert page.shown_nothing()  # what was there before is not of this file
     (tmp_path / "words.txt").write_text("words")
     page["file"].send_keys(str(tmp_path / "words.txt"))
     assert page["message"].text == "This file is neither a picture nor a video."
@@ -233,6 +249,52 @@ def test_what_is_refused(page, tmp_path):
     assert page["message"].text == "This file is too large; expected at most 20 MB."
     page.answered(page["sample"].click)
     assert page.boxes() > 0 and "error" not in page["message"].get_attribute("class")
+
+
+@pytest.fixture
+def phone(page):
+    """The page as wide as a small telephone."""
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield page
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_small_telephone(phone):
+    """Nothing goes beyond the screen; words on the picture can be read and do not overlap."""
+    phone.answered(phone["sample"].click)
+    phone["spikes"].click()
+    phone.until(lambda: phone["maps-title"].text.startswith("model.0.act"))
+    wide = phone.driver.execute_script("return document.documentElement.scrollWidth")
+    assert wide == 360
+    places = [
+        image.location["x"]
+        for image in phone.driver.find_elements(By.CSS_SELECTOR, "#maps img")[:2]
+    ]
+    assert places[0] < places[1]  # two beside each other
+    shown = phone["spiking"].size["width"] / int(phone["spiking"].get_attribute("width"))
+    words = json.loads(phone["spiking"].get_attribute("data-words"))
+    size = phone.driver.execute_script(
+        "return parseFloat(document.getElementById('spiking').getContext('2d').font)"
+    )
+    assert len(words) == phone.boxes() >= 2 and size * shown >= 11.5
+    for number, (x, y, w) in enumerate(words):
+        for x2, y2, w2 in words[:number]:
+            assert x >= x2 + w2 or x2 >= x + w or abs(y - y2) >= size
+
+
+def test_a_server_that_is_gone(page):
+    gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
+    page["sample"].click()
+    told = "The server does not answer. Does spikedet web still run?"
+    page.until(lambda: page["message"].text == told)
+    back = {**gone, "offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", back)
+    page.driver.get_log("browser")  # the browser's own word about it
+    page.answered(page["sample"].click)
+    assert page.boxes() > 0
 
 
 def test_the_camera(page):

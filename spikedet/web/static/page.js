@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const LOWEST = 0.05; // confidence that is asked for: the slider leaves out what is below it
 const STEP_SECONDS = 0.4; // of a time step in playback
 const MAPS_TITLE = "Bright places fire. For pictures, not for videos.";
+const LETTERS = 12; // pixels of the screen: the least height of the words on a picture
 const CAMERA_SIDE = 640; // pixels of the longer side of a frame of the camera
 
 let about = null;
@@ -32,23 +33,34 @@ function draw(canvas, image, size, objects) {
   canvas.height = image.height;
   const context = canvas.getContext("2d");
   const scale = image.width / size.width;
-  const letters = Math.max(12, Math.round((image.width + image.height) / 90));
+  const shrunk = image.width / (canvas.clientWidth || image.width); // the page shows it smaller
+  const letters = Math.round(Math.max(LETTERS * Math.max(1, shrunk), (image.width + image.height) / 90));
   context.drawImage(image, 0, 0);
   context.lineWidth = Math.max(2, letters / 6);
   context.font = `${letters}px system-ui, sans-serif`;
   context.textBaseline = "top";
   for (const each of [...objects].reverse()) { // the best on top
     const [x1, y1, x2, y2] = each.box.map((value) => value * scale);
-    const text = `${each.class} ${each.score.toFixed(2)}`;
-    const width = context.measureText(text).width + 6;
-    const left = Math.max(0, Math.min(x1, canvas.width - width));
-    const top = Math.max(0, y1 - letters - 4);
-    context.strokeStyle = context.fillStyle = colour(each.label);
+    context.strokeStyle = colour(each.label);
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    context.fillRect(left, top, width, letters + 4);
+  }
+  const words = []; // where they stand: no two over each other, the best has its place first
+  const high = letters + 4;
+  for (const each of objects) {
+    const [x1, y1] = each.box.map((value) => value * scale);
+    const text = `${each.class} ${each.score.toFixed(2)}`;
+    const wide = context.measureText(text).width + 6;
+    const left = Math.max(0, Math.min(x1, canvas.width - wide));
+    const hit = ([x, y, w]) => x < left + wide && left < x + w && Math.abs(y - top) < high;
+    let top = Math.max(0, y1 - high);
+    for (let over; (over = words.find(hit)); ) top = over[1] + high;
+    words.push([left, top, wide]);
+    context.fillStyle = colour(each.label);
+    context.fillRect(left, top, wide, high);
     context.fillStyle = "white";
     context.fillText(text, left + 3, top + 2);
   }
+  canvas.dataset.words = JSON.stringify(words);
 }
 
 // Shows one of the shots, as the sliders are now.
@@ -85,6 +97,28 @@ function show(index) {
   $("float-energy").textContent = millijoules(about.float_energy);
 }
 
+// Nothing is shown any more: what was found before is not of the file that was chosen now.
+function clear() {
+  stopPlaying();
+  [shots, beside] = [[], null];
+  for (const id of ["spiking", "float"]) {
+    $(id).getContext("2d").clearRect(0, 0, $(id).width, $(id).height);
+    delete $(id).dataset.boxes;
+  }
+  for (const name of ["objects", "time", "energy"]) {
+    $(`spiking-${name}`).textContent = $(`float-${name}`).textContent = "-";
+  }
+  $("spiking-rate").textContent = $("step-value").textContent = "-";
+  $("spiking-title").textContent = "spiking network";
+  $("step").disabled = $("play").disabled = true;
+  $("maps").replaceChildren();
+  $("maps-title").textContent = MAPS_TITLE;
+  for (let layer = 0; layer < about.layers.length; layer += 1) {
+    $("rates").children[3 * layer + 1].firstChild.style.width = "0";
+    $("rates").children[3 * layer + 2].textContent = "";
+  }
+}
+
 function stopPlaying() {
   clearTimeout(player);
   player = null;
@@ -106,17 +140,30 @@ function play() {
   next();
 }
 
+// `fetch`, but for what it says of a server that is gone ("Failed to fetch").
+async function asking(address, options = {}) {
+  try {
+    return await fetch(address, options);
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Error("The server does not answer. Does spikedet web still run?");
+  }
+}
+
 // Answers of the server, line by line as they come. Throws the sentence of an error.
 async function* ask(path, body, options, signal) {
   const address = `${path}?${new URLSearchParams(options)}`;
-  const answer = await fetch(address, { method: "POST", body, signal });
+  const answer = await asking(address, { method: "POST", body, signal });
   if (!answer.ok) {
     const told = await answer.json().catch(() => ({}));
     throw new Error(told.error || `The server refuses this (${answer.status}).`);
   }
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ""; ; ) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      if (signal.aborted) throw error;
+      throw new Error("The server stopped before its answer was complete.");
+    });
     if (done) return;
     const lines = (text + value).split("\n");
     text = lines.pop();
@@ -206,8 +253,10 @@ async function again() {
   const done = await alone((signal) => (isVideo(file) ? film(file, signal) : look(file, signal)));
   if (done && !isVideo(file)) {
     const other = Number($("T").value) !== about.made_for;
+    const none = chosen(shots.at(-1)?.objects ?? []).length === 0;
+    const found = none ? "Nothing is found: lower the confidence, or take more time steps. " : "";
     const note = other ? ` These weights were made for T=${about.made_for} and see best there.` : "";
-    say(`Move the step below, or play the time steps again.${note}`);
+    say(`${found}Move the step below, or play the time steps again.${note}`);
   }
   document.body.dataset.answers = Number(document.body.dataset.answers || 0) + 1;
 }
@@ -223,8 +272,7 @@ function open(blob) {
     return say(`This file is too large; expected at most ${most} MB.`, true);
   }
   file = blob;
-  $("maps").replaceChildren();
-  $("maps-title").textContent = MAPS_TITLE;
+  clear();
   again();
 }
 
@@ -295,8 +343,8 @@ async function spikes() {
         figure.append(await decoded(address, signal), text);
         $("maps").append(figure);
       }
-      title.textContent = `${line.layer}, T=${line.T}. Bright places fire: how many of all channels `
-        + "in some of the steps, and how often the neurons of the channels that fire most.";
+      title.textContent = `${line.layer}, T=${line.T}. Bright places fire. First come time steps: how many `
+        + "channels fire at each place. Then come the channels that fire most: how often, over all steps.";
     }
   });
   if (done === false) title.textContent = MAPS_TITLE;
@@ -308,7 +356,7 @@ function labels() {
 }
 
 async function start() {
-  about = await (await fetch("about")).json();
+  about = await (await asking("about")).json();
   const made = `made for T=${about.made_for}`;
   $("about").textContent = `${about.weights}, ${made}, ${about.imgsz} pixels. Engine ${about.engine}.`;
   $("T").max = about.limits.T;
@@ -331,14 +379,19 @@ async function start() {
     $("rates").append(button, track, rate);
   });
   labels();
-  $("file").onchange = () => open($("file").files[0]);
-  $("sample").onclick = async () => open(await (await fetch("sample")).blob());
+  $("file").onchange = () => {
+    open($("file").files[0]);
+    $("file").value = ""; // so that the same file can be chosen again
+  };
+  $("sample").onclick = () =>
+    asking("sample").then((answer) => answer.blob()).then(open).catch((error) => say(error.message, true));
   $("camera").onclick = () => {
     if (!camera) return openCamera();
     closeCamera();
     say("The camera is off.");
   };
   $("T").oninput = $("conf").oninput = labels;
+  window.onresize = () => show(Number($("step").value)); // words on the picture keep their size
   $("T").onchange = $("beside").onchange = again;
   $("conf").addEventListener("input", () => show(Number($("step").value)));
   $("step").oninput = () => {
@@ -360,4 +413,4 @@ async function start() {
   document.body.dataset.ready = "yes";
 }
 
-start().catch((error) => say(`The server does not answer: ${error.message}.`, true));
+start().catch((error) => say(error.message, true));
