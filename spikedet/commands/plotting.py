@@ -57,7 +57,8 @@ def evaluation(
 
     value = "AP" if "AP" in entries[0] else "top1"
     draw_classes = partial(measures.classes, value=value)
-    written = tables_of_networks(folder, details, about, draw_classes)
+    weights = {(entry["method"], entry["T"]): entry.get("weights") for entry in entries}
+    written = tables_of_networks(folder, details, about, draw_classes, weights)
     steps = sorted({entry["T"] for entry in entries if entry["T"] is not None})
     every = replace(about, T=steps or None)
     ending = "".join(f"-T{T}" for T in steps[-1:])
@@ -78,8 +79,17 @@ def tables_of_networks(
     details: Mapping[tuple[str, int | None], dict],
     about: About,
     draw_classes: Draw,
+    weights: Mapping[tuple[str, int | None], str | None],
 ) -> list[Path]:
-    """Write a plot of each table that a network was measured in; see `evaluation`."""
+    """Write a plot of each table that a network was measured in; see `evaluation`.
+
+    Args:
+        folder: Where they go.
+        details: As in `evaluation`.
+        about: As in `evaluation`.
+        draw_classes: Draws the measure of each class.
+        weights: Name of the file of each method and T, None where it is not known.
+    """
     from spikedet.plots import measures, write
 
     draw: dict[str, Draw] = {
@@ -90,7 +100,7 @@ def tables_of_networks(
     written = []
     several = len({method for method, _ in details}) > 1
     for (method, T), tables in details.items():
-        own = replace(about, T=T, weights=f"{method} of {about.weights}")
+        own = replace(about, T=T, weights=f"{method}, {weights.get((method, T)) or about.weights}")
         name = (f"-{slug(method)}" if several else "") + ("" if T is None else f"-T{T}")
         for table, rows in tables.items():
             if rows:

@@ -15,6 +15,7 @@ from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, 
 ALL = "all classes"
 NAMED = 7  # lines that a legend names; more are grey
 WRITTEN = 12  # classes up to which a matrix has its numbers
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")  # of bars of one colour
 LABELLED = 40  # up to which it has their names
 
 
@@ -56,12 +57,7 @@ def sizes(rows: Rows, about: About) -> bytes:
         shown = [{**row, "method": row["size"]} for row in known if row["T"] is not None]
         return over(shown, "T", "AP", "AP by size of the objects", None, about)
     figure, axes = new("AP by size of the objects", "", "AP (%)", about)
-    names = list(by(rows, "size"))
-    bars = [
-        (_named(*key), {row["size"]: row["AP"] for row in own})
-        for key, own in by(_keyed(rows), "key").items()
-    ]
-    _bars(axes, names, bars)
+    _bars(axes, list(by(rows, "size")), _by_network(rows, "size", "AP"))
     return png(figure)
 
 
@@ -77,12 +73,8 @@ def classes(rows: Rows, about: About, value: str = "AP", title: str = "") -> byt
     names = list(by(rows, "class"))
     wide = min(40.0, max(6.0, 2 + 0.45 * len(names)))
     figure, axes = new(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
-    bars = [
-        (_named(*key), {row["class"]: row[value] for row in own})
-        for key, own in by(_keyed(rows), "key").items()
-    ]
-    _bars(axes, names, bars)
-    axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", fontsize="small")
+    _bars(axes, names, _by_network(rows, "class", value))
+    axes.tick_params("x", labelsize="small", labelrotation=90)
     return png(figure)
 
 
@@ -171,6 +163,8 @@ def reliability(rows: Rows, about: About) -> bytes:
     middle = [(row["low"] + row["high"]) / 2 for row in rows]
     lower.bar(middle, [row["count"] for row in rows], 0.9 * width, color=COLOURS[0])
     lower.set(xlabel="score", ylabel="answers", yscale="log" if total else "linear")
+    if total:
+        lower.set_ylim(bottom=0.5)  # one answer is seen as well
     below(figure, about)
     return png(figure)
 
@@ -238,8 +232,12 @@ def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
     axes.legend(fontsize="small")
 
 
-def _keyed(rows: Rows) -> list[dict[str, Any]]:
-    return [{**row, "key": (row["method"], row["T"])} for row in rows]
+def _by_network(rows: Rows, name: str, value: str) -> dict[tuple[str, int | None], dict[str, Any]]:
+    """Values by name, of each method and T."""
+    networks: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for row in rows:
+        networks.setdefault((row["method"], row["T"]), {})[row[name]] = row[value]
+    return networks
 
 
 def _named(method: str, T: int | None) -> str:
@@ -247,17 +245,33 @@ def _named(method: str, T: int | None) -> str:
 
 
 def _bars(
-    axes: Axes, names: Sequence[str], bars: Sequence[tuple[str, Mapping[str, float | None]]]
+    axes: Axes, names: Sequence[str], bars: Mapping[tuple[str, int | None], Mapping[str, Any]]
 ) -> None:
-    """Groups of bars in percent; none where a value is undefined."""
+    """Groups of bars in percent; where a value is undefined for all, the name says so.
+
+    A method has one colour; its time steps differ by their hatching.
+
+    Args:
+        axes: Where to draw.
+        names: Of the groups.
+        bars: Values in 0..1 by name, of each method and T.
+    """
+    methods = list(dict.fromkeys(method for method, _ in bars))
+    times = sorted({T for _, T in bars if T is not None})
     width = 0.8 / len(bars)
-    for index, (label, values) in enumerate(bars):
+    for index, ((method, T), values) in enumerate(bars.items()):
         places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width
         heights = [100 * (values.get(name) or 0) for name in names]
-        axes.bar(places, heights, width, label=label, color=COLOURS[index % len(COLOURS)])
-    axes.set_xticks(np.arange(len(names)), names)
+        turn, colour = divmod(methods.index(method), len(COLOURS))
+        hatch = HATCHES[(turn + (times.index(T) if T in times else 0)) % len(HATCHES)]
+        label = _named(method, T)
+        edge = {"edgecolor": "white", "linewidth": 0}  # of the hatching
+        axes.bar(places, heights, width, label=label, color=COLOURS[colour], hatch=hatch, **edge)
+    empty = {n for n in names if all(values.get(n) is None for values in bars.values())}
+    shown = [f"{name} (none)" if name in empty else name for name in names]
+    axes.set_xticks(np.arange(len(names)), shown)
     axes.grid(axis="x", visible=False)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
 
 
 def _over_steps(axes: Axes, rows: Rows, key: str, source: float | None) -> None:

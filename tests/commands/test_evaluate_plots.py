@@ -17,6 +17,21 @@ DETECTOR, CLASSIFIER = released("snn", 4), released("snn", 4, "classification")
 pytestmark = pytest.mark.skipif(not (DETECTOR and CLASSIFIER), reason="no released weights")
 
 
+@pytest.fixture
+def lines(monkeypatch):
+    """What stands below each plot, by its name."""
+    from spikedet import plots
+
+    said, write = {}, plots.write
+
+    def spy(folder, name, rows, draw, about, *rest):
+        said[name] = about.line()
+        return write(folder, name, rows, draw, about, *rest)
+
+    monkeypatch.setattr(plots, "write", spy)
+    return said
+
+
 def table(path):
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -66,7 +81,7 @@ def test_a_detector(tmp_path, monkeypatch, capsys):
     assert {row["T"] for row in confused} == {"4"} and {row["method"] for row in confused}
 
 
-def test_a_classifier_and_its_float_network(tmp_path, monkeypatch):
+def test_a_classifier_and_its_float_network(tmp_path, monkeypatch, lines):
     from spikedet import checkpoint
 
     names = checkpoint.load(CLASSIFIER).names
@@ -81,6 +96,10 @@ def test_a_classifier_and_its_float_network(tmp_path, monkeypatch):
     kinds = ("classes", "confusion", "reliability")
     wanted = [f"{kind}-{end}" for kind in kinds for end in ("float", "stages-i-ii-T4")]
     assert plots(tmp_path / "plots") == sorted([*wanted, "top1-over-T"])
+    below = lines["confusion-stages-i-ii-T4"]
+    assert CLASSIFIER.name in below and "-float.safetensors" not in below  # that network alone
+    assert "-float.safetensors" in lines["confusion-float"]
+    assert "-float.safetensors" in lines["top1-over-T"] and CLASSIFIER.name in lines["top1-over-T"]
     confused = table(tmp_path / "plots/confusion-stages-i-ii-T4.csv")
     right = sum(int(r["count"]) for r in confused if r["truth"] == r["predicted"])
     assert sum(int(r["count"]) for r in confused) == 20 and right / 20 == rows[-1]["top1"]

@@ -181,3 +181,21 @@ def test_passes_name_the_machine_and_every_panel(texts):
 def test_passes_as_svg():
     drawing = speed.passes(EVERY["passes"][1], ABOUT, ["float32"], "svg").decode()
     assert drawing.startswith("<?xml") and "spikedet" in drawing
+
+
+def test_bars_of_many_networks_are_told_apart(monkeypatch):
+    """Nine kinds of bars all look different, and the legend covers none of them."""
+    drawn = []
+    monkeypatch.setattr(measures, "png", lambda figure: drawn.append(figure) or b"")
+    networks = [("float", None), *((m, T) for m in ("a", "b", "c", "d") for T in (4, 8))]
+    rows = [{"method": m, "T": T, "class": c, "AP": None if c == "cow" else 0.5}
+            for m, T in networks for c in ("cat", "cow", "dog")]  # fmt: skip
+    measures.classes(rows, ABOUT)
+    (axes,) = drawn[0].axes
+    looks = {label.get_text(): (bar.get_facecolor(), bar.get_hatch()) for label, bar in
+             zip(axes.get_legend().get_texts(), axes.get_legend().get_patches(), strict=True)}  # fmt: skip
+    assert len(looks) == len(set(looks.values())) == 9
+    assert looks["a T=4"][0] == looks["a T=8"][0] != looks["b T=8"][0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "cow (none)", "dog"]
+    figure.FigureCanvasAgg(drawn[0]).draw()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
