@@ -329,7 +329,7 @@ def run(options: Options) -> int:
     eye = eye_of(options)
     window = has_display()
     out = options.out or (None if window else free_name(FALLBACK))
-    failures = []
+    failures, told = [], []
 
     def tell(error: PictureError) -> None:
         failures.append(error)
@@ -341,10 +341,11 @@ def run(options: Options) -> int:
     clock = Clock(options.each_step)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(VideoFile(out)) if out else None
-        if not window:
-            print(f"no display: writing {out}; Ctrl-C ends it", flush=True)
 
         def show(shown: Shown) -> None:
+            if not window and not told:
+                told.append(f"no display: writing {out}; Ctrl-C ends it")
+                print(*told, flush=True)
             picture = annotate(shown, controls.conf)
             if video:
                 video.write(picture, *clock.at(shown.frame))
@@ -356,7 +357,8 @@ def run(options: Options) -> int:
     if begun == 0 and not failures:
         raise PictureError(f"{options.source}: holds no frame that can be read")
     if begun:
-        print(f"{begun} frames, T={controls.T}" + (f"; video in {out}" if out else ""))
+        written = f"; video in {out}" if out else ""
+        print(f"{begun} frame{'s' * (begun != 1)}, T={controls.T}{written}")
     return DataError.exit_code if failures else 0
 
 

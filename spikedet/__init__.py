@@ -68,16 +68,16 @@ def load(
             `why_engine` (of a `SpikingNetwork` `engine_reason`) why.
 
     Returns:
-        A `Predictor`: call it with a picture, get its `Detections`; for weights of a classifier a
-        `Classifier`, which answers with `Classes`; for what `spikedet.save` wrote a
-        `SpikingNetwork`.
+        A `Predictor` for weights of a detector. Call it with a picture, and get its `Detections`.
+        For weights of a classifier a `Classifier`, which answers with `Classes`. For what
+        `spikedet.save` wrote a `SpikingNetwork`.
 
     Raises:
         WeightsError: Missing, damaged or of another kind.
         UsageError: T is not a whole number of 1 or more, no such device is here, or no such
             engine, or it cannot run these weights.
 
-    Example:
+    Examples:
         >>> detector = spikedet.load(T=20)
         >>> detections = detector("street.jpg")
         >>> list(zip(detections.classes, detections.scores, detections.boxes))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
-NARROWEST = 6  # letters of a column of a table
+NARROWEST = 7  # letters of a column of a table: a number such as 0.2834, and a space
 _bars: list[Bar] = []  # that are open
 _quiet = False
 _nowhere: Any = None
@@ -179,6 +180,8 @@ class Bar:
 class Table:
     """Rows under a head, printed as they come.
 
+    On a terminal that is too narrow for it, each row is a few lines of titles and cells.
+
     Args:
         columns: Title and width in letters of each.
         left: How many of them, from the first on, begin at the left; numbers end at the right.
@@ -188,16 +191,31 @@ class Table:
         self.titles, self.left = [title for title, _ in columns], left
         self.widths = [width for _, width in columns]
         self._console = console(sys.stdout) if sys.stdout.isatty() else None
+        self._stacked = False
         if self._console is not None:
             self.widths = fitted(self.widths, self._console.width)
+            self._stacked = sum(self.widths) > self._console.width
 
     def head(self) -> None:
         """Print the titles."""
-        self._print(self.titles, "bold")
+        if not self._stacked:
+            self._print(self.titles, "bold")
 
     def row(self, *cells: str) -> None:
         """Print a row."""
-        self._print(cells, "")
+        if self._stacked:
+            self._stack(cells)
+        else:
+            self._print(cells, "")
+
+    def _stack(self, cells: Sequence[str]) -> None:
+        """A row as its first cells, and below them the titles and values of the others."""
+        named = zip(self.titles[self.left :], cells[self.left :], strict=True)
+        pairs = (f"{title} {cell}".replace(" ", "\xa0") for title, cell in named if cell)
+        lines = hanging(", ".join(pairs), 2)
+        self._console.print(" ".join(filter(None, cells[: self.left])), style="bold")
+        for line in lines:
+            self._console.print("  " + line.replace("\xa0", " "))
 
     def _print(self, cells: Sequence[str], style: str) -> None:
         if self._console is None:
@@ -214,6 +232,15 @@ class Table:
             grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
         grid.add_row(*cells, style=style)
         self._console.print(grid)
+
+
+def hanging(text: str, indent: int) -> list[str]:
+    """Lines of a text that begin `indent` letters from the left; as they are without a terminal."""
+    if not sys.stdout.isatty():
+        return text.splitlines() or [""]
+    width = max(20, console(sys.stdout).width - indent)
+    lines = (textwrap.wrap(line, width, break_on_hyphens=False) for line in text.splitlines())
+    return [part for line in lines for part in line] or [""]
 
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:

@@ -15,7 +15,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import SpikedetError
 from spikedet.settings import option
-from spikedet.terminal import console
+from spikedet.terminal import console, hanging
 
 NEEDED = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "pillow", "av",
           "safetensors", "pycocotools", "matplotlib", "rich")  # fmt: skip
@@ -90,10 +89,9 @@ def show(finding: Finding, wide: int) -> None:
         wide: Letters of the column of names.
     """
     terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else 10_000
-    texts = textwrap.wrap(finding.text, max(30, width - wide - 4)) or [""]
+    texts = hanging(finding.text, wide + 4)
     if finding.advice:
-        texts += textwrap.wrap(f"-> {finding.advice}", max(30, width - wide - 4))
+        texts += hanging(f"-> {finding.advice}", wide + 4)
     if terminal:
         console(sys.stdout).print(f"{finding.state:>2}", style=COLOURS[finding.state], end="")
     else:

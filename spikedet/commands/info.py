@@ -22,7 +22,7 @@ from spikedet.commands.checks import expect_writable
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
-from spikedet.terminal import Table
+from spikedet.terminal import Table, hanging
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STAGES = {"float": "float", "qc": "quantised (stage I)", "snn": "spiking"}
 VALUES = ("AP", "AP50", "top1", "top5")  # that are measured
+INDENT = 14  # letters of the column of names
 NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
 
 
@@ -58,7 +59,10 @@ def run(options: Options) -> None:
                 numbers = (row["least"], row["greatest"], row["rate"])
                 table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
         elif value not in (None, [], {}):
-            print(f"{name.replace('_', ' '):14}{text(value)}")
+            first, *rest = hanging(text(value), INDENT)
+            print(f"{name.replace('_', ' '):{INDENT}}{first}")
+            for line in rest:
+                print(" " * INDENT + line)
     write_json(options, entries)
 
 
@@ -210,14 +214,11 @@ def _row(row: dict[str, Any]) -> str:
 def text(value: Any) -> str:
     """A value as a few words."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return f"\n{' ' * 14}".join(map(_row, value))
+        return "\n".join(map(_row, value))
     if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:
         return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
     if isinstance(value, dict):
-        return "\n".join(
-            f"{'' if n == 0 else ' ' * 14}{key}: {cut(item, 200)}"
-            for n, (key, item) in enumerate(value.items())
-        )
+        return "\n".join(f"{key}: {cut(item, 200)}" for key, item in value.items())
     if isinstance(value, list):
         return cut(f"{len(value)}: {', '.join(map(str, value))}", 400)
     return f"{value:,}" if isinstance(value, int) else cut(value, 200)

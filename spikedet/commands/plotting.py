@@ -175,7 +175,7 @@ def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
 
 
 def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None) -> None:
-    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I).
+    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I); say so.
 
     Args:
         folder: Of the run.
@@ -193,3 +193,4 @@ def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None 
     path = folder / ("curves.png" if T is None else f"curves-T{T}.png")
     data = f"{len(train)} training and {len(tune)} tuning pictures of {split}"
     write_atomic(path, measures.training(rows, of_run(folder, T, data)))
+    print(f"{folder / 'best.safetensors'}: the best of {len(rows)} epochs; curves in {path}")

@@ -129,7 +129,7 @@ def convert(
         UsageError: Arguments that are outside their limits, or make no sense together.
         DataError: Fewer than two pictures, or batches that cannot be run over again.
 
-    Example:
+    Examples:
         >>> snn = spikedet.convert(network, batches, T=8)
         >>> y = snn(x)
     """

@@ -98,7 +98,7 @@ class Detections:
         """Plain values, as JSON has them.
 
         Returns:
-            `file`, `T`, `width` and `height` of the picture (None without one), and `objects`: a
+            `file`, `T`, `width` and `height` of the picture (None without one), and `objects`, a
             list of `class`, `score` and `box` (x1 y1 x2 y2 in pixels of the original picture), with
             tracking also `id` (None while it is not known).
         """
@@ -123,8 +123,8 @@ class Detections:
             categories: COCO's id of each class of `names`; their number in `names` when None.
 
         Returns:
-            One entry an object: `image_id`, `category_id`, `bbox` (x, y, width, height in pixels of
-            the original picture) and `score`.
+            One entry an object, with `image_id`, `category_id`, `bbox` (x, y, width, height in
+            pixels of the original picture) and `score`.
         """
         results = []
         for (x1, y1, x2, y2), score, label in zip(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,7 @@ except ModuleNotFoundError as error:  # of ultralytics, or of what it needs itse
     raise UsageError(
         f"detectors need {error.name}, which is not installed here: pip install ultralytics"
     ) from None
-from ultralytics.utils import SETTINGS  # noqa: E402
+from ultralytics.utils import SETTINGS, tqdm  # noqa: E402
 
 torch.set_num_threads(_threads)
 Image.open = _open  # its own tries to install a plug-in for every file that is no picture
@@ -90,11 +91,29 @@ def foreign_detector(path: Path) -> YOLO:
     return detector
 
 
+class _Words(logging.Filter):
+    """Leaves out lists of all options (`args.yaml` has them), and colours where none are wanted."""
+
+    LISTS = ("engine/trainer: ", "albumentations: ")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        plain = re.sub(r"\x1b\[[0-9;]*[mK]", "", record.getMessage())
+        if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+            record.msg, record.args = plain, ()
+        return not plain.startswith(self.LISTS)
+
+
 def show_progress() -> None:
-    """Let ultralytics print its progress bars and the numbers of each epoch."""
+    """Let ultralytics print its progress bars and the numbers of each epoch.
+
+    Where there is no terminal a bar is one plain line, when it ends.
+    """
     utils.VERBOSE = True
     for part in (utils.LOGGER, *utils.LOGGER.handlers):
         part.setLevel(logging.INFO)
+    if not any(isinstance(each, _Words) for each in utils.LOGGER.filters):
+        utils.LOGGER.addFilter(_Words())
+    tqdm.is_noninteractive_console = lambda: not sys.stdout.isatty()
 
 
 __all__ = [

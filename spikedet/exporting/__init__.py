@@ -65,7 +65,7 @@ def export(
         WeightsError: The weights are missing or damaged.
         OSError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> spikedet.export("weights/tiny-yolo-s-snn-T8.safetensors", "detector.onnx")
     """
     from spikedet.exporting.source import Source  # torch, and all that networks need

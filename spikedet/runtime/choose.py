@@ -22,7 +22,7 @@ def choose_engine(network: nn.Module, engine: str = AUTO, half: bool | None = No
             is fast at it.
 
     Returns:
-        One sentence: which engine, and why.
+        Which engine, and why, in one sentence.
 
     Raises:
         UsageError: No such engine, it cannot run this network or on this machine, or it computes

@@ -26,7 +26,7 @@ class EarlyExit(Generic[Answer]):
         patience: Readouts in a row that are alike before it stops: 1 for two answers that are.
         every: Steps between two readouts.
 
-    Example:
+    Examples:
         >>> exits = EarlyExit(snn, lambda y: y.argmax(1), torch.equal, patience=2)
         >>> T, label = exits(picture)
     """

@@ -30,7 +30,7 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
         WeightsError: It returns something that a file cannot say.
         OSError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> spikedet.save(snn, "own.safetensors")
     """
     if not isinstance(network, SpikingNetwork):

@@ -232,7 +232,7 @@ class SpikingNetwork(nn.Module):
     def spike_rates(self) -> Iterator[SpikeRates]:
         """Count the spikes of every pass of this thread in the `with` block.
 
-        Example:
+        Examples:
             >>> with snn.spike_rates() as rates:
             ...     y = snn(x)
             >>> rates.mean(), rates.by_layer()
@@ -339,7 +339,7 @@ class SpikingNetwork(nn.Module):
                 fastest that this machine and this network allow.
 
         Returns:
-            One sentence: which engine, and why.
+            Which engine, and why, in one sentence.
 
         Raises:
             UsageError: No such engine, or it cannot run this network or on this machine.

@@ -113,7 +113,7 @@ def open_sources(
     Raises:
         UsageError: `frame_rate` is no number above 0.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> Image.new("RGB", (40, 30)).save("picture.png")
         >>> for frame in open_sources(["picture.png"]):

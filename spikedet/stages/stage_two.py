@@ -199,7 +199,7 @@ def end_to_end(
         on_step: Called with the step and its loss.
 
     Returns:
-        For the origin of the network: `int8`, and what `distill` returns of the spikes.
+        For the origin of the network `int8`, and what `distill` returns of the spikes.
 
     Raises:
         UsageError: As `expect_end_size`, and as `distill`.

@@ -126,8 +126,35 @@ def test_a_table_fits_its_terminal(monkeypatch, colours):
     assert "\x1b[3" not in stream.getvalue()  # bold at most
 
 
+def test_a_narrow_terminal_gets_lines_in_which_no_number_is_broken(monkeypatch):
+    stream = on(monkeypatch, True)
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table(COLUMNS)
+    table.head()
+    table.row(*CELLS)
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in stream.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 40 and lines[0].rstrip() == CELLS[0]
+    words = " ".join(line.strip() for line in lines[1:])
+    titles = [title for title, _ in COLUMNS]
+    assert words == ", ".join(f"{t} {c}" for t, c in zip(titles[1:], CELLS[1:], strict=True))
+    for title, cell in zip(titles[1:], CELLS[1:], strict=True):
+        assert any(f"{title} {cell}" in line for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_facts_hang_beside_their_names(monkeypatch, terminal):
+    from spikedet.terminal import hanging
+
+    on(monkeypatch, terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "classes of PASCAL VOC: " + ", ".join(["aeroplane"] * 9) + "\nparent: x"
+    lines = hanging(text, 14)
+    assert lines == text.splitlines() if not terminal else max(map(len, lines)) <= 26
+    assert " ".join(lines).split() == text.split()
+
+
 def test_the_widest_columns_give_way_first():
-    assert fitted([20, 5, 5], 25) == [15, 5, 5] and fitted([20, 20], 4) == [6, 6]
+    assert fitted([20, 5, 5], 25) == [15, 5, 5] and fitted([20, 20], 4) == [7, 7]
     assert fitted([3, 4], 80) == [3, 4]
 
 

@@ -34,4 +34,7 @@ def test_the_site(tmp_path):
     api = (tmp_path / "api.html").read_text()
     for name in ("spikedet.load", "spikedet.conversion.convert.convert", "Predictor.__call__"):
         assert f'{name}"' in api, name
+    types = re.findall(r"<td>\s*<code>([^<]*)</code>", api)
+    assert types and not [t for t in types if "`" in t]  # the beginning of a sentence is no type
+    assert "<blockquote>" not in api  # `>>>` of an example
     assert not (tmp_path / "figures.py").exists()

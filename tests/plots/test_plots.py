@@ -192,10 +192,12 @@ def test_bars_of_many_networks_are_told_apart(monkeypatch):
             for m, T in networks for c in ("cat", "cow", "dog")]  # fmt: skip
     measures.classes(rows, ABOUT)
     (axes,) = drawn[0].axes
-    looks = {label.get_text(): (bar.get_facecolor(), bar.get_hatch()) for label, bar in
-             zip(axes.get_legend().get_texts(), axes.get_legend().get_patches(), strict=True)}  # fmt: skip
+    legend = axes.get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    bars = [(bar.get_facecolor(), bar.get_hatch()) for bar in legend.get_patches()]
+    looks = dict(zip(names, bars, strict=True))
     assert len(looks) == len(set(looks.values())) == 9
     assert looks["a T=4"][0] == looks["a T=8"][0] != looks["b T=8"][0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "cow (none)", "dog"]
     figure.FigureCanvasAgg(drawn[0]).draw()
-    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
