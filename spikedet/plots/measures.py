@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, dressed, new, png
 
 ALL = "all classes"
+SHARES = ("average precision", "precision and recall", "accuracy")  # panels: never below 0
 NAMED = 7  # lines that a legend names; more are grey
 WRITTEN = 12  # classes up to which a matrix has its numbers
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")  # of bars of one colour
@@ -188,8 +190,12 @@ def training(rows: Rows, about: About) -> bytes:
     for axes, (title, names) in zip(plots, panels.items(), strict=False):
         dressed(axes)
         for name in names:
-            axes.plot(epochs, [float(row[name]) for row in rows], marker=".", label=name)
+            label = name.removeprefix("metrics/").removesuffix("(B)")  # of boxes, in ultralytics
+            axes.plot(epochs, [float(row[name]) for row in rows], marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title in SHARES:
+            axes.set_ylim(bottom=0)
         axes.legend(fontsize="x-small")
     for axes in plots[len(panels) :]:
         axes.axis("off")

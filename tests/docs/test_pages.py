@@ -219,3 +219,14 @@ def test_the_numbers_of_the_readme_are_those_of_the_results():
     names = {"float": "float", "**spiking**": "two-stage", "copied weights": "copy"}
     for name, T, value in table:
         assert ap[names[name], "" if T == "-" else T] == value, name
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if p != "CHANGELOG.md"])  # it is history
+def test_files_of_the_repository_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"\b((?:tests|spikedet|docs|demo|tools|examples|configs)/[\w./-]+\.\w+)", text)
+    for name in named:
+        there = (ROOT / name).exists() or (ROOT / page).parent.joinpath(name).exists()
+        assert there or page.startswith("weights/"), name  # which say what was run then
+    moved = re.findall(r"`(train|finetune|convert|calibrate|evaluate|energy|detect)\.py\b", text)
+    assert not moved or page.startswith("weights/"), f"{moved}: the command is `spikedet {moved[0]}`"

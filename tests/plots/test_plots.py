@@ -123,6 +123,18 @@ def test_columns_of_a_training_share_panels(texts):
     measures.training(EVERY["training"][1], ABOUT)
     assert {"loss", "average precision", "learning rate", "train/box_loss"} <= set(texts)
     assert "note" not in texts  # is no number
+    assert "mAP50" in texts  # "metrics/mAP50(B)"
+
+
+def test_epochs_are_whole_numbers_and_shares_not_negative(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(measures, "png", lambda figure: drawn.append(figure) or b"")
+    rows = [{"epoch": n, "metrics/mAP50(B)": 0, "train/box_loss": 1} for n in (1, 2, 3)]
+    measures.training(rows, ABOUT)
+    for axes in drawn[0].axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+    precision = next(a for a in drawn[0].axes if a.get_title() == "average precision")
+    assert precision.get_ylim()[0] == 0
 
 
 def test_the_best_confidence_is_named(texts):
