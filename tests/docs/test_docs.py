@@ -9,6 +9,7 @@ from spikedet.exporting.registry import EXPORTERS
 from spikedet.graph import operations, table
 from spikedet.neurons import registry
 from support.docs import code
+from support.places import BUS, ROOT
 
 REGISTRIES = (
     methods.METHODS, operations.KINDS, operations._BY_MODULE, table.HANDLERS, registry.NEURONS,
@@ -29,9 +30,13 @@ def registries():
 @pytest.mark.parametrize("page", ["convert.md", "export.md", "extending.md"])
 def test_the_code_of_a_page_runs(page, registries, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    (tmp_path / "street.jpg").write_bytes(BUS.read_bytes())
     names: dict = {}
     exec(compile(code(page), page, "exec"), names)
     assert names["snn"].T == 8
+    if page == "export.md":  # the street as numpy and onnxruntime see it
+        assert {"person", "bus"} <= set(names["names"])
     if page == "extending.md":
         kinds = {node.kind for node in names["snn"].graph}
         assert {"flip", "neuron"} <= kinds

@@ -68,6 +68,14 @@ def test_marks_give_a_reason_or_a_test():
         assert (ROOT / page).is_file() and names_a_test(test), page
 
 
+def test_code_says_its_language():
+    """A block without a language is not run, and nobody sees that."""
+    for page in pages():
+        for block in blocks(page, ""):
+            if page != "CHANGELOG.md" and not page.startswith("weights/"):
+                assert "spikedet " not in block.code and "spikedet." not in block.code, block
+
+
 def test_the_collector_finds_marks_and_blocks(tmp_path, monkeypatch):
     text = "<!-- not run: takes an hour -->\n```sh\na b\n```\n\n```python\nx = 1\n```\n"
     text += "<!-- another comment -->\n```python\ny = 2\n```\n```json\n{}\n```\n"
