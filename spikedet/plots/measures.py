@@ -44,6 +44,31 @@ def over(
     return png(figure)
 
 
+def trade(rows: Rows, value: str, about: About) -> bytes:
+    """What fewer spikes cost and save: a measured value over the energy, as PNG.
+
+    Args:
+        rows: With `sparsity` (empty for the network before), `energy` as a part of the float
+            network's, the value in 0..1, and `passes` where time was measured.
+        value: Its column.
+        about: What stands below.
+    """
+    title = f"{value} and energy with a penalty on spikes"
+    figure, axes = new(title, "energy, % of the float network", f"{value} (%)", about)
+    line = sorted((100 * row["energy"], 100 * row[value]) for row in rows if row["sparsity"] != "")
+    if line:
+        axes.plot(*zip(*line, strict=True), marker="o", label="trained with the penalty")
+    for row in rows:
+        place = (100 * row["energy"], 100 * row[value])
+        words = "" if row["sparsity"] == "" else f"{row['sparsity']:g}"
+        words += f" ({row['passes']:.2f} passes)" if row.get("passes") else ""
+        if row["sparsity"] == "":
+            axes.plot(*place, marker="s", linestyle="", label="before")
+        axes.annotate(words.strip(), place, (5, 5), textcoords="offset points", fontsize="small")
+    axes.legend()
+    return png(figure)
+
+
 def sizes(rows: Rows, about: About) -> bytes:
     """AP of small, medium and large objects over T; bars where there is one T.
 

@@ -26,6 +26,10 @@ The detector:
     figure8   one picture after several time steps of one run
     figure9   AP of every class at T = 30
 
+Either:
+
+    sparsity  what a penalty on spikes in the end-to-end pass costs, and saves in energy and time
+
 Weights that are not released are made in --out, in a folder of their float network, by
 spikedet finetune and spikedet convert, and measured by spikedet evaluate and spikedet energy; each
 command is printed before it runs. What is there already is not made again, so an interrupted run
@@ -40,13 +44,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, shared
+from spikedet.commands.checks import refuse
 from spikedet.errors import UsageError
-from spikedet.reproduction import classification, detection
+from spikedet.reproduction import classification, detection, sparsity
 from spikedet.settings import option
 
 NAMES = {
-    "detection": ("table10", "table6", "figure7", "figure8", "figure9"),
-    "classification": (*classification.TABLES, *classification.FIGURES),
+    "detection": ("table10", "table6", "figure7", "figure8", "figure9", "sparsity"),
+    "classification": (*classification.TABLES, *classification.FIGURES, "sparsity"),
 }
 
 
@@ -100,6 +105,12 @@ class Options(shared.Measured):
         120, "most fine-calibration steps of a layer of what is not released", least=1
     )
     end_to_end: int = option(400, "steps of the end-to-end pass of what is not released", least=0)
+    sparsity: list[float] | None = option(
+        None,
+        "weights of the penalty on spikes",
+        least=0.0,
+        shown="default: " + " ".join(f"{weight:g}" for weight in sparsity.WEIGHTS),
+    )
     picture: Path | None = option(
         None, "picture of figure8; a street scene if left out", group="detectors"
     )
@@ -137,6 +148,8 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
 
 def run(options: Options) -> None:
     shared.expect_half(options)
+    if options.name != "sparsity":
+        refuse(options, ["sparsity"], "only sparsity trains with a penalty")
     models = options.model or []
     task = task_of(options.name, models, options.data)
     make = {"detection": detection.make, "classification": classification.make}[task]
