@@ -64,7 +64,9 @@ def trade(rows: Rows, value: str, about: About) -> bytes:
         words += f" ({row['passes']:.2f} passes)" if row.get("passes") else ""
         if row["sparsity"] == "":
             axes.plot(*place, marker="s", linestyle="", label="before")
-        axes.annotate(words.strip(), place, (5, 5), textcoords="offset points", fontsize="small")
+        offset = (5, -12) if row["sparsity"] == "" else (5, 6)
+        axes.annotate(words.strip(), place, offset, textcoords="offset points", fontsize="small")
+    axes.margins(0.15)
     axes.legend()
     return png(figure)
 
