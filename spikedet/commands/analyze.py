@@ -1,17 +1,11 @@
 """Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
 
-    spikedet analyze --data VOCdevkit --split VOC2007:train --T 8 --limit 64 --out analysis-T8
-    spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 --out analysis
+    spikedet analyze --data VOCdevkit --T 8 --out analysis-T8
+    spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 \\
+        --out analysis
 
-Runs on training pictures that were kept aside for choices, or with --all on any split. Writes CSV
-files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
-their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
-and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy
-over T is what spikedet evaluate measures), `layers` (error of each layer before and after stage
-II, in units of its threshold squared), `rates` (firing rate and error of each layer) and `raster`
-(spikes of some neurons of each layer at one place of the first picture). Without --weights the
-shipped networks of all stages are compared; with it, those that are given, and what needs a missing
-one is left out.
+Writes CSV files and plots to --out. Without --weights the shipped networks of all stages are
+compared; with it, those that are given, and what needs a missing one is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +28,15 @@ if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
     from spikedet.task import Samples, Task
 
+MORE = """
+Runs on training pictures that were kept aside for choices, or with --all on any split. Writes
+`residual` (figure 4: share of neurons whose rate is not the quantiser of their mean current),
+`periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates and stage-I
+activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy over T is
+what spikedet evaluate measures), `layers` (error of each layer before and after stage II, in units
+of its threshold squared), `rates` (firing rate and error of each layer) and `raster` (spikes of
+some neurons of each layer at one place of the first picture).
+"""
 ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
 Rows = list[dict[str, Any]]
@@ -52,7 +55,7 @@ class Options(shared.TrainingData):
     T: int | None = shared.steps()
     place: list[float] = option(
         [0.5, 0.5], "place of the raster: row and column as parts of the picture",
-        least=0, most=1, nargs=2, metavar="PART",
+        least=0, most=1, nargs=2, metavar="PART", group="raster",
     )  # fmt: skip
     batch: int = shared.batch(4)
     device: str = shared.device()

@@ -1,6 +1,7 @@
 """Stage II: turn a stage-I network into a calibrated spiking network.
 
-    spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 --data VOCdevkit --out W
+    spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 \\
+        --data VOCdevkit --out W
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the

@@ -39,8 +39,9 @@ class Options(parse.Options):
         None,
         "stop a picture whose most probable class was the same in so many readouts in a row",
         least=1,
+        group="speed",
     )
-    every: int = option(1, "time steps between two readouts of --patience", least=1)
+    every: int = option(1, "time steps between two readouts of --patience", least=1, group="speed")
     json: Path | None = option(None, "write all answers to this file", kind=kinds.json_file)
 
 

@@ -2,12 +2,8 @@
 
     spikedet detect --T 20 image.jpg holiday/ film.mp4 0 rtsp://10.0.0.7/live
 
-Takes files, folders, glob patterns, lists of those in a .txt file, numbered pictures (f%04d.png),
-cameras by number and addresses; without any, the street picture that ultralytics brings. Prints one
-line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and writes
-annotated pictures and videos to --out. With --each-step the pictures are NAME-t01.jpg,
-NAME-t02.jpg ..., entries are written for each step, and the lines printed are those of the last.
---strip draws all steps of a picture as one, NAME-strip-T20.png, with its boxes as CSV.
+Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
+writes annotated pictures and videos to --out.
 """
 
 from __future__ import annotations
@@ -31,6 +27,13 @@ if TYPE_CHECKING:
     from spikedet.outputs import Outputs
     from spikedet.sources import Frame, Sources
 
+MORE = """
+Sources are files, folders, glob patterns, lists of those in a .txt file, numbered pictures
+(f%04d.png), cameras by number and addresses; without any, the street picture that ultralytics
+brings. With --each-step the pictures are NAME-t01.jpg, NAME-t02.jpg ..., entries are written for
+each step, and the lines printed are those of the last. --strip draws all steps of a picture as one,
+NAME-strip-T20.png, with its boxes as CSV.
+"""
 SAVED = ("pictures", "frames", "crops", "labels", "none")
 STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
 NAMED = 3  # of the files that are left alone, in the last line
@@ -49,18 +52,21 @@ class Options(parse.Options):
     )
     weights: Path | None = option(None, "weights of any stage; the released ones if left out")
     conf: float = option(0.25, "confidence threshold", least=0, most=1)
-    iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
+    iou: float = option(
+        0.6, "IoU threshold of non-maximum suppression", least=0, most=1, group="box"
+    )
     classes: list[str] | None = option(None, "only these classes")
     device: str = shared.device()
     engine: str = shared.engine()
     half: bool | None = shared.half(None)
     patience: int | None = option(
-        None, "stop a picture whose detections were alike in so many readouts in a row", least=1
-    )
-    every: int = option(4, "time steps between two readouts of --patience", least=1)
+        None, "stop a picture whose detections were alike in so many readouts in a row", least=1,
+        group="speed",
+    )  # fmt: skip
+    every: int = option(4, "time steps between two readouts of --patience", least=1, group="speed")
     each_step: bool = option(False, "the detections after every step up to T as well")
     strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
-    recursive: bool = option(False, "look into the folders in a folder, too")
+    recursive: bool = option(False, "look into the folders in a folder, too", group="source")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
     out: Path = option(Path("detections"), "folder of what --save says")
     save: list[str] = option(
@@ -70,23 +76,23 @@ class Options(parse.Options):
         choices=SAVED,
     )
     json: Path | None = option(None, "write all detections to this file", kind=kinds.json_file)
-    jsonl: Path | None = option(None, "the same, an entry a line", group="outputs")
-    csv: Path | None = option(None, "a table with a row an object", group="outputs")
+    jsonl: Path | None = option(None, "the same, an entry a line", group="output")
+    csv: Path | None = option(None, "a table with a row an object", group="output")
     coco: Path | None = option(
-        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="outputs"
+        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="output"
     )
     coco_annotations: Path | None = option(
-        None, "instances_*.json whose numbers of pictures and classes --coco has", group="outputs"
+        None, "instances_*.json whose numbers of pictures and classes --coco has", group="output"
     )
     one_class: bool = option(
         False, "of boxes that overlap by more than --iou only the best, whatever its class",
-        group="outputs",
+        group="box",
     )  # fmt: skip
     frame_rate: float = option(
-        25.0, "pictures a second of numbered pictures", above=0, group="sources"
+        25.0, "pictures a second of numbered pictures", above=0, group="source"
     )
     frames: int | None = option(
-        None, "end each source after so many frames", least=1, group="sources"
+        None, "end each source after so many frames", least=1, group="source"
     )
 
 

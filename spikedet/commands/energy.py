@@ -1,6 +1,6 @@
 """Spikes, synaptic operations and energy of a spiking network, beside the float network.
 
-    spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --limit 100 --T 8
+    spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --T 8
     spikedet energy --weights W --data cifar10
 
 Accumulates are counted for every spike and every weight that reads it, exact at the borders.

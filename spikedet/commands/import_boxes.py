@@ -7,8 +7,8 @@ that VOC does not have are left out, and so are pictures without any other objec
 printed. Pictures are JPEG files; they are linked, not copied. No file that is there is written
 over: what is the same is left alone, anything else is refused before anything is written.
 
-    spikedet import-boxes --pictures coco/val2017 --list val2017.txt --names coco.names \\
-        --out devkit/COCO2017 --split voc
+    spikedet import-boxes --pictures coco/val2017 --list val2017.txt \\
+        --names coco.names --out devkit/COCO2017 --split voc
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Label pictures with trained detectors: a folder in, a COCO file with scores out.
 
-    spikedet label pictures --weights yolo11n_int8_openvino_model --voc --out labels.json
-    spikedet import-boxes --pictures pictures --coco labels.json --least-score 0.35 \\
+    spikedet label pictures --weights yolo11n.onnx --voc --out labels.json
+    spikedet import-boxes --pictures pictures --coco labels.json \\
         --out devkit/LABELLED --split train
 
 --weights are detectors that ultralytics loads (ONNX, OpenVINO, TFLite ..., .pt by its safe reader)
@@ -38,12 +38,13 @@ class Options(parse.Options):
     rename: list[str] = option([], "other class names", metavar="OLD=NEW")
     classes: list[str] | None = option(None, "only these, as they are renamed")
     conf: float = option(0.1, "least score of a box, of one detector", least=0, most=1)
-    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1)
+    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1, group="box")
     one_class: float | None = option(
         None,
         "of boxes of any classes that overlap more than this the surest is kept",
         least=0,
         most=1,
+        group="box",
     )
     mirror: bool = option(False, "look at the mirrored picture as well")
     imgsz: int | None = option(

@@ -82,7 +82,8 @@ def parsed(name: str, words: Sequence[Any]) -> Any:
 def _parsed(command: Any, words: Sequence[str], prog: str) -> Any:
     from spikedet.commands.parse import parse
 
-    return parse(command.Options, words, prog, command.__doc__ or "")
+    more = getattr(command, "MORE", "")
+    return parse(command.Options, words, prog, command.__doc__ or "", more)
 
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
@@ -157,8 +158,8 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
 
     Args:
         command: Gives the module of the command, or an object like one: `Options`, `run`,
-            `__doc__`, and `SEVERAL` where processes that torchrun starts share the work, which
-            else would each do the same.
+            `__doc__`, `MORE` where `--help-all` says more than that, and `SEVERAL` where processes
+            that torchrun starts share the work, which else would each do the same.
         words: Of its options.
         prog: What it is called.
     """

@@ -22,6 +22,8 @@ import io
 import os
 import re
 import shutil
+import sys
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -39,6 +41,7 @@ GROUPS = (  # in this order, others behind them
     "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",
     "classifiers",
 )  # fmt: skip
+COMMON = "common"  # the group of what every command has, behind all others
 WIDTH = 100  # of a page of help, in characters
 
 
@@ -52,13 +55,14 @@ class Options:
         json: A command with results of its own defines it anew, and writes them itself.
     """
 
-    quiet: bool = option(False, "no progress and no tables: warnings and errors alone")
-    json: Path | None = option(
-        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file
+    quiet: bool = option(
+        False, "no progress and no tables: warnings and errors alone", group=COMMON
     )
-
+    json: Path | None = option(
+        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file, group=COMMON
+    )
     config: Path | None = option(
-        None, "YAML file with options; see configs/experiments", metavar="FILE"
+        None, "YAML file with options; see configs/experiments", metavar="FILE", group=COMMON
     )
     given: frozenset[str] = field(default=frozenset(), repr=False)
     command: str = field(default="", repr=False)
@@ -214,7 +218,9 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------ tyro
 
 
-def parse(options: type, words: Sequence[str], prog: str, description: str = "") -> Any:
+def parse(
+    options: type, words: Sequence[str], prog: str, description: str = "", more: str = ""
+) -> Any:
     """The options that some words give.
 
     Args:
@@ -222,6 +228,7 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
         words: Of the command line.
         prog: What the help calls the command.
         description: What the help says of it.
+        more: What `--help-all` says besides.
 
     Raises:
         UsageError: Words that are none of its options, a value that one cannot have.
@@ -230,7 +237,8 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
     there = options_of(options)
     for help in ("-h", "--help", "--help-all"):
         if help in words:
-            show_help(there, prog, description, everything=help == "--help-all")
+            everything = help == "--help-all"
+            show_help(there, prog, [description, *([more] if everything else [])], everything)
     before = with_config(there, list(words), prog.rpartition(" ")[2])
     values = vars(_run(there, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
@@ -265,25 +273,59 @@ def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
     groups: dict[str, list[Option]] = {}
     for each in there:
         groups.setdefault(each.more["group"], []).append(each)
-    order = ("", *GROUPS, *groups)
+    order = ("", *GROUPS, *(title for title in groups if title != COMMON), COMMON)
     return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
 
 
-def show_help(there: Sequence[Option], prog: str, description: str, everything: bool) -> None:
-    """Print the help: what people need, or everything; the process ends.
+def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
+    """Print the help: what people need first, on a screen, or everything; the process ends.
 
     Raises:
         SystemExit: It is printed.
     """
     groups = [title for title in grouped(there) if title]
-    print(description.strip() + "\n")
-    columns = str(min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    for text in filter(None, map(str.strip, texts)):
+        print(_filled(text, columns) + "\n")
     shown = [each for each in there if everything or not each.more["group"]]
-    with _columns(columns), contextlib.suppress(SystemExit):
+    printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+    with (
+        _columns(str(columns)),
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(printed),
+    ):
         _tyro(shown, ["--help"], prog)
-    if groups and not everything:
-        print(f"Further options ({', '.join(groups)}): {prog} --help-all")
+    usage, _, boxes = printed.text().partition("\n")
+    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours, which have no width
+    print(_wrapped(usage, columns, "       ") + "\n" + boxes, end="")
+    if not everything:
+        rest = f"{prog} --help-all says more, and has further options ({', '.join(groups)})."
+        print(_filled(rest, columns))
     raise SystemExit(0)
+
+
+def _filled(text: str, columns: int) -> str:
+    """Text whose paragraphs are as wide as the terminal; what is indented stays as it is."""
+    parts = text.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else _wrapped(p, columns) for p in parts)
+
+
+def _wrapped(text: str, columns: int, indent: str = "") -> str:
+    """Text in lines that are no wider, all but the first one indented."""
+    wide = max(20, columns)
+    return textwrap.fill(text, wide, subsequent_indent=indent, break_on_hyphens=False)
+
+
+class _Printed(io.TextIOWrapper):
+    """Keeps what is printed, with the colours that standard output would have."""
+
+    def isatty(self) -> bool:
+        assert sys.__stdout__ is not None
+        return sys.__stdout__.isatty()
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
 
 
 def _run(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:

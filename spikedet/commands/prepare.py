@@ -1,7 +1,7 @@
 """Download a data set from its authors, verify and unpack it.
 
     spikedet prepare voc FOLDER          # into FOLDER/VOCdevkit
-    spikedet prepare voc FOLDER --check  # only look: FOLDER is a VOCdevkit or holds one
+    spikedet prepare voc FOLDER --check  # only look, download nothing
     spikedet prepare cifar10 FOLDER
 
 A download that stops goes on when the command is run again. No file that is there is replaced.

@@ -181,7 +181,26 @@ def test_the_help_names_all_commands_and_shows_rare_options_in_groups(capsys):
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "--epochs N epochs, each over all training pictures (4 for detection; 6 for" in shown
         assert ("stage I options" in shown and "--noise X" in shown) == there
+        assert ("rmp float weights, the largest activation" in shown) == there
         assert ("--augment {none" in shown and "(crop for classification)" in shown) == there
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_help_fits_on_a_screen(name, monkeypatch, capsys):
+    """40 lines of 80 letters; what is left out stands in `--help-all`, which is no wider."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(words=[name, word])
+        shown[word] = capsys.readouterr().out
+        assert max(map(len, shown[word].splitlines())) <= 80
+    assert shown["--help"].count("\n") <= 40
+    assert f"spikedet {name} --help-all says more" in " ".join(shown["--help"].split())
+    rest = " ".join(shown["--help-all"].split())
+    assert " ".join(getattr(module_of(name), "MORE", "").split()) in rest
+    for each in parse.options_of(module_of(name).Options):
+        assert each.more.get("positional") or each.word in shown["--help-all"], each.word
 
 
 @pytest.mark.parametrize("name", EVERY)
