@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -30,13 +29,6 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
     for name in names:
         if name in options.given:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
-
-
-def nearest(text: str, words: Sequence[str]) -> str:
-    """A question after the word that was meant, or nothing."""
-    known = {word.lower(): word for word in words}
-    matches = difflib.get_close_matches(text.lower(), known, 1)
-    return f" (did you mean {known[matches[0]]}?)" if matches else ""
 
 
 def expect_new(path: Path) -> None:

@@ -120,12 +120,10 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import load, sha256
     from spikedet.networks import expect_stage
     from spikedet.stages.pipeline import Conversion
-    from spikedet.training import check_devices
 
     if is_made(options.out, options.resume):
         return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
-    check_devices(device)
     checkpoint = load(options.weights)
     expect_stage(checkpoint, "float")
     task = task_registry.of(checkpoint)

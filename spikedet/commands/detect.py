@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable, nearest, refuse
-from spikedet.errors import DataError, UsageError
+from spikedet.commands.checks import expect_writable, refuse
+from spikedet.errors import DataError, UsageError, among, cut
 from spikedet.settings import option
 from spikedet.terminal import note
 
@@ -122,9 +122,8 @@ def run(options: Options) -> int:
         )
     unknown = [name for name in options.classes or () if name not in detector.names]
     if unknown:
-        known = ", ".join(detector.names)
-        hint = nearest(unknown[0], detector.names)
-        raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}{hint}")
+        known = among(unknown[0], detector.names)
+        raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
     for output in (options.json, options.jsonl, options.csv, options.coco):
         expect_writable(output)
     failures = _Failures()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_writable
 from spikedet.settings import option
 
@@ -27,7 +27,9 @@ class Options(parse.Options):
         positional=True,
         metavar="FILE",
     )
-    format: str | None = option(None, "onnx, nir or int8, where the ending does not say it")
+    format: str | None = option(
+        None, "onnx, nir or int8, where the ending does not say it", kind=kinds.export_format
+    )
     T: int | None = shared.steps()
     form: str | None = option(
         None, "of a spiking ONNX: all steps at once, or one", choices=("unrolled", "step")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 
 MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
@@ -47,9 +47,20 @@ def device(text: str) -> str:
     from spikedet.precision import present_device
 
     try:
-        return present_device(torch_device(text))
+        return present_device(text)
     except UsageError as error:
         raise ValueError(str(error)) from None
+
+
+def devices(text: str) -> str:
+    """Devices to train on that are present: `cpu`, `cuda`, `cuda:N`, or several GPUs as `0,1`."""
+    from spikedet.training import check_devices
+
+    try:
+        check_devices(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 def engine(text: str) -> str:
@@ -69,8 +80,19 @@ def timed_engine(text: str) -> str:
     from spikedet.engines.registry import names
 
     if text != IN_BFLOAT16 and text not in names():
-        raise ValueError(f"no engine {text!r}; expected {', '.join([*names(), IN_BFLOAT16])}")
+        there = [*names(), IN_BFLOAT16]
+        raise ValueError(f"no engine {text!r}; expected {among(text, there)}")
     return text
+
+
+def export_format(text: str) -> str:
+    """Name of an exporter that is registered."""
+    from spikedet.exporting.registry import named
+
+    try:
+        return named(text).name
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def torch_device(text: str) -> str:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_new, nearest
+from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
-from spikedet.errors import DataError, PictureError, UsageError
+from spikedet.errors import DataError, PictureError, UsageError, among, cut
 from spikedet.settings import option
 
 
@@ -78,14 +78,15 @@ def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
     there = dict.fromkeys(name for teacher in teachers for name in teacher.names)
     for old in (pair.partition("=")[0] for pair in options.rename):
         if old not in there:
-            raise UsageError(f"--rename: no detector knows {old!r}; they know {', '.join(there)}")
+            raise UsageError(
+                f"--rename: no detector knows {cut(old)!r}; they know {among(old, there)}"
+            )
     classes = list(dict.fromkeys(names.get(name, name) for name in there))
     if options.voc:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
         if name not in classes:
-            there_are = ", ".join(classes) + nearest(name, classes)
-            raise UsageError(f"unknown class {name!r}; there are {there_are}")
+            raise UsageError(f"unknown class {cut(name)!r}; there are {among(name, classes)}")
     return [name for name in classes if not options.classes or name in options.classes]
 
 

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from spikedet import __version__
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, plainly
 from spikedet.settings import world_size
 from spikedet.terminal import Bar, close_bars, quietly
 
@@ -61,9 +61,7 @@ def module_of(name: str) -> ModuleType:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        from spikedet.commands.checks import nearest
-
-        hint = nearest(name, list(COMMANDS)) or "; see spikedet --help"
+        hint = nearest(name, COMMANDS) or "; see spikedet --help"
         raise UsageError(f"no command {cut(name)!r}{hint}")
     entry = COMMANDS[name]
     file = entry[1] if isinstance(entry, tuple) else name

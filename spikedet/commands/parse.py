@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from spikedet.commands import kinds
-from spikedet.commands.checks import nearest
 from spikedet.commands.config import with_config
-from spikedet.errors import UsageError, cut
+from spikedet.errors import UsageError, cut, nearest
 from spikedet.settings import bounds, option, wrong
 
 GROUPS = (  # in this order, others behind them
@@ -173,8 +172,13 @@ def options_of(options: type, part: str = "") -> list[Option]:
     return sorted(all_options, key=rank)
 
 
-def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping] | None = None,
-            without: Sequence[str] = ()) -> type:  # fmt: skip
+def partial(
+    name: str,
+    options: Mapping[str, type],
+    usual: Mapping[str, Mapping] | None = None,
+    without: Sequence[str] = (),
+    kinds: Mapping[str, Any] | None = None,
+) -> type:
     """The options of one task or another, each None until it is given.
 
     Args:
@@ -182,6 +186,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         options: The dataclass of each task.
         usual: Defaults of each task that are not as there.
         without: Names that are left out.
+        kinds: What makes the values of some, see `spikedet.settings.option`.
 
     Returns:
         A dataclass; the help shows the defaults of all tasks.
@@ -203,6 +208,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         if len(set(values.values())) == 1 and len(values) == len(options):
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
+        more["kind"] = (kinds or {}).get(key, more["kind"])
         value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
         members.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, members, kw_only=True)

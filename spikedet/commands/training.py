@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet import resources
+from spikedet.commands import kinds
 from spikedet.commands.checks import expect_writable, refuse
 from spikedet.commands.main import command_line, progress
 from spikedet.commands.parse import Options, options_of, partial, several
@@ -63,8 +64,8 @@ def training(
     if usual is None:
         usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
     without = (*without, "imgsz") if stage_one else without
-    kinds = {task: SETTINGS[task].Settings for task in usual}
-    return several(partial("Training", kinds, usual, without))
+    tasks = {task: SETTINGS[task].Settings for task in usual}
+    return several(partial("Training", tasks, usual, without, {"device": kinds.devices}))
 
 
 def names_of(part: str = "Settings") -> list[str]:

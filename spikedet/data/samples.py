@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, among, cut
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def number_of(name: str, names: Sequence[str], where: Path | str) -> int:
     """
     if name not in names:
         raise DataError(
-            f"{where}: unknown class {cut(name)!r}; known classes are {listed(names, len(names))}"
+            f"{where}: unknown class {cut(name)!r}; known classes are {among(name, names)}"
         )
     return names.index(name)
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 
 if TYPE_CHECKING:
     from spikedet.exporting.source import Source
@@ -62,7 +62,7 @@ def named(name: str) -> Exporter:
         UsageError: There is none.
     """
     if name not in EXPORTERS:
-        raise UsageError(f"no export format {name!r}; expected one of {', '.join(EXPORTERS)}")
+        raise UsageError(f"no export format {name!r}; expected one of {among(name, EXPORTERS)}")
     return EXPORTERS[name]
 
 

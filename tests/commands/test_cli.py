@@ -18,10 +18,26 @@ from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_atomic
 from spikedet.settings import option
 from spikedet.task_registry import SETTINGS
-from support.commands import run_as_command
+from support.commands import command, run_as_command
 from support.places import ROOT
 
 EVERY = [name for name in COMMANDS]
+
+
+def words_of(name):
+    """Options of a command, as they are called."""
+    return {each.word for each in parse.options_of(module_of(name).Options)}
+
+
+def required(name):
+    """Words of a command that is complete; no file that they name is there."""
+    words = []
+    for each in parse.options_of(module_of(name).Options):
+        if each.default is parse.MISSING:
+            value = each.choices[0] if each.choices else "8" if each.field == "T" else "nowhere"
+            value += ".json" if each.more["kind"] is kinds.json_file else ""
+            words += [value] if each.more.get("positional") else [each.word, value]
+    return words
 
 
 def train(*words):
@@ -63,6 +79,45 @@ def test_a_switch_that_may_be_left_to_the_machine(words, half):
 def test_devices_that_are_not_here(device):
     with pytest.raises(UsageError, match=f"--device: .*'{device}'"):
         parsed("detect", ["--device", device])
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if "--device" in words_of(n)])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "0"])
+def test_devices_are_looked_for_before_anything_is_read(name, device, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert command(monkeypatch, name, *required(name), "--device", device) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --device: {device!r}: this machine has 0 CUDA devices; expected cpu"
+
+
+NAMES = {  # an option of names in each command that has it: what is wrong, what is right
+    "engine": ("evnts", "events"), "engines": ("torch-bflot16", "torch-bfloat16"),
+    "save": ("picturs", "pictures"), "method": ("two-stge", "two-stage"),
+    "format": ("onx", "onnx"), "form": ("stepp", "step"), "device": ("cuda1", "cuda:1"),
+    "optimizer": ("adam", "AdamW"), "augment": ("crops", "crop"), "loss": ("msee", "mse"),
+    "pooling": ("counts", "count"), "years": ("2021", "2012"),
+}  # fmt: skip
+FREE = {  # texts that are no names out of a few, or of what a file holds, and tested with that
+    "sources", "classes", "split", "threshold_split", "train_split", "names", "rename", "server",
+    "host", "width", "activation", "layers", "kernels", "methods", "name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_wrong_name_names_the_nearest(name, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for each in parse.options_of(module_of(name).Options):
+        if each.type is not str or each.field in FREE:
+            continue
+        wrong, right = NAMES[each.field]  # a new option of names has its line here
+        assert command(monkeypatch, name, *required(name), each.word, wrong) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {each.word}: ")
+        assert line.endswith(f"(did you mean {right}?)"), line
 
 
 def test_an_option_that_would_be_ignored_is_refused():
@@ -250,11 +305,11 @@ def _stages(options):
 def test_released_configurations_hold_options_of_their_commands(path):
     sections = yaml.safe_load(path.read_text())
     assert {"train", "convert", "evaluate"} <= sections.keys()
-    for command, options in sections.items():
-        required = ["--weights", "w", "--out", "o"] if command == "convert" else ["--out", "o"]
-        required = [] if command == "evaluate" else required
-        required += ["--T", "8"] if command == "convert" else []
-        given = parsed(command, ["--config", path, "--data", "d", *required])
+    for name, options in sections.items():
+        words = ["--weights", "w", "--out", "o"] if name == "convert" else ["--out", "o"]
+        words = [] if name == "evaluate" else words
+        words += ["--T", "8"] if name == "convert" else []
+        given = parsed(name, ["--config", path, "--data", "d", *words])
         args = vars(given) | getattr(given, "training", {}) | _stages(given)
         if "model" in options:
             options["model"] = Path(options["model"])
