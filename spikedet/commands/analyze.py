@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands import shared
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands import parse, shared
+from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import UsageError
 from spikedet.methods import label
@@ -46,7 +46,7 @@ Rows = list[dict[str, Any]]
 class Options(shared.TrainingData):
     """Options of the command."""
 
-    out: Path = option(help="folder for CSV files and plots")
+    out: Path = parse.written_folder(help="folder for CSV files and plots")
     limit: int = option(64, "only so many pictures, always the same", least=1)
     weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
     stage1: Path | None = option(None, "stage-I checkpoint it was made from; runs with its own T")
@@ -279,7 +279,6 @@ def run(options: Options) -> None:
             f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
             "alone tells"
         )
-    expect_writable(options.out / "residual.csv")
     checkpoints = load(options)
     T = options.T or checkpoints[0].time_steps
     task = task_registry.of(checkpoints[0])

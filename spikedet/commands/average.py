@@ -23,7 +23,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: list[Path] = option(help="spiking checkpoints of one network and T")
-    out: Path = option(help="checkpoint to write")
+    out: Path = parse.written(help="checkpoint to write")
 
 
 def run(options: Options) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.settings import option
@@ -80,17 +79,17 @@ class Options(parse.Options):
     cpu: bool = option(False, "time of the processor, not of the clock", group="measurement")
     memory: bool = option(False, "peak memory of each, in processes of their own",
                           group="measurement")  # fmt: skip
-    csv: Path | None = option(None, "write the table here", kind=kinds.csv_file)
-    plot: Path | None = option(None, "draw passes over T here, as PNG or SVG", kind=kinds.plot_file)
-    json: Path | None = option(None, "write a list of results here", kind=kinds.json_file)
+    csv: Path | None = parse.written(None, "write the table here", kind=kinds.csv_file)
+    plot: Path | None = parse.written(
+        None, "draw passes over T here, as PNG or SVG", kind=kinds.plot_file
+    )
+    json: Path | None = parse.written(None, "write a list of results here", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:
     from spikedet.engines import library
     from spikedet.errors import UsageError
 
-    for path in (options.csv, options.plot):
-        expect_writable(path)
     try:
         with library.choosing(options.kernels):
             _benchmark(options)

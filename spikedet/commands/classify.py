@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.checks import refuse
 from spikedet.commands.result import write_json
 from spikedet.errors import DataError
 from spikedet.settings import option
@@ -42,7 +42,7 @@ class Options(parse.Options):
         group="speed",
     )
     every: int = option(1, "time steps between two readouts of --patience", least=1, group="speed")
-    json: Path | None = option(None, "write all answers to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all answers to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> int:
@@ -50,7 +50,6 @@ def run(options: Options) -> int:
     from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
-    expect_writable(options.json)
     if options.patience is None:
         refuse(options, ["every"], "is for --patience, which is missing")
     path = options.weights or default_weights(options.T, "classification")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
@@ -72,7 +72,7 @@ class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
 
     weights: Path = option(help="float checkpoint", aliases=["--model"])
     T: int = option(help="time steps", kind=kinds.time_steps)
-    out: Path = option(help="spiking checkpoint to write")
+    out: Path = parse.written(help="spiking checkpoint to write")
     method: str = option("two-stage", "how to convert", choices=tuple(METHODS), metavar="METHOD")
     stage1: Path | None = option(None, "stage-I checkpoint, instead of a run of stage I")
     resume: bool = resume()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.checks import expect_folder, refuse
 from spikedet.errors import DataError, UsageError, among, cut
 from spikedet.settings import option
 from spikedet.terminal import note
@@ -75,10 +75,12 @@ class Options(parse.Options):
         "labels; or none",
         choices=SAVED,
     )
-    json: Path | None = option(None, "write all detections to this file", kind=kinds.json_file)
-    jsonl: Path | None = option(None, "the same, an entry a line", group="output")
-    csv: Path | None = option(None, "a table with a row an object", group="output")
-    coco: Path | None = option(
+    json: Path | None = parse.written(
+        None, "write all detections to this file", kind=kinds.json_file
+    )
+    jsonl: Path | None = parse.written(None, "the same, an entry a line", group="output")
+    csv: Path | None = parse.written(None, "a table with a row an object", group="output")
+    coco: Path | None = parse.written(
         None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="output"
     )
     coco_annotations: Path | None = option(
@@ -113,6 +115,8 @@ def run(options: Options) -> int:
         refuse(options, ["every"], "is for --patience, which is missing")
     if options.coco_annotations and not options.coco:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
+    if options.strip or set(options.save) != {"none"}:
+        expect_folder(options.out)
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
     note(f"engine {detector.why_engine}")
@@ -124,8 +128,6 @@ def run(options: Options) -> int:
     if unknown:
         known = among(unknown[0], detector.names)
         raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
-    for output in (options.json, options.jsonl, options.csv, options.coco):
-        expect_writable(output)
     failures = _Failures()
     sources = open_sources(
         options.sources or [SAMPLE],

@@ -48,7 +48,7 @@ class Options(parse.Options):
     data: list[Path] | None = option(None, "data to look at", metavar="FOLDER")
     device: str = shared.device()
     camera: bool = option(False, "open the first camera, which some cameras show by a light")
-    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spikedet.commands import kinds, plotting, shared
-from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
+from spikedet.commands import kinds, parse, plotting, shared
+from spikedet.commands.checks import refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError
@@ -73,8 +73,10 @@ class Options(shared.TestData):
     device: str = shared.device()
     engine: str = shared.engine("torch")
     half: bool = shared.half(False)
-    plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
-    json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
+    plots: Path | None = parse.written_folder(
+        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
+    )
+    json: Path | None = parse.written(None, "write the rows to this file", kind=kinds.json_file)
 
 
 class Planned(NamedTuple):
@@ -200,9 +202,7 @@ def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.networks import restore
 
-    expect_writable(options.json)
     shared.expect_half(options)
-    expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
     task, names = task_registry.of(planned[0].checkpoint), planned[0].checkpoint.names
     expect_of_task(options, task)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
 from spikedet.settings import option
 
 
@@ -22,7 +21,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
-    out: Path = option(
+    out: Path = parse.written(
         help="file to write; its ending says the format: .onnx .nir .int8.safetensors",
         positional=True,
         metavar="FILE",
@@ -39,7 +38,6 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     from spikedet.exporting import export
 
-    expect_writable(options.out)
     form = {} if options.form is None else {"form": options.form}
     done = export(options.weights, options.out, options.format, options.T, **form)
     steps = "" if done.T is None else f", T={done.T}"

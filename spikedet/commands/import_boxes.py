@@ -33,7 +33,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     pictures: list[Path] = option(help="picture folders")
-    out: Path = option(help="data-set folder to make")
+    out: Path = parse.written_folder(help="data-set folder to make")
     boxes: Path | None = option(None, "list of pictures and boxes", name="list", metavar="FILE")
     xml: Path | None = option(None, "folder of VOC XML files")
     coco: list[Path] | None = option(None, "COCO files; the first counts most")

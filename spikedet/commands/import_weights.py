@@ -37,7 +37,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     state: Path = option(help="best.pt, or state dict: .safetensors, .pt, .pth", metavar="FILE")
-    out: Path = option(help="float checkpoint to write")
+    out: Path = parse.written(help="float checkpoint to write")
     model: Path | None = option(None, "description, as of spikedet train, or torchvision:NAME")
     width: str | None = option(
         None, "of --model: a detector's scale, n s m l; a classifier's factor, 0.5"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, among, cut
 
 MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
@@ -38,28 +38,33 @@ def plot_file(text: str) -> Path:
 
 def _written(text: str, *endings: str) -> Path:
     if not text.endswith(endings):
-        raise ValueError(f"{text!r} is to be written; expected a name in {' or '.join(endings)}")
+        raise ValueError(f"{cut(text)!r} is to be written; expected a name in {' or '.join(endings)}")
     return Path(text)
 
 
 def device(text: str) -> str:
-    """A device of torch's that is present on this machine: `cpu`, `cuda`, `cuda:N` or `N`."""
+    """A device of torch's that is present on this machine: `cpu`, `cuda`, `cuda:N` or `N`.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    if text == "cpu":
+        return text
     from spikedet.precision import present_device
 
-    try:
-        return present_device(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
+    return present_device(text)
 
 
 def devices(text: str) -> str:
-    """Devices to train on that are present: `cpu`, `cuda`, `cuda:N`, or several GPUs as `0,1`."""
-    from spikedet.training import check_devices
+    """Devices to train on that are present: `cpu`, `cuda`, `cuda:N`, or several GPUs as `0,1`.
 
-    try:
+    Raises:
+        UsageError: There are no such devices here.
+    """
+    if text != "cpu":
+        from spikedet.training import check_devices
+
         check_devices(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
     return text
 
 

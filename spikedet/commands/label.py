@@ -33,7 +33,7 @@ class Options(parse.Options):
 
     folder: Path = option(help="folder of pictures", positional=True, metavar="FOLDER")
     weights: list[Path] = option(help="one detector or several")
-    out: Path = option(help="COCO file to write", kind=kinds.json_file)
+    out: Path = parse.written(help="COCO file to write", kind=kinds.json_file)
     voc: bool = option(False, "rename COCO's classes to VOC's, keep VOC's 20 alone")
     rename: list[str] = option([], "other class names", metavar="OLD=NEW")
     classes: list[str] | None = option(None, "only these, as they are renamed")

@@ -209,10 +209,6 @@ def _call(command: Any, words: Sequence[str], prog: str) -> int:
             "pretrain"
         )
     json = options.json
-    if json is not None:
-        from spikedet.commands.checks import expect_writable
-
-        expect_writable(json)
     if options.quiet:
         logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()

@@ -10,6 +10,8 @@ keys of that say how the command line has them:
     shown       what the help says of its default, where that is not the default itself
     pair        a boolean is switched off as well, by `--no-NAME`; None where it may be either
     nargs       a list has exactly so many values
+    check       called with the value that counts, once all words are read; returns it, or raises
+                UsageError: of devices, and of what is to be written
 
 A field made by `several` stands for the options of another dataclass; its value is a dict of those
 that were given.
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from spikedet.commands import kinds
+from spikedet.commands.checks import expect_folder, expect_writable
 from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut, nearest
 from spikedet.settings import bounds, option, wrong
@@ -42,6 +45,16 @@ GROUPS = (  # in this order, others behind them
 )  # fmt: skip
 COMMON = "common"  # the group of what every command has, behind all others
 WIDTH = 100  # of a page of help, in characters
+
+
+def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:
+    """An option that names a file to write, which is refused where none can be."""
+    return option(default, help, check=expect_writable, **more)
+
+
+def written_folder(default: Any = MISSING, help: str = "", **more: Any) -> Any:
+    """An option that names a folder to write to, which is refused where nothing can be in it."""
+    return option(default, help, check=expect_folder, **more)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +70,7 @@ class Options:
     quiet: bool = option(
         False, "no progress and no tables: warnings and errors alone", group=COMMON
     )
-    json: Path | None = option(
+    json: Path | None = written(
         None, "write what was done to this file (docs/json.md)", kind=kinds.json_file, group=COMMON
     )
     config: Path | None = option(
@@ -177,7 +190,7 @@ def partial(
     options: Mapping[str, type],
     usual: Mapping[str, Mapping] | None = None,
     without: Sequence[str] = (),
-    kinds: Mapping[str, Any] | None = None,
+    checks: Mapping[str, Any] | None = None,
 ) -> type:
     """The options of one task or another, each None until it is given.
 
@@ -186,7 +199,7 @@ def partial(
         options: The dataclass of each task.
         usual: Defaults of each task that are not as there.
         without: Names that are left out.
-        kinds: What makes the values of some, see `spikedet.settings.option`.
+        checks: The `check` of some.
 
     Returns:
         A dataclass; the help shows the defaults of all tasks.
@@ -208,7 +221,7 @@ def partial(
         if len(set(values.values())) == 1 and len(values) == len(options):
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
-        more["kind"] = (kinds or {}).get(key, more["kind"])
+        more["check"] = (checks or {}).get(key)
         value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
         members.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, members, kw_only=True)
@@ -255,12 +268,26 @@ def parse(
         value = values[each.name]
         if each.flag and each.name not in named:
             value = each.default
+        if value is not None and each.more.get("check"):
+            value = _checked(each, value)
         if not each.part:
             settings[each.field] = value
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
     command = prog.rpartition(" ")[2]
     return options(**settings, given=given_of(there, words), command=command)
+
+
+def _checked(each: Option, value: Any) -> Any:
+    """A value as the `check` of its option returns it.
+
+    Raises:
+        UsageError: As there, with the option.
+    """
+    try:
+        return each.more["check"](value)
+    except UsageError as error:
+        raise UsageError(f"{each.word}: {error}") from None
 
 
 def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:

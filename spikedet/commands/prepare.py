@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spikedet.commands import parse
-from spikedet.commands.checks import refuse
+from spikedet.commands.checks import expect_folder, refuse
 from spikedet.commands.main import progress
 from spikedet.errors import DataError
 from spikedet.settings import option
@@ -48,6 +48,8 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> int:
+    if not options.check:
+        expect_folder(options.folder)
     if options.name != "voc":
         refuse(options, ["years", "check", "server", "keep"], "only of VOC")
         return cifar(options.name, options.folder)

@@ -38,7 +38,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     run: Path = option(help="folder of a training or of results", positional=True, metavar="RUN")
-    out: Path = option(Path("report.html"), "the page", metavar="FILE")
+    out: Path = parse.written(Path("report.html"), "the page", metavar="FILE")
 
 
 def run(options: Options) -> None:

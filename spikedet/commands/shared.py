@@ -30,7 +30,7 @@ GROUP = "data"
 
 def device() -> Any:
     """`--device` of a command that runs networks on a single one."""
-    return option("cpu", "cpu or cuda:N", kind=kinds.device)
+    return option("cpu", "cpu or cuda:N", check=kinds.device)
 
 
 def half(default: bool | None) -> Any:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet import resources
 from spikedet.commands import kinds
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line, progress
-from spikedet.commands.parse import Options, options_of, partial, several
+from spikedet.commands.parse import Options, options_of, partial, several, written_folder
 from spikedet.errors import UsageError
 from spikedet.settings import POOLINGS, Plan, StageOne, option
 from spikedet.stages.watcher import Watcher
@@ -33,7 +33,7 @@ GROUP_ONE, GROUP_TWO = "stage I", "stage II"
 
 def run_folder() -> Any:
     """`--out` of a training."""
-    return option(help="folder of the run")
+    return written_folder(help="folder of the run")
 
 
 def network_file(help: str) -> Any:
@@ -253,7 +253,6 @@ def is_made(out: Path, resume: bool) -> bool:
     """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
     from spikedet.stages import pipeline
 
-    expect_writable(out)
     done = pipeline.is_made(out, resume, command_line())
     if done:
         print(f"{out}: complete; nothing to resume")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.errors import UsageError
 from spikedet.reproduction import classification, detection
 from spikedet.settings import option
@@ -78,7 +78,7 @@ class Options(shared.Measured):
         "leaky ReLU float detector of the Spiking-YOLO rows; the released one",
         group="detectors",
     )
-    out: Path = option(Path("results"), "folder of results, made weights inside")
+    out: Path = parse.written_folder(Path("results"), "folder of results, made weights inside")
     T: list[int] | None = option(None, "only these time steps", kind=kinds.time_steps)
     methods: list[str] | None = option(None, "only these methods", metavar="METHOD")
     made_for: list[int] | None = option(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from spikedet.commands import kinds, parse
-from spikedet.commands.checks import expect_new, expect_writable, refuse
+from spikedet.commands.checks import expect_folder, expect_new, expect_writable, refuse
 from spikedet.commands.main import COMMANDS, main, module_of, parsed
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
@@ -92,6 +92,48 @@ def test_devices_are_looked_for_before_anything_is_read(name, device, monkeypatc
     assert line == f"error: --device: {device!r}: this machine has 0 CUDA devices; expected cpu"
 
 
+INPUTS = {  # paths that are read
+    "weights", "reference", "source", "float", "data", "images", "stage1", "teacher", "tuning",
+    "unlabelled", "config", "model", "pretrained", "names", "state", "folder", "run", "boxes",
+    "xml", "pictures", "skip", "certificate", "key", "leaky", "picture", "coco_annotations",
+}  # fmt: skip
+FOLDERS = {"detect", "train", "finetune", "pretrain", "analyze", "import-boxes", "reproduce"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_outputs_that_cannot_be_are_refused_before_anything_is_read(
+    name, monkeypatch, capsys, tmp_path
+):
+    """No file that these commands would read is there, and none is missed."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    for each in parse.options_of(module_of(name).Options):
+        reads = each.field in INPUTS or (name, each.field) == ("import-boxes", "coco")
+        if each.type is not Path or reads:
+            continue
+        folder = each.field == "plots" or (each.field == "out" and name in FOLDERS)
+        kind = each.more["kind"]
+        end = {kinds.csv_file: ".csv", kinds.plot_file: ".png"}.get(kind, ".json")
+        end = ".html" if (name, each.field) == ("report", "out") else end
+        places = [Path(f"/proc/x{end}"), tmp_path / f"file/x{end}", tmp_path / ("x" * 300 + end)]
+        places.append(tmp_path / "file" if folder else tmp_path / "folder.json")
+        for place in places[: None if end == ".json" else -1]:
+            words = required(name)
+            if each.more.get("positional"):
+                words = ["nowhere", str(place)]
+            else:
+                words += [each.word, str(place)]
+            assert command(monkeypatch, name, *words) == 2, (each.word, place)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert place.name[:20] in line and len(line) < 400, line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+def test_downloads_that_have_no_room_are_not_begun(monkeypatch, capsys):
+    assert command(monkeypatch, "prepare", "voc", "/proc/x") == 2
+    assert "/proc cannot be written to" in capsys.readouterr().err
+
+
 NAMES = {  # an option of names in each command that has it: what is wrong, what is right
     "engine": ("evnts", "events"), "engines": ("torch-bflot16", "torch-bfloat16"),
     "save": ("picturs", "pictures"), "method": ("two-stge", "two-stage"),
@@ -138,6 +180,17 @@ def test_an_option_of_a_file_that_would_be_ignored_is_not_refused_unless_it_is_g
     refuse(train("--config", path), ["epochs"], "")
     with pytest.raises(UsageError, match="--epochs: nothing is trained"):
         refuse(train("--config", path, "--epochs=9"), ["epochs"], "nothing is trained")
+
+
+def test_the_device_of_a_file_gives_way_to_that_of_the_command_line(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {device: 0}\n")
+    with pytest.raises(UsageError, match="--device: '0': this machine has 0 CUDA devices"):
+        train("--config", path)
+    assert train("--config", path, "--device", "cpu").training == {"device": "cpu"}
 
 
 def test_another_option_that_begins_alike_is_not_a_file():
@@ -302,7 +355,11 @@ def _stages(options):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiments").glob("*.yaml")))
-def test_released_configurations_hold_options_of_their_commands(path):
+def test_released_configurations_hold_options_of_their_commands(path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     sections = yaml.safe_load(path.read_text())
     assert {"train", "convert", "evaluate"} <= sections.keys()
     for name, options in sections.items():
@@ -399,9 +456,13 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     for name, words in {
         "": "is a folder; expected",
         "file/a/b.json": "file is not a folder",
+        "x" * 256: "has a name of more than 255 bytes",
     }.items():
         with pytest.raises(UsageError, match=words):
             expect_writable(tmp_path / name)
+    with pytest.raises(UsageError, match="file: is a file; expected the name of a folder"):
+        expect_folder(tmp_path / "file")
+    assert expect_folder(tmp_path / "new/folder") == tmp_path / "new/folder"
     with pytest.raises(TrainingError, match="is there already"):
         expect_new(tmp_path / "file")
     expect_new(tmp_path / "new/folder/file")
