@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.errors import TrainingError, UsageError, cut
+from spikedet.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from spikedet.commands.parse import Options
     from spikedet.task import Samples, Task
-
-
-LONGEST_NAME = 255  # bytes of the name of a file, on most file systems
 
 
 def refuse(options: Options, names: Sequence[str], why: str) -> None:
@@ -43,52 +38,6 @@ def expect_new(path: Path) -> None:
     """
     if path.exists():
         raise TrainingError(f"{path} is there already; choose another --out")
-
-
-def expect_writable(path: Path) -> Path:
-    """Refuse a file that cannot be written, before the work for it is done.
-
-    Returns:
-        The path.
-
-    Raises:
-        UsageError: It is a folder, or none can be where it shall be.
-    """
-    if os.path.isdir(path):
-        raise UsageError(f"{cut(path)}: is a folder; expected the name of a file to write")
-    _expect_room(path, path.absolute().parent)
-    return path
-
-
-def expect_folder(path: Path) -> Path:
-    """Refuse a folder that nothing can be written to, before the work for it is done.
-
-    Returns:
-        The path.
-
-    Raises:
-        UsageError: It is a file, or there can be no file in it.
-    """
-    if os.path.lexists(path) and not os.path.isdir(path):
-        raise UsageError(f"{cut(path)}: is a file; expected the name of a folder to write to")
-    _expect_room(path, path.absolute())
-    return path
-
-
-def _expect_room(path: Path, folder: Path) -> None:
-    """Refuse a folder in which no file can be made, by making one that has no name."""
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise UsageError(f"{cut(path)}: has a name of more than {LONGEST_NAME} bytes")
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return
-    except NotADirectoryError:
-        why = "is not a folder"
-    except OSError as error:  # root may write to all folders, but not where there are no files
-        why = f"cannot be written to ({(error.strerror or 'no files there').lower()})"
-    raise UsageError(f"{cut(path)}: {cut(folder)} {why}")
 
 
 def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:

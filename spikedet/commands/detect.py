@@ -9,14 +9,16 @@ writes annotated pictures and videos to --out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_folder, refuse
+from spikedet.commands.checks import refuse
+from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
 from spikedet.errors import DataError, UsageError, among, cut
+from spikedet.files import expect_folder
 from spikedet.settings import option
 from spikedet.terminal import note
 
@@ -36,11 +38,10 @@ NAME-strip-T20.png, with its boxes as CSV.
 """
 SAVED = ("pictures", "frames", "crops", "labels", "none")
 STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
-NAMED = 3  # of the files that are left alone, in the last line
 
 
 @dataclass(kw_only=True)
-class Options(parse.Options):
+class Options(FrameOptions):
     """Options of the command."""
 
     sources: list[str] = option(
@@ -66,7 +67,6 @@ class Options(parse.Options):
     every: int = option(4, "time steps between two readouts of --patience", least=1, group="speed")
     each_step: bool = option(False, "the detections after every step up to T as well")
     strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
-    recursive: bool = option(False, "look into the folders in a folder, too", group="source")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
     out: Path = option(Path("detections"), "folder of what --save says")
     save: list[str] = option(
@@ -90,12 +90,6 @@ class Options(parse.Options):
         False, "of boxes that overlap by more than --iou only the best, whatever its class",
         group="box",
     )  # fmt: skip
-    frame_rate: float = option(
-        25.0, "pictures a second of numbered pictures", above=0, group="source"
-    )
-    frames: int | None = option(
-        None, "end each source after so many frames", least=1, group="source"
-    )
 
 
 def run(options: Options) -> int:
@@ -103,7 +97,6 @@ def run(options: Options) -> int:
     from spikedet.detection.ultra import SAMPLE
     from spikedet.outputs import Outputs
     from spikedet.released import default_weights
-    from spikedet.sources import open_sources
 
     stepwise = options.each_step or options.strip
     which = "--each-step" if options.each_step else "--strip"
@@ -128,17 +121,8 @@ def run(options: Options) -> int:
     if unknown:
         known = among(unknown[0], detector.names)
         raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
-    failures = _Failures()
-    sources = open_sources(
-        options.sources or [SAMPLE],
-        options.recursive,
-        frame_rate=options.frame_rate,
-        limit=options.frames,
-        without=[options.out],
-        tell=failures.tell,
-    )
-    if sources.ignored:
-        print(f"warning: {_ignored(sources)}", file=sys.stderr)
+    failures = Failures()
+    sources = opened(options, options.sources or [SAMPLE], failures, [options.out])
     strips = _Strips(options, detector, sources.files) if options.strip else None
     with Outputs(_save(options), sources.files) as outputs:
         try:
@@ -146,17 +130,6 @@ def run(options: Options) -> int:
         finally:
             print(_summary(options, detector, outputs))
     return DataError.exit_code if failures.count else 0
-
-
-class _Failures:
-    """What could not be read or written: each is told and counted."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def tell(self, error: Exception) -> None:
-        print(f"error: {error}", file=sys.stderr)
-        self.count += 1
 
 
 def _save(options: Options):
@@ -176,11 +149,11 @@ def _save(options: Options):
 
 def _detect(
     options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
-    failures: _Failures, strips: _Strips | None,
+    failures: Failures, strips: _Strips | None,
 ) -> None:  # fmt: skip
     """Detect in every frame, print and write."""
     tracker, tracked = None, ""
-    for frame in _shown(sources):
+    for frame in shown(sources, "detect"):
         if options.track and frame.video and tracked != frame.source:
             from spikedet.detection.track import Tracker
 
@@ -270,32 +243,14 @@ def _detections(
 
 def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
     """A line an object; of films with the time, and none where there is nothing."""
-    where = f"{frame.source} {frame.time:.2f} s" if frame.video else frame.source
-    if frame.total != 1 and not frame.video:
-        where += f" page {frame.index + 1}"
     for number, (name, score, box) in enumerate(
         zip(detections.classes, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     ):
         known = detections.number_of(number)
         name += f" #{known}" if known else ""
-        yield f"{where}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
+        yield f"{where(frame)}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
     if not len(detections) and not frame.video:
-        yield f"{where}: no objects"
-
-
-def _shown(sources: Sources) -> Iterable[Frame]:
-    """Frames, with a bar on a terminal: of how many pictures, or of how many seconds of a film."""
-    from spikedet.commands.main import progress
-
-    if not sys.stderr.isatty():
-        yield from sources
-        return
-    with progress(desc="detect", total=sources.total, unit="picture") as bar:
-        for frame in sources:
-            if frame.video and frame.length:
-                bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
-            yield frame
-            bar.update()
+        yield f"{where(frame)}: no objects"
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
@@ -311,14 +266,6 @@ def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
         f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
         f"{detector.weights.name}{where}" + (f" ({classes})" if classes else "")
     )
-
-
-def _ignored(sources: Sources) -> str:
-    """How many files in folders were left alone, and their names."""
-    names = ", ".join(path.name for path in sources.ignored[:NAMED])
-    more = ", ..." if len(sources.ignored) > NAMED else ""
-    counted = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
-    return f"{counted} neither a picture nor a video that can be read ({names}{more})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -38,7 +38,9 @@ def plot_file(text: str) -> Path:
 
 def _written(text: str, *endings: str) -> Path:
     if not text.endswith(endings):
-        raise ValueError(f"{cut(text)!r} is to be written; expected a name in {' or '.join(endings)}")
+        raise ValueError(
+            f"{cut(text)!r} is to be written; expected a name in {' or '.join(endings)}"
+        )
     return Path(text)
 
 

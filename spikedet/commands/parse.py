@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from spikedet.commands import kinds
-from spikedet.commands.checks import expect_folder, expect_writable
 from spikedet.commands.config import with_config
 from spikedet.errors import UsageError, cut, nearest
+from spikedet.files import expect_folder, expect_writable
 from spikedet.settings import bounds, option, wrong
 
 GROUPS = (  # in this order, others behind them

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spikedet.commands import parse
-from spikedet.commands.checks import expect_folder, refuse
+from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import DataError
+from spikedet.files import expect_folder
 from spikedet.settings import option
 
 if TYPE_CHECKING:

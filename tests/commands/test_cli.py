@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from spikedet.commands import kinds, parse
-from spikedet.commands.checks import expect_folder, expect_new, expect_writable, refuse
+from spikedet.commands.checks import expect_new, refuse
 from spikedet.commands.main import COMMANDS, main, module_of, parsed
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
-from spikedet.files import write_atomic
+from spikedet.files import expect_folder, expect_writable, write_atomic
 from spikedet.settings import option
 from spikedet.task_registry import SETTINGS
 from support.commands import command, run_as_command
@@ -131,7 +131,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_read(
 
 def test_downloads_that_have_no_room_are_not_begun(monkeypatch, capsys):
     assert command(monkeypatch, "prepare", "voc", "/proc/x") == 2
-    assert "/proc cannot be written to" in capsys.readouterr().err
+    assert "/proc is not a folder that can be written to (" in capsys.readouterr().err
 
 
 NAMES = {  # an option of names in each command that has it: what is wrong, what is right
@@ -460,7 +460,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     }.items():
         with pytest.raises(UsageError, match=words):
             expect_writable(tmp_path / name)
-    with pytest.raises(UsageError, match="file: is a file; expected the name of a folder"):
+    with pytest.raises(UsageError, match="file is not a folder that can be written to$"):
         expect_folder(tmp_path / "file")
     assert expect_folder(tmp_path / "new/folder") == tmp_path / "new/folder"
     with pytest.raises(TrainingError, match="is there already"):
