@@ -52,7 +52,8 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, save, sha256
-    from spikedet.errors import DataError, UsageError
+    from spikedet.data.samples import expect_names
+    from spikedet.errors import UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
     from spikedet.networks import expect_convertible, float_checkpoint
@@ -74,9 +75,8 @@ def run(options: Options) -> None:
     else:
         raise UsageError(f"--model: expected, as {options.state} does not say what its network is")
     if options.names is not None:
-        names = tuple(filter(None, read_lines(options.names)))
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"{options.names}: expected class names, one a line, each once")
+        lines = read_lines(options.names, "class names")
+        names = expect_names([line for line in lines if line], options.names)
     elif trained is not None:
         names = trained.names
     else:
