@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
+LEAST_BESIDE = 24  # letters of a text beside its head
 NARROWEST = 6  # letters of a column of a table
 _bars: list[Bar] = []  # that are open
 _quiet = False
@@ -214,6 +217,21 @@ class Table:
             grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
         grid.add_row(*cells, style=style)
         self._console.print(grid)
+
+
+def beside(head: str, text: str) -> str:
+    """Text beside its head, its lines under each other; on a terminal they fit its width.
+
+    Where the terminal leaves no room beside the head the text stands below it.
+    """
+    lines, indent = [line.strip() for line in text.splitlines()] or [""], len(head)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        if width - indent < LEAST_BESIDE:
+            head, indent = f"{head.rstrip()}\n    ", 4
+        room = max(LEAST_BESIDE, width - indent)
+        lines = [part for line in lines for part in textwrap.wrap(line, room) or [""]]
+    return head + f"\n{' ' * indent}".join(lines)
 
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:

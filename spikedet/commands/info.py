@@ -21,7 +21,7 @@ from spikedet.commands import kinds, parse
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
-from spikedet.terminal import Table
+from spikedet.terminal import Table, beside
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ def run(options: Options) -> None:
                 numbers = (row["least"], row["greatest"], row["rate"])
                 table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
         elif value not in (None, [], {}):
-            print(f"{name.replace('_', ' '):14}{text(value)}")
+            print(beside(f"{name.replace('_', ' '):14}", text(value)))
     write_json(options, entries)
 
 

@@ -3,8 +3,9 @@
     spikedet web
 
 Then open the address that it prints. The page takes a picture, a video or the camera of the
-browser; it shows spiking detectors, with the float network beside them. It can be reached from this machine alone unless --host says otherwise, asks no other
-server for anything and keeps nothing. Needs pip install spikedet[web].
+browser; it shows spiking detectors, with the float network beside them. It can be reached from this
+machine alone unless --host says otherwise, asks no other server for anything and keeps nothing.
+Needs pip install spikedet[web].
 """
 
 from __future__ import annotations
