@@ -106,9 +106,7 @@ class Options(shared.Measured):
     layer_steps: int = option(
         120, "most fine-calibration steps of a layer", least=1, group="conversion"
     )
-    end_to_end: int = option(
-        400, "steps of the end-to-end pass", least=0, group="conversion"
-    )
+    end_to_end: int = option(400, "steps of the end-to-end pass", least=0, group="conversion")
     picture: Path | None = option(
         None, "picture of figure8; a street scene if left out", group="detectors"
     )
