@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
 LEAST_BESIDE = 24  # letters of a text beside its head
-NARROWEST = 6  # letters of a column of a table
+NARROWEST = 7  # letters of a column of a table, one between columns: as many as `0.2834` has
 _bars: list[Bar] = []  # that are open
 _quiet = False
 _nowhere: Any = None
@@ -193,14 +193,23 @@ class Table:
         self._console = console(sys.stdout) if sys.stdout.isatty() else None
         if self._console is not None:
             self.widths = fitted(self.widths, self._console.width)
+        # a number in two lines would be read as two
+        self._stacked = self._console is not None and sum(self.widths) > self._console.width
 
     def head(self) -> None:
-        """Print the titles."""
-        self._print(self.titles, "bold")
+        """Print the titles; where the columns have no room these stand beside each value."""
+        if not self._stacked:
+            self._print(self.titles, "bold")
 
     def row(self, *cells: str) -> None:
         """Print a row."""
-        self._print(cells, "")
+        if not self._stacked:
+            self._print(cells, "")
+            return
+        wide = max(map(len, self.titles)) + 2
+        for title, cell in zip(self.titles, cells, strict=True):
+            if cell.strip():
+                print(f"  {title:{wide}}{cell}" if title else cell)
 
     def _print(self, cells: Sequence[str], style: str) -> None:
         if self._console is None:
