@@ -27,6 +27,7 @@ def among(text: str, words: Iterable[str]) -> str:
     """The words that there are, and a question after the one that was meant.
 
     Example:
+        >>> from spikedet.errors import among
         >>> among("evnts", ["torch", "events"])
         'torch, events (did you mean events?)'
     """

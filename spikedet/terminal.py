@@ -116,6 +116,7 @@ class Bar:
         self._task = bars.add_task(self.desc, total=self.total, state=self.state())
         self._progress = bars
         bars.start()
+        self._start = time.monotonic()  # not before rich was imported, which may take its time
 
     def state(self) -> str:
         """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
