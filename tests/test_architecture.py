@@ -23,7 +23,7 @@ ONLY = {  # what a room may import of the package beside itself
     "neurons": {"errors", "precision"},
     "graph": {"errors", "neurons"},
     "engines": {"errors", "neurons", "graph"},
-    "runtime": {"errors", "precision", "neurons", "graph", "engines", "checkpoint"},
+    "runtime": {"errors", "counts", "precision", "neurons", "graph", "engines", "checkpoint"},
 }
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))
 

@@ -1,7 +1,7 @@
 """Write a network in a format that other programs and chips read: ONNX, NIR, int8.
 
     spikedet export weights.safetensors network.onnx
-    spikedet export weights.safetensors network.nir --T 8
+    spikedet export weights.safetensors --format nir --T 8 --out network.nir
 
 What the file does not say by itself, so that whoever runs it has to know, is printed. Nothing is
 written where a layer cannot be said in the format; each such layer is named.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
+from spikedet.errors import UsageError
 from spikedet.settings import option
 
 
@@ -21,11 +22,13 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
-    out: Path = parse.written(
-        help="file to write; its ending says the format: .onnx .nir .int8.safetensors",
+    file: Path | None = parse.written(
+        None,
+        "file to write; its ending says the format: .onnx .nir .int8.safetensors",
         positional=True,
         metavar="FILE",
     )
+    out: Path | None = parse.written(None, "the same file, by name", metavar="FILE")
     format: str | None = option(
         None, "onnx, nir or int8, where the ending does not say it", kind=kinds.export_format
     )
@@ -38,10 +41,15 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     from spikedet.exporting import export
 
+    if options.file is not None and options.out is not None:
+        raise UsageError(f"{options.file} and --out {options.out}: expected one file to write")
+    path = options.out or options.file
+    if path is None:
+        raise UsageError("expected a file to write: WEIGHTS FILE, or WEIGHTS --out FILE")
     form = {} if options.form is None else {"form": options.form}
-    done = export(options.weights, options.out, options.format, options.T, **form)
+    done = export(options.weights, path, options.format, options.T, **form)
     steps = "" if done.T is None else f", T={done.T}"
-    size = options.out.stat().st_size / 1e6
+    size = path.stat().st_size / 1e6
     print(f"{done.path}: {done.format}{steps}, {size:.1f} MB")
     for note in done.notes:
         print(f"note: {note}")

@@ -94,12 +94,13 @@ def timed_engine(text: str) -> str:
 
 def export_format(text: str) -> str:
     """Name of an exporter that is registered."""
-    from spikedet.exporting.registry import named
+    from spikedet.exporting.registry import expect_format
 
     try:
-        return named(text).name
+        expect_format(text)
     except UsageError as error:
         raise ValueError(str(error)) from None
+    return text
 
 
 def torch_device(text: str) -> str:

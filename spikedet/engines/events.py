@@ -147,7 +147,7 @@ class Run:
             if stage.kernel.kind == POOL:
                 source = self.plan.program.ops[stage.op.inputs[0]].name
                 inside = self.plan.maps[source]
-                rows = _most_rows(stage)
+                rows = _most_rows(stage) * self.plan.planes[self.plan.tensors[source]]
                 size = rows * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:

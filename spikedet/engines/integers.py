@@ -157,7 +157,7 @@ class _Compiler:
 
         threshold = whole(own.theta).clamp(min=1)
         initial = self.graph.neuron(node.name).initial.detach().double().cpu()
-        each = scale.view(-1, 1, 1) if initial.ndim > 1 else scale
+        each = scale.view(-1, *[1] * (initial.ndim - 1)) if initial.ndim else scale
         start = (initial / each).round().to(torch.int32)
         if initial.ndim < 2:
             start = start.expand(len(scale)).contiguous()

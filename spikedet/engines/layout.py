@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 LANES, LOOSE = 32, 32
+LINE = 64  # bytes of a line of the cache
 NEURON, CURRENT, POOL = range(3)
 
 
@@ -47,6 +48,7 @@ class LayerStruct(Structure):
     _fields_ = [
         *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
         *_fields(c_int32, "zero_row window_most by_step initial_each signed_"),
+        *_fields(c_int32, "slide slide_lead"),
         *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
         *_fields(c_void_p, "current state counts mean step_mass"),
         ("mean_each", c_int32),
@@ -79,7 +81,10 @@ def table(
 
 
 def pointer(array: np.ndarray, keep: list[Any]) -> int:
-    """The address of an array, which is kept."""
-    array = np.ascontiguousarray(array)
-    keep.append(array)
-    return array.ctypes.data
+    """The address of a copy of an array, which is kept, at the start of a line of the cache."""
+    memory = np.empty(array.nbytes + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    keep.append(copy)
+    return copy.ctypes.data

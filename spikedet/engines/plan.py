@@ -43,6 +43,7 @@ from spikedet.engines.program import (
     Weighted,
 )
 from spikedet.engines.reference import at_once
+from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Workspace
@@ -231,6 +232,10 @@ class Plan:
         padded = -(-channels // LANES) * LANES
         stage = self._stage(op, NEURON, channels, padded, height, width)
         layer, keep = stage.kernel, stage.arrays
+        bases = [self.maps[list(self.tensors)[source.tensor]] for source in sources]
+        times = [self.most[source.tensor] for source in sources]
+        if op.low is None and (slide := slide_of(sources, bases, times)):
+            layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
         for source, into in zip(sources, structs, strict=True):

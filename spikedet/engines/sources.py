@@ -31,6 +31,7 @@ class Source:
     weights: np.ndarray | None = None  # [weight rows, C_out] int8
     few: np.ndarray | None = None  # [weight rows, few_size] int32
     few_first: np.ndarray | None = None
+    window: Window | None = None  # of a convolution of all columns of its tensor, as they are
 
 
 def source_of(
@@ -125,6 +126,8 @@ def _window(
     parts = weight.view(like.groups, -1, *weight.shape[1:])
     by_group = parts if window.transposed else parts.transpose(1, 2)
     _put_weights(source, by_group.numpy(), piece.channels, channels)
+    if piece.columns == tuple((x,) for x in range(base[2])):
+        source.window = window
     return source
 
 
@@ -161,7 +164,7 @@ def _put_weights(source: Source, by_group: np.ndarray, read: Sequence[int], chan
         source.few, source.few_first = table, few_first
 
 
-@dataclass
+@dataclass(frozen=True)
 class Window:
     """The window of a convolution or of pooling, each option for (rows, columns)."""
 

@@ -7,8 +7,9 @@ channels. A `Piece` is one such path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from spikedet.engines.program import Move, Op, Sums
 from spikedet.engines.weights import adaptive_windows
 from spikedet.graph.operations import Concatenate, Mean, Pad, Slice
 
+ALONG_AXES = (nn.Upsample, Pad, Slice, nn.ChannelShuffle)
+NOWHERE = -1  # in place of an index: a zero, or nothing
 Lines = tuple[tuple[int, ...], ...]  # for each row (or column): those of the base that add to it
 Shape = tuple[int, int, int]
 
@@ -104,10 +107,8 @@ def through(
         return _beside([_maps(pieces) for pieces in inputs], [s[1] for s in shapes])
     if len(shape) == 2:
         return _elements(op, inputs, shapes, bases)
-    if len(inputs) == 1 and len(shapes[0]) == len(shape):
-        for kind, view in _VIEWS.items():
-            if isinstance(op.module, kind):
-                return [view(op.module, piece) for piece in _maps(inputs[0])]
+    if isinstance(op.module, ALONG_AXES):
+        return [_moved(op.module, piece, shapes[0]) for piece in _maps(inputs[0])]
     raise NoView(type(op.module).__name__)
 
 
@@ -123,7 +124,8 @@ def _beside(inputs: list[list[Piece]], sizes: list[int]) -> list[Piece]:
     joined, start, total = [], 0, sum(sizes)
     for pieces, size in zip(inputs, sizes, strict=True):
         for piece in pieces:
-            channels = [-1] * start + list(piece.channels) + [-1] * (total - start - size)
+            behind = [NOWHERE] * (total - start - size)
+            channels = [NOWHERE] * start + list(piece.channels) + behind
             joined.append(Piece(piece.base, tuple(channels), piece.rows, piece.columns))
         start += size
     return joined
@@ -162,63 +164,44 @@ def _numbers(
     return torch.where(there, places, -1).double().view(shape)
 
 
-def _upsampled(module: nn.Upsample, piece: Piece) -> Piece:
-    if module.scale_factor is None:
-        raise NoView("up-sampling to a size")
-    factor = module.scale_factor
-    rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
-    if len(piece.rows) == 1 and not isinstance(factor, tuple):
-        raise NoView("up-sampling of one dimension")
-    if rows != int(rows) or columns != int(columns):
-        raise NoView("up-sampling by a fraction")
+def _moved(module: nn.Module, piece: Piece, shape: tuple[int, ...]) -> Piece:
+    """What a module that moves values of [1, C, W] or [1, C, H, W] along axes leaves of a piece."""
+    taken = dict(places(module, shape))
+
+    def along(axis: int, line: tuple, nothing: Any) -> tuple:
+        order = taken.get(axis, range(len(line)))
+        return tuple(nothing if i == NOWHERE else line[i] for i in order)
+
+    columns = len(shape) - 1
     return Piece(
         piece.base,
-        piece.channels,
-        tuple(line for line in piece.rows for _ in range(int(rows))),
-        tuple(line for line in piece.columns for _ in range(int(columns))),
+        along(1, piece.channels, NOWHERE),
+        along(2, piece.rows, ()) if columns == 3 else piece.rows,
+        along(columns, piece.columns, ()),
     )
 
 
-def _padded(module: Pad, piece: Piece) -> Piece:
-    left, right, top, bottom, *more = (*module.pad, 0, 0, 0, 0)[: max(4, len(module.pad))]
-    if any(more):
-        raise NoView("padding of channels")
-    return Piece(
-        piece.base,
-        piece.channels,
-        _widened(piece.rows, top, bottom),
-        _widened(piece.columns, left, right),
-    )
+def places(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, list[int]]]:
+    """Which entries of [1, ...] something takes that moves values along axes, axis by axis.
 
+    Args:
+        module: A slice, padding, nearest up-sampling, a shuffle of channels.
+        shape: Of its input.
 
-def _widened(lines: Lines, before: int, behind: int) -> Lines:
-    lines = ((),) * max(before, 0) + lines[max(-before, 0) :]
-    return lines[: len(lines) + min(behind, 0)] + ((),) * max(behind, 0)
-
-
-def _sliced(module: Slice, piece: Piece) -> Piece:
-    part = slice(module.start, module.stop, module.step)
-    if module.dim == 1:
-        return Piece(piece.base, piece.channels[part], piece.rows, piece.columns)
-    if module.dim == 2 and len(piece.rows) > 1:
-        return Piece(piece.base, piece.channels, piece.rows[part], piece.columns)
-    if module.dim == 3:
-        return Piece(piece.base, piece.channels, piece.rows, piece.columns[part])
-    raise NoView("a slice of one dimension")
-
-
-def _shuffled(module: nn.ChannelShuffle, piece: Piece) -> Piece:
-    order = torch.arange(len(piece.channels)).view(module.groups, -1).t().flatten().tolist()
-    channels = tuple(piece.channels[i] for i in order)
-    return Piece(piece.base, channels, piece.rows, piece.columns)
-
-
-_VIEWS: dict[type, Callable[..., Piece]] = {
-    nn.Upsample: _upsampled,
-    Pad: _padded,
-    Slice: _sliced,
-    nn.ChannelShuffle: _shuffled,
-}
+    Returns:
+        (axis, index of the input for each index of the output); `NOWHERE` where a zero is put. Axes
+        along which nothing moves are left out.
+    """
+    result = []
+    for axis in range(1, len(shape)):
+        line = torch.arange(1, shape[axis] + 1, dtype=torch.float64)
+        line = line.view(-1, *[1] * (len(shape) - axis - 1)).expand(shape).clone()
+        moved = module(line)
+        other = [dim for dim in range(moved.ndim) if dim != axis]
+        taken = [int(value) - 1 for value in moved.amax(other)]
+        if taken != list(range(shape[axis])):
+            result.append((axis, taken))
+    return result
 
 
 def _averaged(op: Sums, piece: Piece) -> Piece:

@@ -125,7 +125,7 @@ class Wires:
         raise self.refuse(node.name, f"a {node.kind}")
 
     def _moved(self, node: Node, inputs: list[list[Term]]) -> list[Term]:
-        if isinstance(node.module, nn.Upsample) and node.module.mode != "nearest":
+        if isinstance(node.module, nn.Upsample) and not node.module.mode.startswith("nearest"):
             raise self.refuse(node.name, f"up-sampling by {node.module.mode}")
         terms = []
         for k in range(max(len(own) for own in inputs)):

@@ -58,8 +58,9 @@ def export(
         **options: Of the format; `onnx` takes `form`, which is `unrolled` or `step`.
 
     Raises:
-        UsageError: No such format or option, a package that is not installed, a T that makes no
-            sense, `path` is the file of the network itself, or something else than a network.
+        UsageError: No such format or option, an ending of another format, a package that is not
+            installed, a T that makes no sense, `path` is the file of the network itself, or
+            something else than a network.
         ExportError: The format cannot say the network; names every node that it cannot.
         WeightsError: The weights are missing or damaged.
         OSError: The file cannot be written.
@@ -69,13 +70,13 @@ def export(
     """
     from spikedet.exporting.source import Source  # torch, and all that networks need
 
-    exporter = registry.named(format) if format is not None else registry.of_ending(Path(path))
+    path = Path(path)
+    exporter = registry.of_ending(path) if format is None else registry.named(format, path)
     unknown = sorted(set(options) - set(exporter.options))
     if unknown:
         allowed = ", ".join(exporter.options) or "none"
         raise UsageError(f"{unknown[0]} is no option of {exporter.name}; it has {allowed}")
     registry.expect_installed(exporter)
-    path = Path(path)
     source = Source.of(network, T)
     if source.file is not None and path.exists() and path.samefile(source.file):
         raise UsageError(f"{path}: the network would be overwritten by its export")

@@ -28,13 +28,13 @@ from spikedet.engines.program import (
     Times,
     Weighted,
 )
+from spikedet.engines.views import places
 from spikedet.errors import UsageError
 from spikedet.exporting.lowering import (
     Shape,
     is_max_pool,
     kept,
     padding_of,
-    places,
     window_factors,
     windows,
 )

@@ -14,7 +14,6 @@ from spikedet.neurons.layers import SpikingMaxPool
 
 Shape = tuple[int, ...]
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
-NOWHERE = -1  # in place of an index: a zero, or nothing
 
 
 def each(value: Any, dims: int) -> tuple[int, ...]:
@@ -31,29 +30,6 @@ def padding_of(layer: Convolution) -> list[tuple[int, int]]:
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(both // 2, both - both // 2) for both in total]
     return [(p, p) for p in layer.padding]
-
-
-def places(module: nn.Module, shape: Shape) -> list[tuple[int, list[int]]]:
-    """Which entries of [1, ...] something takes that moves values along axes, axis by axis.
-
-    Args:
-        module: A slice, padding, nearest up-sampling, a shuffle of channels.
-        shape: Of its input.
-
-    Returns:
-        (axis, index of the input for each index of the output); `NOWHERE` where a zero is put. Axes
-        along which nothing moves are left out.
-    """
-    result = []
-    for axis in range(1, len(shape)):
-        line = torch.arange(1, shape[axis] + 1, dtype=torch.float64)
-        line = line.view(-1, *[1] * (len(shape) - axis - 1)).expand(shape).clone()
-        moved = module(line)
-        other = [dim for dim in range(moved.ndim) if dim != axis]
-        taken = [int(value) - 1 for value in moved.amax(other)]
-        if taken != list(range(shape[axis])):
-            result.append((axis, taken))
-    return result
 
 
 def windows(module: nn.Module, shape: Shape, out: Shape) -> list[tuple[int, list[list[int]]]]:

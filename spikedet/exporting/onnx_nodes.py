@@ -14,13 +14,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from spikedet.engines.views import NOWHERE, places
 from spikedet.exporting.lowering import (
-    NOWHERE,
     each,
     is_max_pool,
     kept,
     padding_of,
-    places,
     window_factors,
     windows,
 )
@@ -306,6 +305,10 @@ class Builder:
             for i in range(dims)
         ]
         end = [max(0, whole - size) for whole, size in zip(end, shape[2:], strict=True)]
+        if any(behind >= k for behind, k in zip(end, kernel, strict=True)):  # no MaxPool has that
+            pads = np.array([0, 0, *begin, 0, 0, *end], np.int64)
+            x = self.op("Pad", x, self.constant(pads, "pads"), self.number(-np.inf))
+            begin, end = (0,) * dims, [0] * dims
         return self.op(
             "MaxPool", x, kernel_shape=list(kernel), strides=list(stride),
             dilations=list(dilation), pads=[*begin, *end],

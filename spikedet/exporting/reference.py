@@ -60,14 +60,13 @@ def run(
         [T, B, ...] int32.
 
     Raises:
-        ValueError: More steps than 32 bits hold, or pictures of another size.
+        ValueError: No steps, or more than 32 bits hold; no pictures, or of another size.
     """
     steps = header["T"] if T is None else T
-    if steps > header["steps_most"] or list(pictures.shape[1:]) != header["size"]:
-        raise ValueError(
-            f"T = {steps} and pictures {list(pictures.shape[1:])}; expected at most "
-            f"{header['steps_most']} and {header['size']}"
-        )
+    if not isinstance(steps, int) or not 1 <= steps <= header["steps_most"]:
+        raise ValueError(f"T is {steps!r}; expected 1 or more, at most {header['steps_most']}")
+    if not len(pictures) or list(pictures.shape[1:]) != header["size"]:
+        raise ValueError(f"pictures are {list(pictures.shape)}; expected [B, *{header['size']}]")
     own = _by_node(header, tensors)
     known = {"input": pictures.astype(np.float32)}
     _through(header["before"], known, own, {}, {})

@@ -55,15 +55,39 @@ def register(exporter: Exporter) -> None:
     EXPORTERS[exporter.name] = exporter
 
 
-def named(name: str) -> Exporter:
-    """An exporter by its name.
+def expect_format(name: str) -> None:
+    """Refuse what is no name of a format.
 
     Raises:
-        UsageError: There is none.
+        UsageError: Says which there are.
     """
     if name not in EXPORTERS:
         raise UsageError(f"no export format {name!r}; expected one of {among(name, EXPORTERS)}")
+
+
+def named(name: str, path: Path) -> Exporter:
+    """An exporter by its name.
+
+    Args:
+        name: Of its format.
+        path: What it will write.
+
+    Raises:
+        UsageError: There is none, or files that end like this one are of another format.
+    """
+    expect_format(name)
+    said = by_ending(path)
+    if said is not None and said.name != name:
+        raise UsageError(f"{path}: the ending says {said.name}, and the format is {name}")
     return EXPORTERS[name]
+
+
+def by_ending(path: Path) -> Exporter | None:
+    """The exporter whose files end like this one, None where there is none."""
+    for exporter in EXPORTERS.values():
+        if path.name.lower().endswith(exporter.endings):
+            return exporter
+    return None
 
 
 def of_ending(path: Path) -> Exporter:
@@ -72,9 +96,9 @@ def of_ending(path: Path) -> Exporter:
     Raises:
         UsageError: There is none.
     """
-    for exporter in EXPORTERS.values():
-        if path.name.lower().endswith(exporter.endings):
-            return exporter
+    exporter = by_ending(path)
+    if exporter is not None:
+        return exporter
     known = ", ".join(ending for e in EXPORTERS.values() for ending in e.endings)
     raise UsageError(
         f"{path}: the ending says no format; expected {known}, or name one of "

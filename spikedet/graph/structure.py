@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -25,6 +27,13 @@ def names_in(value: Any) -> list[str]:
 def fill(value: Any, values: Mapping[str, Any]) -> Any:
     """A nested value with names replaced by what they stand for."""
     return tree_map(lambda leaf: values[leaf.name] if isinstance(leaf, Name) else leaf, value)
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """Nested values with their tensors concatenated along the batch."""
+    return tree_map(
+        lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]
+    )
 
 
 def rename(value: Any, change: Callable[[str], str]) -> Any:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from spikedet.counts import expect_counts
 from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import WEIGHTED, Scale, Shift
-from spikedet.graph.structure import fill
+from spikedet.graph.structure import fill, join
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, Temporal, count_spikes
 
@@ -155,6 +156,7 @@ class SpikingNetwork(nn.Module):
         Returns:
             What the converted network returns, its tensors averaged over time, [B, ...].
         """
+        expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
         return output
 
@@ -166,13 +168,23 @@ class SpikingNetwork(nn.Module):
         Args:
             pictures: [B, ...].
             steps: Time steps, 1 or more, ascending.
+
+        Raises:
+            UsageError: Other steps, or no pictures.
         """
+        expect_counts(pictures=len(pictures))
+        for t in steps:
+            expect_counts(T=t)
+        if list(steps) != sorted(steps):
+            raise UsageError(f"steps are {list(steps)}; expected ascending ones")
         if len(pictures) > self.chunk:
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
-            return [_join(outputs) for outputs in zip(*several, strict=True)]
-        parts = _parts(steps, max(1, self.chunk // len(pictures)))
+            return [join(outputs) for outputs in zip(*several, strict=True)]
+        at_once = max(1, self.chunk // len(pictures))
+        if getattr(self._engine, "bounds_memory", False):
+            at_once = max(steps, default=1)
         wanted, readouts = set(steps), {}
-        for done, read in self._simulate(pictures, parts, each_step=False):
+        for done, read in self._simulate(pictures, _parts(steps, at_once), each_step=False):
             if done in wanted:
                 readouts[done] = read()
         return [readouts[t] for t in steps]
@@ -188,6 +200,7 @@ class SpikingNetwork(nn.Module):
             T: Time steps.
             steps: Steps between two results.
         """
+        expect_counts(pictures=len(pictures), T=T, steps=steps)
         for done, read in self._simulate(pictures, _parts([T], steps), each_step=False):
             yield done, read()
 
@@ -206,6 +219,7 @@ class SpikingNetwork(nn.Module):
                 sooner and all of them later.
         """
         T, batch = self.T if T is None else T, len(pictures)
+        expect_counts(pictures=batch, T=T, chunk=chunk)
         parts = _parts([T], max(1, (chunk or self.chunk) // batch))
         reported = 0
         for done, read in self._simulate(pictures, parts, each_step=True):
@@ -429,9 +443,21 @@ class SpikeRates:
 
 
 def _state(graph: Graph) -> tuple[Any, ...]:
-    """What changes whenever tensors of a graph do."""
-    tensors = itertools.chain(graph.parameters(), graph.buffers())
-    return tuple((x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors)
+    """What changes whenever a graph does: its tensors, its edges, what its neurons are."""
+    versions = ((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
+    modules = map(graph.module, graph.edges)
+    neurons = ((m.slope, m.folded) for m in modules if isinstance(m, IFNeuron))
+    return tuple(versions), tuple(neurons), tuple(graph.edges.items())
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers; without their names, which torch puts together at every call."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+    for part in module._modules.values():
+        if part is not None:
+            yield from _tensors(part)
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
@@ -466,10 +492,3 @@ def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:
 def _frames(output: Any, start: int, stop: int) -> Any:
     """Frames `start` to `stop` of nested outputs [steps*B, ...]."""
     return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) else x, output)
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Concatenate nested outputs along the batch."""
-    return tree_map(
-        lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from spikedet.checkpoint import load, sha256
+from spikedet.exporting import reference
 from spikedet.released import released
 from support.commands import command
 
@@ -69,7 +70,13 @@ def test_export_writes_and_says_what_the_file_does_not(tmp_path, monkeypatch, ca
     assert all(line.startswith("note: ") for line in shown[1:])
     assert command(monkeypatch, "export", SPIKING, tmp_path / "w.doc") == 2
     assert "the ending says no format" in capsys.readouterr().err
+    assert command(monkeypatch, "export", SPIKING) == 2
+    assert command(monkeypatch, "export", SPIKING, tmp_path / "a", "--out", tmp_path / "b") == 2
+    assert capsys.readouterr().err.count("expected") == 2
     assert [path.name for path in Path(tmp_path).iterdir()] == [out.name]
+    named = ("--format", "int8", "--T", 4, "--out", tmp_path / "named")
+    assert command(monkeypatch, "export", SPIKING, *named) == 0
+    assert reference.read(tmp_path / "named")[0] == reference.read(out)[0]
 
 
 def test_info_names_what_was_measured_of_these_weights(tmp_path, monkeypatch, capsys):

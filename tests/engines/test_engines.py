@@ -1,6 +1,7 @@
 """Engines in whole numbers: kernels against the reference, to the last spike."""
 
 import copy
+import pickle
 import shutil
 import subprocess
 import threading
@@ -18,32 +19,18 @@ from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
-
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
-
-
-def expect_equal(graph, pictures, steps=4):
-    """Every spike of every neuron is the reference's, of all kernels; so are the outputs."""
-    reference = ReferenceEngine(graph)
-    _, currents = reference._before_time(pictures)
-    wanted = reference._start(currents, len(pictures)).advance(steps)
-    output = ran(reference, pictures, [steps])[0][0]
-    for kernels in KERNELS:
-        engine = EventsEngine(graph, kernels)
-        run = engine._start(currents, len(pictures))
-        memory = run.advance(steps)
-        for op in reference.program.neurons:
-            spikes = run.dense(op, memory)
-            assert torch.equal(spikes, wanted[op.name]), op.name
-            assert 0 < spikes.abs().mean() < 1, f"{op.name} says nothing or everything"
-        for a, b in zip(output, ran(engine, pictures, [steps])[0][0], strict=True):
-            assert torch.equal(a, b)
-    return engine
+from support.engines import (
+    CONVOLUTIONS,
+    KERNELS,
+    NETWORKS,
+    Joined,
+    Layer,
+    expect_equal,
+    needs_kernels,
+    ran,
+    spiking,
+)
+from support.exported import fresh
 
 
 @needs_kernels
@@ -98,12 +85,35 @@ def test_random_networks(seed):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, slope, each_channel):
     torch.manual_seed(3)
-    network = copy.deepcopy(NETWORKS[name])
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
     pictures = torch.rand(2, 3, 16, 16)
-    expect_equal(spiking(network, pictures, 4, slope, each_channel), pictures, 6)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel)
+    expect_equal(graph, pictures, 6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parts_of_a_pass(name, slope):
+    """What goes on from one part to the next: potentials, counts, means."""
+    torch.manual_seed(3)
+    pictures = torch.rand(2, 3, 16, 16)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, free=True)
+    wanted, spikes = ran(ReferenceEngine(graph), pictures, [7])
+    engine = EventsEngine(graph)
+    for parts in ([7], [1, 4, 2]):
+        outputs, counts = ran(engine, pictures, parts)
+        assert counts == spikes
+        assert torch.equal(outputs[-1], wanted[0])
+
+
+@needs_kernels
+def test_maps_of_one_place_are_read_out_alike():
+    """Of size 1, tensors have strides of any kind, and layers behind round by them."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(2), nn.Conv1d(64, 64, 1), nn.ReLU(), nn.Conv1d(64, 31, 7, padding=3))
+    network = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), *layers)
+    pictures = torch.rand(3, 3, 1, 1)
+    expect_equal(spiking(network, pictures), pictures)
 
 
 @pytest.fixture
@@ -135,6 +145,26 @@ def test_whole_numbers_are_the_same_for_every_batch_chunk_and_thread(joined, ker
                 assert torch.equal(a, torch.cat(b))
     finally:
         torch.set_num_threads(threads)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_several_pictures_take_the_memory_of_one(joined):
+    graph, pictures = joined
+    network = SpikingNetwork(graph, 4, chunk=2)  # of torch; the engine needs no such parts
+    network.use_engine("events")
+    with network.spike_rates() as rates:
+        output = network(pictures)
+    each, sizes = [], set()
+    for picture in pictures.split(1):
+        with network.spike_rates() as alone:
+            each.append(network(picture))
+        sizes.add(tuple(alone.by_layer()))
+    for a, b in zip(output, zip(*each, strict=True), strict=True):
+        assert torch.equal(a, torch.cat(b))
+    (plan,) = network._engine._plans.values()
+    assert set(plan._free) == {(1, 4)}
+    assert sizes == {tuple(rates.by_layer())} and 0 < rates.mean() < 1
 
 
 @needs_kernels
@@ -178,6 +208,67 @@ def test_the_network_runs_by_an_engine(small_net, pictures):
     assert torch.is_grad_enabled()
     assert network.use_engine("torch") == "torch: float32 by torch"
     assert torch.equal(network(pictures), plain)
+
+
+@needs_kernels
+@pytest.mark.parametrize("engine", ["events", "integers", "torch"])
+def test_copies_and_pickles_run_alike(small_net, pictures, engine):
+    network = SpikingNetwork(spiking(small_net, pictures), 4)
+    network.use_engine(engine)
+    wanted = network(pictures)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert other.engine == engine and torch.equal(other(pictures), wanted)
+    kernels = pickle.loads(pickle.dumps(EventsEngine(network.graph, KERNELS[-1]))).kernels
+    assert kernels == KERNELS[-1]
+
+
+@needs_kernels
+def test_whatever_changes_in_a_network_is_compiled_again():
+    def shortcut(graph):
+        one, two = graph.of((IFNeuron,))
+        graph.redirect(two.name, one.name)
+
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    pictures = torch.rand(2, 3, 8, 8)
+    graph = spiking(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), *layers), pictures)
+    network = SpikingNetwork(graph, 4)
+    for change in (
+        lambda graph: graph.of((nn.Conv2d,))[1].module.weight.mul_(1.5),
+        lambda graph: setattr(graph.of((IFNeuron,))[1].module, "slope", 0.5),
+        shortcut,
+    ):
+        network.use_engine("events")
+        before = network(pictures)
+        with torch.no_grad():
+            change(network.graph)
+        after = network(pictures)
+        assert not torch.equal(before, after)
+        fresh_one = SpikingNetwork(copy.deepcopy(network.graph), 4)
+        fresh_one.use_engine("events")
+        assert torch.equal(fresh_one(pictures), after)
+
+
+@pytest.mark.parametrize("engine", ["torch", "integers"])
+def test_steps_and_batches_that_make_no_sense(small_net, pictures, engine):
+    network = SpikingNetwork(spiking(small_net, pictures), 4)
+    network.use_engine(engine)
+    for T in (0, -1, "abc", 2.5):
+        for call in (
+            lambda T=T: network(pictures, T),
+            lambda T=T: network.after(pictures, [T]),
+            lambda T=T: list(network.run(pictures, T)),
+            lambda T=T: list(network.anytime(pictures, T)),
+        ):
+            with pytest.raises(UsageError, match="T is .*; expected a whole number of 1 or more"):
+                call()
+    with pytest.raises(UsageError, match="steps is 0"):
+        list(network.run(pictures, 4, 0))
+    with pytest.raises(UsageError, match=r"steps are \[4, 2\]; expected ascending"):
+        network.after(pictures, [4, 2])
+    for call in (network, lambda x: list(network.anytime(x)), lambda x: list(network.run(x, 2))):
+        with pytest.raises(UsageError, match="pictures is 0"):
+            call(pictures[:0])
 
 
 @needs_kernels

@@ -39,6 +39,8 @@ def test_formats_by_name_and_by_ending(network, tmp_path):
     assert reference.read(done.path)[0]["T"] == 3
     with pytest.raises(UsageError, match="no export format 'tflite'; expected one of onnx, nir"):
         spikedet.export(network, tmp_path / "a.onnx", "tflite")
+    with pytest.raises(UsageError, match=r"a.onnx: the ending says onnx, and the format is int8"):
+        spikedet.export(network, tmp_path / "a.onnx", "int8")
     with pytest.raises(UsageError, match=r"a.bin: the ending says no format; expected .onnx"):
         spikedet.export(network, tmp_path / "a.bin")
     with pytest.raises(UsageError, match="form is no option of int8; it has none"):

@@ -128,10 +128,12 @@ def test_what_the_file_refuses(tmp_path, small_net, pictures):
     spikedet.export(network, path)
     header, tensors = reference.read(path)
     assert header["T"] == 4 and header["size"] == [3, 16, 16]
-    with pytest.raises(ValueError, match="expected at most"):
-        reference.run(header, tensors, np.zeros((1, 3, 8, 8), np.float32))
-    with pytest.raises(ValueError, match="expected at most"):
-        reference.run(header, tensors, pictures.numpy(), T=header["steps_most"] + 1)
+    for shape in ((1, 3, 8, 8), (3, 16, 16), (0, 3, 16, 16)):
+        with pytest.raises(ValueError, match=r"pictures are .*; expected \[B, \*\[3, 16, 16\]\]"):
+            reference.run(header, tensors, np.zeros(shape, np.float32))
+    for T in (header["steps_most"] + 1, 0, -1, "4", 2.5):
+        with pytest.raises(ValueError, match="T is .*; expected 1 or more, at most"):
+            reference.run(header, tensors, pictures.numpy(), T=T)
     spikedet.save(network, path)
     with pytest.raises(ValueError, match="format spikedet-2; expected spikedet-int8-1"):
         reference.read(path)

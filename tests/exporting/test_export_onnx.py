@@ -195,6 +195,16 @@ def test_convolutions(name, tmp_path):
                  tmp_path)  # fmt: skip
 
 
+def test_pooling_whose_last_window_is_nearly_outside(tmp_path):
+    network = Plain(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True),
+        nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    pictures = torch.rand(2, 3, 5, 6)
+    expect_equal(spiking(network, pictures), pictures, tmp_path)
+
+
 def test_all_that_moves(tmp_path):
     torch.manual_seed(0)
     pictures = torch.rand(3, 3, 16, 18)

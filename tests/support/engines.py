@@ -1,12 +1,21 @@
 """Small networks for the engines, their spiking graphs, and runs of an engine."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from spikedet.engines import library
+from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.graph.operations import QuantClip
 from spikedet.neurons.layers import IFNeuron
 from support.stages import quantised, spiking_copy
+
+try:
+    KERNELS = library.kernels()
+except library.NoLibrary:
+    KERNELS = []
+needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 
 
 def spiking(network, pictures, T=4, slope=None, each_channel=False, free=False, seed=0):
@@ -34,6 +43,25 @@ def ran(engine, pictures, parts, each_step=False):
 
     outputs = [read() for _, read in engine.simulate(pictures, parts, each_step, tell)]
     return outputs, counts
+
+
+def expect_equal(graph, pictures, steps=4):
+    """Every spike of every neuron is the reference's, of all kernels; so are the outputs."""
+    reference = ReferenceEngine(graph)
+    _, currents = reference._before_time(pictures)
+    wanted = reference._start(currents, len(pictures)).advance(steps)
+    output = ran(reference, pictures, [steps])[0][0]
+    for kernels in KERNELS:
+        engine = EventsEngine(graph, kernels)
+        run = engine._start(currents, len(pictures))
+        memory = run.advance(steps)
+        for op in reference.program.neurons:
+            spikes = run.dense(op, memory)
+            assert torch.equal(spikes, wanted[op.name]), op.name
+            assert 0 < spikes.abs().mean() < 1, f"{op.name} says nothing or everything"
+        for a, b in zip(output, ran(engine, pictures, [steps])[0][0], strict=True):
+            assert torch.equal(a, b)
+    return engine
 
 
 class Layer(nn.Module):
@@ -149,6 +177,17 @@ NETWORKS = {
     "one_dimension": Plain(
         nn.Flatten(2), nn.Conv1d(3, 8, 5, 3, 2), nn.ReLU(), nn.Conv1d(8, 12, 3, 1, 1, groups=2),
         nn.ReLU(), nn.MaxPool1d(2), nn.ConvTranspose1d(12, 8, 2, 2), nn.ReLU(), nn.Conv1d(8, 4, 1),
+    ),
+    "padding": Plain(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, padding_mode="reflect"),
+        nn.ReLU(), nn.ConstantPad3d((1, -1, 0, 2, 1, 0), 0.0), nn.ReplicationPad2d((2, 0, 1, 3)),
+        nn.Conv2d(9, 8, (3, 5), 2, (1, 2), padding_mode="circular"), nn.ReLU(), nn.Conv2d(8, 4, 1),
+    ),
+    "up_sampling": Plain(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Upsample((11, 7)), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.Upsample(scale_factor=1.5, mode="nearest-exact"), nn.Flatten(2), nn.Conv1d(8, 8, 3),
+        nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv1d(8, 6, 3, 2), nn.ReLU(),
+        nn.Conv1d(6, 4, 1),
     ),
     "pre_activation": PreActivation(),
     "bottleneck": Plain(

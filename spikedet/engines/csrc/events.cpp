@@ -180,7 +180,7 @@ struct Team {
 
 extern "C" {
 
-int32_t sd_version() { return 3; }
+int32_t sd_version() { return 4; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }

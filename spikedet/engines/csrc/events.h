@@ -44,6 +44,9 @@ struct sd_layer {
     int32_t by_step;       // of a pool: the maximum in every step
     int32_t initial_each;  // the initial potentials are [height, width, padded]
     int32_t signed_;
+    // Columns of a window that slides along the row, 0 for none: an output is complete when the
+    // column `slide_lead` behind its own has been added. No sum of a window leaves int16.
+    int32_t slide, slide_lead;
     const struct sd_source* sources;
     const void* weights;  // [rows, padded] in the order of `sd_order`
     const int32_t *bias, *threshold, *initial;  // [padded]

@@ -1,0 +1,45 @@
+"""Windows that slide along a row: each event is read once and not once for every window over it.
+
+An event of a column adds to all outputs whose windows hold it. Where few channels go out, reading
+events takes as long as adding their weights, so that this pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spikedet.engines.sources import Source
+from spikedet.engines.views import Shape
+
+NARROW = 64  # channels of outputs up to which it pays
+COLUMNS = (2, 3)  # of the windows that kernels are built for
+INT16 = 2**15 - 1
+
+
+def slide_of(
+    sources: Sequence[Source], bases: Sequence[Shape], most: Sequence[int]
+) -> tuple[int, int] | None:
+    """Columns of the window of a layer, and its `slide_lead`; None where it does not slide.
+
+    Args:
+        sources: All inputs of the layer.
+        bases: (C, H, W) of the tensor of each.
+        most: How often an event of each can occur in a step.
+    """
+    windows = {source.window for source in sources}
+    window = sources[0].window
+    if window is None or len(windows) > 1 or len({(base[0], base[2]) for base in bases}) > 1:
+        return None
+    columns, padding = window.kernel[1], window.padding[1]
+    lead = columns - 1 - padding
+    still = window.stride[1] == window.dilation[1] == 1 and not window.transposed
+    if not still or columns not in COLUMNS or lead < 0:
+        return None
+    total = np.zeros(1, np.int64)  # the largest sum of a window, by output
+    for source, times in zip(sources, most, strict=True):
+        if source.weights is None or source.weights.shape[1] > NARROW:
+            return None
+        total = total + np.abs(source.weights.astype(np.int64)).sum(0) * times
+    return (columns, lead) if total.max() <= INT16 else None

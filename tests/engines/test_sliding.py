@@ -1,0 +1,88 @@
+"""Windows that slide along a row: which layers have them, and that no spike changes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spikedet.engines.sliding import slide_of
+from spikedet.engines.sources import Source, Window
+from spikedet.engines.whole import EventsEngine
+from support.engines import Layer, expect_equal, needs_kernels, spiking
+
+
+def slides(engine: EventsEngine) -> list[tuple[int, int]]:
+    """Columns and lead of each layer behind the first neurons."""
+    sizes = {name: engine.graph.shapes[name] for name in engine._currents}
+    return [
+        (stage.kernel.slide, stage.kernel.slide_lead) for stage in engine.plan(sizes).stages[1:]
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("kernel", "padding", "lead"),
+    [(3, 1, 1), (3, 0, 2), (3, 2, 0), (2, 1, 0), (2, 0, 1), ((1, 3), (0, 1), 1), ((3, 2), 1, 0)],
+)
+@pytest.mark.parametrize(
+    ("channels", "size"), [(5, (11, 5)), (32, (7, 12)), (40, (5, 6)), (64, (6, 8))]
+)
+def test_no_spike_changes(kernel, padding, lead, channels, size):
+    torch.manual_seed(4)
+    middle = nn.Conv2d(6, channels, kernel, 1, padding)
+    pictures = torch.rand(3, 3, *size)
+    engine = expect_equal(spiking(Layer(middle, out=channels), pictures), pictures, 6)
+    columns = kernel if isinstance(kernel, int) else kernel[1]
+    assert slides(engine) == [(columns, lead)]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("middle", "slope"),
+    [
+        (nn.Conv2d(6, 80, 3, 1, 1), 0.0),  # too many channels
+        (nn.Conv2d(6, 8, 3, 2, 1), 0.0),
+        (nn.Conv2d(6, 8, 3, 1, 2, dilation=2), 0.0),
+        (nn.Conv2d(6, 8, 5, 1, 2), 0.0),
+        (nn.Conv2d(6, 8, 1), 0.0),
+        (nn.Conv2d(6, 6, 3, 1, 1, groups=6), 0.0),
+        (nn.ConvTranspose2d(6, 8, 3, 1, 1), 0.0),
+        (nn.Conv2d(6, 8, 3, 1, 1), 0.1),  # signed spikes
+    ],
+)
+def test_other_layers_do_not_slide(middle, slope):
+    torch.manual_seed(4)
+    pictures = torch.rand(2, 3, 16, 12)
+    engine = expect_equal(
+        spiking(Layer(middle, out=middle.out_channels), pictures, 4, slope), pictures
+    )
+    assert slides(engine) == [(0, 0)]
+
+
+def test_sums_that_could_leave_int16_do_not_slide():
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1))
+    weights = np.full((9 * 28, 2), 127, np.int8)
+    base = (28, 4, 4)
+    source = Source(0, [], [], weights, window=window)
+    assert 127 * len(weights) < 2**15 < 2 * 127 * len(weights)
+    assert slide_of([source], [base], [1]) == (3, 1)
+    assert slide_of([source], [base], [2]) is None  # pooled spikes that occur twice
+    assert slide_of([source, source], [base, base], [1, 1]) is None
+    weights[::2, 1] = -128  # what one output sums up counts, whatever its sign
+    assert slide_of([source], [base], [1]) == (3, 1)
+    weights[:, 1] = np.tile([-128, 127], len(weights) // 2)
+    weights = np.concatenate([weights, weights[:9]])
+    assert slide_of([Source(0, [], [], weights, window=window)], [base], [1]) is None
+
+
+def test_inputs_of_unlike_windows_do_not_slide():
+    weights = np.ones((9, 2), np.int8)
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1))
+    other = Source(1, [], [], weights[:1], window=Window((1, 1), (1, 1), (0, 0), (1, 1)))
+    like = Source(1, [], [], weights, window=window)
+    moved = Source(1, [], [], weights)  # up-sampled, say
+    base = (1, 4, 4)
+    assert slide_of([like, like], [base, base], [1, 1]) == (3, 1)
+    assert slide_of([like, like], [base, (1, 4, 5)], [1, 1]) is None
+    assert slide_of([like, other], [base, base], [1, 1]) is None
+    assert slide_of([like, moved], [base, base], [1, 1]) is None
