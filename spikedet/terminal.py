@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
-NARROWEST = 6  # letters of a column of a table
+LEAST_BESIDE = 24  # letters of a text beside its head
+NARROWEST = 7  # letters of a column of a table, one between columns: as many as `0.2834` has
 _bars: list[Bar] = []  # that are open
 _quiet = False
 _nowhere: Any = None
@@ -113,6 +116,7 @@ class Bar:
         self._task = bars.add_task(self.desc, total=self.total, state=self.state())
         self._progress = bars
         bars.start()
+        self._start = time.monotonic()  # not before rich was imported, which may take its time
 
     def state(self) -> str:
         """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
@@ -190,14 +194,23 @@ class Table:
         self._console = console(sys.stdout) if sys.stdout.isatty() else None
         if self._console is not None:
             self.widths = fitted(self.widths, self._console.width)
+        # a number in two lines would be read as two
+        self._stacked = self._console is not None and sum(self.widths) > self._console.width
 
     def head(self) -> None:
-        """Print the titles."""
-        self._print(self.titles, "bold")
+        """Print the titles; where the columns have no room these stand beside each value."""
+        if not self._stacked:
+            self._print(self.titles, "bold")
 
     def row(self, *cells: str) -> None:
         """Print a row."""
-        self._print(cells, "")
+        if not self._stacked:
+            self._print(cells, "")
+            return
+        wide = max(map(len, self.titles)) + 2
+        for title, cell in zip(self.titles, cells, strict=True):
+            if cell.strip():
+                print(f"  {title:{wide}}{cell}" if title else cell)
 
     def _print(self, cells: Sequence[str], style: str) -> None:
         if self._console is None:
@@ -214,6 +227,21 @@ class Table:
             grid.add_column(width=max(1, width - 1), justify=justify, overflow="fold")
         grid.add_row(*cells, style=style)
         self._console.print(grid)
+
+
+def beside(head: str, text: str) -> str:
+    """Text beside its head, its lines under each other; on a terminal they fit its width.
+
+    Where the terminal leaves no room beside the head the text stands below it.
+    """
+    lines, indent = [line.strip() for line in text.splitlines()] or [""], len(head)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        if width - indent < LEAST_BESIDE:
+            head, indent = f"{head.rstrip()}\n    ", 4
+        room = max(LEAST_BESIDE, width - indent)
+        lines = [part for line in lines for part in textwrap.wrap(line, room) or [""]]
+    return head + f"\n{' ' * indent}".join(lines)
 
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
-from spikedet.commands.checks import expect_writable
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
-from spikedet.terminal import Table
+from spikedet.terminal import Table, beside
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -39,13 +38,12 @@ class Options(parse.Options):
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
     layers: bool = option(False, "thresholds and firing rate of each layer")
-    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:
     from spikedet.checkpoint import load
 
-    expect_writable(options.json)
     checkpoint = load(options.weights)
     entries = facts(checkpoint, options.weights)
     if options.layers:
@@ -58,7 +56,7 @@ def run(options: Options) -> None:
                 numbers = (row["least"], row["greatest"], row["rate"])
                 table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
         elif value not in (None, [], {}):
-            print(f"{name.replace('_', ' '):14}{text(value)}")
+            print(beside(f"{name.replace('_', ' '):14}", text(value)))
     write_json(options, entries)
 
 

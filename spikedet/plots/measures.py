@@ -15,6 +15,7 @@ from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, 
 ALL = "all classes"
 NAMED = 7  # lines that a legend names; more are grey
 WRITTEN = 12  # classes up to which a matrix has its numbers
+LETTERS = 30  # of the name of a class
 LABELLED = 40  # up to which it has their names
 
 
@@ -109,7 +110,9 @@ def classes(rows: Rows, about: About, value: str = "AP", title: str = "") -> byt
         for key, own in by(_keyed(rows), "key").items()
     ]
     _bars(axes, names, bars)
-    axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", fontsize="small")
+    axes.set_xticks(
+        axes.get_xticks(), [*map(short, names)], rotation=45, ha="right", fontsize="small"
+    )
     return png(figure)
 
 
@@ -143,6 +146,11 @@ def f1(rows: Rows, about: About) -> bytes:
     return png(figure)
 
 
+def short(name: str) -> str:
+    """The name of a class as plots have room for it."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
+
+
 def confusion(rows: Rows, about: About) -> bytes:
     """What each class is taken for: counts, shaded by their share of the class.
 
@@ -165,8 +173,9 @@ def confusion(rows: Rows, about: About) -> bytes:
     shown = axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
     if len(names) <= LABELLED:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        labels = [*map(short, names)]
+        axes.set_xticks(range(len(names)), labels, rotation=90)
+        axes.set_yticks(range(len(names)), labels)
     if len(names) <= WRITTEN:
         for (line, column), count in np.ndenumerate(counts):
             colour = "black" if shares[line, column] > 0.5 else "white"
@@ -255,7 +264,7 @@ def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
     groups = by(rows, "class")
     many = len(groups) - 1 > NAMED
     for name, own in groups.items():
-        how: dict[str, Any] = {"label": name}
+        how: dict[str, Any] = {"label": short(name)}
         if name == ALL:
             how |= {"color": "black", "linewidth": 2.5, "linestyle": "-", "zorder": 3}
         elif many:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.errors import SpikedetError, UsageError
+from spikedet.errors import SpikedetError, UsageError, nearest
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
 
@@ -65,8 +65,9 @@ def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, ha
     Raises:
         UsageError: A value that it cannot be.
     """
-    if absent := set(asked or ()) - set(there):
-        raise UsageError(f"{option} {' '.join(map(str, sorted(absent)))}: {have}")
+    if absent := sorted(set(asked or ()) - set(there)):
+        meant = nearest(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
+        raise UsageError(f"{option} {' '.join(map(str, absent))}: {have}{meant}")
 
 
 def note_of(path: Path) -> Path:

@@ -126,8 +126,38 @@ def test_a_table_fits_its_terminal(monkeypatch, colours):
     assert "\x1b[3" not in stream.getvalue()  # bold at most
 
 
+def test_a_table_without_room_has_a_line_a_value(monkeypatch):
+    """At 40 letters numbers were folded in the middle."""
+    stream = on(monkeypatch, True)
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table(COLUMNS)
+    table.head()
+    table.row(*CELLS)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "stages I + II" and lines[1].split() == ["T", "8"]
+    assert lines[-1].split() == ["spike", "rate", "0.1214"] and len(lines) == len(CELLS)
+
+
+@pytest.mark.parametrize(("columns", "most"), [("40", 40), ("24", 28), ("200", 100)])
+def test_a_text_beside_its_head_fits_the_terminal(monkeypatch, columns, most):
+    """`spikedet info` ran over the edge; nothing is lost by the folding."""
+    text = "20: aeroplane, bicycle, bird, boat\n    and a second line of words, twenty letters long"
+    stream = on(monkeypatch, True)
+    monkeypatch.setenv("COLUMNS", columns)
+    print(terminal.beside("classes       ", text))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= most
+    assert " ".join(stream.getvalue().split()) == " ".join(f"classes {text}".split())
+    assert (lines[0].rstrip() == "classes") == (columns == "24")
+    stream = on(monkeypatch, False)
+    print(terminal.beside("classes       ", text))
+    first, second = stream.getvalue().splitlines()
+    assert first == "classes       20: aeroplane, bicycle, bird, boat"
+    assert second == " " * 14 + "and a second line of words, twenty letters long"
+
+
 def test_the_widest_columns_give_way_first():
-    assert fitted([20, 5, 5], 25) == [15, 5, 5] and fitted([20, 20], 4) == [6, 6]
+    assert fitted([20, 5, 5], 25) == [15, 5, 5] and fitted([20, 20], 4) == [7, 7]
     assert fitted([3, 4], 80) == [3, 4]
 
 
