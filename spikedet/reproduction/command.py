@@ -4,7 +4,8 @@
     spikedet reproduce table2 --model FLOAT --data cifar10 --T 4 8
 
 NAME is a table or figure of the paper: table2 to table9 and figure4, 5 and 7 of classifiers;
-table10, table6 and figure7 to figure9 of detectors; sparsity is ours. --help-all says what each shows.
+table10, table6 and figure7 to figure9 of detectors; sparsity is our own. --help-all says what each
+shows.
 """
 
 from __future__ import annotations

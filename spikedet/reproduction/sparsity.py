@@ -55,6 +55,7 @@ def line_of(cell: Cell, shop: Workshop, value: str) -> dict[str, Any]:
     line |= {"spike_rate": row["spike_rate"], "energy": energy["totals"]["ours"]["ratio"]["mean"]}
     if shop.task == "detection":
         speed = shop.speed(cell)
+        assert speed is not None
         line |= {"ms": speed["ms"], "passes": speed["passes"]}
     return line
 
