@@ -3,9 +3,9 @@
     spikedet reproduce table10 --data VOCdevkit --out results
     spikedet reproduce table2 --model FLOAT --data cifar10 --T 4 8
 
-NAME is a table or figure of the paper: table2 to table9 and figure4, 5 and 7 of classifiers;
-table10, table6 and figure7 to figure9 of detectors; sparsity is our own. --help-all says what each
-shows.
+NAME is a table or figure of the paper: table2 to table9 and figure4, 5 and 7 of
+classifiers; table10, table6 and figure7 to figure9 of detectors. sparsity is
+our own. --help-all says what each shows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ The detector:
 
 Either:
 
-    sparsity  what a penalty on spikes in the end-to-end pass costs, and saves in energy and time
+    sparsity  what a penalty on spikes costs, and saves in energy and time
 
 Weights that are not released are made in --out, in a folder of their float network, by
 spikedet finetune and spikedet convert, and measured by spikedet evaluate and spikedet energy; each
