@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 LONGEST = 2000  # characters of a sentence that a user can still read
 
 
@@ -11,6 +14,25 @@ def cut(text: object, most: int = 80) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}...{text[-(most // 2) :]} ({len(text):,} characters)"
+
+
+def nearest(text: str, words: Iterable[str]) -> str:
+    """A question after the word that was meant, or nothing."""
+    known = {word.lower(): word for word in words}
+    matches = difflib.get_close_matches(str(text)[:100].lower(), known, 1)
+    return f" (did you mean {cut(known[matches[0]])}?)" if matches else ""
+
+
+def among(text: str, words: Iterable[str]) -> str:
+    """The words that there are, and a question after the one that was meant.
+
+    Example:
+        >>> from spikedet.errors import among
+        >>> among("evnts", ["torch", "events"])
+        'torch, events (did you mean events?)'
+    """
+    words = list(words)
+    return ", ".join(cut(word, 40) for word in words) + nearest(text, words)
 
 
 class SpikedetError(Exception):

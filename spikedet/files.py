@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, UsageError, cut
 
 try:
     import fcntl
@@ -22,6 +22,7 @@ except ImportError:  # Windows, which has no such locks
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = 200  # bytes of a name that a temporary name keeps; most file systems allow 255 of one
+LONGEST_NAME = 255  # bytes of the name of a file, on most file systems
 ENDING = ".spikedet-part"  # of temporary names
 STALE = 3600  # seconds without a write after which a temporary file that nobody locks is left over
 _TEMPORARY_NAME = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(ENDING))
@@ -64,6 +65,50 @@ def read_lines(path: Path, kind: str = "list") -> list[str]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: {kind}: not text; expected one entry a line") from None
     return [line.strip() for line in text.splitlines()]
+
+
+def expect_writable(path: Path) -> Path:
+    """Refuse a file that cannot be written, before the work for it is done.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: It is a folder, or none can be where it shall be.
+    """
+    if os.path.isdir(path):
+        raise UsageError(f"{cut(path)}: is a folder; expected the name of a file to write")
+    _expect_room(path, path.absolute().parent)
+    return path
+
+
+def expect_folder(path: Path) -> Path:
+    """Refuse a folder that nothing can be written to, before the work for it is done.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: It is a file, or there can be no file in it.
+    """
+    _expect_room(path, path.absolute())
+    return path
+
+
+def _expect_room(path: Path, folder: Path) -> None:
+    """Refuse a folder in which no file can be made, by making one that has no name."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UsageError(f"{cut(path)}: has a name of more than {LONGEST_NAME} bytes")
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except NotADirectoryError:
+        why = ""
+    except OSError as error:  # `os.access` says that root may write to /proc
+        why = f" ({error.strerror.lower()})" if error.strerror else ""
+    raise UsageError(f"{cut(path)}: {cut(folder)} is not a folder that can be written to{why}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def named(name: str) -> Method:
         UsageError: There is none; names those that there are.
     """
     if name not in METHODS:
-        raise UsageError(f"method {name!r}; expected one of {', '.join(METHODS)}")
+        raise UsageError(f"method {name!r}; expected one of {among(name, METHODS)}")
     return METHODS[name]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among, cut
 
 
 def has_bfloat16() -> bool:
@@ -28,14 +28,21 @@ def present_device(name: str) -> str:
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise UsageError(f"{name!r} is not a device here; try cpu or cuda:0")
+        raise UsageError(no_device(name))
     if chosen.type == "cpu":
         return "cpu"
-    there = torch.cuda.device_count()
-    if (chosen.index or 0) >= there:
-        raise UsageError(f"{name!r}: this machine has {there} CUDA devices")
+    if (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(no_device(name))
     full_precision()
     return f"cuda:{chosen.index or 0}"
+
+
+def no_device(name: str) -> str:
+    """A sentence on a name that is that of no device of this machine: says which there are."""
+    count = torch.cuda.device_count()
+    there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+    counted = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+    return f"{cut(name)!r}: this machine has {counted}; expected {among(name, there)}"
 
 
 def full_precision() -> None:

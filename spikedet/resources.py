@@ -17,6 +17,11 @@ def folder(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def configs(kind: str) -> list[str]:
+    """Names of the configurations that come with the package, see `config`."""
+    return sorted(path.stem for path in (folder("configs") / kind).glob("*.yaml"))
+
+
 def config(path: Path | str, kind: str) -> Path:
     """A configuration that a user names: a file of his own, or one that comes with the package.
 

@@ -103,10 +103,11 @@ class TrainingSettings:
     batch: int = option(1, "pictures a step", least=1)
     rate: float = option(0.1, "learning rate at its peak", least=0)
     device: str = option("cpu", "cpu, 0 or cuda:0, or 0,1 for two GPUs")
-    workers: int = option(1, "loader processes", least=0)
+    workers: int = option(1, "loader processes", least=0, group="training")
     seed: int = option(
-        0, "seed of order, augmentation and initial weights", least=0, most=(1 << 31) - 1
-    )
+        0, "seed of order, augmentation and initial weights", least=0, most=(1 << 31) - 1,
+        group="training",
+    )  # fmt: skip
     grow_from: int | None = option(
         None,
         "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",

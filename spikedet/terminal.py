@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -16,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 LOG_INTERVAL = 60.0  # seconds between two lines of a bar where there is no terminal
-NARROWEST = 7  # letters of a column of a table: a number such as 0.2834, and a space
+LEAST_BESIDE = 24  # letters of a text beside its head
+NARROWEST = 7  # letters of a column of a table, one between columns: as many as `0.2834` has
 _bars: list[Bar] = []  # that are open
 _quiet = False
 _nowhere: Any = None
@@ -114,6 +116,7 @@ class Bar:
         self._task = bars.add_task(self.desc, total=self.total, state=self.state())
         self._progress = bars
         bars.start()
+        self._start = time.monotonic()  # not before rich was imported, which may take its time
 
     def state(self) -> str:
         """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
@@ -180,8 +183,6 @@ class Bar:
 class Table:
     """Rows under a head, printed as they come.
 
-    On a terminal that is too narrow for it, each row is a few lines of titles and cells.
-
     Args:
         columns: Title and width in letters of each.
         left: How many of them, from the first on, begin at the left; numbers end at the right.
@@ -191,31 +192,25 @@ class Table:
         self.titles, self.left = [title for title, _ in columns], left
         self.widths = [width for _, width in columns]
         self._console = console(sys.stdout) if sys.stdout.isatty() else None
-        self._stacked = False
         if self._console is not None:
             self.widths = fitted(self.widths, self._console.width)
-            self._stacked = sum(self.widths) > self._console.width
+        # a number in two lines would be read as two
+        self._stacked = self._console is not None and sum(self.widths) > self._console.width
 
     def head(self) -> None:
-        """Print the titles."""
+        """Print the titles; where the columns have no room these stand beside each value."""
         if not self._stacked:
             self._print(self.titles, "bold")
 
     def row(self, *cells: str) -> None:
         """Print a row."""
-        if self._stacked:
-            self._stack(cells)
-        else:
+        if not self._stacked:
             self._print(cells, "")
-
-    def _stack(self, cells: Sequence[str]) -> None:
-        """A row as its first cells, and below them the titles and values of the others."""
-        named = zip(self.titles[self.left :], cells[self.left :], strict=True)
-        pairs = (f"{title} {cell}".replace(" ", "\xa0") for title, cell in named if cell)
-        lines = hanging(", ".join(pairs), 2)
-        self._console.print(" ".join(filter(None, cells[: self.left])), style="bold")
-        for line in lines:
-            self._console.print("  " + line.replace("\xa0", " "))
+            return
+        wide = max(map(len, self.titles)) + 2
+        for title, cell in zip(self.titles, cells, strict=True):
+            if cell.strip():
+                print(f"  {title:{wide}}{cell}" if title else cell)
 
     def _print(self, cells: Sequence[str], style: str) -> None:
         if self._console is None:
@@ -234,13 +229,19 @@ class Table:
         self._console.print(grid)
 
 
-def hanging(text: str, indent: int) -> list[str]:
-    """Lines of a text that begin `indent` letters from the left; as they are without a terminal."""
-    if not sys.stdout.isatty():
-        return text.splitlines() or [""]
-    width = max(20, console(sys.stdout).width - indent)
-    lines = (textwrap.wrap(line, width, break_on_hyphens=False) for line in text.splitlines())
-    return [part for line in lines for part in line] or [""]
+def beside(head: str, text: str) -> str:
+    """Text beside its head, its lines under each other; on a terminal they fit its width.
+
+    Where the terminal leaves no room beside the head the text stands below it.
+    """
+    lines, indent = [line.strip() for line in text.splitlines()] or [""], len(head)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        if width - indent < LEAST_BESIDE:
+            head, indent = f"{head.rstrip()}\n    ", 4
+        room = max(LEAST_BESIDE, width - indent)
+        lines = [part for line in lines for part in textwrap.wrap(line, room) or [""]]
+    return head + f"\n{' ' * indent}".join(lines)
 
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:

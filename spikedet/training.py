@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spikedet.checkpoint import Checkpoint, load
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import fcntl, write_atomic
-from spikedet.precision import full_precision
+from spikedet.precision import full_precision, no_device
 from spikedet.settings import TrainingSettings, device_numbers, impossible, world_size
 
 log = logging.getLogger(__name__)
@@ -86,21 +86,18 @@ def check_devices(device: str) -> None:
         device: `cpu`, or numbers of GPUs with commas between them, also as `cuda:0`.
 
     Raises:
-        TrainingError: Says what is there, or how to start.
+        UsageError: Says what is there, or how to start.
     """
     if device == "cpu":
         return
     numbers = device_numbers(device).split(",")
     there = torch.cuda.device_count()
     if not all(n.isdecimal() and int(n) < there for n in numbers):
-        raise TrainingError(
-            f"device {device!r}: this machine has {there} CUDA devices; expected cpu, or numbers "
-            "of such devices as in 0 or 0,1"
-        )
+        raise UsageError(no_device(device))
     if len(set(numbers)) < len(numbers):
-        raise TrainingError(f"device {device!r} names a device twice; expected each once")
+        raise UsageError(f"device {device!r} names a device twice; expected each once")
     if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
-        raise TrainingError(
+        raise UsageError(
             f"device {device!r} needs one process a GPU: start the same command with "
             f"torchrun --nproc_per_node {len(numbers)}"
         )

@@ -1,17 +1,11 @@
 """Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
 
-    spikedet analyze --data VOCdevkit --split VOC2007:train --T 8 --limit 64 --out analysis-T8
-    spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 --out analysis
+    spikedet analyze --data VOCdevkit --T 8 --out analysis-T8
+    spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 \\
+        --out analysis
 
-Runs on training pictures that were kept aside for choices, or with --all on any split. Writes CSV
-files and plots to --out: `residual` (figure 4: share of neurons whose rate is not the quantiser of
-their mean current), `periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates
-and stage-I activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy
-over T is what spikedet evaluate measures), `layers` (error of each layer before and after stage
-II, in units of its threshold squared), `rates` (firing rate and error of each layer) and `raster`
-(spikes of some neurons of each layer at one place of the first picture). Without --weights the
-shipped networks of all stages are compared; with it, those that are given, and what needs a missing
-one is left out.
+Writes CSV files and plots to --out. Without --weights the shipped networks of all stages are
+compared; with it, those that are given, and what needs a missing one is left out.
 """
 
 from __future__ import annotations
@@ -21,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands import shared
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands import parse, shared
+from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import UsageError
 from spikedet.methods import label
@@ -34,6 +28,15 @@ if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
     from spikedet.task import Samples, Task
 
+MORE = """
+Runs on training pictures that were kept aside for choices, or with --all on any split. Writes
+`residual` (figure 4: share of neurons whose rate is not the quantiser of their mean current),
+`periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates and stage-I
+activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy over T is
+what spikedet evaluate measures), `layers` (error of each layer before and after stage II, in units
+of its threshold squared), `rates` (firing rate and error of each layer) and `raster` (spikes of
+some neurons of each layer at one place of the first picture).
+"""
 ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
 Rows = list[dict[str, Any]]
@@ -43,7 +46,7 @@ Rows = list[dict[str, Any]]
 class Options(shared.TrainingData):
     """Options of the command."""
 
-    out: Path = option(help="folder for CSV files and plots")
+    out: Path = parse.written_folder(help="folder for CSV files and plots")
     limit: int = option(64, "only so many pictures, always the same", least=1)
     weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
     stage1: Path | None = option(None, "stage-I checkpoint it was made from; runs with its own T")
@@ -52,7 +55,7 @@ class Options(shared.TrainingData):
     T: int | None = shared.steps()
     place: list[float] = option(
         [0.5, 0.5], "place of the raster: row and column as parts of the picture",
-        least=0, most=1, nargs=2, metavar="PART",
+        least=0, most=1, nargs=2, metavar="PART", group="raster",
     )  # fmt: skip
     batch: int = shared.batch(4)
     device: str = shared.device()
@@ -276,7 +279,6 @@ def run(options: Options) -> None:
             f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
             "alone tells"
         )
-    expect_writable(options.out / "residual.csv")
     checkpoints = load(options)
     T = options.T or checkpoints[0].time_steps
     task = task_registry.of(checkpoints[0])

@@ -1,6 +1,6 @@
 """Mean of spiking networks that several end-to-end passes made from one.
 
-    spikedet average --weights pass1.safetensors pass2.safetensors --out mean.safetensors
+    spikedet average --weights W1 W2 --out mean.safetensors
 
 What each pass ends with is scattered around what they have in common, and the mean of their weights
 is closer to that (Wortsman et al. 2022, "Model soups"). Of networks that did not begin alike it is
@@ -23,7 +23,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: list[Path] = option(help="spiking checkpoints of one network and T")
-    out: Path = option(help="checkpoint to write")
+    out: Path = parse.written(help="checkpoint to write")
 
 
 def run(options: Options) -> None:

@@ -2,21 +2,10 @@
 
     spikedet benchmark --data VOCdevkit --T 4 8 20
     spikedet benchmark --T 8 --engines events torch torch-bfloat16 --peers
-    spikedet benchmark --data VOCdevkit --T 1 2 4 8 --batch 1 8 --threads 1 2 --plot passes.png
-
-All sides take turns on the same pictures with the same weights. The table has milliseconds a
-picture, the median and the quartiles, and passes: that over the time of the float network in
-float32 with as many pictures at once and threads. Beside it stand the ratio to the fastest float
-network (float32, bfloat16, and int8 by onnxruntime where that is installed), spikes a second, and
-the share of the limit: the time that the additions of the spikes alone would take with all numbers
-in registers, over the time that it took.
+    spikedet benchmark --data VOCdevkit --T 1 2 4 8 --plot passes.png
 
 How many neurons fire decides the time of the events engine, so that pictures must be real ones:
---data names them, else it is the street picture that ultralytics brings (a classifier sees noise).
---peers adds SpikingJelly where it is installed, and the loop of published code, which calls the
-network once a time step. With --cpu it is the time that the processor was at work, which other
-programs on the machine disturb less. --memory tells the peak memory of processes that run one
-network each. A run that is stopped (Ctrl-C) shows and writes the rounds that ended.
+--data names them.
 """
 
 from __future__ import annotations
@@ -29,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.settings import option
@@ -39,6 +27,20 @@ if TYPE_CHECKING:
     from spikedet.analysis.timing import Row
     from spikedet.commands.timed import Timed
 
+MORE = """
+All sides take turns on the same pictures with the same weights. The table has milliseconds a
+picture, the median and the quartiles, and passes: that over the time of the float network in
+float32 with as many pictures at once and threads. Beside it stand the ratio to the fastest float
+network (float32, bfloat16, and int8 by onnxruntime where that is installed), spikes a second, and
+the share of the limit: the time that the additions of the spikes alone would take with all numbers
+in registers, over the time that it took.
+
+Without --data the picture is the street picture that ultralytics brings (a classifier sees noise).
+--peers adds SpikingJelly where it is installed, and the loop of published code, which calls the
+network once a time step. With --cpu it is the time that the processor was at work, which other
+programs on the machine disturb less. --memory tells the peak memory of processes that run one
+network each. A run that is stopped (Ctrl-C) shows and writes the rounds that ended.
+"""
 COLUMNS = [
     ("network", 14), ("engine", 16), ("T", 5), ("batch", 7), ("threads", 9), ("ms a picture", 14),
     ("quartiles", 20), ("passes", 9), ("of fastest", 12), ("M spikes/s", 12), ("of limit", 10),
@@ -58,30 +60,36 @@ class Options(parse.Options):
         None, "float weights; the released ones if left out", name="float"
     )
     data: Path | None = option(None, "pictures: a VOCdevkit, or a folder of pictures")
-    imgsz: int | None = option(None, "input side in pixels; that of the weights", least=1)
+    imgsz: int | None = option(None, "input side in pixels; that of the weights", least=1,
+                               group="measurement")  # fmt: skip
     batch: list[int] = option([1], "pictures at once", least=1)
     threads: list[int] | None = option(
         None, "threads, of torch and of our kernels", least=1, most=1024, shown="as torch has"
     )
     kernels: str | None = option(
-        None, "kernels of the events engine, as SPIKEDET_KERNELS names them", shown="the fastest"
+        None,
+        "kernels of the events engine, as SPIKEDET_KERNELS names them",
+        shown="the fastest",
+        group="measurement",
     )
     rounds: int = option(20, "runs of each; the median and the best are told", least=1)
     device: str = shared.device()
-    peers: bool = option(False, "SpikingJelly, where it is installed, and the published loop")
-    cpu: bool = option(False, "time of the processor, not of the clock")
-    memory: bool = option(False, "peak memory of each, in processes of their own")
-    csv: Path | None = option(None, "write the table here", kind=kinds.csv_file)
-    plot: Path | None = option(None, "draw passes over T here, as PNG or SVG", kind=kinds.plot_file)
-    json: Path | None = option(None, "write a list of results here", kind=kinds.json_file)
+    peers: bool = option(False, "SpikingJelly, where it is installed, and the published loop",
+                         group="measurement")  # fmt: skip
+    cpu: bool = option(False, "time of the processor, not of the clock", group="measurement")
+    memory: bool = option(False, "peak memory of each, in processes of their own",
+                          group="measurement")  # fmt: skip
+    csv: Path | None = parse.written(None, "write the table here", kind=kinds.csv_file)
+    plot: Path | None = parse.written(
+        None, "draw passes over T here, as PNG or SVG", kind=kinds.plot_file
+    )
+    json: Path | None = parse.written(None, "write a list of results here", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:
     from spikedet.engines import library
     from spikedet.errors import UsageError
 
-    for path in (options.csv, options.plot):
-        expect_writable(path)
     try:
         with library.choosing(options.kernels):
             _benchmark(options)

@@ -1,6 +1,7 @@
 """Stage II: turn a stage-I network into a calibrated spiking network.
 
-    spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 --data VOCdevkit --out W
+    spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 \\
+        --data VOCdevkit --out W
 
 Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
 pictures that were not fitted; then the whole network is trained for a few steps towards the
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spikedet.commands import shared
+from spikedet.commands import parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
@@ -39,7 +40,7 @@ class Options(StageTwoOptions, shared.TrainingData):
     weights: Path = option(
         help="stage-I checkpoint, or a spiking one to go on with the end-to-end pass"
     )
-    out: Path = option(help="spiking checkpoint to write")
+    out: Path = parse.written(help="spiking checkpoint to write")
     T: int | None = shared.steps("time steps; those of the weights if left")
     teacher: Path | None = option(None, "float checkpoint that the end-to-end pass distils")
     resume: bool = resume("go on with the end-to-end pass of a killed run")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,40 +30,14 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: {why}")
 
 
-def nearest(text: str, words: Sequence[str]) -> str:
-    """A question after the word that was meant, or nothing."""
-    known = {word.lower(): word for word in words}
-    matches = difflib.get_close_matches(text.lower(), known, 1)
-    return f" (did you mean {known[matches[0]]}?)" if matches else ""
-
-
 def expect_new(path: Path) -> None:
-    """Refuse to write over what took hours to make, or where nothing can be written.
+    """Refuse to write over what took hours to make.
 
     Raises:
         TrainingError: There is such a file.
-        UsageError: As `expect_writable`.
     """
     if path.exists():
         raise TrainingError(f"{path} is there already; choose another --out")
-    expect_writable(path)
-
-
-def expect_writable(path: Path | None) -> None:
-    """Refuse an output that cannot be written, before the work for it is done.
-
-    Raises:
-        UsageError: It is a folder, or its own would have to lie in a file, or is write-protected.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; expected the name of a file to write")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: {folder} is not a folder that can be written to")
 
 
 def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:

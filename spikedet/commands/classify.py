@@ -1,31 +1,39 @@
 """Classify pictures with a spiking network.
 
-    spikedet classify --T 8 image.jpg
+    spikedet classify --T 8 image.jpg holiday/ film.mp4
 
-Takes files, folders and glob patterns. Prints one line a picture: its most probable classes with
-their probabilities. Without --weights the released CIFAR-10 classifier for that T answers.
+Takes what spikedet detect takes: files, folders, glob patterns, videos, cameras, addresses. Prints
+one line a picture: its most probable classes with their probabilities. Without --weights the
+released CIFAR-10 classifier for that T answers.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands.checks import refuse
+from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
 from spikedet.commands.result import write_json
 from spikedet.errors import DataError
 from spikedet.settings import option
 from spikedet.terminal import note
 
+if TYPE_CHECKING:
+    from spikedet.sources import Frame
+
 
 @dataclass(kw_only=True)
-class Options(parse.Options):
+class Options(FrameOptions):
     """Options of the command."""
 
     sources: list[str] = option(
-        help="pictures, folders or glob patterns", positional=True, metavar="SOURCE"
+        help="pictures, videos, folders, patterns, lists, cameras, addresses",
+        positional=True,
+        metavar="SOURCE",
     )
     T: int | None = shared.steps(
         "time steps; those of the weights if left out (8 of the released ones)"
@@ -39,39 +47,42 @@ class Options(parse.Options):
         None,
         "stop a picture whose most probable class was the same in so many readouts in a row",
         least=1,
+        group="speed",
     )
-    every: int = option(1, "time steps between two readouts of --patience", least=1)
-    json: Path | None = option(None, "write all answers to this file", kind=kinds.json_file)
+    every: int = option(1, "time steps between two readouts of --patience", least=1, group="speed")
+    json: Path | None = parse.written(None, "write all answers to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> int:
     from spikedet.classification.predict import Classifier
-    from spikedet.pictures import find_pictures
     from spikedet.released import default_weights
 
-    expect_writable(options.json)
     if options.patience is None:
         refuse(options, ["every"], "is for --patience, which is missing")
     path = options.weights or default_weights(options.T, "classification")
     classifier = Classifier(path, options.T, options.device, options.half, options.engine)
     note(f"engine {classifier.why_engine}")
-    paths, errors = find_pictures(options.sources)
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    entries, failed = [], len(errors)
-    for picture in paths:
-        try:
+    failures = Failures()
+    sources = opened(options, options.sources, failures)
+    entries: list[dict[str, Any]] = []
+    try:
+        for frame in shown(sources, "classify"):
             answer = classifier(
-                picture, top=options.top, patience=options.patience, every=options.every
+                frame.picture, top=options.top, patience=options.patience, every=options.every
             )
             assert not isinstance(answer, list)  # of one picture
-        except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        pairs = list(zip(answer.names, answer.probabilities.tolist(), strict=True))
-        print(f"{picture}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
-        classes = [{"class": name, "probability": value} for name, value in pairs]
-        entries.append({"file": str(picture), "T": answer.T, "classes": classes})
-    write_json(options, entries)
-    return DataError.exit_code if failed else 0
+            pairs = list(zip(answer.names, answer.probabilities.tolist(), strict=True))
+            print(f"{where(frame)}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
+            entries.append(entry_of(frame, answer.T, pairs))
+    finally:  # of a run that is stopped what there is
+        write_json(options, entries)
+    return DataError.exit_code if failures.count else 0
+
+
+def entry_of(frame: Frame, T: int | None, pairs: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """What JSON says of a frame: classes and their probabilities, the most probable first."""
+    classes = [{"class": name, "probability": value} for name, value in pairs]
+    return {
+        "file": frame.source, "frame": frame.index, "time": round(frame.time, 6), "T": T,
+        "classes": classes,
+    }  # fmt: skip

@@ -1,29 +1,10 @@
 """Float checkpoint -> spiking network, by the two-stage method, a part of it, or a baseline.
 
-    spikedet convert --model runs/float/best.safetensors --T 8 --data VOCdevkit --out W
-    spikedet convert --model FLOAT --method stage1-coarse --stage1 QC --T 8 --data VOCdevkit --out W
-    spikedet convert --model runs/resnet20/best.safetensors --T 8 --data cifar10 --out W
+    spikedet convert --model FLOAT --T 8 --data VOCdevkit --out W
+    spikedet convert --model FLOAT --T 8 --data cifar10 --out W --method stage1
 
-    two-stage       stage I, then stage II layer by layer and end to end
-    stage1          stage I, its weights copied into spiking neurons
-    stage2          stage II of the float network with estimated thresholds; its targets are the
-                    activations of that network, rounded and clipped, as after stage I
-    stage1-coarse   stage I and the coarse half of stage II (initial potentials)
-    stage1-fine     stage I and the fine half of stage II (weights and potentials)
-    copy            float weights and estimated thresholds, nothing trained
-    spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons for leaky ReLU
-    rmp             float weights, the largest activation of a layer is its threshold (Han et al.
-                    2020); potentials start at 0
-    opt             as rmp, and theta / (2 T) more current in every step (Deng and Gu 2021)
-    opi             as rmp, but potentials start at theta / 2 (Bu et al. 2022a)
-    qcfs            as stage1, without noise and distillation (Bu et al. 2022b); --stage1 may have
-                    been trained for another number of levels than T
-    cap             float weights, thresholds of least error, currents as in opt, then biases are
-                    corrected layer by layer (Li et al. 2021)
-
-All neurons reset by subtraction. opt and cap keep the shift of --T when they are run for another T.
-The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
---stage1 takes stage-I weights that are there already, of T or of another number of levels.
+--method is two-stage, a part of it (stage1, stage2, stage1-coarse, stage1-fine, copy) or a baseline
+(rmp, opt, opi, spiking-yolo, qcfs, cap); --help-all says what each does.
 """
 
 from __future__ import annotations
@@ -32,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import kinds, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
@@ -55,6 +36,33 @@ from spikedet.commands.training import (
 from spikedet.methods import METHODS, Method
 from spikedet.settings import option
 
+MORE = """
+Methods:
+
+    two-stage       stage I, then stage II layer by layer and end to end
+    stage1          stage I, its weights copied into spiking neurons
+    stage2          stage II of the float network with estimated thresholds; its
+                    targets are the activations of that network, rounded and
+                    clipped, as after stage I
+    stage1-coarse   stage I and the coarse half of stage II (potentials alone)
+    stage1-fine     stage I and the fine half (weights and potentials)
+    copy            float weights and estimated thresholds, nothing trained
+    spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons
+                    for leaky ReLU
+    rmp             float weights, the largest activation of a layer is its
+                    threshold (Han et al. 2020); potentials start at 0
+    opt             as rmp, and theta / (2 T) more current in every step (Deng
+                    and Gu 2021)
+    opi             as rmp, but potentials start at theta / 2 (Bu et al. 2022a)
+    qcfs            as stage1, without noise and distillation (Bu et al. 2022b);
+                    --stage1 may have been trained for other levels than T
+    cap             float weights, thresholds of least error, currents as in
+                    opt, then biases are corrected (Li et al. 2021)
+
+All neurons reset by subtraction. opt and cap keep the shift of --T when they are run for another T.
+The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
+--stage1 takes stage-I weights that are there already, of T or of another number of levels.
+"""
 STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
 
 
@@ -64,7 +72,7 @@ class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
 
     weights: Path = option(help="float checkpoint", aliases=["--model"])
     T: int = option(help="time steps", kind=kinds.time_steps)
-    out: Path = option(help="spiking checkpoint to write")
+    out: Path = parse.written(help="spiking checkpoint to write")
     method: str = option("two-stage", "how to convert", choices=tuple(METHODS), metavar="METHOD")
     stage1: Path | None = option(None, "stage-I checkpoint, instead of a run of stage I")
     resume: bool = resume()
@@ -112,12 +120,10 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import load, sha256
     from spikedet.networks import expect_stage
     from spikedet.stages.pipeline import Conversion
-    from spikedet.training import check_devices
 
     if is_made(options.out, options.resume):
         return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
-    check_devices(device)
     checkpoint = load(options.weights)
     expect_stage(checkpoint, "float")
     task = task_registry.of(checkpoint)

@@ -2,25 +2,23 @@
 
     spikedet detect --T 20 image.jpg holiday/ film.mp4 0 rtsp://10.0.0.7/live
 
-Takes files, folders, glob patterns, lists of those in a .txt file, numbered pictures (f%04d.png),
-cameras by number and addresses; without any, the street picture that ultralytics brings. Prints one
-line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and writes
-annotated pictures and videos to --out. With --each-step the pictures are NAME-t01.jpg,
-NAME-t02.jpg ..., entries are written for each step, and the lines printed are those of the last.
---strip draws all steps of a picture as one, NAME-strip-T20.png, with its boxes as CSV.
+Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
+writes annotated pictures and videos to --out.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_writable, nearest, refuse
-from spikedet.errors import DataError, UsageError
+from spikedet.commands.checks import refuse
+from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
+from spikedet.errors import DataError, UsageError, among, cut
+from spikedet.files import expect_folder
 from spikedet.settings import option
 from spikedet.terminal import note
 
@@ -31,13 +29,19 @@ if TYPE_CHECKING:
     from spikedet.outputs import Outputs
     from spikedet.sources import Frame, Sources
 
+MORE = """
+Sources are files, folders, glob patterns, lists of those in a .txt file, numbered pictures
+(f%04d.png), cameras by number and addresses; without any, the street picture that ultralytics
+brings. With --each-step the pictures are NAME-t01.jpg, NAME-t02.jpg ..., entries are written for
+each step, and the lines printed are those of the last. --strip draws all steps of a picture as one,
+NAME-strip-T20.png, with its boxes as CSV.
+"""
 SAVED = ("pictures", "frames", "crops", "labels", "none")
 STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
-NAMED = 3  # of the files that are left alone, in the last line
 
 
 @dataclass(kw_only=True)
-class Options(parse.Options):
+class Options(FrameOptions):
     """Options of the command."""
 
     sources: list[str] = option(
@@ -49,18 +53,20 @@ class Options(parse.Options):
     )
     weights: Path | None = option(None, "weights of any stage; the released ones if left out")
     conf: float = option(0.25, "confidence threshold", least=0, most=1)
-    iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)
+    iou: float = option(
+        0.6, "IoU threshold of non-maximum suppression", least=0, most=1, group="box"
+    )
     classes: list[str] | None = option(None, "only these classes")
     device: str = shared.device()
     engine: str = shared.engine()
     half: bool | None = shared.half(None)
     patience: int | None = option(
-        None, "stop a picture whose detections were alike in so many readouts in a row", least=1
-    )
-    every: int = option(4, "time steps between two readouts of --patience", least=1)
+        None, "stop a picture whose detections were alike in so many readouts in a row", least=1,
+        group="speed",
+    )  # fmt: skip
+    every: int = option(4, "time steps between two readouts of --patience", least=1, group="speed")
     each_step: bool = option(False, "the detections after every step up to T as well")
     strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
-    recursive: bool = option(False, "look into the folders in a folder, too")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
     out: Path = option(Path("detections"), "folder of what --save says")
     save: list[str] = option(
@@ -69,25 +75,21 @@ class Options(parse.Options):
         "labels; or none",
         choices=SAVED,
     )
-    json: Path | None = option(None, "write all detections to this file", kind=kinds.json_file)
-    jsonl: Path | None = option(None, "the same, an entry a line", group="outputs")
-    csv: Path | None = option(None, "a table with a row an object", group="outputs")
-    coco: Path | None = option(
-        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="outputs"
+    json: Path | None = parse.written(
+        None, "write all detections to this file", kind=kinds.json_file
+    )
+    jsonl: Path | None = parse.written(None, "the same, an entry a line", group="output")
+    csv: Path | None = parse.written(None, "a table with a row an object", group="output")
+    coco: Path | None = parse.written(
+        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="output"
     )
     coco_annotations: Path | None = option(
-        None, "instances_*.json whose numbers of pictures and classes --coco has", group="outputs"
+        None, "instances_*.json whose numbers of pictures and classes --coco has", group="output"
     )
     one_class: bool = option(
         False, "of boxes that overlap by more than --iou only the best, whatever its class",
-        group="outputs",
+        group="box",
     )  # fmt: skip
-    frame_rate: float = option(
-        25.0, "pictures a second of numbered pictures", above=0, group="sources"
-    )
-    frames: int | None = option(
-        None, "end each source after so many frames", least=1, group="sources"
-    )
 
 
 def run(options: Options) -> int:
@@ -95,7 +97,6 @@ def run(options: Options) -> int:
     from spikedet.detection.ultra import SAMPLE
     from spikedet.outputs import Outputs
     from spikedet.released import default_weights
-    from spikedet.sources import open_sources
 
     stepwise = options.each_step or options.strip
     which = "--each-step" if options.each_step else "--strip"
@@ -107,6 +108,8 @@ def run(options: Options) -> int:
         refuse(options, ["every"], "is for --patience, which is missing")
     if options.coco_annotations and not options.coco:
         raise UsageError("--coco-annotations: is for --coco, which is missing")
+    if options.strip or set(options.save) != {"none"}:
+        expect_folder(options.out)
     path = options.weights or default_weights(options.T)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
     note(f"engine {detector.why_engine}")
@@ -116,22 +119,10 @@ def run(options: Options) -> int:
         )
     unknown = [name for name in options.classes or () if name not in detector.names]
     if unknown:
-        known = ", ".join(detector.names)
-        hint = nearest(unknown[0], detector.names)
-        raise UsageError(f"unknown class {unknown[0]!r}; these weights know {known}{hint}")
-    for output in (options.json, options.jsonl, options.csv, options.coco):
-        expect_writable(output)
-    failures = _Failures()
-    sources = open_sources(
-        options.sources or [SAMPLE],
-        options.recursive,
-        frame_rate=options.frame_rate,
-        limit=options.frames,
-        without=[options.out],
-        tell=failures.tell,
-    )
-    if sources.ignored:
-        print(f"warning: {_ignored(sources)}", file=sys.stderr)
+        known = among(unknown[0], detector.names)
+        raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
+    failures = Failures()
+    sources = opened(options, options.sources or [SAMPLE], failures, [options.out])
     strips = _Strips(options, detector, sources.files) if options.strip else None
     with Outputs(_save(options), sources.files) as outputs:
         try:
@@ -139,17 +130,6 @@ def run(options: Options) -> int:
         finally:
             print(_summary(options, detector, outputs))
     return DataError.exit_code if failures.count else 0
-
-
-class _Failures:
-    """What could not be read or written: each is told and counted."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def tell(self, error: Exception) -> None:
-        print(f"error: {error}", file=sys.stderr)
-        self.count += 1
 
 
 def _save(options: Options):
@@ -169,11 +149,11 @@ def _save(options: Options):
 
 def _detect(
     options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
-    failures: _Failures, strips: _Strips | None,
+    failures: Failures, strips: _Strips | None,
 ) -> None:  # fmt: skip
     """Detect in every frame, print and write."""
     tracker, tracked = None, ""
-    for frame in _shown(sources):
+    for frame in shown(sources, "detect"):
         if options.track and frame.video and tracked != frame.source:
             from spikedet.detection.track import Tracker
 
@@ -263,32 +243,14 @@ def _detections(
 
 def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
     """A line an object; of films with the time, and none where there is nothing."""
-    where = f"{frame.source} {frame.time:.2f} s" if frame.video else frame.source
-    if frame.total != 1 and not frame.video:
-        where += f" page {frame.index + 1}"
     for number, (name, score, box) in enumerate(
         zip(detections.classes, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     ):
         known = detections.number_of(number)
         name += f" #{known}" if known else ""
-        yield f"{where}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
+        yield f"{where(frame)}: {name} {score:.3f} " + " ".join(f"{v:.1f}" for v in box)
     if not len(detections) and not frame.video:
-        yield f"{where}: no objects"
-
-
-def _shown(sources: Sources) -> Iterable[Frame]:
-    """Frames, with a bar on a terminal: of how many pictures, or of how many seconds of a film."""
-    from spikedet.commands.main import progress
-
-    if not sys.stderr.isatty():
-        yield from sources
-        return
-    with progress(desc="detect", total=sources.total, unit="picture") as bar:
-        for frame in sources:
-            if frame.video and frame.length:
-                bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
-            yield frame
-            bar.update()
+        yield f"{where(frame)}: no objects"
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
@@ -304,14 +266,6 @@ def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
         f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
         f"{detector.weights.name}{where}" + (f" ({classes})" if classes else "")
     )
-
-
-def _ignored(sources: Sources) -> str:
-    """How many files in folders were left alone, and their names."""
-    names = ", ".join(path.name for path in sources.ignored[:NAMED])
-    more = ", ..." if len(sources.ignored) > NAMED else ""
-    counted = "1 file is" if len(sources.ignored) == 1 else f"{len(sources.ignored)} files are"
-    return f"{counted} neither a picture nor a video that can be read ({names}{more})"
 
 
 def _count(number: int, noun: str) -> str:

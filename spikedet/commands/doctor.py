@@ -24,7 +24,7 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import SpikedetError
 from spikedet.settings import option
-from spikedet.terminal import console, hanging
+from spikedet.terminal import beside, console
 
 NEEDED = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "pillow", "av",
           "safetensors", "pycocotools", "matplotlib", "rich")  # fmt: skip
@@ -47,7 +47,7 @@ class Options(parse.Options):
     data: list[Path] | None = option(None, "data to look at", metavar="FOLDER")
     device: str = shared.device()
     camera: bool = option(False, "open the first camera, which some cameras show by a light")
-    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,12 @@ def show(finding: Finding, wide: int) -> None:
         finding: Its state is coloured on a terminal.
         wide: Letters of the column of names.
     """
-    terminal = sys.stdout.isatty()
-    texts = hanging(finding.text, wide + 4)
-    if finding.advice:
-        texts += hanging(f"-> {finding.advice}", wide + 4)
-    if terminal:
+    advice = f"\n-> {finding.advice}" if finding.advice else ""
+    lines = beside(f"{finding.state:>2}  {finding.name:{wide}}", finding.text + advice)
+    if sys.stdout.isatty():
         console(sys.stdout).print(f"{finding.state:>2}", style=COLOURS[finding.state], end="")
-    else:
-        print(f"{finding.state:>2}", end="")
-    print(f"  {finding.name:{wide}}{texts[0]}")
-    for text in texts[1:]:
-        print(" " * (wide + 4) + text)
+        lines = lines[2:]
+    print(lines)
 
 
 def examine(options: Options) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Spikes, synaptic operations and energy of a spiking network, beside the float network.
 
-    spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --limit 100 --T 8
+    spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --T 8
     spikedet energy --weights W --data cifar10
 
 Accumulates are counted for every spike and every weight that reads it, exact at the borders.
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands import kinds, shared
-from spikedet.commands.checks import expect_writable, warn_of_training_pictures
+from spikedet.commands import kinds, parse, shared
+from spikedet.commands.checks import warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.settings import option
@@ -46,7 +46,7 @@ class Options(shared.TestData):
     engine: str = shared.engine("torch")
     pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
     pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
-    json: Path | None = option(None, "write everything to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write everything to this file", kind=kinds.json_file)
 
 
 def statistics(values: Tensor) -> dict[str, float | None]:
@@ -152,7 +152,6 @@ def run(options: Options) -> None:
     from spikedet.networks import expect_stage, restore
     from spikedet.released import default_weights
 
-    expect_writable(options.json)
     path = options.weights or default_weights(options.T, task_registry.of_data(options.data))
     checkpoint = load(path)
     expect_stage(checkpoint, "snn")

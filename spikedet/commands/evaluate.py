@@ -1,18 +1,11 @@
 """Average precision of a detector, accuracy of a classifier; float, quantised or spiking.
 
     spikedet evaluate --data VOCdevkit --split VOC2007:spikedet-val --T 20
-    spikedet evaluate --data VOCdevkit --split VOC2007:spikedet-val --compare --json table.json
-    spikedet evaluate --weights W --data cifar10 --split test --T 8 --json row.json
+    spikedet evaluate --weights W --data cifar10 --T 8 --json row.json
     spikedet evaluate --weights FLOAT QC SNN --data cifar10 --compare
 
 Without --weights the released detector for that T is measured, on class folders or CIFAR the
-released classifier. With --weights one run of the longest --T gives the rows of all of them
-(any-time readout). --compare prints the whole story in one table: float, then for each T weights
-copied without any fine-tuning, the stage-I network, its weights copied into spiking neurons (stage
-I alone), and stages I + II; --T then says of which T.
-
---plots writes curves, confusion, reliability and measures by class and size, each with its numbers
-as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T says nothing else.
+released classifier.
 """
 
 from __future__ import annotations
@@ -22,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spikedet.commands import kinds, plotting, shared
-from spikedet.commands.checks import expect_writable, refuse, warn_of_training_pictures
+from spikedet.commands import kinds, parse, plotting, shared
+from spikedet.commands.checks import refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError
@@ -34,6 +27,16 @@ from spikedet.terminal import Table, note
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
     from spikedet.task import Samples, Task
+MORE = """
+With --weights one run of the longest --T gives the rows of all of them (any-time readout).
+
+--compare prints the whole story in one table: float, then for each T weights copied without any
+fine-tuning, the stage-I network, its weights copied into spiking neurons (stage I alone), and
+stages I + II; --T then says of which T.
+
+--plots writes curves, confusion, reliability and measures by class and size, each with its numbers
+as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T says nothing else.
+"""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +54,7 @@ class Options(shared.TestData):
         None,
         "pictures that give the thresholds of the copied-weights row (those that spikedet convert "
         "takes, which leaves tuning pictures out)",
+        group="comparison",
     )
     classes: bool = option(False, "AP of every class as well (detection)")
     areas: list[float] | None = option(
@@ -59,16 +63,20 @@ class Options(shared.TestData):
         above=0,
         nargs=2,
         metavar="SMALL LARGE",
+        group="detectors",
     )
     bootstrap: int = option(
-        0, "resamplings of the pictures for 95 % intervals of AP, 0 for none (detection)", least=0
-    )
+        0, "resamplings of the pictures for 95 % intervals of AP, 0 for none (detection)", least=0,
+        group="detectors",
+    )  # fmt: skip
     batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
     device: str = shared.device()
     engine: str = shared.engine("torch")
     half: bool = shared.half(False)
-    plots: Path | None = option(None, "folder for plots and their numbers as CSV", metavar="FOLDER")
-    json: Path | None = option(None, "write the rows to this file", kind=kinds.json_file)
+    plots: Path | None = parse.written_folder(
+        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
+    )
+    json: Path | None = parse.written(None, "write the rows to this file", kind=kinds.json_file)
 
 
 class Planned(NamedTuple):
@@ -194,9 +202,7 @@ def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.networks import restore
 
-    expect_writable(options.json)
     shared.expect_half(options)
-    expect_writable(options.plots and options.plots / "confusion.png")
     planned = planned_rows(options)
     task, names = task_registry.of(planned[0].checkpoint), planned[0].checkpoint.names
     expect_of_task(options, task)

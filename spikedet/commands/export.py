@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedet.commands import parse, shared
-from spikedet.commands.checks import expect_writable
+from spikedet.commands import kinds, parse, shared
 from spikedet.errors import UsageError
 from spikedet.settings import option
 
@@ -23,14 +22,16 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
-    file: Path | None = option(
+    file: Path | None = parse.written(
         None,
         "file to write; its ending says the format: .onnx .nir .int8.safetensors",
         positional=True,
         metavar="FILE",
     )
-    out: Path | None = option(None, "the same file, by name", metavar="FILE")
-    format: str | None = option(None, "onnx, nir or int8, where the ending does not say it")
+    out: Path | None = parse.written(None, "the same file, by name", metavar="FILE")
+    format: str | None = option(
+        None, "onnx, nir or int8, where the ending does not say it", kind=kinds.export_format
+    )
     T: int | None = shared.steps()
     form: str | None = option(
         None, "of a spiking ONNX: all steps at once, or one", choices=("unrolled", "step")
@@ -45,7 +46,6 @@ def run(options: Options) -> None:
     path = options.out or options.file
     if path is None:
         raise UsageError("expected a file to write: WEIGHTS FILE, or WEIGHTS --out FILE")
-    expect_writable(path)
     form = {} if options.form is None else {"form": options.form}
     done = export(options.weights, path, options.format, options.T, **form)
     steps = "" if done.T is None else f", T={done.T}"

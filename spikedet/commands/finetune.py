@@ -1,6 +1,7 @@
 """Stage I: quantise and clip the activations, fine-tune with the task's loss, fold batch norm.
 
-    spikedet finetune --weights runs/float/best.safetensors --T 8 --data VOCdevkit --out runs/qc-T8
+    spikedet finetune --weights runs/float/best.safetensors --T 8 \\
+        --data VOCdevkit --out runs/qc-T8
 
 The weights say whether they are a detector's or a classifier's, here as in the other commands.
 

@@ -1,6 +1,6 @@
 """Weights in half the bytes, as the released ones are: matrices in half precision.
 
-    spikedet halve --weights runs/snn-T8.safetensors --out snn-T8-half.safetensors
+    spikedet halve --weights snn-T8.safetensors --out half.safetensors
 
 Biases, thresholds, initial potentials and norms stay in float32. Measure what --out holds: deep
 spiking networks answer to the rounding.
@@ -21,7 +21,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage")
-    out: Path = option(help="checkpoint to write")
+    out: Path = parse.written(help="checkpoint to write")
 
 
 def run(options: Options) -> None:

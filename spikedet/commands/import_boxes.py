@@ -7,8 +7,8 @@ that VOC does not have are left out, and so are pictures without any other objec
 printed. Pictures are JPEG files; they are linked, not copied. No file that is there is written
 over: what is the same is left alone, anything else is refused before anything is written.
 
-    spikedet import-boxes --pictures coco/val2017 --list val2017.txt --names coco.names \\
-        --out devkit/COCO2017 --split voc
+    spikedet import-boxes --pictures coco/val2017 --list val2017.txt \\
+        --names coco.names --out devkit/COCO2017 --split voc
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     pictures: list[Path] = option(help="picture folders")
-    out: Path = option(help="data-set folder to make")
+    out: Path = parse.written_folder(help="data-set folder to make")
     boxes: Path | None = option(None, "list of pictures and boxes", name="list", metavar="FILE")
     xml: Path | None = option(None, "folder of VOC XML files")
     coco: list[Path] | None = option(None, "COCO files; the first counts most")

@@ -1,23 +1,14 @@
 """Trained weights of torchvision, ultralytics or anybody else -> float checkpoint.
 
-    spikedet import --state runs/detect/train/weights/best.pt --out detector.safetensors
+    spikedet import --state runs/detect/train/weights/best.pt --out W
     spikedet import --model torchvision:resnet50 --state resnet50.pth \\
-        --names imagenet-classes.txt --out resnet50.safetensors
-    spikedet import --model configs/models/imagenet-resnet18.yaml --state resnet18.pth \\
-        --names imagenet-classes.txt --imgsz 224 --out resnet18.safetensors
+        --names imagenet-classes.txt --out W
     spikedet import --model yolov8n.yaml --activation "torch.nn.ReLU()" \\
-        --state state.pt --names classes.txt --imgsz 640 --out yolov8n.safetensors
+        --state state.pt --names classes.txt --imgsz 640 --out W
 
 --state is a best.pt or last.pt of ultralytics' training, which says itself what its network is, how
-its classes are called and how large its pictures are. Or it is a state dict, saved by torch.save or
-as safetensors, for which --model and --names say so. It may be inside {"state_dict": ...}, "model",
-"model_state" or "model_ema" (a mean over training is taken first), and "module." or "_orig_mod."
-may stand before its names. Names and shapes must be those of the description: every tensor is found
-or it is refused.
-
-No code of a file is run: classes that it names are read as plain data, and only those of a list.
---model torchvision:NAME is any classifier of torchvision. spikedet convert goes on from --out,
-which is converted once for a trial before it is written.
+its classes are called and how large its pictures are. Or it is a state dict, for which --model and
+--names say so. No code of a file is run. spikedet convert goes on from --out.
 """
 
 from __future__ import annotations
@@ -30,13 +21,23 @@ from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line
 from spikedet.settings import option
 
+MORE = """
+A state dict is one of torch.save or of safetensors. It may be inside {"state_dict": ...}, "model",
+"model_state" or "model_ema" (a mean over training is taken first), and "module." or "_orig_mod."
+may stand before its names. Names and shapes must be those of the description: every tensor is found
+or it is refused. --model torchvision:NAME is any classifier of torchvision.
+
+Classes that a file names are read as plain data, and only those of a list. What is written is
+converted once for a trial before.
+"""
+
 
 @dataclass(kw_only=True)
 class Options(parse.Options):
     """Options of the command."""
 
     state: Path = option(help="best.pt, or state dict: .safetensors, .pt, .pth", metavar="FILE")
-    out: Path = option(help="float checkpoint to write")
+    out: Path = parse.written(help="float checkpoint to write")
     model: Path | None = option(None, "description, as of spikedet train, or torchvision:NAME")
     width: str | None = option(
         None, "of --model: a detector's scale, n s m l; a classifier's factor, 0.5"
@@ -51,7 +52,8 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, save, sha256
-    from spikedet.errors import DataError, UsageError
+    from spikedet.data.samples import expect_names
+    from spikedet.errors import UsageError
     from spikedet.files import read_lines
     from spikedet.importing import state, ultralytics_checkpoint
     from spikedet.networks import expect_convertible, float_checkpoint
@@ -73,9 +75,8 @@ def run(options: Options) -> None:
     else:
         raise UsageError(f"--model: expected, as {options.state} does not say what its network is")
     if options.names is not None:
-        names = tuple(filter(None, read_lines(options.names)))
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"{options.names}: expected class names, one a line, each once")
+        lines = read_lines(options.names, "class names")
+        names = expect_names([line for line in lines if line], options.names)
     elif trained is not None:
         names = trained.names
     else:

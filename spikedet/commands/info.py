@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
-from spikedet.commands.checks import expect_writable
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError, cut
 from spikedet.settings import option
-from spikedet.terminal import Table, hanging
+from spikedet.terminal import Table, beside
 
 if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 STAGES = {"float": "float", "qc": "quantised (stage I)", "snn": "spiking"}
 VALUES = ("AP", "AP50", "top1", "top5")  # that are measured
-INDENT = 14  # letters of the column of names
 NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
 
 
@@ -40,13 +38,12 @@ class Options(parse.Options):
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
     layers: bool = option(False, "thresholds and firing rate of each layer")
-    json: Path | None = option(None, "write all of it to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:
     from spikedet.checkpoint import load
 
-    expect_writable(options.json)
     checkpoint = load(options.weights)
     entries = facts(checkpoint, options.weights)
     if options.layers:
@@ -59,10 +56,7 @@ def run(options: Options) -> None:
                 numbers = (row["least"], row["greatest"], row["rate"])
                 table.row(row["layer"], *(f"{number:.4g}" for number in numbers))
         elif value not in (None, [], {}):
-            first, *rest = hanging(text(value), INDENT)
-            print(f"{name.replace('_', ' '):{INDENT}}{first}")
-            for line in rest:
-                print(" " * INDENT + line)
+            print(beside(f"{name.replace('_', ' '):14}", text(value)))
     write_json(options, entries)
 
 
@@ -214,11 +208,14 @@ def _row(row: dict[str, Any]) -> str:
 def text(value: Any) -> str:
     """A value as a few words."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "\n".join(map(_row, value))
+        return f"\n{' ' * 14}".join(map(_row, value))
     if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:
         return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {cut(item, 200)}" for key, item in value.items())
+        return "\n".join(
+            f"{'' if n == 0 else ' ' * 14}{key}: {cut(item, 200)}"
+            for n, (key, item) in enumerate(value.items())
+        )
     if isinstance(value, list):
         return cut(f"{len(value)}: {', '.join(map(str, value))}", 400)
     return f"{value:,}" if isinstance(value, int) else cut(value, 200)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among, cut
 
 MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
@@ -38,18 +38,36 @@ def plot_file(text: str) -> Path:
 
 def _written(text: str, *endings: str) -> Path:
     if not text.endswith(endings):
-        raise ValueError(f"{text!r} is to be written; expected a name in {' or '.join(endings)}")
+        raise ValueError(
+            f"{cut(text)!r} is to be written; expected a name in {' or '.join(endings)}"
+        )
     return Path(text)
 
 
 def device(text: str) -> str:
-    """A device of torch's that is present on this machine: `cpu`, `cuda`, `cuda:N` or `N`."""
+    """A device of torch's that is present on this machine: `cpu`, `cuda`, `cuda:N` or `N`.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    if text == "cpu":
+        return text
     from spikedet.precision import present_device
 
-    try:
-        return present_device(torch_device(text))
-    except UsageError as error:
-        raise ValueError(str(error)) from None
+    return present_device(text)
+
+
+def devices(text: str) -> str:
+    """Devices to train on that are present: `cpu`, `cuda`, `cuda:N`, or several GPUs as `0,1`.
+
+    Raises:
+        UsageError: There are no such devices here.
+    """
+    if text != "cpu":
+        from spikedet.training import check_devices
+
+        check_devices(text)
+    return text
 
 
 def engine(text: str) -> str:
@@ -69,7 +87,19 @@ def timed_engine(text: str) -> str:
     from spikedet.engines.registry import names
 
     if text != IN_BFLOAT16 and text not in names():
-        raise ValueError(f"no engine {text!r}; expected {', '.join([*names(), IN_BFLOAT16])}")
+        there = [*names(), IN_BFLOAT16]
+        raise ValueError(f"no engine {text!r}; expected {among(text, there)}")
+    return text
+
+
+def export_format(text: str) -> str:
+    """Name of an exporter that is registered."""
+    from spikedet.exporting.registry import expect_format
+
+    try:
+        expect_format(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     return text
 
 

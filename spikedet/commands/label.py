@@ -1,7 +1,7 @@
 """Label pictures with trained detectors: a folder in, a COCO file with scores out.
 
-    spikedet label pictures --weights yolo11n_int8_openvino_model --voc --out labels.json
-    spikedet import-boxes --pictures pictures --coco labels.json --least-score 0.35 \\
+    spikedet label pictures --weights yolo11n.onnx --voc --out labels.json
+    spikedet import-boxes --pictures pictures --coco labels.json \\
         --out devkit/LABELLED --split train
 
 --weights are detectors that ultralytics loads (ONNX, OpenVINO, TFLite ..., .pt by its safe reader)
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.commands.checks import expect_new, nearest
+from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
-from spikedet.errors import DataError, PictureError, UsageError
+from spikedet.errors import DataError, PictureError, UsageError, among, cut
 from spikedet.settings import option
 
 
@@ -33,17 +33,18 @@ class Options(parse.Options):
 
     folder: Path = option(help="folder of pictures", positional=True, metavar="FOLDER")
     weights: list[Path] = option(help="one detector or several")
-    out: Path = option(help="COCO file to write", kind=kinds.json_file)
+    out: Path = parse.written(help="COCO file to write", kind=kinds.json_file)
     voc: bool = option(False, "rename COCO's classes to VOC's, keep VOC's 20 alone")
     rename: list[str] = option([], "other class names", metavar="OLD=NEW")
     classes: list[str] | None = option(None, "only these, as they are renamed")
     conf: float = option(0.1, "least score of a box, of one detector", least=0, most=1)
-    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1)
+    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1, group="box")
     one_class: float | None = option(
         None,
         "of boxes of any classes that overlap more than this the surest is kept",
         least=0,
         most=1,
+        group="box",
     )
     mirror: bool = option(False, "look at the mirrored picture as well")
     imgsz: int | None = option(
@@ -77,14 +78,15 @@ def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
     there = dict.fromkeys(name for teacher in teachers for name in teacher.names)
     for old in (pair.partition("=")[0] for pair in options.rename):
         if old not in there:
-            raise UsageError(f"--rename: no detector knows {old!r}; they know {', '.join(there)}")
+            raise UsageError(
+                f"--rename: no detector knows {cut(old)!r}; they know {among(old, there)}"
+            )
     classes = list(dict.fromkeys(names.get(name, name) for name in there))
     if options.voc:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
         if name not in classes:
-            there_are = ", ".join(classes) + nearest(name, classes)
-            raise UsageError(f"unknown class {name!r}; there are {there_are}")
+            raise UsageError(f"unknown class {cut(name)!r}; there are {among(name, classes)}")
     return [name for name in classes if not options.classes or name in options.classes]
 
 

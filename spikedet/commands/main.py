@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from spikedet import __version__
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, plainly
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, plainly
 from spikedet.settings import world_size
 from spikedet.terminal import Bar, close_bars, quietly
 
@@ -61,9 +61,7 @@ def module_of(name: str) -> ModuleType:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        from spikedet.commands.checks import nearest
-
-        hint = nearest(name, list(COMMANDS)) or "; see spikedet --help"
+        hint = nearest(name, COMMANDS) or "; see spikedet --help"
         raise UsageError(f"no command {cut(name)!r}{hint}")
     entry = COMMANDS[name]
     file = entry[1] if isinstance(entry, tuple) else name
@@ -82,7 +80,8 @@ def parsed(name: str, words: Sequence[Any]) -> Any:
 def _parsed(command: Any, words: Sequence[str], prog: str) -> Any:
     from spikedet.commands.parse import parse
 
-    return parse(command.Options, words, prog, command.__doc__ or "")
+    more = getattr(command, "MORE", "")
+    return parse(command.Options, words, prog, command.__doc__ or "", more)
 
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
@@ -157,8 +156,8 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
 
     Args:
         command: Gives the module of the command, or an object like one: `Options`, `run`,
-            `__doc__`, and `SEVERAL` where processes that torchrun starts share the work, which
-            else would each do the same.
+            `__doc__`, `MORE` where `--help-all` says more than that, and `SEVERAL` where processes
+            that torchrun starts share the work, which else would each do the same.
         words: Of its options.
         prog: What it is called.
     """
@@ -210,10 +209,6 @@ def _call(command: Any, words: Sequence[str], prog: str) -> int:
             "pretrain"
         )
     json = options.json
-    if json is not None:
-        from spikedet.commands.checks import expect_writable
-
-        expect_writable(json)
     if options.quiet:
         logging.getLogger().setLevel(logging.WARNING)
     start = time.monotonic()

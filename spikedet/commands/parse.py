@@ -10,6 +10,8 @@ keys of that say how the command line has them:
     shown       what the help says of its default, where that is not the default itself
     pair        a boolean is switched off as well, by `--no-NAME`; None where it may be either
     nargs       a list has exactly so many values
+    check       called with the value that counts, once all words are read; returns it, or raises
+                UsageError: of devices, and of what is to be written
 
 A field made by `several` stands for the options of another dataclass; its value is a dict of those
 that were given.
@@ -22,6 +24,8 @@ import io
 import os
 import re
 import shutil
+import sys
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -30,16 +34,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from spikedet.commands import kinds
-from spikedet.commands.checks import nearest
 from spikedet.commands.config import with_config
-from spikedet.errors import UsageError, cut
+from spikedet.errors import UsageError, cut, nearest
+from spikedet.files import expect_folder, expect_writable
 from spikedet.settings import bounds, option, wrong
 
 GROUPS = (  # in this order, others behind them
     "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",
     "classifiers",
 )  # fmt: skip
+COMMON = "common"  # the group of what every command has, behind all others
 WIDTH = 100  # of a page of help, in characters
+
+
+def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:
+    """An option that names a file to write, which is refused where none can be."""
+    return option(default, help, check=expect_writable, **more)
+
+
+def written_folder(default: Any = MISSING, help: str = "", **more: Any) -> Any:
+    """An option that names a folder to write to, which is refused where nothing can be in it."""
+    return option(default, help, check=expect_folder, **more)
 
 
 @dataclass(kw_only=True)
@@ -52,13 +67,14 @@ class Options:
         json: A command with results of its own defines it anew, and writes them itself.
     """
 
-    quiet: bool = option(False, "no progress and no tables: warnings and errors alone")
-    json: Path | None = option(
-        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file
+    quiet: bool = option(
+        False, "no progress and no tables: warnings and errors alone", group=COMMON
     )
-
+    json: Path | None = written(
+        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file, group=COMMON
+    )
     config: Path | None = option(
-        None, "YAML file with options; see configs/experiments", metavar="FILE"
+        None, "YAML file with options; see configs/experiments", metavar="FILE", group=COMMON
     )
     given: frozenset[str] = field(default=frozenset(), repr=False)
     command: str = field(default="", repr=False)
@@ -169,8 +185,13 @@ def options_of(options: type, part: str = "") -> list[Option]:
     return sorted(all_options, key=rank)
 
 
-def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping] | None = None,
-            without: Sequence[str] = ()) -> type:  # fmt: skip
+def partial(
+    name: str,
+    options: Mapping[str, type],
+    usual: Mapping[str, Mapping] | None = None,
+    without: Sequence[str] = (),
+    checks: Mapping[str, Any] | None = None,
+) -> type:
     """The options of one task or another, each None until it is given.
 
     Args:
@@ -178,6 +199,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         options: The dataclass of each task.
         usual: Defaults of each task that are not as there.
         without: Names that are left out.
+        checks: The `check` of some.
 
     Returns:
         A dataclass; the help shows the defaults of all tasks.
@@ -199,6 +221,7 @@ def partial(name: str, options: Mapping[str, type], usual: Mapping[str, Mapping]
         if len(set(values.values())) == 1 and len(values) == len(options):
             shown = first.more.get("shown") or next(iter(values.values()))
         more = {**first.more, "shown": shown, "pair": first.flag}
+        more["check"] = (checks or {}).get(key)
         value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
         members.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, members, kw_only=True)
@@ -214,7 +237,9 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------ tyro
 
 
-def parse(options: type, words: Sequence[str], prog: str, description: str = "") -> Any:
+def parse(
+    options: type, words: Sequence[str], prog: str, description: str = "", more: str = ""
+) -> Any:
     """The options that some words give.
 
     Args:
@@ -222,6 +247,7 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
         words: Of the command line.
         prog: What the help calls the command.
         description: What the help says of it.
+        more: What `--help-all` says besides.
 
     Raises:
         UsageError: Words that are none of its options, a value that one cannot have.
@@ -230,7 +256,8 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
     there = options_of(options)
     for help in ("-h", "--help", "--help-all"):
         if help in words:
-            show_help(there, prog, description, everything=help == "--help-all")
+            everything = help == "--help-all"
+            show_help(there, prog, [description, *([more] if everything else [])], everything)
     before = with_config(there, list(words), prog.rpartition(" ")[2])
     values = vars(_run(there, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
@@ -241,12 +268,26 @@ def parse(options: type, words: Sequence[str], prog: str, description: str = "")
         value = values[each.name]
         if each.flag and each.name not in named:
             value = each.default
+        if value is not None and each.more.get("check"):
+            value = _checked(each, value)
         if not each.part:
             settings[each.field] = value
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
     command = prog.rpartition(" ")[2]
     return options(**settings, given=given_of(there, words), command=command)
+
+
+def _checked(each: Option, value: Any) -> Any:
+    """A value as the `check` of its option returns it.
+
+    Raises:
+        UsageError: As there, with the option.
+    """
+    try:
+        return each.more["check"](value)
+    except UsageError as error:
+        raise UsageError(f"{each.word}: {error}") from None
 
 
 def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
@@ -265,25 +306,59 @@ def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
     groups: dict[str, list[Option]] = {}
     for each in there:
         groups.setdefault(each.more["group"], []).append(each)
-    order = ("", *GROUPS, *groups)
+    order = ("", *GROUPS, *(title for title in groups if title != COMMON), COMMON)
     return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
 
 
-def show_help(there: Sequence[Option], prog: str, description: str, everything: bool) -> None:
-    """Print the help: what people need, or everything; the process ends.
+def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
+    """Print the help: what people need first, on a screen, or everything; the process ends.
 
     Raises:
         SystemExit: It is printed.
     """
     groups = [title for title in grouped(there) if title]
-    print(description.strip() + "\n")
-    columns = str(min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    for text in filter(None, map(str.strip, texts)):
+        print(_filled(text, columns) + "\n")
     shown = [each for each in there if everything or not each.more["group"]]
-    with _columns(columns), contextlib.suppress(SystemExit):
+    printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+    with (
+        _columns(str(columns)),
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(printed),
+    ):
         _tyro(shown, ["--help"], prog)
-    if groups and not everything:
-        print(f"Further options ({', '.join(groups)}): {prog} --help-all")
+    usage, _, boxes = printed.text().partition("\n")
+    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours, which have no width
+    print(_wrapped(usage, columns, "       ") + "\n" + boxes, end="")
+    if not everything:
+        rest = f"{prog} --help-all says more, and has further options ({', '.join(groups)})."
+        print(_filled(rest, columns))
     raise SystemExit(0)
+
+
+def _filled(text: str, columns: int) -> str:
+    """Text whose paragraphs are as wide as the terminal; what is indented stays as it is."""
+    parts = text.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else _wrapped(p, columns) for p in parts)
+
+
+def _wrapped(text: str, columns: int, indent: str = "") -> str:
+    """Text in lines that are no wider, all but the first one indented."""
+    wide = max(20, columns)
+    return textwrap.fill(text, wide, subsequent_indent=indent, break_on_hyphens=False)
+
+
+class _Printed(io.TextIOWrapper):
+    """Keeps what is printed, with the colours that standard output would have."""
+
+    def isatty(self) -> bool:
+        assert sys.__stdout__ is not None
+        return sys.__stdout__.isatty()
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
 
 
 def _run(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:

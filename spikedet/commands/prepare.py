@@ -1,7 +1,7 @@
 """Download a data set from its authors, verify and unpack it.
 
     spikedet prepare voc FOLDER          # into FOLDER/VOCdevkit
-    spikedet prepare voc FOLDER --check  # only look: FOLDER is a VOCdevkit or holds one
+    spikedet prepare voc FOLDER --check  # only look, download nothing
     spikedet prepare cifar10 FOLDER
 
 A download that stops goes on when the command is run again. No file that is there is replaced.
@@ -20,6 +20,7 @@ from spikedet.commands import parse
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import DataError
+from spikedet.files import expect_folder
 from spikedet.settings import option
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> int:
+    if not options.check:
+        expect_folder(options.folder)
     if options.name != "voc":
         refuse(options, ["years", "check", "server", "keep"], "only of VOC")
         return cifar(options.name, options.folder)

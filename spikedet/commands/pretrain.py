@@ -1,7 +1,8 @@
 """Pre-train the detector's backbone on classified pictures, before it is trained on boxes.
 
     spikedet pretrain --data tiny-imagenet-200 --out runs/backbone
-    spikedet train --data VOCdevkit --pretrained runs/backbone/best.safetensors --out runs/float
+    spikedet train --pretrained runs/backbone/best.safetensors \\
+        --data VOCdevkit --out runs/float
 
 It is trained as a classifier is, behind it the mean of its features and a linear layer, which are
 not kept. A detector that starts from it is far ahead of one from scratch (see the model card in

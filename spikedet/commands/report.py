@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import parse
-from spikedet.commands.checks import expect_writable
 from spikedet.errors import DataError, SpikedetError, UsageError
 from spikedet.settings import option
 
@@ -38,7 +37,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     run: Path = option(help="folder of a training or of results", positional=True, metavar="RUN")
-    out: Path = option(Path("report.html"), "the page", metavar="FILE")
+    out: Path = parse.written(Path("report.html"), "the page", metavar="FILE")
 
 
 def run(options: Options) -> None:
@@ -46,7 +45,6 @@ def run(options: Options) -> None:
 
     if not options.out.name.lower().endswith((".html", ".htm")):
         raise UsageError(f"--out {options.out}: is to be written; expected a name in .html")
-    expect_writable(options.out)
     page = report(options.run)
     data = page.html()
     write_atomic(options.out, data)

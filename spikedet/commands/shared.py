@@ -30,13 +30,13 @@ GROUP = "data"
 
 def device() -> Any:
     """`--device` of a command that runs networks on a single one."""
-    return option("cpu", "cpu or cuda:N", kind=kinds.device)
+    return option("cpu", "cpu or cuda:N", check=kinds.device)
 
 
 def half(default: bool | None) -> Any:
     """`--half/--no-half`; None chooses by the CPU."""
     chosen = ", if the CPU supports it" if default is None else ""
-    return option(default, f"spiking layers in bfloat16{chosen}", pair=True)
+    return option(default, f"spiking layers in bfloat16{chosen}", pair=True, group="speed")
 
 
 def engine(default: str = "auto") -> Any:
@@ -87,7 +87,9 @@ def _split(tasks: Sequence[str] = tuple(SETTINGS), test: bool = False) -> Any:
         usual += f"; {'val or test' if test else 'train'} of other data than VOC's"
     elif test:
         usual += ", or val where there is only that"
-    return option(None, f"data sets and splits, joined by + ({usual})")
+    # what is trained on has a usual one that nearly all take
+    group = "" if test else GROUP
+    return option(None, f"data sets and splits, joined by + ({usual})", group=group)
 
 
 @dataclass(kw_only=True)
@@ -96,7 +98,7 @@ class Classified(Options):
 
     data: list[Path] = _data(["classification"])
     split: str | None = _split(["classification"])
-    limit: int | None = option(None, "only so many pictures, always the same", least=1)
+    limit: int | None = option(None, "only so many pictures, always the same", least=1, group=GROUP)
 
 
 @dataclass(kw_only=True)
@@ -105,6 +107,7 @@ class Measured(Classified):
 
     data: list[Path] = _data()
     split: str | None = _split(test=True)
+    limit: int | None = option(None, "only so many pictures, always the same", least=1)
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 """Train a float network: the detector on PASCAL VOC, or a classifier on folders of pictures.
 
-    spikedet train --data VOCdevkit --split VOC2007:train+VOC2012:trainval --out runs/float
-    spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 --out runs/resnet20
+    spikedet train --data VOCdevkit --out runs/float
+    spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 \\
+        --out runs/resnet20
 
 The network description says which of the two it is. Writes last.safetensors and best.safetensors
 (best on the tuning pictures), results.csv and state.pt into --out after every epoch, curves.png at

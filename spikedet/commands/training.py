@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet import resources
-from spikedet.commands.checks import expect_writable, refuse
+from spikedet.commands import kinds
+from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line, progress
-from spikedet.commands.parse import Options, options_of, partial, several
+from spikedet.commands.parse import Options, options_of, partial, several, written_folder
 from spikedet.errors import UsageError
 from spikedet.settings import POOLINGS, Plan, StageOne, option
 from spikedet.stages.watcher import Watcher
@@ -32,7 +33,7 @@ GROUP_ONE, GROUP_TWO = "stage I", "stage II"
 
 def run_folder() -> Any:
     """`--out` of a training."""
-    return option(help="folder of the run")
+    return written_folder(help="folder of the run")
 
 
 def network_file(help: str) -> Any:
@@ -63,8 +64,8 @@ def training(
     if usual is None:
         usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
     without = (*without, "imgsz") if stage_one else without
-    kinds = {task: SETTINGS[task].Settings for task in usual}
-    return several(partial("Training", kinds, usual, without))
+    tasks = {task: SETTINGS[task].Settings for task in usual}
+    return several(partial("Training", tasks, usual, without, {"device": kinds.devices}))
 
 
 def names_of(part: str = "Settings") -> list[str]:
@@ -252,7 +253,6 @@ def is_made(out: Path, resume: bool) -> bool:
     """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
     from spikedet.stages import pipeline
 
-    expect_writable(out)
     done = pipeline.is_made(out, resume, command_line())
     if done:
         print(f"{out}: complete; nothing to resume")

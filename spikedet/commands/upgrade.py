@@ -21,7 +21,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage")
-    out: Path = option(help="checkpoint to write")
+    out: Path = parse.written(help="checkpoint to write")
 
 
 def run(options: Options) -> None:

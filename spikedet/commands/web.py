@@ -3,8 +3,9 @@
     spikedet web
 
 Then open the address that it prints. The page takes a picture, a video or the camera of the
-browser. It can be reached from this machine alone unless --host says otherwise, asks no other
-server for anything and keeps nothing. Needs pip install spikedet[web].
+browser; it shows spiking detectors, with the float network beside them. It can be reached from this
+machine alone unless --host says otherwise, asks no other server for anything and keeps nothing.
+Needs pip install spikedet[web].
 """
 
 from __future__ import annotations
@@ -79,6 +80,27 @@ def reference_of(detector: Predictor, options: Options) -> Predictor | None:
     return Predictor(path, None, options.device)
 
 
+def expect_spiking_detector(path: Path) -> None:
+    """Refuse weights that the page cannot show: boxes step by step are all that it has.
+
+    Raises:
+        UsageError: They are of a classifier, or have no time steps.
+    """
+    from spikedet.checkpoint import load
+
+    checkpoint, wanted = load(path), "expected spiking weights of a detector"
+    if checkpoint.task != "detection":
+        raise UsageError(
+            f"{path.name}: weights for {checkpoint.task}, which the page does not show; {wanted}, "
+            "or spikedet classify"
+        )
+    if checkpoint.stage != "snn":
+        raise UsageError(
+            f"{path.name}: {checkpoint.stage} weights have no time steps to show; {wanted}, with "
+            "float ones beside them by --float"
+        )
+
+
 def run(options: Options) -> None:
     try:
         from spikedet.web import server
@@ -105,6 +127,7 @@ def run(options: Options) -> None:
     if options.T is not None and options.T > limits.T:
         raise UsageError(f"T is {options.T}; expected at most --most-steps, {limits.T}")
     path = options.weights or default_weights(options.T)
+    expect_spiking_detector(path)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
     listening = server.open_port(options.host, options.port)
     viewer = Viewer(detector, reference_of(detector, options), read_picture(SAMPLE), limits)

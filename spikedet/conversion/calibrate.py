@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from spikedet.conversion.bias import own_bias
 from spikedet.conversion.stored import Site, Stored, fire
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import mean_over_time, per_channel
@@ -109,7 +109,7 @@ def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
         return set(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"no layer is named {pattern!r}; there are {', '.join(names)}")
+            raise UsageError(f"no layer is named {pattern!r}; there are {among(pattern, names)}")
     return {name for name in names if any(fnmatchcase(name, p) for p in patterns)}
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, among, cut
+
+MOST_LETTERS = 255  # of a class name; the name of a folder is no longer
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def number_of(name: str, names: Sequence[str], where: Path | str) -> int:
     """
     if name not in names:
         raise DataError(
-            f"{where}: unknown class {cut(name)!r}; known classes are {listed(names, len(names))}"
+            f"{where}: unknown class {cut(name)!r}; known classes are {among(name, names)}"
         )
     return names.index(name)
 
@@ -75,11 +77,17 @@ def expect_names(names: Sequence[str], where: Path | str) -> tuple[str, ...]:
     """Class names that can be told apart.
 
     Raises:
-        DataError: There are none, an empty one, or one twice.
+        DataError: There are none, an empty one, one of more than `MOST_LETTERS`, or one twice.
     """
     names = tuple(names)
     if not names or not all(names):
         raise DataError(f"{where}: {'an empty class name' if names else 'no class names'}")
+    longest = max(names, key=len)
+    if len(longest) > MOST_LETTERS:  # tables, drawings and files could not show them
+        raise DataError(
+            f"{where}: the class name {cut(longest, 40)!r} is too long; expected at most "
+            f"{MOST_LETTERS} characters"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{where}: two classes of the name {cut(twice)!r}")

@@ -17,7 +17,7 @@ from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import Conv, Detect, DetectionLoss, DetectionModel, stock_description
-from spikedet.errors import UsageError, WeightsError
+from spikedet.errors import UsageError, WeightsError, among, nearest
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
@@ -272,9 +272,10 @@ def read_description(
     if not file.is_file():
         stock = stock_description(file.name) if file.name == str(path) else None
         if stock is None:
+            meant = nearest(file.stem, resources.configs("models"))
             raise UsageError(
                 f"{path}: no such network description; expected a file, a name as tiny-yolo, or "
-                "one of ultralytics' as in yolov8n.yaml"
+                f"one of ultralytics' as in yolov8n.yaml{meant}"
             )
         file, scale = stock
     description = read_yaml(file)
@@ -282,7 +283,7 @@ def read_description(
     if width is not None:
         scales = description.get("scales") or {}
         if width not in scales:
-            raise UsageError(f"width {width!r}: {path} has {', '.join(scales) or 'no widths'}")
+            raise UsageError(f"width {width!r}: {path} has {among(width, scales) or 'no widths'}")
         description["scale"] = width
     if activation is not None:
         description["activation"] = activation

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 
 VERSION = 4  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
@@ -165,7 +165,7 @@ def expect_kernels(name: str, said: str = "kernels") -> None:
         UsageError: Says which there are.
     """
     if name not in kernels():
-        raise UsageError(f"{said} {name!r}; this machine has {', '.join(kernels())}")
+        raise UsageError(f"{said} {name!r}; this machine has {among(name, kernels())}")
 
 
 def chosen() -> str:

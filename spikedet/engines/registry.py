@@ -10,7 +10,7 @@ from torch import Tensor
 from spikedet.engines.library import NoLibrary
 from spikedet.engines.program import NoIntegers
 from spikedet.engines.whole import EventsEngine, ReferenceEngine, Show, Tell
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 from spikedet.graph.graph import Graph
 
 
@@ -55,7 +55,7 @@ def expect_engine(name: str) -> None:
         UsageError: Says which there are.
     """
     if name not in names():
-        raise UsageError(f"no engine {name!r}; expected {', '.join(names())}")
+        raise UsageError(f"no engine {name!r}; expected {among(name, names())}")
 
 
 def left_out(engine: Engine | None) -> dict[str, str]:

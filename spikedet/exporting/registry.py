@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 
 if TYPE_CHECKING:
     from spikedet.exporting.source import Source
@@ -55,6 +55,16 @@ def register(exporter: Exporter) -> None:
     EXPORTERS[exporter.name] = exporter
 
 
+def expect_format(name: str) -> None:
+    """Refuse what is no name of a format.
+
+    Raises:
+        UsageError: Says which there are.
+    """
+    if name not in EXPORTERS:
+        raise UsageError(f"no export format {name!r}; expected one of {among(name, EXPORTERS)}")
+
+
 def named(name: str, path: Path) -> Exporter:
     """An exporter by its name.
 
@@ -65,8 +75,7 @@ def named(name: str, path: Path) -> Exporter:
     Raises:
         UsageError: There is none, or files that end like this one are of another format.
     """
-    if name not in EXPORTERS:
-        raise UsageError(f"no export format {name!r}; expected one of {', '.join(EXPORTERS)}")
+    expect_format(name)
     said = by_ending(path)
     if said is not None and said.name != name:
         raise UsageError(f"{path}: the ending says {said.name}, and the format is {name}")

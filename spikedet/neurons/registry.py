@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, among
 from spikedet.neurons.layers import IFNeuron
 
 NEURONS: dict[str, type[IFNeuron]] = {"neuron": IFNeuron}
@@ -32,5 +32,5 @@ def named(name: str) -> type[IFNeuron]:
         UsageError: There is none; names those that there are.
     """
     if name not in NEURONS:
-        raise UsageError(f"neuron {name!r}; expected one of {', '.join(NEURONS)}")
+        raise UsageError(f"neuron {name!r}; expected one of {among(name, NEURONS)}")
     return NEURONS[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ import numpy as np
 from spikedet.detection.boxes import Detections
 from spikedet.detection.draw import draw
 from spikedet.errors import PictureError, UsageError
-from spikedet.files import write_atomic
+from spikedet.files import expect_folder, write_atomic
 from spikedet.outputs.coco import CocoResults
 from spikedet.outputs.names import Names, numbered, picture_suffix, safe, stem_of
 from spikedet.outputs.text import csv_rows, csv_table, json_lines, json_list, json_text
@@ -100,7 +99,7 @@ class Outputs:
         self.save, self.counts = save, Counts()
         self._names = Names(inputs)
         if save.annotated or save.frames or save.crops or save.yolo:
-            _expect_folder(save.folder)
+            expect_folder(save.folder)
         for path in (save.json, save.jsonl, save.csv, save.coco):
             if path is not None:
                 self._names.take(path)
@@ -269,15 +268,6 @@ def entry_of(frame: Frame, detections: Detections, annotated: Path | None = None
         "width": width, "height": height, "annotated": annotated and str(annotated),
         "detections": listed,
     }  # fmt: skip
-
-
-def _expect_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before the work begins."""
-    there = path.absolute()
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"{path}: {there} is not a folder that can be written to")
 
 
 def _share(frame: Frame, number: int, count: int) -> Frame:

@@ -100,6 +100,7 @@ def stem_of(frame: Frame) -> str:
 
 def safe(name: str) -> str:
     """A name that a file may have everywhere, empty where nothing is left of it."""
+    name = os.fsencode(name)[:LONGEST].decode(errors="ignore")
     if not _odd(name):
         return name
     return re.sub(r'[\x00-\x1f/\\:*?"<>|\s]+', "-", name).strip("-. ")

@@ -18,6 +18,7 @@ SHARES = ("average precision", "precision and recall", "accuracy")  # panels: ne
 NAMED = 7  # lines that a legend names; more are grey
 WRITTEN = 12  # classes up to which a matrix has its numbers
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")  # of bars of one colour
+LETTERS = 30  # of the name of a class
 LABELLED = 40  # up to which it has their names
 
 
@@ -44,6 +45,33 @@ def over(
         line = sorted((row[key], 100 * row[value]) for row in own)
         axes.plot(*zip(*line, strict=True), marker="o", label=method)
     _over_steps(axes, rows, key, source)
+    return png(figure)
+
+
+def trade(rows: Rows, value: str, about: About) -> bytes:
+    """What fewer spikes cost and save: a measured value over the energy, as PNG.
+
+    Args:
+        rows: With `sparsity` (empty for the network before), `energy` as a part of the float
+            network's, the value in 0..1, and `passes` where time was measured.
+        value: Its column.
+        about: What stands below.
+    """
+    title = f"{value} and energy with a penalty on spikes"
+    figure, axes = new(title, "energy, % of the float network", f"{value} (%)", about)
+    line = sorted((100 * row["energy"], 100 * row[value]) for row in rows if row["sparsity"] != "")
+    if line:
+        axes.plot(*zip(*line, strict=True), marker="o", label="trained with the penalty")
+    for row in rows:
+        place = (100 * row["energy"], 100 * row[value])
+        words = "" if row["sparsity"] == "" else f"{row['sparsity']:g}"
+        words += f" ({row['passes']:.2f} passes)" if row.get("passes") else ""
+        if row["sparsity"] == "":
+            axes.plot(*place, marker="s", linestyle="", label="before")
+        offset = (5, -12) if row["sparsity"] == "" else (5, 6)
+        axes.annotate(words.strip(), place, offset, textcoords="offset points", fontsize="small")
+    axes.margins(0.15)
+    axes.legend()
     return png(figure)
 
 
@@ -110,6 +138,11 @@ def f1(rows: Rows, about: About) -> bytes:
     return png(figure)
 
 
+def short(name: str) -> str:
+    """The name of a class as plots have room for it."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
+
+
 def confusion(rows: Rows, about: About) -> bytes:
     """What each class is taken for: counts, shaded by their share of the class.
 
@@ -132,8 +165,9 @@ def confusion(rows: Rows, about: About) -> bytes:
     shown = axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
     if len(names) <= LABELLED:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        labels = [*map(short, names)]
+        axes.set_xticks(range(len(names)), labels, rotation=90)
+        axes.set_yticks(range(len(names)), labels)
     if len(names) <= WRITTEN:
         for (line, column), count in np.ndenumerate(counts):
             colour = "black" if shares[line, column] > 0.5 else "white"
@@ -228,7 +262,7 @@ def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
     groups = by(rows, "class")
     many = len(groups) - 1 > NAMED
     for name, own in groups.items():
-        how: dict[str, Any] = {"label": name}
+        how: dict[str, Any] = {"label": short(name)}
         if name == ALL:
             how |= {"color": "black", "linewidth": 2.5, "linestyle": "-", "zorder": 3}
         elif many:
@@ -274,7 +308,7 @@ def _bars(
         edge = {"edgecolor": "white", "linewidth": 0}  # of the hatching
         axes.bar(places, heights, width, label=label, color=COLOURS[colour], hatch=hatch, **edge)
     empty = {n for n in names if all(values.get(n) is None for values in bars.values())}
-    shown = [f"{name} (none)" if name in empty else name for name in names]
+    shown = [short(name) + (" (none)" if name in empty else "") for name in names]
     axes.set_xticks(np.arange(len(names)), shown)
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars

@@ -13,6 +13,7 @@ from spikedet.commands import shared
 from spikedet.commands.checks import refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
+from spikedet.reproduction import sparsity
 from spikedet.reproduction.tables import (
     COSTS,
     END,
@@ -50,7 +51,11 @@ def make(options: Any, models: list[Path]) -> None:
     options = replace(options, split=shared.split(options, "classification", test=True))
     refuse(options, DETECTORS, f"{options.name} of classifiers has no use for it")
     networks = networks_of(options, models)
-    if options.name in FIGURES:
+    if options.name == "sparsity":
+        for network in networks:
+            out = options.out if len(networks) == 1 else network.shop.out
+            sparsity.make(replace(options, out=out), network.shop, "top1")
+    elif options.name in FIGURES:
         analyse(options, networks)
     else:
         measure(options, networks)

@@ -16,6 +16,7 @@ from spikedet.detection.published import MEASURES, TABLE_10
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
+from spikedet.reproduction import sparsity
 from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
@@ -88,13 +89,15 @@ def make(options: Any, models: list[Path]) -> None:
     model = models[0] if models else None
     leaky = options.leaky or (None if model else released_leaky())
     options = replace(options, split=options.split or SPLIT, leaky=leaky)
-    if leaky is None:
+    if leaky is None and options.name != "sparsity":
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
     assert source is not None  # it comes with the package
     folder = options.out / f"detector-{identity(source)[:8]}"
     shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
-    if options.name == "figure8":
+    if options.name == "sparsity":
+        sparsity.make(replace(options, leaky=None), shop, "AP")
+    elif options.name == "figure8":
         steps_of_one_picture(options, shop)
     else:
         table(options, shop)

@@ -7,11 +7,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.errors import SpikedetError, UsageError
+from spikedet.errors import SpikedetError, UsageError, nearest
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
 
@@ -28,6 +28,8 @@ class Cell:
         end_to_end: Whether it has this pass, where the method does.
         made_for: T that its network is made for, if not T.
         steps: All T of rows that are read out from one run of that network; T alone if empty.
+        penalty: Weight of a penalty on spikes, in a pass of whole weights that begins with this
+            network; None for none.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Cell:
     end_to_end: bool = True
     made_for: int | None = None
     steps: tuple[int, ...] = field(default=(), compare=False)
+    penalty: float | None = None
 
     @classmethod
     def of(cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any) -> Cell:
@@ -62,8 +65,9 @@ def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, ha
     Raises:
         UsageError: A value that it cannot be.
     """
-    if absent := set(asked or ()) - set(there):
-        raise UsageError(f"{option} {' '.join(map(str, sorted(absent)))}: {have}")
+    if absent := sorted(set(asked or ()) - set(there)):
+        meant = nearest(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
+        raise UsageError(f"{option} {' '.join(map(str, absent))}: {have}{meant}")
 
 
 def note_of(path: Path) -> Path:
@@ -154,6 +158,8 @@ class Workshop:
         if cell.method == "quantised":
             return self.stage_one(T, make)
         options = self.options
+        if cell.penalty is not None:
+            return self.sparser(cell, make)
         usual = cell.pictures == options.pictures and cell.end_to_end
         ready = self.released("snn", cell.weights_T)
         if cell.method == "two-stage" and usual and ready:
@@ -178,6 +184,14 @@ class Workshop:
                 options.end_to_end if cell.end_to_end and cell.pictures else 0,
             ]
         return self.ensured(path, [*words, *self.training()], make, self.begun(path))
+
+    def sparser(self, cell: Cell, make: bool = True) -> Path:
+        """Weights of a pass with a penalty on spikes."""
+        path = self.out / "weights" / f"{self.name(cell)}.safetensors"
+        words = ["calibrate", "--weights", self.weights(replace(cell, penalty=None), make)]
+        words += ["--teacher", self.model, "--T", cell.T, "--end-to-end", self.options.end_to_end]
+        words += ["--end-int8", "--end-sparsity", f"{cell.penalty:g}", *self.training()]
+        return self.ensured(path, words, make and not path.is_file(), self.begun(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
@@ -238,7 +252,8 @@ class Workshop:
         """Of the files of a row."""
         pictures = "" if cell.pictures == self.options.pictures else f"-{cell.pictures}-pictures"
         layers = "" if cell.end_to_end else "-layer-wise"
-        return f"{cell.method}{pictures}{layers}-T{cell.weights_T or 0}"
+        sparse = "" if cell.penalty is None else f"-sparsity-{cell.penalty:g}"
+        return f"{cell.method}{pictures}{layers}{sparse}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet evaluate measures of a row; without `make` None where it did not yet.
@@ -267,6 +282,22 @@ class Workshop:
         entry = self.read(path, cell)
         if entry is None and make:
             entry = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.keep(path, entry)
+        return entry
+
+    def speed(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
+        """What spikedet benchmark times of a row, on this machine; None as for a row."""
+        path = self.place(cell, f"-speed-at-{cell.T}")
+        entry = self.read(path, cell)
+        if entry is None and make:
+            written = path.with_suffix(".new.json")
+            words = ["--weights", self.weights(cell), "--float", self.model, "--T", cell.T]
+            self.run("benchmark", *words, "--data", self.data[0], "--json", written)
+            rows = {row["name"]: row for row in json.loads(written.read_text())}
+            shown = self.row(cell)
+            assert shown is not None  # it was measured
+            known = {name: shown[name] for name in ("weights_sha256", "data")}
+            entry = {**rows["spikedet"], **known}
             self.keep(path, entry)
         return entry
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import re
 import stat
+import tempfile
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +21,7 @@ import cv2
 import numpy as np
 
 from spikedet.errors import PictureError
+from spikedet.pictures import read_parts
 from spikedet.sources.frame import Frame, Problems
 from spikedet.sources.video import decoded, expect_length, reason, seconds_of, stream_of
 
@@ -23,6 +29,9 @@ Item = TypeVar("Item")
 Picture = tuple[np.ndarray, float]  # and when it came, in seconds of a clock
 ADDRESS = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
+# What MP4 files say that they are which are pictures: AVIF and HEIC.
+PICTURE_BRANDS = {"avif", "avis", "mif1", "msf1", "heic", "heix", "heim", "heis", "hevc", "hevx"}
+LARGEST = 256 << 20  # bytes of a picture
 TIMEOUT = 10.0  # seconds without an answer
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds before each try to connect again
 # What a stream may make FFmpeg open: no file of this machine.
@@ -179,6 +188,10 @@ class Address:
         if scheme not in SCHEMES:
             raise PictureError(f"{self.name}: expected an address with {', '.join(SCHEMES)}")
         container = self._connect()
+        if _is_still(container):
+            container.close()
+            yield from self._picture()
+            return
         try:
             stream_of(container, self.name)
             ends = _ends(container)
@@ -210,21 +223,50 @@ class Address:
         except (av.FFmpegError, OSError, ValueError) as error:
             raise PictureError(f"{self.name}: cannot be opened ({reason(error)})") from None
 
+    def _picture(self) -> Iterator[Frame]:
+        """Frames of a picture file, animations among them, as of one on this machine.
+
+        FFmpeg gives the first frame of some and none of others.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture"
+            path.write_bytes(self._downloaded())
+            time = 0.0
+            try:
+                for index, (picture, seconds, count) in enumerate(read_parts(path)):
+                    video = seconds is not None
+                    yield Frame(picture, self.name, index, time, video, count, seconds)
+                    time += seconds or 0.0
+            except PictureError as error:
+                raise PictureError(str(error).replace(str(path), self.name)) from None
+
+    def _downloaded(self) -> bytes:
+        parts = urllib.parse.urlsplit(self.address)
+        user, _, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(parts._replace(netloc=host).geturl())
+        if user:
+            word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+            request.add_header("Authorization", f"Basic {word}")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                data = answer.read(LARGEST + 1)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise PictureError(f"{self.name}: cannot be read ({reason(error)})") from None
+        if len(data) > LARGEST:
+            raise PictureError(
+                f"{self.name}: is a picture of more than {LARGEST >> 20} MB; download it first"
+            )
+        return data
+
     def _film(self, container: av.container.InputContainer, problems: Problems) -> Iterator[Frame]:
         """Frames of what has an end."""
-        seconds = seconds_of(container)
-        still = _is_still(container)
         last = None
         for frame in decoded(container, self.name, problems):
             last = frame
-            yield Frame(
-                frame.picture, self.name, frame.index, frame.time, not still,
-                1 if still else frame.total, None if still else frame.duration,
-                None if still else seconds,
-            )  # fmt: skip
+            yield frame
         if last is None:
             raise PictureError(f"{self.name}: holds no frame that can be read")
-        expect_length(last, None if still else seconds)
+        expect_length(last, seconds_of(container))
 
     def _stream(
         self, first: av.container.InputContainer | None, problems: Problems
@@ -263,10 +305,13 @@ class Address:
 
 
 def _ends(container: av.container.InputContainer) -> bool:
-    """Whether what is behind an address has an end: a film or a picture, no stream."""
+    """Whether what is behind an address has an end: a film or an animation, no stream."""
     animation = container.format.name in ("gif", "apng")  # which do not say their length
-    return _is_still(container) or animation or bool(container.duration)
+    return animation or bool(container.duration)
 
 
 def _is_still(container: av.container.InputContainer) -> bool:
-    return container.format.name.endswith("_pipe") or container.format.name == "image2"
+    """Whether it is a picture file, which Pillow reads."""
+    brand = container.metadata.get("major_brand", "")
+    name = container.format.name
+    return name.endswith("_pipe") or name == "image2" or brand in PICTURE_BRANDS

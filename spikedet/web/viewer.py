@@ -17,7 +17,7 @@ from spikedet.analysis.estimate import EnergyEstimate
 from spikedet.detection.boxes import Detections
 from spikedet.detection.letterbox import letterbox
 from spikedet.detection.predict import Predictor
-from spikedet.errors import PictureError, UsageError
+from spikedet.errors import PictureError, UsageError, among
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
 from spikedet.runtime.network import watching
@@ -235,7 +235,8 @@ class Viewer:
         """
         self._expect_steps(T)
         if layer not in self.layers:
-            raise UsageError(f"no layer {layer[:80]!r}; expected one of {', '.join(self.layers)}")
+            there = among(layer, self.layers)
+            raise UsageError(f"no layer {layer[:80]!r}; expected one of {there}")
         steps: list[Tensor] = []
         total: list[Tensor] = []
 

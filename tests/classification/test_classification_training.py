@@ -207,7 +207,7 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
         ({"workers": -1}, TrainingError, "workers is -1; expected"),
         ({"clip": -1.0}, TrainingError, "clip is -1.0; expected"),
         ({"optimizer": "Adam"}, TrainingError, "optimizer is '?Adam"),
-        ({"device": "99"}, TrainingError, "this machine has . CUDA devices"),
+        ({"device": "99"}, UsageError, "this machine has . CUDA devices"),
         ({"batch": 65}, TrainingError, "64 pictures do not fill a batch of 65"),
         ({"augment": "mixup"}, TrainingError, "augment is 'mixup'"),
         ({"jpeg": 101}, TrainingError, "jpeg is 101"),

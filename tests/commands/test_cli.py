@@ -11,17 +11,33 @@ import pytest
 import yaml
 
 from spikedet.commands import kinds, parse
-from spikedet.commands.checks import expect_new, expect_writable, refuse
+from spikedet.commands.checks import expect_new, refuse
 from spikedet.commands.main import COMMANDS, main, module_of, parsed
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
-from spikedet.files import write_atomic
+from spikedet.files import expect_folder, expect_writable, write_atomic
 from spikedet.settings import option
 from spikedet.task_registry import SETTINGS
-from support.commands import run_as_command
+from support.commands import command, run_as_command
 from support.places import ROOT
 
 EVERY = [name for name in COMMANDS]
+
+
+def words_of(name):
+    """Options of a command, as they are called."""
+    return {each.word for each in parse.options_of(module_of(name).Options)}
+
+
+def required(name):
+    """Words of a command that is complete; no file that they name is there."""
+    words = []
+    for each in parse.options_of(module_of(name).Options):
+        if each.default is parse.MISSING:
+            value = each.choices[0] if each.choices else "8" if each.field == "T" else "nowhere"
+            value += ".json" if each.more["kind"] is kinds.json_file else ""
+            words += [value] if each.more.get("positional") else [each.word, value]
+    return words
 
 
 def train(*words):
@@ -65,6 +81,87 @@ def test_devices_that_are_not_here(device):
         parsed("detect", ["--device", device])
 
 
+@pytest.mark.parametrize("name", [n for n in EVERY if "--device" in words_of(n)])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "0"])
+def test_devices_are_looked_for_before_anything_is_read(name, device, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert command(monkeypatch, name, *required(name), "--device", device) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --device: {device!r}: this machine has 0 CUDA devices; expected cpu"
+
+
+INPUTS = {  # paths that are read
+    "weights", "reference", "source", "float", "data", "images", "stage1", "teacher", "tuning",
+    "unlabelled", "config", "model", "pretrained", "names", "state", "folder", "run", "boxes",
+    "xml", "pictures", "skip", "certificate", "key", "leaky", "picture", "coco_annotations",
+}  # fmt: skip
+FOLDERS = {"detect", "train", "finetune", "pretrain", "analyze", "import-boxes", "reproduce"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_outputs_that_cannot_be_are_refused_before_anything_is_read(
+    name, monkeypatch, capsys, tmp_path
+):
+    """No file that these commands would read is there, and none is missed."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    for each in parse.options_of(module_of(name).Options):
+        reads = each.field in INPUTS or (name, each.field) == ("import-boxes", "coco")
+        if each.type is not Path or reads:
+            continue
+        folder = each.field == "plots" or (each.field == "out" and name in FOLDERS)
+        kind = each.more["kind"]
+        end = {kinds.csv_file: ".csv", kinds.plot_file: ".png"}.get(kind, ".json")
+        end = ".html" if (name, each.field) == ("report", "out") else end
+        places = [Path(f"/proc/x{end}"), tmp_path / f"file/x{end}", tmp_path / ("x" * 300 + end)]
+        places.append(tmp_path / "file" if folder else tmp_path / "folder.json")
+        for place in places[: None if end == ".json" else -1]:
+            words = required(name)
+            if each.more.get("positional"):
+                words = ["nowhere", str(place)]
+            else:
+                words += [each.word, str(place)]
+            assert command(monkeypatch, name, *words) == 2, (each.word, place)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert place.name[:20] in line and len(line) < 400, line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+def test_downloads_that_have_no_room_are_not_begun(monkeypatch, capsys):
+    assert command(monkeypatch, "prepare", "voc", "/proc/x") == 2
+    assert "/proc is not a folder that can be written to (" in capsys.readouterr().err
+
+
+NAMES = {  # an option of names in each command that has it: what is wrong, what is right
+    "engine": ("evnts", "events"), "engines": ("torch-bflot16", "torch-bfloat16"),
+    "save": ("picturs", "pictures"), "method": ("two-stge", "two-stage"),
+    "format": ("onx", "onnx"), "form": ("stepp", "step"), "device": ("cuda1", "cuda:1"),
+    "optimizer": ("adam", "AdamW"), "augment": ("crops", "crop"), "loss": ("msee", "mse"),
+    "pooling": ("counts", "count"), "years": ("2021", "2012"),
+}  # fmt: skip
+FREE = {  # texts that are no names out of a few, or of what a file holds, and tested with that
+    "sources", "classes", "split", "threshold_split", "train_split", "names", "rename", "server",
+    "host", "width", "activation", "layers", "kernels", "methods", "name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_wrong_name_names_the_nearest(name, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for each in parse.options_of(module_of(name).Options):
+        if each.type is not str or each.field in FREE:
+            continue
+        wrong, right = NAMES[each.field]  # a new option of names has its line here
+        assert command(monkeypatch, name, *required(name), each.word, wrong) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {each.word}: ")
+        assert line.endswith(f"(did you mean {right}?)"), line
+
+
 def test_an_option_that_would_be_ignored_is_refused():
     names = ["resume", "close_mosaic"]
     with pytest.raises(UsageError, match="--close-mosaic: there is no mosaic"):
@@ -83,6 +180,17 @@ def test_an_option_of_a_file_that_would_be_ignored_is_not_refused_unless_it_is_g
     refuse(train("--config", path), ["epochs"], "")
     with pytest.raises(UsageError, match="--epochs: nothing is trained"):
         refuse(train("--config", path, "--epochs=9"), ["epochs"], "nothing is trained")
+
+
+def test_the_device_of_a_file_gives_way_to_that_of_the_command_line(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {device: 0}\n")
+    with pytest.raises(UsageError, match="--device: '0': this machine has 0 CUDA devices"):
+        train("--config", path)
+    assert train("--config", path, "--device", "cpu").training == {"device": "cpu"}
 
 
 def test_another_option_that_begins_alike_is_not_a_file():
@@ -165,7 +273,8 @@ def test_the_help_of_a_command_is_light_and_says_what_it_does(name):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(module_of(name).__doc__.splitlines()[0])
+    first = " ".join(done.stdout.partition("\n\n")[0].split())  # in lines as wide as the terminal
+    assert first == module_of(name).__doc__.splitlines()[0]
     assert f"usage: spikedet {name} " in done.stdout
 
 
@@ -181,7 +290,26 @@ def test_the_help_names_all_commands_and_shows_rare_options_in_groups(capsys):
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "--epochs N epochs, each over all training pictures (4 for detection; 6 for" in shown
         assert ("stage I options" in shown and "--noise X" in shown) == there
+        assert ("rmp float weights, the largest activation" in shown) == there
         assert ("--augment {none" in shown and "(crop for classification)" in shown) == there
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_help_fits_on_a_screen(name, monkeypatch, capsys):
+    """40 lines of 80 letters; what is left out stands in `--help-all`, which is no wider."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(words=[name, word])
+        shown[word] = capsys.readouterr().out
+        assert max(map(len, shown[word].splitlines())) <= 80
+    assert shown["--help"].count("\n") <= 40
+    assert f"spikedet {name} --help-all says more" in " ".join(shown["--help"].split())
+    rest = " ".join(shown["--help-all"].split())
+    assert " ".join(getattr(module_of(name), "MORE", "").split()) in rest
+    for each in parse.options_of(module_of(name).Options):
+        assert each.more.get("positional") or each.word in shown["--help-all"], each.word
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -228,14 +356,18 @@ def _stages(options):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiments").glob("*.yaml")))
-def test_released_configurations_hold_options_of_their_commands(path):
+def test_released_configurations_hold_options_of_their_commands(path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     sections = yaml.safe_load(path.read_text())
     assert {"train", "convert", "evaluate"} <= sections.keys()
-    for command, options in sections.items():
-        required = ["--weights", "w", "--out", "o"] if command == "convert" else ["--out", "o"]
-        required = [] if command == "evaluate" else required
-        required += ["--T", "8"] if command == "convert" else []
-        given = parsed(command, ["--config", path, "--data", "d", *required])
+    for name, options in sections.items():
+        words = ["--weights", "w", "--out", "o"] if name == "convert" else ["--out", "o"]
+        words = [] if name == "evaluate" else words
+        words += ["--T", "8"] if name == "convert" else []
+        given = parsed(name, ["--config", path, "--data", "d", *words])
         args = vars(given) | getattr(given, "training", {}) | _stages(given)
         if "model" in options:
             options["model"] = Path(options["model"])
@@ -325,9 +457,13 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     for name, words in {
         "": "is a folder; expected",
         "file/a/b.json": "file is not a folder",
+        "x" * 256: "has a name of more than 255 bytes",
     }.items():
         with pytest.raises(UsageError, match=words):
             expect_writable(tmp_path / name)
+    with pytest.raises(UsageError, match="file is not a folder that can be written to$"):
+        expect_folder(tmp_path / "file")
+    assert expect_folder(tmp_path / "new/folder") == tmp_path / "new/folder"
     with pytest.raises(TrainingError, match="is there already"):
         expect_new(tmp_path / "file")
     expect_new(tmp_path / "new/folder/file")

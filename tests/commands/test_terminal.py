@@ -126,31 +126,34 @@ def test_a_table_fits_its_terminal(monkeypatch, colours):
     assert "\x1b[3" not in stream.getvalue()  # bold at most
 
 
-def test_a_narrow_terminal_gets_lines_in_which_no_number_is_broken(monkeypatch):
+def test_a_table_without_room_has_a_line_a_value(monkeypatch):
+    """At 40 letters numbers were folded in the middle."""
     stream = on(monkeypatch, True)
     monkeypatch.setenv("COLUMNS", "40")
     table = Table(COLUMNS)
     table.head()
     table.row(*CELLS)
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in stream.getvalue().splitlines()]
-    assert max(map(len, lines)) <= 40 and lines[0].rstrip() == CELLS[0]
-    words = " ".join(line.strip() for line in lines[1:])
-    titles = [title for title, _ in COLUMNS]
-    assert words == ", ".join(f"{t} {c}" for t, c in zip(titles[1:], CELLS[1:], strict=True))
-    for title, cell in zip(titles[1:], CELLS[1:], strict=True):
-        assert any(f"{title} {cell}" in line for line in lines)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "stages I + II" and lines[1].split() == ["T", "8"]
+    assert lines[-1].split() == ["spike", "rate", "0.1214"] and len(lines) == len(CELLS)
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_facts_hang_beside_their_names(monkeypatch, terminal):
-    from spikedet.terminal import hanging
-
-    on(monkeypatch, terminal)
-    monkeypatch.setenv("COLUMNS", "40")
-    text = "classes of PASCAL VOC: " + ", ".join(["aeroplane"] * 9) + "\nparent: x"
-    lines = hanging(text, 14)
-    assert lines == text.splitlines() if not terminal else max(map(len, lines)) <= 26
-    assert " ".join(lines).split() == text.split()
+@pytest.mark.parametrize(("columns", "most"), [("40", 40), ("24", 28), ("200", 100)])
+def test_a_text_beside_its_head_fits_the_terminal(monkeypatch, columns, most):
+    """`spikedet info` ran over the edge; nothing is lost by the folding."""
+    text = "20: aeroplane, bicycle, bird, boat\n    and a second line of words, twenty letters long"
+    stream = on(monkeypatch, True)
+    monkeypatch.setenv("COLUMNS", columns)
+    print(terminal.beside("classes       ", text))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= most
+    assert " ".join(stream.getvalue().split()) == " ".join(f"classes {text}".split())
+    assert (lines[0].rstrip() == "classes") == (columns == "24")
+    stream = on(monkeypatch, False)
+    print(terminal.beside("classes       ", text))
+    first, second = stream.getvalue().splitlines()
+    assert first == "classes       20: aeroplane, bicycle, bird, boat"
+    assert second == " " * 14 + "and a second line of words, twenty letters long"
 
 
 def test_the_widest_columns_give_way_first():

@@ -550,6 +550,11 @@ def test_rows_that_make_no_sense(tmp_path, row, words):
     [
         ({"names": ["a", "b"]}, "class 2; there are 2 classes"),
         ({"names": ["a", "a", "b"]}, "two classes of the name 'a'"),
+        (
+            {"names": ["a", "b" * 10_000, "c"]},
+            "data.yaml: the class name 'b{20}...b{20} .10,000 characters.' is too long; expected "
+            "at most 255 characters",
+        ),
         ({"names": {0: "a", 2: "b"}}, "classes 0, 2; expected numbers from 0 to 1"),
         ({"names": "a"}, "names are no list"),
         ({"names": ["a", "b", "c"], "nc": 2}, "nc is 2, but there are 3 names"),

@@ -690,7 +690,7 @@ def test_pictures_that_no_backbone_is_trained_on(
 def test_devices_that_cannot_be_used(monkeypatch, device, there, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(UsageError, match=words):
         check_devices(device)
 
 
@@ -708,11 +708,11 @@ def test_both_spellings_of_devices_are_taken_everywhere(monkeypatch):
         assert Settings(device=text).device == "0,1"
         check_devices(text)
     for text in ("\N{SUPERSCRIPT TWO}", "", "cuda:", "-1", "cpu,0", "cuda:0,"):
-        with pytest.raises(TrainingError, match="12 CUDA devices"):
+        with pytest.raises(UsageError, match="12 CUDA devices"):
             check_devices(text)
         with pytest.raises(UsageError):
             present_device(text)
-    with pytest.raises(TrainingError, match="names a device twice"):
+    with pytest.raises(UsageError, match="names a device twice"):
         check_devices("0,cuda:0")
 
 

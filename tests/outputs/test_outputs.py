@@ -308,6 +308,13 @@ def test_crops():
     assert cv2.imread("out/crops/a-b/x.png").shape == (60, 80, 3)
 
 
+def test_a_folder_of_crops_has_a_name_that_it_can_have():
+    long = replace(found((10, 10, 40, 50, 0.9, 0)), names=("\N{HIRAGANA LETTER A}" * 255, "b"))
+    with Outputs(save(crops=True)) as outputs:
+        outputs.write(still("x.png"), long)
+    assert files() == ["out/crops/" + "\N{HIRAGANA LETTER A}" * 85 + "/x.png"]
+
+
 def test_nothing_at_all():
     with Outputs(save()) as outputs:
         assert outputs.write(still("x.png"), TWO) == []

@@ -102,6 +102,19 @@ def texts(monkeypatch):
     return words
 
 
+def test_long_names_of_classes_leave_room_for_the_plot():
+    """Of 255 letters they took all of it."""
+    long, shown = "n" * 255, "n" * 27 + "..."
+    for name in ("confusion", "classes"):
+        drawn, rows = EVERY[name]
+        texts = []
+        for words in (long, shown):
+            renamed = [{k: words if v in CLASSES[:1] + ["cat"] else v for k, v in row.items()}
+                       for row in rows]  # fmt: skip
+            texts.append(drawn(renamed, ABOUT))
+        assert texts[0] == texts[1], name
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_plot_is_a_picture_that_says_what_it_is_of(name, texts, tmp_path):
     draw, rows = EVERY[name]

@@ -82,6 +82,40 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
 
 
 @pytest.mark.slow
+def test_a_penalty_on_spikes(place, monkeypatch, capsys):
+    for number in ("3", "4"):
+        boxes = annotation(("bus", (23, 231, 805, 757), False), size=(810, 1080))
+        add(place / "devkit", "VOC2007", number, boxes)
+        shutil.copy(BUS, place / f"devkit/VOC2007/JPEGImages/{number}.jpg")
+    words = ["--T", 2, "--sparsity", 0, 50, "--end-to-end", 20, "--epochs", 1, "--pictures", 2]
+    args = parsed(place, "sparsity", *words, "--layer-steps", 2, "--engine", "events")
+    reproduce.run(args)
+    lines = list(csv.DictReader((place / "results/sparsity.csv").open()))
+    assert [line["sparsity"] for line in lines] == ["", "0.0", "50.0"]
+    assert {line["engine"] for line in lines} == {"events"}
+    plain, sparse = (float(line["energy"]) for line in lines[1:])
+    assert sparse < plain
+    assert all(float(line["passes"]) > 0 for line in lines)
+    assert (place / "results/sparsity.png").stat().st_size > 1000
+    (weights,) = place.glob("results/*/weights/*sparsity-50-T2.safetensors")
+    assert load(weights).origin["int8"]
+    assert "before" in capsys.readouterr().out
+    monkeypatch.setattr(Workshop, "run", lambda *words: pytest.fail(f"run again: {words}"))
+    reproduce.run(args)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--T", 2, 4], "one T"), ([], "one T"), (["--T", 2, "--methods", "copy"], "no use")],
+)
+def test_a_penalty_is_of_one_T(place, words, said):
+    with pytest.raises(UsageError, match=said):
+        reproduce.run(parsed(place, "sparsity", *words))
+    with pytest.raises(UsageError, match="only sparsity"):
+        reproduce.run(parsed(place, "table10", "--sparsity", 1))
+
+
+@pytest.mark.slow
 def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     commands, run = [], Workshop.run
     monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))

@@ -572,10 +572,46 @@ def test_an_animation_behind_an_address_ends(server, monkeypatch):
     assert len(frames) == 3 and sources.errors == []
 
 
-def test_a_picture_behind_an_address(server):
+@pytest.mark.parametrize("name", ["a.webp", "a.avif", "a.png"])
+def test_an_animation_behind_an_address_is_whole(server, name):
+    """WebP gave no frame, AVIF the first."""
+    animation(name)
+    here, there = read(name)[0], read(url(server, name))[0]
+    assert len(there) == len(here) == 3
+    for one, other in zip(here, there, strict=True):
+        assert other.picture.mean() == pytest.approx(one.picture.mean(), abs=1)
+        assert (other.video, other.time) == (True, pytest.approx(one.time))
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.webp", "p.avif", "p.jpg"])
+def test_a_picture_behind_an_address(server, name):
+    """AVIF was taken for a stream, which was connected to again for half a minute."""
+    Image.fromarray(shade(50)).save(name)
+    frames, sources = read(url(server, name))
+    assert values(frames) == pytest.approx([50], abs=2) and sources.errors == []
+    assert not frames[0].video and frames[0].source == url(server, name)
+
+
+def test_a_damaged_picture_behind_an_address_is_named_by_it(server):
+    Image.fromarray(shade(50)).save("p.webp")
+    Path("p.webp").write_bytes(Path("p.webp").read_bytes()[:-20])
+    (error,) = read(url(server, "p.webp"))[1].errors
+    assert str(error).startswith(f"{url(server, 'p.webp')}: ")
+
+
+def test_a_picture_for_those_who_know_the_password(server, monkeypatch):
+    asked = []
+
+    def file(self, plain=Handler.file):
+        asked.append(self.headers.get("Authorization"))
+        plain(self)
+
+    monkeypatch.setattr(Handler, "file", file)
     Image.fromarray(shade(50)).save("p.png")
-    frames, sources = read(url(server, "p.png"))
-    assert values(frames) == [50] and sources.errors == [] and not frames[0].video
+    address = url(server, "p.png").replace("//", "//me:s%40cret@")
+    frames, sources = read(address)
+    assert values(frames) == [50] and "me:***@" in frames[0].source
+    assert asked[-1] == "Basic bWU6c0BjcmV0"  # me:s@cret
 
 
 def test_a_stream_that_drops_is_connected_to_again(server):

@@ -35,6 +35,8 @@ def test_usually_only_this_machine_is_served():
     ("words", "code", "told"),
     [
         (["--weights", "FLOAT"], 2, "no time steps to show; expected spiking weights"),
+        (["--weights", "QC"], 2, "qc weights have no time steps to show; expected spiking weights"),
+        (["--weights", "CLASSIFIER"], 2, "weights for classification, which the page does not"),
         (["--weights", "gone.safetensors"], 4, "gone.safetensors"),
         (["--engine", "nothing"], 2, "no engine 'nothing'"),
         (["--T", 9, "--most-steps", 8], 2, "T is 9; expected at most --most-steps, 8"),
@@ -46,7 +48,16 @@ def test_usually_only_this_machine_is_served():
 )
 def test_what_is_refused(words, code, told, monkeypatch, capsys, tmp_path):
     (tmp_path / "key.pem").write_text("")
-    places = {"FLOAT": released("float"), "KEY": tmp_path / "key.pem"}
+    from spikedet.web import server
+
+    def opened(*_):
+        pytest.fail("a port was opened for what is refused")
+
+    if "--weights" in words:
+        monkeypatch.setattr(server, "open_port", opened)
+    places = {"FLOAT": released("float"), "QC": released("qc", T)}
+    places |= {"CLASSIFIER": released("snn", 8, task="classification")}
+    places |= {"KEY": tmp_path / "key.pem"}
     words = [places.get(word, word) for word in words]
     assert command(monkeypatch, "web", "--port", 0, *words) == code
     shown = capsys.readouterr()

@@ -26,7 +26,7 @@ import numpy as np
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
 from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, among, cut
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -77,7 +77,7 @@ class Instances(Boxes):
             return self.files[split]
         begun = [name for name in self.files if name.startswith(split)] if split else []
         if len(begun) != 1:
-            there = ", ".join(self.files) or "none"
+            there = among(split, self.files) or "none"
             raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
         return self.files[begun[0]]
 

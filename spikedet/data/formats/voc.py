@@ -26,7 +26,7 @@ from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
 from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, among, cut
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
 
@@ -223,7 +223,7 @@ def read_ids(folder: Path, split: str) -> list[str]:
         path = own
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such split; {folder.name} has {', '.join(there) or 'none'}")
+        raise DataError(f"{path}: no such split; {folder.name} has {among(split, there) or 'none'}")
     ids = [line.split()[0] for line in read_lines(path) if line]
     if not ids:
         raise DataError(f"{path}: the split is empty; expected one picture id a line")

@@ -27,7 +27,7 @@ from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_of, number_of
 from spikedet.data.sizes import headers, warn_of_tags
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, among, cut
 from spikedet.files import read_lines
 from spikedet.pictures import is_picture, pictures_in
 
@@ -141,7 +141,7 @@ class Labels(Boxes):
         """The pictures of one split."""
         entries = self._entry(KEYS.get(split, ""))
         if not entries:
-            there = ", ".join(self.splits) or "none"
+            there = among(split, self.splits) or "none"
             raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
         for entry in entries:
             place = self._resolved(entry)

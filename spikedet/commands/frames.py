@@ -1,0 +1,93 @@
+"""Frames that a command looks at: their options, progress, and what is told of what is left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spikedet.commands import parse
+from spikedet.settings import option
+
+if TYPE_CHECKING:
+    from spikedet.sources import Frame, Sources
+
+NAMED = 3  # of the files that are left alone, in a line
+
+
+@dataclass(kw_only=True)
+class FrameOptions(parse.Options):
+    """How sources are read."""
+
+    recursive: bool = option(False, "look into the folders in a folder, too", group="source")
+    frame_rate: float = option(
+        25.0, "pictures a second of numbered pictures", above=0, group="source"
+    )
+    frames: int | None = option(
+        None, "end each source after so many frames", least=1, group="source"
+    )
+
+
+class Failures:
+    """What could not be read or written: each is told and counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tell(self, error: Exception) -> None:
+        print(f"error: {error}", file=sys.stderr)
+        self.count += 1
+
+
+def opened(
+    options: FrameOptions, words: Sequence[str], failures: Failures, without: Sequence[Path] = ()
+) -> Sources:
+    """What some words name; files of folders that are no pictures are counted and named.
+
+    Args:
+        options: Of the command.
+        words: As `spikedet.sources.open_sources` takes them.
+        failures: Told of what cannot be read.
+        without: Folders that are not looked into.
+    """
+    from spikedet.sources import open_sources
+
+    sources = open_sources(
+        words, options.recursive, frame_rate=options.frame_rate, limit=options.frames,
+        without=without, tell=failures.tell,
+    )  # fmt: skip
+    if sources.ignored:
+        print(f"warning: {_ignored(sources.ignored)}", file=sys.stderr)
+    return sources
+
+
+def shown(sources: Sources, what: str) -> Iterable[Frame]:
+    """Frames, with a bar on a terminal: of how many pictures, or of how many seconds of a film."""
+    from spikedet.commands.main import progress
+
+    if not sys.stderr.isatty():
+        yield from sources
+        return
+    with progress(desc=what, total=sources.total, unit="picture") as bar:
+        for frame in sources:
+            if frame.video and frame.length:
+                bar.set_postfix_str(f"{frame.time:.1f} of {frame.length:.1f} s")
+            yield frame
+            bar.update()
+
+
+def where(frame: Frame) -> str:
+    """What a line about a frame begins with: its source, with the time in a film or the page."""
+    if frame.video:
+        return f"{frame.source} {frame.time:.2f} s"
+    return frame.source if frame.total == 1 else f"{frame.source} page {frame.index + 1}"
+
+
+def _ignored(files: Sequence[Path]) -> str:
+    """How many files in folders were left alone, and their names."""
+    names = ", ".join(path.name for path in files[:NAMED])
+    more = ", ..." if len(files) > NAMED else ""
+    counted = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+    return f"{counted} neither a picture nor a video that can be read ({names}{more})"

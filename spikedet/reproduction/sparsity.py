@@ -1,0 +1,82 @@
+"""Fewer spikes on purpose: what a penalty on spikes in the end-to-end pass costs and saves.
+
+For every weight of the penalty a pass begins with the same spiking network and trains it with whole
+weights; then accuracy or AP, firing rate, energy and time are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from spikedet.commands.checks import refuse
+from spikedet.errors import UsageError
+from spikedet.files import write_atomic, write_csv
+from spikedet.reproduction.workshop import Cell, Workshop
+
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+ENERGY_PICTURES = 200
+NOT_OURS = ("methods", "made_for", "long_limit", "leaky", "picture", "boxes_only", "half")
+
+
+def make(options: Any, shop: Workshop, value: str) -> None:
+    """Measure the curve; `sparsity.csv` and `sparsity.png` are written after every row.
+
+    Args:
+        options: Of spikedet reproduce, with `split`.
+        shop: Of the float network.
+        value: What is measured of each network: `AP` or `top1`.
+
+    Raises:
+        UsageError: No T, or several; options that mean nothing here.
+    """
+    refuse(options, NOT_OURS, "sparsity has no use for it")
+    if len(options.T or ()) != 1:
+        raise UsageError("sparsity is of one T: say --T 8")
+    (T,) = options.T
+    lines: list[dict[str, Any]] = []
+    for penalty in (None, *(options.sparsity or WEIGHTS)):
+        cell = Cell("two-stage", T, options.limit, options.pictures, penalty=penalty)
+        lines.append(line_of(cell, shop, value))
+        write_csv(options.out / "sparsity.csv", lines)
+        write_atomic(options.out / "sparsity.png", plot(lines, shop, options, value))
+    show(lines, value)
+
+
+def line_of(cell: Cell, shop: Workshop, value: str) -> dict[str, Any]:
+    """One row: everything that is measured of the network of a penalty, or of that before."""
+    row = shop.row(cell)
+    limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
+    energy = shop.energy(replace(cell, limit=limit))
+    assert row is not None and energy is not None  # they were made
+    line: dict[str, Any] = {"sparsity": "" if cell.penalty is None else cell.penalty}
+    line |= {"T": cell.T, "engine": row["engine"], value: row[value], "images": row["images"]}
+    line |= {"spike_rate": row["spike_rate"], "energy": energy["totals"]["ours"]["ratio"]["mean"]}
+    if shop.task == "detection":
+        speed = shop.speed(cell)
+        assert speed is not None
+        line |= {"ms": speed["ms"], "passes": speed["passes"]}
+    return line
+
+
+def plot(lines: Sequence[dict[str, Any]], shop: Workshop, options: Any, value: str) -> bytes:
+    """The curve as PNG."""
+    from spikedet.plots import measures
+    from spikedet.plots.figure import About
+
+    about = About(
+        f"from {shop.model.name}", f"{options.split}, {lines[0]['images']} pictures", options.T
+    )
+    return measures.trade(lines, value, about)
+
+
+def show(lines: Sequence[dict[str, Any]], value: str) -> None:
+    """Print the rows, in percent of the float network where a part is told."""
+    timed = "passes" in lines[0]
+    print(f"\n{'sparsity':>10}{value:>8}{'spikes':>8}{'energy':>8}" + f"{'passes':>8}" * timed)
+    for line in lines:
+        penalty = "before" if line["sparsity"] == "" else f"{line['sparsity']:g}"
+        text = f"{penalty:>10}{100 * line[value]:>8.2f}{line['spike_rate']:>8.3f}"
+        text += f"{100 * line['energy']:>7.1f}%"
+        print(text + (f"{line['passes']:>8.2f}" if timed else ""))
