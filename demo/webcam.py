@@ -60,7 +60,9 @@ class Options(parse.Options):
     side_by_side: bool = option(False, "begin with the float network beside the spiking one")
     each_step: bool = option(True, "show every time step, or only the last")
     frames: int | None = option(None, "end after so many frames of the source", least=1)
-    out: Path | None = option(None, f"video to write; {FALLBACK} without a display if left out")
+    out: Path | None = parse.written(
+        None, f"video to write; {FALLBACK} without a display if left out"
+    )
 
 
 def has_display() -> bool:

@@ -26,7 +26,7 @@ def nearest(text: str, words: Iterable[str]) -> str:
 def among(text: str, words: Iterable[str]) -> str:
     """The words that there are, and a question after the one that was meant.
 
-    Example:
+    Examples:
         >>> from spikedet.errors import among
         >>> among("evnts", ["torch", "events"])
         'torch, events (did you mean events?)'

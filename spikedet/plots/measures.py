@@ -305,8 +305,10 @@ def _bars(
         turn, colour = divmod(methods.index(method), len(COLOURS))
         hatch = HATCHES[(turn + (times.index(T) if T in times else 0)) % len(HATCHES)]
         label = _named(method, T)
-        edge = {"edgecolor": "white", "linewidth": 0}  # of the hatching
-        axes.bar(places, heights, width, label=label, color=COLOURS[colour], hatch=hatch, **edge)
+        axes.bar(
+            places, heights, width, label=label, color=COLOURS[colour], hatch=hatch,
+            edgecolor="white", linewidth=0,  # of the hatching
+        )  # fmt: skip
     empty = {n for n in names if all(values.get(n) is None for values in bars.values())}
     shown = [short(name) + (" (none)" if name in empty else "") for name in names]
     axes.set_xticks(np.arange(len(names)), shown)
