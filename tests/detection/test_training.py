@@ -172,12 +172,17 @@ def test_nothing_to_resume(sides, tmp_path):
         ({"batch": -1}, "batch is -1; expected a whole number of 1 or more"),
         ({"mosaic": 2.0}, "mosaic is 2.0; expected a number between 0 and 1"),
         ({"optimizer": "Adam"}, "optimizer is 'Adam'; expected SGD or AdamW"),
-        ({"device": "mps"}, "device 'mps': this machine has"),
     ],
 )
 def test_settings_that_no_run_can_have(sides, tmp_path, setting, words):
     with pytest.raises(TrainingError, match=words):
         trainer(sides, tmp_path / "run", **setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_here(sides, tmp_path):
+    with pytest.raises(UsageError, match="'mps': this machine has .* expected cpu"):
+        trainer(sides, tmp_path / "run", device="mps")
     assert not (tmp_path / "run").exists()
 
 

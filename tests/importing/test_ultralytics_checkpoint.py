@@ -255,5 +255,5 @@ def test_plain_states_need_a_network_and_names(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
     names = ("--names", tmp_path / "names.txt")
     refused(
-        tmp_path, DataError, "names.txt: expected class names", "--model", "yolov8n.yaml", *names
+        tmp_path, DataError, "names.txt: no class names", "--model", "yolov8n.yaml", *names
     )
