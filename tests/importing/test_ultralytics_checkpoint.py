@@ -254,6 +254,4 @@ def test_plain_states_need_a_network_and_names(tmp_path):
     refused(tmp_path, UsageError, "--names: expected, as .*best.pt", "--model", "yolov8n.yaml")
     (tmp_path / "names.txt").write_text("\n")
     names = ("--names", tmp_path / "names.txt")
-    refused(
-        tmp_path, DataError, "names.txt: no class names", "--model", "yolov8n.yaml", *names
-    )
+    refused(tmp_path, DataError, "names.txt: no class names", "--model", "yolov8n.yaml", *names)
