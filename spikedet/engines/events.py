@@ -145,9 +145,9 @@ class Run:
         if name not in self.state:
             channels, height, width = self.plan.maps[name]
             if stage.kernel.kind == POOL:
-                source = self.plan.program.ops[stage.op.inputs[0]].name
-                inside = self.plan.maps[source]
-                rows = _most_rows(stage) * self.plan.planes[self.plan.tensors[source]]
+                number = _source(stage).tensor
+                inside = self.plan.maps[list(self.plan.tensors)[number]]
+                rows = _most_rows(stage) * self.plan.planes[number]
                 size = rows * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:
@@ -226,7 +226,11 @@ def channels_last(frames: Tensor, shape: Shape) -> Tensor:
     return frames.reshape(*frames.shape[:2], *shape).movedim(2, -1)
 
 
+def _source(stage: Stage) -> SourceStruct:
+    """The first input of a layer."""
+    return ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))[0]
+
+
 def _most_rows(stage: Stage) -> int:
-    source = ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))[0]
-    first = ctypes.cast(source.row_first, POINTER(c_int32))
+    first = ctypes.cast(_source(stage).row_first, POINTER(c_int32))
     return max(first[y + 1] - first[y] for y in range(stage.kernel.height))

@@ -6,6 +6,7 @@ events takes as long as adding their weights, so that this pays.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,5 +42,12 @@ def slide_of(
     for source, times in zip(sources, most, strict=True):
         if source.weights is None or source.weights.shape[1] > NARROW:
             return None
-        total = total + np.abs(source.weights.astype(np.int64)).sum(0) * times
+        sums = np.abs(source.weights.astype(np.int64)).sum(0)
+        total = total + sums * times * _repeats(source)
     return (columns, lead) if total.max() <= INT16 else None
+
+
+def _repeats(source: Source) -> int:
+    """How many rows of a tensor read one row of weights; several where rows are averaged."""
+    counts = (Counter(weight_row for _, weight_row in line) for line in source.rows)
+    return max((max(count.values(), default=1) for count in counts), default=1)

@@ -28,6 +28,7 @@ from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
 MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once may take
+MOST_STEPS = 256  # at once, whatever they take: each thread keeps something for every step
 NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
 Tell = Callable[[str, int, Tensor, int], None]
 Show = Callable[[str, int, Tensor], None]
@@ -350,7 +351,7 @@ class EventsEngine(WholeEngine):
         return Run(self.plan(sizes), currents, batch)
 
     def _at_once(self, run: Run) -> int:
-        return max(1, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch))
+        return max(1, min(MOST_STEPS, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch)))
 
     def _part(self, run, part, each_step, before, tell, show):
         steps, done = part.steps, part.first
@@ -405,7 +406,7 @@ def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tenso
 def _called(node: Node, inputs: list[Tensor]) -> Tensor:
     """A node's value; a convolution of single places as what it is, which takes half the time."""
     module = node.module
-    if not (isinstance(module, nn.Conv2d) and _of_places(module)):
+    if not (type(module) is nn.Conv2d and _of_places(module)):
         return module(*inputs)
     (value,) = inputs
     weight = module.weight.flatten(1)

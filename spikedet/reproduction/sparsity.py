@@ -34,6 +34,10 @@ def make(options: Any, shop: Workshop, value: str) -> None:
     refuse(options, NOT_OURS, "sparsity has no use for it")
     if len(options.T or ()) != 1:
         raise UsageError("sparsity is of one T: say --T 8")
+    if not options.end_to_end:
+        raise UsageError("sparsity trains in the end-to-end pass: --end-to-end must be 1 or more")
+    if shop.task == "detection" and not shop.data[0].is_dir():
+        raise UsageError(f"{shop.data[0]}: time is measured on the pictures of a folder")
     (T,) = options.T
     lines: list[dict[str, Any]] = []
     for penalty in (None, *(options.sparsity or WEIGHTS)):
@@ -46,6 +50,8 @@ def make(options: Any, shop: Workshop, value: str) -> None:
 
 def line_of(cell: Cell, shop: Workshop, value: str) -> dict[str, Any]:
     """One row: everything that is measured of the network of a penalty, or of that before."""
+    from spikedet.checkpoint import load
+
     row = shop.row(cell)
     limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
     energy = shop.energy(replace(cell, limit=limit))
@@ -56,7 +62,8 @@ def line_of(cell: Cell, shop: Workshop, value: str) -> dict[str, Any]:
     if shop.task == "detection":
         speed = shop.speed(cell)
         assert speed is not None
-        line |= {"ms": speed["ms"], "passes": speed["passes"]}
+        line |= {"timed_engine": speed["engine"], "ms": speed["ms"], "passes": speed["passes"]}
+    line["kept"] = "" if cell.penalty is None else load(shop.weights(cell)).origin["end_to_end"]
     return line
 
 

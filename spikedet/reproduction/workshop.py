@@ -188,10 +188,11 @@ class Workshop:
     def sparser(self, cell: Cell, make: bool = True) -> Path:
         """Weights of a pass with a penalty on spikes."""
         path = self.out / "weights" / f"{self.name(cell)}.safetensors"
+        make = make and not path.is_file()
         words = ["calibrate", "--weights", self.weights(replace(cell, penalty=None), make)]
         words += ["--teacher", self.model, "--T", cell.T, "--end-to-end", self.options.end_to_end]
         words += ["--end-int8", "--end-sparsity", f"{cell.penalty:g}", *self.training()]
-        return self.ensured(path, words, make and not path.is_file(), self.begun(path))
+        return self.ensured(path, words, make, self.begun(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""

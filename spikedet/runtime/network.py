@@ -180,11 +180,10 @@ class SpikingNetwork(nn.Module):
         if len(pictures) > self.chunk:
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
             return [join(outputs) for outputs in zip(*several, strict=True)]
-        at_once = max(1, self.chunk // len(pictures))
-        if getattr(self._engine, "bounds_memory", False):
-            at_once = max(steps, default=1)
+        parts = _parts(steps, max(1, self.chunk // len(pictures)))
+        larger = _parts(steps, max(steps, default=1))
         wanted, readouts = set(steps), {}
-        for done, read in self._simulate(pictures, _parts(steps, at_once), each_step=False):
+        for done, read in self._simulate(pictures, parts, False, larger):
             if done in wanted:
                 readouts[done] = read()
         return [readouts[t] for t in steps]
@@ -242,15 +241,22 @@ class SpikingNetwork(nn.Module):
             yield rates
 
     def _simulate(
-        self, pictures: Tensor, parts: Iterable[int], each_step: bool
+        self,
+        pictures: Tensor,
+        parts: Iterable[int],
+        each_step: bool,
+        larger: Iterable[int] | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Run so many steps at once, part after part: yield all so far, and how to read them out.
+
+        An engine that bounds its memory itself takes the `larger` parts.
 
         The output is the mean over all steps so far, [B, ...], or that after each step of the last
         part, [steps*B, ...].
         """
         parts = list(parts)
-        by_engine = self._by_engine(pictures, parts, each_step)
+        own = getattr(self._engine, "bounds_memory", False) and larger is not None
+        by_engine = self._by_engine(pictures, list(larger or ()) if own else parts, each_step)
         if by_engine is not None:
             yield from by_engine
             return
@@ -443,11 +449,15 @@ class SpikeRates:
 
 
 def _state(graph: Graph) -> tuple[Any, ...]:
-    """What changes whenever a graph does: its tensors, its edges, what its neurons are."""
+    """What changes whenever a graph does: its tensors, edges, neurons and poolings."""
     versions = ((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
     modules = map(graph.module, graph.edges)
-    neurons = ((m.slope, m.folded) for m in modules if isinstance(m, IFNeuron))
-    return tuple(versions), tuple(neurons), tuple(graph.edges.items())
+    settings = (
+        (m.slope, m.folded) if isinstance(m, IFNeuron) else m.mode
+        for m in modules
+        if isinstance(m, IFNeuron | SpikingMaxPool)
+    )
+    return tuple(versions), tuple(settings), tuple(graph.edges.items())
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

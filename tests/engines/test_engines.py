@@ -18,7 +18,7 @@ from spikedet.engines.program import NoIntegers, Weighted
 from spikedet.engines.whole import EventsEngine, ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
-from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.network import SpikingNetwork, watching
 from support.engines import (
     CONVOLUTIONS,
     KERNELS,
@@ -165,6 +165,18 @@ def test_several_pictures_take_the_memory_of_one(joined):
     (plan,) = network._engine._plans.values()
     assert set(plan._free) == {(1, 4)}
     assert sizes == {tuple(rates.by_layer())} and 0 < rates.mean() < 1
+
+
+@needs_kernels
+@torch.no_grad()
+def test_torch_keeps_to_its_chunk_where_it_takes_over(joined):
+    graph, pictures = joined
+    network = SpikingNetwork(graph, 7, chunk=6)
+    network.use_engine("events")
+    steps = set()
+    with watching(graph, lambda now, *_: steps.add(now.steps)):
+        network(pictures)
+    assert steps == {1, 2}  # three pictures, six frames
 
 
 @needs_kernels

@@ -75,6 +75,29 @@ def test_sums_that_could_leave_int16_do_not_slide():
     assert slide_of([Source(0, [], [], weights, window=window)], [base], [1]) is None
 
 
+def test_averaged_rows_count_as_often_as_they_read_a_weight():
+    window = Window((1, 3), (1, 1), (0, 1), (1, 1))
+    weights = np.full((12, 2), 127, np.int8)
+    once, often = ([[(y, 0) for y in range(rows)]] for rows in (1, 64))
+    assert slide_of([Source(0, once, [], weights, window=window)], [(4, 64, 9)], [1]) == (3, 1)
+    assert slide_of([Source(0, often, [], weights, window=window)], [(4, 64, 9)], [1]) is None
+
+
+@needs_kernels
+def test_no_spike_of_averaged_rows_changes():
+    torch.manual_seed(4)
+    last = nn.Conv2d(16, 8, 3, 1, 1)
+    nn.init.constant_(last.weight, 0.01)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.AvgPool2d((2, 1)), last, nn.ReLU(),
+        nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    nn.init.constant_(network[0].bias, 1.0)
+    pictures = torch.rand(2, 3, 12, 10)
+    engine = expect_equal(spiking(network, pictures), pictures, 6)
+    assert slides(engine) == [(0, 0)]
+
+
 def test_inputs_of_unlike_windows_do_not_slide():
     weights = np.ones((9, 2), np.int8)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1))

@@ -106,7 +106,12 @@ def test_a_penalty_on_spikes(place, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--T", 2, 4], "one T"), ([], "one T"), (["--T", 2, "--methods", "copy"], "no use")],
+    [
+        (["--T", 2, 4], "one T"),
+        ([], "one T"),
+        (["--T", 2, "--methods", "copy"], "no use"),
+        (["--T", 2, "--end-to-end", 0], "must be 1 or more"),
+    ],
 )
 def test_a_penalty_is_of_one_T(place, words, said):
     with pytest.raises(UsageError, match=said):
