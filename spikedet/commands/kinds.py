@@ -5,6 +5,7 @@ The sentence is that of a ValueError, as `spikedet.settings.option` takes it for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from spikedet.errors import UsageError, among, cut
@@ -74,8 +75,13 @@ def engine(text: str) -> str:
     """Name of an engine that is registered."""
     from spikedet.engines.registry import expect_engine
 
+    return _known(text, expect_engine)
+
+
+def _known(text: str, expect: Callable[[str], None]) -> str:
+    """A name that `expect` does not refuse."""
     try:
-        expect_engine(text)
+        expect(text)
     except UsageError as error:
         raise ValueError(str(error)) from None
     return text
@@ -96,11 +102,7 @@ def export_format(text: str) -> str:
     """Name of an exporter that is registered."""
     from spikedet.exporting.registry import expect_format
 
-    try:
-        expect_format(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return text
+    return _known(text, expect_format)
 
 
 def torch_device(text: str) -> str:

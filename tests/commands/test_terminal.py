@@ -1,6 +1,5 @@
 """Bars and tables on a terminal and elsewhere; --quiet and --json of every command."""
 
-import io
 import json
 import re
 import sys
@@ -18,17 +17,7 @@ from spikedet.commands.result import headed, write_json, writes_own
 from spikedet.settings import option
 from spikedet.terminal import Table, fitted
 from support.places import ROOT
-
-
-class Stream(io.StringIO):
-    """A stream that is a terminal, or not."""
-
-    def __init__(self, terminal):
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
+from support.streams import Stream
 
 
 def on(monkeypatch, terminal):

@@ -1,20 +1,11 @@
 """What ultralytics says in a training: words without colours where there is no terminal."""
 
-import io
 import sys
 
 import pytest
 
 from spikedet.detection import ultra
-
-
-class Stream(io.StringIO):
-    def __init__(self, terminal):
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self):
-        return self.terminal
+from support.streams import Stream
 
 
 @pytest.mark.parametrize(("terminal", "colours"), [(True, True), (True, False), (False, True)])
