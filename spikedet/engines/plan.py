@@ -238,7 +238,7 @@ class Plan:
             layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
-        for source, into in zip(sources, structs, strict=True):
+        for source, into, base_shape, often in zip(sources, structs, bases, times, strict=True):
             signed = self.planes[source.tensor] == 2
             base = total
             if source.weights is not None:
@@ -249,8 +249,7 @@ class Plan:
                 into.negative = len(block)
                 taps = max(sum(n for _, n, _ in line) for line in source.columns)
                 taps *= max(len(line) for line in source.rows)
-                size = self.maps[list(self.tensors)[source.tensor]][0]
-                most += taps * size * self.most[source.tensor]
+                most += taps * base_shape[0] * often
             else:
                 assert source.few is not None and source.few_first is not None
                 few = np.concatenate([source.few, -source.few]) if signed else source.few
