@@ -207,7 +207,7 @@ class Currents:
             parts, scale = [], self._scale(scales, labels, factors)
             for term, weight in zip(terms, weights, strict=True):
                 whole = by_outputs(module, weight, 1 / scale).round()
-                whole = whole.clamp(-LARGEST, LARGEST).to(torch.int32)
+                whole = whole.clamp(-LARGEST, LARGEST).to(torch.int8)
                 op = Weighted(f"{self.neuron.name}:{node.name}", (term.op,), module, whole)
                 largest = self.wires.largest[term.op] * most_sum(module, whole)
                 parts.append(self.emit(op, largest))

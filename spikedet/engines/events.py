@@ -50,6 +50,7 @@ class Run:
         masses: dict[str, np.ndarray] | None = None,
         sums: dict[str, np.ndarray] | None = None,
         each: bool = False,
+        kept: bool = False,
     ) -> Workspace:
         """Run the next steps.
 
@@ -61,12 +62,13 @@ class Run:
             sums: Where these means are added up, [B, H, W, padded] float32, or with `each`
                 [steps, B, H, W, padded], whose first entry holds what was there before.
             each: After every step.
+            kept: All events are looked at afterwards.
 
         Returns:
             The memory that holds the events; give it back to the plan.
         """
         plan = self.plan
-        memory = plan.take(self.batch, steps)
+        memory = plan.take(self.batch, steps, kept)
         together: list[Stage] = []
         for stage in plan.stages:
             if stage.layer is not None:
@@ -138,6 +140,8 @@ class Run:
             layer.state = layer.counts = state.ctypes.data
         layer.fired = memory.fired[name].ctypes.data
         layer.done = memory.done[name].ctypes.data
+        after = memory.after[self.plan.tensors[name]]
+        layer.after_number, layer.after = len(after), after.ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
         """What a layer hands on to the next part: potentials, or counts and the largest of them."""

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from spikedet.errors import UsageError, among
 
-VERSION = 4  # of what caller and library agree on, `sd_version`
+VERSION = 5  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 CHOICE = "SPIKEDET_KERNELS"  # variable that names the kernels

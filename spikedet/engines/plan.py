@@ -20,6 +20,7 @@ from spikedet.engines import library, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
+    LINE,
     LOOSE,
     NEURON,
     POOL,
@@ -46,7 +47,7 @@ from spikedet.engines.reference import at_once
 from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
-from spikedet.engines.workspace import Workspace
+from spikedet.engines.workspace import Arrangement, Workspace, arranged, users_of
 from spikedet.errors import UsageError
 
 CODES = 2**16  # events of a row
@@ -86,6 +87,8 @@ class Plan:
 
     Attributes:
         shapes: Of every operation's value, [1, ...].
+        bytes_of_a_step: Memory that the events of one picture and step may need, if all neurons
+            fired; by whether all events are there after the run.
 
     Raises:
         NoLibrary: There are no kernels.
@@ -110,7 +113,8 @@ class Plan:
         self.most: list[int] = []  # times that one event can occur
         self.by_layer: list[Stage] = []
         self._plan()
-        self._free: OrderedDict[tuple[int, int], list[Workspace]] = OrderedDict()
+        self.bytes_of_a_step = {kept: self.arranged(1, kept).total for kept in (False, True)}
+        self._free: OrderedDict[tuple[int, int, bool], list[Workspace]] = OrderedDict()
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------ planning
@@ -347,16 +351,6 @@ class Plan:
         keep.append(structs)
         return Stage(op, layer, "", keep)
 
-    @property
-    def bytes_of_a_step(self) -> int:
-        """Memory that the events of one picture and step may need, if all neurons fired."""
-        total = 0
-        for name, number in self.tensors.items():
-            channels, height, width = self.maps[name]
-            room = width * channels * self.most[number] + LOOSE + width + 1
-            total += 2 * self.planes[number] * height * room
-        return total
-
     def describe(self) -> list[str]:
         """A line for each layer that no kernel computes: its name and why."""
         return [
@@ -367,18 +361,49 @@ class Plan:
 
     # ------------------------------------------------------------------ memory of a run
 
-    def take(self, batch: int, steps: int) -> Workspace:
-        """Memory for some pictures and steps; give it back afterwards."""
+    def room(self, name: str) -> int:
+        """Events that a row of a tensor has room for: all its neurons may fire."""
+        channels, _, width = self.maps[name]
+        return width * channels * self.most[self.tensors[name]] + LOOSE
+
+    def rows_of_a_step(self, name: str) -> int:
+        """Rows of a tensor for one picture and step."""
+        return self.planes[self.tensors[name]] * self.maps[name][1]
+
+    def arranged(self, steps: int, kept: bool) -> Arrangement:
+        """Where the events of some steps lie, of one picture or of several together.
+
+        Args:
+            steps: How many.
+            kept: All events are there after the run.
+        """
+        sizes = []
+        for name in self.tensors:
+            row = 2 * (self.room(name) + self.maps[name][2] + 1)
+            sizes.append(-(-row * self.rows_of_a_step(name) * steps // LINE) * LINE)
+        # the reference, and means of what is pooled, look at events when the kernels are done
+        kernels = all(stage.layer and stage.kernel.kind != POOL for stage in self.stages)
+        shared = kernels and not kept
+        return arranged(sizes, users_of(self.stages) if shared else [[]] * len(sizes), shared)
+
+    def take(self, batch: int, steps: int, kept: bool = False) -> Workspace:
+        """Memory for some pictures and steps; give it back afterwards.
+
+        Args:
+            batch: Pictures.
+            steps: Of each.
+            kept: All events are there after the run.
+        """
         with self._lock:
-            free = self._free.get((batch, steps))
+            free = self._free.get((batch, steps, kept))
             if free:
                 return free.pop()
-        return Workspace(self, batch, steps)
+        return Workspace(self, batch, steps, kept)
 
     def give(self, workspace: Workspace) -> None:
         """Keep memory for the next run; that of the last two sizes."""
         with self._lock:
-            key = (workspace.batch, workspace.steps)
+            key = (workspace.batch, workspace.steps, workspace.kept)
             self._free.setdefault(key, []).append(workspace)
             self._free.move_to_end(key)
             while len(self._free) > 2:

@@ -52,7 +52,7 @@ class Weighted(Op):
 
     Attributes:
         like: The layer that it stands for; of it stride, padding and so on count.
-        weight: int32 of the layer's shape, within -127..127.
+        weight: int8 of the layer's shape, within -127..127.
     """
 
     like: WeightedLayer

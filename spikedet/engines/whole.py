@@ -27,7 +27,7 @@ from spikedet.graph.structure import fill, join
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
-MEMORY = 256 * 2**20  # bytes that events of the steps that are computed at once may take
+MEMORY = 64 * 2**20  # bytes that events of the steps that are computed at once may take
 MOST_STEPS = 256  # at once, whatever they take: each thread keeps something for every step
 NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
 Tell = Callable[[str, int, Tensor, int], None]
@@ -118,7 +118,7 @@ class WholeEngine:
         totals: dict[Any, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            at_once = steps if each_step else self._at_once(run)
+            at_once = steps if each_step else self._at_once(run, show is not None)
             for number, final in _with_last(_even(steps, at_once)):
                 part = Part(done, number, last and final)
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
@@ -212,7 +212,7 @@ class WholeEngine:
     def _start(self, currents: dict[str, Tensor], batch: int) -> Any:
         raise NotImplementedError
 
-    def _at_once(self, run: Any) -> int:
+    def _at_once(self, run: Any, kept: bool) -> int:
         """Steps that are computed at once at most, whatever the caller's parts are."""
         return INT32
 
@@ -350,8 +350,9 @@ class EventsEngine(WholeEngine):
         sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
         return Run(self.plan(sizes), currents, batch)
 
-    def _at_once(self, run: Run) -> int:
-        return max(1, min(MOST_STEPS, MEMORY // max(1, run.plan.bytes_of_a_step * run.batch)))
+    def _at_once(self, run: Run, kept: bool) -> int:
+        step = run.plan.bytes_of_a_step[kept] * run.batch
+        return max(1, min(MOST_STEPS, MEMORY // max(1, step)))
 
     def _part(self, run, part, each_step, before, tell, show):
         steps, done = part.steps, part.first
@@ -376,7 +377,8 @@ class EventsEngine(WholeEngine):
                     later.append((base, weights, into))
                 else:
                     masses[base], sums[base] = np.ascontiguousarray(weights), into
-        memory = run.advance(steps, part.last, masses, sums, each_step)
+        kept = show is not None or bool(later)
+        memory = run.advance(steps, part.last, masses, sums, each_step, kept)
         for base, weights, into in later:
             values = run.dense(self.program.ops[base], memory)
             run._add_mean(base, values, weights, into, each_step)

@@ -176,7 +176,7 @@ class _File:
                 tensors |= {"low": op.low, "up": op.up}
             return self._add(op.name, "neuron", inputs, tensors)
         if isinstance(op, Weighted):
-            return self._weighted(op.name, op.like, inputs, op.weight.to(torch.int8))
+            return self._weighted(op.name, op.like, inputs, op.weight)
         if isinstance(op, Times):
             channels = op.factor.view(-1, *[1] * (len(self.shapes[inputs[0]]) - 2))
             return self._add(op.name, "times", inputs, {"factor": channels})

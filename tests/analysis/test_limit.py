@@ -7,13 +7,7 @@ from torch import nn
 from spikedet.analysis import limit
 from spikedet.engines import library
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import Plain, spiking
-
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
+from support.engines import KERNELS, Plain, needs_kernels, spiking
 
 
 def test_work_is_that_of_the_mean_picture():

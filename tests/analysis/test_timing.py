@@ -7,16 +7,10 @@ import spikedet
 from spikedet.analysis import timing
 from spikedet.analysis.limit import Work
 from spikedet.analysis.timing import Subject
-from spikedet.engines import library, whole
+from spikedet.engines import whole
 from spikedet.errors import UsageError
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import NETWORKS, spiking
-
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
+from support.engines import NETWORKS, needs_kernels, spiking
 
 
 def test_runs_are_interleaved_and_the_first_does_not_count():
@@ -102,7 +96,7 @@ def test_steps_at_once_change_nothing(path, monkeypatch):
     with snn.spike_rates() as rates:
         wanted = snn.after(pictures, [3, 7])
     (plan,) = snn._engine._plans.values()
-    for memory in (1, 2 * plan.bytes_of_a_step * 3):
+    for memory in (1, 2 * plan.bytes_of_a_step[False] * 3):
         monkeypatch.setattr(whole, "MEMORY", memory)
         with snn.spike_rates() as again:
             for a, b in zip(snn.after(pictures, [3, 7]), wanted, strict=True):

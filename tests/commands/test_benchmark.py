@@ -16,16 +16,12 @@ from spikedet.engines import library
 from spikedet.released import released
 from support.classes import add_pictures
 from support.commands import command
+from support.engines import KERNELS, needs_kernels
 from support.places import BUS
 
 pytestmark = pytest.mark.skipif(
     released("snn", 4, "classification") is None, reason="no released weights"
 )
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 FIELDS = {"name", "engine", "T", "batch", "threads", "ms", "passes"}
 
 

@@ -24,7 +24,6 @@ from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import analyze
 from spikedet.commands.main import parsed
-from spikedet.engines import library
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS
 from spikedet.pictures import read_picture
@@ -33,12 +32,8 @@ from spikedet.settings import Plan
 from spikedet.stages import stage_one, stage_two
 from support.classes import add_pictures
 from support.commands import command
+from support.engines import needs_kernels
 
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 CLASSES = ("a", "b", "c")
 TRAINING = ["--epochs", 1, "--batch", 50]
 STAGE_TWO = ["--pictures", 8, "--held", 4, "--layer-steps", 2, "--end-to-end", 1]

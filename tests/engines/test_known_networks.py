@@ -6,15 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from spikedet.engines import library
 from spikedet.engines.whole import EventsEngine, ReferenceEngine
-from support.engines import ran, spiking
-
-try:
-    KERNELS = library.kernels()
-except library.NoLibrary:
-    KERNELS = []
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
+from support.engines import needs_kernels, ran, spiking
 
 
 class PreActivationBlock(nn.Module):

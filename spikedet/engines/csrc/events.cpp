@@ -105,9 +105,9 @@ void relax() {
 #endif
 }
 
-// Wait until a row is there. Rows are taken in order, so that whoever makes it is at work on it.
-void await(const std::atomic<int32_t>& done) {
-    for (int i = 0; !done.load(std::memory_order_acquire); i++) {
+// Wait for a value. Rows are taken in order, so that whoever makes it is at work on it.
+void await(const std::atomic<int32_t>& state, int32_t value) {
+    for (int i = 0; state.load(std::memory_order_acquire) != value; i++) {
         if (i < 2000)
             relax();
         else
@@ -119,15 +119,17 @@ struct Work {
     const sd_run& run;
     const sd_kernels& kernels;
     std::vector<int64_t> first;  // number of the first row of each layer
+    std::vector<std::atomic<int32_t>> left;  // rows of each layer that are not done
     std::atomic<int64_t> next{0};
     int64_t scratch = 0;
 
-    Work(const sd_run& r, const sd_kernels& k) : run(r), kernels(k) {
+    Work(const sd_run& r, const sd_kernels& k) : run(r), kernels(k), left(r.layers_number) {
         int64_t rows = 0;
         for (int l = 0; l < run.layers_number; l++) {
             const sd_layer& layer = run.layers[l];
             first.push_back(rows);
-            rows += (int64_t)run.batch * layer.height;
+            left[l].store(run.batch * layer.height);
+            rows += left[l].load();
             const int64_t size = kernels.scratch(run, layer);
             scratch = size > scratch ? size : scratch;
             for (int i = 0; i < run.batch * layer.height; i++) layer.done[i].store(0);
@@ -138,13 +140,14 @@ struct Work {
     void rows_of(int l, int item) {
         const sd_layer& layer = run.layers[l];
         const int b = item / layer.height, y = item % layer.height;
+        for (int i = 0; i < layer.after_number; i++) await(left[layer.after[i]], 0);
         for (int s = 0; s < layer.sources_number; s++) {
             const sd_source& source = layer.sources[s];
             const int maker = run.maker[source.tensor];
             if (maker < 0) continue;
             const sd_layer& from = run.layers[maker];
             for (int i = source.row_first[y]; i < source.row_first[y + 1]; i++)
-                await(from.done[b * from.height + source.rows[2 * i]]);
+                await(from.done[b * from.height + source.rows[2 * i]], 1);
         }
     }
 
@@ -158,6 +161,7 @@ struct Work {
             rows_of(l, item);
             kernels.row(run, run.layers[l], item, memory);
             run.layers[l].done[item].store(1, std::memory_order_release);
+            left[l].fetch_sub(1, std::memory_order_acq_rel);
         }
     }
 };
@@ -180,7 +184,7 @@ struct Team {
 
 extern "C" {
 
-int32_t sd_version() { return 4; }
+int32_t sd_version() { return 5; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }

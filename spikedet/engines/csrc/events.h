@@ -44,6 +44,8 @@ struct sd_layer {
     int32_t by_step;       // of a pool: the maximum in every step
     int32_t initial_each;  // the initial potentials are [height, width, padded]
     int32_t signed_;
+    int32_t after_number;  // layers that must be complete before this one writes,
+    const int32_t* after;  // as they use what is in its memory until then
     // Columns of a window that slides along the row, 0 for none: an output is complete when the
     // column `slide_lead` behind its own has been added. No sum of a window leaves int16.
     int32_t slide, slide_lead;
