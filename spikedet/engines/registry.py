@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.library import NoLibrary
 from spikedet.engines.program import NoIntegers
-from spikedet.engines.whole import EventsEngine, ReferenceEngine, Show, Tell
+from spikedet.engines.reference_engine import ReferenceEngine
+from spikedet.engines.whole import Show, Tell
 from spikedet.errors import UsageError, among
 from spikedet.graph.graph import Graph
 

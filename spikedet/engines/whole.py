@@ -1,10 +1,8 @@
-"""Engines in whole numbers: what they share. One runs by torch (`reference`), one by events."""
+"""What engines in whole numbers share; see `reference_engine` and `events_engine`."""
 
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikedet.engines import library
-from spikedet.engines.events import Run
 from spikedet.engines.integers import compile_integers, constant_nodes
-from spikedet.engines.layout import LANES
-from spikedet.engines.plan import Plan
 from spikedet.engines.program import INT32, Move, Neuron, NoIntegers, Pool, Sums
-from spikedet.engines.reference import Reference, at_once
+from spikedet.engines.reference import at_once
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.structure import fill, join
+from spikedet.graph.structure import fill
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
-MEMORY = 64 * 2**20  # bytes that events of the steps that are computed at once may take
-MOST_STEPS = 256  # at once, whatever they take: each thread keeps something for every step
 NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
 Tell = Callable[[str, int, Tensor, int], None]
 Show = Callable[[str, int, Tensor], None]
@@ -243,166 +235,6 @@ class WholeEngine:
             total = np.float32(total + mass)
             totals.append(total)
         return totals if each_step else totals[-1:]
-
-
-class ReferenceEngine(WholeEngine):
-    """The integers by torch, operation by operation: slow, and the truth."""
-
-    def describe(self) -> list[str]:
-        """How it computes."""
-        return ["whole numbers, by torch"]
-
-    def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
-        return Reference(self.program, currents, batch)
-
-    def _part(self, run, part, each_step, before, tell, show):
-        steps, done = part.steps, part.first
-        values, batch = run.advance(steps), run.batch
-        totals: dict[Any, Any] = {}
-        for node, masses in self._masses(done, steps).items():
-            totals[node] = self._mass(node, masses, before, each_step)
-            for base in self._reading[node]:
-                total = before[base, node][-batch:] if (base, node) in before else None
-                sums = []
-                for value, mass in zip(values[base].float().split(batch), masses, strict=True):
-                    added = value * torch.tensor(mass)
-                    total = added if total is None else total + added
-                    sums.append(total)
-                totals[base, node] = torch.cat(sums) if each_step else sums[-1]
-        if tell is not None:
-            for op in self.program.neurons:
-                spikes = values[op.name]
-                number = spikes.abs().reshape(steps, -1).sum(1)
-                tell(op.name, done, number, spikes.numel() // steps)
-        if show is not None:
-            for name in self._fire:
-                show(name, done, values[name])
-        return totals
-
-
-class EventsEngine(WholeEngine):
-    """The integers by compiled kernels that add a row of weights for each spike.
-
-    Args:
-        graph: To compile.
-        kernels: Name of one of `library.kernels()`; `library.chosen` when None.
-
-    Attributes:
-        bounds_memory: It bounds the memory of a pass itself, however many steps it is told to run.
-
-    Raises:
-        NoLibrary: There are no kernels.
-        NoIntegers: The network cannot be computed in whole numbers.
-    """
-
-    bounds_memory = True
-
-    def __init__(self, graph: Graph, kernels: str | None = None):
-        library.library()
-        super().__init__(graph)
-        self.kernels = kernels
-        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.graph, self.kernels)
-
-    def plan(self, sizes: dict[str, tuple[int, ...]]) -> Plan:
-        """The plan for constant nodes of some shapes [1, ...]; the last few are kept."""
-        key = tuple(sorted(sizes.items()))
-        with self._lock:
-            if key not in self._plans:
-                self._plans[key] = Plan(self.program, sizes, self.kernels)
-            self._plans.move_to_end(key)
-            while len(self._plans) > 4:
-                self._plans.popitem(last=False)
-            return self._plans[key]
-
-    def describe(self) -> list[str]:
-        """Which kernels there are, and a line for each layer that none of them computes."""
-        sizes = {name: self.graph.shapes[name] for name in self._currents}
-        plan = self.plan(sizes)
-        return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
-
-    def simulate(self, pictures, parts, each_step, tell=None, show=None):
-        """As `WholeEngine.simulate`, picture by picture, so that events stay in the cache."""
-        if len(pictures) < 2 or each_step or show is not None:
-            yield from super().simulate(pictures, parts, each_step, tell, show)
-            return
-        told: dict[tuple[str, int], tuple[Tensor, int]] = {}
-
-        def gather(name: str, first: int, counts: Tensor, neurons: int) -> None:
-            others, size = told.get((name, first), (0, 0))
-            told[name, first] = counts + others, neurons + size
-
-        parts = list(parts)
-        runs = [
-            super(EventsEngine, self).simulate(picture, parts, False, tell and gather)
-            for picture in pictures.split(1)
-        ]
-        for several in zip(*runs, strict=True):
-            for (name, first), (counts, neurons) in told.items():
-                tell(name, first, counts, neurons)
-            told.clear()
-            yield several[0][0], lambda reads=several: join([read() for _, read in reads])
-
-    def _start(self, currents: dict[str, Tensor], batch: int) -> Run:
-        sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
-        return Run(self.plan(sizes), currents, batch)
-
-    def _at_once(self, run: Run, kept: bool) -> int:
-        step = run.plan.bytes_of_a_step[kept] * run.batch
-        return max(1, min(MOST_STEPS, MEMORY // max(1, step)))
-
-    def _part(self, run, part, each_step, before, tell, show):
-        steps, done = part.steps, part.first
-        plan, batch = run.plan, run.batch
-        totals: dict[Any, Any] = {}
-        masses, sums = {}, {}
-        later = []  # a second mean of the same spikes
-        by_node = self._masses(done, steps)
-        for node, weights in by_node.items():
-            totals[node] = self._mass(node, weights, before, each_step)
-            for base in self._reading[node]:
-                channels, height, width = plan.maps[base]
-                padded = -(-channels // LANES) * LANES
-                shape = (batch, height, width, padded)
-                into = np.zeros((steps, *shape) if each_step else shape, np.float32)
-                if (base, node) in before:
-                    old = before["sums", base, node]
-                    (into[0] if each_step else into)[...] = old[-1] if each_step else old
-                totals["sums", base, node] = into
-                totals[base, node] = _as_values(into, channels, self._shape(plan, base))
-                if base in sums:
-                    later.append((base, weights, into))
-                else:
-                    masses[base], sums[base] = np.ascontiguousarray(weights), into
-        kept = show is not None or bool(later)
-        memory = run.advance(steps, part.last, masses, sums, each_step, kept)
-        for base, weights, into in later:
-            values = run.dense(self.program.ops[base], memory)
-            run._add_mean(base, values, weights, into, each_step)
-        if tell is not None:
-            for op in self.program.neurons:
-                number = memory.fired[op.name].sum((0, 2), dtype=np.int64)
-                channels, height, width = plan.maps[op.name]
-                neurons = batch * channels * height * width
-                tell(op.name, done, torch.from_numpy(number).double(), neurons)
-        if show is not None:
-            for name in self._fire:
-                show(name, done, run.dense(self.program.ops[name], memory))
-        plan.give(memory)
-        return totals
-
-    @staticmethod
-    def _shape(plan: Plan, base: str) -> tuple[int, ...]:
-        return plan.shapes[base][1:]
-
-
-def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tensor:
-    """[..., B, H, W, padded] -> [N, C, ...], a view of the same memory where it can be one."""
-    values = torch.from_numpy(sums)[..., :channels].flatten(0, -4).permute(0, 3, 1, 2)
-    return values if len(shape) == 3 else values.reshape(len(values), *shape)
 
 
 def _called(node: Node, inputs: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import spikedet
 from spikedet.analysis import timing
 from spikedet.analysis.limit import Work
 from spikedet.analysis.timing import Subject
-from spikedet.engines import whole
+from spikedet.engines import events_engine
 from spikedet.errors import UsageError
 from spikedet.runtime.network import SpikingNetwork
 from support.engines import NETWORKS, needs_kernels, spiking
@@ -97,7 +97,7 @@ def test_steps_at_once_change_nothing(path, monkeypatch):
         wanted = snn.after(pictures, [3, 7])
     (plan,) = snn._engine._plans.values()
     for memory in (1, 2 * plan.bytes_of_a_step[False] * 3):
-        monkeypatch.setattr(whole, "MEMORY", memory)
+        monkeypatch.setattr(events_engine, "MEMORY", memory)
         with snn.spike_rates() as again:
             for a, b in zip(snn.after(pictures, [3, 7]), wanted, strict=True):
                 assert torch.equal(a, b)

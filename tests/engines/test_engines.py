@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.engines import library, registry
+from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.integers import compile_integers
 from spikedet.engines.program import NoIntegers, Weighted
-from spikedet.engines.whole import EventsEngine, ReferenceEngine
+from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork, watching

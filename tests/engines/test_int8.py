@@ -11,8 +11,8 @@ from torch import nn
 import spikedet
 from spikedet.engines.integers import compile_integers
 from spikedet.engines.program import Neuron, Times, Weighted
+from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.engines.rounding import Rounder
-from spikedet.engines.whole import ReferenceEngine
 from spikedet.errors import UsageError, WeightsError
 from spikedet.graph.operations import WEIGHTED
 from spikedet.neurons.layers import IFNeuron

@@ -6,7 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from spikedet.engines.whole import EventsEngine, ReferenceEngine
+from spikedet.engines.events_engine import EventsEngine
+from spikedet.engines.reference_engine import ReferenceEngine
 from support.engines import needs_kernels, ran, spiking
 
 

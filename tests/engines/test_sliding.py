@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window
-from spikedet.engines.whole import EventsEngine
 from support.engines import Layer, expect_equal, needs_kernels, spiking
 
 

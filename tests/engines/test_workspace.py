@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import spikedet
+from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.integers import constant_nodes
-from spikedet.engines.whole import EventsEngine
 from spikedet.engines.workspace import arranged
 from spikedet.runtime.network import EachSpike, SpikingNetwork, watching
 from support.engines import needs_kernels

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import spikedet
 from spikedet.engines.program import Current
 from spikedet.engines.reference import rounded
-from spikedet.engines.whole import ReferenceEngine
+from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.exporting import reference
 from spikedet.exporting.registry import ExportError
 from spikedet.neurons.layers import MeanOverTime

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.engines import library
-from spikedet.engines.whole import EventsEngine, ReferenceEngine
+from spikedet.engines.events_engine import EventsEngine
+from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.graph.operations import QuantClip
 from spikedet.neurons.layers import IFNeuron
 from support.stages import quantised, spiking_copy

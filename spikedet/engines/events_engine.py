@@ -1,0 +1,147 @@
+"""The `events` engine: whole numbers by compiled kernels, see `events` for what a pass does."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikedet.engines import library
+from spikedet.engines.events import Run
+from spikedet.engines.layout import LANES
+from spikedet.engines.plan import Plan
+from spikedet.engines.whole import WholeEngine
+from spikedet.graph.graph import Graph
+from spikedet.graph.structure import join
+
+MEMORY = 64 * 2**20  # bytes that events of the steps that are computed at once may take
+MOST_STEPS = 256  # at once, whatever they take: each thread keeps something for every step
+
+
+class EventsEngine(WholeEngine):
+    """The integers by compiled kernels that add a row of weights for each spike.
+
+    Args:
+        graph: To compile.
+        kernels: Name of one of `library.kernels()`; `library.chosen` when None.
+
+    Attributes:
+        bounds_memory: It bounds the memory of a pass itself, however many steps it is told to run.
+
+    Raises:
+        NoLibrary: There are no kernels.
+        NoIntegers: The network cannot be computed in whole numbers.
+    """
+
+    bounds_memory = True
+
+    def __init__(self, graph: Graph, kernels: str | None = None):
+        library.library()
+        super().__init__(graph)
+        self.kernels = kernels
+        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.graph, self.kernels)
+
+    def plan(self, sizes: dict[str, tuple[int, ...]]) -> Plan:
+        """The plan for constant nodes of some shapes [1, ...]; the last few are kept."""
+        key = tuple(sorted(sizes.items()))
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = Plan(self.program, sizes, self.kernels)
+            self._plans.move_to_end(key)
+            while len(self._plans) > 4:
+                self._plans.popitem(last=False)
+            return self._plans[key]
+
+    def describe(self) -> list[str]:
+        """Which kernels there are, and a line for each layer that none of them computes."""
+        sizes = {name: self.graph.shapes[name] for name in self._currents}
+        plan = self.plan(sizes)
+        return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
+
+    def simulate(self, pictures, parts, each_step, tell=None, show=None):
+        """As `WholeEngine.simulate`, picture by picture, so that events stay in the cache."""
+        if len(pictures) < 2 or each_step or show is not None:
+            yield from super().simulate(pictures, parts, each_step, tell, show)
+            return
+        told: dict[tuple[str, int], tuple[Tensor, int]] = {}
+
+        def gather(name: str, first: int, counts: Tensor, neurons: int) -> None:
+            others, size = told.get((name, first), (0, 0))
+            told[name, first] = counts + others, neurons + size
+
+        parts = list(parts)
+        runs = [
+            super(EventsEngine, self).simulate(picture, parts, False, tell and gather)
+            for picture in pictures.split(1)
+        ]
+        for several in zip(*runs, strict=True):
+            for (name, first), (counts, neurons) in told.items():
+                tell(name, first, counts, neurons)
+            told.clear()
+            yield several[0][0], lambda reads=several: join([read() for _, read in reads])
+
+    def _start(self, currents: dict[str, Tensor], batch: int) -> Run:
+        sizes = {name: (1, *value.shape[1:]) for name, value in currents.items()}
+        return Run(self.plan(sizes), currents, batch)
+
+    def _at_once(self, run: Run, kept: bool) -> int:
+        step = run.plan.bytes_of_a_step[kept] * run.batch
+        return max(1, min(MOST_STEPS, MEMORY // max(1, step)))
+
+    def _part(self, run, part, each_step, before, tell, show):
+        steps, done = part.steps, part.first
+        plan, batch = run.plan, run.batch
+        totals: dict[Any, Any] = {}
+        masses, sums = {}, {}
+        later = []  # a second mean of the same spikes
+        by_node = self._masses(done, steps)
+        for node, weights in by_node.items():
+            totals[node] = self._mass(node, weights, before, each_step)
+            for base in self._reading[node]:
+                channels, height, width = plan.maps[base]
+                padded = -(-channels // LANES) * LANES
+                shape = (batch, height, width, padded)
+                into = np.zeros((steps, *shape) if each_step else shape, np.float32)
+                if (base, node) in before:
+                    old = before["sums", base, node]
+                    (into[0] if each_step else into)[...] = old[-1] if each_step else old
+                totals["sums", base, node] = into
+                totals[base, node] = _as_values(into, channels, self._shape(plan, base))
+                if base in sums:
+                    later.append((base, weights, into))
+                else:
+                    masses[base], sums[base] = np.ascontiguousarray(weights), into
+        kept = show is not None or bool(later)
+        memory = run.advance(steps, part.last, masses, sums, each_step, kept)
+        for base, weights, into in later:
+            values = run.dense(self.program.ops[base], memory)
+            run._add_mean(base, values, weights, into, each_step)
+        if tell is not None:
+            for op in self.program.neurons:
+                number = memory.fired[op.name].sum((0, 2), dtype=np.int64)
+                channels, height, width = plan.maps[op.name]
+                neurons = batch * channels * height * width
+                tell(op.name, done, torch.from_numpy(number).double(), neurons)
+        if show is not None:
+            for name in self._fire:
+                show(name, done, run.dense(self.program.ops[name], memory))
+        plan.give(memory)
+        return totals
+
+    @staticmethod
+    def _shape(plan: Plan, base: str) -> tuple[int, ...]:
+        return plan.shapes[base][1:]
+
+
+def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tensor:
+    """[..., B, H, W, padded] -> [N, C, ...], a view of the same memory where it can be one."""
+    values = torch.from_numpy(sums)[..., :channels].flatten(0, -4).permute(0, 3, 1, 2)
+    return values if len(shape) == 3 else values.reshape(len(values), *shape)
