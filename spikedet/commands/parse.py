@@ -1,4 +1,4 @@
-"""From a dataclass of options to the words of a command line, by tyro.
+"""From a dataclass of options to the words of a command line (by tyro, see `words`).
 
 A command's options are a dataclass whose fields are made by `spikedet.settings.option`; further
 keys of that say how the command line has them:
@@ -19,32 +19,20 @@ that were given.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import re
-import shutil
-import sys
-import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from spikedet.commands import kinds
 from spikedet.commands.config import with_config
+from spikedet.commands.help import show_help
+from spikedet.commands.words import COMMON, read, shown_as
 from spikedet.errors import UsageError, cut, nearest
 from spikedet.files import expect_folder, expect_writable
 from spikedet.settings import bounds, option, wrong
-
-GROUPS = (  # in this order, others behind them
-    "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",
-    "classifiers",
-)  # fmt: skip
-COMMON = "common"  # the group of what every command has, behind all others
-WIDTH = 100  # of a page of help, in characters
 
 
 def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:
@@ -214,7 +202,7 @@ def partial(
             continue
         first = next(iter(of_tasks.values()))
         values = {
-            task: _shown((usual or {}).get(task, {}).get(key, one.default))
+            task: shown_as((usual or {}).get(task, {}).get(key, one.default))
             for task, one in of_tasks.items()
         }
         shown = "; ".join(f"{value} for {task}" for task, value in values.items())
@@ -225,16 +213,6 @@ def partial(
         value: Any = list[first.type] if first.many else first.type  # type: ignore[name-defined]
         members.append((key, value | None, field(default=None, metadata=more)))
     return make_dataclass(name, members, kw_only=True)
-
-
-def _shown(value: Any) -> str:
-    """A default in the help."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "off" if value is None else str(value)
-
-
-# ------------------------------------------------------------------ tyro
 
 
 def parse(
@@ -259,7 +237,7 @@ def parse(
             everything = help == "--help-all"
             show_help(there, prog, [description, *([more] if everything else [])], everything)
     before = with_config(there, list(words), prog.rpartition(" ")[2])
-    values = vars(_run(there, [*before, *words], prog))
+    values = vars(read(there, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
         values = {**values, **vars(group)}
     named = given_of(there, [*before, *words])
@@ -299,209 +277,3 @@ def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
     }
     firsts = {word.partition("=")[0].replace("_", "-") for word in words}
     return frozenset(names[word] for word in firsts if word and word in names)
-
-
-def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options by the heading that they stand under, the main ones first."""
-    groups: dict[str, list[Option]] = {}
-    for each in there:
-        groups.setdefault(each.more["group"], []).append(each)
-    order = ("", *GROUPS, *(title for title in groups if title != COMMON), COMMON)
-    return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
-
-
-def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
-    """Print the help: what people need first, on a screen, or everything; the process ends.
-
-    Raises:
-        SystemExit: It is printed.
-    """
-    groups = [title for title in grouped(there) if title]
-    columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-    for text in filter(None, map(str.strip, texts)):
-        print(_filled(text, columns) + "\n")
-    shown = [each for each in there if everything or not each.more["group"]]
-    printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
-    with (
-        _columns(str(columns)),
-        contextlib.suppress(SystemExit),
-        contextlib.redirect_stdout(printed),
-    ):
-        _tyro(shown, ["--help"], prog)
-    usage, _, boxes = printed.text().partition("\n")
-    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours, which have no width
-    print(_wrapped(usage, columns, "       ") + "\n" + boxes, end="")
-    if not everything:
-        rest = f"{prog} --help-all says more, and has further options ({', '.join(groups)})."
-        print(_filled(rest, columns))
-    raise SystemExit(0)
-
-
-def _filled(text: str, columns: int) -> str:
-    """Text whose paragraphs are as wide as the terminal; what is indented stays as it is."""
-    parts = text.split("\n\n")
-    return "\n\n".join(p if p.startswith(" ") else _wrapped(p, columns) for p in parts)
-
-
-def _wrapped(text: str, columns: int, indent: str = "") -> str:
-    """Text in lines that are no wider, all but the first one indented."""
-    wide = max(20, columns)
-    return textwrap.fill(text, wide, subsequent_indent=indent, break_on_hyphens=False)
-
-
-class _Printed(io.TextIOWrapper):
-    """Keeps what is printed, with the colours that standard output would have."""
-
-    def isatty(self) -> bool:
-        assert sys.__stdout__ is not None
-        return sys.__stdout__.isatty()
-
-    def text(self) -> str:
-        self.seek(0)
-        return self.read()
-
-
-def _run(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    """What tyro makes of the words.
-
-    Raises:
-        UsageError: In one sentence what tyro prints in a box.
-    """
-    for each in there:
-        if each.flag and any(word.partition("=")[0] in (each.word, each.off) and "=" in word
-                             for word in words):  # fmt: skip
-            raise UsageError(f"{each.word}: takes no value")
-    raw = io.BytesIO()
-    printed = io.TextIOWrapper(raw, "utf-8", write_through=True)  # for which boxes are drawn
-    try:
-        with (
-            _columns("10000"),
-            contextlib.redirect_stderr(printed),
-            contextlib.redirect_stdout(printed),
-        ):
-            return _tyro(there, words, prog)
-    except SystemExit:
-        raise UsageError(sentence(raw.getvalue().decode())) from None
-
-
-@contextlib.contextmanager
-def _columns(number: str) -> typing.Iterator[None]:
-    """Another width of the terminal."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = number
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    import tyro
-
-    groups = {
-        title: [(each.name, *_field(each)) for each in members]
-        for title, members in grouped(there).items()
-    }
-    main = groups.pop("", [])
-    for title, members in groups.items():
-        group = make_dataclass("Group", members, kw_only=True, namespace={"in_group": True})
-        group.__doc__ = ""
-        kind = Annotated[group, tyro.conf.arg(name=title)]  # type: ignore[valid-type]
-        main.append((f"group_{len(main)}", kind, field(default_factory=group)))
-    all_words = make_dataclass("Words", main, kw_only=True)
-    all_words.__doc__ = ""
-    return tyro.cli(all_words, args=list(words), prog=prog, description="")
-
-
-def _field(each: Option) -> tuple[Any, Any]:
-    """Type and field of an option, as tyro takes them."""
-    import tyro
-    from tyro.constructors import PrimitiveConstructorSpec
-
-    shown = each.more.get("shown")
-    hint = "(required)" if each.default is MISSING else ""
-    if shown is not None:
-        hint = f"({shown})" if shown else ""
-    elif each.default not in (None, False, MISSING) and each.default != []:
-        text = " ".join(map(str, each.default)) if each.many else _shown(each.default)
-        hint = f"(default: {text})"
-    argument = tyro.conf.arg(
-        name=each.word[2:],
-        help=each.more["help"],
-        help_behavior_hint=hint,
-        prefix_name=False,
-        aliases=each.more.get("aliases"),
-    )
-    if each.flag:
-        kind: Any = Annotated[bool, argument]
-        if not each.pair:
-            kind = tyro.conf.FlagCreatePairsOff[kind]  # type: ignore[misc]
-        return kind, field(default=bool(each.default))
-    nargs: Any = each.more.get("nargs", "*") if each.many else 1
-
-    def value(texts: list[str]) -> Any:
-        if each.many and not texts and not each.more.get("positional"):
-            raise ValueError("expected a value or more")
-        values = [each.parse(text) for text in texts]
-        return values if each.many else values[0]
-
-    metavar = each.more.get("metavar") or _metavar(each)
-    spec = PrimitiveConstructorSpec(
-        nargs=nargs,
-        metavar=metavar + (" ..." if nargs == "*" else ""),
-        instance_from_str=value,
-        is_instance=lambda _: True,
-        str_from_instance=lambda v: list(map(str, v or [])) if each.many else [str(v)],
-    )
-    kind = Annotated[Any, spec, argument]
-    if each.more.get("positional"):
-        kind = tyro.conf.Positional[kind]  # type: ignore[misc]
-    if each.default is MISSING:
-        return kind, field()
-    if each.many and each.default is not None:
-        return kind, field(default_factory=lambda: list(each.default))
-    return kind, field(default=each.default)
-
-
-def _metavar(each: Option) -> str:
-    """What the help calls a value."""
-    if each.choices:
-        return "{" + ",".join(each.choices) + "}"
-    if each.type in (int, float):
-        return {int: "N", float: "X"}[each.type]
-    return "PATH" if each.type is Path else "NAME"
-
-
-# ------------------------------------------------------------------ what tyro prints
-
-
-def sentence(printed: str) -> str:
-    """One sentence of what tyro prints in a box about wrong words."""
-    lines = [line.strip("│").rstrip() for line in printed.splitlines()]
-    title = lines[0].strip("╭╮─ ") if lines else ""
-    sections: list[list[str]] = [[]]
-    for line in lines[1:]:
-        if set(line.strip()) <= set("─╰╯"):
-            sections.append([])
-        else:
-            sections[-1].append(line[1:])
-    first = " ".join(line.strip() for line in sections[0])
-    names = [line.strip() for line in sections[0] if re.match(r"    \S", line)]
-    if title == "Required options":
-        return f"expected {' and '.join(names)}"
-    near = [
-        line.split(",")[0].split()[0]
-        for section in sections
-        if section and section[0].startswith("Perhaps you meant")
-        for line in section
-        if re.match(r"    \S", line)
-    ]
-    first = first.removeprefix("Error parsing ").removesuffix(".")
-    if first.startswith("Unrecognized options: "):
-        rest = first.removeprefix("Unrecognized options: ")
-        first = f"unrecognized arguments: {rest.replace(', ', ' ')}"
-    first = re.sub(r"^Missing value for argument '(.*)'\. .*$", r"\1: expected a value", first)
-    return first + (f" (did you mean {' or '.join(near[:2])}?)" if near else "")

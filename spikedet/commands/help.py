@@ -1,0 +1,70 @@
+"""The help of a command: what people need first, on a screen, or everything."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spikedet.commands import words
+
+if TYPE_CHECKING:
+    from spikedet.commands.parse import Option
+
+WIDTH = 100  # of a page of help, in characters
+
+
+def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
+    """Print the help: what people need first, on a screen, or everything; the process ends.
+
+    Raises:
+        SystemExit: It is printed.
+    """
+    groups = [title for title in words.grouped(there) if title]
+    columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    for text in filter(None, map(str.strip, texts)):
+        print(_filled(text, columns) + "\n")
+    shown = [each for each in there if everything or not each.more["group"]]
+    printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+    with (
+        words.columns(str(columns)),
+        contextlib.suppress(SystemExit),
+        contextlib.redirect_stdout(printed),
+    ):
+        words.by_tyro(shown, ["--help"], prog)
+    usage, _, boxes = printed.text().partition("\n")
+    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours, which have no width
+    print(_wrapped(usage, columns, "       ") + "\n" + boxes, end="")
+    if not everything:
+        rest = f"{prog} --help-all says more, and has further options ({', '.join(groups)})."
+        print(_filled(rest, columns))
+    raise SystemExit(0)
+
+
+def _filled(text: str, columns: int) -> str:
+    """Text whose paragraphs are as wide as the terminal; what is indented stays as it is."""
+    parts = text.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else _wrapped(p, columns) for p in parts)
+
+
+def _wrapped(text: str, columns: int, indent: str = "") -> str:
+    """Text in lines that are no wider, all but the first one indented."""
+    wide = max(20, columns)
+    return textwrap.fill(text, wide, subsequent_indent=indent, break_on_hyphens=False)
+
+
+class _Printed(io.TextIOWrapper):
+    """Keeps what is printed, with the colours that standard output would have."""
+
+    def isatty(self) -> bool:
+        assert sys.__stdout__ is not None
+        return sys.__stdout__.isatty()
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
