@@ -99,6 +99,9 @@ class Run:
             layer, name = layers[i], stage.op.name
             self._fill(layer, stage, memory, hands_on=not (last and self.first_part))
             maker[plan.tensors[name]] = i
+            if len(stages) == len(plan.stages):  # else all before are done, and share nothing
+                after = memory.after[plan.tensors[name]]
+                layer.after_number, layer.after = len(after), after.ctypes.data
             if name in sums and layer.kind != POOL:
                 layer.mean, layer.mean_each = sums[name].ctypes.data, int(each)
                 layer.step_mass = masses[name].ctypes.data
@@ -140,8 +143,6 @@ class Run:
             layer.state = layer.counts = state.ctypes.data
         layer.fired = memory.fired[name].ctypes.data
         layer.done = memory.done[name].ctypes.data
-        after = memory.after[self.plan.tensors[name]]
-        layer.after_number, layer.after = len(after), after.ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
         """What a layer hands on to the next part: potentials, or counts and the largest of them."""
