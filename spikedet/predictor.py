@@ -46,6 +46,8 @@ class BasePredictor:
         self.device = device
         self.names, self.imgsz = self.runner.names, self.runner.imgsz
         self._told: set[int] = set()
+        also_for = loaded.origin.get("also_for")
+        self._also_for = also_for if isinstance(also_for, list) else []
         self.T = self._time_steps(T)
 
     @property
@@ -68,7 +70,7 @@ class BasePredictor:
                 weights = f"{self.weights.name}: {self.runner.stage} weights"
                 warnings.warn(f"{weights}; T={T} is ignored", stacklevel=3)
             return made_for
-        if made_for != T and T not in self._told:
+        if T not in (made_for, *self._also_for, *self._told):
             self._told.add(T)
             warnings.warn(
                 f"{self.weights.name} was calibrated for T={made_for}, not T={T}; "

@@ -272,6 +272,8 @@ class EndToEnd:
         sparsity: Weight of a penalty on the synaptic operations, which are counted in units of the
             float network's multiplications (see `conversion.sparsity`). What it gives is kept
             whatever the tuning loss, as fewer spikes cost some of it.
+        also: Further numbers of time steps, below T, after which the outputs are trained, too: one
+            network for all of them. All losses count alike.
         truth: Weight of the task's own loss on the annotations beside the distillation.
     """
 
@@ -287,7 +289,24 @@ class EndToEnd:
     sparsity: float = _end(
         0.0, "weight of a penalty on the synaptic operations in it", "sparsity", least=0
     )
+    also: Sequence[int] | None = _end(
+        None, "train its outputs after so many steps, too", "also", least=1, metavar="T"
+    )
     truth: float = 1.0
+
+    def read_after(self, T: int) -> list[int]:
+        """Numbers of steps after which the outputs are trained, ascending; T is the last.
+
+        Raises:
+            UsageError: One of `also` is no whole number from 1 to T - 1.
+        """
+        for steps in self.also or ():
+            if type(steps) is not int or not 1 <= steps < T:
+                raise UsageError(
+                    f"outputs after {steps!r} steps cannot be trained in a network for T={T}; "
+                    f"expected whole numbers from 1 to {T - 1}"
+                )
+        return sorted({*(self.also or ()), T})
 
 
 @dataclass

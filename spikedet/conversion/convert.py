@@ -68,6 +68,7 @@ def convert(
     end_batch_norm: bool = False,
     int8: bool = False,
     sparsity: float = 0.0,
+    end_also: Sequence[int] | None = None,
     pooling: str = "count",
     neuron: str = "neuron",
     seed: int = 0,
@@ -114,6 +115,8 @@ def convert(
             the events engine runs without any more rounding; the end-to-end pass trains with them.
         sparsity: Weight of a penalty on the synaptic operations in the end-to-end pass, in units of
             the float network's multiplications a step: fewer spikes, less time and energy.
+        end_also: Further numbers of steps, below T, after which the outputs are trained in the
+            end-to-end pass, too: one network for all of them, `snn(x, T=4)`.
         pooling: How spikes are max-pooled: `count` or `step` (see `SpikingMaxPool`).
         neuron: Which one of `neurons.registry`; integrate-and-fire with soft reset by default.
         seed: Of everything that is drawn.
@@ -146,13 +149,17 @@ def convert(
         per_neuron=per_neuron, bias=recipe.bias, pictures=pictures, held=held, batch=batch,
     )  # fmt: skip
     end = EndToEnd(
-        end_to_end, rate=end_rate, batch_norm=end_batch_norm, int8=int8, sparsity=sparsity
-    )
+        end_to_end, rate=end_rate, batch_norm=end_batch_norm, int8=int8, sparsity=sparsity,
+        also=end_also,
+    )  # fmt: skip
     expect_limits(TrainingSettings(epochs=epochs or 1, rate=rate, seed=seed))
     expect_limits(stage_one)
     expect_limits(layer_wise, steps="layer_steps", loss="layer_loss")
     expect_limits(end, steps="end_to_end", rate="end_rate")
+    end.read_after(T)
     expect_pooling(pooling)
+    if end_also and not end.steps:
+        raise UsageError("outputs to train, but no end-to-end pass; expected end_to_end")
     if sparsity and not end.steps:
         raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
     if recipe.plain:
@@ -184,7 +191,8 @@ def convert(
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end.steps), "end_to_end_steps": end.steps, "seed": seed,
-        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **spikes,
+        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}),
+        **({"also_for": end.read_after(T)[:-1]} if end_also else {}), **spikes,
     }  # fmt: skip
     return converted
 
@@ -384,17 +392,23 @@ class _Lessons:
 
         def value(parts: tuple[Any, ...]) -> Tensor:
             spiking.chunk = len(parts[0]) * spiking.T
-            output = spiking(parts[0])
-            apart = self.distance(output, self.guide(parts[0]))
-            return apart if self.loss is None else apart + self.loss(output, *parts[1:])
+            wanted, values = self.guide(parts[0]), []
+            for output in spiking.after(parts[0], steps):
+                apart = self.distance(output, wanted)
+                own = [] if self.loss is None else [self.loss(output, *parts[1:])]
+                values.append(sum(own, apart))
+            return sum(values[1:], values[0]) / len(values)
 
         @torch.no_grad()
         def apart() -> float:
-            return sum(self.distance(spiking(x), self.guide(x)).item() for x in judges) / len(
-                judges
-            )
+            each = [
+                self.distance(output, self.guide(x)).item()
+                for x in judges
+                for output in spiking.after(x, steps)
+            ]
+            return sum(each) / len(each)
 
-        chunk = spiking.chunk
+        chunk, steps = spiking.chunk, options.read_after(spiking.T)
         kept, before = copy.deepcopy(spiking.graph), apart()
         with Bar(total=options.steps, desc="end to end", shown=self.progress) as bar:
 

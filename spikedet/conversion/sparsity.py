@@ -43,18 +43,22 @@ class Operations:
         }
         most = sum(operations.values()) or 1.0
         self._share = {name: number / most for name, number in operations.items()}
-        self._rates: dict[str, list[Tensor]] = {}  # of each call
+        self._spikes: dict[str, list[Tensor]] = {}  # a neuron in the steps of each call
+        self._steps: dict[str, int] = {}
 
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count the passes of this thread in the `with` block; `part` has what they come to."""
-        self._rates = {}
+        self._spikes, self._steps = {}, {}
         with watching(self.graph, self._watch):
             yield
 
     def part(self) -> Tensor:
         """Operations over multiplications, a scalar with a gradient; over all that was counted."""
-        parts = [torch.stack(r).mean() * self._share[name] for name, r in self._rates.items()]
+        parts = [
+            torch.stack(spikes).sum() / self._steps[name] * self._share[name]
+            for name, spikes in self._spikes.items()
+        ]
         return torch.stack(parts).sum()
 
     def _watch(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
@@ -64,7 +68,8 @@ class Operations:
         rates = spikes.float().abs()
         if not neuron.folded:
             rates = rates / per_channel(neuron.threshold, rates.ndim)
-        self._rates.setdefault(node.name, []).append(rates.mean())
+        self._spikes.setdefault(node.name, []).append(rates.mean() * now.steps)
+        self._steps[node.name] = self._steps.get(node.name, 0) + now.steps
 
 
 def fan_out(graph: Graph) -> dict[str, float]:

@@ -199,7 +199,7 @@ def end_to_end(
         on_step: Called with the step and its loss.
 
     Returns:
-        For the origin of the network `int8`, and what `distill` returns of the spikes.
+        For the origin of the network `int8` and `also_for`, and what `distill` returns of spikes.
 
     Raises:
         UsageError: As `expect_end_size`, and as `distill`.
@@ -222,7 +222,10 @@ def end_to_end(
         on_step=on_step,
         on_round=write if state else None,
     )
-    return {**({"int8": True} if plan.end.int8 else {}), **spikes}
+    origin: dict[str, Any] = {"int8": True} if plan.end.int8 else {}
+    if plan.end.also:
+        origin["also_for"] = plan.end.read_after(spiking.T)[:-1]
+    return {**origin, **spikes}
 
 
 def _agreed(
@@ -315,15 +318,18 @@ def _end_loss(
         guide = teacher_of(task, checkpoint, teacher)
     form, device = layout(spiking), device_of(spiking)
     guide.to(device)
+    steps = plan.end.read_after(spiking.T)
 
     def loss(batch: dict[str, Any]) -> Tensor:
         pictures = batch["img"].to(device, memory_format=form)
         with mixed(device.type):
             with torch.no_grad():
                 targets = guide(pictures)
-            outputs = spiking(pictures)
-        pair = (as_float(outputs), as_float(targets))
-        return task.loss(checkpoint, spiking.graph, pair, batch, plan.end)
+            several = spiking.after(pictures, steps)
+        targets = as_float(targets)
+        pairs = [(as_float(outputs), targets) for outputs in several]
+        losses = [task.loss(checkpoint, spiking.graph, p, batch, plan.end) for p in pairs]
+        return torch.stack(losses).mean()
 
     return loss
 

@@ -751,8 +751,14 @@ def test_rounded_weights_from_calibration_to_evaluation_by_events(runs, tmp_path
     out = tmp_path / "int8.safetensors"
     words = ["--weights", weights(runs, "qc"), "--teacher", weights(runs, "float"), *STAGE_TWO]
     words += ["--data", runs / "data", "--end-int8", "--end-sparsity", 0.01, "--out", out]
-    assert command(monkeypatch, "calibrate", *words) == 0
+    assert command(monkeypatch, "calibrate", *words, "--end-also", 3, 2) == 0
     assert load(out).origin["int8"] is True
+    assert load(out).origin["also_for"] == [2, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spikedet.load(out, T=2)
+    with pytest.warns(UserWarning, match="calibrated for T=4, not T=1"):
+        spikedet.load(out, T=1)
     with safe_open(out, "pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert "I8" in kinds

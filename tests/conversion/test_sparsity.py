@@ -29,7 +29,7 @@ def test_operations_are_those_counted_by_hand():
     pictures = torch.rand(3, 3, 16, 24)
     graph = spiking(Joined(), pictures)
     operations, spikes = Operations(graph), {}
-    for chunk in (5 * 3, 3):  # all steps at once, and one after the other
+    for chunk in (5 * 3, 2 * 3, 3):  # all steps at once, unequal parts, and one after the other
         network = SpikingNetwork(graph, 5, chunk=chunk)
         with operations.counted(), network.spike_rates() as rates:
             network(pictures)
