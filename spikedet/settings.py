@@ -302,9 +302,10 @@ class EndToEnd:
         """
         for steps in self.also or ():
             if type(steps) is not int or not 1 <= steps < T:
+                right = f"whole numbers from 1 to {T - 1}" if T > 1 else "none, as T is 1"
                 raise UsageError(
                     f"outputs after {steps!r} steps cannot be trained in a network for T={T}; "
-                    f"expected whole numbers from 1 to {T - 1}"
+                    f"expected {right}"
                 )
         return sorted({*(self.also or ()), T})
 

@@ -33,6 +33,8 @@ def test_outputs_after_fewer_steps_are_trained_as_well(batches):
 def test_steps_that_are_read_out():
     assert EndToEnd().read_after(8) == [8]
     assert EndToEnd(also=[4, 2, 4]).read_after(8) == [2, 4, 8]
+    with pytest.raises(UsageError, match="expected none, as T is 1"):
+        EndToEnd(also=[1]).read_after(1)
 
 
 @pytest.mark.parametrize("steps", [0, 4, 5, 1.0, True, "2"])
