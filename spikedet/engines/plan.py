@@ -381,10 +381,19 @@ class Plan:
         for name in self.tensors:
             row = 2 * (self.room(name) + self.maps[name][2] + 1)
             sizes.append(-(-row * self.rows_of_a_step(name) * steps // LINE) * LINE)
-        # the reference, and means of what is pooled, look at events when the kernels are done
-        kernels = all(stage.layer and stage.kernel.kind != POOL for stage in self.stages)
-        shared = kernels and not kept
-        return arranged(sizes, users_of(self.stages) if shared else [[]] * len(sizes), shared)
+        if kept or any(stage.layer is None for stage in self.stages):  # or looked at in between
+            return arranged(sizes, [[]] * len(sizes), shared=False)
+        return arranged(sizes, self._users(), shared=True)
+
+    def _users(self) -> list[list[int]]:
+        """Numbers of the layers that write or read the events of each."""
+        users = users_of(self.stages)
+        for terms in self.program.means.values():
+            for base in {base for op, _ in terms for base in self.program.base(op)}:
+                number = self.tensors[base]
+                if self.stages[number].kernel.kind == POOL:  # means of others are the kernel's
+                    users[number].append(len(self.stages) + 2)  # behind all layers
+        return users
 
     def take(self, batch: int, steps: int, kept: bool = False) -> Workspace:
         """Memory for some pictures and steps; give it back afterwards.
