@@ -55,7 +55,7 @@ def expect_equal(graph, pictures, steps=4):
     for kernels in KERNELS:
         engine = EventsEngine(graph, kernels)
         run = engine._start(currents, len(pictures))
-        memory = run.advance(steps)
+        memory = run.advance(steps, kept=True)
         for op in reference.program.neurons:
             spikes = run.dense(op, memory)
             assert torch.equal(spikes, wanted[op.name]), op.name
