@@ -16,6 +16,12 @@ def cut(text: object, most: int = 80) -> str:
     return f"{text[: most // 2]}...{text[-(most // 2) :]} ({len(text):,} characters)"
 
 
+def said(error: BaseException) -> str:
+    """What an exception of another library says, on one line: its first, cut where it is long."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return cut(next(filter(None, lines), type(error).__name__), 200)
+
+
 def nearest(text: str, words: Iterable[str]) -> str:
     """A question after the word that was meant, or nothing."""
     known = {word.lower(): word for word in words}
@@ -92,7 +98,7 @@ MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_al
 
 def plainly(error: BaseException) -> SpikedetError | None:
     """A sentence for what torch raises where the machine is too small; None for other errors."""
-    reason = cut((str(error).splitlines() or [""])[0], 200)
+    reason = said(error)
     if "DataLoader worker" in str(error) or "/torch_" in str(error):
         return ResourceError(
             "a loader process was ended by the system, or had no shared memory to send pictures "
@@ -101,7 +107,7 @@ def plainly(error: BaseException) -> SpikedetError | None:
         )
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in MEMORY):
         return ResourceError(
-            f"memory is too small for this ({reason or 'no reason given'}); expected fewer or "
+            f"memory is too small for this ({reason}); expected fewer or "
             "smaller pictures at once, see --batch and --imgsz"
         )
     return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import UsageError, WeightsError
+from spikedet.errors import UsageError, WeightsError, said
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED
 from spikedet.graph.record import record
@@ -58,7 +58,9 @@ def _described(task: Task, checkpoint: Checkpoint) -> nn.Module:
     try:
         return task.network(checkpoint.model, len(checkpoint.names))
     except Exception as error:
-        raise WeightsError(f"the network description in the weights is damaged: {error}") from None
+        raise WeightsError(
+            f"the network description in the weights is damaged: {said(error)}"
+        ) from None
 
 
 def graph_of(task: Task, checkpoint: Checkpoint) -> Graph:
@@ -187,8 +189,7 @@ def fitting(size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{size}, which the network cannot take: {reason}") from None
+        raise UsageError(f"{size}, which the network cannot take: {said(error)}") from None
 
 
 def expect_task(task: Task, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, said
 
 REST = 0.02  # seconds after which threads of torch no longer wait for work at full speed
 NEEDED = "needs onnx and onnxruntime; pip install 'spikedet[export]'"
@@ -62,8 +62,7 @@ def quantised(model: bytes, pictures: Sequence[Tensor]) -> bytes:
                 weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
         except Exception as error:  # theirs are of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"onnxruntime does not quantise this network: {reason}") from None
+            raise UsageError(f"onnxruntime does not quantise this network: {said(error)}") from None
         return done.read_bytes()
 
 

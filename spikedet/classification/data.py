@@ -20,7 +20,7 @@ from spikedet.classification.transforms import augmentation, view
 from spikedet.data.formats import Classes, recognise
 from spikedet.data.formats.folders import FORMAT as folders_format
 from spikedet.data.formats.folders import expect_classes, pictures_of
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, UsageError, said
 from spikedet.pictures import from_loader, read_picture
 from spikedet.settings import EndToEnd
 from spikedet.task import Samples as TaskSamples
@@ -232,7 +232,7 @@ def download(name: str, folder: Path) -> Path:
     try:
         dataset = kinds[name](str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: {name} could not be downloaded ({error})") from None
+        raise DataError(f"{folder}: {name} could not be downloaded ({said(error)})") from None
     return Path(folder) / dataset.base_folder
 
 

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.errors import SpikedetError
+from spikedet.errors import SpikedetError, said
 from spikedet.settings import option
 from spikedet.terminal import beside, console
 
@@ -114,7 +114,9 @@ def examine(options: Options) -> Iterator[Finding]:
         try:
             yield look()
         except Exception as error:  # a broken installation may fail anywhere
-            yield Finding(name, BAD, f"{type(error).__name__}: {error}", "install spikedet anew")
+            yield Finding(
+                name, BAD, f"{type(error).__name__}: {said(error)}", "install spikedet anew"
+            )
 
 
 def versions() -> dict[str, str | None]:

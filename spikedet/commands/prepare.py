@@ -55,9 +55,8 @@ def run(options: Options) -> int:
         refuse(options, ["years", "check", "server", "keep"], "only of VOC")
         return cifar(options.name, options.folder)
     if not options.check:
-        from spikedet.detection.prepare import ARCHIVES, SERVER, expect_safe_unpacking
+        from spikedet.detection.prepare import ARCHIVES, SERVER
 
-        expect_safe_unpacking()
         for year in options.years:
             for archive in ARCHIVES[year]:
                 fetch(archive, options.folder, options.server or SERVER, options.keep)

@@ -17,7 +17,7 @@ from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import Conv, Detect, DetectionLoss, DetectionModel, stock_description
-from spikedet.errors import UsageError, WeightsError, among, nearest
+from spikedet.errors import UsageError, WeightsError, among, nearest, said
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
@@ -302,7 +302,7 @@ def build(description: dict[str, Any], classes: int) -> Detector:
     try:
         return Detector(dict(description), classes)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"the network description cannot be built: {error}") from error
+        raise UsageError(f"the network description cannot be built: {said(error)}") from error
     finally:
         Conv.default_act = usual
 

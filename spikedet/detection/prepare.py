@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import sys
+import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from spikedet.data.formats.voc import files_of, read_annotation, read_ids
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, cut, said
 
 SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC"
 BLOCK = 1 << 20
@@ -137,40 +137,45 @@ def file_md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def expect_safe_unpacking() -> None:
-    """Refuse Pythons whose `tarfile` cannot keep an archive from writing outside its folder.
-
-    Raises:
-        UsageError: This is one of them.
-    """
-    if not hasattr(tarfile, "data_filter"):
-        raise UsageError(
-            f"Python {sys.version.split()[0]} cannot unpack archives safely; expected 3.10.12, "
-            "3.11.4 or newer"
-        )
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar file; nothing is written outside `folder`, no file there is replaced.
 
-    Files are unpacked aside and then moved, so that an interruption leaves no half file.
+    Each file is written aside and then moved, so that an interruption leaves no half file.
 
     Raises:
-        DataError: Not a tar file, one that points outside, or no room for it.
+        DataError: Not a tar file, one that points outside or holds links, or no room for it.
     """
     try:
         with (
             tarfile.open(archive) as tar,
             tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as aside,
         ):
-            tar.extractall(aside, filter="data")
-            for source in sorted(p for p in Path(aside).rglob("*") if p.is_file()):
-                target = folder / source.relative_to(aside)
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    source.replace(target)
+            files = [member for member in tar.getmembers() if not member.isdir()]
+            for member in files:
+                _expect_inside(member)
+            for member in files:
+                target, part = folder / member.name, Path(aside) / "part"
+                content = tar.extractfile(member)
+                if target.exists() or content is None:
+                    continue
+                with content, part.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{archive}: cannot be unpacked ({error})") from None
+        raise DataError(f"{archive}: cannot be unpacked ({said(error)})") from None
+
+
+def _expect_inside(member: tarfile.TarInfo) -> None:
+    """Refuse what is no plain file, or would be written elsewhere; Python 3.10 lets both pass.
+
+    Raises:
+        tarfile.TarError: In place of its own, which the oldest Pythons have not.
+    """
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(member.name)
+        if not member.isfile() or path.anchor or ".." in path.parts:
+            raise tarfile.TarError(f"{cut(member.name)}: no plain file inside of the folder")
 
 
 class SplitCheck(NamedTuple):

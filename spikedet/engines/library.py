@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, among, said
 
 VERSION = 5  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
@@ -118,7 +118,7 @@ def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoLibrary(f"{compiler} cannot be run ({error}); {HINT}") from None
+            raise NoLibrary(f"{compiler} cannot be run ({said(error)}); {HINT}") from None
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), "")
             raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")

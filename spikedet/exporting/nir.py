@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedet.errors import said
 from spikedet.exporting.lowering import each
 from spikedet.exporting.registry import ExportError, refuse
 from spikedet.exporting.source import Source, flat_outputs
@@ -72,7 +73,7 @@ def build(source: Source) -> tuple[bytes, list[str]]:
     try:
         graph = nir.NIRGraph(translated.nodes, translated.edges, metadata=metadata)
     except ValueError as error:  # its own check of shapes
-        reason = str(error).splitlines()[0]
+        reason = said(error)
         raise ExportError(f"NIR cannot say this network; nothing was written: {reason}") from None
     file = io.BytesIO()
     nir.write(file, graph)

@@ -92,7 +92,8 @@ class Calibration:
 
     def _prepared(self) -> Calibration:
         """The same, what `method` and `pooling` say written into its plan and its checkpoint."""
-        expect_plan(self.plan, self.pooling, self.checkpoint.time_steps)
+        expect_plan(self.plan, self.pooling)
+        self.plan.end.read_after(self.checkpoint.time_steps)
         plan = replace(self.plan, layers=replace(self.plan.layers, bias=self.method.bias))
         return replace(self, plan=plan, checkpoint=with_pooling(self.checkpoint, self.pooling))
 
@@ -260,7 +261,8 @@ class Conversion:
             WeightsError: Weights of another stage or network.
             TrainingError, DataError, UsageError: As of both stages.
         """
-        expect_plan(self.plan, self.pooling, self.T)
+        expect_plan(self.plan, self.pooling)
+        self.plan.end.read_after(self.T)
         expect_limits(self.options)
         checkpoint = load(self.weights)
         expect_stage(checkpoint, "float")
@@ -333,15 +335,14 @@ class Conversion:
         return load(folder / "best.safetensors")
 
 
-def expect_plan(plan: Plan, pooling: str | None, T: int) -> None:
-    """Refuse what stage II cannot do for T steps, before the hours that stage I takes.
+def expect_plan(plan: Plan, pooling: str | None) -> None:
+    """Refuse what stage II cannot do, before the hours that stage I takes.
 
     Raises:
         UsageError: Names the option.
     """
     expect_limits(plan.layers)
     expect_limits(plan.end)
-    plan.end.read_after(T)
     expect_pooling(pooling)
 
 

@@ -33,7 +33,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, plainly
+from spikedet.errors import SpikedetError, UsageError, plainly, said
 from spikedet.web.viewer import Step, Viewer, encoded, maps_of
 
 STATIC = Path(__file__).parent / "static"
@@ -408,7 +408,9 @@ def http_server(
     try:
         config.load()
     except OSError as error:
-        raise UsageError(f"{certificate}: no certificate with its key in PEM ({error})") from None
+        raise UsageError(
+            f"{certificate}: no certificate with its key in PEM ({said(error)})"
+        ) from None
     return uvicorn.Server(config)
 
 

@@ -252,3 +252,11 @@ def test_a_description_that_fails_leaves_the_next_network_its_activation():
     network = model.build(model.read_description("yolov8n.yaml"), 20)
     kinds = {type(module) for module in network.modules()}
     assert nn.SiLU in kinds and nn.ReLU not in kinds
+
+
+def test_what_torch_says_in_many_lines_is_one_sentence():
+    description = model.read_description("tiny-yolo", None, RELU)
+    description["backbone"][1][3] = [64, 3, ["2", 2]]
+    with pytest.raises(UsageError, match=r"cannot be built: conv2d\(\) received") as raised:
+        model.build(description, 20)
+    assert "\n" not in str(raised.value)
