@@ -98,7 +98,7 @@ MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_al
 
 def plainly(error: BaseException) -> SpikedetError | None:
     """A sentence for what torch raises where the machine is too small; None for other errors."""
-    reason = said(error)
+    reason = said(error) if str(error).strip() else "no reason given"
     if "DataLoader worker" in str(error) or "/torch_" in str(error):
         return ResourceError(
             "a loader process was ended by the system, or had no shared memory to send pictures "
