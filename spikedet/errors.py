@@ -17,7 +17,12 @@ def cut(text: object, most: int = 80) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What an exception of another library says, on one line: its first, cut where it is long."""
+    """What an exception says in a sentence of ours.
+
+    Of another library the first line, cut where it is long; our own are sentences already.
+    """
+    if isinstance(error, SpikedetError):
+        return str(error)
     lines = (line.strip() for line in str(error).splitlines())
     return cut(next(filter(None, lines), type(error).__name__), 200)
 

@@ -309,6 +309,11 @@ class EndToEnd:
                 )
         return sorted({*(self.also or ()), T})
 
+    def origin(self, T: int) -> dict[str, Any]:
+        """What the origin of a network for T steps says of these options: `int8`, `also_for`."""
+        origin: dict[str, Any] = {"int8": True} if self.int8 else {}
+        return origin | ({"also_for": self.read_after(T)[:-1]} if self.also else {})
+
 
 @dataclass
 class Plan:

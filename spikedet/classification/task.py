@@ -17,7 +17,7 @@ from spikedet.classification.defaults import PROTOCOL, SHORT
 from spikedet.classification.defaults import EndToEnd as ClassifierPass
 from spikedet.classification.distillation import cross_entropy, divergence
 from spikedet.classification.measure import measure
-from spikedet.errors import UsageError, WeightsError, said
+from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
@@ -102,7 +102,7 @@ class Classification(Task):
             transforms.form(checkpoint.model)
         except UsageError as error:
             raise WeightsError(
-                f"the network description in the weights is damaged: {said(error)}"
+                f"the network description in the weights is damaged: {error}"
             ) from None
         shape, wanted = fill(graph.output, graph.shapes), (1, len(checkpoint.names))
         if shape != wanted or len(graph.shapes[INPUT]) != 4 or graph.shapes[INPUT][1] != 3:

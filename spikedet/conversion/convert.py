@@ -191,8 +191,7 @@ def convert(
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": bool(end.steps), "end_to_end_steps": end.steps, "seed": seed,
-        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}),
-        **({"also_for": end.read_after(T)[:-1]} if end_also else {}), **spikes,
+        "coarse": recipe.coarse, "fine": recipe.fine, **end.origin(T), **spikes,
     }  # fmt: skip
     return converted
 

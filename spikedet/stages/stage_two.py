@@ -222,10 +222,7 @@ def end_to_end(
         on_step=on_step,
         on_round=write if state else None,
     )
-    origin: dict[str, Any] = {"int8": True} if plan.end.int8 else {}
-    if plan.end.also:
-        origin["also_for"] = plan.end.read_after(spiking.T)[:-1]
-    return {**origin, **spikes}
+    return {**plan.end.origin(spiking.T), **spikes}
 
 
 def _agreed(
