@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ def full_precision() -> None:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network runs: that of its first parameter."""
-    return next(network.parameters()).device
+    """Where a network runs: that of its first tensor."""
+    return next(chain(network.parameters(), network.buffers())).device
 
 
 def mixed(device: str, enabled: bool = True) -> torch.autocast:

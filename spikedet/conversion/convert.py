@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from spikedet.conversion.calibrate import LayerReport, calibrate
 from spikedet.conversion.copied import spiking_copy
-from spikedet.conversion.distill import ROUND, distill, relative_adam, warm_cosine
-from spikedet.conversion.prepare import prepare
+from spikedet.conversion.lessons import (
+    Batches,
+    Distance,
+    Guide,
+    Lessons,
+    Loss,
+    distance_of,
+    home_of,
+)
 from spikedet.conversion.thresholds import thresholds_by
 from spikedet.engines.rounding import Rounder
-from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
+from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
-from spikedet.graph.record import record
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.methods import Method, named
@@ -37,8 +39,6 @@ from spikedet.settings import (
 )
 from spikedet.terminal import Bar
 
-Loss = Callable[..., Tensor]
-Distance = Callable[[Any, Any], Tensor]
 LOOKED_AT = 64  # pictures that thresholds are estimated on
 
 
@@ -164,15 +164,15 @@ def convert(
         raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
     if recipe.plain:
         stage_one = stage_one.plain()
-    where = torch.device(present_device(str(device))) if device is not None else _device(network)
-    source = _Batches(batches, where)
+    where = torch.device(present_device(str(device))) if device is not None else home_of(network)
+    source = Batches(batches, where)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         example = source.first()
-        guide = _Guide(network, example)
+        guide = Guide(network, example)
         graph = guide.prepared(fold=fold_first or not epochs).to(where)
         _quantise(graph, source, T, recipe, stage_one)
-        lessons = _Lessons(guide, source, loss, distance or _distance(guide, source), progress)
+        lessons = Lessons(guide, source, loss, distance or distance_of(guide, source), progress)
         if epochs:
             lessons.finetune(graph, stage_one.distill, epochs, rate)
             fold_batch_norm(graph)
@@ -217,219 +217,13 @@ def _expect_training(
         raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
 
 
-def _quantise(graph: Graph, source: _Batches, T: int, recipe: Method, stage_one: StageOne) -> None:
+def _quantise(graph: Graph, source: Batches, T: int, recipe: Method, stage_one: StageOne) -> None:
     """Make the activations of a float graph quantisers, in place; thresholds from its pictures."""
     pictures = source.pictures(LOOKED_AT)
     thresholds = thresholds_by(recipe.thresholds, graph, pictures, T, stage_one.per_channel)
     quantise(graph, thresholds, T, stage_one.noise)
     for quantiser in graph.only(QuantClip):
         quantiser.clips_rounded = stage_one.clips_rounded
-
-
-class _Batches:
-    """The caller's batches on a device."""
-
-    def __init__(self, batches: Iterable[Any], device: torch.device):
-        if isinstance(batches, Tensor):
-            raise DataError("batches is one tensor; expected a list or a loader of batches")
-        if isinstance(batches, Iterator):
-            raise DataError(
-                "batches can be run over once only; expected a list or a loader, which can be run "
-                "over again"
-            )
-        self.batches, self.device = batches, device
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        there = False
-        for batch in self.batches:
-            parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            if not parts or not isinstance(parts[0], Tensor) or parts[0].ndim < 2:
-                raise DataError("a batch without an input; expected a tensor [B, ...] first")
-            there = True
-            yield tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, parts)
-        if not there:
-            raise DataError("no batches; expected two pictures or more")
-
-    def first(self) -> Tensor:
-        """The first pictures, two or more: [B, ...]."""
-        batches: list[Tensor] = []
-        for pictures in self.pictures(8):
-            batches.append(pictures)
-            if sum(map(len, batches)) >= 8:
-                break
-        example = torch.cat(batches)
-        if len(example) < 2:
-            raise DataError("one picture; expected two or more")
-        return example
-
-    def pictures(self, most: float = math.inf) -> Iterator[Tensor]:
-        """Inputs, batch by batch, until there are so many pictures."""
-        done = 0
-        for parts in self:
-            if done >= most:
-                return
-            yield parts[0]
-            done += len(parts[0])
-
-    def groups(self, options: LayerWise) -> tuple[list[Tensor], list[Tensor]]:
-        """Groups of one size: those to fit layers to, and those to judge them by."""
-        fit, held_out = options.pictures, options.held
-        together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
-        if len(together) < 2:
-            raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
-        size = min(options.batch, fit, len(together) // 2)
-        groups = [group for group in together.split(size) if len(group) == size]
-        judges = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
-        return groups[:-judges], groups[-judges:]
-
-
-class _Guide:
-    """The float network: what its graph is made from, and what its outputs teach."""
-
-    def __init__(self, network: nn.Module, example: Tensor):
-        self.network = network
-        home = _device(network)
-        if isinstance(network, Graph):
-            self.graph = copy.deepcopy(network)
-        else:
-            self.graph = record(network, example.to(home))
-        self.graph.requires_grad_(False)
-        self.folded: Graph | None = None
-
-    def prepared(self, fold: bool) -> Graph:
-        """A graph of its own, ready for `quantise`."""
-        return prepare(copy.deepcopy(self.graph), torch.empty(0), fold)
-
-    @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Any:
-        """Outputs of the float network."""
-        if self.folded is None:
-            self.folded = self.prepared(fold=True).to(pictures.device).eval()
-        return self.folded(pictures)
-
-
-def _device(network: nn.Module) -> torch.device:
-    tensor = next(iter([*network.parameters(), *network.buffers()]), None)
-    if tensor is None:
-        raise ConversionError(f"{type(network).__name__}: no weights; there is nothing to convert")
-    return tensor.device
-
-
-def _distance(guide: _Guide, source: _Batches) -> Distance:
-    """Mean squared difference of outputs, in units of the variance of each of them."""
-    with torch.no_grad():
-        outputs = tree_leaves(guide(source.first()))
-    scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
-
-    def apart(results: Any, wanted: Any) -> Tensor:
-        pairs = zip(tree_leaves(results), tree_leaves(wanted), strict=True)
-        tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
-        errors = [
-            (a.float() - b.float()).square().mean() / scale
-            for (a, b), scale in zip(tensors, scales, strict=True)
-        ]
-        return torch.stack(errors).mean()
-
-    return apart
-
-
-@dataclass
-class _Lessons:
-    """What trains networks in both stages.
-
-    Attributes:
-        guide: The float network, whose outputs are distilled.
-        source: Batches to train on.
-        loss: Of outputs and what else is in a batch; None for the distance alone.
-        distance: Of outputs from those of the guide.
-        progress: Show bars.
-    """
-
-    guide: _Guide
-    source: _Batches
-    loss: Loss | None
-    distance: Distance
-    progress: bool
-
-    def finetune(self, graph: Graph, weight: float, epochs: int, rate: float) -> None:
-        """Stage I (eq 12-15), in place: the loss, and by its weight the distance from the guide."""
-        steps = epochs * sum(1 for _ in self.source)
-        optimiser = relative_adam(graph, rate)
-        graph.train()
-        with Bar(total=steps, desc="stage I", shown=self.progress) as bar:
-            for _ in range(epochs):
-                for parts in self.source:
-                    for group in optimiser.param_groups:
-                        part = warm_cosine(bar.n, steps, min(20, steps // 10))
-                        group["lr"] = group["peak"] * part
-                    output = graph(parts[0])
-                    value = torch.zeros(())
-                    if weight:
-                        value = weight * self.distance(output, self.guide(parts[0]))
-                    if self.loss is not None:
-                        value = value + self.loss(output, *parts[1:])
-                    _step(optimiser, value)
-                    bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
-                    bar.update()
-        graph.eval()
-
-    def end_to_end(
-        self, spiking: SpikingNetwork, judges: list[Tensor], options: EndToEnd
-    ) -> dict[str, float]:
-        """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer.
-
-        With a penalty on spikes, which costs some of that, it is kept as it is. Returns what
-        `distill` does.
-        """
-
-        def batches(first: int) -> Iterator[tuple[Any, ...]]:
-            done = 0
-            while done < ROUND:
-                for parts in self.source:
-                    yield parts
-                    done += 1
-
-        def value(parts: tuple[Any, ...]) -> Tensor:
-            spiking.chunk = len(parts[0]) * spiking.T
-            wanted, values = self.guide(parts[0]), []
-            for output in spiking.after(parts[0], steps):
-                apart = self.distance(output, wanted)
-                own = [] if self.loss is None else [self.loss(output, *parts[1:])]
-                values.append(sum(own, apart))
-            return sum(values[1:], values[0]) / len(values)
-
-        @torch.no_grad()
-        def apart() -> float:
-            each = [
-                self.distance(output, self.guide(x)).item()
-                for x in judges
-                for output in spiking.after(x, steps)
-            ]
-            return sum(each) / len(each)
-
-        chunk, steps = spiking.chunk, options.read_after(spiking.T)
-        kept, before = copy.deepcopy(spiking.graph), apart()
-        with Bar(total=options.steps, desc="end to end", shown=self.progress) as bar:
-
-            def on_step(step: int, now: float) -> None:
-                bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
-                bar.update()
-
-            spikes = distill(spiking, batches, value, options, on_step=on_step)
-        spiking.chunk = chunk
-        if not options.sparsity and not apart() <= before:
-            spiking.graph = kept
-        return spikes
-
-
-def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
-    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
-        raise UsageError("the loss is no scalar tensor that depends on the output")
-    if not value.isfinite():
-        raise TrainingError(f"the loss became {value.item()}; lower the rate")
-    optimiser.zero_grad()
-    value.backward()
-    optimiser.step()
 
 
 def _calibrate(

@@ -13,6 +13,7 @@ from spikedet.errors import ConversionError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
+from spikedet.precision import device_of
 
 APART = 1e-3  # of the largest current of a layer: what rounding explains, and nothing else
 
@@ -45,14 +46,10 @@ def spiking_copy(
     if pictures is None:
         shape = (2, *graph.shapes[INPUT][1:])
         pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    expect_faithful(quantised, graph, pictures.to(_device(graph)))
+    expect_faithful(quantised, graph, pictures.to(device_of(graph)))
     if shift:
         shift_currents(graph, T)
     return graph
-
-
-def _device(graph: Graph) -> torch.device:
-    return next(iter(graph.state_dict().values())).device
 
 
 @torch.no_grad()

@@ -65,10 +65,10 @@ class Run:
             kept: All events are looked at afterwards.
 
         Returns:
-            The memory that holds the events; give it back to the plan.
+            The memory that holds the events; give it back to `plan.memory`.
         """
         plan = self.plan
-        memory = plan.take(self.batch, steps, kept)
+        memory = plan.memory.take(self.batch, steps, kept)
         together: list[Stage] = []
         for stage in plan.stages:
             if stage.layer is not None:

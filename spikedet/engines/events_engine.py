@@ -93,7 +93,7 @@ class EventsEngine(WholeEngine):
         return Run(self.plan(sizes), currents, batch)
 
     def _at_once(self, run: Run, kept: bool) -> int:
-        step = run.plan.bytes_of_a_step[kept] * run.batch
+        step = run.plan.memory.bytes_of_a_step[kept] * run.batch
         return max(1, min(MOST_STEPS, MEMORY // max(1, step)))
 
     def _part(self, run, part, each_step, before, tell, show):
@@ -133,7 +133,7 @@ class EventsEngine(WholeEngine):
         if show is not None:
             for name in self._fire:
                 show(name, done, run.dense(self.program.ops[name], memory))
-        plan.give(memory)
+        plan.memory.give(memory)
         return totals
 
     @staticmethod

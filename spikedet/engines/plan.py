@@ -7,8 +7,6 @@ A layer of neurons, whatever adds to its current (`views`), is one call of a com
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections import OrderedDict
 from ctypes import c_void_p
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +18,6 @@ from spikedet.engines import library, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
-    LINE,
-    LOOSE,
     NEURON,
     POOL,
     LayerStruct,
@@ -47,7 +43,7 @@ from spikedet.engines.reference import at_once
 from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
-from spikedet.engines.workspace import Arrangement, Workspace, arranged, users_of
+from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
 
 CODES = 2**16  # events of a row
@@ -87,8 +83,7 @@ class Plan:
 
     Attributes:
         shapes: Of every operation's value, [1, ...].
-        bytes_of_a_step: Memory that the events of one picture and step may need, if all neurons
-            fired; by whether all events are there after the run.
+        memory: What its runs write into.
 
     Raises:
         NoLibrary: There are no kernels.
@@ -113,9 +108,7 @@ class Plan:
         self.most: list[int] = []  # times that one event can occur
         self.by_layer: list[Stage] = []
         self._plan()
-        self.bytes_of_a_step = {kept: self.arranged(1, kept).total for kept in (False, True)}
-        self._free: OrderedDict[tuple[int, int, bool], list[Workspace]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.memory = Memory(self)
 
     # ------------------------------------------------------------------ planning
 
@@ -358,65 +351,6 @@ class Plan:
             for stage in self.stages
             if stage.layer is None
         ]
-
-    # ------------------------------------------------------------------ memory of a run
-
-    def room(self, name: str) -> int:
-        """Events that a row of a tensor has room for: all its neurons may fire."""
-        channels, _, width = self.maps[name]
-        return width * channels * self.most[self.tensors[name]] + LOOSE
-
-    def rows_of_a_step(self, name: str) -> int:
-        """Rows of a tensor for one picture and step."""
-        return self.planes[self.tensors[name]] * self.maps[name][1]
-
-    def arranged(self, steps: int, kept: bool) -> Arrangement:
-        """Where the events of some steps lie, of one picture or of several together.
-
-        Args:
-            steps: How many.
-            kept: All events are there after the run.
-        """
-        sizes = []
-        for name in self.tensors:
-            row = 2 * (self.room(name) + self.maps[name][2] + 1)
-            sizes.append(-(-row * self.rows_of_a_step(name) * steps // LINE) * LINE)
-        if kept or any(stage.layer is None for stage in self.stages):  # or looked at in between
-            return arranged(sizes, [[]] * len(sizes), shared=False)
-        return arranged(sizes, self._users(), shared=True)
-
-    def _users(self) -> list[list[int]]:
-        """Numbers of the layers that write or read the events of each."""
-        users = users_of(self.stages)
-        for terms in self.program.means.values():
-            for base in {base for op, _ in terms for base in self.program.base(op)}:
-                number = self.tensors[base]
-                if self.stages[number].kernel.kind == POOL:  # means of others are the kernel's
-                    users[number].append(len(self.stages) + 2)  # behind all layers
-        return users
-
-    def take(self, batch: int, steps: int, kept: bool = False) -> Workspace:
-        """Memory for some pictures and steps; give it back afterwards.
-
-        Args:
-            batch: Pictures.
-            steps: Of each.
-            kept: All events are there after the run.
-        """
-        with self._lock:
-            free = self._free.get((batch, steps, kept))
-            if free:
-                return free.pop()
-        return Workspace(self, batch, steps, kept)
-
-    def give(self, workspace: Workspace) -> None:
-        """Keep memory for the next run; that of the last two sizes."""
-        with self._lock:
-            key = (workspace.batch, workspace.steps, workspace.kept)
-            self._free.setdefault(key, []).append(workspace)
-            self._free.move_to_end(key)
-            while len(self._free) > 2:
-                self._free.popitem(last=False)
 
 
 def last_two(value: Any) -> tuple[int, int]:

@@ -96,7 +96,7 @@ def test_steps_at_once_change_nothing(path, monkeypatch):
     with snn.spike_rates() as rates:
         wanted = snn.after(pictures, [3, 7])
     (plan,) = snn._engine._plans.values()
-    for memory in (1, 2 * plan.bytes_of_a_step[False] * 3):
+    for memory in (1, 2 * plan.memory.bytes_of_a_step[False] * 3):
         monkeypatch.setattr(events_engine, "MEMORY", memory)
         with snn.spike_rates() as again:
             for a, b in zip(snn.after(pictures, [3, 7]), wanted, strict=True):

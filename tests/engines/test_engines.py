@@ -164,7 +164,7 @@ def test_several_pictures_take_the_memory_of_one(joined):
     for a, b in zip(output, zip(*each, strict=True), strict=True):
         assert torch.equal(a, torch.cat(b))
     (plan,) = network._engine._plans.values()
-    assert set(plan._free) == {(1, 4, False)}
+    assert set(plan.memory._free) == {(1, 4, False)}
     assert sizes == {tuple(rates.by_layer())} and 0 < rates.mean() < 1
 
 

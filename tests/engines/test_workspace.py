@@ -102,8 +102,8 @@ def test_kept_or_not_the_outputs_are_equal(either, threads):
 
 @needs_kernels
 def test_memory_is_that_of_a_few_layers(either):
-    plan = EventsEngine(either.graph).plan(_sizes(either))
-    assert plan.bytes_of_a_step[False] < 0.6 * plan.bytes_of_a_step[True]
+    memory = EventsEngine(either.graph).plan(_sizes(either)).memory
+    assert memory.bytes_of_a_step[False] < 0.6 * memory.bytes_of_a_step[True]
 
 
 def _sizes(snn):
