@@ -272,11 +272,25 @@ def expect_same_run(folder: Path, checkpoint: Checkpoint) -> None:
         | one.origin.get("run", {})
         for one in (load(last), checkpoint)
     )
+    expect_alike(folder, begun, wanted)
+
+
+def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to go on with a run of other settings.
+
+    Args:
+        place: Where that run is.
+        begun: Its settings.
+        wanted: Those of now.
+
+    Raises:
+        TrainingError: Names the first difference.
+    """
     for key in {**begun, **wanted}:
         before, now = begun.get(key), wanted.get(key)
         if before != now:
             raise TrainingError(
-                f"{folder}: a run with {key}={reprlib.repr(before)}; this one has "
+                f"{place}: a run with {key}={reprlib.repr(before)}; this one has "
                 f"{key}={reprlib.repr(now)}; choose another --out"
             )
 

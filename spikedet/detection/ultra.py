@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spikedet.errors import UsageError, WeightsError
+from spikedet.errors import UsageError, WeightsError, said
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
@@ -84,8 +84,9 @@ def foreign_detector(path: Path) -> YOLO:
         detector = YOLO(str(path.resolve()), task="detect")
         names = detector.names  # which loads an exported form
     except Exception as error:  # whatever its bytes make of the reader
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path}: not a detector that ultralytics reads ({reason})") from None
+        raise WeightsError(
+            f"{path}: not a detector that ultralytics reads ({said(error)})"
+        ) from None
     if detector.task != "detect" or not names:
         raise WeightsError(f"{path}: a network for {detector.task!r}; expected a detector")
     return detector

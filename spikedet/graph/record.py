@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from spikedet.errors import ConversionError
+from spikedet.errors import ConversionError, said
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
@@ -129,9 +129,7 @@ def _quietly() -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """What torch.export could not follow, in one sentence."""
-    text = str(error)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    lowered = text.lower()
+    lowered = str(error).lower()
     if "data-dependent" in lowered or "data dependent" in lowered:
         return (
             "its forward branches on values, or reads them as numbers, which a graph cannot; "
@@ -142,7 +140,7 @@ def _why(error: Exception) -> str:
             "its forward works for one number of pictures alone; let it read the batch size "
             "(x.shape[0], not len(x)), or flatten with x.flatten(1)"
         )
-    return f"its forward cannot be followed by torch.export ({first[:300]})"
+    return f"its forward cannot be followed by torch.export ({said(error)})"
 
 
 _VIEWS = {

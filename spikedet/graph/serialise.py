@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet.errors import said
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import KINDS, MAX_POOLS, PADDINGS, WEIGHTED, Kind, Pad, named
 from spikedet.graph.structure import from_json, names_in, to_json
@@ -52,8 +53,7 @@ def build(description: Any) -> Graph:
         AttributeError, KeyError, TypeError, IndexError, RuntimeError, ArithmeticError,
         AssertionError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the graph is damaged: {reason[:200]}") from None
+        raise ValueError(f"the graph is damaged: {said(error)}") from None
     return graph
 
 

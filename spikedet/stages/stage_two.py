@@ -21,7 +21,7 @@ from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
 from spikedet.engines.rounding import Rounder
-from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.errors import DataError, UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.networks import (
     example,
@@ -34,10 +34,11 @@ from spikedet.networks import (
 )
 from spikedet.precision import as_float, device_of, layout, mixed
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import Plan
+from spikedet.settings import EndToEnd, Plan
 from spikedet.stages.stage_one import untuned
 from spikedet.task import Samples, Task
 from spikedet.training import (
+    expect_alike,
     expect_growth,
     growing_side,
     read_state,
@@ -340,9 +341,6 @@ def _reached(state: Path | None, agreed: dict[str, Any]) -> dict[str, Any] | Non
     if state is None or not state.is_file():
         return None
     reached = read_state(state, "about")
-    before = reached["about"]
-    if before != agreed:
-        raise TrainingError(
-            f"{state} holds an end-to-end pass with {before}; this one has {agreed}"
-        )
+    # options that an older version did not have were what they are by default
+    expect_alike(state, {**vars(EndToEnd()), **reached["about"]}, agreed)
     return reached
