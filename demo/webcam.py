@@ -47,7 +47,7 @@ class Options(parse.Options):
     """Options of the demo."""
 
     source: str = option("0", "number of a camera, a video, a picture, an address")
-    T: int | None = shared.steps("time steps to begin with; those of the weights if absent")
+    T: int | None = shared.steps("time steps at the start (default: the T of the weights)")
     weights: Path | None = option(None, "spiking weights; the released ones if left out")
     float_weights: Path | None = option(
         None, "float weights for the other side; the released ones if left out"

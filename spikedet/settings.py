@@ -98,47 +98,47 @@ def bounds(limits: Any, kind: str) -> str:
 class TrainingSettings:
     """How a network is trained."""
 
-    epochs: int = option(1, "epochs, each over all training pictures", least=1)
+    epochs: int = option(1, "passes over the training pictures", least=1)
     imgsz: int = option(32, "input side in pixels", least=1)
-    batch: int = option(1, "pictures a step", least=1)
-    rate: float = option(0.1, "learning rate at its peak", least=0)
-    device: str = option("cpu", "cpu, 0 or cuda:0, or 0,1 for two GPUs")
+    batch: int = option(1, "pictures in a batch", least=1)
+    rate: float = option(0.1, "peak learning rate", least=0)
+    device: str = option("cpu", "cpu, cuda:0 (or 0), or 0,1 for two GPUs")
     workers: int = option(1, "loader processes", least=0, group="training")
     seed: int = option(
-        0, "seed of order, augmentation and initial weights", least=0, most=(1 << 31) - 1,
+        0, "seed of picture order, augmentation and initial weights", least=0, most=(1 << 31) - 1,
         group="training",
     )  # fmt: skip
     grow_from: int | None = option(
         None,
-        "input side in pixels of the first epoch, growing to --imgsz in 3/4 of them",
+        "input side in pixels in the first epoch; it grows to --imgsz in 3/4 of the epochs",
         least=1,
         group="training",
     )
     optimizer: str = option("SGD", "optimiser", choices=("SGD", "AdamW"), group="training")
     final: float = option(
         0.01,
-        "last learning rate as a part of the first (cosine in between)",
+        "last learning rate, as a fraction of the peak (cosine schedule)",
         least=0,
         most=1,
         group="training",
     )
     decay: float = option(
         5e-4,
-        "weight decay of convolution and linear weights; nothing else decays",
+        "weight decay, of convolution and linear weights only",
         least=0,
         most=1,
         group="training",
     )
     threshold_rate: float = option(
         1.0,
-        "learning rate of firing thresholds as a part of --rate",
+        "learning rate of the thresholds, as a fraction of --rate",
         least=0,
         group="training",
     )
-    warmup: float = option(1.0, "epochs of warm-up", least=0, group="training")
+    warmup: float = option(1.0, "warm-up, in epochs", least=0, group="training")
     tensorboard: bool = option(
         False,
-        "log epochs for TensorBoard in RUN/tensorboard (pip install spikedet[tensorboard])",
+        "write logs for TensorBoard to RUN/tensorboard (pip install spikedet[tensorboard])",
         group="training",
     )
 
@@ -164,17 +164,17 @@ class StageOne:
 
     noise: float = option(
         0.1,
-        "probability that an element is not quantised in training, eq 14",
+        "probability that an activation is not quantised in training (eq 14)",
         least=0,
         most=1,
         group="stage I",
     )
     per_channel: bool = option(
-        False, "a threshold for each channel, not each layer", group="stage I"
+        False, "one threshold for each channel, not for each layer", group="stage I"
     )
     distill: float = option(
         1.0,
-        "weight of the float network's outputs beside the task's loss",
+        "weight of the distillation loss (from the float network) beside the task's loss",
         least=0,
         group="stage I",
     )
@@ -219,7 +219,7 @@ class LayerWise:
     fine: bool = True
     steps: int = option(
         120,
-        "most fine-calibration steps a layer",
+        "most fine-calibration steps for each layer",
         name="layer_steps",
         least=0,
         group="stage II",
@@ -230,20 +230,24 @@ class LayerWise:
     alpha: float = 1.0
     half: bool = True
     per_neuron: bool = option(
-        False, "initial potentials of neurons, not channels", group="stage II"
+        False, "one initial potential for each neuron, not for each channel", group="stage II"
     )
-    loss: str = option(
-        "mse", "what fine calibration lowers", choices=("mse", "kl"), group="stage II"
-    )
+    loss: str = option("mse", "loss of fine calibration", choices=("mse", "kl"), group="stage II")
     bias: bool = False
     layers: Sequence[str] | None = option(
-        None, "only these, names or patterns like 'model.1.*'", shown="all", group="stage II"
+        None,
+        "layers to calibrate: names, or patterns like 'model.1.*'",
+        shown="default: all",
+        group="stage II",
     )
     pictures: int = option(
-        256, "training pictures that layers are fitted to", least=1, group="stage II"
+        256, "training pictures that the layers are fitted to", least=1, group="stage II"
     )
     held: int = option(
-        64, "other training pictures that judge each layer", least=1, group="stage II"
+        64,
+        "held-out training pictures; they decide what to keep of each layer",
+        least=1,
+        group="stage II",
     )
     batch: int = field(default=8, metadata={"least": 1})
 
@@ -277,21 +281,25 @@ class EndToEnd:
         truth: Weight of the task's own loss on the annotations beside the distillation.
     """
 
-    steps: int = _end(400, "steps of the end-to-end pass, 0 for none", "to_end", least=0)
-    batch: int = _end(8, "pictures a step of it", "batch", least=1)
-    grow_from: int | None = _end(None, "side in pixels of its first pictures", "grow_from", least=1)
-    rate: float = _end(4e-3, "its learning rate, relative to the weights", "rate", above=0)
+    steps: int = _end(400, "training steps; 0 for no end-to-end pass", "to_end", least=0)
+    batch: int = _end(8, "pictures in a batch", "batch", least=1)
+    grow_from: int | None = _end(
+        None, "input side in pixels in the first steps; it grows in 3/4 of the steps", "grow_from",
+        least=1,
+    )  # fmt: skip
+    rate: float = _end(4e-3, "learning rate, relative to the weights", "rate", above=0)
     batch_norm: bool = _end(
-        False, "train beside batch norm in it, and fold it afterwards", "batch_norm"
+        False, "add batch norm for this pass, and fold it afterwards", "batch_norm"
     )
-    workers: int = _end(0, "loader processes of it", "workers", least=0)
-    int8: bool = _end(False, "train with whole weights in it, and leave them in the end", "int8")
+    workers: int = _end(0, "loader processes", "workers", least=0)
+    int8: bool = _end(False, "train with int8 weights, and keep them", "int8")
     sparsity: float = _end(
-        0.0, "weight of a penalty on the synaptic operations in it", "sparsity", least=0
+        0.0, "weight of a penalty on the synaptic operations", "sparsity", least=0
     )
     also: Sequence[int] | None = _end(
-        None, "train its outputs after so many steps, too", "also", least=1, metavar="T"
-    )
+        None, "also train the outputs after these numbers of time steps, below T", "also", least=1,
+        metavar="T",
+    )  # fmt: skip
     truth: float = 1.0
 
     def read_after(self, T: int) -> list[int]:

@@ -42,14 +42,14 @@ class EndToEnd(settings.EndToEnd):
     rate: float = redefined(settings.EndToEnd, "rate", 1e-2)
     temperature: float = option(
         1.0,
-        "as --temperature of stage I, in this pass",
+        "--temperature for this pass",
         name="end_temperature",
         least=1,
         group="end-to-end pass",
     )
     jpeg: int = option(
         0,
-        "as --jpeg of stage I, in this pass",
+        "--jpeg for this pass",
         name="end_jpeg",
         least=0,
         most=100,
@@ -69,14 +69,15 @@ class Settings(TrainingSettings):
     workers: int = redefined(TrainingSettings, "workers", 0)
     augment: str = option(
         "crop",
-        "each with those before it, crop also mirrors; stage II crops and mirrors",
+        "augmentation; each includes those before it, and crop also mirrors. Stage II always "
+        "crops and mirrors",
         choices=("none", "crop", "cutout", "autoaugment"),
         group=GROUP,
     )
     jpeg: int = option(
         0,
-        "quality, 1 to 100, that every augmented picture is compressed with, 0 for none; for "
-        "pictures that will come as JPEG files, where those of the training do not",
+        "JPEG quality (1 to 100) to compress each augmented picture with; 0 for none. Use it if "
+        "the pictures to classify are JPEG files and the training pictures are not",
         least=0,
         most=100,
         group=GROUP,
@@ -84,9 +85,9 @@ class Settings(TrainingSettings):
     smoothing: float = option(0.0, "label smoothing", least=0, most=1, group=GROUP)
     temperature: float = option(
         1.0,
-        "what the outputs are divided by that are distilled; 4 where the teacher was trained until "
+        "divisor of the outputs in the distillation loss. Use 4 if the teacher was trained until "
         "it was sure of its training pictures",
         least=1,
         group=GROUP,
     )
-    clip: float = option(0.0, "largest norm of the gradient, 0 for no bound", least=0, group=GROUP)
+    clip: float = option(0.0, "largest norm of the gradient; 0 for no limit", least=0, group=GROUP)

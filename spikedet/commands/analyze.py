@@ -1,11 +1,12 @@
-"""Where a spiking network errs: figures 4 and 5 of the paper, and stage II layer by layer.
+"""Show the errors of a spiking network, layer by layer (figures 4 and 5 of the paper).
 
     spikedet analyze --data VOCdevkit --T 8 --out analysis-T8
     spikedet analyze --weights W --stage1 QC --float FLOAT --data cifar10 \\
         --out analysis
 
-Writes CSV files and plots to --out. Without --weights the shipped networks of all stages are
-compared; with it, those that are given, and what needs a missing one is left out.
+Writes CSV files and plots to --out. Without --weights, the released networks of all stages are
+compared. With --weights, only the given checkpoints are used. Tables that need a checkpoint you did
+not give are left out.
 """
 
 from __future__ import annotations
@@ -29,13 +30,20 @@ if TYPE_CHECKING:
     from spikedet.task import Samples, Task
 
 MORE = """
-Runs on training pictures that were kept aside for choices, or with --all on any split. Writes
-`residual` (figure 4: share of neurons whose rate is not the quantiser of their mean current),
-`periodic` (5a: quantiser against neuron), `similarity` (5b: cosine of rates and stage-I
-activations), `gap` (5c: error of the outputs over the steps of one run; AP or accuracy over T is
-what spikedet evaluate measures), `layers` (error of each layer before and after stage II, in units
-of its threshold squared), `rates` (firing rate and error of each layer) and `raster` (spikes of
-some neurons of each layer at one place of the first picture).
+The command uses the tuning pictures of the training split. With --all, it uses all pictures of the
+split. It writes these tables, each as a CSV file and a plot:
+
+    residual    figure 4: share of neurons whose spike rate differs from the
+                quantised mean current
+    periodic    figure 5a: quantiser and neuron compared
+    similarity  figure 5b: cosine of spike rates and stage-I activations
+    gap         figure 5c: error of the outputs after each time step of one
+                run (spikedet evaluate measures AP or accuracy over T)
+    layers      error of each layer before and after stage II, in units of
+                its squared threshold
+    rates       spike rate and error of each layer
+    raster      spikes of some neurons of each layer, at one place of the
+                first picture
 """
 ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
@@ -47,14 +55,14 @@ class Options(shared.TrainingData):
     """Options of the command."""
 
     out: Path = parse.written_folder(help="folder for CSV files and plots")
-    limit: int = option(64, "only so many pictures, always the same", least=1)
-    weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
-    stage1: Path | None = option(None, "stage-I checkpoint it was made from; runs with its own T")
+    limit: int = option(64, "use only N pictures, always the same ones", least=1)
+    weights: Path | None = option(None, "spiking checkpoint (default: the released one for T)")
+    stage1: Path | None = option(None, "stage-I checkpoint that --weights was made from")
     source: Path | None = option(None, "float checkpoint", name="float")
-    all: bool = option(False, "not only pictures kept aside for every choice")
+    all: bool = option(False, "use all pictures, not only the tuning pictures")
     T: int | None = shared.steps()
     place: list[float] = option(
-        [0.5, 0.5], "place of the raster: row and column as parts of the picture",
+        [0.5, 0.5], "place of the raster: row and column, as fractions of the picture",
         least=0, most=1, nargs=2, metavar="PART", group="raster",
     )  # fmt: skip
     batch: int = shared.batch(4)

@@ -1,10 +1,10 @@
-"""Mean of spiking networks that several end-to-end passes made from one.
+"""Average spiking networks of several end-to-end passes that started from one network.
 
     spikedet average --weights W1 W2 --out mean.safetensors
 
-What each pass ends with is scattered around what they have in common, and the mean of their weights
-is closer to that (Wortsman et al. 2022, "Model soups"). Of networks that did not begin alike it is
-none: measure what --out holds, on tuning pictures first.
+The passes end at different weights around a common optimum. Their mean is often better than each of
+them (Wortsman et al. 2022, "Model soups"). This does not work for networks that started from
+different weights. Measure the result, first on tuning pictures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spikedet.settings import option
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: list[Path] = option(help="spiking checkpoints of one network and T")
+    weights: list[Path] = option(help="spiking checkpoints of the same network and T")
     out: Path = parse.written(help="checkpoint to write")
 
 

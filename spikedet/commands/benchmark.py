@@ -1,11 +1,11 @@
-"""Time a network as float and as spiking network, engine by engine, all in one run.
+"""Measure the speed of a float network and of its spiking networks on each engine.
 
     spikedet benchmark --data VOCdevkit --T 4 8 20
     spikedet benchmark --T 8 --engines events torch torch-bfloat16 --peers
     spikedet benchmark --data VOCdevkit --T 1 2 4 8 --plot passes.png
 
-How many neurons fire decides the time of the events engine, so that pictures must be real ones:
---data names them.
+The speed of the events engine depends on the number of spikes. Use real pictures: name them with
+--data.
 """
 
 from __future__ import annotations
@@ -28,18 +28,23 @@ if TYPE_CHECKING:
     from spikedet.commands.timed import Timed
 
 MORE = """
-All sides take turns on the same pictures with the same weights. The table has milliseconds a
-picture, the median and the quartiles, and passes: that over the time of the float network in
-float32 with as many pictures at once and threads. Beside it stand the ratio to the fastest float
-network (float32, bfloat16, and int8 by onnxruntime where that is installed), spikes a second, and
-the share of the limit: the time that the additions of the spikes alone would take with all numbers
-in registers, over the time that it took.
+All networks take turns on the same pictures. The columns of the table are:
 
-Without --data the picture is the street picture that ultralytics brings (a classifier sees noise).
---peers adds SpikingJelly where it is installed, and the loop of published code, which calls the
-network once a time step. With --cpu it is the time that the processor was at work, which other
-programs on the machine disturb less. --memory tells the peak memory of processes that run one
-network each. A run that is stopped (Ctrl-C) shows and writes the rounds that ended.
+    ms a picture  median time of a picture in milliseconds
+    quartiles     quartiles of that time
+    passes        the median time, divided by the time of the float network in
+                  float32 with the same batch and the same threads
+    of fastest    the same, divided by the time of the fastest float network:
+                  float32, bfloat16, or int8 (if onnxruntime is installed)
+    M spikes/s    millions of spikes per second
+    of limit      time that only the additions of the spikes would take, with
+                  all numbers in registers, divided by the measured time
+
+Without --data, a detector gets the street picture that comes with ultralytics, and a classifier
+gets noise. --peers adds SpikingJelly (if it is installed) and the loop of the published code, which
+calls the network once in every time step. --cpu measures processor time, which other programs
+disturb less. --memory measures the peak memory of each network in its own process. If you stop the
+run with Ctrl-C, the finished rounds are shown and written.
 """
 COLUMNS = [
     ("network", 14), ("engine", 16), ("T", 5), ("batch", 7), ("threads", 9), ("ms a picture", 14),
@@ -53,37 +58,38 @@ class Options(parse.Options):
 
     T: list[int] = option([8], "time steps", kind=kinds.time_steps)
     engines: list[str] = option(
-        ["auto"], "by name: auto, events, torch, torch-bfloat16, integers", kind=kinds.timed_engine
+        ["auto"], "engines: auto, events, torch, torch-bfloat16, integers", kind=kinds.timed_engine
     )
-    weights: Path | None = option(None, "spiking weights; the released ones for T if left out")
+    weights: Path | None = option(None, "spiking weights (default: the released ones for T)")
     reference: Path | None = option(
-        None, "float weights; the released ones if left out", name="float"
+        None, "float weights (default: the released ones)", name="float"
     )
     data: Path | None = option(None, "pictures: a VOCdevkit, or a folder of pictures")
-    imgsz: int | None = option(None, "input side in pixels; that of the weights", least=1,
-                               group="measurement")  # fmt: skip
-    batch: list[int] = option([1], "pictures at once", least=1)
+    imgsz: int | None = option(None, "input side in pixels (default: that of the weights)",
+                               least=1, group="measurement")  # fmt: skip
+    batch: list[int] = option([1], "pictures in a batch", least=1)
     threads: list[int] | None = option(
-        None, "threads, of torch and of our kernels", least=1, most=1024, shown="as torch has"
-    )
+        None, "threads of torch and of the kernels", least=1, most=1024,
+        shown="default: those of torch",
+    )  # fmt: skip
     kernels: str | None = option(
         None,
-        "kernels of the events engine, as SPIKEDET_KERNELS names them",
-        shown="the fastest",
+        "kernels of the events engine, by the names of SPIKEDET_KERNELS",
+        shown="default: the fastest",
         group="measurement",
     )
-    rounds: int = option(20, "runs of each; the median and the best are told", least=1)
+    rounds: int = option(20, "runs of each network; the table shows their median", least=1)
     device: str = shared.device()
-    peers: bool = option(False, "SpikingJelly, where it is installed, and the published loop",
+    peers: bool = option(False, "also time SpikingJelly (if installed) and the published loop",
                          group="measurement")  # fmt: skip
-    cpu: bool = option(False, "time of the processor, not of the clock", group="measurement")
-    memory: bool = option(False, "peak memory of each, in processes of their own",
+    cpu: bool = option(False, "measure processor time, not wall time", group="measurement")
+    memory: bool = option(False, "also measure peak memory, each network in its own process",
                           group="measurement")  # fmt: skip
-    csv: Path | None = parse.written(None, "write the table here", kind=kinds.csv_file)
+    csv: Path | None = parse.written(None, "write the table to this file", kind=kinds.csv_file)
     plot: Path | None = parse.written(
-        None, "draw passes over T here, as PNG or SVG", kind=kinds.plot_file
+        None, "draw passes over T to this PNG or SVG file", kind=kinds.plot_file
     )
-    json: Path | None = parse.written(None, "write a list of results here", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write the results to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> None:

@@ -1,13 +1,13 @@
-"""Stage II: turn a stage-I network into a calibrated spiking network.
+"""Run stage II: turn a stage-I network into a calibrated spiking network.
 
     spikedet calibrate --weights runs/qc-T8/best.safetensors --T 8 \\
         --data VOCdevkit --out W
 
-Each layer is calibrated on the spikes of the layers before it, coarse and fine, and judged on
-pictures that were not fitted; then the whole network is trained for a few steps towards the
-outputs of the float network (--teacher; of the stage-I network without), which is kept if the loss
-on the tuning pictures falls. Until then the layer-wise result and what the pass has reached stand
-beside --out (.layers.safetensors, .state.pt): --resume goes on from there.
+First, each layer is calibrated on the spikes of the layers before it: coarse, then fine. Held-out
+pictures decide what is kept. Then the end-to-end pass trains the whole network for a few steps. Its
+targets are the outputs of the float network (--teacher), or of the stage-I network without
+--teacher. The result is kept only if the loss on the tuning pictures falls. Until the pass ends,
+the files .layers.safetensors and .state.pt are kept beside --out for --resume.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Options(StageTwoOptions, shared.TrainingData):
     """Options of the command."""
 
     weights: Path = option(
-        help="stage-I checkpoint, or a spiking one to go on with the end-to-end pass"
+        help="stage-I checkpoint, or a spiking one to continue the end-to-end pass"
     )
     out: Path = parse.written(help="spiking checkpoint to write")
-    T: int | None = shared.steps("time steps; those of the weights if left")
-    teacher: Path | None = option(None, "float checkpoint that the end-to-end pass distils")
-    resume: bool = resume("go on with the end-to-end pass of a killed run")
-    seed: int = option(0, "which pictures are drawn", least=0, most=(1 << 31) - 1)
+    T: int | None = shared.steps()
+    teacher: Path | None = option(None, "float checkpoint that the end-to-end pass distils from")
+    resume: bool = resume("continue an interrupted end-to-end pass")
+    seed: int = option(0, "seed that chooses the pictures", least=0, most=(1 << 31) - 1)
     device: str = shared.device()
     unlabelled: list[Path] | None = shared.unlabelled()
 

@@ -2,9 +2,9 @@
 
     spikedet classify --T 8 image.jpg holiday/ film.mp4
 
-Takes what spikedet detect takes: files, folders, glob patterns, videos, cameras, addresses. Prints
-one line a picture: its most probable classes with their probabilities. Without --weights the
-released CIFAR-10 classifier for that T answers.
+The sources are the same as those of spikedet detect: files, folders, glob patterns, videos, cameras
+and addresses. Prints one line for each picture: its most probable classes with their probabilities.
+Without --weights, the released CIFAR-10 classifier for this T is used.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class Options(FrameOptions):
         metavar="SOURCE",
     )
     T: int | None = shared.steps(
-        "time steps; those of the weights if left out (8 of the released ones)"
+        "time steps (default: the T of the weights; 8 for the released weights)"
     )
-    weights: Path | None = option(None, "classifier of any stage; the released one if left out")
-    top: int = option(5, "classes named for each picture", least=1)
+    weights: Path | None = option(None, "classifier of any stage (default: the released one)")
+    top: int = option(5, "number of classes to print for each picture", least=1)
     device: str = shared.device()
     engine: str = shared.engine()
     half: bool | None = shared.half(None)
     patience: int | None = option(
         None,
-        "stop a picture whose most probable class was the same in so many readouts in a row",
+        "stop a picture early when its most probable class is the same in N readouts in a row",
         least=1,
         group="speed",
     )
     every: int = option(1, "time steps between two readouts of --patience", least=1, group="speed")
-    json: Path | None = parse.written(None, "write all answers to this file", kind=kinds.json_file)
+    json: Path | None = parse.written(None, "write all results to this file", kind=kinds.json_file)
 
 
 def run(options: Options) -> int:

@@ -1,10 +1,10 @@
-"""Float checkpoint -> spiking network, by the two-stage method, a part of it, or a baseline.
+"""Convert a float checkpoint to a spiking network.
 
     spikedet convert --model FLOAT --T 8 --data VOCdevkit --out W
     spikedet convert --model FLOAT --T 8 --data cifar10 --out W --method stage1
 
---method is two-stage, a part of it (stage1, stage2, stage1-coarse, stage1-fine, copy) or a baseline
-(rmp, opt, opi, spiking-yolo, qcfs, cap); --help-all says what each does.
+--method is two-stage, one of its parts (stage1, stage2, stage1-coarse, stage1-fine, copy), or a
+baseline (rmp, opt, opi, spiking-yolo, qcfs, cap). --help-all describes each method.
 """
 
 from __future__ import annotations
@@ -39,29 +39,33 @@ from spikedet.settings import option
 MORE = """
 Methods:
 
-    two-stage       stage I, then stage II layer by layer and end to end
-    stage1          stage I, its weights copied into spiking neurons
-    stage2          stage II of the float network with estimated thresholds; its
-                    targets are the activations of that network, rounded and
-                    clipped, as after stage I
-    stage1-coarse   stage I and the coarse half of stage II (potentials alone)
-    stage1-fine     stage I and the fine half (weights and potentials)
-    copy            float weights and estimated thresholds, nothing trained
+    two-stage       stage I, then stage II: layer by layer, then end to end
+    stage1          stage I; its weights are copied into spiking neurons
+    stage2          stage II on the float network, with estimated thresholds;
+                    the targets are the activations of the float network,
+                    quantised and clipped
+    stage1-coarse   stage I and coarse calibration (initial potentials only)
+    stage1-fine     stage I and fine calibration (weights and initial
+                    potentials)
+    copy            float weights and estimated thresholds; no training
     spiking-yolo    channel-wise normalisation (Kim et al. 2020); signed neurons
                     for leaky ReLU
-    rmp             float weights, the largest activation of a layer is its
-                    threshold (Han et al. 2020); potentials start at 0
-    opt             as rmp, and theta / (2 T) more current in every step (Deng
-                    and Gu 2021)
-    opi             as rmp, but potentials start at theta / 2 (Bu et al. 2022a)
-    qcfs            as stage1, without noise and distillation (Bu et al. 2022b);
-                    --stage1 may have been trained for other levels than T
-    cap             float weights, thresholds of least error, currents as in
-                    opt, then biases are corrected (Li et al. 2021)
+    rmp             float weights; the threshold of a layer is its largest
+                    activation (Han et al. 2020); potentials start at 0
+    opt             like rmp, with an extra current of theta / (2 T) in every
+                    step (Deng and Gu 2021)
+    opi             like rmp, but potentials start at theta / 2 (Bu et al.
+                    2022a)
+    qcfs            like stage1, without noise and distillation (Bu et al.
+                    2022b); --stage1 may have another number of levels than T
+    cap             float weights, thresholds of least quantisation error,
+                    extra current as in opt, then bias correction (Li et al.
+                    2021)
 
-All neurons reset by subtraction. opt and cap keep the shift of --T when they are run for another T.
-The run of stage I is kept beside --out (folder `<out>.stage1`); --resume goes on after a kill;
---stage1 takes stage-I weights that are there already, of T or of another number of levels.
+All neurons reset by subtraction. Networks of opt and cap keep the extra current of --T when you run
+them with another T. The run of stage I is kept beside --out, in the folder `<out>.stage1`. --resume
+continues an interrupted run. --stage1 takes a stage-I checkpoint that you already have. It may be
+for T, or for another number of levels.
 """
 STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first")
 
@@ -73,8 +77,8 @@ class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
     weights: Path = option(help="float checkpoint", aliases=["--model"])
     T: int = option(help="time steps", kind=kinds.time_steps)
     out: Path = parse.written(help="spiking checkpoint to write")
-    method: str = option("two-stage", "how to convert", choices=tuple(METHODS), metavar="METHOD")
-    stage1: Path | None = option(None, "stage-I checkpoint, instead of a run of stage I")
+    method: str = option("two-stage", "conversion method", choices=tuple(METHODS), metavar="METHOD")
+    stage1: Path | None = option(None, "use this stage-I checkpoint and skip stage I")
     resume: bool = resume()
     training: dict[str, Any] = training(stage_one=True)
     unlabelled: list[Path] | None = shared.unlabelled()

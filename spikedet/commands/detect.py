@@ -2,8 +2,8 @@
 
     spikedet detect --T 20 image.jpg holiday/ film.mp4 0 rtsp://10.0.0.7/live
 
-Prints one line an object, `file: class score x1 y1 x2 y2` in pixels of the original picture, and
-writes annotated pictures and videos to --out.
+Prints one line for each object: `file: class score x1 y1 x2 y2`. The box is in pixels of the
+original picture. Annotated pictures and videos are written to --out.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from spikedet.sources import Frame, Sources
 
 MORE = """
-Sources are files, folders, glob patterns, lists of those in a .txt file, numbered pictures
-(f%04d.png), cameras by number and addresses; without any, the street picture that ultralytics
-brings. With --each-step the pictures are NAME-t01.jpg, NAME-t02.jpg ..., entries are written for
-each step, and the lines printed are those of the last. --strip draws all steps of a picture as one,
-NAME-strip-T20.png, with its boxes as CSV.
+A source is a file, a folder, a glob pattern, a .txt file with a list of these, numbered pictures
+(f%04d.png), the number of a camera, or an address. Without a source, the command uses the street
+picture that comes with ultralytics.
+
+With --each-step the pictures are named NAME-t01.jpg, NAME-t02.jpg and so on. The files of --json,
+--jsonl, --csv and --coco then have entries for each time step. The printed lines are those of the
+last time step.
+
+--strip draws all time steps of a picture side by side in one picture, NAME-strip-T20.png. The
+boxes are written beside it as CSV.
 """
 SAVED = ("pictures", "frames", "crops", "labels", "none")
 STRIP_COLUMNS = ("T", "class", "score", "x1", "y1", "x2", "y2")
@@ -49,45 +54,50 @@ class Options(FrameOptions):
         positional=True, metavar="SOURCE",
     )  # fmt: skip
     T: int | None = shared.steps(
-        "time steps; those of the weights if left out (20 of the released ones)"
+        "time steps (default: the T of the weights; 20 for the released weights)"
     )
-    weights: Path | None = option(None, "weights of any stage; the released ones if left out")
+    weights: Path | None = option(None, "weights of any stage (default: the released weights)")
     conf: float = option(0.25, "confidence threshold", least=0, most=1)
     iou: float = option(
         0.6, "IoU threshold of non-maximum suppression", least=0, most=1, group="box"
     )
-    classes: list[str] | None = option(None, "only these classes")
+    classes: list[str] | None = option(None, "show only these classes")
     device: str = shared.device()
     engine: str = shared.engine()
     half: bool | None = shared.half(None)
     patience: int | None = option(
-        None, "stop a picture whose detections were alike in so many readouts in a row", least=1,
+        None, "stop a picture early when its detections agree in N readouts in a row", least=1,
         group="speed",
     )  # fmt: skip
     every: int = option(4, "time steps between two readouts of --patience", least=1, group="speed")
-    each_step: bool = option(False, "the detections after every step up to T as well")
-    strip: bool = option(False, "a strip of each picture, a panel a time step, in --out")
+    each_step: bool = option(False, "also give the detections after every step up to T")
+    strip: bool = option(False, "draw all steps of a picture side by side, into --out")
     track: bool = option(False, "number the objects of a video (pip install spikedet[tracking])")
-    out: Path = option(Path("detections"), "folder of what --save says")
+    out: Path = option(Path("detections"), "folder for the files that --save names")
     save: list[str] = option(
         ["pictures"],
-        "annotated pictures and videos; each frame of a video as well; a crop of each object; YOLO "
-        "labels; or none",
+        "pictures: annotated pictures and videos; frames: each video frame; crops: each object; "
+        "labels: YOLO labels",
         choices=SAVED,
     )
     json: Path | None = parse.written(
         None, "write all detections to this file", kind=kinds.json_file
     )
-    jsonl: Path | None = parse.written(None, "the same, an entry a line", group="output")
-    csv: Path | None = parse.written(None, "a table with a row an object", group="output")
-    coco: Path | None = parse.written(
-        None, "results as COCO's evaluation reads them", kind=kinds.json_file, group="output"
+    jsonl: Path | None = parse.written(
+        None, "write all detections to this file, one JSON object on each line", group="output"
     )
+    csv: Path | None = parse.written(
+        None, "write a table with one row for each object", group="output"
+    )
+    coco: Path | None = parse.written(
+        None, "write results in the format of COCO's evaluation", kind=kinds.json_file,
+        group="output",
+    )  # fmt: skip
     coco_annotations: Path | None = option(
-        None, "instances_*.json whose numbers of pictures and classes --coco has", group="output"
+        None, "instances_*.json; --coco uses its picture ids and class ids", group="output"
     )
     one_class: bool = option(
-        False, "of boxes that overlap by more than --iou only the best, whatever its class",
+        False, "keep only the best of boxes that overlap by more than --iou, across all classes",
         group="box",
     )  # fmt: skip
 

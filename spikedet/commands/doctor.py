@@ -1,11 +1,11 @@
-"""Say whether everything is here that spikedet needs, and what to do for what is missing.
+"""Check whether everything that spikedet needs is here, and say how to get what is missing.
 
     spikedet doctor
     spikedet doctor --data VOCdevkit --weights weights.safetensors
 
-Looks at the installation, the engine and why it was chosen, devices, display, camera, data,
-weights, disk and memory. `ok` is fine, `-` is missing and only some need it, `!!` is needed. The
-exit code is 0 if all that is needed is here.
+Checks the installation, the weights, the engine and why it is chosen, the devices, the display, the
+camera, the data, the disk and the memory. `ok` means fine. `-` means missing, but only some
+commands need it. `!!` means missing and needed. The exit code is 0 if nothing needed is missing.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ COLOURS = {OK: "green", MISSING: "yellow", BAD: "bold red"}
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path | None = option(None, "weights to look at; the released ones if left out")
-    data: list[Path] | None = option(None, "data to look at", metavar="FOLDER")
+    weights: Path | None = option(None, "weights to check (default: the released weights)")
+    data: list[Path] | None = option(None, "data to check", metavar="FOLDER")
     device: str = shared.device()
-    camera: bool = option(False, "open the first camera, which some cameras show by a light")
-    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
+    camera: bool = option(False, "open the first camera; its light may switch on")
+    json: Path | None = parse.written(None, "write all results to this file", kind=kinds.json_file)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""Spikes, synaptic operations and energy of a spiking network, beside the float network.
+"""Count spikes and synaptic operations of a spiking network, and estimate its energy.
 
     spikedet energy --data VOCdevkit --split VOC2007:spikedet-val --T 8
     spikedet energy --weights W --data cifar10
 
-Accumulates are counted for every spike and every weight that reads it, exact at the borders.
-Layers on analog values are multiply-accumulates: the first (computed once), and the readouts (once,
-on the mean rate). Two accountings: `ours` prices each operation as what it is; the `paper's` prices
-every operation of the spiking network as an accumulate (its table VII). Without --float the float
-network is the same layers on analog values. Mean and standard deviation are over the pictures.
+Each spike costs one accumulate (AC) for every weight that reads it. Layers on analog values cost
+multiply-accumulates (MAC): the first layer, and the readouts on the mean rates. Both are computed
+once, not in every time step. `ours` prices each operation as what it is. `paper` prices all of them
+as accumulates (table VII). The float network is that of --float, or the same layers on analog
+values. The table gives mean and standard deviation over the pictures.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 class Options(shared.TestData):
     """Options of the command."""
 
-    limit: int = option(100, "only so many pictures, always the same", least=1)
-    weights: Path | None = option(None, "spiking checkpoint; the shipped one for T if left out")
+    limit: int = option(100, "use only N pictures, always the same ones", least=1)
+    weights: Path | None = option(None, "spiking checkpoint (default: the released one for T)")
     reference: Path | None = option(
-        None, "float checkpoint whose operations are the reference", name="float"
+        None, "float checkpoint to compare the operations with", name="float"
     )
     T: int | None = shared.steps()
     batch: int = shared.batch(4)
     device: str = shared.device()
     engine: str = shared.engine("torch")
-    pj_ac: float = option(0.9, "pJ of an accumulate", above=0)
-    pj_mac: float = option(4.6, "pJ of a multiply-accumulate", above=0)
-    json: Path | None = parse.written(None, "write everything to this file", kind=kinds.json_file)
+    pj_ac: float = option(0.9, "energy of an accumulate, in pJ", above=0)
+    pj_mac: float = option(4.6, "energy of a multiply-accumulate, in pJ", above=0)
+    json: Path | None = parse.written(None, "write all numbers to this file", kind=kinds.json_file)
 
 
 def statistics(values: Tensor) -> dict[str, float | None]:

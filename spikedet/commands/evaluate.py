@@ -1,11 +1,11 @@
-"""Average precision of a detector, accuracy of a classifier; float, quantised or spiking.
+"""Measure the average precision of a detector, or the accuracy of a classifier.
 
     spikedet evaluate --data VOCdevkit --split VOC2007:spikedet-val --T 20
     spikedet evaluate --weights W --data cifar10 --T 8 --json row.json
     spikedet evaluate --weights FLOAT QC SNN --data cifar10 --compare
 
-Without --weights the released detector for that T is measured, on class folders or CIFAR the
-released classifier.
+The weights may be float, quantised (stage I) or spiking. Without --weights, the released detector
+for this T is measured. If --data is for classification, it is the released classifier.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from spikedet.checkpoint import Checkpoint
     from spikedet.task import Samples, Task
 MORE = """
-With --weights one run of the longest --T gives the rows of all of them (any-time readout).
+With --weights, one run with the largest --T gives the rows of all values of --T: the outputs are
+read after each of them.
 
---compare prints the whole story in one table: float, then for each T weights copied without any
-fine-tuning, the stage-I network, its weights copied into spiking neurons (stage I alone), and
-stages I + II; --T then says of which T.
+--compare prints one table of all stages: the float network, and then for each T the copied float
+weights without fine-tuning, the stage-I network, the stage-I weights copied into spiking neurons
+(stage I alone), and stages I + II. --T then selects some of the T.
 
---plots writes curves, confusion, reliability and measures by class and size, each with its numbers
-as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T says nothing else.
+--plots draws curves, the confusion matrix, the reliability diagram, and the results by class and by
+size. Each plot has a CSV file with its numbers. Spiking weights are then measured at T = 1, 2, 4
+and so on in the same run, unless --T is given.
 """
 
 
@@ -43,38 +45,38 @@ as CSV; of spiking weights it measures T = 1, 2, 4 ... in the same run where --T
 class Options(shared.TestData):
     """Options of the command."""
 
-    weights: list[Path] | None = option(None, "checkpoints; the shipped ones if left out")
+    weights: list[Path] | None = option(None, "checkpoints (default: the released ones)")
     T: list[int] | None = option(
-        None, "time steps; those of the weights if left out", kind=kinds.time_steps
+        None, "time steps (default: the T of the weights)", kind=kinds.time_steps
     )
     compare: bool = option(
-        False, "float, stage-I and spiking rows, with baselines; --weights then names all of them"
+        False, "compare float, stage-I and spiking weights; --weights then names all of them"
     )
     threshold_split: str | None = option(
         None,
-        "pictures that give the thresholds of the copied-weights row (those that spikedet convert "
-        "takes, which leaves tuning pictures out)",
+        "pictures that set the thresholds of the copied-weights row (default: the training "
+        "pictures that spikedet convert uses)",
         group="comparison",
     )
-    classes: bool = option(False, "AP of every class as well (detection)")
+    classes: bool = option(False, "also print the AP of every class (detection)")
     areas: list[float] | None = option(
         None,
-        "square pixels between small, medium and large objects (1024 9216; detection)",
+        "areas in square pixels that separate small, medium and large objects (default: 1024 9216)",
         above=0,
         nargs=2,
         metavar="SMALL LARGE",
         group="detectors",
     )
     bootstrap: int = option(
-        0, "resamplings of the pictures for 95 % intervals of AP, 0 for none (detection)", least=0,
+        0, "resamplings of the pictures for 95 % intervals of AP; 0 for no interval", least=0,
         group="detectors",
     )  # fmt: skip
-    batch: int | None = shared.batch(None, "pictures at a time (as the task is fast with)")
+    batch: int | None = shared.batch(None, "pictures in a batch (default: chosen for the task)")
     device: str = shared.device()
     engine: str = shared.engine("torch")
     half: bool = shared.half(False)
     plots: Path | None = parse.written_folder(
-        None, "folder for plots and their numbers as CSV", metavar="FOLDER"
+        None, "folder for plots and for CSV files with their numbers", metavar="FOLDER"
     )
     json: Path | None = parse.written(None, "write the rows to this file", kind=kinds.json_file)
 

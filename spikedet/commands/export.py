@@ -3,8 +3,8 @@
     spikedet export weights.safetensors network.onnx
     spikedet export weights.safetensors --format nir --T 8 --out network.nir
 
-What the file does not say by itself, so that whoever runs it has to know, is printed. Nothing is
-written where a layer cannot be said in the format; each such layer is named.
+The command prints what the file itself cannot say, and what you need to know to run it. If the
+format cannot express a layer, nothing is written, and the error names each such layer.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ class Options(parse.Options):
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
     file: Path | None = parse.written(
         None,
-        "file to write; its ending says the format: .onnx .nir .int8.safetensors",
+        "file to write; its ending sets the format: .onnx, .nir or .int8.safetensors",
         positional=True,
         metavar="FILE",
     )
-    out: Path | None = parse.written(None, "the same file, by name", metavar="FILE")
+    out: Path | None = parse.written(None, "the same as FILE", metavar="FILE")
     format: str | None = option(
-        None, "onnx, nir or int8, where the ending does not say it", kind=kinds.export_format
+        None, "onnx, nir or int8, if the ending does not set it", kind=kinds.export_format
     )
     T: int | None = shared.steps()
     form: str | None = option(
-        None, "of a spiking ONNX: all steps at once, or one", choices=("unrolled", "step")
+        None,
+        "form of a spiking ONNX file: all time steps in one run, or one time step per run",
+        choices=("unrolled", "step"),
     )
 
 

@@ -1,12 +1,12 @@
-"""Stage I: quantise and clip the activations, fine-tune with the task's loss, fold batch norm.
+"""Run stage I: quantise and clip the activations, and fine-tune with the task's loss.
 
     spikedet finetune --weights runs/float/best.safetensors --T 8 \\
         --data VOCdevkit --out runs/qc-T8
 
-The weights say whether they are a detector's or a classifier's, here as in the other commands.
+The task (detection or classification) is read from the weights.
 
-Thresholds start at the least quantisation error on training pictures and are trained in a group of
-their own without decay. --resume goes on after a kill.
+The thresholds start at the values of least quantisation error on training pictures. They are
+trained without weight decay. Batch norm is folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEVERAL = True  # torchrun may start it
 class Options(StageOneOptions, shared.TrainingData):
     """Options of the command."""
 
-    weights: Path = option(help="float checkpoint, or stage I of another T")
+    weights: Path = option(help="float checkpoint, or stage-I checkpoint for another T")
     T: int = option(help="time steps", kind=kinds.time_steps)
     out: Path = run_folder()
     resume: bool = resume()

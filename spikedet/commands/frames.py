@@ -21,13 +21,11 @@ NAMED = 3  # of the files that are left alone, in a line
 class FrameOptions(parse.Options):
     """How sources are read."""
 
-    recursive: bool = option(False, "look into the folders in a folder, too", group="source")
+    recursive: bool = option(False, "also read the folders inside a folder", group="source")
     frame_rate: float = option(
-        25.0, "pictures a second of numbered pictures", above=0, group="source"
+        25.0, "frames per second of numbered pictures", above=0, group="source"
     )
-    frames: int | None = option(
-        None, "end each source after so many frames", least=1, group="source"
-    )
+    frames: int | None = option(None, "stop each source after N frames", least=1, group="source")
 
 
 class Failures:

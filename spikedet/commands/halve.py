@@ -1,9 +1,9 @@
-"""Weights in half the bytes, as the released ones are: matrices in half precision.
+"""Store the weight matrices of a checkpoint in half precision, which halves the file.
 
     spikedet halve --weights snn-T8.safetensors --out half.safetensors
 
-Biases, thresholds, initial potentials and norms stay in float32. Measure what --out holds: deep
-spiking networks answer to the rounding.
+The released weights are stored this way. Biases, thresholds, initial potentials and norms stay in
+float32. Measure the new checkpoint: deep spiking networks can be sensitive to the rounding.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everythi
     usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours, which have no width
     print(_wrapped(usage, columns, "       ") + "\n" + boxes, end="")
     if not everything:
-        rest = f"{prog} --help-all says more, and has further options ({', '.join(groups)})."
+        rest = f"Run {prog} --help-all for more text and more options ({', '.join(groups)})."
         print(_filled(rest, columns))
     raise SystemExit(0)
 

@@ -1,11 +1,11 @@
-"""Turn pictures with another annotation format into a data set of the VOCdevkit layout.
+"""Make a data set in the VOCdevkit layout from annotated pictures.
 
-Three inputs are understood: a list with one picture a line (`path x1,y1,x2,y2,class ...`, classes
-numbered as in --names), a folder of VOC XML files, or COCO files, such as spikedet label writes. Of
-several COCO files each adds the objects that overlap none of those before it. Objects of classes
-that VOC does not have are left out, and so are pictures without any other object; how many is
-printed. Pictures are JPEG files; they are linked, not copied. No file that is there is written
-over: what is the same is left alone, anything else is refused before anything is written.
+The annotations are one of three: a list with one picture per line (`path x1,y1,x2,y2,class ...`,
+with the class numbers of --names), a folder of VOC XML files, or COCO files, such as those of
+spikedet label. With several COCO files, an object is left out if it overlaps one of an earlier
+file. Objects of classes that VOC does not have are left out. Pictures without a VOC object are left
+out too, and counted. Pictures must be JPEG files. They are linked, not copied. Existing files are
+never changed: if one would change, the command stops before it writes anything.
 
     spikedet import-boxes --pictures coco/val2017 --list val2017.txt \\
         --names coco.names --out devkit/COCO2017 --split voc
@@ -33,14 +33,18 @@ class Options(parse.Options):
     """Options of the command."""
 
     pictures: list[Path] = option(help="picture folders")
-    out: Path = parse.written_folder(help="data-set folder to make")
-    boxes: Path | None = option(None, "list of pictures and boxes", name="list", metavar="FILE")
+    out: Path = parse.written_folder(help="folder of the new data set")
+    boxes: Path | None = option(
+        None, "text file with pictures and boxes", name="list", metavar="FILE"
+    )
     xml: Path | None = option(None, "folder of VOC XML files")
-    coco: list[Path] | None = option(None, "COCO files; the first counts most")
-    least_score: float = option(0.35, "of --coco: of boxes that have a score", least=0, most=1)
-    names: Path | None = option(None, "class names of --list, one a line", metavar="FILE")
-    split: str = option("train", "name of the split file")
-    skip: list[Path] = option([], "split files of ids to skip")
+    coco: list[Path] | None = option(None, "COCO files; earlier files win over later ones")
+    least_score: float = option(
+        0.35, "leave out boxes of --coco with a lower score", least=0, most=1
+    )
+    names: Path | None = option(None, "class names of --list, one per line", metavar="FILE")
+    split: str = option("train", "name of the split")
+    skip: list[Path] = option([], "split files with the ids of pictures to leave out")
 
 
 def run(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Trained weights of torchvision, ultralytics or anybody else -> float checkpoint.
+"""Import trained weights of torchvision, ultralytics or others as a float checkpoint.
 
     spikedet import --state runs/detect/train/weights/best.pt --out W
     spikedet import --model torchvision:resnet50 --state resnet50.pth \\
@@ -6,9 +6,10 @@
     spikedet import --model yolov8n.yaml --activation "torch.nn.ReLU()" \\
         --state state.pt --names classes.txt --imgsz 640 --out W
 
---state is a best.pt or last.pt of ultralytics' training, which says itself what its network is, how
-its classes are called and how large its pictures are. Or it is a state dict, for which --model and
---names say so. No code of a file is run. spikedet convert goes on from --out.
+--state is a best.pt or last.pt of an ultralytics training. Such a file contains its network, its
+class names and its picture size. --state may also be a state dict. Then --model and --names must
+give the network and the class names. No code in a file is ever run. Use the result with spikedet
+convert.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from spikedet.commands.main import command_line
 from spikedet.settings import option
 
 MORE = """
-A state dict is one of torch.save or of safetensors. It may be inside {"state_dict": ...}, "model",
-"model_state" or "model_ema" (a mean over training is taken first), and "module." or "_orig_mod."
-may stand before its names. Names and shapes must be those of the description: every tensor is found
-or it is refused. --model torchvision:NAME is any classifier of torchvision.
+A state dict is a file of torch.save or of safetensors. It may be an entry of a dict, named
+"state_dict", "model", "model_state" or "model_ema". An entry with a moving average of the weights
+is preferred. Tensor names may begin with "module." or "_orig_mod.". Names and shapes must match the
+description. A missing tensor, or one too many, is an error. --model torchvision:NAME is any
+classifier of torchvision.
 
-Classes that a file names are read as plain data, and only those of a list. What is written is
-converted once for a trial before.
+Python classes in a file are read as plain data, and only those on a fixed list. Before writing, the
+command converts the network once as a test.
 """
 
 
@@ -38,15 +40,21 @@ class Options(parse.Options):
 
     state: Path = option(help="best.pt, or state dict: .safetensors, .pt, .pth", metavar="FILE")
     out: Path = parse.written(help="float checkpoint to write")
-    model: Path | None = option(None, "description, as of spikedet train, or torchvision:NAME")
+    model: Path | None = option(
+        None, "network description (see spikedet train), or torchvision:NAME"
+    )
     width: str | None = option(
-        None, "of --model: a detector's scale, n s m l; a classifier's factor, 0.5"
+        None, "width of --model: scale of a detector (n s m l), or factor of a classifier"
     )
-    activation: str | None = option(None, "instead of the description's, as of spikedet train")
+    activation: str | None = option(
+        None, "replaces the activation of the description (see spikedet train)"
+    )
     names: Path | None = option(
-        None, "class names, one a line; instead of those of a best.pt", metavar="FILE"
+        None, "file with class names, one per line; replaces the names of a best.pt", metavar="FILE"
     )
-    imgsz: int | None = option(None, "input side in pixels, where it is not the usual one", least=1)
+    imgsz: int | None = option(
+        None, "input side in pixels (default: that of the file or the description)", least=1
+    )
 
 
 def run(options: Options) -> None:

@@ -1,13 +1,13 @@
-"""Say what a file of weights holds: its network, T, thresholds, size, classes and where it is from.
+"""Show what a checkpoint holds: its network, T, thresholds, size, classes and origin.
 
     spikedet info weights.safetensors
     spikedet info weights.safetensors --json info.json
     spikedet info weights.safetensors --layers
 
-Of a spiking network it says as well which engines run it, and of one that does not which layer it
-does not take and why; "left out" are layers that an engine leaves to torch. What was measured of
-released weights stands under them. --layers runs a spiking network on the street picture that
-ultralytics brings, and tells the thresholds of each layer and how much it fired.
+For a spiking network, it also shows which engines can run it. If an engine cannot, it names the
+layer and the reason. "left out" lists the layers that an engine leaves to torch. For released
+weights, it shows what was measured with them. --layers runs a spiking network on the street picture
+that comes with ultralytics. It prints the thresholds and the spike rate of each layer.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class Options(parse.Options):
     """Options of the command."""
 
     weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
-    layers: bool = option(False, "thresholds and firing rate of each layer")
-    json: Path | None = parse.written(None, "write all of it to this file", kind=kinds.json_file)
+    layers: bool = option(False, "also show the thresholds and the spike rate of each layer")
+    json: Path | None = parse.written(
+        None, "write all of this to a JSON file", kind=kinds.json_file
+    )
 
 
 def run(options: Options) -> None:

@@ -1,15 +1,16 @@
-"""Label pictures with trained detectors: a folder in, a COCO file with scores out.
+"""Label the pictures of a folder with trained detectors, as a COCO file with scores.
 
     spikedet label pictures --weights yolo11n.onnx --voc --out labels.json
     spikedet import-boxes --pictures pictures --coco labels.json \\
         --out devkit/LABELLED --split train
 
---weights are detectors that ultralytics loads (ONNX, OpenVINO, TFLite ..., .pt by its safe reader)
-or this project's own. Boxes of several, and with --mirror of the mirrored picture as well, are
-fused: what one of n sees alone has an nth of its score. Pictures of sub-folders are labelled, too;
-nothing is written beside them. After a kill --resume goes on.
+--weights are detectors of spikedet, or of ultralytics (ONNX, OpenVINO, TFLite and others; .pt files
+are read safely). The boxes of several detectors are fused. With --mirror, those of the mirrored
+picture are fused too. A box that only one of n views found gets 1/n of its score. Pictures in
+sub-folders are labelled as well. Nothing is written beside the pictures.
 
-Licences: detectors trained by others may oblige whoever passes on what they taught.
+Licence: the licence of a detector may also apply to the labels it makes and to networks trained
+on them.
 """
 
 from __future__ import annotations
@@ -32,26 +33,29 @@ class Options(parse.Options):
     """Options of the command."""
 
     folder: Path = option(help="folder of pictures", positional=True, metavar="FOLDER")
-    weights: list[Path] = option(help="one detector or several")
+    weights: list[Path] = option(help="one or more detectors")
     out: Path = parse.written(help="COCO file to write", kind=kinds.json_file)
-    voc: bool = option(False, "rename COCO's classes to VOC's, keep VOC's 20 alone")
-    rename: list[str] = option([], "other class names", metavar="OLD=NEW")
-    classes: list[str] | None = option(None, "only these, as they are renamed")
-    conf: float = option(0.1, "least score of a box, of one detector", least=0, most=1)
-    iou: float = option(0.7, "of each detector's own suppression", least=0, most=1, group="box")
+    voc: bool = option(False, "rename the classes of COCO to those of VOC, and keep only VOC's 20")
+    rename: list[str] = option([], "rename classes", metavar="OLD=NEW")
+    classes: list[str] | None = option(None, "keep only these classes (new names)")
+    conf: float = option(0.1, "confidence threshold of each detector", least=0, most=1)
+    iou: float = option(
+        0.7, "IoU threshold of each detector's non-maximum suppression", least=0, most=1,
+        group="box",
+    )  # fmt: skip
     one_class: float | None = option(
         None,
-        "of boxes of any classes that overlap more than this the surest is kept",
+        "keep only the box with the highest score, of boxes of any class whose IoU is greater",
         least=0,
         most=1,
         group="box",
     )
-    mirror: bool = option(False, "look at the mirrored picture as well")
+    mirror: bool = option(False, "also use the mirrored picture")
     imgsz: int | None = option(
-        None, "input side in pixels; the detector's own if left out", least=1
+        None, "input side in pixels (default: that of the detector)", least=1
     )
     device: str = shared.device()
-    resume: bool = option(False, "go on after a kill")
+    resume: bool = option(False, "continue an interrupted run")
 
 
 def new_names(options: Options) -> dict[str, str]:

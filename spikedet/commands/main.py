@@ -27,29 +27,29 @@ HERE = "spikedet.commands."
 # name. Another one is one more file and one more line.
 COMMANDS: dict[str, str | tuple[str, str]] = {
     "detect": "find objects in pictures",
-    "web": "a page in the browser: what a spiking network sees",
-    "classify": "name what pictures show",
-    "info": "say what a file of weights holds",
+    "web": "show in the browser what a spiking network sees",
+    "classify": "classify pictures",
+    "info": "show what a checkpoint holds",
     "train": "train a float network",
-    "convert": "make a spiking network of a float one: stage I, stage II",
-    "finetune": "stage I alone: quantise and fine-tune",
-    "calibrate": "stage II alone: layer by layer and end to end",
-    "evaluate": "average precision or accuracy, over T",
-    "energy": "spikes, synaptic operations and energy",
-    "analyze": "where a spiking network errs, layer by layer",
-    "report": "one page of HTML about a run, to send to somebody",
-    "doctor": "whether all is here that is needed, and what to do",
-    "benchmark": "time of each engine beside the float network",
-    "export": "write a network for other programs: ONNX, NIR, int8",
-    "import": ("take over trained weights of others", "import_weights"),
-    "import-boxes": ("make a data set of annotated pictures", "import_boxes"),
-    "label": "annotate pictures by trained detectors",
+    "convert": "convert a float network to a spiking one (stages I and II)",
+    "finetune": "stage I only: quantise and fine-tune",
+    "calibrate": "stage II only: calibrate layer by layer and end to end",
+    "evaluate": "measure average precision or accuracy over T",
+    "energy": "count spikes and synaptic operations, estimate energy",
+    "analyze": "show the errors of a spiking network, layer by layer",
+    "report": "write a report about a run as one HTML page",
+    "doctor": "check whether everything that is needed is here",
+    "benchmark": "measure the speed of each engine and of the float network",
+    "export": "export a network to ONNX, NIR or int8",
+    "import": ("import trained weights of other libraries", "import_weights"),
+    "import-boxes": ("make a VOC data set from annotated pictures", "import_boxes"),
+    "label": "label pictures with trained detectors",
     "prepare": "download VOC or CIFAR, or check a VOCdevkit",
-    "pretrain": "train a detector's backbone on classified pictures",
-    "average": "mean of several spiking networks",
-    "halve": "weights in half the bytes",
-    "upgrade": "weights of the old form in that of today",
-    "reproduce": ("the paper's tables and figures", "spikedet.reproduction.command"),
+    "pretrain": "pre-train the backbone of a detector on classified pictures",
+    "average": "average several spiking networks",
+    "halve": "store weights in half precision",
+    "upgrade": "convert an old checkpoint to the current format",
+    "reproduce": ("repeat the paper's tables and figures", "spikedet.reproduction.command"),
 }
 _run_as: list[str] = ["spikedet"]
 
@@ -113,7 +113,7 @@ def overview() -> str:
              "spiking neural networks.", ""]  # fmt: skip
     for name, entry in COMMANDS.items():
         lines.append(f"  {name:{width}}{entry[0] if isinstance(entry, tuple) else entry}")
-    return "\n".join([*lines, "", "spikedet COMMAND --help says more of one."])
+    return "\n".join([*lines, "", "Run spikedet COMMAND --help for the options of a command."])
 
 
 def command_line() -> str:

@@ -56,13 +56,19 @@ class Options:
     """
 
     quiet: bool = option(
-        False, "no progress and no tables: warnings and errors alone", group=COMMON
+        False, "print no progress and no tables, only warnings and errors", group=COMMON
     )
     json: Path | None = written(
-        None, "write what was done to this file (docs/json.md)", kind=kinds.json_file, group=COMMON
+        None,
+        "write a summary of the run to this file (see docs/json.md)",
+        kind=kinds.json_file,
+        group=COMMON,
     )
     config: Path | None = option(
-        None, "YAML file with options; see configs/experiments", metavar="FILE", group=COMMON
+        None,
+        "YAML file with options (examples: configs/experiments)",
+        metavar="FILE",
+        group=COMMON,
     )
     given: frozenset[str] = field(default=frozenset(), repr=False)
     command: str = field(default="", repr=False)

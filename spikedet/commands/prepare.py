@@ -4,9 +4,9 @@
     spikedet prepare voc FOLDER --check  # only look, download nothing
     spikedet prepare cifar10 FOLDER
 
-A download that stops goes on when the command is run again. No file that is there is replaced.
-VOC 2012's copies of VOC 2007 pictures (ids 2007_NNNNNN) are neither used nor counted. FOLDER is
-what the other commands take as --data, of VOC the VOCdevkit in it.
+If a download stops, run the command again: it continues. Existing files are never replaced. VOC
+2012 has copies of VOC 2007 pictures (ids 2007_NNNNNN). They are neither used nor counted. Then give
+FOLDER to the other commands as --data; for VOC, give FOLDER/VOCdevkit.
 """
 
 from __future__ import annotations
@@ -39,12 +39,10 @@ class Options(parse.Options):
         choices=("voc", "cifar10", "cifar100"),
         metavar="DATASET",
     )
-    folder: Path = option(help="where it is or will be", positional=True, metavar="FOLDER")
-    years: list[str] = option(["2007", "2012"], "which challenges of VOC", choices=("2007", "2012"))
-    check: bool = option(False, "only say what is there and missing (VOC)")
-    server: str | None = option(
-        None, "address that holds the archives, instead of the official one (VOC)"
-    )
+    folder: Path = option(help="folder of the data set", positional=True, metavar="FOLDER")
+    years: list[str] = option(["2007", "2012"], "years of VOC", choices=("2007", "2012"))
+    check: bool = option(False, "only show what is there and what is missing (VOC)")
+    server: str | None = option(None, "address of another server with the archives (VOC)")
     keep: bool = option(False, "keep the archives after unpacking (VOC)")
 
 

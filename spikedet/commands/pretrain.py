@@ -1,13 +1,14 @@
-"""Pre-train the detector's backbone on classified pictures, before it is trained on boxes.
+"""Pre-train the backbone of a detector on classified pictures.
 
     spikedet pretrain --data tiny-imagenet-200 --out runs/backbone
     spikedet train --pretrained runs/backbone/best.safetensors \\
         --data VOCdevkit --out runs/float
 
-It is trained as a classifier is, behind it the mean of its features and a linear layer, which are
-not kept. A detector that starts from it is far ahead of one from scratch (see the model card in
-weights/). Writes last.safetensors and best.safetensors (best on pictures kept aside), results.csv
-and state.pt into --out after every epoch; --resume goes on from there.
+The backbone is trained as a classifier. For this, average pooling and a linear layer are added
+behind it. They are not kept. A detector that starts from a pre-trained backbone is much better than
+one that starts from random weights (see the model card in weights/). After every epoch, the command
+writes last.safetensors, best.safetensors (best on the tuning pictures), results.csv and state.pt to
+--out.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class Options(shared.Classified):
 
     out: Path = run_folder()
     model: Path = network_file("description of the detector")
-    width: str | None = option(None, "one of the description's scales, n s m l")
-    activation: str | None = option(None, "instead of the description's, as in 'torch.nn.ReLU()'")
+    width: str | None = option(None, "scale of the description (n s m l)")
+    activation: str | None = option(
+        None, "replaces that of the description, for example 'torch.nn.ReLU()'"
+    )
     resume: bool = resume()
     training: dict[str, Any] = training(usual={"classification": BACKBONE}, without=WITHOUT)
 

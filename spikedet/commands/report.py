@@ -1,11 +1,12 @@
-"""Write one page of HTML about a run, to send to somebody: what was run, settings, curves, results.
+"""Write a report about a run as one HTML page that you can send.
 
     spikedet report runs/float --out report.html
     spikedet report plots --out report.html
 
-A run is a folder: of a training, or of results (of evaluate --plots, analyze, reproduce). The page
-holds its weights, the curves of results.csv, rows that --json wrote there, and all plots with their
-numbers. It is one file, pictures inside, without scripts and without addresses.
+RUN is the folder of a training, or a folder of results (of evaluate --plots, analyze or reproduce).
+The page shows the weights and their settings, the curves of results.csv, the rows of --json files,
+and all plots with their numbers. It is one file. It contains its pictures, no scripts, and no links
+to other servers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     run: Path = option(help="folder of a training or of results", positional=True, metavar="RUN")
-    out: Path = parse.written(Path("report.html"), "the page", metavar="FILE")
+    out: Path = parse.written(Path("report.html"), "HTML file to write", metavar="FILE")
 
 
 def run(options: Options) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spikedet.task import Samples, Task
 
 FOLDERS = {
-    "detection": "VOCdevkit, data.yaml of YOLO labels or COCO's instances_*.json",
+    "detection": "a VOCdevkit, a data.yaml (YOLO), an instances_*.json (COCO)",
     "classification": "class folders or CIFAR",
 }
 GROUP = "data"
@@ -35,16 +35,17 @@ def device() -> Any:
 
 def half(default: bool | None) -> Any:
     """`--half/--no-half`; None chooses by the CPU."""
-    chosen = ", if the CPU supports it" if default is None else ""
-    return option(default, f"spiking layers in bfloat16{chosen}", pair=True, group="speed")
+    chosen = " (default: only if the CPU is fast at it)" if default is None else ""
+    help = f"let torch compute the spiking layers in bfloat16{chosen}"
+    return option(default, help, pair=True, group="speed")
 
 
 def engine(default: str = "auto") -> Any:
     """`--engine` of a command that runs a spiking network."""
     return option(
         default,
-        "what runs spiking weights: auto (the fastest that works here), events, torch (float32, "
-        "the reference), integers",
+        "engine for spiking weights: auto (fastest that works here), events, torch (float32 "
+        "reference), integers",
         kind=kinds.engine,
     )
 
@@ -61,35 +62,37 @@ def expect_half(options: Any) -> None:
         )
 
 
-def batch(default: int | None, help: str = "pictures at a time") -> Any:
+def batch(default: int | None, help: str = "pictures in a batch") -> Any:
     """`--batch` of a command that trains nothing."""
     return option(default, help, least=1)
 
 
-def steps(help: str = "time steps; those of the weights if left out") -> Any:
+def steps(help: str = "time steps (default: the T of the weights)") -> Any:
     """`--T`, which may be left out."""
     return option(None, help, kind=kinds.time_steps)
 
 
 def unlabelled() -> Any:
     """`--unlabelled`, of commands that distil."""
-    return option(None, "folders of more pictures, distilled without labels", group="classifiers")
+    return option(
+        None, "folders of more pictures, used for distillation without labels", group="classifiers"
+    )
 
 
 def _data(tasks: Sequence[str] = tuple(SETTINGS)) -> Any:
-    return option(help="; ".join(FOLDERS[name] for name in tasks) + "; several")
+    return option(help=", ".join(FOLDERS[name] for name in tasks) + "; one or more")
 
 
 def _split(tasks: Sequence[str] = tuple(SETTINGS), test: bool = False) -> Any:
     kind = "TEST_SPLIT" if test else "TRAIN_SPLIT"
     usual = "; ".join(f"{getattr(SETTINGS[name], kind)} for {name}" for name in tasks)
     if "detection" in tasks:
-        usual += f"; {'val or test' if test else 'train'} of other data than VOC's"
+        usual += f"; {'val or test' if test else 'train'} for detection data other than VOC"
     elif test:
-        usual += ", or val where there is only that"
+        usual += ", or val if there is no test"
     # what is trained on has a usual one that nearly all take
     group = "" if test else GROUP
-    return option(None, f"data sets and splits, joined by + ({usual})", group=group)
+    return option(None, f"data sets and splits, joined by + (default: {usual})", group=group)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +101,9 @@ class Classified(Options):
 
     data: list[Path] = _data(["classification"])
     split: str | None = _split(["classification"])
-    limit: int | None = option(None, "only so many pictures, always the same", least=1, group=GROUP)
+    limit: int | None = option(
+        None, "use only N pictures, always the same ones", least=1, group=GROUP
+    )
 
 
 @dataclass(kw_only=True)
@@ -107,7 +112,7 @@ class Measured(Classified):
 
     data: list[Path] = _data()
     split: str | None = _split(test=True)
-    limit: int | None = option(None, "only so many pictures, always the same", least=1)
+    limit: int | None = option(None, "use only N pictures, always the same ones", least=1)
 
 
 @dataclass(kw_only=True)
@@ -116,11 +121,12 @@ class Own(Options):
 
     names: list[str] | None = option(
         None,
-        "class names in their order, or a file with one a line (those of the data)",
+        "class names in their order, or a file with one name per line (default: the names in the "
+        "data)",
         group=GROUP,
     )
     images: list[Path] | None = option(
-        None, "folders of the pictures of a COCO file, where they are not beside it", group=GROUP
+        None, "picture folders of a COCO file, if they are not beside it", group=GROUP
     )
 
 
@@ -137,7 +143,7 @@ class TrainingData(Own, Classified):
     split: str | None = _split()
     tuning: Path | None = option(
         None,
-        "list of training pictures kept aside for every choice",
+        "file that lists the tuning pictures: kept out of training, used for every choice",
         group="detectors",
         metavar="FILE",
     )

@@ -1,12 +1,12 @@
-"""Train a float network: the detector on PASCAL VOC, or a classifier on folders of pictures.
+"""Train a float network: a detector or a classifier.
 
     spikedet train --data VOCdevkit --out runs/float
     spikedet train --model configs/models/cifar-resnet20.yaml --data cifar10 \\
         --out runs/resnet20
 
-The network description says which of the two it is. Writes last.safetensors and best.safetensors
-(best on the tuning pictures), results.csv and state.pt into --out after every epoch, curves.png at
-the end; --resume goes on from there.
+The network description (--model) says which of the two it is. After every epoch, the command writes
+last.safetensors, best.safetensors (best on the tuning pictures), results.csv and state.pt to --out.
+At the end it draws curves.png.
 """
 
 from __future__ import annotations
@@ -30,33 +30,35 @@ class Options(shared.TrainingData):
 
     out: Path = run_folder()
     model: Path = network_file(
-        "network description, or one of ultralytics' by its name (yolov8n.yaml)"
+        "network description; a file, or a name of ultralytics (yolov8n.yaml)"
     )
-    width: str | None = option(None, "a detector's scale, n s m l; a classifier's factor, 0.5")
+    width: str | None = option(
+        None, "scale of a detector (n s m l), or width factor of a classifier"
+    )
     activation: str | None = option(
         None,
-        "instead of the description's: a detector's 'torch.nn.ReLU()'; a classifier's relu or "
-        "leaky",
+        "replaces that of the description: 'torch.nn.ReLU()' (detector), relu or leaky "
+        "(classifier)",
     )
     pretrained: Path | None = option(
         None,
-        "start from these layers: a backbone (spikedet pretrain) or a float network of the same "
+        "start from these weights: a backbone (spikedet pretrain), or a float network of the same "
         "description",
     )
     resume: bool = resume()
     training: dict[str, Any] = training()
     fresh_heads: list[int] | None = option(
         None,
-        "leave the heads of these output strides out of --pretrained",
+        "start the heads of these output strides from new weights, not from --pretrained",
         least=1,
         metavar="STRIDE",
         group="detectors",
     )
     teacher: Path | None = option(
-        None, "float network of the same classes to distil from as well", group="distillation"
+        None, "float network with the same classes, to distil from", group="distillation"
     )
     distill: float | None = option(
-        None, "weight of --teacher's outputs", least=0, shown="default: 1.0", group="distillation"
+        None, "weight of the distillation loss", least=0, shown="default: 1.0", group="distillation"
     )
     unlabelled: list[Path] | None = shared.unlabelled()
 

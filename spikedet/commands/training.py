@@ -33,7 +33,7 @@ GROUP_ONE, GROUP_TWO = "stage I", "stage II"
 
 def run_folder() -> Any:
     """`--out` of a training."""
-    return written_folder(help="folder of the run")
+    return written_folder(help="folder to write the run to")
 
 
 def network_file(help: str) -> Any:
@@ -42,7 +42,7 @@ def network_file(help: str) -> Any:
     return option(ours, help, shown="default: our tiny YOLO")
 
 
-def resume(help: str = "go on after a kill") -> Any:
+def resume(help: str = "continue an interrupted run") -> Any:
     """`--resume`."""
     return option(False, help)
 
@@ -135,10 +135,10 @@ class StageOneOptions(Options):
 
     stage_one: dict[str, Any] = _of_tasks("StageOne")
     teacher: Path | None = option(
-        None, "float checkpoint for --distill; --weights if that is one", group=GROUP_ONE
+        None, "float checkpoint to distil from (default: --weights, if float)", group=GROUP_ONE
     )
     qcfs: bool = option(
-        False, "as QCFS trains: --noise 0 --distill 0, its gradient", group=GROUP_ONE
+        False, "train like QCFS: --noise 0, --distill 0 and the gradient of QCFS", group=GROUP_ONE
     )
 
 
@@ -176,7 +176,8 @@ class StageTwoOptions(Options):
     no_fine: bool = option(False, "leave out fine calibration (eq 19-21)", group=GROUP_TWO)
     pooling: str | None = option(
         None,
-        "how spikes are max-pooled",
+        "how max-pooling compares inputs: by their spike count so far, or by the spikes of each "
+        "step",
         choices=POOLINGS,
         shown="default: count",
         group=GROUP_TWO,

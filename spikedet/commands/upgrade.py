@@ -1,9 +1,10 @@
-"""Weights of the old form (spikedet-1) in the form of today, which holds the network as a graph.
+"""Convert a checkpoint of the old format (spikedet-1) to the current format.
 
     spikedet upgrade --weights old.safetensors --out new.safetensors
 
-The network is converted once more and gets the tensors of the old file, in the precision that they
-are stored in. It computes what it did. The new file names the old one (`upgraded_from`).
+The current format also stores the graph of the network. The tensors keep their values and their
+precision. The network gives the same outputs as before. The new file names the old one
+(`upgraded_from`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from spikedet.settings import option
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path = option(help="checkpoint of any stage")
+    weights: Path = option(help="old checkpoint of any stage")
     out: Path = parse.written(help="checkpoint to write")
 
 

@@ -2,10 +2,10 @@
 
     spikedet web
 
-Then open the address that it prints. The page takes a picture, a video or the camera of the
-browser; it shows spiking detectors, with the float network beside them. It can be reached from this
-machine alone unless --host says otherwise, asks no other server for anything and keeps nothing.
-Needs pip install spikedet[web].
+Open the address that the command prints. The page takes a picture, a video or the camera of the
+browser. It shows a spiking detector beside its float network. Only this machine can reach the page,
+unless you set --host. The page asks no other server for anything and keeps nothing. First run
+`pip install spikedet[web]`.
 """
 
 from __future__ import annotations
@@ -28,30 +28,35 @@ if TYPE_CHECKING:
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path | None = option(None, "spiking weights; the released ones if left out")
-    T: int | None = shared.steps("time steps to begin with; those of the weights if left out")
+    weights: Path | None = option(None, "spiking weights (default: the released weights)")
+    T: int | None = shared.steps("time steps at the start (default: the T of the weights)")
     reference: Path | None = option(
         None,
-        "float weights to show beside them; the released ones where they are of the same network",
+        "float weights to show beside the spiking ones (default: the released ones, if they are of "
+        "the same network)",
         name="float",
     )
     engine: str = shared.engine()
     device: str = shared.device()
     half: bool | None = shared.half(None)
-    host: str = option("127.0.0.1", "address to be reached at; 0.0.0.0 for all of this machine")
-    port: int = option(7860, "port; 0 for any that is free", least=0, most=65535)
+    host: str = option(
+        "127.0.0.1", "address to listen at; 0.0.0.0 lets other machines reach the page"
+    )
+    port: int = option(7860, "port; 0 chooses a free one", least=0, most=65535)
     certificate: Path | None = option(
-        None, "PEM file for HTTPS, which cameras need where the page is not on the same machine",
+        None, "PEM file for HTTPS; browsers on other machines need HTTPS to use the camera",
         group="server",
     )  # fmt: skip
-    key: Path | None = option(None, "PEM file of its key", group="server")
-    at_once: int = option(2, "visitors that are computed for at once", least=1, group="limits")
-    waiting: int = option(16, "visitors that may wait for them", least=0, group="limits")
-    megabytes: float = option(20.0, "largest file", above=0, group="limits")
-    megapixels: float = option(50.0, "largest picture", above=0, group="limits")
-    most_steps: int = option(64, "greatest T", least=1, group="limits")
-    frames: int = option(100, "frames of a video", least=1, group="limits")
-    seconds: float = option(60.0, "longest time for one answer", above=0, group="limits")
+    key: Path | None = option(None, "PEM file with the key of --certificate", group="server")
+    at_once: int = option(2, "requests computed at the same time", least=1, group="limits")
+    waiting: int = option(16, "requests that may wait", least=0, group="limits")
+    megabytes: float = option(20.0, "largest file, in megabytes", above=0, group="limits")
+    megapixels: float = option(50.0, "largest picture, in megapixels", above=0, group="limits")
+    most_steps: int = option(64, "largest T that a visitor may choose", least=1, group="limits")
+    frames: int = option(100, "most frames of a video", least=1, group="limits")
+    seconds: float = option(
+        60.0, "longest time for one answer, in seconds", above=0, group="limits"
+    )
 
 
 def reference_of(detector: Predictor, options: Options) -> Predictor | None:

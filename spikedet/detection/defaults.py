@@ -46,22 +46,25 @@ class Settings(TrainingSettings):
     imgsz: int = redefined(TrainingSettings, "imgsz", 320)
     batch: int = redefined(TrainingSettings, "batch", 32)
     rate: float = redefined(TrainingSettings, "rate", 0.02)
-    close_mosaic: int = option(3, "last epochs without mosaic", least=0, group=GROUP)
+    close_mosaic: int = option(3, "switch mosaic off in the last N epochs", least=0, group=GROUP)
     mosaic: float = option(1.0, "probability of mosaic", least=0, most=1, group=GROUP)
     mixup: float = option(0.0, "probability of mixing two pictures", least=0, most=1, group=GROUP)
     scale: float = option(
-        0.5, "random scale, plus or minus this part", least=0, most=1, group=GROUP
+        0.5, "random scale, up to plus or minus this fraction", least=0, most=1, group=GROUP
     )
     translate: float = option(
-        0.1, "random shift, as a part of the picture", least=0, most=1, group=GROUP
+        0.1, "random shift, up to this fraction of the picture", least=0, most=1, group=GROUP
     )
     by_size: bool = option(
-        False, "give an object to the output strides that fit its size, not to any", group=GROUP
+        False, "assign an object only to the output strides that fit its size", group=GROUP
     )
     parts: int = option(
-        1, "on a CPU: parts of a batch, each on a thread of its own", least=1, group=GROUP
+        1, "CPU only: split each batch into N parts, each on its own thread", least=1, group=GROUP
     )
     ema_tau: float = option(
-        2000, "time constant in steps of the weights' average", least=0, group=GROUP
+        2000,
+        "time constant of the moving average of the weights, in training steps",
+        least=0,
+        group=GROUP,
     )
-    cache: bool = option(True, "hold the resized pictures in memory", group=GROUP)
+    cache: bool = option(True, "keep the resized pictures in memory", group=GROUP)

@@ -1,11 +1,11 @@
-"""Make the paper's results with our networks, and print them beside the paper's.
+"""Repeat the paper's tables and figures with our networks, and compare with the paper.
 
     spikedet reproduce table10 --data VOCdevkit --out results
     spikedet reproduce table2 --model FLOAT --data cifar10 --T 4 8
 
-NAME is a table or figure of the paper: table2 to table9 and figure4, 5 and 7 of
-classifiers; table10, table6 and figure7 to figure9 of detectors. sparsity is
-our own. --help-all says what each shows.
+NAME is a table or figure of the paper. For classifiers: table2 to table9,
+figure4, figure5, figure7. For detectors: table6, table10, figure7 to figure9.
+NAME may also be sparsity, which is our own. --help-all describes each.
 """
 
 from __future__ import annotations
@@ -20,39 +20,41 @@ from spikedet.reproduction import classification, detection, sparsity
 from spikedet.settings import option
 
 MORE = """
-Classifiers (every float checkpoint of --model is a network of the tables; a row of a network, data
-set or method that is not there says "not run"):
+For classifiers (each float checkpoint of --model is one network of the tables; a row without its
+network, data set or method says "not run"):
 
-    table2    accuracy over T on CIFAR, beside other ways of conversion
+    table2    accuracy over T on CIFAR, compared with other conversion methods
     table3    relative loss of accuracy
     table4    accuracy over T on ImageNet
-    table5    beside networks that were trained as spiking ones
+    table5    compared with networks that were trained directly as spiking ones
     table6    accuracy over the number of calibration pictures
     table7    synaptic operations and energy
     table8    ResNeXt and MobileNetV2
     table9    leaky ReLU
     figure4   share of neurons with residual potential error
-    figure5   what that error does: neuron, layer, outputs
-    figure7   the ablation: copied weights, either stage, coarse, fine, both
+    figure5   effects of that error on a neuron, a layer and the outputs
+    figure7   ablation: copied weights, each stage alone, coarse, fine, both
 
-The detector:
+For detectors:
 
-    table10   every method over T: AP by object size (table X)
-    figure7   the ablation, where --model (or --data) is for detection
-    table6    AP over the number of calibration pictures, likewise
+    table10   AP by object size, for every method and T (table X)
+    figure7   ablation, if --model (or --data) is for detection
+    table6    AP over the number of calibration pictures, if --model (or
+              --data) is for detection
     figure8   one picture after several time steps of one run
     figure9   AP of every class at T = 30
 
-Either:
+For both:
 
-    sparsity  what a penalty on spikes costs, and saves in energy and time
+    sparsity  loss of accuracy, and savings in energy and time, by a penalty
+              on spikes
 
-Weights that are not released are made in --out, in a folder of their float network, by
-spikedet finetune and spikedet convert, and measured by spikedet evaluate and spikedet energy; each
-command is printed before it runs. What is there already is not made again, so an interrupted run
-goes on where it stopped; with other settings it is refused. NAME.csv and NAME.png are written after
-every row, with the rows that earlier runs measured on the same pictures; figures 4 and 5 are drawn
-anew each time.
+Weights that are not released are made in --out, with one folder for each float network. The command
+runs spikedet finetune and spikedet convert to make them, and spikedet evaluate and spikedet energy
+to measure them. It prints each of these commands first. Weights that exist already are not made
+again, so you can run an interrupted command again. If they were made with other settings, the
+command stops with an error. NAME.csv and NAME.png are written after every row. They also contain
+rows of earlier runs on the same pictures. Figures 4 and 5 are drawn again each time.
 """
 NAMES = {
     "detection": ("table10", "table6", "figure7", "figure8", "figure9", "sparsity"),
@@ -65,52 +67,52 @@ class Options(shared.Measured):
     """Options of the command."""
 
     name: str = option(
-        help="what to make",
+        help="table or figure to make",
         positional=True,
         choices=sorted({name for names in NAMES.values() for name in names}),
         metavar="NAME",
     )
     tuning: Path | None = option(
-        None, "list of training pictures kept aside", group="detectors", metavar="FILE"
+        None, "file that lists the tuning pictures", group="detectors", metavar="FILE"
     )
     train_split: str | None = option(
         None,
-        "pictures to convert with; those of the training commands if left out",
+        "pictures for the conversion (default: those of the training commands)",
         group="conversion",
     )
-    model: list[Path] | None = option(None, "float checkpoints; the released one if left out")
+    model: list[Path] | None = option(None, "float checkpoints (default: the released one)")
     leaky: Path | None = option(
         None,
-        "leaky ReLU float detector of the Spiking-YOLO rows; the released one",
+        "float detector with leaky ReLU for the Spiking-YOLO rows (default: the released one)",
         group="detectors",
     )
-    out: Path = parse.written_folder(Path("results"), "folder of results, made weights inside")
-    T: list[int] | None = option(None, "only these time steps", kind=kinds.time_steps)
-    methods: list[str] | None = option(None, "only these methods", metavar="METHOD")
+    out: Path = parse.written_folder(Path("results"), "folder for the results and the new weights")
+    T: list[int] | None = option(None, "only rows with these T", kind=kinds.time_steps)
+    methods: list[str] | None = option(None, "only rows of these methods", metavar="METHOD")
     made_for: list[int] | None = option(
         None,
-        "T that networks are made for; rows of others are read out of the next greater one's run",
+        "T to make networks for; a row with another T uses the network of the next larger T",
         kind=kinds.time_steps,
         shown="default: " + " ".join(map(str, detection.MADE_FOR)),
         group="detectors",
     )
     long_limit: int | None = option(
         None,
-        "pictures of the rows with T >= 500",
+        "pictures for the rows with T >= 500",
         least=1,
         shown=f"default: {detection.LONG_LIMIT}",
         group="detectors",
     )
     epochs: int | None = option(
         None,
-        "epochs of stage I where it must be run",
+        "epochs of stage I, if it must be run",
         least=1,
         shown=f"{detection.EPOCHS} for detection; as spikedet finetune for classification",
         group="conversion",
     )
     pictures: int = option(256, "calibration pictures", least=1, group="conversion")
     layer_steps: int = option(
-        120, "most fine-calibration steps of a layer", least=1, group="conversion"
+        120, "most fine-calibration steps for each layer", least=1, group="conversion"
     )
     end_to_end: int = option(400, "steps of the end-to-end pass", least=0, group="conversion")
     sparsity: list[float] | None = option(
@@ -121,11 +123,11 @@ class Options(shared.Measured):
         shown="default: " + " ".join(f"{weight:g}" for weight in sparsity.WEIGHTS),
     )
     picture: Path | None = option(
-        None, "picture of figure8; a street scene if left out", group="detectors"
+        None, "picture of figure8 (default: a street scene)", group="detectors"
     )
     boxes_only: bool = option(
         False,
-        "draw figure8 on an empty canvas, where its picture is not yours to publish",
+        "draw figure8 without its picture, if you may not publish the picture",
         group="detectors",
     )
     device: str = shared.device()

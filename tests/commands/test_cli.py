@@ -288,9 +288,9 @@ def test_the_help_names_all_commands_and_shows_rare_options_in_groups(capsys):
         with pytest.raises(SystemExit):
             main(words=["convert", word])
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "--epochs N epochs, each over all training pictures (4 for detection; 6 for" in shown
+        assert "--epochs N passes over the training pictures (4 for detection; 6 for" in shown
         assert ("stage I options" in shown and "--noise X" in shown) == there
-        assert ("rmp float weights, the largest activation" in shown) == there
+        assert ("rmp float weights; the threshold of a layer" in shown) == there
         assert ("--augment {none" in shown and "(crop for classification)" in shown) == there
 
 
@@ -305,7 +305,7 @@ def test_the_help_fits_on_a_screen(name, monkeypatch, capsys):
         shown[word] = capsys.readouterr().out
         assert max(map(len, shown[word].splitlines())) <= 80
     assert shown["--help"].count("\n") <= 40
-    assert f"spikedet {name} --help-all says more" in " ".join(shown["--help"].split())
+    assert f"Run spikedet {name} --help-all for more" in " ".join(shown["--help"].split())
     rest = " ".join(shown["--help-all"].split())
     assert " ".join(getattr(module_of(name), "MORE", "").split()) in rest
     for each in parse.options_of(module_of(name).Options):
