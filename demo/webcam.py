@@ -310,7 +310,7 @@ def eye_of(options: Options) -> Eye:
     print(f"engine {detector.why_engine}", file=sys.stderr)
     if detector.T is None:
         raise UsageError(
-            f"{detector.weights.name}: no time steps to show; expected spiking weights"
+            f"{detector.weights.name}: these weights have no time steps; expected spiking weights"
         )
 
     def other():

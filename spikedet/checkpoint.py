@@ -175,7 +175,8 @@ def of_graph(graph: Graph, **fields: Any) -> Checkpoint:
         described = describe(graph)
     except TypeError as error:
         raise WeightsError(
-            f"the network returns {error}; a file holds dictionaries, lists and tuples of tensors"
+            f"the network returns {error}; only dictionaries, lists and tuples of tensors can be "
+            "saved"
         ) from None
     return Checkpoint(**fields, tensors=graph.layers.state_dict(), graph=described)
 
@@ -194,7 +195,7 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
     assert checkpoint.graph is not None  # or `build` refuses it
     files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise WeightsError("the graph does not say which tensors its layers share")
+        raise WeightsError("the graph does not list the tensors that its layers share")
     tensors = {}
     for name, wanted in declared.items():
         tensor = checkpoint.tensors.get(files.get(name, name))
@@ -237,7 +238,8 @@ def expect_sound(graph: Graph) -> None:
         weights = getattr(node.module, "log_weights", None)
         if weights is not None and not bool((weights.abs() <= MOST_LOG_WEIGHT).all()):
             raise WeightsError(
-                f"{node.name}: a step that counts exp({weights.abs().max().item():.4g}) times"
+                f"{node.name}: a time step has the weight exp({weights.abs().max().item():.4g}); "
+                f"expected exponents up to {MOST_LOG_WEIGHT}"
             )
 
 
@@ -344,10 +346,10 @@ def _multiplied(path: Path, name: str, tensors: dict[str, Tensor]) -> Tensor:
         sizes = zip(factor.shape[::-1], numbers.shape[::-1], strict=False)
         fits = factor.ndim <= numbers.ndim and all(f in (1, n) for f, n in sizes)
         if not fits or not factor.is_floating_point() or not bool((factor != 0).all()):
-            raise WeightsError(f"{path}: {name[:80]} has scales that do not fit it")
+            raise WeightsError(f"{path}: the scales of {name[:80]} do not fit its shape")
     value = Whole(numbers, scale, amplitude).value()
     if numbers.dtype != torch.int8 or not bool(value.isfinite().all()):
-        raise WeightsError(f"{path}: {name[:80]} is stored as no int8 weight")
+        raise WeightsError(f"{path}: {name[:80]} is not a valid int8 weight")
     return value
 
 

@@ -106,13 +106,13 @@ def plainly(error: BaseException) -> SpikedetError | None:
     reason = said(error) if str(error).strip() else "no reason given"
     if "DataLoader worker" in str(error) or "/torch_" in str(error):
         return ResourceError(
-            "a loader process was ended by the system, or had no shared memory to send pictures "
-            f"({reason}); give it more, or fewer --workers: 0 needs neither. --resume goes on "
-            "with a training"
+            "the system ended a loader process, or the shared memory is too small "
+            f"({reason}); use fewer --workers (0 needs no shared memory), and continue a training "
+            "with --resume"
         )
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in MEMORY):
         return ResourceError(
-            f"memory is too small for this ({reason}); expected fewer or "
-            "smaller pictures at once, see --batch and --imgsz"
+            f"the memory is too small for this ({reason}); use a smaller --batch or a smaller "
+            "--imgsz"
         )
     return None

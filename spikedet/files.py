@@ -63,7 +63,7 @@ def read_lines(path: Path, kind: str = "list") -> list[str]:
     except OSError as error:
         raise DataError(f"{path}: {kind}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: {kind}: not text; expected one entry a line") from None
+        raise DataError(f"{path}: {kind}: not a text file; expected one entry per line") from None
     return [line.strip() for line in text.splitlines()]
 
 
@@ -98,7 +98,9 @@ def expect_folder(path: Path) -> Path:
 def _expect_room(path: Path, folder: Path) -> None:
     """Refuse a folder in which no file can be made, by making one that has no name."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise UsageError(f"{cut(path)}: has a name of more than {LONGEST_NAME} bytes")
+        raise UsageError(
+            f"{cut(path)}: the name has more than {LONGEST_NAME} bytes; choose a shorter one"
+        )
     while not os.path.lexists(folder):
         folder = folder.parent
     try:

@@ -153,8 +153,8 @@ def teacher_of(task: Task, checkpoint: Checkpoint, teacher: Checkpoint) -> nn.Mo
     expect_stage(teacher, "float")
     if teacher.names != checkpoint.names:
         raise WeightsError(
-            f"the teacher knows {len(teacher.names)} classes, {', '.join(teacher.names[:3])}, "
-            f"...; expected the {len(checkpoint.names)} of the network that learns from it"
+            f"the teacher has {len(teacher.names)} classes, {', '.join(teacher.names[:3])}, "
+            f"...; expected the {len(checkpoint.names)} classes of the network that is trained"
         )
     return restore(task, teacher).network
 
@@ -232,12 +232,17 @@ def expect_same_network(
     def identity(one: Checkpoint) -> dict[str, Any]:
         # the conversion chooses how spikes are pooled
         model = {key: value for key, value in one.model.items() if key != "spike_pooling"}
-        return {"task": one.task, "classes": one.names, "network": model, "pixels": one.imgsz}
+        return {
+            "task": one.task, "list of classes": one.names, "network description": model,
+            "input size": one.imgsz,
+        }  # fmt: skip
 
     wanted = identity(expected)
     for key, value in identity(checkpoint).items():
         if value != wanted[key]:
-            raise WeightsError(f"{path}: other {key} than {other}; expected the same network")
+            raise WeightsError(
+                f"{path}: its {key} differs from that of {other}; expected the same network"
+            )
 
 
 def with_graph(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:

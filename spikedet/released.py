@@ -19,7 +19,7 @@ def weights_folder() -> Path:
     """
     folder = resources.folder("weights")
     if not any(folder.glob("*.safetensors")):
-        raise WeightsError(f"{folder}: no released weights here; pass --weights")
+        raise WeightsError(f"{folder}: no released weights in this folder; use --weights")
     return folder
 
 
@@ -51,12 +51,14 @@ def default_weights(T: int | None = None, task: str = "detection") -> Path:
     """
     paths = {}
     if task not in NAMES:
-        raise WeightsError(f"no {task} network is released; expected {' or '.join(NAMES)}")
+        raise WeightsError(
+            f"there are no released weights for {task}; expected {' or '.join(NAMES)}"
+        )
     for path in all_released(task):
         match = re.search(r"-snn-T(\d+)$", path.stem)
         if match:
             paths[int(match[1])] = path
     if not paths:
-        raise WeightsError(f"{weights_folder()}: no spiking weights here; pass --weights")
+        raise WeightsError(f"{weights_folder()}: no spiking weights in this folder; use --weights")
     greater = [t for t in paths if T is not None and t >= T]
     return paths[min(greater) if greater else max(paths)]

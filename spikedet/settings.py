@@ -360,7 +360,7 @@ def expect_limits(settings: Any, **words: str) -> None:
         name, value, right = problem
         raise UsageError(f"{words.get(name, name)} is {cut(repr(value))}; expected {right}")
     if isinstance(settings, EndToEnd) and settings.int8 and settings.batch_norm:
-        raise UsageError("weights that are rounded have no batch norm beside them; choose one")
+        raise UsageError("the end-to-end pass cannot have both int8 and batch_norm; choose one")
 
 
 def expect_pooling(pooling: str | None) -> None:

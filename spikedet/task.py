@@ -208,7 +208,7 @@ class Task(ABC):
         Raises:
             UsageError: There are none.
         """
-        raise UsageError(f"{self.name} has no heads of strides")
+        raise UsageError(f"a network for {self.name} has no heads with output strides")
 
     def head_of(self, network: nn.Module) -> dict[str, Any]:
         """What the outputs of a network mean, for its checkpoints."""

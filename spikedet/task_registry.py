@@ -58,7 +58,7 @@ def expect_data(task: Task, folders: Sequence[Path]) -> None:
     for folder in folders:
         kind = _kind(Path(folder))
         if kind not in (None, task.name):
-            raise DataError(f"{folder}: pictures for {kind}; the network is for {task.name}")
+            raise DataError(f"{folder}: this data is for {kind}; the network is for {task.name}")
 
 
 def _kind(folder: Path) -> str | None:

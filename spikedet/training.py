@@ -49,7 +49,8 @@ def expect_possible(settings: TrainingSettings) -> None:
     world, devices = world_size(), settings.device.split(",")
     if settings.device != "cpu" and len(devices) != world:
         raise UsageError(
-            f"device {settings.device!r}, but torchrun started {world} processes; expected one each"
+            f"device {settings.device!r}, but torchrun started {world} processes; expected one "
+            "process per device"
         )
 
 
@@ -98,7 +99,7 @@ def check_devices(device: str) -> None:
         raise UsageError(f"device {device!r} names a device twice; expected each once")
     if len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
         raise UsageError(
-            f"device {device!r} needs one process a GPU: start the same command with "
+            f"device {device!r} needs one process per GPU: start the same command with "
             f"torchrun --nproc_per_node {len(numbers)}"
         )
     full_precision()
@@ -161,7 +162,9 @@ def expect_fresh(folder: Path, resume: bool) -> None:
     if resume and not state.is_file():
         advice = "run without --resume"
         if left:
-            advice = "the weights beside it are of a run that cannot go on; choose another --out"
+            advice = (
+                "this folder holds weights of a run that cannot be resumed; choose another --out"
+            )
         raise TrainingError(f"{state}: nothing to resume here; {advice}")
     if not resume and state.is_file() and (left or epochs_done(folder)[0]):
         raise TrainingError(f"{folder} holds a run; add --resume, or choose another --out")
@@ -188,7 +191,8 @@ def own_run(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise TrainingError(
-                f"{folder}: another process trains here; wait for its end, or choose another --out"
+                f"{folder}: another process is training here; wait until it ends, or choose "
+                "another --out"
             ) from None
         except OSError:  # a file system without locks
             log.warning("%s: not locked against other runs in the same folder", folder)
@@ -247,7 +251,7 @@ def read_state(path: Path, *keys: str) -> dict[str, Any]:
             state[key]
     except Exception:  # whatever its bytes make of the reader
         raise TrainingError(
-            f"{path}: damaged side-car, from which no run can go on; choose another --out"
+            f"{path}: this file is damaged, so the run cannot be resumed; choose another --out"
         ) from None
     return state
 
@@ -290,7 +294,7 @@ def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
         before, now = begun.get(key), wanted.get(key)
         if before != now:
             raise TrainingError(
-                f"{place}: a run with {key}={reprlib.repr(before)}; this one has "
+                f"{place}: belongs to a run with {key}={reprlib.repr(before)}; this run has "
                 f"{key}={reprlib.repr(now)}; choose another --out"
             )
 
@@ -337,8 +341,9 @@ def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
     for name, value in resumable(settings).items():
         if before.get(name, value) != value:
             raise TrainingError(
-                f"{path}: a run with {name}={before[name]}; resume it so, not with {name}={value}, "
-                "or choose another --out"
+                f"{path}: belongs to a run with {name}={before[name]}; this run has "
+                f"{name}={value}; "
+                "use the same value, or choose another --out"
             )
     return state
 
@@ -357,8 +362,7 @@ def expect_growth(name: str, first: int | None, last: int, stride: int) -> None:
     """
     if first is not None and (first % stride or not stride <= first <= last):
         raise UsageError(
-            f"{name} was told to grow from {first} pixels; expected a multiple of {stride}, {last} "
-            "at most"
+            f"{name}: grow_from is {first} pixels; expected a multiple of {stride}, at most {last}"
         )
 
 

@@ -55,7 +55,7 @@ def upgraded(
         norms = {node.name: node.inputs[0] for node in graph.of(NORMS)}
         graph = prepare(graph, example)
     except ConversionError as error:
-        raise WeightsError(f"the network of an old file does not convert: {error}") from None
+        raise WeightsError(f"the network of this old file cannot be converted: {error}") from None
     quantise(graph, {n.name: torch.ones(()) for n in graph.of(ACTIVATIONS)}, checkpoint.time_steps)
     if checkpoint.stage == "snn":
         make_spiking(graph, pooling=pooling)

@@ -236,11 +236,11 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"method": "best"}, UsageError, "method 'best'; expected one of copy"),
         ({"neuron": "lif"}, UsageError, "neuron 'lif'; expected one of neuron"),
         ({"epochs": 2, "method": "copy"}, UsageError, "which has no stage I"),
-        ({"loss": F.cross_entropy}, UsageError, "nothing to train with it"),
-        ({"method": "stage1"}, UsageError, "fine-tunes; expected epochs of 1 or more"),
+        ({"loss": F.cross_entropy}, UsageError, "has no effect without training"),
+        ({"method": "stage1"}, UsageError, "fine-tunes the network; expected epochs of 1 or more"),
         ({"epochs": 1, "distill": 0.0}, UsageError, "and a loss"),
         ({"device": "cuda:7"}, UsageError, "cuda:7"),
-        ({"batches": iter([])}, DataError, "can be run over once only"),
+        ({"batches": iter([])}, DataError, "can be iterated only once"),
         ({"batches": []}, DataError, "no batches; expected two pictures or more"),
         ({"batches": torch.rand(4, 1, 12, 12)}, DataError, "batches is one tensor"),
         ({"batches": [torch.rand(1, 1, 12, 12)]}, DataError, "one picture; expected two or more"),
@@ -326,7 +326,7 @@ def test_a_bar_changes_nothing_and_nothing_is_shown_without(network, batches, ca
 
 
 def test_a_loss_that_is_none(network, batches):
-    with pytest.raises(UsageError, match="the loss is no scalar"):
+    with pytest.raises(UsageError, match="loss does not return a scalar"):
         spikedet.convert(
             network, batches, T=2, loss=lambda y, label: y["logits"].detach(), epochs=1,
             distill=0.0, progress=False,

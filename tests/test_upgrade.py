@@ -91,5 +91,5 @@ def test_the_tool_writes_the_form_of_today(spiking, old, tmp_path):
     assert all(torch.equal(checkpoint.tensors[k], v) for k, v in spiking.tensors.items())
     assert checkpoint.origin == {"note": "mine", "upgraded_from": sha256(old)}
     assert identity(out) == sha256(old) == identity(old)
-    with pytest.raises(WeightsError, match="of the form of today already"):
+    with pytest.raises(WeightsError, match="this file has the current format already"):
         upgrade.run(SimpleNamespace(weights=out, out=tmp_path / "again.safetensors"))

@@ -271,7 +271,8 @@ class _Counter:
         """Add the operations of one step from its spikes 0/1."""
         if silent := sorted(self.pools.keys() - fired.keys()):
             raise UsageError(
-                f"{silent[0]}: pools spikes and currents together; count with the torch engine"
+                f"{silent[0]}: this layer pools spikes and currents together; use the torch "
+                "engine to count"
             )
         pooled = {name: fired[name] * places.to(self.device) for name, places in self.pools.items()}
         neurons = {n: x for n, x in fired.items() if isinstance(self.graph.module(n), IFNeuron)}

@@ -157,7 +157,9 @@ class _Peer(IFNeuron):
         super().__init__(ours.threshold, ours.initial, ours.slope, ours.folded)
         theta = ours.threshold.unique().tolist()
         if ours.slope or len(theta) > 1:
-            raise UsageError("SpikingJelly has one threshold a layer, and no negative spikes")
+            raise UsageError(
+                "SpikingJelly supports only one threshold per layer, and no negative spikes"
+            )
         self.theirs = neuron.IFNode(theta[0], v_reset=None, step_mode="m")
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:

@@ -147,7 +147,7 @@ def rows(
     middle = {subject: median(each) for subject, each in seconds.items()}
     plain = next((subject for subject in seconds if subject.name == FLOAT), None)
     if plain is None:
-        raise UsageError("no float network among what was timed; passes are counted in its time")
+        raise UsageError("no float network was timed; passes are given relative to its time")
     fastest = min(value for subject, value in middle.items() if subject.name in FLOATS)
     table = []
     for subject, each in seconds.items():

@@ -130,14 +130,14 @@ class Samples(TaskSamples, Dataset):
         if tuning is not None:
             raise UsageError(
                 f"--tuning is no option of classification: every {TUNING_EVERY}th training "
-                "picture of a class is kept aside"
+                "picture of a class is a tuning picture"
             )
         train = [number for number, aside in enumerate(self.aside) if not aside]
         tune = [number for number, aside in enumerate(self.aside) if aside]
         if not tune:
             raise DataError(
-                f"{len(self)} pictures are too few, none of them is kept aside for choices (every "
-                f"{TUNING_EVERY}th of a class is); expected more"
+                f"{len(self)} pictures are too few: every {TUNING_EVERY}th picture of a class is a "
+                "tuning picture, and no class has so many; use more pictures"
             )
         return self.select(train), self.select(tune)
 
@@ -151,7 +151,7 @@ class Samples(TaskSamples, Dataset):
         for folder in folders:
             pictures = pictures_of(Path(folder)) if Path(folder).is_dir() else []
             if not pictures:
-                raise DataError(f"{folder}: no pictures in there")
+                raise DataError(f"{folder}: no pictures in this folder")
             sources += pictures
         labels = self.labels + [UNLABELLED] * len(sources)
         aside = self.aside + [False] * len(sources)

@@ -72,8 +72,8 @@ class Classifier(BasePredictor):
         expect_counts(top=top, batch=batch, patience=patience, every=every)
         if patience is not None and self.runner.stage != "snn":
             raise UsageError(
-                f"{self.weights.name}: {self.runner.stage} weights have no time steps to stop "
-                "early; expected spiking weights"
+                f"{self.weights.name}: {self.runner.stage} weights have no time steps, so they "
+                "cannot stop early; expected spiking weights"
             )
         T = self.T if T is None else self._time_steps(T)
         single = isinstance(pictures, str | Path | np.ndarray)

@@ -108,7 +108,7 @@ class Classification(Task):
         if shape != wanted or len(graph.shapes[INPUT]) != 4 or graph.shapes[INPUT][1] != 3:
             raise WeightsError(
                 f"the network returns {str(shape)[:80]} for a picture "
-                f"{list(graph.shapes[INPUT][1:])}; its classes want {wanted} for three colours"
+                f"{list(graph.shapes[INPUT][1:])}; expected {wanted} for 3 colour channels"
             )
 
     def runner(self, network: nn.Module, checkpoint: Checkpoint) -> Runner:

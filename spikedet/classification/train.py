@@ -156,7 +156,9 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     except RuntimeError as error:  # gloo has no type of its own, nccl has
         if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistError):
             raise
-        raise TrainingError("another process has ended, see what it says") from None
+        raise TrainingError(
+            "another process of this training stopped; see its error message"
+        ) from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -175,7 +177,10 @@ class _Loop:
         settings, samples, description = run.settings, run.train, run.checkpoint.model
         teacher, distill = run.teacher, run.distill
         if settings.batch % world:
-            raise UsageError(f"a batch of {settings.batch} cannot be shared by {world} processes")
+            raise UsageError(
+                f"a batch of {settings.batch} cannot be shared by {world} processes; expected a "
+                f"multiple of {world}"
+            )
         share = settings.batch // world
         self.settings, self.distill, self.device, self.rank = settings, distill, device, rank
         if settings.workers:
@@ -195,7 +200,10 @@ class _Loop:
             pin_memory=device.type == "cuda",
         )
         if not len(self.loader):
-            raise TrainingError(f"{len(samples)} pictures do not fill a batch of {settings.batch}")
+            raise TrainingError(
+                f"{len(samples)} pictures do not fill a batch of {settings.batch}; use a smaller "
+                "batch"
+            )
         self.layout = layout(network)
         self.network = network.to(device).to(memory_format=self.layout)
         self.model: nn.Module = self.network
@@ -281,8 +289,8 @@ class _Loop:
         loss, right = (sums / len(self.loader)).tolist()
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} in epoch {number + 1}; lower the rate and resume from the "
-                "epoch before it with --resume"
+                f"the loss became {loss} in epoch {number + 1}; lower the learning rate, and "
+                "continue from the epoch before with --resume"
             )
         rate = self.schedule.get_last_lr()[0]
         row = {"rate": rate, "loss": loss, "training_top1": right}

@@ -24,7 +24,7 @@ def form(description: dict[str, Any]) -> str:
     foreign = str(description.get("arch")).startswith(FOREIGN)
     kind = description.get("form", "imagenet" if foreign else "cifar")
     if kind not in FORMS:
-        raise UsageError(f"form: {kind}; there are {', '.join(FORMS)}")
+        raise UsageError(f"form: {kind}; expected one of {', '.join(FORMS)}")
     return kind
 
 

@@ -111,7 +111,7 @@ def samples(options: Options, task: Task, checkpoint: Checkpoint) -> Samples:
     """The pictures to run on."""
     read = shared.read(options, task, shared.split(options, task.name), names=checkpoint.names)
     if options.all:
-        refuse(options, ["tuning"], "--all keeps no pictures aside")
+        refuse(options, ["tuning"], "--all uses all pictures, so there are no tuning pictures")
     chosen = read if options.all else read.split_off_tuning(options.tuning)[1]
     return chosen.pick(options.limit)  # at random: classes may come one after another
 
@@ -284,8 +284,8 @@ def run(options: Options) -> None:
 
     if options.engine not in ("auto", "torch"):
         raise UsageError(
-            f"--engine {options.engine}: analyze looks at input currents, which the torch engine "
-            "alone tells"
+            f"--engine {options.engine}: analyze needs input currents, which only the torch "
+            "engine gives; use --engine torch"
         )
     checkpoints = load(options)
     T = options.T or checkpoints[0].time_steps
@@ -312,5 +312,6 @@ def run(options: Options) -> None:
         else:
             for ending in ENDINGS:  # of an earlier run, maybe of other weights
                 (options.out / f"{name}{ending}").unlink(missing_ok=True)
-            print(f"{name}: left out; it needs --stage1" + (" or --float" if name == "gap" else ""))
+            needed = "--stage1 or --float" if name == "gap" else "--stage1"
+            print(f"{name}: left out, because it needs {needed}")
     print(f"{options.out}: CSV files and plots")

@@ -47,10 +47,12 @@ def run(options: Options) -> None:
         expect_same_network(path, checkpoint, options.weights[0], first)
         if checkpoint.T != first.T:
             raise WeightsError(
-                f"{path}: of T={checkpoint.T}; expected T={first.T} of {options.weights[0]}"
+                f"{path}: made for T={checkpoint.T}; expected T={first.T}, as {options.weights[0]}"
             )
         if {name: tensor.shape for name, tensor in checkpoint.tensors.items()} != shapes:
-            raise WeightsError(f"{path}: other tensors than {options.weights[0]}")
+            raise WeightsError(
+                f"{path}: its tensors have other names or shapes than those of {options.weights[0]}"
+            )
     means = {
         name: torch.stack([each.tensors[name].float() for each in checkpoints]).mean(0)
         for name in shapes

@@ -64,14 +64,17 @@ def run(options: Options) -> None:
     if options.resume and not begun_with(out).is_file():
         raise TrainingError(f"{out}: no end-to-end pass to resume here; run without --resume")
     if checkpoint.stage == "snn" and options.teacher is None:
-        raise UsageError(f"{options.weights}: to go on with spiking weights, name their --teacher")
+        raise UsageError(
+            f"{options.weights}: to continue with spiking weights, name their float network with "
+            "--teacher"
+        )
     if checkpoint.stage == "snn":
-        refuse(options, LAYERS, "spiking weights only go on with the end-to-end pass")
+        refuse(options, LAYERS, "spiking weights only continue with the end-to-end pass")
     expect_halves(options)
     if options.end.get("steps") == 0:
         useless = (*END, "unlabelled", "teacher")
         useless = END if options.resume else useless  # else it repeats its own
-        refuse(options, useless, "--end-to-end 0 leaves the end-to-end pass out")
+        refuse(options, useless, "has no effect with --end-to-end 0")
     task = task_registry.of(checkpoint)
     checkpoint = current(task, checkpoint)
     checkpoint = replace(checkpoint, T=options.T or checkpoint.T)

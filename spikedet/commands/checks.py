@@ -37,7 +37,7 @@ def expect_new(path: Path) -> None:
         TrainingError: There is such a file.
     """
     if path.exists():
-        raise TrainingError(f"{path} is there already; choose another --out")
+        raise TrainingError(f"{path} exists already; choose another --out")
 
 
 def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:
@@ -54,7 +54,7 @@ def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -
     seen = samples.seen_by_released()
     if seen and digests & set(map(identity, all_released(task.name))):
         print(
-            f"warning: the released networks were trained on {seen} of these pictures; measure on "
-            "VOC2007:spikedet-val or VOC2007:test",
+            f"warning: the released networks were trained on {seen} of these pictures, so the "
+            "result is too good; use VOC2007:spikedet-val or VOC2007:test",
             file=sys.stderr,
         )

@@ -58,7 +58,7 @@ def run(options: Options) -> int:
     from spikedet.released import default_weights
 
     if options.patience is None:
-        refuse(options, ["every"], "is for --patience, which is missing")
+        refuse(options, ["every"], "has no effect without --patience")
     path = options.weights or default_weights(options.T, "classification")
     classifier = Classifier(path, options.T, options.device, options.half, options.engine)
     note(f"engine {classifier.why_engine}")

@@ -35,7 +35,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
 
     options = read_yaml(resources.config(path, "experiments")).get(command)
     if not isinstance(options, dict):
-        raise UsageError(f"{path}: expected a section {command!r} of options")
+        raise UsageError(f"{path}: expected a section {command!r} with options")
     before = []
     for name, value in options.items():
         try:

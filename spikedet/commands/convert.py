@@ -101,22 +101,28 @@ def expect_used(options: Options, method: Method) -> None:
     if not method.finetuned:
         refuse(options, ["stage1", *STAGE_ONE, *training, "resume"], f"{name} has no stage I")
     elif options.stage1:
-        refuse(options, [*STAGE_ONE, *training, "per_channel"], "--stage1 is trained already")
+        refuse(
+            options, [*STAGE_ONE, *training, "per_channel"], "stage I does not run with --stage1"
+        )
     if not method.calibrated:
         refuse(options, LAYERS, f"{name} calibrates no layers")
     if not method.fine:
         refuse(options, FINE, f"{name} has no fine calibration")
     if not (method.coarse or method.fine):
-        refuse(options, ["per_neuron"], f"{name} leaves initial potentials as they are")
+        refuse(options, ["per_neuron"], f"{name} does not change initial potentials")
     if not (method.coarse and method.fine):
-        refuse(options, ["no_coarse", "no_fine"], f"{name} says which half of stage II there is")
+        refuse(
+            options,
+            ["no_coarse", "no_fine"],
+            f"the method {name} already sets which parts of stage II run",
+        )
     expect_halves(options)
     if not method.end_to_end and options.end.get("steps"):
         refuse(options, ["end_to_end"], f"{name} has no end-to-end pass")
     if not method.end_to_end or options.end.get("steps") == 0:
         refuse(options, END, "there is no end-to-end pass")
         if options.stage1 or not method.finetuned:
-            refuse(options, ["unlabelled"], "nothing is distilled")
+            refuse(options, ["unlabelled"], "has no effect, as this run distils nothing")
 
 
 def run(options: Options) -> None:

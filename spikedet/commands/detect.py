@@ -111,13 +111,13 @@ def run(options: Options) -> int:
     stepwise = options.each_step or options.strip
     which = "--each-step" if options.each_step else "--strip"
     if options.track and stepwise:
-        raise UsageError(f"--track: needs one result a frame; leave out {which}")
+        raise UsageError(f"--track: needs one result for each frame; leave out {which}")
     if stepwise:
         refuse(options, ["patience"], f"{which} shows every step up to T")
     if options.patience is None:
-        refuse(options, ["every"], "is for --patience, which is missing")
+        refuse(options, ["every"], "has no effect without --patience")
     if options.coco_annotations and not options.coco:
-        raise UsageError("--coco-annotations: is for --coco, which is missing")
+        raise UsageError("--coco-annotations: has no effect without --coco")
     if options.strip or set(options.save) != {"none"}:
         expect_folder(options.out)
     path = options.weights or default_weights(options.T)
@@ -125,7 +125,7 @@ def run(options: Options) -> int:
     note(f"engine {detector.why_engine}")
     if stepwise and detector.T is None:
         raise UsageError(
-            f"{detector.weights.name}: no time steps to show; expected spiking weights"
+            f"{detector.weights.name}: these weights have no time steps; expected spiking weights"
         )
     unknown = [name for name in options.classes or () if name not in detector.names]
     if unknown:
@@ -149,7 +149,7 @@ def _save(options: Options):
 
     wanted = set(options.save) - {"none"}
     if wanted and "none" in options.save:
-        raise UsageError("--save: none, or something; not both")
+        raise UsageError("--save: none cannot be combined with other values")
     return Save(
         options.out, "pictures" in wanted, "frames" in wanted, "crops" in wanted,
         "labels" in wanted, options.json, options.jsonl, options.csv, options.coco,
@@ -202,7 +202,7 @@ class _Strips:
         if frame.video:
             if frame.source not in self.left_out:
                 self.left_out.add(frame.source)
-                print(f"warning: {frame.source}: videos have no strip", file=sys.stderr)
+                print(f"warning: {frame.source}: --strip is not for videos", file=sys.stderr)
             return
         end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
         path = self.names.new(self.folder, stem_of(frame), end)

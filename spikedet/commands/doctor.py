@@ -115,7 +115,7 @@ def examine(options: Options) -> Iterator[Finding]:
             yield look()
         except Exception as error:  # a broken installation may fail anywhere
             yield Finding(
-                name, BAD, f"{type(error).__name__}: {said(error)}", "install spikedet anew"
+                name, BAD, f"{type(error).__name__}: {said(error)}", "install spikedet again"
             )
 
 
@@ -142,7 +142,7 @@ def _packages() -> Iterator[Finding]:
     place = Path(__file__).resolve().parents[1]
     if own is None:
         yield Finding("spikedet", MISSING, f"used from {place}, not installed",
-                      "pip install . where it lies, for the command `spikedet`")  # fmt: skip
+                      "run pip install . in this folder to get the command `spikedet`")  # fmt: skip
     else:
         yield Finding("spikedet", OK, f"{own} in {place}")
     good = sys.version_info >= (3, 10)
@@ -201,7 +201,7 @@ def _engine(options: Options) -> Finding:
     try:
         loaded = spikedet.load(options.weights, device=options.device)
     except SpikedetError as error:
-        return Finding("engine", BAD, str(error), "see the finding of the weights")
+        return Finding("engine", BAD, str(error), "see the line about the weights")
     why = getattr(loaded, "why_engine", None) or getattr(loaded, "engine_reason", "")
     return Finding("engine", OK, str(why))
 
@@ -213,8 +213,9 @@ def _device() -> Finding:
     if names:
         return Finding("GPU", OK, ", ".join(f"cuda:{n} {name}" for n, name in enumerate(names)))
     built = torch.version.cuda
-    text = "none that torch sees" + ("" if built else "; this torch is built for the CPU alone")
-    return Finding("GPU", MISSING, text, "training takes days without; detection needs none")
+    text = "torch finds none" + ("" if built else "; this torch is built for CPUs only")
+    advice = "training takes days without a GPU; detection does not need one"
+    return Finding("GPU", MISSING, text, advice)
 
 
 def _threads() -> Finding:
@@ -223,7 +224,7 @@ def _threads() -> Finding:
     from spikedet.precision import has_bfloat16
 
     fast = "bfloat16 is fast" if has_bfloat16() else "no fast bfloat16"
-    text = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; {fast}"
+    text = f"{torch.get_num_threads()} threads on {os.cpu_count()} processors; {fast}"
     return Finding("CPU", OK, text)
 
 
@@ -232,7 +233,7 @@ def _display() -> Finding:
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
     if there:
-        return Finding("display", OK, "there is one")
+        return Finding("display", OK, "available")
     return Finding("display", MISSING, "none", "demos write a video instead of showing a window")
 
 
@@ -253,7 +254,9 @@ def _camera(open_it: bool) -> Finding:
     if devices:
         return Finding("camera", OK, ", ".join(map(str, devices)))
     if sys.platform.startswith("linux"):
-        return Finding("camera", MISSING, "none", "only spikedet detect 0 needs one")
+        return Finding(
+            "camera", MISSING, "none", "only needed for detection from a camera (spikedet detect 0)"
+        )
     return Finding("camera", MISSING, "not looked for", "spikedet doctor --camera opens it")
 
 
@@ -261,12 +264,12 @@ def _data(folder: Path) -> Finding:
     from spikedet.data.formats import recognise
 
     if not folder.exists():
-        advice = "spikedet prepare voc FOLDER fetches VOC"
-        return Finding("data", BAD, f"{folder}: not there", advice)
+        advice = "spikedet prepare voc FOLDER downloads VOC"
+        return Finding("data", BAD, f"{folder}: no such folder", advice)
     format = recognise(folder)
     if format is None:
-        advice = "see docs/own-data.md for what is read"
-        return Finding("data", BAD, f"{folder}: of no format that is known", advice)
+        advice = "see docs/own-data.md for the formats"
+        return Finding("data", BAD, f"{folder}: unknown format", advice)
     return Finding("data", OK, f"{folder}: {format.name}, for {format.task}")
 
 
@@ -276,7 +279,9 @@ def _disk() -> Finding:
         free = shutil.disk_usage(folder).free
         low |= free < DISK
         texts.append(f"{free / 1e9:.1f} GB free {name}")
-    return Finding("disk", MISSING if low else OK, ", ".join(texts), "make room" if low else "")
+    return Finding(
+        "disk", MISSING if low else OK, ", ".join(texts), "free some disk space" if low else ""
+    )
 
 
 def _memory() -> Finding:
@@ -284,7 +289,7 @@ def _memory() -> Finding:
     if free is None:
         return Finding("memory", MISSING, "not known on this system")
     low = free < MEMORY
-    advice = "close other programs, or use fewer pictures at once (--batch)" if low else ""
+    advice = "close other programs, or use a smaller --batch" if low else ""
     return Finding("memory", MISSING if low else OK, f"{free / 1e9:.1f} GB free", advice)
 
 

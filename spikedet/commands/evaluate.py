@@ -126,14 +126,14 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
     if options.T and options.compare:
         there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
         if not set(options.T) <= set(there):
-            raise UsageError(f"--T: --compare has weights of T={', '.join(map(str, there))} here")
+            raise UsageError(
+                f"--T: the weights of --compare are for T={', '.join(map(str, there))}"
+            )
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
     elif all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
         asked = {"T": options.T, "engine": options.engine not in ("auto", "torch")}
         for name in filter(asked.get, asked):
-            raise UsageError(
-                f"--{name}: only spiking weights run with it, and there are none among these"
-            )
+            raise UsageError(f"--{name}: is for spiking weights only, and these are none")
     return loaded
 
 
@@ -162,13 +162,13 @@ def planned_rows(options: Options) -> list[Planned]:
     loaded = chosen(options)
     kinds = sorted({checkpoint.task for checkpoint, *_ in loaded})
     if len(kinds) > 1:
-        raise WeightsError(f"weights for {' and '.join(kinds)}; expected those of one task")
+        raise WeightsError(f"weights for {' and '.join(kinds)}; expected weights for one task")
     task = task_registry.named(kinds[0])
     if len({checkpoint.names for checkpoint, *_ in loaded}) > 1:
-        raise WeightsError("weights of different classes; expected those of one data set")
+        raise WeightsError("the weights have different classes; expected the same classes")
     stages = {checkpoint.stage for checkpoint, *_ in loaded}
     if options.compare and stages == {"snn"}:
-        raise UsageError("--compare: name the float and the stage-I weights in --weights as well")
+        raise UsageError("--compare: also name the float and the stage-I weights in --weights")
     order = {"float": 0, "qc": 1, "snn": 2}
     loaded.sort(key=lambda item: (item[0].T or 0, order[item[0].stage]))
     floats = [(source, digest) for source, digest, _ in loaded if source.stage == "float"]
@@ -188,7 +188,11 @@ def planned_rows(options: Options) -> list[Planned]:
             alone = spiking_checkpoint(checkpoint, stage_two.copied(task, checkpoint), {})
             rows.append(Planned("stage I alone", alone, digest, None))
     if "copied weights" not in {row.method for row in rows}:
-        refuse(options, ["threshold_split"], "no row of copied weights; it needs --compare")
+        refuse(
+            options,
+            ["threshold_split"],
+            "has no effect without a row of copied weights (see --compare)",
+        )
     return rows
 
 
@@ -252,7 +256,7 @@ def expect_of_task(options: Options, task: Task) -> None:
             raise UsageError(f"--{name} is no option of {task.name}")
     if options.areas and options.areas[0] >= options.areas[1]:
         raise UsageError(
-            f"--areas {options.areas[0]:g} {options.areas[1]:g}: expected the smaller first"
+            f"--areas {options.areas[0]:g} {options.areas[1]:g}: expected the smaller area first"
         )
 
 

@@ -44,7 +44,9 @@ def run(options: Options) -> None:
     from spikedet.exporting import export
 
     if options.file is not None and options.out is not None:
-        raise UsageError(f"{options.file} and --out {options.out}: expected one file to write")
+        raise UsageError(
+            f"{options.file} and --out {options.out}: expected one file to write, not two"
+        )
     path = options.out or options.file
     if path is None:
         raise UsageError("expected a file to write: WEIGHTS FILE, or WEIGHTS --out FILE")

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     task = task_registry.of(checkpoint)
     stage_one = stage_one_options(options, task.name, options.qcfs)
     if checkpoint.stage == "qc" and options.teacher is None:
-        why = "stage-I weights cannot be distilled from; name a --teacher"
+        why = "stage-I weights cannot be a teacher; name a float --teacher"
         refuse(options, ["distill", "temperature", "unlabelled"], why)
     if checkpoint.stage == "qc":
         refuse(options, ["fold_first"], "batch norm of stage-I weights is folded already")

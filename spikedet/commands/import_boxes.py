@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     xmls: dict[str, bytes | None] = {}
     for stem, xml in annotated(options, pictures, skip):
         if stem in xmls:
-            raise DataError(f"{options.boxes}: two lines for pictures named {stem}")
+            raise DataError(f"{options.boxes}: two lines are for pictures named {stem}")
         xmls[stem] = xml
     kept = {stem: xml for stem, xml in sorted(xmls.items()) if xml is not None}
     if not kept:
@@ -86,11 +86,11 @@ def expect_one_source(options: Options) -> None:
     if sum(source is not None for source in sources.values()) != 1:
         raise UsageError("expected one of --list, --xml and --coco")
     if options.boxes and options.names is None:
-        raise UsageError("--list needs --names, the class names its numbers stand for")
+        raise UsageError("--list needs --names, the names of its class numbers")
     if options.xml:
-        refuse(options, ["names"], "VOC XML has the names of its classes itself")
+        refuse(options, ["names"], "VOC XML files contain their class names")
     if options.coco:
-        refuse(options, ["names"], "COCO files have the names of their classes themselves")
+        refuse(options, ["names"], "COCO files contain their class names")
     else:
         refuse(options, ["least_score"], "only boxes of --coco have scores")
 
@@ -107,7 +107,7 @@ def pictures_of(folders: Sequence[Path]) -> dict[str, Path]:
             continue
         known = pictures.setdefault(path.stem, path)
         if os.path.realpath(path) != os.path.realpath(known):
-            raise DataError(f"{path} and {known}: two pictures of one name")
+            raise DataError(f"{path} and {known}: two different pictures have the same name")
     if not pictures:
         raise DataError(f"{folders[0]}: no JPEG pictures here")
     return pictures

@@ -75,24 +75,29 @@ def run(options: Options) -> None:
     elif trained is not None:
         if options.width is not None:
             raise UsageError(
-                f"--width: {options.state} has one width; expected it with --model only"
+                f"--width: {options.state} sets its own width; use --width only with --model"
             )
         task, description = task_registry.named("detection"), dict(trained.description)
         if options.activation is not None:
             description["activation"] = options.activation
     else:
-        raise UsageError(f"--model: expected, as {options.state} does not say what its network is")
+        raise UsageError(
+            f"--model is missing: {options.state} does not contain a network description"
+        )
     if options.names is not None:
         lines = read_lines(options.names, "class names")
         names = expect_names([line for line in lines if line], options.names)
     elif trained is not None:
         names = trained.names
     else:
-        raise UsageError(f"--names: expected, as {options.state} does not name its classes")
+        raise UsageError(f"--names is missing: {options.state} does not contain class names")
     imgsz = options.imgsz or (trained and trained.imgsz) or task.usual_side(description)
     if imgsz is None:
         source = options.model or options.state
-        raise UsageError(f"--imgsz: {source} has no usual one; expected the side in pixels")
+        raise UsageError(
+            f"--imgsz is missing: {source} does not give a picture size; expected the side in "
+            "pixels"
+        )
     network = task.network(description, len(names))
     described = f"{options.model or 'its own description'} with {len(names)} classes"
     left = state.put(network, state.tensors(read, options.state), options.state, described)

@@ -40,7 +40,7 @@ def plot_file(text: str) -> Path:
 def _written(text: str, *endings: str) -> Path:
     if not text.endswith(endings):
         raise ValueError(
-            f"{cut(text)!r} is to be written; expected a name in {' or '.join(endings)}"
+            f"cannot write to {cut(text)!r}; expected a name that ends in {' or '.join(endings)}"
         )
     return Path(text)
 

@@ -117,7 +117,7 @@ def run(options: Options) -> int:
 
     expect_new(options.out)
     if not options.folder.is_dir():
-        raise DataError(f"{options.folder}: no such folder; expected one of pictures")
+        raise DataError(f"{options.folder}: no such folder; expected a folder of pictures")
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(f"{options.folder}: no pictures in this folder")

@@ -161,7 +161,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, csv.Error):
-        raise DataError(f"{path}: not a table of a training") from None
+        raise DataError(f"{path}: not a results.csv of a training") from None
     if not rows or "epoch" not in rows[0]:
         raise DataError(f"{path}: holds no epoch of a training")
     return rows

@@ -50,7 +50,7 @@ def run(options: Options) -> int:
     if not options.check:
         expect_folder(options.folder)
     if options.name != "voc":
-        refuse(options, ["years", "check", "server", "keep"], "only of VOC")
+        refuse(options, ["years", "check", "server", "keep"], "is for VOC only")
         return cifar(options.name, options.folder)
     if not options.check:
         from spikedet.detection.prepare import ARCHIVES, SERVER

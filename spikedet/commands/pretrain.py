@@ -66,9 +66,7 @@ def run(options: Options) -> None:
     whole = model.build(detector, 1)
     backbone = whole.model[: len(detector["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
-        raise UsageError(
-            f"{options.model}: its backbone branches; only a chain of layers is trained"
-        )
+        raise UsageError(f"{options.model}: the backbone has branches; expected a chain of layers")
     with torch.no_grad():
         channels = backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     parts = {"model": backbone, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}

@@ -45,7 +45,9 @@ def run(options: Options) -> None:
     from spikedet.files import write_atomic
 
     if not options.out.name.lower().endswith((".html", ".htm")):
-        raise UsageError(f"--out {options.out}: is to be written; expected a name in .html")
+        raise UsageError(
+            f"--out: cannot write to {str(options.out)!r}; expected a name that ends in .html"
+        )
     page = report(options.run)
     data = page.html()
     write_atomic(options.out, data)
@@ -62,7 +64,9 @@ def report(folder: Path) -> Page:
     from spikedet.plots.figure import PACKAGE
 
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected that of a training or of results")
+        raise DataError(
+            f"{folder}: no such folder; expected the folder of a training or of results"
+        )
     files = list(_files(folder))
     kinds = {kind: [f for f in files if f.suffix.lower() in kind.split()] for kind in (
         ".safetensors", ".csv", ".json", ".png .jpg .jpeg")}  # fmt: skip

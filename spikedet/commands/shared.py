@@ -58,7 +58,7 @@ def expect_half(options: Any) -> None:
     """
     if options.half and options.engine not in ("auto", "torch"):
         raise UsageError(
-            f"--half: the {options.engine} engine computes in whole numbers; leave --half out"
+            f"--half: the {options.engine} engine computes with integers; leave --half out"
         )
 
 
@@ -193,11 +193,15 @@ def read(
                 raise UsageError(f"--{name} is no option of {task.name}")
     if own_names and names and own_names != tuple(names):
         raise UsageError(
-            f"--names {listed(own_names)}: the weights know {listed(names)}; leave --names out"
+            f"--names {listed(own_names)}: the weights have the classes {listed(names)}; leave "
+            "--names out"
         )
     there = {format.name: format for format in map(formats.recognise, options.data) if format}
     if images and not any(format.elsewhere for format in there.values()):
-        raise UsageError(f"--images: the pictures of {' and '.join(there)} are where they are")
+        raise UsageError(
+            f"--images: is for COCO files; {' and '.join(there)} data has its pictures in fixed "
+            "places"
+        )
     samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
     classes = samples.names
     note(

@@ -62,7 +62,7 @@ class Timed:
         expect_stage(self.reference.runner, "float")
         if self.reference.task is not self.task:
             of_each = f"{self.reference.task.name} and {self.task.name}"
-            raise WeightsError(f"weights for {of_each}; expected those of one task")
+            raise WeightsError(f"weights for {of_each}; expected weights for one task")
         self.size = options.imgsz or first.imgsz
         if self.size % self.reference.stride:
             stride = self.reference.stride
@@ -75,7 +75,10 @@ class Timed:
     def _load(self, weights: Path | None, T: int | None = None, **more: Any) -> BasePredictor:
         loaded = spikedet.load(weights, T, self.options.device, **more)
         if not isinstance(loaded, BasePredictor):
-            raise UsageError("a network of one's own has no float network to be compared with")
+            raise UsageError(
+                "the weights are of spikedet.save, which stores no task to compare a float "
+                "network for"
+            )
         return loaded
 
     def _add(self, subject: Subject, network: Any, path: Path) -> None:
@@ -111,7 +114,7 @@ class Timed:
         """The float network in int8 as a file in a folder; None, and a sentence, where none is."""
         try:
             if self.options.device != "cpu":
-                raise UsageError("onnxruntime runs it on the CPU")
+                raise UsageError("onnxruntime runs only on the CPU here")
             int8_float.expect_onnxruntime()
             from spikedet.exporting import onnx
             from spikedet.exporting.source import Source

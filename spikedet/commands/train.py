@@ -70,12 +70,12 @@ def expect_used(options: Options) -> None:
         UsageError: Names the option.
     """
     if options.teacher is None:
-        why = "name the --teacher to distil from"
+        why = "has no effect without --teacher"
         refuse(options, ["distill", "temperature", "unlabelled"], why)
     if options.distill == 0:
-        refuse(options, ["teacher", "temperature", "unlabelled"], "--distill 0 distils nothing")
+        refuse(options, ["teacher", "temperature", "unlabelled"], "has no effect with --distill 0")
     if options.pretrained is None:
-        refuse(options, ["fresh_heads"], "all layers are fresh without --pretrained")
+        refuse(options, ["fresh_heads"], "has no effect without --pretrained")
 
 
 def run(options: Options) -> None:

@@ -159,7 +159,7 @@ def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageO
         refuse(options, ["noise", "distill", *DISTILLED], why)
         return stage_one.plain()
     if not stage_one.distill:
-        refuse(options, DISTILLED, "--distill 0 distils nothing")
+        refuse(options, DISTILLED, "has no effect with --distill 0")
     return stage_one
 
 
@@ -194,9 +194,9 @@ def expect_halves(options: StageTwoOptions) -> None:
         UsageError: Names the option.
     """
     if options.no_fine:
-        refuse(options, FINE, "--no-fine leaves fine calibration out")
+        refuse(options, FINE, "has no effect with --no-fine")
     if options.no_coarse and options.no_fine:
-        refuse(options, CHOSEN, "--no-coarse and --no-fine leave all layers as they are")
+        refuse(options, CHOSEN, "has no effect with --no-coarse and --no-fine")
 
 
 def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
@@ -256,5 +256,5 @@ def is_made(out: Path, resume: bool) -> bool:
 
     done = pipeline.is_made(out, resume, command_line())
     if done:
-        print(f"{out}: complete; nothing to resume")
+        print(f"{out}: this run is complete; there is nothing to resume")
     return done

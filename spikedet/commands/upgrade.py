@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     expect_new(options.out)
     checkpoint = load(options.weights)
     if checkpoint.graph is not None:
-        raise WeightsError(f"{options.weights}: of the form of today already")
+        raise WeightsError(f"{options.weights}: this file has the current format already")
     origin = {**checkpoint.origin, "upgraded_from": sha256(options.weights)}
     checkpoint = networks.current(task_registry.of(checkpoint), replace(checkpoint, origin=origin))
     save(checkpoint, options.out, half=stored_in_half(options.weights))

@@ -96,13 +96,13 @@ def expect_spiking_detector(path: Path) -> None:
     checkpoint, wanted = load(path), "expected spiking weights of a detector"
     if checkpoint.task != "detection":
         raise UsageError(
-            f"{path.name}: weights for {checkpoint.task}, which the page does not show; {wanted}, "
-            "or spikedet classify"
+            f"{path.name}: the page cannot show weights for {checkpoint.task}; {wanted}, or use "
+            "spikedet classify"
         )
     if checkpoint.stage != "snn":
         raise UsageError(
-            f"{path.name}: {checkpoint.stage} weights have no time steps to show; {wanted}, with "
-            "float ones beside them by --float"
+            f"{path.name}: {checkpoint.stage} weights have no time steps to show; {wanted} (name "
+            "float weights with --float)"
         )
 
 
@@ -123,7 +123,7 @@ def run(options: Options) -> None:
         if file is not None and not file.is_file():
             raise UsageError(f"{file}: no such file")
     if options.key and not options.certificate:
-        raise UsageError("--key without --certificate")
+        raise UsageError("--key: needs --certificate as well")
     warnings.filterwarnings("ignore", ".* was calibrated for T=")  # the page says so
     limits = Limits(
         options.megabytes, options.megapixels, options.most_steps, options.frames,
@@ -144,7 +144,7 @@ def run(options: Options) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     if not local:
         print(
-            "warning: everybody who reaches this machine can use the page; there is no password",
+            "warning: everybody who can reach this machine can use the page; it has no password",
             file=sys.stderr,
         )
     address = f"{scheme}://{host}:{listening.getsockname()[1]}/"

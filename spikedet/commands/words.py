@@ -116,7 +116,7 @@ def _field(each: Option) -> tuple[Any, Any]:
 
     def value(texts: list[str]) -> Any:
         if each.many and not texts and not each.more.get("positional"):
-            raise ValueError("expected a value or more")
+            raise ValueError("expected at least one value")
         values = [each.parse(text) for text in texts]
         return values if each.many else values[0]
 

@@ -27,8 +27,8 @@ def own_bias(student: Stored, site: Site) -> nn.Parameter:
             assert isinstance(layer.bias, nn.Parameter)
             return layer.bias
     raise ConversionError(
-        f"{site.node.name}: no layer with a bias feeds these neurons alone, so there is no place "
-        "for a constant current; choose a method without one"
+        f"{site.node.name}: this method adds a constant current to a bias, but no layer "
+        "with a bias feeds only these neurons; choose another method"
     )
 
 

@@ -159,9 +159,13 @@ def convert(
     end.read_after(T)
     expect_pooling(pooling)
     if end_also and not end.steps:
-        raise UsageError("outputs to train, but no end-to-end pass; expected end_to_end")
+        raise UsageError(
+            "end_also has no effect without the end-to-end pass; set end_to_end as well"
+        )
     if sparsity and not end.steps:
-        raise UsageError("a penalty on spikes, but no end-to-end pass; expected end_to_end")
+        raise UsageError(
+            "sparsity has no effect without the end-to-end pass; set end_to_end as well"
+        )
     if recipe.plain:
         stage_one = stage_one.plain()
     where = torch.device(present_device(str(device))) if device is not None else home_of(network)
@@ -210,11 +214,15 @@ def _expect_training(
         UsageError: Says what does not fit.
     """
     if loss is not None and not epochs and not end_to_end:
-        raise UsageError("a loss, but nothing to train with it; expected epochs or end_to_end")
+        raise UsageError("loss has no effect without training; set epochs or end_to_end as well")
     if epochs and not recipe.finetuned:
-        raise UsageError(f"epochs={epochs} with method {method!r}, which has no stage I")
+        raise UsageError(
+            f"epochs is {epochs}, but method {method!r} has no stage I; leave epochs out"
+        )
     if recipe.finetuned and (epochs < 1 or (loss is None and (recipe.plain or not distill))):
-        raise UsageError(f"method {method!r} fine-tunes; expected epochs of 1 or more, and a loss")
+        raise UsageError(
+            f"method {method!r} fine-tunes the network; expected epochs of 1 or more, and a loss"
+        )
 
 
 def _quantise(graph: Graph, source: Batches, T: int, recipe: Method, stage_one: StageOne) -> None:

@@ -86,7 +86,8 @@ def expect_faithful(quantised: Graph, spiking: Graph, pictures: Tensor, steps: i
         if not _by_step(spiking, site) and not apart <= APART * wanted.abs().max().item() + 1e-6:
             raise ConversionError(
                 f"{site.node.name}: after conversion this layer receives other currents than in "
-                f"stage I (apart by {apart:.3g}); this network does not convert, please report it"
+                f"stage I (difference {apart:.3g}); this network cannot be converted, please "
+                "report it"
             )
         student.advance(index)
 

@@ -34,8 +34,8 @@ class Batches:
             raise DataError("batches is one tensor; expected a list or a loader of batches")
         if isinstance(batches, Iterator):
             raise DataError(
-                "batches can be run over once only; expected a list or a loader, which can be run "
-                "over again"
+                "batches can be iterated only once; expected a list or a loader, which can be "
+                "iterated again"
             )
         self.batches, self.device = batches, device
 
@@ -230,9 +230,9 @@ class Lessons:
 
 def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
-        raise UsageError("the loss is no scalar tensor that depends on the output")
+        raise UsageError("loss does not return a scalar tensor that depends on the output")
     if not value.isfinite():
-        raise TrainingError(f"the loss became {value.item()}; lower the rate")
+        raise TrainingError(f"the loss became {value.item()}; lower the learning rate")
     optimiser.zero_grad()
     value.backward()
     optimiser.step()

@@ -90,7 +90,7 @@ def expect_names(names: Sequence[str], where: Path | str) -> tuple[str, ...]:
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{where}: two classes of the name {cut(twice)!r}")
+        raise DataError(f"{where}: two classes have the name {cut(twice)!r}")
     return names
 
 

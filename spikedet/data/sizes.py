@@ -79,8 +79,8 @@ def on_pictures(
 def warn_of_tags(name: str, pictures: Sequence[str]) -> None:
     """Say that boxes were taken as those of the pictures as they are shown."""
     warnings.warn(
-        f"{name}: {_counted(len(pictures))} with a rotation tag, whose boxes are taken as of the "
-        f"picture as a viewer shows it ({pictures[0]})",
+        f"{name}: {_counted(len(pictures))} with a rotation tag; the boxes are read as boxes of "
+        f"the rotated picture, as a viewer shows it ({pictures[0]})",
         stacklevel=3,
     )
 
@@ -104,18 +104,18 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
     if annotated == size:
         return sample, None
     if annotated == (0, 0):
-        change = "whose annotations say no size have that of their file"
+        change = "with annotations without a size; the size of the picture file is used"
         return replace(sample, width=size[0], height=size[1]), change
     if _is_scaled(annotated, size) and annotated != header.stored:
-        change = "of another size than annotated, to which boxes are scaled"
+        change = "with another size than in the annotations; the boxes are scaled to it"
         return _scaled(sample, size), change
     if header.turn >= 5 and _is_scaled(annotated, header.stored):
-        change = "annotated as stored, whose boxes are turned as their rotation tag turns them"
+        change = "with a rotation tag that the annotations ignore; the boxes are rotated too"
         return turned(_scaled(sample, header.stored), header.turn), change
     raise DataError(
-        f"{sample.path}: has {size[0]} x {size[1]} pixels, its annotation is for "
-        f"{cut(annotated[0])} x {cut(annotated[1])}, of which it is no scaled copy; give it the "
-        "annotation of this picture"
+        f"{sample.path}: has {size[0]} x {size[1]} pixels, but its annotation is for "
+        f"{cut(annotated[0])} x {cut(annotated[1])}, which is another shape; use the annotation "
+        "of this picture"
     )
 
 

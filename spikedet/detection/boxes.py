@@ -150,7 +150,9 @@ class Detections:
         """
         height, width = self._size()
         if not height or not width:
-            raise UsageError("YOLO labels are parts of a picture's size, and there is no picture")
+            raise UsageError(
+                "YOLO labels need the size of the picture, but these detections have no picture"
+            )
         lines = []
         for (x1, y1, x2, y2), score, label in zip(
             self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True

@@ -79,7 +79,7 @@ def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample],
     if not train or not tune:
         raise DataError(
             f"{tuning}: {len(tune)} of the {len(samples)} pictures are tuning pictures; "
-            "expected some of both kinds"
+            "expected some, but not all"
         )
     return train, tune
 

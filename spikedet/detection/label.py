@@ -213,11 +213,12 @@ class Journal:
             first, *entries = map(json.loads, lines) if lines else [settings]
             self.done = {entry["file_name"]: entry for entry in entries}
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: damaged; remove it to begin anew") from None
+            raise DataError(f"{path}: damaged; delete it to start again") from None
         if first != json.loads(json.dumps(settings)):
             differs = [key for key in {**first, **settings} if first.get(key) != settings.get(key)]
             raise TrainingError(
-                f"{path}: a run with other {', '.join(sorted(differs))}; choose another --out"
+                f"{path}: belongs to a run with other {', '.join(sorted(differs))}; choose "
+                "another --out"
             )
         whole = "".join(line + "\n" for line in lines)
         path.write_text(whole, encoding="utf-8")

@@ -69,7 +69,8 @@ class Head(Detect):
         for stride in strides:
             if stride not in there:
                 raise UsageError(
-                    f"stride {stride}: the network has outputs of {', '.join(map(str, there))}"
+                    f"stride {stride}: expected an output stride of the network: "
+                    f"{', '.join(map(str, there))}"
                 )
         names = (f"model.{self.i}.cv{part}.{there.index(s)}." for s in strides for part in (2, 3))
         return tuple(names)
@@ -208,7 +209,7 @@ def decoder(head: dict[str, Any], classes: int) -> Detect:
     good = isinstance(strides, list) and 0 < len(strides) <= 8
     good = good and all(isinstance(s, int | float) and 1 <= s <= 1024 for s in strides)
     if not good or type(reg_max) is not int or not 1 <= reg_max <= 256:
-        raise WeightsError("the weights do not say what their outputs mean (strides, reg_max)")
+        raise WeightsError("the weights do not describe their outputs (strides, reg_max)")
     detect = Detect(classes, reg_max, ch=(1,) * len(strides))
     detect.cv2 = detect.cv3 = None
     detect.stride = torch.tensor([float(stride) for stride in strides])
@@ -224,8 +225,8 @@ def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int)
     decode_head, stride = decoder(head, classes), max(head["strides"])
     if graph.shapes[INPUT][1:2] != (3,) or len(graph.shapes[INPUT]) != 4 or imgsz % stride:
         raise WeightsError(
-            f"a detector of pictures {list(graph.shapes[INPUT][1:])} at {imgsz} pixels; expected "
-            f"3 colours and a multiple of {stride:g}"
+            f"the detector takes pictures {list(graph.shapes[INPUT][1:])}, and its side is "
+            f"{imgsz}; expected 3 colour channels and a multiple of {stride:g}"
         )
     shapes = fill(graph.output, graph.shapes)
     if not isinstance(shapes, dict) or set(shapes) != {"boxes", "scores", "feats"}:
@@ -235,13 +236,15 @@ def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int)
     if not good or not all(
         isinstance(shape, tuple) and len(shape) == 4 and shape[1] == edges for shape in feats
     ):
-        raise WeightsError(f"the network returns feats {str(feats)[:80]}; its head knows others")
+        raise WeightsError(
+            f"the network returns feats {str(feats)[:80]}; its head expects other shapes"
+        )
     places = sum(math.prod(shape[2:]) for shape in feats)
     for name, wanted in (("boxes", (1, edges, places)), ("scores", (1, classes, places))):
         if shapes[name] != wanted:
             raise WeightsError(
-                f"the network returns {name} {str(shapes[name])[:80]}; its head and {classes} "
-                f"classes want {wanted}"
+                f"the network returns {name} {str(shapes[name])[:80]}; expected {wanted} for "
+                f"its head and {classes} classes"
             )
 
 
@@ -274,8 +277,8 @@ def read_description(
         if stock is None:
             meant = nearest(file.stem, resources.configs("models"))
             raise UsageError(
-                f"{path}: no such network description; expected a file, a name as tiny-yolo, or "
-                f"one of ultralytics' as in yolov8n.yaml{meant}"
+                f"{path}: no such network description; expected a file, a name such as tiny-yolo, "
+                f"or a name of ultralytics such as yolov8n.yaml{meant}"
             )
         file, scale = stock
     description = read_yaml(file)
@@ -317,7 +320,7 @@ def _expect_buildable(description: dict[str, Any]) -> None:
     for part in ("backbone", "head"):
         rows = description.get(part, [])
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise UsageError(f"the network description has a {part} that is no list of layers")
+            raise UsageError(f"the {part} of the network description is not a list of layers")
         for row in rows:
             if len(row) != 4 or type(row[1]) is not int or not 0 < row[1] <= MOST_LAYERS:
                 raise UsageError(
@@ -332,11 +335,16 @@ def _expect_buildable(description: dict[str, Any]) -> None:
                     f"{MOST_CHANNELS}"
                 )
     if layers > MOST_LAYERS:
-        raise UsageError(f"the network description has {layers} layers; expected {MOST_LAYERS}")
+        raise UsageError(
+            f"the network description has {layers} layers; expected at most {MOST_LAYERS}"
+        )
     factors = [description.get(key, 1) for key in ("width_multiple", "depth_multiple")]
     for factor in [*factors, *_numbers(list((description.get("scales") or {}).values()))][:999]:
         if not isinstance(factor, int | float) or not 0 < factor <= MOST_CHANNELS:
-            raise UsageError(f"the network description has a scale of {factor!r}")
+            raise UsageError(
+                f"the network description has a scale of {factor!r}; expected a number above 0, at "
+                f"most {MOST_CHANNELS}"
+            )
 
 
 def _numbers(value: Any) -> Iterator[float]:

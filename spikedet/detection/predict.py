@@ -150,8 +150,8 @@ class Predictor(BasePredictor):
     def _expect_steps(self) -> None:
         if self.runner.stage != "snn":
             raise UsageError(
-                f"{self.weights.name}: {self.runner.stage} weights have no time steps to read "
-                "out; expected spiking weights"
+                f"{self.weights.name}: {self.runner.stage} weights have no time steps; expected "
+                "spiking weights"
             )
 
     @torch.inference_mode()

@@ -83,7 +83,9 @@ def download(
     """
     if path.is_file():
         if file_md5(path) != md5:
-            raise DataError(f"{path}: checksum is not {md5}; move this file away to download anew")
+            raise DataError(
+                f"{path}: checksum is not {md5}; move this file away to download it again"
+            )
         return
     part = path.with_name(path.name + ".part")
     try:
@@ -93,11 +95,13 @@ def download(
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DataError(
-            f"{url}: cannot be downloaded ({reason}); what has arrived is kept, run this again"
+            f"{url}: cannot be downloaded ({reason}); run this command again to continue"
         ) from None
     if file_md5(part) != md5:
         part.unlink()
-        raise DataError(f"{url}: the download's checksum is not {md5}; run this again")
+        raise DataError(
+            f"{url}: the download does not have the checksum {md5}; run this command again"
+        )
     part.replace(path)
 
 

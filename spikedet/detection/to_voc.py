@@ -175,10 +175,10 @@ def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[s
     links = {out / "JPEGImages" / f"{stem}.jpg": path for stem, path in pictures.items()}
     for path, content in {**files, listed: ids}.items():
         if path.exists() and path.read_bytes() != content:
-            raise DataError(f"{path}: is there already, with other content; choose another --out")
+            raise DataError(f"{path}: exists already, with other content; choose another --out")
     for link, picture in links.items():
         if os.path.lexists(link) and os.path.realpath(link) != str(picture):
-            raise DataError(f"{link}: is there already, another picture; choose another --out")
+            raise DataError(f"{link}: exists already, as another picture; choose another --out")
     for folder in ("Annotations", "JPEGImages"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path, content in files.items():

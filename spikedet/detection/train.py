@@ -81,7 +81,7 @@ class SampleDataset(YOLODataset):
         """A picture, its size and that after resizing its longer side to that of the network."""
         picture = read_picture(self.im_files[i])
         if picture.shape[:2] != shown:
-            raise PictureError(f"{self.im_files[i]}: has changed since it was looked at")
+            raise PictureError(f"{self.im_files[i]}: this file has changed since it was first read")
         ratio = self.imgsz / max(shown)
         if ratio != 1:
             height, width = (min(math.ceil(side * ratio), self.imgsz) for side in shown)
@@ -158,7 +158,7 @@ class Trainer(DetectionTrainer):
         if settings.device == "cpu" and world_size() > 1:
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")
         if settings.device != "cpu" and settings.parts > 1:
-            raise UsageError("a batch is trained in parts on CPUs alone; leave parts out")
+            raise UsageError("parts of a batch are for CPUs only; leave parts out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
         _expect_places(network, settings.grow_from or settings.imgsz)
@@ -318,8 +318,8 @@ class Trainer(DetectionTrainer):
         """As ultralytics does, but not with fewer pictures a step when memory was too small."""
         if self.batch_size != self.settings.batch:
             raise TrainingError(
-                f"batch is {self.settings.batch}, for which the memory of {self.args.device} is "
-                "too small; expected a smaller one"
+                f"the memory of {self.args.device} is too small for a batch of "
+                f"{self.settings.batch}; use a smaller batch"
             )
         try:
             super()._build_train_pipeline()
@@ -384,8 +384,8 @@ class Trainer(DetectionTrainer):
     def _handle_nan_recovery(self, epoch: int) -> bool:
         if self.loss is not None and not self.loss.isfinite():
             raise TrainingError(
-                f"the loss became {self.loss.item()} in epoch {epoch + 1}; lower the rate and "
-                f"resume from the epoch before it with --resume"
+                f"the loss became {self.loss.item()} in epoch {epoch + 1}; lower the learning "
+                "rate, and continue from the epoch before with --resume"
             )
         return False
 
@@ -402,8 +402,9 @@ def _expect_places(network: Detector | GraphDetector, side: int) -> None:
     places = sum((side // int(stride)) ** 2 for stride in network.stride)
     if places < CANDIDATES:
         raise TrainingError(
-            f"pictures of {side} pixels have {places} places to predict at; expected larger ones, "
-            f"with {CANDIDATES} or more"
+            f"pictures of {side} pixels have {places} places for predictions; expected "
+            f"{CANDIDATES} "
+            "or more; use larger pictures"
         )
 
 

@@ -188,13 +188,13 @@ class Currents:
             by = factor_of(module)
             if by is None:
                 raise self.wires.refuse(
-                    node.name, "a layer that reads what is no spike (a linear bottleneck)"
+                    node.name, "a layer whose input is not spikes (a linear bottleneck)"
                 )
             by = per_channel(by, label.ndim).expand(label.shape)
             inner = self.tree(source, label, factor / by, near)
             return self._shifted(node, inner, offset, label, factor, near)
         if isinstance(module, nn.Linear) and label.ndim != 2:
-            raise self.wires.refuse(node.name, "a linear layer over places")
+            raise self.wires.refuse(node.name, "a linear layer that is applied at several places")
         labels, factors = self._channels(label), self._factors(label, factor)
         terms = self.wires.terms(source)
         amplitudes = [self.wires.each_channel(source, term.amplitude) for term in terms]
@@ -221,7 +221,7 @@ class Currents:
         parts = []
         for i, source in enumerate(node.inputs):
             if self.graph.shapes[source] != tuple(label.shape):
-                raise self.wires.refuse(node.name, "a sum of unlike shapes")
+                raise self.wires.refuse(node.name, "a sum of tensors with different shapes")
             sign = -1.0 if i and isinstance(node.module, Subtract) else 1.0
             parts.append(self.tree(source, label, factor * sign, near))
         return Tree(lambda scales: self._added([part.make(scales) for part in parts]))
@@ -276,7 +276,7 @@ class Currents:
         if not bool((labels[where] == label)[inside].all()):
             raise Mixed
         if not bool((factors[where] == factor)[inside].all()):
-            raise self.wires.refuse(node.name, "currents of unlike factors in one place")
+            raise self.wires.refuse(node.name, "currents with different factors in one place")
         trees = []
         for source, place in zip(node.inputs, places, strict=True):
             at = place.long()
@@ -304,7 +304,7 @@ class Currents:
 
     def _pooled(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
         if not bool((factor > 0).all()):
-            raise self.wires.refuse(node.name, "the largest current times a negative factor")
+            raise self.wires.refuse(node.name, "max-pooling of currents with a negative factor")
         inner, module = self._of_windows(node, label, factor), node.module
         assert isinstance(module, SpikingMaxPool)
 
@@ -354,7 +354,7 @@ class Currents:
         each = flat.gather(1, place)
         if not bool(((flat == each) | ~read).all()):
             raise self.wires.refuse(
-                self.neuron.name, "currents of unlike factors within one channel"
+                self.neuron.name, "currents with different factors within one channel"
             )
         return each[:, 0]
 

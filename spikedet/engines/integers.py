@@ -191,7 +191,7 @@ class _Compiler:
     def _mean(self, node: Node) -> None:
         (source,) = node.inputs
         if not self.wires.is_wire(source):
-            raise self.wires.refuse(node.name, "a mean over time of currents")
+            raise self.wires.refuse(node.name, "a mean of currents over time")
         counted = []
         for term in self.wires.terms(source):
             amplitude = term.amplitude

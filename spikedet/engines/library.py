@@ -30,7 +30,9 @@ VERSION = 5  # of what caller and library agree on, `sd_version`
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 CHOICE = "SPIKEDET_KERNELS"  # variable that names the kernels
-HINT = "install a C++ compiler (g++ or clang++) and the `events` engine runs several times faster"
+HINT = (
+    "install a C++ compiler (g++ or clang++) for the `events` engine, which is several times faster"
+)
 
 
 class NoLibrary(Exception):
@@ -52,7 +54,7 @@ def library() -> ctypes.CDLL:
             return loaded
     loaded = _opened(_built())
     if loaded is None:
-        raise NoLibrary("the kernels that were built cannot be loaded")
+        raise NoLibrary("the compiled kernels cannot be loaded")
     return loaded
 
 
@@ -105,9 +107,11 @@ def _cache() -> Path:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()
     except OSError as error:
-        raise NoLibrary(f"{place}: no place for the kernels ({error.strerror})") from None
+        raise NoLibrary(f"{place}: the kernels cannot be stored here ({error.strerror})") from None
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NoLibrary(f"{place}: others can write there, so that no kernels are loaded from it")
+        raise NoLibrary(
+            f"{place}: other users can write to this folder, so no kernels are loaded from it"
+        )
     return place
 
 

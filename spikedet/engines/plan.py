@@ -301,9 +301,8 @@ class Plan:
         if initial.ndim > 1:
             if initial.shape[1:] != self.shapes[op.name][2:]:
                 raise UsageError(
-                    f"{op.name}: {self.shapes[op.name][2:]} neurons a channel have initial "
-                    f"potentials for {initial.shape[1:]}; run this network at the picture size "
-                    "that it was calibrated for"
+                    f"{op.name}: a channel has {self.shapes[op.name][2:]} neurons, but initial "
+                    f"potentials for {initial.shape[1:]}; use the picture size of the calibration"
                 )
             initial = np.moveaxis(initial.reshape(channels, height, width), 0, -1)
         values = {

@@ -21,7 +21,7 @@ from spikedet.graph.structure import fill
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
-NOT_HERE = "integer engines compute on the CPU; use the torch engine elsewhere"
+NOT_HERE = "the integer engines run on the CPU only; use the torch engine on other devices"
 Tell = Callable[[str, int, Tensor, int], None]
 Show = Callable[[str, int, Tensor], None]
 

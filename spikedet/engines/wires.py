@@ -65,7 +65,7 @@ class Wires:
         self.largest[name] = largest
         if largest > INT32:
             raise NoIntegers(
-                f"{op.name}: its largest sum is {largest:.3g}, more than 32 bits hold; "
+                f"{op.name}: its largest sum is {largest:.3g}, which needs more than 32 bits; "
                 "use the torch engine"
             )
         return name
@@ -94,7 +94,7 @@ class Wires:
             terms = []
             for i, (source, own) in enumerate(zip(node.inputs, inputs, strict=True)):
                 if self.graph.shapes[source] != shape:
-                    raise self.refuse(node.name, "spikes of another shape are added")
+                    raise self.refuse(node.name, "a sum of spikes with different shapes")
                 sign = -1 if i and isinstance(module, Subtract) else 1
                 terms += [Term(t.op, t.amplitude * sign) for t in own]
             return terms
@@ -114,11 +114,13 @@ class Wires:
             return terms
         if isinstance(module, SpikingMaxPool):
             if len(inputs[0]) > 1:
-                raise self.refuse(node.name, "the largest sum of spikes of unlike thresholds")
+                raise self.refuse(
+                    node.name, "max-pooling of sums of spikes with different thresholds"
+                )
             (term,) = inputs[0]
             each = self.each_channel(node.name, term.amplitude)
             if not bool((each > 0).all()):
-                raise self.refuse(node.name, "the largest of negative spikes")
+                raise self.refuse(node.name, "max-pooling of negative spikes")
             self.bound_counts(term.op)
             op = self.emit(Pool(node.name, (term.op,), module), self.largest[term.op])
             return [Term(op, per_channel(each, len(shape)).expand(shape))]
@@ -158,7 +160,9 @@ class Wires:
             self.program.one_size = True
         multiple = math.lcm(*divisors)
         if multiple > COUNT:
-            raise self.refuse(node.name, f"an average whose divisors have {multiple} in common")
+            raise self.refuse(
+                node.name, f"an average whose divisors have the common multiple {multiple}"
+            )
         return multiple
 
     def bound_counts(self, op: str) -> None:
@@ -170,8 +174,10 @@ class Wires:
         high, low = flat.amax(1), flat.amin(1)
         each = torch.where(high.abs() >= low.abs(), high, low)
         if not bool(((flat == each.unsqueeze(1)) | (flat == 0)).all()):
-            raise self.refuse(name, "spikes of unlike thresholds within one channel")
+            raise self.refuse(name, "spikes with different thresholds within one channel")
         return each
 
     def refuse(self, name: str, subject: str) -> NoIntegers:
-        return NoIntegers(f"{name}: {subject} has no whole numbers here; use the torch engine")
+        return NoIntegers(
+            f"{name}: the integer engines do not support {subject}; use the torch engine"
+        )

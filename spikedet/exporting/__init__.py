@@ -79,7 +79,7 @@ def export(
     registry.expect_installed(exporter)
     source = Source.of(network, T)
     if source.file is not None and path.exists() and path.samefile(source.file):
-        raise UsageError(f"{path}: the network would be overwritten by its export")
+        raise UsageError(f"{path}: the export would overwrite the network; choose another file")
     data, notes = exporter.build(source, **options)
     write_atomic(path, data)
     return Exported(path, exporter.name, source.T, (*source.notes, *notes))

@@ -79,7 +79,7 @@ def build(source: Source) -> tuple[bytes, list[str]]:
     steps = source.T or 0
     if steps > program.steps_most:
         raise UsageError(
-            f"T is {source.T}; the integers of this network hold up to {program.steps_most} steps"
+            f"T is {source.T}; expected at most {program.steps_most}, which the integers can count"
         )
     when = phases(graph)
     behind = [n for n in graph if when[n.name] == READ and not isinstance(n.module, MeanOverTime)]

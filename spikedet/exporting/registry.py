@@ -78,7 +78,9 @@ def named(name: str, path: Path) -> Exporter:
     expect_format(name)
     said = by_ending(path)
     if said is not None and said.name != name:
-        raise UsageError(f"{path}: the ending says {said.name}, and the format is {name}")
+        raise UsageError(
+            f"{path}: the ending sets the format {said.name}, but the format is {name}"
+        )
     return EXPORTERS[name]
 
 
@@ -101,7 +103,7 @@ def of_ending(path: Path) -> Exporter:
         return exporter
     known = ", ".join(ending for e in EXPORTERS.values() for ending in e.endings)
     raise UsageError(
-        f"{path}: the ending says no format; expected {known}, or name one of "
+        f"{path}: this ending sets no format; expected {known}, or name one of "
         f"{', '.join(EXPORTERS)}"
     )
 
@@ -133,7 +135,7 @@ def refuse(format: str, reasons: Iterable[tuple[str, str]]) -> None:
     reasons = list(reasons)
     if reasons:
         each = "; ".join(f"{name}: {why}" for name, why in reasons)
-        raise ExportError(f"{format} cannot say this network; nothing was written: {each}")
+        raise ExportError(f"{format} cannot express this network, so nothing was written: {each}")
 
 
 def _later(module: str) -> Callable[..., tuple[bytes, list[str]]]:

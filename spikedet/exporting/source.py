@@ -116,7 +116,7 @@ class Source:
                 "expect lower accuracy"
             )
         if stage == "snn" and T is None:
-            raise UsageError("a spiking graph of its own does not know its time steps; pass T")
+            raise UsageError("a spiking graph does not store its number of time steps; pass T")
         if any(tensor.dtype == torch.bfloat16 for tensor in graph.state_dict().values()):
             notes.append("use_bfloat16 had rounded the weights of this network to 8 bits")
         own = copy.deepcopy(graph).cpu().float().eval().requires_grad_(False)

@@ -7,21 +7,22 @@ from typing import Any
 from torch import fx
 
 ACTIVATION = (
-    "put torch.nn.ReLU() or torch.nn.LeakyReLU(0.1) in its place and fine-tune (in a network "
-    "description `activation: torch.nn.ReLU()`, which reaches Conv blocks; a block that brings an "
-    "activation of its own, such as RepConv, must be another block)"
+    "replace it with torch.nn.ReLU() or torch.nn.LeakyReLU(0.1), and fine-tune (in a network "
+    "description: `activation: torch.nn.ReLU()`, which changes Conv blocks; replace a block that "
+    "has its own activation, such as RepConv, with another block)"
 )
-LOGITS = "return what comes before it (the logits), and leave it to the loss or to the reader"
+LOGITS = "return its input (the logits), and apply it in the loss or after the network"
 GATE = (
-    "two signals that both depend on the picture are multiplied, as squeeze-and-excitation and "
-    "other gates do; take a network without them"
+    "two signals that both depend on the picture are multiplied, as in squeeze-and-excitation and "
+    "other gates; use a network without them"
 )
-ATTENTION = "attention multiplies signals with each other; take a convolutional network"
+ATTENTION = "attention multiplies two signals; use a convolutional network"
 NORM = (
-    "it computes statistics of the picture itself; use torch.nn.BatchNorm2d, which becomes a part "
-    "of the weights"
+    "it computes statistics of each picture; use torch.nn.BatchNorm2d, which can be folded into "
+    "the "
+    "weights"
 )
-BETWEEN = "it makes values between those of its input; use mode='nearest'"
+BETWEEN = "it interpolates between input values; use mode='nearest'"
 LARGEST = "use torch.nn.MaxPool2d, or an average"
 ADVICE = {
     **dict.fromkeys(
@@ -110,7 +111,7 @@ GATED = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "tanh"}
 PASSED = {"view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten", "transpose"}
 PASSED |= {"permute", "contiguous", "reshape", "_to_copy"}
 OTHERWISE = (
-    "the operations that have one are convolutions, linear layers, ReLU, LeakyReLU, PReLU, ReLU6, "
+    "supported operations are convolutions, linear layers, ReLU, LeakyReLU, PReLU, ReLU6, "
     "pooling, nearest up-sampling, sums, concatenations and changes of shape"
 )
 
@@ -133,7 +134,7 @@ def refusal(where: str, node: fx.Node) -> str:
     elif name in ENDS and users == {"output"}:
         advice = LOGITS
     elif name in ("softmax", "_softmax"):
-        advice = f"it divides by a sum over its input; {LOGITS}"
+        advice = f"it divides by the sum of its input; {LOGITS}"
     return f"{where}: {name} has no spiking counterpart; {advice}"
 
 

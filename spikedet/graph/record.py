@@ -218,7 +218,7 @@ class Recorder:
                 if node.op == "call_function" and node in needed:
                     self.values[node] = self._translate(node)
                 elif node.op not in ("placeholder", "output", "call_function") and node in needed:
-                    raise ConversionError(f"{node.name}: a {node.op} cannot be followed")
+                    raise ConversionError(f"{node.name}: a {node.op} cannot be recorded")
         self.graph.output = self._output()
         return self.graph
 
@@ -282,7 +282,8 @@ class Recorder:
                 result = Name(result.name)
             elif isinstance(result, Tensor):
                 raise ConversionError(
-                    f"an output {list(result.shape)} does not depend on the picture; leave it out"
+                    f"an output {list(result.shape)} does not depend on the picture; do not "
+                    "return it"
                 )
             outputs.append(result)
         structure = tree_unflatten(outputs, spec)
@@ -326,7 +327,7 @@ class Recorder:
             raise ConversionError(f"{where}: random numbers have no spiking counterpart")
         if any(isinstance(leaf, torch.SymInt) for leaf in tree_leaves((args, kwargs))):
             raise ConversionError(
-                f"{where}: a constant whose size is the number of pictures; let that size be 1"
+                f"{where}: a constant has the size of the batch; give it size 1 in that dimension"
             )
         kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory")}
         assert callable(node.target)  # an operation, see `handlers`
@@ -345,8 +346,8 @@ class Recorder:
             shape = [str(size) for size in value.shape]
             raise ConversionError(
                 f"{self.where(node)}: {name_of(node.target)} gives {shape}, whose "
-                "first dimension is not the pictures of the batch; a spiking network has "
-                "time steps there, so that each picture must stay apart, as by x.flatten(1)"
+                "first dimension is not the batch; a spiking network also holds its time steps "
+                "there, so keep the pictures apart, for example with x.flatten(1)"
             )
 
     # ------------------------------------------------------------------ what handlers use
@@ -418,14 +419,15 @@ def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
         if a.shape != b.shape:
             raise ConversionError(
                 f"{type(network).__name__}: it returns {list(a.shape)} where its graph gives "
-                f"{list(b.shape)}; x.squeeze() takes away the batch of one picture, too: name the "
-                "dimensions, or use x.flatten(1)"
+                f"{list(b.shape)}; x.squeeze() also removes the batch dimension of a single "
+                "picture: "
+                "name the dimensions, or use x.flatten(1)"
             )
         scale = a.abs().max().clamp(min=1e-6).item()
         apart = (a - b).abs().max().item() / scale if a.numel() else 0.0
         if not apart <= 1e-3:
             raise ConversionError(
                 f"{type(network).__name__}: its graph gives other outputs than the network "
-                f"({apart:.2g} of the largest); its forward does something that a recorded pass "
-                "does not show, such as a state that it keeps between two passes"
+                f"({apart:.2g} of the largest); its forward does something that one recorded pass "
+                "cannot show, such as keeping a state between two passes"
             )

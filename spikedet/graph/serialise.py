@@ -70,7 +70,7 @@ def _build(description: Any) -> Graph:
         if not isinstance(name, str) or not name or not isinstance(options, dict):
             raise ValueError("a node without a name or options")
         if not inputs or any(source != INPUT and source not in graph for source in inputs):
-            raise ValueError(f"{name[:50]} reads what does not come before it")
+            raise ValueError(f"{name[:50]} reads a node that does not come before it")
         if named(kind).inputs not in (None, len(inputs)):
             raise ValueError(f"{name[:50]}: {len(inputs)} inputs of a {kind}")
         module = named(kind).build(options)
@@ -84,12 +84,12 @@ def _build(description: Any) -> Graph:
         ):
             raise ValueError(f"{name[:50]}: a quantiser of {module.steps} levels")
         if graph.taken(name):
-            raise ValueError(f"{name[:50]} is no name for one more node")
+            raise ValueError(f"{name[:50]} is not a valid name for another node")
         graph.add(name, module, inputs)
     graph.output = from_json(description["output"])
     wanted = names_in(graph.output)
     if not wanted or any(name not in graph for name in wanted):
-        raise ValueError("the network returns what it does not make")
+        raise ValueError("the network returns a value that no node gives")
     return graph
 
 
@@ -129,13 +129,15 @@ def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
         nonlocal numbers, uses
         value = _shape_of(node, inputs)
         if not value.ndim or value.shape[0] != PICTURES:
-            raise ValueError(f"{node.name[:50]} mixes pictures")
+            raise ValueError(f"{node.name[:50]} mixes the pictures of a batch")
         numbers += value.numel() // PICTURES
         if isinstance(node.module, WEIGHTED):
             place = max(value.numel(), inputs[0].numel()) // PICTURES // max(value.shape[1], 1)
             uses += node.module.weight.numel() * place
         if numbers > MOST_VALUES or uses > MOST_USES:
-            raise ValueError(f"a pass makes {numbers} numbers by {uses} products or more")
+            raise ValueError(
+                f"a pass is too large: it has at least {numbers} values and {uses} products"
+            )
         graph.shapes[node.name] = (1, *value.shape[1:])
         return value
 

@@ -82,11 +82,12 @@ def expect_steps_apart(graph: Graph) -> None:
         if STEPWISE in inputs and inputs != {STEPWISE}:
             origin = "a readout" if READ in inputs else "computed from the picture alone"
             raise ConversionError(
-                f"{node.name}: spikes meet a signal that has no time steps ({origin}); put an "
-                "activation (torch.nn.ReLU) behind that signal"
+                f"{node.name}: spikes are combined with a signal that has no time steps "
+                f"({origin}); "
+                "add an activation (torch.nn.ReLU) after that signal"
             )
         if READ in inputs and isinstance(node.module, MAX_POOLS):
             raise ConversionError(
                 f"{node.name}: max-pooling after the last activation has no spiking counterpart; "
-                "put it before that activation"
+                "move it before that activation"
             )

@@ -128,6 +128,6 @@ def load(path: Path) -> Any:
                 f"{path}: damaged, or not a file of torch.save that holds tensors"
             ) from None
         raise WeightsError(
-            f"{path}: holds {named[1]}, which is not among the classes that are read, and no code "
-            "of a file is run; save the state dict: torch.save(model.state_dict(), 'state.pt')"
+            f"{path}: holds the Python object {named[1]}, which is not read, as no code of a file "
+            "is run; save the state dict: torch.save(model.state_dict(), 'state.pt')"
         ) from None

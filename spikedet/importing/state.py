@@ -56,12 +56,12 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     content = holder(content)
     state = _layers(content, path) if isinstance(content, Shell) else content
     if not isinstance(state, dict) or not state:
-        raise WeightsError(f"{path}: not a state dict, which has a tensor for each name")
+        raise WeightsError(f"{path}: not a state dict; expected a dict from names to tensors")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             shown = repr(name) if isinstance(name, str | int) else type(name).__name__
             raise WeightsError(
-                f"{path}: not a state dict, which has a tensor for each name ({shown} has "
+                f"{path}: not a state dict; expected a dict from names to tensors ({shown} is a "
                 f"{type(tensor).__name__})"
             )
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
@@ -160,7 +160,7 @@ def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
         if len(layers) + len(waiting) > MOST:
             raise WeightsError(f"{path}: more than {MOST} layers in one network")
         if name.count(".") >= DEEPEST:
-            raise WeightsError(f"{path}: layers within layers without end")
+            raise WeightsError(f"{path}: a layer contains itself")
     return layers
 
 

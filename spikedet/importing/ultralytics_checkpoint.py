@@ -59,7 +59,7 @@ def trained(content: Any, path: Path) -> Trained | None:
     own = vars(network)
     names = _names(own.get("names"))
     if not names:
-        raise WeightsError(f"{path}: damaged names of classes; expected text, each once")
+        raise WeightsError(f"{path}: the class names are damaged; expected different texts")
     try:
         # keys and values that a description can have; the trainer's file name is none of them
         described = {key: value for key, value in own["yaml"].items() if key != "yaml_file"}

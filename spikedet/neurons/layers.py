@@ -75,7 +75,9 @@ class IFNeuron(Temporal):
         super().__init__()
         threshold = threshold.detach().float()
         if threshold.device.type != "meta" and not bool((threshold > 0).all()):
-            raise ValueError(f"thresholds must be positive, not {threshold.min().item()}")
+            raise ValueError(
+                f"the smallest threshold is {threshold.min().item()}; expected thresholds above 0"
+            )
         self.register_buffer("threshold", threshold.clone())
         if initial is None:
             initial = threshold / 2
@@ -108,9 +110,8 @@ class IFNeuron(Temporal):
         size = current.shape[2:]
         if self.initial.ndim > 1 and self.initial.shape[1:] != size:
             raise UsageError(
-                f"a layer of {tuple(size)} neurons a channel has initial potentials for "
-                f"{tuple(self.initial.shape[1:])}; run this network at the picture size that it "
-                "was calibrated for"
+                f"a channel of this layer has {tuple(size)} neurons, but initial potentials for "
+                f"{tuple(self.initial.shape[1:])}; use the picture size of the calibration"
             )
         initial = per_channel(self.initial, current.ndim).expand(batch, *current.shape[1:])
         return initial.contiguous(memory_format=memory_format(current))

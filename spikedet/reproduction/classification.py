@@ -49,7 +49,7 @@ def make(options: Any, models: list[Path]) -> None:
         DataError: None of the data folders holds the classes of a network.
     """
     options = replace(options, split=shared.split(options, "classification", test=True))
-    refuse(options, DETECTORS, f"{options.name} of classifiers has no use for it")
+    refuse(options, DETECTORS, f"has no effect on {options.name} of classifiers")
     networks = networks_of(options, models)
     if options.name == "sparsity":
         for network in networks:
@@ -83,7 +83,7 @@ def networks_of(options: Any, models: list[Path]) -> list[Network]:
             levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
         )
         if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in networks):
-            raise UsageError(f"{path}: a second {name} of {dataset}; give one at a time")
+            raise UsageError(f"{path}: a second {name} for {dataset}; give one at a time")
         networks.append(Network(name, dataset, leaky, shop))
     return networks
 

@@ -152,7 +152,10 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
         checkpoint = load(path)
         expect_stage(checkpoint, "float")
         if checkpoint.task not in there:
-            raise UsageError(f"{path}: for {checkpoint.task}; {name} is of {' or '.join(there)}")
+            raise UsageError(
+                f"{path}: these weights are for {checkpoint.task}, but {name} is for "
+                f"{' or '.join(there)}"
+            )
         there = [checkpoint.task]
     return there[0]
 

@@ -78,9 +78,9 @@ def make(options: Any, models: list[Path]) -> None:
     from spikedet.checkpoint import identity
 
     if len(models) > 1:
-        raise UsageError(f"--model names {len(models)} checkpoints; one detector at a time")
+        raise UsageError(f"--model names {len(models)} checkpoints; expected one detector")
     if options.name == "figure8":
-        refuse(options, ["limit"], "figure8 is of one picture")
+        refuse(options, ["limit"], "figure8 shows one picture")
         expect_there("--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
     else:
         refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")

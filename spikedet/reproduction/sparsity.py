@@ -31,13 +31,15 @@ def make(options: Any, shop: Workshop, value: str) -> None:
     Raises:
         UsageError: No T, or several; options that mean nothing here.
     """
-    refuse(options, NOT_OURS, "sparsity has no use for it")
+    refuse(options, NOT_OURS, "has no effect on sparsity")
     if len(options.T or ()) != 1:
-        raise UsageError("sparsity is of one T: say --T 8")
+        raise UsageError("sparsity measures one T: use --T 8")
     if not options.end_to_end:
         raise UsageError("sparsity trains in the end-to-end pass: --end-to-end must be 1 or more")
     if shop.task == "detection" and not shop.data[0].is_dir():
-        raise UsageError(f"{shop.data[0]}: time is measured on the pictures of a folder")
+        raise UsageError(
+            f"{shop.data[0]}: sparsity measures time on pictures; expected a folder of pictures"
+        )
     (T,) = options.T
     lines: list[dict[str, Any]] = []
     for penalty in (None, *(options.sparsity or WEIGHTS)):

@@ -223,10 +223,8 @@ class Workshop:
         command, note = " ".join(map(self.described, words)), note_of(out)
         before = note.read_text().strip() if note.is_file() else None
         if before != command and (before is not None or out.exists()):
-            was = f"with '{before}'" if before else "nobody knows how"
-            raise UsageError(
-                f"{out}: made {was}, now wanted with '{command}'; choose another --out"
-            )
+            was = f"was made with '{before}'" if before else "exists, but not from this command"
+            raise UsageError(f"{out}: {was}; this run needs '{command}'; choose another --out")
         if make:
             write_atomic(note, f"{command}\n".encode())
             try:

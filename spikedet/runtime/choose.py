@@ -32,11 +32,13 @@ def choose_engine(network: nn.Module, engine: str = AUTO, half: bool | None = No
     if half is not None and engine == AUTO:
         engine = TORCH
     if half and engine != TORCH:
-        raise UsageError(f"the {engine} engine computes in whole numbers; leave half out")
+        raise UsageError(f"the {engine} engine computes with integers; leave half out")
     if not isinstance(network, SpikingNetwork):
         if engine not in (AUTO, TORCH):
-            raise UsageError(f"the {engine} engine runs spiking weights; these are not")
-        return f"{TORCH}: no spiking network"
+            raise UsageError(
+                f"the {engine} engine runs spiking weights only; these weights are not spiking"
+            )
+        return f"{TORCH}: the network is not spiking"
     sentence = network.use_engine(engine)
     if network.engine == TORCH:
         fast = device_of(network).type == "cpu" and has_bfloat16()

@@ -176,7 +176,7 @@ class SpikingNetwork(nn.Module):
         for t in steps:
             expect_counts(T=t)
         if list(steps) != sorted(steps):
-            raise UsageError(f"steps are {list(steps)}; expected ascending ones")
+            raise UsageError(f"steps are {list(steps)}; expected ascending numbers")
         if len(pictures) > self.chunk:
             several = [self.after(part, steps) for part in pictures.split(self.chunk)]
             return [join(outputs) for outputs in zip(*several, strict=True)]
@@ -296,7 +296,7 @@ class SpikingNetwork(nn.Module):
         except NoIntegers as error:
             if self._wanted != "auto":
                 raise
-            warnings.warn(f"{error}; torch runs it", stacklevel=4)
+            warnings.warn(f"{error}; the torch engine runs this pass", stacklevel=4)
             return None
         return steps if first is None else itertools.chain([first], steps)
 
@@ -444,7 +444,7 @@ class SpikeRates:
                 spikes += float(steps[step])
                 size += self._size[name][step]
         if not size:
-            raise UsageError("no pass was counted yet; run the network inside of the with block")
+            raise UsageError("no pass was counted yet; run the network inside the with block")
         return spikes / size
 
 

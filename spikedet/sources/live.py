@@ -72,7 +72,7 @@ class Camera:
             capture.release()
             raise PictureError(
                 f"{self.name} cannot be opened; expected the number of a camera that is connected "
-                "and free, or a file"
+                "and not in use, or a file"
             )
         yield from timed(newest(captured(capture)), self.name)
         raise PictureError(f"{self.name} gives no more pictures")
@@ -282,8 +282,8 @@ class Address:
                         if lost:
                             problems.add(
                                 PictureError(
-                                    f"{self.name}: connection lost after {count} frames; connected "
-                                    "again"
+                                    f"{self.name}: the connection was lost after {count} frames "
+                                    "and opened again"
                                 )
                             )
                         failures, count, lost = 0, count + 1, False
@@ -297,8 +297,9 @@ class Address:
             lost = True
             if failures == len(self.waits):
                 raise PictureError(
-                    f"{self.name}: connection lost after {count} frames, and {failures} tries to "
-                    f"connect again failed{why}"
+                    f"{self.name}: the connection was lost after {count} frames, and {failures} "
+                    "attempts "
+                    f"to connect again failed{why}"
                 )
             time.sleep(self.waits[failures])
             failures += 1

@@ -69,7 +69,7 @@ def expect_length(last: Frame, seconds: float | None) -> None:
 
 
 def expect_file(path: Path) -> None:
-    """Refuse what is no file: a pipe would wait for somebody to write into it.
+    """Refuse what is not a file: a pipe would wait for somebody to write into it.
 
     Raises:
         PictureError: Missing, empty, a folder, a pipe or a device.
@@ -77,7 +77,7 @@ def expect_file(path: Path) -> None:
     if not path.exists():
         raise PictureError(f"{path}: no such video or picture")
     if not path.is_file():
-        raise PictureError(f"{path}: is no file; expected a video or a picture")
+        raise PictureError(f"{path}: is not a file; expected a video or a picture")
     if not path.stat().st_size:
         raise PictureError(f"{path}: is empty")
 

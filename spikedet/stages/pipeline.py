@@ -134,12 +134,16 @@ class Calibration:
         """The network of a run that was killed in its end-to-end pass, and its origin."""
         path = begun_with(self.out)
         if not self.resume:
-            raise TrainingError(f"{path}: a killed run; add --resume, or choose another --out")
+            raise TrainingError(
+                f"{path}: belongs to an interrupted run; add --resume, or choose another --out"
+            )
         reached = load(path)
         before, now = reached.origin.get("run", {}), self._agreed()
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
-            raise TrainingError(f"{path}: a run with other {other}; choose another --out")
+            raise TrainingError(
+                f"{path}: belongs to a run with other {other}; choose another --out"
+            )
         origin = {**reached.origin, "command": self.origin.get("command")}  # as it is done now
         return graph_of(self.task, reached), origin
 
@@ -399,7 +403,7 @@ def is_made(out: Path, resume: bool, command: str) -> bool:
         if _without_resume(before) == _without_resume(command):
             forget(out)
             return True
-    raise TrainingError(f"{there} is there already; choose another --out")
+    raise TrainingError(f"{there} exists already; choose another --out")
 
 
 def _without_resume(command: str) -> list[str]:

@@ -55,8 +55,8 @@ def quantized(
         quantisers = graph.only(QuantClip)
         if options.per_channel and any(not module.threshold.ndim for module in quantisers):
             raise WeightsError(
-                "these stage-I weights have one threshold a layer; for thresholds of each "
-                "channel start from float weights"
+                "these stage-I weights have one threshold per layer; start from float weights for "
+                "one threshold per channel"
             )
         for module in quantisers:
             module.steps, module.noise = T, options.noise

@@ -149,8 +149,9 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
     )
     if single:
         raise UsageError(
-            f"a network with an initial potential for each neuron takes {checkpoint.imgsz} pixels; "
-            f"the end-to-end pass was told to grow from {size}"
+            f"a network with one initial potential per neuron takes {checkpoint.imgsz} pixels "
+            "only, "
+            f"but grow_from of the end-to-end pass is {size}; leave it out"
         )
     with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
         channels = network.shapes[INPUT][1]

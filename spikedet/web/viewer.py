@@ -120,7 +120,8 @@ class Viewer:
     ):
         if detector.runner.stage != "snn":
             raise UsageError(
-                f"{detector.weights.name}: no time steps to show; expected spiking weights"
+                f"{detector.weights.name}: these weights have no time steps; expected spiking "
+                "weights"
             )
         self.detector, self.reference = detector, reference
         self.limits = limits or Limits()
@@ -162,7 +163,7 @@ class Viewer:
         """
         self._expect_steps(T)
         if beside and self.reference is None:
-            raise UsageError("there is no float network here to show beside the spiking one")
+            raise UsageError("there is no float network to show beside the spiking one")
         return self._look(picture, T, conf, beside)
 
     def _look(

@@ -287,7 +287,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert "T=2, weights of T=8: 1 pictures" in printed
-    assert "gap: left out; it needs --stage1 or --float" in printed
+    assert "gap: left out, because it needs --stage1 or --float" in printed
 
 
 @needs_weights

@@ -25,7 +25,7 @@ def test_another_simulator_makes_the_same_spikes():
     outputs, wanted = peer(pictures, 6), SpikingNetwork(graph, 6)(pictures)
     assert torch.allclose(outputs, wanted, atol=1e-5)
     assert torch.equal(outputs, peer(pictures, 6))  # nothing is left of a pass
-    with pytest.raises(UsageError, match="one threshold a layer"):
+    with pytest.raises(UsageError, match="one threshold per layer"):
         sides.spikingjelly_copy(spiking(NETWORKS["linear"], pictures, slope=0.2), 4)
 
 

@@ -232,12 +232,12 @@ def test_bad_files(tmp_path, text, words):
         (["detect", "--T"], "--T: expected a value"),
         (["detect", "--conf", 3], "--conf: '3' is not a number between 0 and 1"),
         (["detect", "--conf", "nan"], "--conf: 'nan' is not a number between 0 and 1"),
-        (["detect", "--classes"], "--classes: expected a value or more"),
+        (["detect", "--classes"], "--classes: expected at least one value"),
         (["detect", "--clases", "cat"],
          "unrecognized arguments: --clases cat (did you mean --classes?)"),
         (["detect", "--half=1"], "--half: takes no value"),
         (["detect", "--json", "a.jpg"],
-         "--json: 'a.jpg' is to be written; expected a name in .json"),
+         "--json: cannot write to 'a.jpg'; expected a name that ends in .json"),
         (["halve", "--weights", "a"], "expected --out PATH"),
         (["halve"], "expected --weights PATH and --out PATH"),
         (["halve", "--weights", "a", "--out", "b", "c"], "unrecognized arguments: c"),
@@ -457,7 +457,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     for name, words in {
         "": "is a folder; expected",
         "file/a/b.json": "file is not a folder",
-        "x" * 256: "has a name of more than 255 bytes",
+        "x" * 256: "the name has more than 255 bytes",
     }.items():
         with pytest.raises(UsageError, match=words):
             expect_writable(tmp_path / name)

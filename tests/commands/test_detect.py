@@ -210,7 +210,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(run, monkeypatch):
         (["a.png", "--json", "deep.json/x.json"], 2, "is not a folder"),
         (["a.png", "--csv", "a.png"], 2, "a.png: is one of the inputs"),
         (["a.png", "--csv", "x", "--jsonl", "x"], 2, "two outputs have this name"),
-        (["a.png", "--coco-annotations", "x"], 2, "is for --coco"),
+        (["a.png", "--coco-annotations", "x"], 2, "has no effect without --coco"),
         (["a.png", "--save", "everything"], 2, "expected pictures, frames, crops, labels or none"),
         (["a.png", "--out", "a.png"], 2, "is not a folder that can be written to"),
         (["a.png", "--classes", "cow"], 2, "unknown class 'cow'"),
@@ -236,7 +236,7 @@ def test_a_bar_on_a_terminal(run, monkeypatch):
 
 def test_a_strip_has_a_panel_a_step_and_its_boxes_as_csv(run):
     code, out, err = run("a.png", "deep", film(), "--strip", "--save", "none", "--T", 3)
-    assert code == 0 and err.count("videos have no strip") == 1, err
+    assert code == 0 and err.count("--strip is not for videos") == 1, err
     assert written() == ["a-strip-T3.csv", "a-strip-T3.png", "b-strip-T3.csv", "b-strip-T3.png"]
     with open("detections/a-strip-T3.csv") as file:
         rows = list(csv.DictReader(file))
@@ -352,7 +352,7 @@ def test_early_exit(run):
     (entry,) = json.loads(Path("found.json").read_text())
     assert entry["T"] == 9
     for words, why in (
-        (["--every", 2], "--every: is for --patience, which is missing"),
+        (["--every", 2], "--every: has no effect without --patience"),
         (["--patience", 2, "--each-step"], "--patience: --each-step shows every step up to T"),
         (["--patience", 0], "patience"),
     ):

@@ -69,7 +69,7 @@ def test_export_writes_and_says_what_the_file_does_not(tmp_path, monkeypatch, ca
     assert out.is_file() and shown[0].startswith(f"{out}: int8, T=4, ")
     assert all(line.startswith("note: ") for line in shown[1:])
     assert command(monkeypatch, "export", SPIKING, tmp_path / "w.doc") == 2
-    assert "the ending says no format" in capsys.readouterr().err
+    assert "this ending sets no format" in capsys.readouterr().err
     assert command(monkeypatch, "export", SPIKING) == 2
     assert command(monkeypatch, "export", SPIKING, tmp_path / "a", "--out", tmp_path / "b") == 2
     assert capsys.readouterr().err.count("expected") == 2

@@ -100,7 +100,7 @@ def test_damaged_parts_are_said_and_cost_nothing_else(run, tmp_path, monkeypatch
     [
         (["gone"], 3, "gone: no such folder"),
         (["empty"], 3, "holds no weights, tables or plots"),
-        (["empty", "--out", "report.txt"], 2, "expected a name in .html"),
+        (["empty", "--out", "report.txt"], 2, "expected a name that ends in .html"),
         ([], 2, "expected RUN"),
     ],
 )

@@ -245,7 +245,7 @@ class ReadTwice(nn.Module):
 def test_a_layer_that_two_neurons_read_has_no_place_for_a_current():
     picture = torch.rand(1, 3, 8, 8)
     network = spiking_copy(quantised(ReadTwice().eval(), [picture], T), initial=0.0)
-    with pytest.raises(ConversionError, match="one: no layer with a bias feeds these"):
+    with pytest.raises(ConversionError, match="one: this method adds a constant current to a bias"):
         shift_currents(network, T)
 
 

@@ -46,5 +46,5 @@ def test_steps_that_cannot_be(batches, steps):
 
 
 def test_outputs_to_train_without_a_pass(batches):
-    with pytest.raises(UsageError, match="no end-to-end pass; expected end_to_end"):
+    with pytest.raises(UsageError, match="without the end-to-end pass; set end_to_end"):
         spikedet.convert(network(), batches[:2], 4, layer_steps=0, end_also=[2], progress=False)

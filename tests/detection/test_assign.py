@@ -112,7 +112,7 @@ def test_heads_that_start_anew(network):
     names = network.model[-1].layers([32])
     assert names == ("model.14.cv2.1.", "model.14.cv3.1.")
     assert any(key.startswith(names) for key in network.state_dict())
-    with pytest.raises(UsageError, match="stride 8: the network has outputs of 16, 32"):
+    with pytest.raises(UsageError, match="stride 8: expected an output stride .*: 16, 32"):
         network.model[-1].layers([16, 8])
 
 
@@ -131,7 +131,7 @@ def test_fresh_heads_of_the_command(devkit, tmp_path, monkeypatch, capsys):
     }
     assert changed == {"14.cv2.1", "14.cv3.1"}
     assert command(monkeypatch, "train", *words, "--fresh-heads", 32, "--out", tmp_path / "c") == 2
-    assert "--fresh-heads: all layers are fresh" in capsys.readouterr().err
+    assert "--fresh-heads: has no effect" in capsys.readouterr().err
     for wrong, sentence in ((8, "outputs of 16, 32"), (0, "not a whole number of 1 or more")):
         out = tmp_path / f"d{wrong}"
         assert command(monkeypatch, "train", *again, "--fresh-heads", wrong, "--out", out) == 2

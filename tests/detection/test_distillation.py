@@ -71,7 +71,7 @@ def test_the_training_loss_adds_it_with_its_weight():
     ("stage", "names", "words"),
     [
         ("qc", ("cat", "dog"), "these are qc weights; expected float weights"),
-        ("float", ("cat", "cow"), "the teacher knows 2 classes, cat, cow, ...; expected the 2"),
+        ("float", ("cat", "cow"), "the teacher has 2 classes, cat, cow, ...; expected the 2"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):

@@ -129,7 +129,7 @@ PICTURE_BESIDE_SPIKES = {
 @pytest.mark.parametrize(
     ("description", "imgsz", "error", "words"),
     [
-        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2\.cat: spikes meet a signal"),
+        (PICTURE_BESIDE_SPIKES, 64, ConversionError, r"model\.2\.cat: spikes are combined"),
         (
             {"activation": "torch.nn.LeakyReLU(1.5)"},
             64,
@@ -241,7 +241,7 @@ def test_per_neuron_potentials_belong_to_a_picture_size():
         runner = networks.restore(DETECTION, one, half=True)
         with torch.no_grad():
             runner.raw(pictures[:1])
-            with pytest.raises(UsageError, match=r"potentials for \(32, 32\); run this network at"):
+            with pytest.raises(UsageError, match=r"potentials for \(32, 32\); use the picture"):
                 runner.raw(torch.zeros(1, 3, 96, 96))
 
 

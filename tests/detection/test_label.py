@@ -114,7 +114,7 @@ def test_a_journal_goes_on_behind_a_line_that_was_cut(tmp_path):
     with pytest.raises(TrainingError, match="a run with other conf; choose another --out"):
         Journal(path, {**settings, "conf": 0.2}, True)
     path.write_text("{}\nnonsense\n")
-    with pytest.raises(DataError, match="damaged; remove it"):
+    with pytest.raises(DataError, match="damaged; delete it"):
         Journal(path, settings, True)
 
 
@@ -348,7 +348,7 @@ def test_coco_files_that_cannot_be_imported(folder, monkeypatch, capsys, content
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([*COCO, "--names", "x"], "--names: COCO files have the names"),
+        ([*COCO, "--names", "x"], "--names: COCO files contain"),
         (["--pictures", "in", "--xml", "in", "--out", "o", "--least-score", "0.2"], "only boxes"),
     ],
 )

@@ -134,5 +134,5 @@ def test_parts_that_cannot_be(sides, tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="parts is 0; expected a whole number of 1 or more"):
         trainer(sides, tmp_path / "run", parts=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="in parts on CPUs alone"):
+    with pytest.raises(UsageError, match="for CPUs only"):
         trainer(sides, tmp_path / "run", parts=2, device="0")

@@ -112,7 +112,7 @@ def model_file():
 
 
 def test_thresholds_of_each_channel_do_not_start_from_one_a_layer(weights):
-    with pytest.raises(WeightsError, match="have one threshold a layer"):
+    with pytest.raises(WeightsError, match="have one threshold per layer"):
         stage_one.quantized(
             DETECTION,
             load(weights / "qc.safetensors"),
@@ -316,5 +316,5 @@ def test_counts_of_the_python_interface_are_checked(weights, picture, value):
 
 def test_the_released_classifier_is_loaded_by_its_task():
     assert spikedet.load(T=8, task="classification").names[0] == "airplane"
-    with pytest.raises(WeightsError, match="no speech network is released; expected detection or"):
+    with pytest.raises(WeightsError, match="no released weights for speech; expected detection or"):
         spikedet.load(task="speech")

@@ -93,7 +93,7 @@ def test_server_that_cannot_resume_sends_everything(server, tmp_path):
 
 def test_connection_that_closes_early_keeps_the_part(server, tmp_path):
     server.cut = 700
-    with pytest.raises(DataError, match="closed after 700 of .* kept, run this again"):
+    with pytest.raises(DataError, match="closed after 700 of .* run this command again"):
         download(server.url, tmp_path / "voc.tar", server.md5)
     assert (tmp_path / "voc.tar.part").read_bytes() == server.file.read_bytes()[:700]
     server.cut = None
@@ -304,10 +304,10 @@ def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
         ("a.jpg", [*LIST[:-1], "gone"], 3, "gone: list: No such file"),
         ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not text"),
         ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is empty"),
-        ("x/a.jpg 1,2,9,9,0\ny/a.jpg 1,2,9,9,0", LIST, 3, "list: two lines for pictures named a"),
-        ("a.jpg", [LIST[0], "from", "twin", *LIST[2:]], 3, "two pictures of one name"),
+        ("x/a.jpg 1,2,9,9,0\ny/a.jpg 1,2,9,9,0", LIST, 3, "two lines are for pictures named a"),
+        ("a.jpg", [LIST[0], "from", "twin", *LIST[2:]], 3, "have the same name"),
         ("a.jpg", [*LIST[:2], *LIST[4:]], 2, "--list needs --names"),
-        ("a.jpg", [*XML, "--names", "names"], 2, "--names: VOC XML has the names"),
+        ("a.jpg", [*XML, "--names", "names"], 2, "--names: VOC XML files contain"),
         ("a.jpg", [*XML[:2], "--xml", "cut", *XML[4:]], 3, "cut/a.xml: not readable as VOC XML"),
         ("a.jpg", [*XML[:2], "--xml", "odd", *XML[4:]], 3, "odd/a.xml: its encoding is not read"),
     ],

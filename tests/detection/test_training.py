@@ -74,7 +74,7 @@ def test_memory_that_is_too_small_halves_no_batch(sides, tmp_path, monkeypatch):
 
     run = trainer(sides, tmp_path / "run")
     run.add_callback("on_train_start", lambda r: monkeypatch.setattr(r, "preprocess_batch", full))
-    with pytest.raises(TrainingError, match="batch is 8, for which the memory of cpu is too small"):
+    with pytest.raises(TrainingError, match="the memory of cpu is too small for a batch of 8"):
         run.train()
 
 
@@ -195,16 +195,16 @@ def test_a_run_of_another_network_is_not_resumed(sides, tmp_path):
         ({"width": "s"}, "holds a run of another network or optimizer"),
         (
             {"optimizer": "AdamW"},
-            "a run with optimizer=SGD; resume it so, not with optimizer=AdamW",
+            "a run with optimizer=SGD; this run has optimizer=AdamW",
         ),
-        ({"mosaic": 0.5}, "a run with mosaic=.*; resume it so, not with mosaic=0.5"),
+        ({"mosaic": 0.5}, "a run with mosaic=.*; this run has mosaic=0.5"),
     ):
         with pytest.raises(TrainingError, match=words):
             trainer(sides, folder, resume=True, epochs=2, **other).train()
     assert kept == [(folder / name).read_bytes() for name in files]
     checkpoint = load(folder / "last.safetensors")
     expect_same_run(folder, checkpoint)
-    with pytest.raises(TrainingError, match="a run with scale=None; this one has scale='s'"):
+    with pytest.raises(TrainingError, match="a run with scale=None; this run has scale='s'"):
         expect_same_run(folder, replace(checkpoint, model={"scale": "s"}))
 
 
@@ -258,22 +258,22 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     again = ["convert", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
              tmp_path / "snn.safetensors"]  # fmt: skip
     done = run(*again, cache=tmp_path)
-    assert done.returncode == 6 and "is there already; choose another --out" in done.stderr
+    assert done.returncode == 6 and "exists already; choose another --out" in done.stderr
     kept = (tmp_path / "snn.safetensors").rename(tmp_path / "kept.safetensors")
     done = run(*again, cache=tmp_path)
-    assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
+    assert done.returncode == 6 and "a run with T=4; this run has T=6" in done.stderr
     for option, words in (
-        (["--noise", 0.3], "a run with noise=0.1; this one has noise=0.3"),
-        (["--qcfs"], "a run with clips_rounded=False; this one has clips_rounded=True"),
+        (["--noise", 0.3], "a run with noise=0.1; this run has noise=0.3"),
+        (["--qcfs"], "a run with clips_rounded=False; this run has clips_rounded=True"),
         (["--limit", 16], "a run with data="),
         (["--teacher", kept], "a run with teacher=None"),
-        (["--mosaic", 0.5], "a run with mosaic=1.0; resume it so"),
+        (["--mosaic", 0.5], "a run with mosaic=1.0; this run has"),
     ):
         done = run(*again[:4], 4, *again[5:], "--per-channel", *option, cache=tmp_path)
         assert done.returncode == 6 and words in done.stderr, option
     done = run("finetune", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
                one.parent, cache=tmp_path)  # fmt: skip
-    assert done.returncode == 6 and "a run with T=4; this one has T=6" in done.stderr
+    assert done.returncode == 6 and "a run with T=4; this run has T=6" in done.stderr
     done = run("train", *data, *small, "--imgsz", 80, "--out", tmp_path / "g", cache=tmp_path)
     assert done.returncode == 2 and "imgsz is 80; expected a multiple of 32" in done.stderr
     done = run("calibrate", "--weights", floating, *data, "--out", tmp_path / "x",
@@ -311,12 +311,12 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
         ("rmp", ["--noise", 0.5], "--noise: rmp has no stage I"),
         ("opi", ["--per-neuron"], "--per-neuron: opi calibrates no layers"),
         ("cap", ["--layer-steps", 5], "--layer-steps: cap has no fine calibration"),
-        ("stage1", ["--stage1", "qc", "--epochs", 3], "--epochs: --stage1 is trained already"),
+        ("stage1", ["--stage1", "qc", "--epochs", 3], "--epochs: stage I does not run"),
         ("stage1", ["--stage1", "qc", "--end-to-end", 5], "--end-to-end: stage1 has no end-to-end"),
-        ("stage1-coarse", ["--no-coarse"], "--no-coarse: stage1-coarse says which half"),
+        ("stage1-coarse", ["--no-coarse"], "--no-coarse: the method stage1-coarse already"),
         ("stage1-coarse", ["--loss", "kl"], "--loss: stage1-coarse has no fine calibration"),
         ("stage2", ["--end-rate", 0.1], "--end-rate: there is no end-to-end pass"),
-        ("two-stage", ["--no-fine", "--layer-steps", 3], "--layer-steps: --no-fine leaves fine"),
+        ("two-stage", ["--no-fine", "--layer-steps", 3], "--layer-steps: has no effect with"),
         ("spiking-yolo", ["--noise", 0.3], "--noise: spiking-yolo has neither stage"),
     ],
 )
@@ -393,7 +393,7 @@ def test_the_end_to_end_pass_goes_on_from_spiking_weights(stages_done, devkit, m
     words = ["--weights", stages_done / "copy.safetensors", "--data", devkit, "--split",
              "VOC2007:train", "--tuning", devkit.parent / "tuning.txt", "--end-to-end", 2,
              "--out", out]  # fmt: skip
-    with pytest.raises(UsageError, match="name their --teacher"):
+    with pytest.raises(UsageError, match="name their float network with --teacher"):
         calibrate.run(parsed("calibrate", words))
     words += ["--teacher", stages_done / "float.safetensors"]
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(falling))
@@ -438,9 +438,11 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     state, begun = (out.with_suffix(ending) for ending in (".state.pt", ".layers.safetensors"))
     assert begun.exists() and not out.exists()
     assert torch.load(state, weights_only=True)["step"] == 2
-    with pytest.raises(TrainingError, match="a killed run; add --resume, or choose another --out"):
+    with pytest.raises(
+        TrainingError, match="belongs to an interrupted run; add --resume, or choose"
+    ):
         calibrated("--out", out)
-    with pytest.raises(TrainingError, match="a run with rate=0.004; this one has rate=0.1"):
+    with pytest.raises(TrainingError, match="a run with rate=0.004; this run has rate=0.1"):
         calibrated("--out", out, "--resume", "--end-rate", 0.1)
     damaged, kept = state.read_bytes()[:100], state.read_bytes()
     state.write_bytes(damaged)
@@ -517,7 +519,7 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
     [
         (["--end-grow-from", 50], "from 50 pixels; expected a multiple of 32, 64 at most"),
         (["--end-grow-from", 96], "from 96 pixels; expected a multiple of 32, 64 at most"),
-        (["--end-grow-from", 32, "--per-neuron"], "each neuron takes 64 pixels"),
+        (["--end-grow-from", 32, "--per-neuron"], "per neuron takes 64 pixels"),
         (["--end-temperature", 4], "--end-temperature is no option of detection"),
         (["--end-jpeg", 75], "--end-jpeg is no option of detection"),
         (["--unlabelled", "x"], "--unlabelled: expected a classifier"),
@@ -663,7 +665,7 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsy
 def test_a_backbone_is_not_written_over(monkeypatch, classes, tmp_path, capsys):
     assert pretrained(monkeypatch, classes, tmp_path / "b", 1) == 0
     assert pretrained(monkeypatch, classes, tmp_path / "b", 2, "--resume", "--limit", 99) == 6
-    assert "this one has data=" in capsys.readouterr().err
+    assert "this run has data=" in capsys.readouterr().err
     first = (tmp_path / "b/last.safetensors").read_bytes()
     assert pretrained(monkeypatch, classes, tmp_path / "b", 2) == 6
     assert "holds a run; add --resume" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_a_number_format_asks_for_torch(path):
     for half in (True, False):
         snn = spikedet.load(path, half=half)
         assert (snn.engine, snn.in_bfloat16) == ("torch", half)
-    with pytest.raises(UsageError, match="events engine computes in whole numbers; leave half out"):
+    with pytest.raises(UsageError, match="events engine computes with integers; leave half out"):
         spikedet.load(path, half=True, engine="events")
     with pytest.raises(UsageError, match="no engine 'fast'; expected auto, torch, events"):
         spikedet.load(path, engine="fast")
@@ -146,7 +146,7 @@ def test_predictors():
     assert (reference.engine, reference.half) == ("torch", False)
     assert detector(picture, conf=0.0).T == reference(picture, conf=0.0).T == 8
     plain = spikedet.load(released("float"))
-    assert (plain.engine, plain.why_engine) == ("torch", "torch: no spiking network")
+    assert (plain.engine, plain.why_engine) == ("torch", "torch: the network is not spiking")
     with pytest.raises(UsageError, match="the events engine runs spiking weights"):
         spikedet.load(released("float"), engine="events")
     assert choose_engine(reference.runner.network, "events") == FASTEST
@@ -155,5 +155,5 @@ def test_predictors():
 def test_elsewhere_than_on_the_cpu_whole_numbers_are_refused(path):
     graph = spikedet.load(path, engine="torch").graph.to("meta")
     assert registry.make("auto", graph)[0] == "torch"
-    with pytest.raises(UsageError, match="integer engines compute on the CPU"):
+    with pytest.raises(UsageError, match="integer engines run on the CPU"):
         registry.make("integers", graph)

@@ -419,7 +419,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     with pytest.raises(library.NoLibrary, match="fails .error: no such thing.; install"):
         library._built()
     (tmp_path / "spikedet").chmod(0o777)
-    with pytest.raises(library.NoLibrary, match="others can write there"):
+    with pytest.raises(library.NoLibrary, match="other users can write to this folder"):
         library._built()
 
 

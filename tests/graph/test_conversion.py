@@ -129,7 +129,7 @@ def test_functions_that_convert_as_modules_do(function, pictures):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (nn.SiLU(), r"^1 \(SiLU\): silu .* put torch.nn.ReLU"),
+        (nn.SiLU(), r"^1 \(SiLU\): silu .* replace it with torch.nn.ReLU"),
         (nn.Sigmoid(), r"^1 \(Sigmoid\): sigmoid"),
         (nn.AdaptiveMaxPool2d(2), r"^1 \(AdaptiveMaxPool2d\): adaptive_max_pool2d .*nn.MaxPool2d"),
         (nn.Upsample(scale_factor=2, mode="bilinear"), r"^1 \(Upsample\): .*bilinear.*nearest"),
@@ -569,6 +569,6 @@ def test_a_forward_of_the_instance_survives_recording(small_net, pictures):
     wanted = small_net(pictures)[:1]
     plain = small_net.forward
     small_net.forward = lambda x: plain(x)[:1]
-    with pytest.raises(ConversionError, match="the pictures of a batch are taken apart"):
+    with pytest.raises(ConversionError, match="the batch is split into its pictures"):
         record(small_net, pictures)
     assert torch.equal(small_net(pictures), wanted)

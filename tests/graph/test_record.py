@@ -464,7 +464,7 @@ def behind_a_convolution(*modules, channels=8):
         (behind_a_convolution(nn.GELU()), r"^2 \(GELU\): gelu has no .*nn\.ReLU\(\).*fine-tune"),
         (
             behind_a_convolution(torchvision.ops.SqueezeExcitation(8, 2)),
-            r"^2(\.\w+)? \(\w+\): .*squeeze-and-excitation.*take a network without",
+            r"^2(\.\w+)? \(\w+\): .*squeeze-and-excitation.*use a network without",
         ),
         (behind_a_convolution(nn.GroupNorm(2, 8)), r"^2 \(GroupNorm\): group_norm .*BatchNorm2d"),
         (
@@ -504,7 +504,7 @@ def test_advice_for_one_is_not_given_to_another(small):
     for network in (behind_a_convolution(nn.LayerNorm([8, 8, 8])), softmax):
         with pytest.raises(ConversionError) as caught:
             prepare(network.eval(), small)
-        assert "LeakyReLU" not in str(caught.value) and "put torch.nn.ReLU" not in str(caught.value)
+        assert "LeakyReLU" not in str(caught.value) and "replace it" not in str(caught.value)
 
 
 class Run(nn.Module):
@@ -543,7 +543,7 @@ def looping(net, y):
         (lambda net, y: net.b(y - y.mean()), r"^Run \(Run\): .*over the pictures"),
         (lambda net, y: net.b(y.transpose(0, 1).reshape(y.shape[0], 4, 8, 8)), r"picture"),
         (lambda net, y: net.b(torch.cat(y.chunk(2)[::-1])), r"^Run.*picture"),
-        (lambda net, y: net.b(y[:1]), r"^Run \(Run\): the pictures of a batch are taken apart"),
+        (lambda net, y: net.b(y[:1]), r"^Run \(Run\): the batch is split into its pictures"),
         (lambda net, y: net.b(y.flip(0)), r"^Run \(Run\): flip"),
         (lambda net, y: net.b(torch.cat([y, y])), r"^Run \(Run\): .*picture"),
     ],

@@ -53,7 +53,7 @@ def test_torchvision_weights_compute_the_same(resnet, tmp_path, kind):
 
 def test_the_side_that_is_usual(resnet, tmp_path):
     assert imported(tmp_path, imgsz=None).imgsz == 224
-    with pytest.raises(UsageError, match="--imgsz: yolov8n.yaml has no usual one"):
+    with pytest.raises(UsageError, match="--imgsz is missing: yolov8n.yaml does not give"):
         imported(tmp_path, model="yolov8n.yaml", imgsz=None, out="x")
 
 
@@ -103,7 +103,7 @@ def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
     with pytest.raises(WeightsError, match="does not fit .* with 2 classes: size mismatch for fc"):
         imported(tmp_path)
     (tmp_path / "names.txt").write_text("a\na\n")
-    with pytest.raises(DataError, match="names.txt: two classes of the name 'a'"):
+    with pytest.raises(DataError, match="names.txt: two classes have the name 'a'"):
         imported(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(b"")
     with pytest.raises(TrainingError, match="is there already"):

@@ -130,7 +130,7 @@ def test_what_is_given_goes_before_what_the_file_says(tmp_path):
     (tmp_path / "w.safetensors").unlink()
     words = "does not fit its own description with 2 classes: size mismatch"
     refused(tmp_path, WeightsError, words, "--names", tmp_path / "names.txt")
-    refused(tmp_path, UsageError, "--width: .* has one width", "--width", "s")
+    refused(tmp_path, UsageError, "--width: .* sets its own width", "--width", "s")
     refused(tmp_path, UsageError, "imgsz is 65; expected a multiple of 32", "--imgsz", "65")
 
 
@@ -152,7 +152,7 @@ def test_a_file_without_a_size(tmp_path):
     model = detector()
     del model.args
     best(tmp_path / "best.pt", model, train_args=None)
-    refused(tmp_path, UsageError, "--imgsz: .*best.pt has no usual one")
+    refused(tmp_path, UsageError, "--imgsz is missing: .*best.pt does not give")
     assert imported(tmp_path, "--imgsz", "64").imgsz == 64
 
 
@@ -207,10 +207,10 @@ def test_a_layer_that_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("names", {0: "cat", 2: "dog"}, "damaged names of classes"),
-        ("names", ["cat", "cat", "dog"], "damaged names of classes"),
-        ("names", ["cat", 1, "dog"], "damaged names of classes"),
-        ("names", None, "damaged names of classes"),
+        ("names", {0: "cat", 2: "dog"}, "the class names are damaged"),
+        ("names", ["cat", "cat", "dog"], "the class names are damaged"),
+        ("names", ["cat", 1, "dog"], "the class names are damaged"),
+        ("names", None, "the class names are damaged"),
         ("names", ["cat", "dog"], "its network has 3 classes and 2 names"),
         ("yaml", None, "the description of its network is damaged"),
         ("yaml", {"nc": {1}}, "the description of its network is damaged"),
@@ -250,8 +250,8 @@ def test_the_state_of_a_checkpoint_for_a_named_description(tmp_path):
 
 def test_plain_states_need_a_network_and_names(tmp_path):
     torch.save(detector().state_dict(), tmp_path / "best.pt")
-    refused(tmp_path, UsageError, "--model: expected, as .*best.pt does not say what its network")
-    refused(tmp_path, UsageError, "--names: expected, as .*best.pt", "--model", "yolov8n.yaml")
+    refused(tmp_path, UsageError, "--model is missing: .*best.pt does not contain a network")
+    refused(tmp_path, UsageError, "--names is missing: .*best.pt", "--model", "yolov8n.yaml")
     (tmp_path / "names.txt").write_text("\n")
     names = ("--names", tmp_path / "names.txt")
     refused(tmp_path, DataError, "names.txt: no class names", "--model", "yolov8n.yaml", *names)

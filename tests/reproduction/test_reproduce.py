@@ -175,7 +175,7 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
         )
         cell = Cell("stage2", 4, None, 256)
         assert one.weights(cell) == one.weights(cell)
-        with pytest.raises(UsageError, match=r"-steps 1 .*now wanted with .*-steps 2 .*--out"):
+        with pytest.raises(UsageError, match=r"-steps 1 .*this run needs .*-steps 2 .*--out"):
             two.weights(cell)
     other = place / "other.safetensors"
     checkpoint = load(place / "float.safetensors")
@@ -282,7 +282,7 @@ def test_the_checkpoints_or_pictures_say_which_task_a_name_is_of(place, tmp_path
     assert reproduce.task_of("table2", [], voc) == "classification"
     with pytest.raises(UsageError, match="for detection; table2 is of classification"):
         reproduce.task_of("table2", [float_one], classes)
-    with pytest.raises(UsageError, match="--model names 2 checkpoints; one detector"):
+    with pytest.raises(UsageError, match="--model names 2 checkpoints; expected one detector"):
         reproduce.run(parsed(place, "figure7", "--model", float_one, float_one))
 
 
@@ -368,5 +368,5 @@ def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):
 
 
 def test_half_precision_is_torch_s_alone(place):
-    with pytest.raises(UsageError, match="--half: the events engine computes in whole numbers"):
+    with pytest.raises(UsageError, match="--half: the events engine computes with integers"):
         reproduce.run(parsed(place, "table10", "--engine", "events", "--half"))

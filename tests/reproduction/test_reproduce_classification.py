@@ -270,7 +270,7 @@ def test_bad_input(place, tmp_path):
             reproduce.run(parsed(place, tmp_path, "table2", "--methods", method))
     with pytest.raises(UsageError, match="--T 3 99: table2 has no such column; it has 2, 4, 8"):
         reproduce.run(parsed(place, tmp_path, "table2", "--T", 2, 3, 99))
-    with pytest.raises(UsageError, match="--made-for: table2 of classifiers has no use for it"):
+    with pytest.raises(UsageError, match="--made-for: has no effect on table2 of classifiers"):
         reproduce.run(parsed(place, tmp_path, "table2", "--made-for", 4))
     leaky = save(tmp_path / "leaky.safetensors", width=0.25, activation="leaky")
     with pytest.raises(UsageError, match="figure7 has no row for leaky resnet20-x0.25 of CIFAR-10"):

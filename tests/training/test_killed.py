@@ -274,7 +274,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     words = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as other:
         other.stdout.readline()
-        with pytest.raises(TrainingError, match="another process trains here"):
+        with pytest.raises(TrainingError, match="another process is training here"):
             classifiers.run(tmp_path / "run")
         other.send_signal(signal.SIGKILL)
         other.wait()
@@ -365,7 +365,7 @@ def test_a_loader_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch, 
         run_as_command(main)
     last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 1
-    assert last.startswith("error: a loader process was ended") and "fewer --workers" in last
+    assert last.startswith("error: the system ended a loader process") and "fewer --workers" in last
 
 
 @pytest.mark.parametrize(

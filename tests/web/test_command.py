@@ -36,11 +36,11 @@ def test_usually_only_this_machine_is_served():
     [
         (["--weights", "FLOAT"], 2, "no time steps to show; expected spiking weights"),
         (["--weights", "QC"], 2, "qc weights have no time steps to show; expected spiking weights"),
-        (["--weights", "CLASSIFIER"], 2, "weights for classification, which the page does not"),
+        (["--weights", "CLASSIFIER"], 2, "the page cannot show weights for classification"),
         (["--weights", "gone.safetensors"], 4, "gone.safetensors"),
         (["--engine", "nothing"], 2, "no engine 'nothing'"),
         (["--T", 9, "--most-steps", 8], 2, "T is 9; expected at most --most-steps, 8"),
-        (["--key", "KEY"], 2, "--key without --certificate"),
+        (["--key", "KEY"], 2, "--key: needs --certificate"),
         (["--certificate", "gone.pem"], 2, "gone.pem: no such file"),
         (["--certificate", "KEY"], 2, "key.pem: no certificate with its key in PEM ("),
         (["--host", "no.such.host.invalid"], 2, "of no.such.host.invalid cannot be opened"),
@@ -94,7 +94,7 @@ def test_it_serves_what_the_options_say(monkeypatch, capsys):
     ((_, listening),) = served
     shown = capsys.readouterr()
     assert f"http://0.0.0.0:{listening.getsockname()[1]}/" in shown.out
-    assert "there is no password" in shown.err
+    assert "it has no password" in shown.err
     listening.close()
 
 

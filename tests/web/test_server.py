@@ -144,7 +144,7 @@ def test_several_visitors_get_the_answers_of_lone_ones(served, tmp_path):
         ("/look?T=9", None, 200, "T is 9; expected 1 to 8 time steps here"),
         ("/look?T=x", None, 200, "T is 'x'; expected a number"),
         ("/look?conf=nan", None, 200, "conf is nan; expected a number between 0 and 1"),
-        ("/look?float=1", None, 200, "there is no float network here"),
+        ("/look?float=1", None, 200, "there is no float network"),
         ("/film", b"words", 200, "this file: is not a video that can be read"),
         ("/spikes?layer=x", None, 200, "no layer 'x'; expected one of model.0.act"),
     ],

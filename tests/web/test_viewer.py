@@ -143,11 +143,11 @@ def test_what_is_refused(viewer, street, tmp_path):
             read(tmp_path / "large.png")
     reference, viewer.reference = viewer.reference, None
     try:
-        with pytest.raises(UsageError, match="there is no float network here"):
+        with pytest.raises(UsageError, match="there is no float network"):
             viewer.look(street, T, beside=True)
     finally:
         viewer.reference = reference
-    with pytest.raises(UsageError, match="no time steps to show"):
+    with pytest.raises(UsageError, match="these weights have no time steps"):
         Viewer(viewer.reference, None, street)
 
 

@@ -119,7 +119,8 @@ def expect_valid(description: dict[str, Any]) -> None:
         if arch not in TORCHVISION:
             near = get_close_matches(arch, TORCHVISION, cutoff=0)
             raise UsageError(
-                f"arch: {arch}; torchvision has no such classifier, but {', '.join(near)} and more"
+                f"arch: {arch}; torchvision has no such classifier; similar names are "
+                f"{', '.join(near)}"
             )
     else:
         _expect("arch", arch, (*NETWORKS, FOREIGN + "NAME"))

@@ -49,7 +49,7 @@ def sources(paths: Sequence[Path], task: str, places: Sequence[Path] = ()) -> li
 def _nothing(path: Path, format: Format | None, task: str) -> str:
     """Why there are no such data."""
     if format is not None:
-        return f"{format.name}, which are for {format.task}; the network is for {task}"
+        return f"{format.name}, which is for {format.task}; the network is for {task}"
     if not path.exists():
         return "no such folder or file"
     if task == "classification":
@@ -72,7 +72,7 @@ def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
         if usual is None:
             there = ", ".join(source.splits) or "none"
             raise DataError(
-                f"{source.paths[0]}: no usual split to {'measure' if test else 'train'} on among "
+                f"{source.paths[0]}: no default split to {'measure' if test else 'train'} on among "
                 f"{there}; name one with --split"
             )
         splits.append(usual)
@@ -106,20 +106,20 @@ def read_boxes(
     wanted = split.split("+")
     lost = [part for part in wanted if not any(source.has(part) for source in there)]
     if len(there) > 1 and lost:
-        raise DataError(f"--split {split}: none of the data has {lost[0]}")
+        raise DataError(f"--split {split}: no data set here has {lost[0]}")
     samples: list[Sample] = []
     for source in there:
         parts = [part for part in wanted if len(there) == 1 or source.has(part)]
         if not parts:
-            raise DataError(f"{source.paths[0]}: --split {split} says none of its splits")
+            raise DataError(f"{source.paths[0]}: --split {split} names none of its splits")
         left = None if limit is None else limit - len(samples)
         if left == 0:
             break
         samples += source.read("+".join(parts), names, left)
         if samples[0].names != samples[-1].names:
             raise DataError(
-                f"{source.paths[0]}: classes {listed(samples[-1].names)}; {there[0].paths[0]} has "
-                f"{listed(samples[0].names)}; say all of them with --names"
+                f"{source.paths[0]}: has the classes {listed(samples[-1].names)}, but "
+                f"{there[0].paths[0]} has {listed(samples[0].names)}; name all classes with --names"
             )
     return samples
 

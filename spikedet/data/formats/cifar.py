@@ -50,7 +50,9 @@ class Cifar(Classes):
         labels = [int(label) for label in read.targets]
         wrong = [label for label in labels if not 0 <= label < len(read.classes)]
         if wrong:
-            raise DataError(f"{root}: a picture of class {wrong[0]} of {len(read.classes)}, from 0")
+            raise DataError(
+                f"{root}: a picture has class {wrong[0]}; expected 0 to {len(read.classes) - 1}"
+            )
         pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
         return Labelled(tuple(read.classes), labels, list(pictures))
 

@@ -64,7 +64,9 @@ class Instances(Boxes):
             coco = _load(file)
             there = _names_of(coco, file)
             if own not in (None, there):
-                raise DataError(f"{file}: other classes than the other splits; expected the same")
+                raise DataError(
+                    f"{file}: its classes differ from those of the other splits; expected the same"
+                )
             own = there
             left = None if limit is None else limit - len(samples)
             for sample in _samples(coco, file, names or own, self._places(file), left):
@@ -111,7 +113,7 @@ def _load(file: Path) -> COCO:
     from pycocotools.coco import COCO
 
     if file.exists() and not file.is_file():  # a pipe would wait for somebody to write into it
-        raise DataError(f"{file}: is no file; expected COCO's annotations")
+        raise DataError(f"{file}: is not a file; expected COCO's annotations")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(file))
@@ -129,7 +131,7 @@ def _load(file: Path) -> COCO:
     for kind, there in (("images", coco.imgs), ("categories", coco.cats)):
         # of two with one id pycocotools takes the last, with no word
         if any(there[entry["id"]] != entry for entry in coco.dataset[kind]):
-            raise DataError(f"{file}: two {kind} of one id; expected an id each")
+            raise DataError(f"{file}: two {kind} have the same id; expected different ids")
     return coco
 
 
@@ -145,9 +147,13 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
         return
     first = f"image_id {cut(repr(lost[0]['image_id']))}"
     if len(lost) == len(there):
-        raise DataError(f"{file}: no annotation is of a picture in it ({first} is no id of images)")
+        raise DataError(
+            f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
+            "of "
+            "images)"
+        )
     counted = "1 annotation" if len(lost) == 1 else f"{len(lost)} annotations"
-    words = f"{_split_of(file)}: {counted} of pictures that are not in it, left out ({first})"
+    words = f"{_split_of(file)}: left out {counted} for pictures that are not in it ({first})"
     warnings.warn(words, stacklevel=2)
 
 
@@ -156,7 +162,7 @@ def _names_of(coco: COCO, file: Path) -> tuple[str, ...]:
     try:
         ordered = [coco.cats[number]["name"] for number in sorted(coco.cats)]
     except (KeyError, TypeError):
-        raise DataError(f"{file}: a category without a number or a name") from None
+        raise DataError(f"{file}: a category has no id or no name") from None
     return expect_names([str(name) for name in ordered], file)
 
 
@@ -166,7 +172,7 @@ def _samples(
     """Samples of a file, in the order of its pictures."""
     images = list(coco.imgs.values())[:limit]
     if not images:
-        raise DataError(f"{file}: no pictures in it")
+        raise DataError(f"{file}: this file lists no pictures")
     _warn_of_lost(coco, file)
     labels = {}
     for number, category in coco.cats.items():
@@ -194,7 +200,7 @@ def _samples(
             beyond.append(sample.path.name)
     if beyond:
         counted = "1 picture" if len(beyond) == 1 else f"{len(beyond)} pictures"
-        words = f"{_split_of(file)}: {counted} with boxes that reach beyond it ({beyond[0]})"
+        words = f"{_split_of(file)}: {counted} with boxes outside the picture ({beyond[0]})"
         warnings.warn(words, stacklevel=2)
     return samples
 
@@ -204,12 +210,12 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
     try:
         first = str(images[0]["file_name"])
     except KeyError:
-        raise DataError(f"{file}: a picture without file_name") from None
+        raise DataError(f"{file}: a picture has no file_name") from None
     folder = next((place for place in places if os.path.exists(place / first)), None)
     if folder is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
-            f"{file}: its picture {cut(first)} is not in {tried}; say where with --images"
+            f"{file}: its picture {cut(first)} is not in {tried}; name its folder with --images"
         )
     return folder
 

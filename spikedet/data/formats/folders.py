@@ -28,13 +28,13 @@ class Folders(Classes):
     def read(self, split: str) -> Labelled:
         folder = self.paths[0]
         if folder.is_file():
-            raise DataError(f"{folder}: is a file; expected the folder that it unpacks to")
+            raise DataError(f"{folder}: is a file; unpack it, and name the folder")
         place = folder / split
         if not place.is_dir():
             there = sorted(path.name for path in folder.glob("*") if path.is_dir())
             raise DataError(
                 f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures"
-                + (f", --split being {' or '.join(there)}" if 0 < len(there) <= 5 else "")
+                + (f" with --split {' or '.join(there)}" if 0 < len(there) <= 5 else "")
             )
         names = _classes(place)
         if not names:

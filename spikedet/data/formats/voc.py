@@ -84,7 +84,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
         DataError: No such file, or not XML in an encoding that is read.
     """
     if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is no file; expected a VOC XML file here")
+        raise DataError(f"{path}: is not a file; expected a VOC XML file here")
     try:
         return ElementTree.parse(path).getroot()
     except FileNotFoundError:

@@ -63,7 +63,7 @@ class Labels(Boxes):
         own = self._names()
         if own is None:
             if names is None:
-                raise DataError(f"{self.path}: no class names; say them with --names")
+                raise DataError(f"{self.path}: no class names; give them with --names")
             own = tuple(names)
         names = own if names is None else tuple(names)
         pictures = list(dict.fromkeys(p for part in split.split("+") for p in self._part(part)))
@@ -94,13 +94,13 @@ class Labels(Boxes):
             raise first_of(problems)
         if not there:
             raise DataError(
-                f"{labels[0]}: no such label file, and none of the {len(labels)} of {split} is "
-                "there; expected `labels` beside `images`, or each beside its picture"
+                f"{labels[0]}: no such label file; all {len(labels)} label files of {split} are "
+                "missing; expected them in `labels` beside `images`, or beside the pictures"
             )
         bare = [p.name for p, label in zip(pictures, labels, strict=True) if label not in rows]
         if bare:
             count = "1 picture" if len(bare) == 1 else f"{len(bare)} pictures"
-            words = f"{title}: {count} without a label file, taken as without objects ({bare[0]})"
+            words = f"{title}: {count} without a label file, read as without objects ({bare[0]})"
             warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
@@ -119,12 +119,13 @@ class Labels(Boxes):
             numbers = sorted(names, key=lambda key: (len(key), key))
             if numbers != [str(number) for number in range(len(names))]:
                 raise DataError(
-                    f"{self.path}: classes {cut(', '.join(numbers))}; expected numbers from 0 to "
-                    f"{len(names) - 1}, one each"
+                    f"{self.path}: class numbers {cut(', '.join(numbers))}; expected each number "
+                    "from "
+                    f"0 to {len(names) - 1} once"
                 )
             names = [names[number] for number in numbers]
         if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
-            raise DataError(f"{self.path}: names are no list of class names")
+            raise DataError(f"{self.path}: names is not a list of class names")
         names = expect_names([name.strip() for name in names], self.path)
         count = self.data.get("nc")
         if count and count != str(len(names)):
@@ -189,7 +190,7 @@ class Labels(Boxes):
         """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
         keypoints = bool(self._given("kpt_shape"))
         if not path.is_file():  # a pipe would wait for somebody to write into it
-            raise DataError(f"{path}: is no file; expected labels")
+            raise DataError(f"{path}: is not a file; expected labels")
         rows = []
         for number, line in enumerate(read_lines(path, "labels"), 1):
             if not line:
@@ -272,7 +273,7 @@ def label_of(picture: Path) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
     if path.exists() and not path.is_file():  # a pipe would wait for somebody to write into it
-        raise DataError(f"{path}: is no file; expected names, train and val")
+        raise DataError(f"{path}: is not a file; expected names, train and val")
     try:
         content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except OSError as error:

@@ -41,7 +41,9 @@ def make_spiking(
     expect_steps_apart(graph)
     for node in graph.of(ACTIVATIONS):
         if not isinstance(node.module, QuantClip):
-            raise ConversionError(f"{node.name}: a {node.kind} that was not quantised")
+            raise ConversionError(
+                f"{node.name}: this {node.kind} is not quantised; quantise the graph first"
+            )
         channels = graph.shapes[node.inputs[0]][1]
         threshold = node.module.threshold.detach().abs().clamp(min=1e-6)
         start = (threshold * initial).expand(channels)

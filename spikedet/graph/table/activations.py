@@ -56,7 +56,7 @@ def maximum(rec: Recorder, node: fx.Node, x: Any, y: Any) -> Signal:
     if is_signal(y):
         raise rec.refuse(
             node,
-            "the larger of two signals has no spiking counterpart; use "
+            "the maximum of two signals has no spiking counterpart; use "
             "torch.nn.MaxPool2d, or a sum",
         )
     return _between(rec, node, x, y, None)

@@ -28,7 +28,10 @@ def stack(rec: Recorder, node: fx.Node, tensors: Sequence[Any], dim: int = 0) ->
 
 def _signals(rec: Recorder, node: fx.Node, tensors: Sequence[Any]) -> Sequence[Signal]:
     if not all(is_signal(tensor) for tensor in tensors):
-        raise rec.refuse(node, "a constant is put beside a signal; let a layer with a bias make it")
+        raise rec.refuse(
+            node,
+            "a constant is concatenated with a signal; make the constant with a layer with a bias",
+        )
     return tensors
 
 
@@ -67,8 +70,8 @@ def _size(rec: Recorder, node: fx.Node, x: Signal, dim: int) -> int:
     if dim % x.ndim == 0:
         raise rec.refuse(
             node,
-            "the pictures of a batch are taken apart, which has no spiking "
-            "counterpart; take apart another dimension",
+            "the batch is split into its pictures, which has no spiking "
+            "counterpart; split another dimension",
         )
     return int(x.shape[dim])
 

@@ -37,8 +37,8 @@ def max_pool_with_indices(rec: Recorder, node: fx.Node, x: Signal, *args: Any, *
     def indices() -> Signal:
         raise rec.refuse(
             node,
-            "where the largest value stands (return_indices=True) has no spiking "
-            "counterpart; up-sample by torch.nn.Upsample instead of unpooling",
+            "the indices of the largest values (return_indices=True) have no spiking "
+            "counterpart; use torch.nn.Upsample instead of unpooling",
         )
 
     return [lambda: max_pool(rec, node, x, *args, **kwargs), indices]

@@ -29,7 +29,7 @@ def reshape(rec: Recorder, node: fx.Node, x: Signal, *sizes: Any) -> Signal:
         raise rec.refuse(
             node,
             f"a shape {[str(s) for s in shape]} that mixes the number of pictures "
-            "with other sizes; let each picture stay apart, as by x.flatten(1)",
+            "with other sizes; keep the pictures apart, for example with x.flatten(1)",
         )
     asked = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else ()
     if len(asked) == len(shape) and -1 in asked[1:]:  # fits pictures of other sizes, too
@@ -43,8 +43,7 @@ def flatten(rec: Recorder, node: fx.Node, x: Signal, start: int = 0, end: int = 
     if start == 0 and end > 0:
         raise rec.refuse(
             node,
-            "the pictures of a batch are flattened into each other; flatten from "
-            "dimension 1 on, x.flatten(1)",
+            "flatten mixes the pictures of a batch; flatten from dimension 1 on, with x.flatten(1)",
         )
     return rec.emit(node, nn.Flatten(start, end), x)
 
@@ -104,7 +103,7 @@ def cast(rec: Recorder, node: fx.Node, x: Signal, *_: Any, **__: Any) -> Signal:
         raise rec.refuse(
             node,
             f"values become {node.meta['val'].dtype}, which has no spiking "
-            "counterpart; leave the number format to the runtime",
+            "counterpart; remove this change of the number format",
         )
     return x
 

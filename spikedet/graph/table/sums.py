@@ -86,7 +86,7 @@ def _with_constant(rec, node, x: Signal, module: nn.Module, constant: Tensor, na
         raise rec.refuse(
             node,
             f"a constant {list(constant.shape)} that differs between the "
-            "pictures of a batch; let its first dimension be 1",
+            "pictures of a batch; give its first dimension the size 1",
         )
     own = tuple(x.shape[1:])
     wanted = constant.shape[1:] if constant.ndim == x.ndim else constant.shape
