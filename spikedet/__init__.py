@@ -1,12 +1,12 @@
 """Object detection and classification with spiking neural networks.
 
 import spikedet
-snn = spikedet.convert(network, batches, T=8)      # any network of the operations that convert
-y = snn(x)                                         # as the network returns it, mean over time
+snn = spikedet.convert(network, batches, T=8)      # a PyTorch network of supported operations
+y = snn(x)                                         # same structure as network(x), mean over time
 spikedet.save(snn, "own.safetensors")
 snn = spikedet.load("own.safetensors")
-detector = spikedet.load(T=8)                      # the released detector
-spikedet.export(snn, "own.onnx")                   # for other programs
+detector = spikedet.load(T=8)                      # the released detector for T = 8
+spikedet.export(snn, "own.onnx")                   # a file for other programs
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["Detections", "SpikingNetwork", "__version__", "convert", "export", "load", "save"]
-# Where the names of the face live; torch is imported when one of them is asked for.
+# The module of each public name. torch is imported only when a name is first used.
 _HOMES = {
     "convert": "spikedet.conversion.convert",
     "export": "spikedet.exporting",
@@ -55,27 +55,29 @@ def load(
     """Load a detector, a classifier, or a spiking network of your own.
 
     Args:
-        path: Weights of any stage; the released spiking network for T when None.
-        T: Time steps used by default; those the weights were calibrated for when None.
+        path: Checkpoint of any stage. None: the released spiking network for T.
+        T: Default number of time steps. None: the T that the weights were calibrated for.
         device: `cpu` or `cuda:N`.
-        half: Let torch compute spiking layers in bfloat16 (True) or float32 (False). Either makes
-            `auto` take torch. None: bfloat16 where torch runs a detector or classifier on a CPU
-            that is fast at it.
-        task: Of the released network: `detection`, or `classification` (CIFAR-10).
-        engine: What runs a spiking network: `auto`, the fastest that this machine and this network
-            allow; `torch`, the reference, which gives the numbers of the tables; `events`;
-            `integers` (see `docs/engines.md`). `engine` of what is returned says which it is, and
-            `why_engine` (of a `SpikingNetwork` `engine_reason`) why.
+        half: True: torch computes the spiking layers in bfloat16. False: in float32. With either
+            value, `auto` chooses the torch engine. None: if torch runs a detector or classifier on
+            a CPU, it uses bfloat16 where the CPU is fast at it.
+        task: Task of the released network: `detection`, or `classification` (CIFAR-10). Used only
+            if `path` is None.
+        engine: Engine for a spiking network. `auto` is the fastest engine that works on this
+            machine and for this network. `torch` is the reference and gives the numbers of the
+            tables. The others are `events` and `integers` (see `docs/engines.md`). The attribute
+            `engine` of the returned object names the engine. The reason is in `why_engine`, or in
+            `engine_reason` of a `SpikingNetwork`.
 
     Returns:
-        A `Predictor` for weights of a detector. Call it with a picture, and get its `Detections`.
-        For weights of a classifier a `Classifier`, which answers with `Classes`. For what
-        `spikedet.save` wrote a `SpikingNetwork`.
+        For weights of a detector: a `Predictor`. Call it with a picture to get `Detections`.
+        For weights of a classifier: a `Classifier`. Call it with a picture to get `Classes`.
+        For a file of `spikedet.save`: a `SpikingNetwork`.
 
     Raises:
-        WeightsError: Missing, damaged or of another kind.
-        UsageError: T is not a whole number of 1 or more, no such device is here, or no such
-            engine, or it cannot run these weights.
+        WeightsError: The file is missing, damaged, or not a checkpoint of spikedet.
+        UsageError: T is not a whole number of 1 or more, the device or the engine does not exist,
+            or the engine cannot run these weights.
 
     Examples:
         >>> detector = spikedet.load(T=20)
@@ -105,7 +107,7 @@ def load(
 def _restored(
     checkpoint: Checkpoint, T: int | None, device: str, half: bool | None, engine: str
 ) -> SpikingNetwork:
-    """What `save` wrote, on a device, run by an engine."""
+    """Restore a network that `save` wrote; choose its device and its engine."""
     from spikedet.precision import present_device
     from spikedet.runtime.choose import choose_engine
     from spikedet.runtime.file import restore

@@ -1,15 +1,15 @@
-"""Exceptions for what a user can put right: one clear sentence and an exit code each."""
+"""Exceptions for errors that a user can correct. Each has one clear sentence and an exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-LONGEST = 2000  # characters of a sentence that a user can still read
+LONGEST = 2000  # characters; a longer message is cut
 
 
 def cut(text: object, most: int = 80) -> str:
-    """Text, its middle left out where it has more than `most` characters."""
+    """Shorten a text to about `most` characters by leaving out its middle."""
     text = str(text)
     if len(text) <= most:
         return text
@@ -17,9 +17,10 @@ def cut(text: object, most: int = 80) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What an exception says in a sentence of ours.
+    """The message of an exception, short enough to be quoted in one of our messages.
 
-    Of another library the first line, cut where it is long; our own are sentences already.
+    Messages of our own exceptions are returned unchanged. For exceptions of other libraries it is
+    the first line, cut after about 200 characters. If there is no message, it is the class name.
     """
     if isinstance(error, SpikedetError):
         return str(error)
@@ -28,14 +29,14 @@ def said(error: BaseException) -> str:
 
 
 def nearest(text: str, words: Iterable[str]) -> str:
-    """A question after the word that was meant, or nothing."""
+    """The question `(did you mean WORD?)` for the most similar word, or an empty text."""
     known = {word.lower(): word for word in words}
     matches = difflib.get_close_matches(str(text)[:100].lower(), known, 1)
     return f" (did you mean {cut(known[matches[0]])}?)" if matches else ""
 
 
 def among(text: str, words: Iterable[str]) -> str:
-    """The words that there are, and a question after the one that was meant.
+    """A list of the known words, with a question if one of them is similar to `text`.
 
     Examples:
         >>> from spikedet.errors import among
@@ -47,11 +48,11 @@ def among(text: str, words: Iterable[str]) -> str:
 
 
 class SpikedetError(Exception):
-    """Base of all errors with a sentence meant for the user.
+    """Base class of all errors with a message for the user.
 
-    The sentence names the offending value and what would be right. `commands.main.run` prints it
-    and exits with `exit_code`; anything else that is raised is a bug and keeps its traceback. A
-    sentence that would be longer than `LONGEST`, because it echoes what a file holds, is cut.
+    The message names the wrong value and says what is expected. `commands.main.run` prints the
+    message and exits with `exit_code`. Any other exception is a bug and keeps its traceback. A
+    message longer than `LONGEST` characters is cut.
     """
 
     exit_code = 1
@@ -61,48 +62,48 @@ class SpikedetError(Exception):
 
 
 class UsageError(SpikedetError):
-    """An argument or a combination of arguments that makes no sense."""
+    """An argument is wrong, or arguments contradict each other. Exit code 2."""
 
     exit_code = 2
 
 
 class DataError(SpikedetError):
-    """A data set or an annotation that is missing, damaged or contradicts itself."""
+    """A data set or an annotation is missing, damaged or contradicts itself. Exit code 3."""
 
     exit_code = 3
 
 
 class PictureError(DataError):
-    """A picture that is missing, truncated or not a picture."""
+    """A picture is missing, truncated or not a picture. Exit code 3."""
 
 
 class WeightsError(SpikedetError):
-    """A weights file that is missing, damaged or of another kind."""
+    """A weights file is missing, damaged or of another kind. Exit code 4."""
 
     exit_code = 4
 
 
 class ConversionError(SpikedetError):
-    """A network that holds an operation which has no spiking counterpart."""
+    """A network has an operation without a spiking counterpart. Exit code 5."""
 
     exit_code = 5
 
 
 class TrainingError(SpikedetError):
-    """A training run that cannot start, resume or go on."""
+    """A training run cannot start, resume or continue. Exit code 6."""
 
     exit_code = 6
 
 
 class ResourceError(SpikedetError):
-    """Memory that was too small, or a process that the system took away."""
+    """The memory is too small, or the system ended a process. Exit code 1."""
 
 
 MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "a primitive")
 
 
 def plainly(error: BaseException) -> SpikedetError | None:
-    """A sentence for what torch raises where the machine is too small; None for other errors."""
+    """Convert an out-of-memory error of torch to a `ResourceError`; None for other errors."""
     reason = said(error) if str(error).strip() else "no reason given"
     if "DataLoader worker" in str(error) or "/torch_" in str(error):
         return ResourceError(

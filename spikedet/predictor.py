@@ -1,4 +1,4 @@
-"""What predictors of all tasks share: their weights and their time steps."""
+"""Base class of the predictors of all tasks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from spikedet.task import Task
 
 
 class BasePredictor:
-    """A network of a task, ready for pictures.
+    """A network of a task with its weights.
 
     Attributes:
-        weights: Its file.
-        T: Time steps used when a call does not say.
+        weights: Path of the checkpoint.
+        T: Default number of time steps. None for a float or quantised network.
         names: Class names.
         imgsz: Input side in pixels.
-        stride: Sides of its pictures are multiples of it.
-        why_engine: Which engine runs the network, and why, in one sentence.
+        stride: The input side is a multiple of this number.
+        why_engine: One sentence: which engine runs the network, and why.
     """
 
     task: Task
@@ -61,7 +61,7 @@ class BasePredictor:
         return getattr(self.runner.network, "in_bfloat16", False)
 
     def _time_steps(self, T: int | None) -> int | None:
-        """The T to run with; warns once of one that the weights were not made for."""
+        """The T to run with. Warns once if the weights were not made for this T."""
         expect_counts(T=T)
         made_for = self.runner.T if self.runner.stage == "snn" else None
         if T is None or made_for is None:

@@ -1,4 +1,4 @@
-"""From pictures to class names: the Python interface."""
+"""Classify pictures: the Python interface."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Classes:
 
     Attributes:
         names: Class names.
-        probabilities: Soft-max of the mean outputs, in 0..1.
-        T: Time steps, None for a network without.
+        probabilities: [top] float32, 0..1, soft-max of the mean outputs.
+        T: Time steps. None for a float or quantised network.
     """
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Classes:
 
 
 class Classifier(BasePredictor):
-    """A classifier ready for pictures; made by `spikedet.load`."""
+    """A classifier with its weights. `spikedet.load` returns it."""
 
     task = CLASSIFICATION
 
@@ -52,22 +52,22 @@ class Classifier(BasePredictor):
         """Classify pictures.
 
         Args:
-            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of them.
-            T: Time steps, `self.T` by default.
-            top: How many classes each answer names.
-            batch: Pictures that go through the network at once.
-            patience: Early exit of a spiking network: stop as soon as the most probable class was
-                the same in so many readouts after another one, T steps at most. Pictures go
-                through it one by one then, and `T` of each answer says how many steps it took.
-            every: Steps between two such readouts.
+            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of these.
+            T: Time steps. None: `self.T`.
+            top: Number of classes in each result.
+            batch: Number of pictures that go through the network at once.
+            patience: Early exit of a spiking network: stop when the most probable class is the same
+                in this number of readouts in a row, at the latest after T steps. The pictures are
+                then processed one by one. `T` of each result is the number of steps that were run.
+            every: Time steps between two readouts of the early exit.
 
         Returns:
-            Classes, or a list of them for a list.
+            Classes, or a list of them if `pictures` is a list.
 
         Raises:
-            PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T, `top`, `batch`, `patience` or `every` below 1, or an early exit of
-                weights without time steps.
+            PictureError: A picture cannot be read, or an array is not a picture.
+            UsageError: T, `top`, `batch`, `patience` or `every` is below 1, or `patience` is given
+                for weights without time steps.
         """
         expect_counts(top=top, batch=batch, patience=patience, every=every)
         if patience is not None and self.runner.stage != "snn":
@@ -97,7 +97,7 @@ class Classifier(BasePredictor):
     def _until(
         self, source: str | Path | np.ndarray, T: int | None, top: int, patience: int, every: int
     ) -> Classes:
-        """The answer after as many steps as the most probable class needs to settle."""
+        """The classes of one picture with early exit."""
         fitted = self._fitted(as_picture(source)[..., ::-1])[None].to(self.device)
         picture = fitted.contiguous(memory_format=torch.channels_last)
 
@@ -111,6 +111,6 @@ class Classifier(BasePredictor):
         return replace(answer, T=t)
 
     def _fitted(self, rgb: np.ndarray) -> torch.Tensor:
-        """[H, W, 3] uint8 -> [3, S, S] as the network takes it."""
+        """Convert a picture [H, W, 3] uint8 RGB to the input of the network, [3, S, S]."""
         picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
         return transforms.view(self.runner.description, self.imgsz)(picture)

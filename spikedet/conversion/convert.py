@@ -1,4 +1,4 @@
-"""From any float network to a spiking one, in one call."""
+"""Convert a float network to a spiking network in one call."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from spikedet.settings import (
 )
 from spikedet.terminal import Bar
 
-LOOKED_AT = 64  # pictures that thresholds are estimated on
+LOOKED_AT = 64  # number of pictures that the thresholds are estimated from
 
 
 def convert(
@@ -77,60 +77,69 @@ def convert(
 ) -> SpikingNetwork:
     """Convert a float network to a spiking one.
 
-    Without `loss` nothing is trained: thresholds are taken from the batches and the layers are
-    calibrated on them (stage II). With `loss` and `epochs` the network is first fine-tuned with
-    quantised activations, distilling `network` (stage I), and ends with an end-to-end pass.
+    Without `epochs`, stage I is left out: the thresholds are estimated from the batches, and the
+    layers are calibrated on the batches (stage II). With `loss` and `epochs`, stage I comes first:
+    the network is fine-tuned with quantised activations and distils from `network`. With a `loss`,
+    the two-stage method ends with an end-to-end pass.
 
-    Before it returns, the graph is compared with `network`, and the spiking network with the
-    quantised one, layer by layer, on your batches; what does not agree is refused.
+    The function checks its own result on your batches. It compares the recorded graph with
+    `network`, and the spiking network with the quantised one, layer by layer. It raises an error if
+    they do not agree.
 
     Args:
-        network: Any module of the operations that convert (`docs/convert.md` lists them). It is
-            left as it was, on its device, in its mode.
-        batches: Run over several times: a list or a loader of tensors [B, ...], or of tuples whose
-            first item is that input; the rest goes to `loss`.
+        network: A module of supported operations (listed in `docs/convert.md`). The function does
+            not change it, its device or its mode.
+        batches: A list or a loader, which is iterated several times. Each batch is an input tensor
+            [B, ...], or a tuple. The first item of a tuple is the input, and the other items are
+            passed to `loss`.
         T: Time steps.
-        loss: `loss(output, *rest)` -> scalar, smaller is better.
+        loss: `loss(output, *rest)` returns a scalar tensor. Smaller is better.
         epochs: Passes of stage I over the batches.
-        method: One of `spikedet.methods.METHODS`; `two-stage` with a loss, `stage2` without.
-        distill: Weight of the distance from the outputs of `network` in stage I.
-        distance: `distance(output, wanted)` -> scalar; the mean squared difference in units of each
-            output's variance when None.
-        rate: Learning rate of stage I, as a part of each tensor's root mean square.
+        method: A name in `spikedet.methods.METHODS`. None: `two-stage` if `epochs` is above 0,
+            else `stage2`.
+        distill: Weight of the distillation loss in stage I, which is the distance to the outputs of
+            `network`.
+        distance: `distance(output, wanted)` returns a scalar tensor. None: the mean squared
+            difference, divided by the variance of each output.
+        rate: Learning rate of stage I, relative to the root mean square of each tensor.
         noise: Probability that an activation is not quantised in training (eq 14).
-        per_channel: One threshold a channel instead of one a layer.
-        fold_first: Fold batch norm before stage I, not after it.
-        pictures: Most pictures that layers are fitted to.
-        held: Most pictures that layers are judged by, others than those.
-        batch: Pictures that go through a layer at once in calibration.
-        layer_steps: Most steps of fine calibration a layer.
-        layer_loss: `mse` or `kl` (see `settings.LayerWise`).
-        layers: Names or patterns of the layers to calibrate; all when None.
-        per_neuron: An initial potential for every neuron instead of every channel.
-        end_to_end: Steps of the end-to-end pass over the batches, which follow `network` and, where
-            there is one, the loss. None: 200 with a loss and a method that has one, else 0.
-        end_rate: Its learning rate, as `rate`.
-        end_batch_norm: Train it beside batch norm that is folded afterwards.
-        int8: Return a network of whole weights, int8 with a scale for each output channel, which
-            the events engine runs without any more rounding; the end-to-end pass trains with them.
-        sparsity: Weight of a penalty on the synaptic operations in the end-to-end pass, in units of
-            the float network's multiplications a step: fewer spikes, less time and energy.
-        end_also: Further numbers of steps, below T, after which the outputs are trained in the
-            end-to-end pass, too: one network for all of them, `snn(x, T=4)`.
-        pooling: How spikes are max-pooled: `count` or `step` (see `SpikingMaxPool`).
-        neuron: Which one of `neurons.registry`; integrate-and-fire with soft reset by default.
-        seed: Of everything that is drawn.
-        device: Where to work and where the result stays: `cpu`, `cuda:0`; that of `network` when
-            None.
-        progress: Show bars.
+        per_channel: Use one threshold for each channel instead of one for each layer.
+        fold_first: Fold batch norm before stage I instead of after it.
+        pictures: Largest number of pictures that the layers are fitted to.
+        held: Largest number of held-out pictures. They decide what is kept of each layer.
+        batch: Batch size in calibration.
+        layer_steps: Largest number of fine-calibration steps for each layer.
+        layer_loss: Loss of fine calibration: `mse` or `kl` (see `settings.LayerWise`).
+        layers: Names or patterns of the layers to calibrate. None: all layers.
+        per_neuron: Use one initial potential for each neuron instead of one for each channel.
+        end_to_end: Training steps of the end-to-end pass. Its targets are the outputs of `network`.
+            If there is a `loss`, it is added. None: 200 if the method has this pass and there is a
+            `loss`, else 0.
+        end_rate: Learning rate of the end-to-end pass, relative as `rate`.
+        end_batch_norm: Add batch norm during the end-to-end pass, and fold it afterwards.
+        int8: Return a network with int8 weights and one scale for each output channel. The events
+            engine runs it without further rounding. The end-to-end pass trains with these weights.
+        sparsity: Weight of a penalty on synaptic operations in the end-to-end pass. Operations are
+            counted in units of the float network's multiplications. The penalty gives fewer
+            spikes, and so less time and energy.
+        end_also: Numbers of time steps below T. The end-to-end pass also trains the outputs after
+            these steps, so that one network works for several T, for example `snn(x, T=4)`.
+        pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
+        neuron: Name of a neuron in `neurons.registry`. The default is integrate-and-fire with soft
+            reset.
+        seed: Seed of all random numbers.
+        device: Device for the work and the result, such as `cpu` or `cuda:0`. None: the device of
+            `network`.
+        progress: Show progress bars.
 
     Returns:
-        The spiking network in evaluation mode, without gradients.
+        The spiking network, in evaluation mode and without gradients.
 
     Raises:
-        ConversionError: Names the operation that has no spiking counterpart, and what to do.
-        UsageError: Arguments that are outside their limits, or make no sense together.
-        DataError: Fewer than two pictures, or batches that cannot be run over again.
+        ConversionError: An operation has no spiking counterpart. The message names it and says what
+            to do.
+        UsageError: An argument is outside its limits, or arguments contradict each other.
+        DataError: There are fewer than two pictures, or `batches` cannot be iterated again.
 
     Examples:
         >>> snn = spikedet.convert(network, batches, T=8)
@@ -208,10 +217,10 @@ def _expect_training(
     loss: Loss | None,
     distill: float,
 ) -> None:
-    """Refuse a loss that trains nothing, and training that the method has not or cannot do without.
+    """Check that the training arguments fit the method.
 
     Raises:
-        UsageError: Says what does not fit.
+        UsageError: A loss has no effect, the method has no stage I, or it needs a loss and epochs.
     """
     if loss is not None and not epochs and not end_to_end:
         raise UsageError("loss has no effect without training; set epochs or end_to_end as well")
@@ -226,7 +235,10 @@ def _expect_training(
 
 
 def _quantise(graph: Graph, source: Batches, T: int, recipe: Method, stage_one: StageOne) -> None:
-    """Make the activations of a float graph quantisers, in place; thresholds from its pictures."""
+    """Replace the activations of a float graph by quantisers, in place.
+
+    The thresholds are estimated from the first `LOOKED_AT` pictures.
+    """
     pictures = source.pictures(LOOKED_AT)
     thresholds = thresholds_by(recipe.thresholds, graph, pictures, T, stage_one.per_channel)
     quantise(graph, thresholds, T, stage_one.noise)
@@ -242,7 +254,7 @@ def _calibrate(
     options: LayerWise,
     progress: bool,
 ) -> None:
-    """Stage II, layer by layer, in place."""
+    """Run stage II layer by layer on `spiking`, in place."""
     with Bar(desc=f"stage II, T={T}", unit="layer", shown=progress) as bar:
 
         def report(layer: LayerReport, index: int, count: int) -> None:

@@ -12,7 +12,7 @@ from spikedet.data.formats.voc import VOC_CLASSES
 from spikedet.errors import UsageError
 
 __all__ = ["COCO_NAMES", "VOC_CLASSES", "Detections"]
-COCO_NAMES = {  # of VOC's classes, where COCO calls them otherwise
+COCO_NAMES = {  # from COCO's class names to VOC's, where they differ
     "airplane": "aeroplane",
     "motorcycle": "motorbike",
     "potted plant": "pottedplant",
@@ -27,17 +27,18 @@ class Detections:
     """Objects found in one picture, highest score first.
 
     Attributes:
-        boxes: [N, 4] float32, x1 y1 x2 y2 in pixels of the original picture, 0-based: the left
-            edge of the first pixel is 0, the right edge of the last one is the picture's width.
-        scores: [N] float32 in 0..1.
+        boxes: [N, 4] float32, x1 y1 x2 y2 in pixels of the original picture. The left edge of the
+            first pixel is 0, and the right edge of the last pixel is the width of the picture.
+        scores: [N] float32, 0..1.
         labels: [N] int64, indices into `names`.
         names: Class names.
-        T: Time steps, None for a float or quantised network.
-        picture: [H, W, 3] uint8 BGR, the original picture as a viewer shows it, or None.
-        file: Where the picture came from, or None.
-        spike_rate: Spikes per neuron and step, where they were counted (`Predictor.steps`).
-        ids: [N] int64, number of each object across the frames of a video, 0 while it is not
-            known (`spikedet.detection.track`); None without tracking.
+        T: Time steps. None for a float or quantised network.
+        picture: [H, W, 3] uint8 BGR, the original picture with its rotation tag applied, or None.
+        file: File or address of the picture, or None.
+        spike_rate: Spikes per neuron and time step. None if they were not counted; see
+            `Predictor.steps`.
+        ids: [N] int64, the same number for the same object in all frames of a video. 0 if the
+            number is not known yet (see `spikedet.detection.track`). None without tracking.
     """
 
     boxes: np.ndarray
@@ -59,14 +60,14 @@ class Detections:
         return [self.names[label] for label in self.labels]
 
     def only(self, classes: Collection[str]) -> Detections:
-        """Those of some classes."""
+        """Only the objects of some classes."""
         return self.some(np.array([name in classes for name in self.classes], bool))
 
     def some(self, kept: np.ndarray) -> Detections:
-        """Some of them.
+        """Only some of the objects.
 
         Args:
-            kept: [N] bool, or their numbers in the order that is wanted.
+            kept: [N] bool mask, or the indices of the objects in the wanted order.
         """
         ids = None if self.ids is None else self.ids[kept]
         return replace(
@@ -75,16 +76,17 @@ class Detections:
         )  # fmt: skip
 
     def one_class_each(self, iou: float = 0.6) -> Detections:
-        """One box for each object: of boxes that overlap, whatever their classes, the best.
+        """Keep only the box with the highest score where boxes of any classes overlap.
 
-        Non-maximum suppression of a detector looks at one class at a time, so that one animal may
-        be a cat and a dog. For people to look at; measures want all boxes.
+        The non-maximum suppression of a detector runs for each class separately. So one animal may
+        get two boxes, as a cat and as a dog. Use this method for pictures that people look at. Do
+        not use it before you measure AP, which needs all boxes.
 
         Args:
-            iou: Intersection over union above which the box with the lower score is left out.
+            iou: If two boxes overlap with a larger IoU, the box with the lower score is removed.
 
         Raises:
-            UsageError: `iou` outside 0..1.
+            UsageError: `iou` is outside 0..1.
         """
         if not 0 <= iou <= 1:
             raise UsageError(f"iou is {iou}; expected a number between 0 and 1")
@@ -95,12 +97,13 @@ class Detections:
         return self.some(np.array(kept, int))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them.
+        """Convert to plain values that JSON can store.
 
         Returns:
-            `file`, `T`, `width` and `height` of the picture (None without one), and `objects`, a
-            list of `class`, `score` and `box` (x1 y1 x2 y2 in pixels of the original picture), with
-            tracking also `id` (None while it is not known).
+            A dict with `file`, `T`, `width` and `height` of the picture (None if there is no
+            picture), and `objects`. Each object is a dict with `class`, `score` and `box` (x1 y1 x2
+            y2 in pixels of the original picture). With tracking it also has `id`, which is None if
+            the number is not known yet.
         """
         height, width = self._size()
         objects = [
@@ -116,14 +119,14 @@ class Detections:
     def to_coco(
         self, image_id: int | str = 0, categories: Sequence[int] | None = None
     ) -> list[dict[str, Any]]:
-        """Results as the COCO evaluation reads them.
+        """Convert to the result format of the COCO evaluation.
 
         Args:
-            image_id: Of the picture.
-            categories: COCO's id of each class of `names`; their number in `names` when None.
+            image_id: Id of the picture.
+            categories: COCO category id of each class of `names`. None: the index in `names`.
 
         Returns:
-            One entry an object, with `image_id`, `category_id`, `bbox` (x, y, width, height in
+            One dict for each object, with `image_id`, `category_id`, `bbox` (x, y, width, height in
             pixels of the original picture) and `score`.
         """
         results = []
@@ -138,15 +141,15 @@ class Detections:
         return results
 
     def to_yolo(self, scores: bool = False) -> str:
-        """Labels as YOLO has them: a line an object, `class x y width height`.
+        """Convert to YOLO labels: one line for each object, `class x y width height`.
 
-        Centre and size are parts of the picture's width and height.
+        Centre and size are fractions of the width and height of the picture.
 
         Args:
-            scores: Put the score behind each line.
+            scores: Add the score at the end of each line.
 
         Raises:
-            UsageError: The detections do not know their picture.
+            UsageError: The detections have no picture, so its size is not known.
         """
         height, width = self._size()
         if not height or not width:
@@ -164,14 +167,14 @@ class Detections:
         return "".join(line + "\n" for line in lines)
 
     def number_of(self, index: int) -> int | None:
-        """The number that the object at a place has in a film, None where it is not known."""
+        """The tracking number of the object with this index. None if it is not known."""
         return None if self.ids is None else int(self.ids[index]) or None
 
     def to_supervision(self) -> Any:
-        """As `supervision.Detections` of the package `supervision`; class names in its `data`.
+        """Convert to `supervision.Detections`. The class names are in its `data`.
 
         Raises:
-            UsageError: The package is not installed.
+            UsageError: The package `supervision` is not installed.
         """
         try:
             import supervision
@@ -188,18 +191,18 @@ class Detections:
         )
 
     def _size(self) -> tuple[int | None, int | None]:
-        """Height and width of the picture in pixels, where it is known."""
+        """Height and width of the picture in pixels, or None for both without a picture."""
         return (None, None) if self.picture is None else self.picture.shape[:2]
 
     def plot(self) -> np.ndarray:
-        """The picture with boxes, class names and scores drawn on it, [H, W, 3] uint8 BGR."""
+        """Draw boxes, class names and scores on the picture; returns [H, W, 3] uint8 BGR."""
         from spikedet.detection.draw import draw
 
         return draw(self)
 
 
 def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union [N] of a box [4] and others [N, 4], x1 y1 x2 y2 each."""
+    """Intersection over union, [N], of one box [4] and N other boxes [N, 4] (x1 y1 x2 y2)."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(1)
     areas = np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1)

@@ -1,4 +1,4 @@
-"""From pictures to detections: the Python interface."""
+"""Detect objects in pictures: the Python interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spikedet.runtime.early_exit import EarlyExit
 
 
 class Predictor(BasePredictor):
-    """A detector ready for pictures; made by `spikedet.load`."""
+    """A detector with its weights. `spikedet.load` returns it."""
 
     task = DETECTION
 
@@ -42,24 +42,24 @@ class Predictor(BasePredictor):
         """Detect objects.
 
         Args:
-            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of them.
-            T: Time steps, `self.T` by default.
+            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of these.
+            T: Time steps. None: `self.T`.
             conf: Confidence threshold.
-            iou: IoU threshold of non-maximum suppression, class by class.
-            batch: Pictures that go through the network at once.
-            patience: Early exit of a spiking network: stop as soon as the detections were alike
-                (`alike`) in so many readouts after another one, T steps at most. Pictures go
-                through it one by one then, and `T` of each result says how many steps it took.
-            every: Steps between two such readouts.
+            iou: IoU threshold of non-maximum suppression, which runs for each class separately.
+            batch: Number of pictures that go through the network at once.
+            patience: Early exit of a spiking network: stop when the detections agree (see `alike`)
+                in this number of readouts in a row, at the latest after T steps. The pictures are
+                then processed one by one. `T` of each result is the number of steps that were run.
+            every: Time steps between two readouts of the early exit.
 
         Returns:
-            Detections, or a list of them for a list; each keeps its picture, so give long lists in
-            pieces.
+            Detections, or a list of them if `pictures` is a list. Each result keeps its picture in
+            memory, so split long lists.
 
         Raises:
-            PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T, `batch`, `patience` or `every` below 1, a threshold outside 0..1, or an
-                early exit of weights without time steps.
+            PictureError: A picture cannot be read, or an array is not a picture.
+            UsageError: T, `batch`, `patience` or `every` is below 1, a threshold is outside 0..1,
+                or `patience` is given for weights without time steps.
         """
         _check_fractions(conf=conf, iou=iou)
         expect_counts(batch=batch, patience=patience, every=every)
@@ -88,20 +88,22 @@ class Predictor(BasePredictor):
         """Detect objects after every time step 1..T of one run (any-time readout).
 
         Args:
-            picture: A path or a picture [H, W, 3] uint8 BGR (or [H, W] grey).
-            T: Time steps, `self.T` by default.
+            picture: A path, or a picture [H, W, 3] uint8 BGR (or [H, W] grey).
+            T: Time steps. None: `self.T`.
             conf: Confidence threshold.
-            iou: IoU threshold of non-maximum suppression, class by class.
-            chunk: Steps computed at once; fewer give the first results sooner, all of them later.
+            iou: IoU threshold of non-maximum suppression, which runs for each class separately.
+            chunk: Time steps that are computed at once. With a smaller number the first results
+                come sooner, but the whole run takes longer.
 
         Returns:
-            An iterator of `Detections`, each with its T = 1, 2 ... and the spike rate so far. The
-            last are those of a call with T; read it to its end before the next call.
+            An iterator of `Detections` for T = 1, 2 and so on. Each has the spike rate so far. The
+            last detections equal those of a call with T. Read the iterator to its end before you
+            call the detector again.
 
         Raises:
-            PictureError: A picture that cannot be read, or an array that is no picture.
-            UsageError: T or `chunk` below 1, a threshold outside 0..1, or weights without time
-                steps.
+            PictureError: The picture cannot be read, or the array is not a picture.
+            UsageError: T or `chunk` is below 1, a threshold is outside 0..1, or the weights have no
+                time steps.
         """
         _check_fractions(conf=conf, iou=iou)
         expect_counts(chunk=chunk)
@@ -135,7 +137,7 @@ class Predictor(BasePredictor):
         patience: int,
         every: int,
     ) -> Detections:
-        """Detections after as many steps as they need to settle."""
+        """Detections of one picture with early exit."""
         array = as_picture(source)
         tensor, frame = letterbox(array, self.imgsz)
         picture = tensor[None].contiguous(memory_format=torch.channels_last).to(self.device)
@@ -174,7 +176,7 @@ class Predictor(BasePredictor):
         conf: float,
         iou: float,
     ) -> Detections:
-        """The detections of one picture from decoded outputs [4 + C, A]."""
+        """The detections of one picture from decoded outputs [4 + C, A] (A candidate boxes)."""
         boxes, scores, labels = select(raw, conf, iou)
         file = None if isinstance(source, np.ndarray) else str(source)
         return Detections(frame.to_original(boxes), scores, labels, self.names, T, array, file)
@@ -183,9 +185,10 @@ class Predictor(BasePredictor):
 def alike(before: Detections, now: Detections, iou: float = 0.9, score: float = 0.05) -> bool:
     """Whether two readouts show the same objects.
 
-    As many, and each has one of its class whose box overlaps by `iou` or more and whose score is
-    nearer than `score`. Two that show nothing are not alike: in the first steps spikes have not
-    come through all layers yet, so that a picture without objects takes all its steps.
+    Both must have the same number of objects. Each object needs a partner of the same class in the
+    other readout: their boxes overlap with an IoU of `iou` or more, and their scores differ by less
+    than `score`. Two empty readouts do not count as alike, because in the first steps the spikes
+    have not yet passed all layers. So a picture without objects takes all T steps.
     """
     if len(before) != len(now) or not len(now):
         return False

@@ -1,4 +1,7 @@
-"""Networks for other programs and for chips: one file an exporter, found by name or file ending."""
+"""Export networks to formats of other programs and chips.
+
+Each exporter is one module. It is chosen by its name or by the ending of the file.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,13 @@ __all__ = ["Exported", "export"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """The result of `export`.
 
     Attributes:
-        path: The file.
-        format: Its format.
-        T: Time steps that it was written for, None of a network without.
-        notes: One sentence each on what the file does not say by itself, so that whoever runs it
-            has to know.
+        path: The written file.
+        format: Name of the format.
+        T: Time steps of the exported network. None for a network without time steps.
+        notes: Sentences about what the file itself cannot say, and what you need to know to run it.
     """
 
     path: Path
@@ -45,23 +47,26 @@ def export(
 ) -> Exported:
     """Write a network in a format that other programs read.
 
-    Nothing is written before every node of the network is known to fit the format. The file is
-    written whole or not at all.
+    All nodes are checked before the file is written. If writing fails, no partial file is left.
 
     Args:
-        network: What `spikedet.convert` or `spikedet.load` returns, or the path of weights of any
-            stage.
-        path: Where.
-        format: `onnx`, `nir`, `int8`, or what else is registered; by the ending of `path` when
-            None.
-        T: Time steps of a spiking network; those that it was made for when None.
-        **options: Of the format; `onnx` takes `form`, which is `unrolled` or `step`.
+        network: A result of `spikedet.convert` or `spikedet.load`, or the path of a checkpoint of
+            any stage.
+        path: File to write.
+        format: `onnx`, `nir`, `int8`, or another registered format. None: the ending of `path`
+            sets the format.
+        T: Time steps of a spiking network. None: the T that it was made for.
+        **options: Options of the format. `onnx` has the option `form`, `unrolled` or `step`.
+
+    Returns:
+        The file, its format, its T, and notes for its user.
 
     Raises:
-        UsageError: No such format or option, an ending of another format, a package that is not
-            installed, a T that makes no sense, `path` is the file of the network itself, or
-            something else than a network.
-        ExportError: The format cannot say the network; names every node that it cannot.
+        UsageError: The format or the option does not exist, the ending is that of another format,
+            a package is not installed, T is not possible, `path` is the file of the network itself,
+            or `network` is not a network.
+        ExportError: The format cannot express the network. The message names each node that the
+            format cannot express.
         WeightsError: The weights are missing or damaged.
         OSError: The file cannot be written.
 

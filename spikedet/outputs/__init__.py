@@ -1,4 +1,4 @@
-"""What is written: annotated pictures and videos, tables of the detections, labels, crops."""
+"""Write detections: annotated pictures and videos, tables, labels and crops."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = ["Counts", "Outputs", "Save", "VideoFile", "entry_of"]
 
 @dataclass(frozen=True)
 class Save:
-    """What of the detections is written; any of it, or nothing.
+    """The outputs to write. Each is optional.
 
     Attributes:
-        folder: Of annotated pictures and videos, `crops/` and `labels/`.
-        annotated: Pictures with their boxes; of videos a video with the times of its source.
-        frames: Each frame of a video as an annotated picture, too.
-        crops: A picture of each object, in a folder for each class.
-        yolo: Labels as YOLO has them, a file a picture, and `classes.txt`.
-        json: A list of entries (`entry_of`).
-        jsonl: The same, one entry a line, which others can read while it grows.
-        csv: A row an object.
-        coco: Results as COCO's evaluation reads them.
-        coco_annotations: Whose numbers of pictures and classes `coco` has.
-        head: Fields that stand before those of each entry of `json` and `jsonl`.
+        folder: Folder for annotated pictures and videos, `crops/` and `labels/`.
+        annotated: Write annotated pictures and videos. A video keeps the frame times of its source.
+        frames: Also write each frame of a video as an annotated picture.
+        crops: Write a picture of each object, in one folder for each class.
+        yolo: Write YOLO labels, one file for each picture, and `classes.txt`.
+        json: File for a JSON list of entries (see `entry_of`).
+        jsonl: File for the same entries, one on each line. It can be read while it grows.
+        csv: File for a table with one row for each object.
+        coco: File for results in the format of COCO's evaluation.
+        coco_annotations: File with COCO annotations. `coco` uses its picture ids and category ids.
+        head: Fields to put at the start of each entry of `json` and `jsonl`.
     """
 
     folder: Path = Path("detections")
@@ -63,13 +63,13 @@ class Save:
 
 @dataclass
 class Counts:
-    """What was written.
+    """Counts of what was written.
 
     Attributes:
-        pictures: Pictures that stand alone.
-        frames: Frames of videos.
-        objects: By class.
-        files: Annotated pictures and videos, crops and labels.
+        pictures: Number of single pictures.
+        frames: Number of video frames.
+        objects: Number of objects by class.
+        files: Number of annotated pictures and videos, crops and label files.
     """
 
     pictures: int = 0
@@ -79,20 +79,20 @@ class Counts:
 
 
 class Outputs:
-    """Writes the detections of one frame after the other.
+    """Write the detections of frames, one frame after the other.
 
-    Close it, best by `with`, also when reading or detecting fails: every file is complete then.
+    Always close it, even after an error, so that every file is complete. It is best to use `with`.
 
     Args:
-        save: What is written.
-        inputs: Files that are read, `Sources.files`: none of them is written over.
+        save: The outputs to write.
+        inputs: Files that are read (`Sources.files`). They are never overwritten.
 
     Attributes:
-        counts: What was written so far.
+        counts: Counts of what was written so far.
 
     Raises:
-        UsageError: A file to write is an input, or named twice; `folder` cannot be one.
-        DataError: Annotations that cannot be read.
+        UsageError: A file to write is an input or is named twice, or `folder` cannot be a folder.
+        DataError: The COCO annotations cannot be read.
     """
 
     def __init__(self, save: Save, inputs: Iterable[Path] = ()):
@@ -115,16 +115,18 @@ class Outputs:
 
         Args:
             frame: The frame.
-            detections: Its detections; or several, after some time steps each, whose files are
-                named `-t01` and so on, and which share the time of the frame in a video.
+            detections: Detections of the frame, or a list of detections after different numbers of
+                time steps. The files of a list are named `-t01` and so on. In a video, they share
+                the time of the frame.
 
         Returns:
-            The annotated picture or video of each.
+            Path of the annotated picture or video of each of the detections.
 
         Raises:
-            PictureError: A picture that cannot be written in its format.
-            UsageError: It would be written over an input.
-            OSError: The disk is full; close the outputs then.
+            PictureError: A picture cannot be written in its format.
+            UsageError: An output would overwrite an input.
+            OSError: The file cannot be written, for example because the disk is full. Then close
+                the outputs.
         """
         several = not isinstance(detections, Detections)
         steps = [detections] if isinstance(detections, Detections) else list(detections)

@@ -17,16 +17,16 @@ def choose_engine(network: nn.Module, engine: str = AUTO, half: bool | None = No
         network: A `SpikingNetwork`; a float or quantised network, which torch alone runs.
         engine: A name of `engines.registry.names()`. `auto` takes the fastest that the machine and
             the network allow. Tables of reference numbers are made with `torch`.
-        half: What the torch engine computes spiking layers in: bfloat16 or float32. Asking for
-            either makes `auto` take torch. None: bfloat16 where torch runs a network on a CPU that
-            is fast at it.
+        half: True: torch computes the spiking layers in bfloat16. False: in float32. With either
+            value, `auto` chooses torch. None: bfloat16 if torch runs the network on a CPU that is
+            fast at it.
 
     Returns:
-        Which engine, and why, in one sentence.
+        One sentence: the name of the engine, and how it computes or why it was chosen.
 
     Raises:
-        UsageError: No such engine, it cannot run this network or on this machine, or it computes
-            in neither bfloat16 nor float32.
+        UsageError: The engine does not exist, it cannot run this network or on this machine, or
+            `half` is set for an engine that computes with integers.
     """
     expect_engine(engine)
     if half is not None and engine == AUTO:

@@ -1,7 +1,7 @@
-"""Early exit: steps are run until what is read out has settled, and no longer.
+"""Early exit: run a spiking network only until its answer no longer changes.
 
-Neurons are causal, so that what is read out after t steps is what a run of t steps gives. A picture
-that needs few of them costs only these.
+Neurons are causal: the output after t steps of a longer run equals the output of a run with t
+steps. So a picture that needs few steps costs only these steps.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ Answer = TypeVar("Answer")
 
 
 class EarlyExit(Generic[Answer]):
-    """Runs a spiking network on pictures until its answer has settled.
+    """Run a spiking network on pictures until its answer no longer changes.
 
     Args:
-        network: To run.
-        read: From its outputs, as it returns them, to an answer.
-        alike: `alike(before, now)`: whether an answer is that of the readout before.
-        patience: Readouts in a row that are alike before it stops: 1 for two answers that are.
-        every: Steps between two readouts.
+        network: Spiking network to run.
+        read: Function from the outputs of the network to an answer.
+        alike: `alike(before, now)` returns True if two answers count as equal.
+        patience: Stop after this number of readouts in a row that equal the readout before them.
+            With 1, two equal answers are enough.
+        every: Time steps between two readouts.
 
     Examples:
         >>> exits = EarlyExit(snn, lambda y: y.argmax(1), torch.equal, patience=2)
@@ -43,11 +44,14 @@ class EarlyExit(Generic[Answer]):
         self.patience, self.every = patience, every
 
     def __call__(self, pictures: Tensor, T: int | None = None) -> tuple[int, Answer]:
-        """The steps that were run, and the answer after them.
+        """Run the network on pictures.
 
         Args:
-            pictures: [B, ...]; all of them stop together, so give one.
-            T: Most time steps, the network's own by default.
+            pictures: [B, ...]. All pictures of a batch stop together, so it is best to give one.
+            T: Largest number of time steps. None: the T of the network.
+
+        Returns:
+            The number of time steps that were run, and the answer after them.
         """
         T = self.network.T if T is None else T
         alike, t = 0, 0

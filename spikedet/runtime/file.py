@@ -1,4 +1,4 @@
-"""Spiking networks of one's own in files: the graph and its tensors, no code."""
+"""Save and restore spiking networks: a file holds the graph and its tensors, and no code."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT
 from spikedet.runtime.network import SpikingNetwork
 
-TASK = "none"  # of a network that only its owner knows
+TASK = "none"  # the task of a saved network is not known
 
 
 def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> None:
     """Write a spiking network to a file that `spikedet.load` reads.
 
-    The file (safetensors) holds the graph as JSON and its tensors. Neither the class that the
-    network was converted from nor the converter is needed to load it. It is written whole or not at
-    all.
+    The file (safetensors) holds the graph as JSON, and its tensors. To load it you need neither the
+    original network class nor the conversion. If writing fails, no partial file is left.
 
     Args:
-        network: What `spikedet.convert` returned, or a loaded one.
-        path: Where, ending in .safetensors.
-        half: Store weights in half precision.
+        network: A spiking network of `spikedet.convert` or `spikedet.load`.
+        path: File to write, ending in .safetensors.
+        half: Store the weights in half precision.
 
     Raises:
-        UsageError: Something else than a spiking network.
-        WeightsError: It returns something that a file cannot say.
+        UsageError: `network` is not a spiking network.
+        WeightsError: The network returns something other than dictionaries, lists and tuples of
+            tensors.
         OSError: The file cannot be written.
 
     Examples:
@@ -51,10 +51,10 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
 
 
 def restore(checkpoint: Checkpoint) -> SpikingNetwork:
-    """The spiking network of a checkpoint.
+    """Build the spiking network of a checkpoint.
 
     Raises:
-        WeightsError: Damaged.
+        WeightsError: The checkpoint is damaged.
     """
     network = SpikingNetwork(restore_graph(checkpoint), checkpoint.time_steps)
     network.origin = dict(checkpoint.origin)

@@ -1,4 +1,8 @@
-"""Run a spiking graph over time: fold time into the batch, read out the mean input potential."""
+"""Run a spiking graph over time.
+
+Time is folded into the batch dimension, [T*B, ...]. Readouts read the mean of their input over
+time.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pass:
-    """One run of a spiking network over its time steps; what it must remember lives here alone.
+    """One run of a spiking network over its time steps. It holds the whole state of the run.
 
     Attributes:
-        batch: Pictures B.
-        steps: Time steps that go through the network at once now.
-        done: Steps before those.
-        each_step: Read out after each step instead of their mean.
-        memory: What temporal modules hand on from one call to the next, by name of their node.
+        batch: Number of pictures B.
+        steps: Number of time steps that go through the network in the current call.
+        done: Number of time steps before the current call.
+        each_step: Readouts give the mean after each step instead of one mean.
+        memory: State of the temporal modules between two calls, by the name of their node.
     """
 
     batch: int
@@ -46,7 +50,7 @@ class Pass:
     memory: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, node: Node, inputs: list[Tensor]) -> Tensor:
-        """The value of a node for the steps of now."""
+        """Compute the output of a node for the current time steps."""
         module = node.module
         if not isinstance(module, Temporal):
             return module(*inputs)
@@ -60,15 +64,15 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a spiking graph runs when.
+    """The order of execution of a spiking graph: once, in every step, or after the mean.
 
     Attributes:
-        edges: Of the graph that it is for.
+        edges: Edges of the graph that the plan is for.
         before: Nodes that run once for a picture.
-        kept: Values of those, and the picture itself where it is read later.
-        during: Nodes that run in every step, means over time at their ends.
-        means: Those means.
-        behind: Nodes that run on them.
+        kept: Nodes of `before` whose values are read later (and `INPUT` if it is read later).
+        during: Nodes that run in every time step, including the means over time.
+        means: The means over time.
+        behind: Nodes that run on the means.
         outputs: Nodes that the network returns.
     """
 
@@ -82,7 +86,7 @@ class _Plan:
 
     @classmethod
     def of(cls, graph: Graph, edges: tuple[tuple[str, tuple[str, ...]], ...]) -> _Plan:
-        """The plan of a graph."""
+        """Make the plan of a graph."""
         when = phases(graph)
         before = [name for name in graph.edges if when[name] == CONSTANT]
         means = [node.name for node in graph.of((MeanOverTime,))]
@@ -99,9 +103,9 @@ _watchers: ContextVar[tuple[tuple[Graph, Watcher], ...]] = ContextVar("watchers"
 
 @contextmanager
 def watching(graph: Graph, watcher: Watcher) -> Iterator[None]:
-    """Call `watcher(pass, node, inputs, output)` whenever a temporal node of a graph has run.
+    """Call `watcher(pass, node, inputs, output)` each time a temporal node of a graph has run.
 
-    In the `with` block, and in this thread alone.
+    This holds inside the `with` block, and only in the current thread.
     """
     before = _watchers.get()
     _watchers.set((*before, (graph, watcher)))
@@ -112,23 +116,25 @@ def watching(graph: Graph, watcher: Watcher) -> Iterator[None]:
 
 
 class SpikingNetwork(nn.Module):
-    """A spiking graph with time around it.
+    """A spiking graph that runs over T time steps.
 
-    The picture is a constant current in every step; nodes before the first neuron run once, the
-    others on [t*B, ...] for `chunk` frames at a time, which bounds the memory for every T; the
-    output is the mean over time. A pass keeps its state to itself: one network may run in several
-    threads at once, and nothing of a pass is left when it ends.
+    The picture is a constant input current in every step. Nodes before the first neuron run once.
+    The other nodes run on [t*B, ...] for at most `chunk` frames at a time, so that the memory does
+    not grow with T. The output is the mean over time. The state of a run is not stored in the
+    network, so one network may run in several threads at the same time.
 
     Args:
-        graph: Its activations are neurons (see `graph.rewrites.spike`).
-        T: Time steps.
-        chunk: Frames (steps times pictures) that go through the network at once.
+        graph: Graph whose activations are neurons (see `graph.rewrites.spike`).
+        T: Default number of time steps.
+        chunk: Largest number of frames (time steps times pictures) that go through the network at
+            once.
 
     Attributes:
-        origin: How the network was made; goes into its file.
-        engine: Name of what runs it, see `use_engine`.
-        engine_reason: In one sentence how that computes, or why torch does.
-        left_out: Why the engine leaves a layer to slower code, by the name of the layer.
+        origin: How the network was made. It is stored in the file.
+        engine: Name of the engine that runs the network (see `use_engine`).
+        engine_reason: One sentence: how the engine computes, or why torch is used.
+        left_out: Layers that the engine leaves to slower code: from the name of the layer to the
+            reason.
         in_bfloat16: Whether `use_bfloat16` was called.
     """
 
@@ -147,30 +153,37 @@ class SpikingNetwork(nn.Module):
         self.eval()
 
     def forward(self, pictures: Tensor, T: int | None = None) -> Any:
-        """Mean output over T steps.
+        """Compute the mean output over T time steps.
 
         Args:
             pictures: [B, ...].
-            T: Time steps, the network's own by default.
+            T: Time steps. None: the T of the network.
 
         Returns:
-            What the converted network returns, its tensors averaged over time, [B, ...].
+            The same structure as the original network returns. Its tensors are means over time,
+            [B, ...].
+
+        Raises:
+            UsageError: T is not a whole number of 1 or more, or there are no pictures.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
         return output
 
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Any]:
-        """Mean outputs over the first t steps for each t of `steps`, all from one run.
+        """Compute the mean outputs over the first t steps for several t in one run.
 
-        Neurons are causal: each output is that of a run of its own with t steps.
+        Neurons are causal: each output equals that of a separate run with t steps.
 
         Args:
             pictures: [B, ...].
-            steps: Time steps, 1 or more, ascending.
+            steps: The numbers of time steps t, each 1 or more, in ascending order.
+
+        Returns:
+            The mean output for each t of `steps`.
 
         Raises:
-            UsageError: Other steps, or no pictures.
+            UsageError: `steps` are not ascending numbers of 1 or more, or there are no pictures.
         """
         expect_counts(pictures=len(pictures))
         for t in steps:
@@ -189,15 +202,15 @@ class SpikingNetwork(nn.Module):
         return [readouts[t] for t in steps]
 
     def run(self, pictures: Tensor, T: int, steps: int = 1) -> Iterator[tuple[int, Any]]:
-        """Yield (t, mean output over the first t steps) after every `steps` steps.
+        """Yield (t, mean output over the first t steps) after every `steps` time steps.
 
-        Nothing is computed ahead: what the layers did last are these steps. For the outputs alone
-        `anytime` is faster.
+        No later step is computed before a result is yielded. So the state of the layers belongs to
+        that result. If you need only the outputs, `anytime` is faster.
 
         Args:
             pictures: [B, ...].
             T: Time steps.
-            steps: Steps between two results.
+            steps: Time steps between two results.
         """
         expect_counts(pictures=len(pictures), T=T, steps=steps)
         for done, read in self._simulate(pictures, _parts([T], steps), each_step=False):
@@ -208,14 +221,14 @@ class SpikingNetwork(nn.Module):
     ) -> Iterator[tuple[int, Any]]:
         """Any-time readout: yield (t, mean output over the first t steps) for t = 1..T.
 
-        Neurons are causal, so each is the output of a run of its own with t steps, but all together
-        cost one run, and the readouts of every step instead of their mean.
+        Neurons are causal: each output equals that of a separate run with t steps. All outputs
+        together cost one run with T steps, plus one readout in each step.
 
         Args:
-            pictures: [B, ...]; at least these B frames go through the network at once.
-            T: Time steps, the network's own by default.
-            chunk: Frames at once, the network's own by default; with fewer the first results come
-                sooner and all of them later.
+            pictures: [B, ...]. At least B frames go through the network at once.
+            T: Time steps. None: the T of the network.
+            chunk: Frames that go through the network at once. None: the `chunk` of the network.
+                With a smaller number the first results come sooner, but the whole run takes longer.
         """
         T, batch = self.T if T is None else T, len(pictures)
         expect_counts(pictures=batch, T=T, chunk=chunk)
@@ -229,7 +242,7 @@ class SpikingNetwork(nn.Module):
 
     @contextmanager
     def spike_rates(self) -> Iterator[SpikeRates]:
-        """Count the spikes of every pass of this thread in the `with` block.
+        """Count the spikes of all runs of the current thread inside the `with` block.
 
         Examples:
             >>> with snn.spike_rates() as rates:
@@ -247,12 +260,13 @@ class SpikingNetwork(nn.Module):
         each_step: bool,
         larger: Iterable[int] | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """Run so many steps at once, part after part: yield all so far, and how to read them out.
+        """Run the time steps in parts; yield the number of steps so far and a readout function.
 
-        An engine that bounds its memory itself takes the `larger` parts.
+        `parts` are the numbers of steps of each part. An engine that limits its memory itself takes
+        the `larger` parts.
 
-        The output is the mean over all steps so far, [B, ...], or that after each step of the last
-        part, [steps*B, ...].
+        The readout function returns the mean over all steps so far, [B, ...], or the means after
+        each step of the last part, [steps*B, ...].
         """
         parts = list(parts)
         own = getattr(self._engine, "bounds_memory", False) and larger is not None
@@ -278,7 +292,7 @@ class SpikingNetwork(nn.Module):
     def _by_engine(
         self, pictures: Tensor, parts: list[int], each_step: bool
     ) -> Iterator[tuple[int, Callable[[], Any]]] | None:
-        """As `_simulate`, by the engine; None where torch has to run this pass."""
+        """Like `_simulate`, with the engine. None if torch must run this pass."""
         if self._engine is None or (torch.is_grad_enabled() and self._learns(pictures)):
             return None
         watchers = self._watchers()
@@ -301,11 +315,11 @@ class SpikingNetwork(nn.Module):
         return steps if first is None else itertools.chain([first], steps)
 
     def _learns(self, pictures: Tensor) -> bool:
-        """Whether gradients are wanted, which engines do not have."""
+        """Whether gradients are needed, which engines do not compute."""
         return pictures.requires_grad or any(p.requires_grad for p in self.graph.parameters())
 
     def _plan(self) -> _Plan:
-        """What runs when; worked out once for a graph of these edges."""
+        """The order of execution. It is computed again when the edges of the graph change."""
         edges = tuple(self.graph.edges.items())
         plan = self._planned
         if plan is None or plan.edges != edges:
@@ -313,11 +327,11 @@ class SpikingNetwork(nn.Module):
         return plan
 
     def _watchers(self) -> list[Watcher]:
-        """What watches passes of this thread."""
+        """The watchers of this graph in the current thread."""
         return [watcher for graph, watcher in _watchers.get() if graph is self.graph]
 
     def _watched(self, now: Pass) -> Callable[[Node, list[Tensor]], Tensor]:
-        """How nodes are called: with the watchers of this thread told of the temporal ones."""
+        """The function that calls nodes. It also tells the watchers about temporal nodes."""
         watchers = self._watchers()
         if not watchers:
             return now
@@ -332,23 +346,22 @@ class SpikingNetwork(nn.Module):
         return call
 
     def use_engine(self, name: str = "auto") -> str:
-        """Let an engine run the network from now on, as its weights are now.
+        """Choose the engine that runs the network from now on.
 
-        Engines compute without gradients: where they are wanted, and while something else than
-        `spike_rates` and `EachSpike` watches a pass, torch runs it. Weights that were changed since
-        are compiled again at the next pass (but for changes through `.data`, which torch does not
-        tell).
+        Engines compute no gradients. torch runs a pass that needs gradients, or that is watched by
+        anything other than `spike_rates` and `EachSpike`. If the weights change later, the next
+        pass compiles them again. Changes through `.data` are not noticed.
 
         Args:
-            name: One of `engines.registry.names()`: `torch` (float32, the reference), `events`
-                (whole numbers on the CPU, fast because most neurons are silent), or `auto`, the
-                fastest that this machine and this network allow.
+            name: One of `engines.registry.names()`. `torch` is the float32 reference. `events`
+                computes with integers on the CPU; it is fast because most neurons are silent.
+                `auto` is the fastest engine that works on this machine and for this network.
 
         Returns:
-            Which engine, and why, in one sentence.
+            One sentence: the name of the engine, and how it computes or why it was chosen.
 
         Raises:
-            UsageError: No such engine, or it cannot run this network or on this machine.
+            UsageError: The engine does not exist, or it cannot run this network or on this machine.
         """
         from spikedet.engines import registry
 
@@ -359,10 +372,11 @@ class SpikingNetwork(nn.Module):
         return f"{self.engine}: {why}"
 
     def use_bfloat16(self) -> None:
-        """Compute the layers that read spikes in bfloat16, twice as fast where a CPU supports it.
+        """Compute the layers that read spikes in bfloat16.
 
-        0 and 1 are exact; weights and input currents are rounded to 8 bits of mantissa. First
-        layers, potentials and readouts stay in float32. There is no way back.
+        On a CPU that supports bfloat16 this is about twice as fast. The spikes 0 and 1 are exact.
+        Weights and input currents are rounded to 8 bits of mantissa. The first layers, the
+        potentials and the readouts stay in float32. You cannot undo this for the network.
         """
         self.in_bfloat16 = True
         when = phases(self.graph)
@@ -375,25 +389,26 @@ class SpikingNetwork(nn.Module):
 
 @dataclass
 class EachSpike:
-    """A watcher of spikes alone, which engines tell as torch does.
+    """A watcher that gets all spikes. It works with every engine.
 
     Attributes:
-        take: Called after every part of a pass with the name of each node that fires (neurons, and
-            pooling of spikes), its first step from 0 on, and what it sent, [steps*B, ...].
+        take: Function that is called after every part of a run, for each node that fires (neurons
+            and pooling of spikes). Its arguments are the name of the node, the first time step of
+            the part (counted from 0), and the output of the node, [steps*B, ...].
     """
 
     take: Callable[[str, int, Tensor], None]
 
     def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], sent: Tensor) -> None:
-        """Watch a pass, see `watching`."""
+        """Watch a run (see `watching`)."""
         if isinstance(node.module, IFNeuron | SpikingMaxPool):
             self.take(node.name, now.done, sent)
 
 
 class SpikeRates:
-    """Spikes of every step of all passes that were watched.
+    """Spike counts of all watched runs, by layer and time step.
 
-    Whatever travels for a spike, it counts as one.
+    Each spike counts as one, whatever its sign and amplitude.
     """
 
     def __init__(self) -> None:
@@ -401,20 +416,20 @@ class SpikeRates:
         self._size: dict[str, dict[int, int]] = {}  # neurons of all pictures
 
     def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
-        """Watch a pass, see `watching`."""
+        """Watch a run (see `watching`)."""
         if not isinstance(node.module, IFNeuron):
             return
         counts = count_spikes(spikes.detach()).view(now.steps, -1).sum(1, dtype=torch.float64)
         self.add(node.name, now.done, counts, spikes.numel() // now.steps)
 
     def add(self, name: str, first: int, counts: Tensor, neurons: int) -> None:
-        """Add spikes of a layer.
+        """Add the spikes of a layer in several time steps.
 
         Args:
-            name: Of its node.
-            first: The first of the steps, from 0 on.
-            counts: Spikes of each of them, [steps] float64.
-            neurons: How many there are, of all pictures.
+            name: Name of the layer's node.
+            first: The first time step, counted from 0.
+            counts: Number of spikes in each time step, [steps] float64.
+            neurons: Number of neurons in the layer, summed over all pictures.
         """
         layer = self._spikes.setdefault(name, {})
         size = self._size.setdefault(name, {})
@@ -423,15 +438,21 @@ class SpikeRates:
             size[step] = size.get(step, 0) + neurons
 
     def mean(self, t: int | None = None) -> float:
-        """Spikes per neuron and step over the first t steps of the passes; all steps when None.
+        """Mean spike rate of all layers, in spikes per neuron and time step.
+
+        Args:
+            t: Use the first t time steps of each run. None: all time steps.
 
         Raises:
-            UsageError: No pass was watched, or none of t steps.
+            UsageError: No run was watched, or the runs have fewer than t steps.
         """
         return self._rate(self._spikes, t)
 
     def by_layer(self, t: int | None = None) -> dict[str, float]:
-        """Spikes per neuron and step of each layer, in the order of execution."""
+        """Spike rate of each layer, in spikes per neuron and step, in the order of execution.
+
+        `t` is as in `mean`.
+        """
         return {name: self._rate([name], t) for name in self._spikes}
 
     def _rate(self, layers: Iterable[str], t: int | None) -> float:
@@ -449,7 +470,7 @@ class SpikeRates:
 
 
 def _state(graph: Graph) -> tuple[Any, ...]:
-    """What changes whenever a graph does: its tensors, edges, neurons and poolings."""
+    """A value that changes when the graph changes: its tensors, edges, neurons or poolings."""
     versions = ((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
     modules = map(graph.module, graph.edges)
     settings = (
@@ -461,7 +482,7 @@ def _state(graph: Graph) -> tuple[Any, ...]:
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """All parameters and buffers; without their names, which torch puts together at every call."""
+    """All parameters and buffers, without their names, which torch would build at every call."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield tensor
@@ -471,7 +492,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
-    """How an engine reports the spikes of a layer to all who count them."""
+    """The function with which an engine reports spike counts to all `watchers`."""
 
     def tell(name: str, first: int, counts: Tensor, neurons: int) -> None:
         for rates in watchers:
@@ -481,7 +502,7 @@ def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], N
 
 
 def _show(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
-    """How an engine shows spikes to all who look at each."""
+    """The function with which an engine reports spikes to all `watchers`."""
 
     def show(name: str, first: int, spikes: Tensor) -> None:
         for watcher in watchers:
@@ -491,7 +512,7 @@ def _show(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
 
 
 def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:
-    """Numbers of steps, `at_once` at most, that come by each of `stops` (ascending)."""
+    """Split time steps into parts of at most `at_once`; a part ends at each of `stops`."""
     done = 0
     for stop in stops:
         while done < stop:

@@ -1,4 +1,4 @@
-"""What is looked at: frames from pictures, videos, cameras and addresses."""
+"""Sources of frames: pictures, videos, cameras and addresses."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Frame", "Sources", "open_sources"]
 
 
 class Sources:
-    """Frames of several sources, one after the other; made by `open_sources`.
+    """The frames of several sources, one after the other. `open_sources` returns it.
 
-    Iterate over it once. What cannot be read costs only itself: it is counted, and the next file
-    or frame follows.
+    Iterate over it once. A file or frame that cannot be read is counted in `errors`, and the next
+    one follows.
 
     Attributes:
-        files: Every file that is read, to be written over by nobody.
+        files: All files that are read. Outputs must not overwrite them.
         ignored: Files in folders that are neither pictures nor videos.
-        frames: Frames given so far.
-        finished: Sources that were read to their end so far.
+        frames: Number of frames so far.
+        finished: Number of sources that were read to their end so far.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Sources:
 
     @property
     def names(self) -> list[str]:
-        """Name of each source; addresses without passwords."""
+        """Name of each source. Passwords in addresses are removed."""
         return [source.name for source in self._sources]
 
     @property
     def errors(self) -> list[PictureError]:
-        """What could not be read so far, a sentence each."""
+        """Errors so far, one sentence for each file or frame that could not be read."""
         return [*self._problems.errors, *self._waiting]
 
     @property
     def bad_frames(self) -> int:
-        """Frames of videos that were left out so far because they are damaged or missing."""
+        """Number of video frames left out so far, because they are damaged or missing."""
         return self._problems.bad_frames
 
     @property
     def total(self) -> int | None:
-        """Frames that all sources have together; None where that is not known beforehand."""
+        """Number of frames of all sources. None if it is not known in advance."""
         still = all(isinstance(source, Picture) for source in self._sources)
         return len(self._sources) if still else None
 
@@ -92,26 +92,26 @@ def open_sources(
     without: Sequence[str | PathLike] = (),
     tell: Callable[[PictureError], None] | None = None,
 ) -> Sources:
-    """Frames of what some words name.
+    """Open sources of frames.
 
     Args:
-        words: One or several, each one of: a picture (every format that Pillow decodes, HEIC with
-            pillow-heif), an animation (GIF, WebP, PNG, AVIF), a video (all that FFmpeg decodes), a
-            folder, a glob pattern, a list of those in a `.txt` file, numbered pictures of a film
-            (`f%04d.png`), the number or device of a camera, an address (http, https, rtsp, rtmp,
-            udp, srt ...).
-        recursive: Look into the folders in a folder as well.
-        frame_rate: Pictures a second of numbered pictures.
-        limit: Frames of each source, all if None.
-        without: Folders that `recursive` does not look into, such as that of the results.
-        tell: Called with each error as it is met; all are in `errors` as well.
+        words: One source, or several. A source is a picture (any format of Pillow; HEIC with
+            pillow-heif), an animation (GIF, WebP, PNG, AVIF), a video (any format of FFmpeg), a
+            folder, a glob pattern, a `.txt` file with a list of these, numbered pictures
+            (`f%04d.png`), the number or device of a camera, or an address (http, https, rtsp, rtmp,
+            udp, srt and others).
+        recursive: Also read the folders inside a folder.
+        frame_rate: Frames per second of numbered pictures.
+        limit: Largest number of frames of each source. None: all frames.
+        without: Folders that `recursive` leaves out, such as the folder of the results.
+        tell: Function that is called with each error when it occurs. `errors` has all of them.
 
     Returns:
-        An iterator of `Frame`. Nothing is opened before its turn, errors of words that name nothing
-        come first.
+        An iterator of `Frame`. A source is opened only when its turn comes. Errors for words that
+        name no source come first.
 
     Raises:
-        UsageError: `frame_rate` is no number above 0.
+        UsageError: `frame_rate` is not a number above 0.
 
     Examples:
         >>> from PIL import Image
