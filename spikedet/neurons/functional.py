@@ -1,31 +1,34 @@
-"""Dynamics of integrate-and-fire neurons, pure: (current, potential) -> (spikes, potential).
+"""Dynamics of integrate-and-fire neurons as pure functions.
+
+The functions map (current, potential) to (spikes, potential):
 
     u[t] = u[t-1] + v[t]            integrate            (eq 2)
     s[t] = 1 if u[t] >= theta else 0   fire              (eq 3)
     u[t] = u[t] - theta s[t]        soft reset           (eq 4)
 
-The surrogate gradient of the step (eq 20) is written in the normalised potential u / theta, a
-rectangle of width `alpha` and area 1 around the threshold:
+The surrogate gradient replaces the derivative of the step function (eq 20). It is a rectangle
+around the threshold, in the normalised potential u / theta. Its width is `alpha` and its area is 1:
 
     h = ds/du = 1 / (alpha theta)   where |u / theta - 1| < alpha / 2, else 0
 
-so the gradient that passes one step (eq 21) is du[t]/du[t-1] = 1 - theta h, the reset included.
+So the gradient through one time step, including the reset, is du[t]/du[t-1] = 1 - theta h (eq 21).
 
-The neuron of a leaky ReLU (eq 22) has a second threshold below zero, where its slope a > 0 makes
-it fire less often:
+The neuron of a leaky ReLU with slope a > 0 (eq 22) has a second threshold, -theta / a. It is below
+zero. A smaller slope moves it further down, so that the neuron sends fewer negative spikes:
 
     s[t] = -1 if u[t] <= -theta / a, and then u[t] = u[t] + theta / a
 
-A spike of either sign carries theta. The surrogate of the lower step is the same rectangle in its
-own normalised potential, a u / theta:
+A spike of either sign stands for the value theta. The surrogate gradient at the lower threshold is
+the same rectangle, in the normalised potential a u / theta:
 
     h' = ds/du = a / (alpha theta)   where |a u / theta + 1| < alpha / 2, else 0
 
-and du[t]/du[t-1] = 1 - theta h - (theta / a) h': each factor is 1 - 1 / alpha in its window.
+Then du[t]/du[t-1] = 1 - theta h - (theta / a) h'. Inside either window this is 1 - 1 / alpha.
 
-With a = 1, the neuron of a linear bottleneck, the second threshold is 0: s[t] = -1 if u[t] < 0. The
-potential then ends within 0 and theta, as that of the neuron of a ReLU, so that with a start at
-theta / 2 rates are rounded on both sides. At -theta the negative side would be a whole level short.
+With a = 1 (the neuron of a linear bottleneck) the second threshold is 0: s[t] = -1 if u[t] < 0. The
+potential then ends between 0 and theta, like that of a ReLU neuron. With an initial potential of
+theta / 2 the rates are therefore rounded to the nearest level on both sides. With a threshold of
+-theta, negative rates would be one level too small.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_SLOPE = 1e-12  # below it a channel counts as one without a lower threshold
-CACHED = 1 << 16  # elements that stay in a core's cache together with what is made of them
+NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
+CACHED = 1 << 16  # elements of a tensor that fit into a core's cache with the intermediate results
 
 
 def integrate_and_fire(
@@ -48,21 +51,22 @@ def integrate_and_fire(
     dtype: torch.dtype | None = None,
     slope: float | Tensor = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Run neurons over `steps` time steps; no gradient.
+    """Run neurons over T time steps, without gradients (eq 2-4, and eq 22 with a slope).
 
     Args:
-        current: Input currents v, time-major [T*B, C, ...], or [B, C, ...] for a current that is
+        current: Input currents v, [T*B, C, ...] with time first, or [B, C, ...] if the current is
             the same in every step.
-        potential: Membrane potentials u before the first step, [B, C, ...] float32. Not modified.
-        threshold: Firing thresholds theta > 0, a scalar or broadcastable to [B, C, ...], float32.
-        steps: T.
-        dtype: Of the spikes, that of `current` by default. 0 and 1 are exact in every type.
-        slope: Of the negative side, 0 <= slope <= 1, a number or broadcastable to [B, C, ...]; with
-            0 there are no negative spikes.
+        potential: Membrane potentials u before the first step, [B, C, ...] float32. They are not
+            modified.
+        threshold: Firing thresholds theta > 0, float32, a scalar or broadcastable to [B, C, ...].
+        steps: Number of time steps T.
+        dtype: Type of the spikes. None: the type of `current`. 0 and 1 are exact in every type.
+        slope: Slope a of the negative side, 0..1, a number or broadcastable to [B, C, ...]. With 0
+            there are no negative spikes.
 
     Returns:
-        Spikes 0/1 (-1/0/1 with a slope) [T*B, C, ...], and the potentials after the last step in
-        float32.
+        Spikes [T*B, C, ...], which are 0 or 1 (with a slope -1, 0 or 1), and the potentials after
+        the last step, [B, C, ...] float32.
     """
     batch = len(potential)
     spikes = _empty_spikes(current, batch, steps, dtype or current.dtype)
@@ -80,7 +84,7 @@ def integrate_and_fire(
 
 
 def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> None:
-    """Fill `spikes` [T, B, C, ...] and advance the potentials `u` [B, C, ...] in place."""
+    """Compute `spikes` [T, B, C, ...] and update the potentials `u` [B, C, ...], in place."""
     same = spikes.dtype == u.dtype
     fired = torch.empty_like(u)
     for t in range(len(spikes)):
@@ -95,7 +99,7 @@ def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> 
 def _advance_signed(
     currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float | Tensor
 ) -> None:
-    """`_advance` for neurons with a negative threshold."""
+    """Like `_advance`, for neurons with a second, lower threshold."""
     above, below = torch.empty_like(u), torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
@@ -104,14 +108,17 @@ def _advance_signed(
 
 
 def signed(slope: float | Tensor) -> bool:
-    """Whether neurons of this slope, or some of them, send negative spikes."""
+    """Whether neurons with this slope can send negative spikes."""
     return isinstance(slope, Tensor) or slope != 0
 
 
 def _fire_signed(
     u: Tensor, threshold: Tensor, slope: float | Tensor, above: Tensor, below: Tensor
 ) -> None:
-    """Fill in where `u` reaches either threshold (0/1 float32 each); `u` is reset in place."""
+    """Set `above` and `below` to 1 where `u` reaches that threshold, else to 0; reset `u`.
+
+    All tensors are float32 and are changed in place.
+    """
     torch.ge(u, threshold, out=above)
     if isinstance(slope, Tensor):
         depth = threshold / slope.clamp(min=NO_SLOPE)
@@ -126,23 +133,23 @@ def _fire_signed(
 
 
 def together(batch: Tensor) -> int:
-    """How many pictures of [B, ...] are computed together: on a CPU those that its cache holds."""
+    """Number of pictures of [B, ...] to compute together. On a CPU, as many as fit its cache."""
     if batch.device.type != "cpu" or not batch.numel():
         return max(1, len(batch))
     return max(1, CACHED // batch[0].numel())
 
 
 def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -> Tensor:
-    """[T*B, C, ...] in the layout of `current`."""
+    """An empty tensor [T*B, C, ...] with the memory layout of `current`."""
     shape, layout = (steps * batch, *current.shape[1:]), memory_format(current)
     return torch.empty(shape, dtype=dtype, device=current.device, memory_format=layout)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """`integrate_and_fire` with the surrogate gradient; threshold gets no gradient.
+    """`integrate_and_fire` with the surrogate gradient. The threshold gets no gradient.
 
-    Masks are computed as 0.0 and 1.0 and only kept as bool: on a CPU operations that compare into
-    bool, or choose by it, take five times as long.
+    Masks are computed as 0.0 and 1.0, and stored as bool. On a CPU, comparisons that write bool and
+    selections by bool take five times as long.
     """
 
     @staticmethod
@@ -185,7 +192,10 @@ class _IntegrateAndFire(torch.autograd.Function):
 
 
 def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Any]]:
-    """Tensors [B, C, ...] or [T*B, C, ...] (or None), a few pictures at a time, [T, B, C, ...]."""
+    """Split tensors [B, C, ...] or [T*B, C, ...] (or None) into parts of `size` pictures.
+
+    Each part is [1, size, C, ...] or [T, size, C, ...].
+    """
     split: list[Sequence[Tensor | None]] = []
     for tensor in tensors:
         if tensor is None:
@@ -203,7 +213,7 @@ def _within(u: Tensor, low: Tensor, high: Tensor, out: Tensor, other: Tensor) ->
 
 
 def _depth(u: Tensor, threshold: Tensor, slope: float | Tensor) -> Tensor:
-    """How far `u` is on its way down: the threshold where a neuron fires downwards."""
+    """The potential measured downwards: it equals the threshold where a negative spike is sent."""
     if isinstance(slope, Tensor):
         return torch.where(slope == 1, threshold - u, u * -slope)
     return threshold - u if slope == 1 else u * -slope
@@ -219,7 +229,7 @@ def _advance_watched(
     alpha: float,
     slope: float | Tensor,
 ) -> None:
-    """Advance potentials [1, B, C, ...] in place; fill spikes and windows [T, B, C, ...]."""
+    """Update the potentials [1, B, C, ...], compute spikes and windows [T, B, C, ...], in place."""
     u = potentials[0]
     low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
     one, other = torch.empty_like(u), torch.empty_like(u)
@@ -247,9 +257,10 @@ def _retreat(
     alpha: float,
     slope: float | Tensor,
 ) -> None:
-    """Take the gradient of the last potentials [1, B, C, ...] back to the first, in place.
+    """Back-propagate from the last potentials to the first: `grads` [1, B, C, ...], in place.
 
-    `grad_currents` [T, B, C, ...] is filled; [1, B, C, ...] gets the sum over the steps.
+    `grad_currents` [T, B, C, ...] gets the gradient of each step. If it is [1, B, C, ...], it gets
+    the sum over the steps.
     """
     grad = grads[0]
     height = 1 / (alpha * threshold)
@@ -280,24 +291,25 @@ def integrate_and_fire_surrogate(
     alpha: float = 1.0,
     slope: float | Tensor = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`integrate_and_fire` that can be trained by back-propagation through time (eq 20, 21).
+    """Like `integrate_and_fire`, but with gradients through time (eq 20, 21).
 
     Args:
-        current: As for `integrate_and_fire`; gets a gradient.
-        potential: As there; gets a gradient.
-        threshold: As there; a constant.
-        steps: T.
-        alpha: Width of the surrogate's windows in units of their threshold.
-        slope: As there.
+        current: Input currents, as for `integrate_and_fire`. They get a gradient.
+        potential: Potentials before the first step, as for `integrate_and_fire`. They get a
+            gradient.
+        threshold: Firing thresholds, as for `integrate_and_fire`. They get no gradient.
+        steps: Number of time steps T.
+        alpha: Width of the windows of the surrogate gradient, in units of the threshold.
+        slope: Slope of the negative side, as for `integrate_and_fire`.
 
     Returns:
-        Spikes and final potentials, equal to those of `integrate_and_fire`.
+        Spikes and final potentials. They equal those of `integrate_and_fire`.
     """
     return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """Layout in which results are allocated, so that convolutions need not convert."""
+    """The memory layout for results, so that convolutions need not convert them."""
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format

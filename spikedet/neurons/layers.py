@@ -1,8 +1,8 @@
-"""What knows time: neurons, pooling of spike counts, and the mean that a readout reads.
+"""Layers that depend on time: neurons, max-pooling of spike counts, and the mean over time.
 
-Between layers time is folded into the batch, [T*B, C, ...], time-major. Only these modules unfold
-it. They keep nothing of a pass: what one call leaves for the next (potentials, counts, a mean) is
-returned by `advance` and handed to it again, so that several passes may run at once.
+Between layers, time is folded into the batch: [T*B, C, ...], time first. Only these modules unfold
+it. They store no state of a run. `advance` returns the state (potentials, counts or a mean), and
+the caller passes it to the next call. So several runs may be active at the same time.
 """
 
 from __future__ import annotations
@@ -25,42 +25,48 @@ from spikedet.precision import mixed
 
 
 class Temporal(nn.Module, ABC):
-    """A module whose output at a step depends on the steps before it."""
+    """A module whose output at a time step depends on earlier time steps."""
 
     @abstractmethod
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """Go on by some steps.
+        """Compute the next time steps.
 
         Args:
             x: Inputs of these steps, [steps*B, ...].
-            batch: B.
-            steps: How many.
-            memory: What the call for the steps before returned; None at the start of a pass.
+            batch: Batch size B.
+            steps: Number of time steps.
+            memory: The state that the previous call returned. None at the start of a run.
 
         Returns:
-            Outputs [steps*B, ...] (of a mean [B, ...]), and what the next call needs.
+            Outputs [steps*B, ...] (of `MeanOverTime` [B, ...]), and the state for the next call.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first step of a pass over [B, ...]."""
+        """Compute the first time step of a run for inputs [B, ...]."""
         return self.advance(x, len(x), 1, None)[0]
 
 
 class IFNeuron(Temporal):
-    """Integrate-and-fire neurons of one layer, soft reset, spikes 0/1 (-1/0/1 with a slope).
+    """A layer of integrate-and-fire neurons with soft reset (eq 2-4).
+
+    Spikes are 0 or 1. With a slope they are -1, 0 or 1.
 
     Args:
-        threshold: Firing threshold theta > 0, scalar (one a layer) or [C] (one a channel).
-        initial: Potential before the first step [C] or [C, H, W]; theta / 2 when None, which makes
-            the rate of a constant current equal to round-half-up (eq 16).
-        slope: Of the negative side, 0 <= slope <= 1: the leak of a leaky ReLU (eq 22), 0 of a ReLU;
-            of a list one a channel.
-        folded: The layers that read the spikes have theta in their weights, and 0/1 travels. False
-            where theta itself has to travel, as before an addition of unlike thresholds or on a
-            shortcut to other neurons: then the output is theta times the spikes.
+        threshold: Firing threshold theta > 0: a scalar for the layer, or [C] for each channel.
+        initial: Potential before the first step, [C] or [C, H, W]. None: theta / 2. With theta / 2
+            the rate of a constant current is rounded to the nearest level, half up (eq 16).
+        slope: Slope of the negative side, 0..1: 0 for a ReLU, the slope of a leaky ReLU (eq 22),
+            or a list with one slope for each channel.
+        folded: True: the weights of the next layers contain theta, and the output is the spikes
+            themselves. False: the output is theta times the spikes. This is needed where the next
+            layers cannot contain theta: before a sum of spikes with different thresholds, or on a
+            shortcut to other neurons.
 
     Shape:
-        current [T*B, C, ...] or, constant over time, [B, C, ...] -> spikes [T*B, C, ...]
+        current [T*B, C, ...], or [B, C, ...] if constant over time -> spikes [T*B, C, ...]
+
+    Raises:
+        ValueError: A threshold is not above 0, or a slope is outside 0..1.
     """
 
     threshold: Tensor
@@ -86,7 +92,7 @@ class IFNeuron(Temporal):
         self.spike_dtype: torch.dtype | None = None  # that of the current
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `Temporal.advance`; what goes on are the potentials [B, C, ...]."""
+        """See `Temporal.advance`. The state is the potentials, [B, C, ...]."""
         potential = self.first_potential(x, batch) if memory is None else memory
         spikes, potential = self.fire(x, potential, steps)
         return self.on_wire(spikes), potential
@@ -94,7 +100,14 @@ class IFNeuron(Temporal):
     def fire(
         self, current: Tensor, potential: Tensor, steps: int, alpha: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Spikes of some steps, -1, 0 or 1, and the potentials after them (eq 2-4)."""
+        """Compute the spikes (-1, 0 or 1) of some steps, and the potentials after them (eq 2-4).
+
+        Args:
+            current: [steps*B, C, ...], or [B, C, ...] if constant over time.
+            potential: Potentials before these steps, [B, C, ...].
+            steps: Number of time steps.
+            alpha: Width of the surrogate gradient, in units of the threshold.
+        """
         threshold = per_channel(self.threshold, current.ndim)
         slope = spread(self.slope, current)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
@@ -102,10 +115,11 @@ class IFNeuron(Temporal):
         return integrate_and_fire(current, potential, threshold, steps, self.spike_dtype, slope)
 
     def first_potential(self, current: Tensor, batch: int) -> Tensor:
-        """Potentials before the first step, [B, C, ...], for currents [.., C, ...].
+        """The potentials before the first step, [B, C, ...], for currents [.., C, ...].
 
         Raises:
-            UsageError: Initial potentials of each neuron, at another size than they were made for.
+            UsageError: There is one initial potential for each neuron, and the size of the currents
+                differs from the size of the calibration.
         """
         size = current.shape[2:]
         if self.initial.ndim > 1 and self.initial.shape[1:] != size:
@@ -117,7 +131,7 @@ class IFNeuron(Temporal):
         return initial.contiguous(memory_format=memory_format(current))
 
     def on_wire(self, spikes: Tensor) -> Tensor:
-        """What the next layers receive for spikes [.., C, ...]: see `folded`."""
+        """The output for spikes [.., C, ...]: the spikes, or theta times them (see `folded`)."""
         if self.folded:
             return spikes
         return spikes * per_channel(self.threshold, spikes.ndim).to(spikes.dtype)
@@ -129,17 +143,17 @@ class IFNeuron(Temporal):
 
 
 class MeanOverTime(Temporal):
-    """The mean over all steps of a pass so far: what a readout, a layer without a neuron, reads.
+    """The mean over all time steps so far. It is the input of a readout (a layer without neurons).
 
-    Steps may count unequally, as later ones know more than the first, whose neurons have seen a
-    single spike of each layer: with `log_weights` w, step t counts exp(w[t]) times, and a step
-    after the last of them as much as that one.
+    The steps may have different weights, because later steps carry more information than the first
+    ones. With `log_weights` w, step t has the weight exp(w[t]). Steps after the last entry of w
+    have the weight of that entry.
 
     Args:
-        steps: Steps that have a weight of their own; None where all count alike.
+        steps: Number of time steps with their own weight. None: all steps have the same weight.
 
     Attributes:
-        log_weights: [steps], a parameter, or None.
+        log_weights: Parameter [steps], or None.
 
     Shape:
         [t*B, C, ...] -> [B, C, ...]
@@ -155,11 +169,11 @@ class MeanOverTime(Temporal):
 
     @property
     def steps(self) -> int | None:
-        """Steps that have a weight of their own."""
+        """Number of time steps with their own weight. None if there are no weights."""
         return None if self.log_weights is None else len(self.log_weights)
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `Temporal.advance`; what goes on is the mean, what it counts, and how many steps."""
+        """See `Temporal.advance`. The state is the mean, its total weight, and the step count."""
         done = memory[2] if memory else 0
         weights = self._weights(done, steps, x.device)
         new, total = mean_over_time(x, batch, weights), weights.sum()
@@ -170,7 +184,7 @@ class MeanOverTime(Temporal):
         return new, (new, total, done + steps)
 
     def each(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `advance`, but the means up to each of the steps, [steps*B, C, ...]."""
+        """Like `advance`, but returns the mean up to each of the steps, [steps*B, C, ...]."""
         done = memory[2] if memory else 0
         weights = self._weights(done, steps, x.device)
         over_time = x.unflatten(0, (steps, batch))
@@ -183,7 +197,7 @@ class MeanOverTime(Temporal):
         return means.flatten(0, 1), (means[-1], masses[-1], done + steps)
 
     def _weights(self, done: int, steps: int, device: torch.device) -> Tensor:
-        """What each of the next steps counts, [steps]."""
+        """The weight of each of the next steps, [steps]."""
         if self.log_weights is None:
             return torch.ones(steps, device=device)
         now = torch.arange(done, done + steps, device=device)
@@ -193,18 +207,22 @@ class MeanOverTime(Temporal):
 class SpikingMaxPool(Temporal):
     """Max-pooling of cumulative spike counts c: out[t] = maxpool(c[t]) - maxpool(c[t-1]).
 
-    The sum of the outputs over time is the maximum of the sums of the inputs, so the rate that
-    leaves is exactly the largest that enters; a maximum taken in every step lies above it. The
-    output at t needs nothing later than t. 0/1 stay 0/1 and -1/0/1 stay -1/0/1: a count moves by
-    one a step at most, and so does the largest. Real currents may be pooled in the same way.
+    The sum of the outputs over time equals the maximum of the sums of the inputs. So the output
+    rate is exactly the largest input rate. The maximum of each single step would give a larger
+    rate. The output at step t needs no later step. A count changes by at most one in a step, and so
+    does the largest count: inputs 0/1 give outputs 0/1, and inputs -1/0/1 give outputs -1/0/1. Real
+    currents may be pooled in the same way.
 
     Args:
-        kernel_size, stride, padding, dilation, ceil_mode: As of `torch.nn.MaxPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: See `torch.nn.MaxPool2d`.
         dimensions: 1 or 2.
-        mode: `count`, or `step` for the maximum in every step.
+        mode: `count` for the maximum of spike counts, `step` for the maximum in every step.
 
     Shape:
-        [T*B, C, H, W] -> [T*B, C, H', W'], or without H
+        [T*B, C, H, W] -> [T*B, C, H', W']; with 1 dimension [T*B, C, W] -> [T*B, C, W']
+
+    Raises:
+        ValueError: `mode` or `dimensions` is another value.
     """
 
     def __init__(
@@ -227,14 +245,14 @@ class SpikingMaxPool(Temporal):
         self.ceil_mode, self.dimensions, self.mode = ceil_mode, dimensions, mode
 
     def pool(self, x: Tensor) -> Tensor:
-        """The maximum of each window of [B, C, H, W]."""
+        """Ordinary max-pooling of [B, C, H, W]."""
         function = F.max_pool2d if self.dimensions == 2 else F.max_pool1d
         return function(
             x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         )
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `Temporal.advance`; what goes on are the counts [B, C, H, W] and their maxima."""
+        """See `Temporal.advance`. The state is the counts [B, C, H, W] and their pooled maxima."""
         if self.mode == "step":
             return self.pool(x), None
         counts = x.float().unflatten(0, (steps, batch)).cumsum(0)  # [t, B, C, H, W]
@@ -250,28 +268,33 @@ class SpikingMaxPool(Temporal):
 
 
 def count_spikes(spikes: Tensor) -> Tensor:
-    """Number of spikes in each frame of [T*B, C, ...], [T*B] float32; of any sign and amplitude.
+    """Count the spikes of any sign and amplitude in each frame of [T*B, C, ...].
 
-    Exact up to 2**24 spikes a frame, and a hundred times faster on a CPU than one sum in float64.
+    Returns:
+        [T*B] float32. The counts are exact up to 2**24 spikes in a frame. On a CPU this is a
+        hundred times faster than one sum in float64.
     """
     fired = [torch.ne(frame, 0, out=torch.empty_like(frame)) for frame in spikes]
     return torch.stack([frame.sum(dtype=torch.float32) for frame in fired])
 
 
 def per_channel(value: Tensor, ndim: int) -> Tensor:
-    """Scalar, [C] or [C, H, W] -> broadcastable to [B, C, ...] of `ndim` dimensions."""
+    """Reshape a scalar, [C] or [C, H, W] so that it broadcasts to [B, C, ...] (`ndim` dims)."""
     if value.ndim == 1:
         return value.view(1, -1, *[1] * (ndim - 2))
     return value
 
 
 def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
-    """Weighted mean of spikes [T*B, C, ...] over time, [B, C, ...] float32 (float64 of float64).
+    """Weighted mean of spikes over time.
 
     Args:
-        spikes: Time-major.
-        batch: B.
-        weights: [T].
+        spikes: [T*B, C, ...], time first.
+        batch: Batch size B.
+        weights: Weight of each time step, [T].
+
+    Returns:
+        [B, C, ...] float32 (float64 for float64 spikes).
     """
     # a product of matrices in the order of memory: a sum over time takes ten times as long on a CPU
     channels_last = memory_format(spikes) == torch.channels_last
@@ -284,5 +307,5 @@ def mean_over_time(spikes: Tensor, batch: int, weights: Tensor) -> Tensor:
 
 
 def _leading(value: Tensor, ndim: int) -> Tensor:
-    """[T] -> broadcastable to [T, ...] of `ndim` dimensions."""
+    """Reshape [T] so that it broadcasts to [T, ...] with `ndim` dimensions."""
     return value.view(-1, *[1] * (ndim - 1))

@@ -1,4 +1,4 @@
-"""Neurons by name, so that methods, files and `spikedet.convert` find them."""
+"""A registry of neurons by name, for methods, files and `spikedet.convert`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ NEURONS: dict[str, type[IFNeuron]] = {"neuron": IFNeuron}
 
 
 def register(name: str, neuron: type[IFNeuron]) -> None:
-    """Let graphs, files and `spikedet.convert(..., neuron=name)` know one more neuron.
+    """Register a neuron for graphs, files and `spikedet.convert(..., neuron=name)`.
 
     Args:
-        name: As files have it.
-        neuron: A subclass of `IFNeuron` with the same arguments, whose `fire` is another one.
+        name: Name of the neuron, which is also stored in files.
+        neuron: A subclass of `IFNeuron` with the same arguments and its own `fire`.
 
     Raises:
-        ValueError: The name or the class is there already, or it is no such subclass.
+        ValueError: The name or the class is registered already, or the class is not a subclass of
+            `IFNeuron`.
     """
     if name in NEURONS or neuron in NEURONS.values():
         raise ValueError(f"a neuron {name} ({neuron.__name__}) is registered already")
@@ -26,10 +27,10 @@ def register(name: str, neuron: type[IFNeuron]) -> None:
 
 
 def named(name: str) -> type[IFNeuron]:
-    """A neuron by its name.
+    """Return the neuron class with this name.
 
     Raises:
-        UsageError: There is none; names those that there are.
+        UsageError: There is no such neuron. The message lists the known names.
     """
     if name not in NEURONS:
         raise UsageError(f"neuron {name!r}; expected one of {among(name, NEURONS)}")

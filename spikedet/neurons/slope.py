@@ -1,4 +1,4 @@
-"""The slope of an activation's negative side: one number, or one a channel (PReLU)."""
+"""The slope of the negative side of an activation: one number, or one per channel (PReLU)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Slope = float | Sequence[float]
 
 
 def checked(slope: Slope) -> float | tuple[float, ...]:
-    """A slope as modules keep it; slopes that are all alike are one.
+    """Check a slope and return it as modules store it. Equal slopes become one number.
 
     Raises:
-        ValueError: Not within 0 to 1, where neurons have a counterpart of it.
+        ValueError: A slope is outside 0..1. Neurons have a counterpart only in this range.
     """
     each = [slope] if isinstance(slope, int | float) else list(slope)
     for value in each:
@@ -24,7 +24,7 @@ def checked(slope: Slope) -> float | tuple[float, ...]:
 
 
 def spread(slope: float | tuple[float, ...], x: Tensor) -> float | Tensor:
-    """A slope that broadcasts to [B, C, ...]: a number, or [1, C, 1, ...] float32."""
+    """Convert a slope so that it broadcasts to [B, C, ...]: a number, or [1, C, 1, ...] float32."""
     if not isinstance(slope, tuple):
         return slope
     return torch.tensor(slope, device=x.device).view(1, -1, *[1] * (x.ndim - 2))
