@@ -1,7 +1,7 @@
-"""Ways from a float network to a spiking one; light to import, so that commands can list them.
+"""The conversion methods. This module imports nothing large, so that commands can list them.
 
-A method is one entry of `METHODS`, which commands and `spikedet.convert` look it up in. Another one
-is added by `register`; `docs/extending.md` shows how.
+A method is an entry of `METHODS`. Commands and `spikedet.convert` read this table. `register` adds
+another method; see `docs/extending.md`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from spikedet.errors import UsageError, among
 
 @dataclass(frozen=True)
 class Method:
-    """A way from a float network to a spiking one.
+    """A conversion method, from a float network to a spiking one.
 
     Attributes:
-        label: What tables call it.
-        finetuned: Stage I: quantise-clip fine-tuning; else thresholds are only estimated.
-        coarse, fine: Which parts of stage II's layer-wise calibration.
-        end_to_end: The end-to-end pass after it.
-        plain: Stage I as QCFS trains: no quantisation noise, no distillation, its gradient.
-        thresholds: How those of a float network are taken from pictures: `least-error` of the
-            quantisation, `largest` activation of a layer, `channels` (nearly the largest of each
-            channel), or a function (graph, batches, T) -> thresholds by name of the activation.
-        initial: Potential before the first step in units of the threshold.
-        shift: A constant current of theta / (2 T) in every step; never beside initial = 1/2, which
-            adds up to the same.
-        bias: Layer-wise bias correction, in place of stage II.
+        label: Name in tables.
+        finetuned: Run stage I (quantise-clip fine-tuning). If False, thresholds are only estimated.
+        coarse, fine: Run coarse and fine calibration, the parts of layer-wise stage II.
+        end_to_end: Run the end-to-end pass after the layer-wise calibration.
+        plain: Train stage I like QCFS: no quantisation noise, no distillation, and its gradient.
+        thresholds: Rule for the thresholds of a float network: `least-error` (of the quantisation),
+            `largest` (activation of a layer), `channels` (almost the largest activation of each
+            channel), or a function (graph, batches, T) that returns thresholds by the name of the
+            activation.
+        initial: Initial potential in units of the threshold.
+        shift: Add a constant current of theta / (2 T) in every step. Do not use it together with
+            initial = 1/2, which has the same effect.
+        bias: Run layer-wise bias correction instead of stage II.
     """
 
     label: str
@@ -45,7 +46,7 @@ class Method:
 
     @property
     def calibrated(self) -> bool:
-        """Whether layers are fitted to pictures."""
+        """Whether any layers are calibrated on pictures."""
         return self.coarse or self.fine or self.bias
 
 
@@ -66,10 +67,10 @@ METHODS = {
 
 
 def register(name: str, method: Method) -> None:
-    """Let commands and `spikedet.convert` know one more method.
+    """Register a method for commands and `spikedet.convert`.
 
     Raises:
-        ValueError: There is one of that name.
+        ValueError: The name is registered already.
     """
     if name in METHODS:
         raise ValueError(f"a method {name} is registered already")
@@ -77,10 +78,10 @@ def register(name: str, method: Method) -> None:
 
 
 def named(name: str) -> Method:
-    """A method by its name.
+    """Return the method with this name.
 
     Raises:
-        UsageError: There is none; names those that there are.
+        UsageError: There is no such method. The message lists the names.
     """
     if name not in METHODS:
         raise UsageError(f"method {name!r}; expected one of {among(name, METHODS)}")
@@ -88,7 +89,7 @@ def named(name: str) -> Method:
 
 
 def label(stage: str, origin: dict[str, Any]) -> str:
-    """What tables call the weights of a stage, by what their record says was done to them."""
+    """The name in tables for weights of a stage, from the record of how they were made."""
     if stage != "snn":
         return {"float": "float", "qc": "stage I, quantised"}[stage]
     name = origin.get("method", "two-stage")

@@ -1,9 +1,9 @@
-"""Options as fields of dataclasses, and those that every task has.
+"""Options as fields of dataclasses, and the options that all tasks share.
 
-An option is one field: its default, what it means and which values it may have stand in it, and
-from them follow both the check of a run (`wrong`) and the command line (`spikedet.commands`). A
-task gives its own defaults, and options that only it has, in subclasses in its `settings`. Light to
-import, as those are.
+An option is one field. It holds the default, the help text and the limits. From it come the check
+of a value (`wrong`) and the option on the command line (`spikedet.commands`). A task defines its
+own defaults and its own further options in subclasses, in its module `defaults`. These modules
+import nothing large.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def option(
     group: str = "",
     **shown: Any,
 ) -> Any:
-    """A field of a dataclass that is an option of commands.
+    """Make a dataclass field that is also an option of commands.
 
     Args:
-        default: Its value where none is given; without it the option must be given.
-        help: What it means.
-        least: Least value of a number.
-        above: A number is greater than it.
-        most: Greatest value of a number.
-        choices: The texts that it may be.
-        kind: Makes a value of the text on a command line, or raises ValueError with a sentence;
-            the type of the field if left out.
-        group: Under which heading the help shows it; among the main options if left out.
-        shown: How the command line has it, see `spikedet.commands.parse`.
+        default: Default value. Without it the option is required.
+        help: Help text.
+        least: Smallest allowed number.
+        above: Numbers must be greater than this.
+        most: Largest allowed number.
+        choices: Allowed texts.
+        kind: Function that converts the text of a command line to a value. It raises ValueError
+            with a sentence if it cannot. The default is the type of the field.
+        group: Heading of the option in the help. The default is the list of main options.
+        shown: Further settings of the command line (see `spikedet.commands.parse`).
     """
     metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
     metadata["kind"] = kind
@@ -56,16 +56,16 @@ def option(
 
 
 def redefined(options: type, name: str, default: Any) -> Any:
-    """An option of a dataclass that this one is based on, with another default."""
+    """Repeat an option of the base dataclass `options` with another default."""
     (there,) = (each for each in fields(options) if each.name == name)
     return field(default=default, metadata=there.metadata)
 
 
 def wrong(value: Any, limits: Any) -> str | None:
-    """What would be right where a value is outside the limits of its option, else None.
+    """Describe the allowed values if `value` is outside the limits of its option, else None.
 
     Args:
-        value: A number or text; None is always right.
+        value: A number or a text. None is always allowed.
         limits: Metadata of an `option`.
     """
     choices = limits.get("choices")
@@ -83,7 +83,7 @@ def wrong(value: Any, limits: Any) -> str | None:
 
 
 def bounds(limits: Any, kind: str) -> str:
-    """The values that the limits of an option allow, in words: `a number between 0 and 1`."""
+    """Describe the limits of an option in words, for example `a number between 0 and 1`."""
     least, above, most = (limits.get(name) for name in ("least", "above", "most"))
     if above is not None:
         return f"{kind} above {above:g}" + (f" and at most {most:g}" if most is not None else "")
@@ -96,7 +96,7 @@ def bounds(limits: Any, kind: str) -> str:
 
 @dataclass
 class TrainingSettings:
-    """How a network is trained."""
+    """Training settings that all tasks share."""
 
     epochs: int = option(1, "passes over the training pictures", least=1)
     imgsz: int = option(32, "input side in pixels", least=1)
@@ -147,19 +147,22 @@ class TrainingSettings:
 
 
 def device_numbers(device: str) -> str:
-    """`0,1` for `cuda:0,cuda:1`, as settings have it; whatever is no GPU stays as it is."""
+    """Shorten names of GPUs for the settings: `cuda:0,cuda:1` becomes `0,1`; others stay."""
     numbers = ("0" if name == "cuda" else name.removeprefix("cuda:") for name in device.split(","))
     return ",".join(str(int(number)) if number.isdecimal() else number for number in numbers)
 
 
 @dataclass
 class StageOne:
-    """How stage I, quantise-clip fine-tuning, differs from other training.
+    """Settings of stage I (quantise-clip fine-tuning) beside the training settings.
 
     Attributes:
-        clips_rounded: Where gradients pass the quantisers (see `QuantClip`), as QCFS has it.
-        fold_first: Fold batch norm of a float network before it is trained, not after. With batch
-            norm ten times the learning rate can be borne, which few levels need.
+        noise: Probability that an activation is not quantised in training (eq 14).
+        per_channel: One threshold for each channel instead of one for each layer.
+        distill: Weight of the distillation loss from the float network.
+        clips_rounded: Use the gradient of QCFS (see `QuantClip`).
+        fold_first: Fold batch norm before the training, not after it. Without folding, a learning
+            rate ten times as high is possible, which networks with few levels need.
     """
 
     noise: float = option(
@@ -184,35 +187,37 @@ class StageOne:
     )
 
     def plain(self) -> StageOne:
-        """The same as QCFS trains: no noise, no distillation, its gradient."""
+        """These settings changed to those of QCFS: no noise, no distillation, its gradient."""
         return replace(self, noise=0.0, distill=0.0, clips_rounded=True)
 
 
 @dataclass
 class LayerWise:
-    """How much stage II does layer by layer (eq 16-21).
+    """Settings of layer-wise stage II (eq 16-21).
 
     Attributes:
-        coarse: Shift initial potentials to the mean residual (eq 18).
+        coarse: Shift initial potentials by the mean residual (eq 18).
         fine: Train weights, biases and initial potentials of each layer (eq 19-21).
-        steps: Most steps of fine calibration a layer.
-        rate: Adam's learning rate as a part of each tensor's root mean square.
-        patience: Checks on held-out pictures without a gain before a layer is left.
-        check: Steps between two checks.
+        steps: Largest number of fine-calibration steps for each layer.
+        rate: Learning rate of Adam, relative to the root mean square of each tensor.
+        patience: Stop a layer after this number of checks on held-out pictures without a gain.
+        check: Fine-calibration steps between two checks.
         alpha: Width of the surrogate gradient in units of the threshold.
-        half: Convolutions of the fitting steps in bfloat16 (checks are always float32).
-        per_neuron: An initial potential for every neuron, [C, H, W], instead of every channel;
-            the network then runs on pictures of this size alone.
-        loss: `mse`, or `kl`: Kullback-Leibler divergence of the rates from the targets, soft-max
-            over the flattened C*H*W of each picture (as published for classification; blind to a
-            constant that is added). The readout, whose level matters, is always fitted by `mse`.
-        bias: Before anything else add to the bias of each layer what its activations lack on
-            average: b += mean(a - theta r) (Li et al., ICML 2021). As published it is not judged
-            by the held-out pictures, so a layer may end worse than it began.
-        layers: Names of the layers to calibrate, or shell patterns (`model.1.*`), as they stand in
-            the reports; the others keep their parameters. All when None.
-        pictures, held: Training pictures to fit, and others to judge each layer by.
-        batch: Pictures that go through a layer at once.
+        half: Compute convolutions in bfloat16 in the fitting steps. Checks are always in float32.
+        per_neuron: Use one initial potential for each neuron, [C, H, W], instead of one for each
+            channel. The network then runs only on pictures of this size.
+        loss: `mse`, or `kl`, the Kullback-Leibler divergence between the rates and the targets,
+            with a soft-max over the flattened C*H*W of each picture (as published for
+            classification). `kl` does not see an added constant. Readouts, where a constant
+            matters, are always fitted with `mse`.
+        bias: First add the mean error of the activations to the bias of each layer: b += mean(a -
+            theta r) (Li et al., ICML 2021). As in the publication, this is not checked on held-out
+            pictures, so a layer may become worse.
+        layers: Names of the layers to calibrate, or shell patterns (`model.1.*`). The names are
+            those in the reports. The other layers keep their parameters. None: all layers.
+        pictures, held: Number of training pictures to fit, and of other training pictures to check
+            each layer with.
+        batch: Batch size.
     """
 
     coarse: bool = True
@@ -253,32 +258,32 @@ class LayerWise:
 
 
 def _end(default: Any, help: str, name: str, **limits: Any) -> Any:
-    """An option of the end-to-end pass, `--end-NAME`."""
+    """Make an option of the end-to-end pass, `--end-NAME`."""
     return option(default, help, name=f"end_{name}", group="end-to-end pass", **limits)
 
 
 @dataclass
 class EndToEnd:
-    """How much the end-to-end pass of stage II does.
+    """Settings of the end-to-end pass of stage II.
 
     Attributes:
-        steps: 0 for no pass.
-        batch: Pictures a step.
-        grow_from: Their side in pixels at first, growing to that of the network in 3/4 of the
-            steps, as half the side is a quarter of the time; always that of the network when None.
-            A pass at a smaller side alone leaves a network that is worse at its own.
+        steps: Training steps. 0 for no pass.
+        batch: Pictures in a batch.
+        grow_from: Input side in pixels in the first steps. It grows to that of the network in 3/4
+            of the steps. Half the side needs a quarter of the time. Training only at a smaller side
+            would make the network worse at its own side. None: always the side of the network.
         rate: Learning rate relative to the weights.
-        batch_norm: Train beside batch norm that is folded afterwards. It helped a classifier at
-            T = 4, neither that at T = 8 nor a detector with batches of 8.
-        workers: Loader processes, on which the random numbers of the pictures depend.
-        int8: Train with whole weights, and leave them in the end: a network that the events engine
-            runs as it was trained, and whose file is half as large.
-        sparsity: Weight of a penalty on the synaptic operations, which are counted in units of the
-            float network's multiplications (see `conversion.sparsity`). What it gives is kept
-            whatever the tuning loss, as fewer spikes cost some of it.
-        also: Further numbers of time steps, below T, after which the outputs are trained, too: one
-            network for all of them. All losses count alike.
-        truth: Weight of the task's own loss on the annotations beside the distillation.
+        batch_norm: Add batch norm during the pass and fold it afterwards. It helped a classifier at
+            T = 4. It did not help that classifier at T = 8, or a detector with batches of 8.
+        workers: Loader processes. The random augmentation depends on their number.
+        int8: Train with int8 weights and keep them. The events engine runs such a network without
+            further rounding, and its file is half as large.
+        sparsity: Weight of a penalty on the synaptic operations, in units of the float network's
+            multiplications (see `conversion.sparsity`). With a penalty the result is always kept,
+            because fewer spikes may increase the tuning loss.
+        also: Numbers of time steps below T. The outputs after these steps are trained too, so that
+            one network works for all of them. All losses have the same weight.
+        truth: Weight of the task's own loss on the annotations beside the distillation loss.
     """
 
     steps: int = _end(400, "training steps; 0 for no end-to-end pass", "to_end", least=0)
@@ -303,10 +308,12 @@ class EndToEnd:
     truth: float = 1.0
 
     def read_after(self, T: int) -> list[int]:
-        """Numbers of steps after which the outputs are trained, ascending; T is the last.
+        """The numbers of time steps after which the outputs are trained, in ascending order.
+
+        T is the last of them.
 
         Raises:
-            UsageError: One of `also` is no whole number from 1 to T - 1.
+            UsageError: A number in `also` is not a whole number from 1 to T - 1.
         """
         for steps in self.also or ():
             if type(steps) is not int or not 1 <= steps < T:
@@ -318,14 +325,14 @@ class EndToEnd:
         return sorted({*(self.also or ()), T})
 
     def origin(self, T: int) -> dict[str, Any]:
-        """What the origin of a network for T steps says of these options: `int8`, `also_for`."""
+        """Entries for the origin of a network for T steps: `int8` and `also_for`."""
         origin: dict[str, Any] = {"int8": True} if self.int8 else {}
         return origin | ({"also_for": self.read_after(T)[:-1]} if self.also else {})
 
 
 @dataclass
 class Plan:
-    """How much stage II does, and which pictures are drawn for it."""
+    """Settings of stage II, and the seed that chooses its pictures."""
 
     layers: LayerWise = field(default_factory=LayerWise)
     end: EndToEnd = field(default_factory=EndToEnd)
@@ -333,7 +340,7 @@ class Plan:
 
 
 def impossible(settings: Any) -> tuple[str, Any, str] | None:
-    """Name and value of the first option that is outside its limits, and what would be right."""
+    """Name, value and allowed values of the first option that is outside its limits, or None."""
     for each in fields(settings):
         value = getattr(settings, each.name)
         # types are text here, see `annotations` above; None is right where they say so
@@ -347,14 +354,14 @@ def impossible(settings: Any) -> tuple[str, Any, str] | None:
 
 
 def expect_limits(settings: Any, **words: str) -> None:
-    """Refuse options that are outside their limits, whoever gives them.
+    """Check that all options of a dataclass are within their limits.
 
     Args:
         settings: A dataclass of options.
-        words: What options are called where not as their fields.
+        words: Names for messages, for options that are not called as their fields.
 
     Raises:
-        UsageError: Names the option and what would be right.
+        UsageError: An option is outside its limits. The message says what is allowed.
     """
     if problem := impossible(settings):
         name, value, right = problem
@@ -364,15 +371,15 @@ def expect_limits(settings: Any, **words: str) -> None:
 
 
 def expect_pooling(pooling: str | None) -> None:
-    """Refuse a way of max-pooling that there is not; None is left to others.
+    """Check the name of a max-pooling mode. None is allowed.
 
     Raises:
-        UsageError: Names those that there are.
+        UsageError: There is no such mode. The message lists the modes.
     """
     if right := wrong(pooling, {"choices": POOLINGS}):
         raise UsageError(f"pooling is {cut(repr(pooling))}; expected {right}")
 
 
 def world_size() -> int:
-    """How many processes torchrun started, 1 without it."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))

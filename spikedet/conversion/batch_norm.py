@@ -1,4 +1,4 @@
-"""Batch norm for as long as a spiking network is trained."""
+"""Add batch norm to a spiking network while it is trained."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from spikedet.graph.time import readouts
 
 @contextmanager
 def beside_batch_norm(graph: Graph, run: Callable[[], Any]) -> Iterator[None]:
-    """Put a batch norm behind every weighted layer but the readouts, in place, and fold it again.
+    """Add batch norm after every weighted layer except the readouts; fold it at the end. In place.
 
-    A step that moves the currents of one layer cannot drown those behind it then. It starts from
-    the statistics of one batch, with scale and shift that undo them: in evaluation mode the network
-    computes what it did. Inside of the `with` block only batch norms are in training mode; their
-    statistics are those of all frames of a batch, every time step counting alike.
+    With batch norm, a training step that changes the currents of one layer cannot overwhelm the
+    later layers. The batch norm starts from the statistics of one batch. Its scale and shift undo
+    these statistics, so in evaluation mode the network gives the same outputs as before. Inside the
+    `with` block only the batch norms are in training mode. Their statistics are over all frames of
+    a batch, with equal weight for every time step.
 
     Args:
-        graph: Spiking, its batch norm folded.
-        run: Runs it on a batch.
+        graph: Spiking graph whose own batch norm is folded.
+        run: Function that runs the graph on a batch.
     """
     last = set(readouts(graph))
     layers = {n.name: n.module for n in graph if isinstance(n.module, WEIGHTED)}
@@ -58,9 +59,9 @@ def beside_batch_norm(graph: Graph, run: Callable[[], Any]) -> Iterator[None]:
 def _measure(
     norms: dict[str, NormLayer], name: str, layer: nn.Module, inputs: tuple[Tensor], out: Tensor
 ) -> None:
-    """A batch norm that in evaluation mode leaves the output [N, C, ...] of a layer as it is.
+    """Make a batch norm that does not change the output [N, C, ...] of a layer in evaluation mode.
 
-    None for features that there is one value of.
+    No batch norm is made if there is only one value of each feature.
     """
     if out.numel() == out.shape[1]:
         return

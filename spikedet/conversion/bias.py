@@ -1,4 +1,4 @@
-"""Constant currents into the neurons of one layer, kept in the biases of what feeds them."""
+"""Constant currents into a layer of neurons, stored in the bias of the layer before them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from spikedet.graph.graph import INPUT, Graph
 
 
 def own_bias(student: Stored, site: Site) -> nn.Parameter:
-    """Bias [C] whose change is a change of the current into the neurons of `site`, and no others.
+    """Find the bias [C] that changes the current into the neurons of `site`, and of no others.
 
-    Where several layers feed them, as at the end of a residual block, it is that of the last one.
+    If several layers feed the neurons, as at the end of a residual block, it is the bias of the
+    last layer.
 
     Raises:
-        ConversionError: No such layer, as where a sum is read by several neurons.
+        ConversionError: There is no such layer, for example if several neurons read one sum.
     """
     elsewhere = {layer for other in student.sites if other is not site for layer in other.layers}
     channels = student.graph.shapes[site.node.inputs[0]][1]
@@ -36,16 +37,17 @@ def own_bias(student: Stored, site: Site) -> nn.Parameter:
 def shift_currents(graph: Graph, T: int) -> None:
     """Add theta / (2 T) to the current of every neuron in every step, in place.
 
-    Deng and Gu (ICLR 2021). A constant current then gives the rate clip(floor(x T / theta + 1/2)
-    / T, 0, 1) after T steps from a potential of 0, as it does without the shift from theta / 2
-    (eq 16); after fewer steps it gives less.
+    The method is of Deng and Gu (ICLR 2021). With this shift and an initial potential of 0, a
+    constant current gives the rate clip(floor(x T / theta + 1/2) / T, 0, 1) after T steps. Without
+    the shift, an initial potential of theta / 2 gives the same rate (eq 16). After fewer than T
+    steps the shift gives a lower rate.
 
     Args:
-        graph: Spiking (see `make_spiking`), starting at 0.
-        T: Time steps at which the shift is the best one.
+        graph: Spiking graph (see `make_spiking`) with initial potentials of 0.
+        T: Time steps that the shift is made for.
 
     Raises:
-        ConversionError: As `own_bias`.
+        ConversionError: A layer has no bias of its own (see `own_bias`).
     """
     student = Stored(graph, [torch.zeros(graph.shapes[INPUT])], T)
     for site in student.sites:

@@ -1,10 +1,11 @@
 """Stage II: layer-wise calibration of a spiking network, coarse and fine (eq 16-21).
 
-Layers are visited in execution order; a convolution that feeds the neurons of several is calibrated
-with the first of them and stays. The inputs of a layer are the spikes of the layers already
-calibrated, its targets the activations of the stage-I network on the same pictures. Spikes and
-targets are advanced one layer at a time and kept packed (one bit a spike, two with signs; one byte
-a target), so the cost is O(layers) and the memory bounded.
+The layers are calibrated in the order of execution. The inputs of a layer are the spikes of the
+layers that are calibrated already. Its targets are the activations of the stage-I network on the
+same pictures. If a convolution feeds several layers of neurons, it is calibrated with the first of
+them, and not changed later. Spikes and targets are computed one layer at a time, and stored packed:
+one bit for a spike (two bits with signs), one byte for a target. So each layer runs once, and the
+memory is limited.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 from spikedet.settings import LayerWise, expect_limits
 
-NOTHING = 1e-8  # error of a layer without one: a first layer, whose current is constant
+NOTHING = 1e-8  # a smaller error counts as none (a first layer, whose current is constant)
 
 
 @dataclass
 class LayerReport:
-    """Error of one layer on held-out pictures, by the loss that was chosen.
+    """Error of one layer on held-out pictures, measured with the chosen loss.
 
-    Mean squared errors are in units of the layer's threshold squared. The readout has no threshold;
-    its unit is the standard deviation of each output channel.
+    Mean squared errors are in units of the squared threshold of the layer. A readout has no
+    threshold. Its unit is the standard deviation of each output channel.
+
+    Attributes:
+        name: Name of the layer.
+        before: Error before calibration.
+        coarse: Error after coarse calibration.
+        after: Error after fine calibration.
     """
 
     name: str
@@ -53,25 +60,28 @@ def calibrate(
     options: LayerWise | None = None,
     report: Callable[[LayerReport, int, int], None] | None = None,
 ) -> list[LayerReport]:
-    """Calibrate `spiking` in place.
+    """Calibrate `spiking` layer by layer, in place.
 
     Args:
-        quantized: Stage-I network in evaluation mode; or a float one that was prepared for it, then
+        quantized: Stage-I network in evaluation mode. It may also be a prepared float network; then
             the targets are activations without quantisation and clipping.
         spiking: The same network after `make_spiking`.
-        fit: Batches of pictures [B, C, H, W] to fit, all of one size, on the networks' device.
-        held_out: Batches to judge by, of the same size, other pictures.
+        fit: Batches of pictures [B, C, H, W] to fit, all of the same size, on the device of the
+            networks.
+        held_out: Batches of other pictures, of the same size. They decide what is kept.
         T: Time steps.
-        options: How much is done.
-        report: Called after each layer with its report, its number and how many there are.
+        options: Settings of the calibration.
+        report: Function that is called after each layer with its report, its number and the number
+            of layers.
 
     Returns:
-        One report a calibrated layer; without `options.bias` none ends worse than it began.
+        One report for each calibrated layer. Without `options.bias`, no layer has a larger error
+        than before.
 
     Raises:
-        UsageError: An option that is outside its limits, or a name in `options.layers` that no
-            layer has.
-        ConversionError: With `options.bias`, a layer that has no bias of its own (see `own_bias`).
+        UsageError: An option is outside its limits, or `options.layers` has a name that no layer
+            has.
+        ConversionError: With `options.bias`: a layer has no bias of its own (see `own_bias`).
     """
     options = options or LayerWise()
     expect_limits(options)
@@ -100,10 +110,10 @@ def calibrate(
 
 
 def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
-    """The layers whose names match one of the patterns; all without patterns.
+    """Return the layers whose names match a pattern. None returns all layers.
 
     Raises:
-        UsageError: A pattern that no layer matches.
+        UsageError: A pattern matches no layer.
     """
     if patterns is None:
         return set(names)
@@ -114,7 +124,7 @@ def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
 
 
 class _Layer:
-    """One layer's calibration; `free` are the weighted layers that may change."""
+    """The calibration of one layer. `free` are the weighted layers that may change."""
 
     def __init__(
         self,
@@ -163,7 +173,7 @@ class _Layer:
             parameter.data.copy_(value)
 
     def loss(self, m: int, alpha: float | None = None) -> Tensor:
-        """Error of minibatch m, see `LayerReport`."""
+        """Error of batch m (see `LayerReport`)."""
         sources = self.student.sources(self.site, m)
         half = alpha is not None and self.options.half
         with mixed(self.student.pictures[m].device.type, half):
@@ -193,7 +203,10 @@ class _Layer:
         return float(np.mean([self.loss(m).item() for m in numbers]))
 
     def gap(self, fit: range, every_neuron: bool = False) -> Tensor:
-        """Mean of a - r over pictures and places, [C], or over pictures alone, [C, H, W]."""
+        """Mean of a - r over pictures and positions, [C], or over pictures only, [C, H, W].
+
+        a is the target activation and r is the spike rate.
+        """
         gaps = []
         for m in fit:
             current = self.student.run(self.site, self.student.sources(self.site, m))
@@ -204,13 +217,13 @@ class _Layer:
 
     @torch.no_grad()
     def correct_bias(self, fit: range) -> None:
-        """b += theta mean(a - r), the mean of what the activations lack."""
+        """Add the mean error to the bias: b += theta mean(a - r)."""
         bias = own_bias(self.student, self.site)
         bias.data += self.site.neuron.threshold * self.gap(fit)
 
     @torch.no_grad()
     def coarse(self, fit: range) -> None:
-        """u0 += T theta mean(a - r) (eq 18), kept within [-theta, 2 theta]."""
+        """Coarse calibration: u0 += T theta mean(a - r) (eq 18), clipped to [-theta, 2 theta]."""
         neuron = self.site.neuron
         total = self.gap(fit, every_neuron=neuron.initial.ndim > 1)
         theta = per_channel(neuron.threshold, 1 + neuron.initial.ndim).squeeze(0)
@@ -218,7 +231,10 @@ class _Layer:
         neuron.initial.data.copy_(torch.minimum(torch.maximum(shifted, -theta), 2 * theta))
 
     def fine(self, fit: range, held_out: range, best: float) -> float:
-        """Adam on weights, biases and initial potentials; the best state on `held_out` stays."""
+        """Fine calibration: train weights, biases and initial potentials with Adam (eq 19-21).
+
+        The state with the smallest error on `held_out` is kept. Returns that error.
+        """
         options = self.options
         groups = []
         for parameter in self.parameters:

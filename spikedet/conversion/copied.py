@@ -1,4 +1,4 @@
-"""The spiking copy of a stage-I network, looked at before anybody uses it."""
+"""Make the spiking copy of a stage-I network, and check it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
 from spikedet.precision import device_of
 
-APART = 1e-3  # of the largest current of a layer: what rounding explains, and nothing else
+APART = 1e-3  # largest error by rounding, relative to the largest current of a layer
 
 
 def spiking_copy(
@@ -27,19 +27,19 @@ def spiking_copy(
     neuron: str = "neuron",
     pictures: Tensor | None = None,
 ) -> Graph:
-    """Spiking graph with the weights and thresholds of stage I, nothing calibrated (eq 16).
+    """Copy the weights and thresholds of stage I into a spiking graph, without calibration (eq 16).
 
     Args:
-        quantised: Stage I, batch norm folded; left as it is.
+        quantised: Stage-I graph with folded batch norm. It is not changed.
         T: Time steps.
-        initial: Potential before the first step in units of the threshold.
+        initial: Initial potential in units of the threshold.
         shift: Add theta / (2 T) to every current (see `shift_currents`).
-        pooling: How spikes are max-pooled: `count` or `step`.
-        neuron: Which one of `neurons.registry`.
-        pictures: What the copy is checked on, [B, ...] (see `expect_faithful`); noise when None.
+        pooling: Max-pooling of spikes: `count` or `step`.
+        neuron: Name of a neuron in `neurons.registry`.
+        pictures: Pictures for the check of the copy, [B, ...] (see `expect_faithful`). None: noise.
 
     Raises:
-        ConversionError: What cannot be converted, or what did not come out right.
+        ConversionError: The graph cannot be converted, or the check of the copy fails.
     """
     graph = copy.deepcopy(quantised)
     make_spiking(graph, initial, pooling, neuron)
@@ -54,21 +54,21 @@ def spiking_copy(
 
 @torch.no_grad()
 def expect_faithful(quantised: Graph, spiking: Graph, pictures: Tensor, steps: int = 3) -> None:
-    """Refuse a spiking graph whose layers do not receive what those of stage I would.
+    """Check that the layers of a spiking graph receive the same currents as those of stage I.
 
-    Between two layers of neurons everything is linear, but for pooling of counts, which keeps sums
-    as well. So whatever the neurons send, the mean over time of a layer's current must be what the
-    quantised network makes of the rates: it does not depend on residual potentials. A threshold
-    that was lost on the way, or frames of a batch that were mixed up, show at once.
+    Between two layers of neurons all operations are linear, except pooling of counts, which keeps
+    sums too. So the mean current of a layer over time must equal the current that the quantised
+    network computes from the spike rates. This does not depend on residual potentials. The check
+    finds, for example, a lost threshold or mixed-up frames of a batch.
 
     Args:
-        quantised: Stage I.
-        spiking: Its copy (see `make_spiking`), nothing calibrated.
-        pictures: [B, ...]; B of 2 or more shows a mixture of pictures.
-        steps: Time steps.
+        quantised: Stage-I graph.
+        spiking: Its spiking copy (see `make_spiking`) before calibration.
+        pictures: [B, ...]. With B of 2 or more the check also finds mixed-up pictures.
+        steps: Time steps of the check.
 
     Raises:
-        ConversionError: Names the layer that receives something else.
+        ConversionError: A layer receives another current. The message names it.
     """
     batch = len(pictures)
     student, teacher = Stored(spiking, [pictures], steps), Stored(quantised, [pictures], None)
@@ -93,7 +93,7 @@ def expect_faithful(quantised: Graph, spiking: Graph, pictures: Tensor, steps: i
 
 
 def _rate(graph: Graph, name: str, wire: Tensor, batch: int, weights: Tensor) -> Tensor:
-    """What the spikes of a layer stand for on average: theta times their rate, [B, ...]."""
+    """The mean value of the spikes of a layer: theta times their rate, [B, ...]."""
     neuron = graph.module(name)
     assert isinstance(neuron, IFNeuron)
     mean = mean_over_time(wire.float(), batch, weights)
@@ -104,6 +104,6 @@ def _rate(graph: Graph, name: str, wire: Tensor, batch: int, weights: Tensor) ->
 
 
 def _by_step(graph: Graph, site: Site) -> bool:
-    """Whether a maximum is taken in every step, which sums do not survive."""
+    """Whether max-pooling runs in every step. Then mean currents cannot be compared."""
     modules = [graph.module(name) for name in site.segment]
     return any(isinstance(m, SpikingMaxPool) and m.mode == "step" for m in modules)

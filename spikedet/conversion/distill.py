@@ -1,8 +1,8 @@
-"""The end-to-end pass after stage II: the whole spiking network by back-propagation through time.
+"""The end-to-end pass after stage II: train the whole spiking network through time.
 
-Layer-wise calibration lets every layer do its best with what it receives, but no layer can make up
-for what a later one will need. A short pass over all of them, towards the outputs of the network
-before conversion, closes much of what is left. Beyond the paper.
+Layer-wise calibration improves each layer for its own inputs. But a layer cannot correct errors
+that appear only in later layers. A short training of all layers together, towards the outputs of
+the network before conversion, removes much of the remaining error. This pass is not in the paper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd, expect_limits
 
-ROUND = 100  # steps after which a pass can be taken up again
+ROUND = 100  # training steps between two saved states of a pass
 
 
 def distill(
@@ -37,34 +37,35 @@ def distill(
     on_step: Callable[[int, float], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
-    """Train weights, biases, initial potentials and what steps count in readouts; thresholds stay.
+    """Train weights, biases, initial potentials and the step weights of readouts, in place.
 
-    In place, with Adam: each tensor at the rate times its root mean square (the logarithms of step
-    weights at the rate), linear warm-up, cosine decay to zero. Where `batches` gives a round the
-    same batches again, a pass that was taken up ends with the weights of one that was not
-    interrupted.
+    Thresholds are not trained. The optimiser is Adam. The learning rate of each tensor is `rate`
+    times its root mean square (for the step weights, it is `rate`). It has a linear warm-up and a
+    cosine decay to zero. If `batches` gives the same batches again for a round, a resumed pass ends
+    with the same weights as a pass without interruption.
 
     Args:
         spiking: The network.
-        batches: Called with the first step of each round of `ROUND` steps; gives its batches, of
-            whatever `loss` takes.
-        loss: Runs the network on a batch and returns a scalar.
-        options: `steps`, `rate`, `batch_norm`, `int8` (gradients go straight through the rounding)
-            and `sparsity`.
-        warmup: Steps of warm-up.
-        state: What `on_round` last got in a pass that was interrupted, to go on from there.
-        on_step: Called with the step and its loss.
-        on_round: Called after each round with what the pass can be taken up from: `step`, the steps
-            done, the `operations` of each, and the states of `network` and `optimizer`.
+        batches: Function that is called with the first training step of each round of `ROUND`
+            steps. It gives the batches of that round.
+        loss: Function that runs the network on a batch and returns a scalar.
+        options: `steps`, `rate`, `batch_norm`, `int8` and `sparsity` are used. With `int8`,
+            gradients pass the rounding unchanged.
+        warmup: Training steps of warm-up.
+        state: State of an interrupted pass to continue from, as `on_round` got it last.
+        on_step: Function that is called with each training step and its loss.
+        on_round: Function that is called after each round with the state of the pass: `step`
+            (training steps so far), the `operations` of each step, and the states of `network` and
+            `optimizer`.
 
     Returns:
-        With `sparsity` that weight, and the operations of the first and the last eighth of the
-        steps: `sparsity`, `operations_before`, `operations_after`.
+        An empty dict without `sparsity`. With it: `sparsity`, and the mean operations in the first
+        and the last eighth of the training steps, `operations_before` and `operations_after`.
 
     Raises:
-        UsageError: `int8` and `batch_norm` together, or an option that is outside its limits.
-        NoIntegers: With `int8`, a network that has no whole numbers.
-        ValueError, KeyError, RuntimeError: The state is of another network.
+        UsageError: `int8` and `batch_norm` are both set, or an option is outside its limits.
+        NoIntegers: With `int8`: the integer engines do not support the network.
+        ValueError, KeyError, RuntimeError: The state belongs to another network.
     """
     expect_limits(options)
     _weigh_steps(spiking)
@@ -88,7 +89,7 @@ def distill(
 
 
 def _weigh_steps(spiking: SpikingNetwork) -> None:
-    """Give every mean over time a weight of each step, in place."""
+    """Give every mean over time one weight for each time step, in place."""
     network = spiking.graph
     for node in network.of((MeanOverTime,)):
         if node.module.log_weights is None:
@@ -97,7 +98,7 @@ def _weigh_steps(spiking: SpikingNetwork) -> None:
 
 
 def _spikes(operations: list[float], sparsity: float) -> dict[str, float]:
-    """What `distill` returns, of the operations of each step."""
+    """The result of `distill`, from the operations of each training step."""
     if not operations:
         return {"sparsity": sparsity} if sparsity else {}
     part = max(1, len(operations) // 8)
@@ -109,7 +110,7 @@ def _spikes(operations: list[float], sparsity: float) -> dict[str, float]:
 
 
 class _Pass:
-    """Network, optimiser and rounding of a pass, a step at a time."""
+    """The network, the optimiser and the rounding of one pass."""
 
     def __init__(
         self, spiking: SpikingNetwork, loss: Callable[[Any], Tensor], options: EndToEnd
@@ -122,7 +123,7 @@ class _Pass:
         self.operations_seen: list[float] = []  # of each step
 
     def begin(self, state: dict[str, Any] | None) -> int:
-        """Make the optimiser, for what is trained by now; the number of the first step."""
+        """Make the optimiser and load the state; returns the number of the first step."""
         self.optimiser = relative_adam(self.spiking, self.options.rate)
         if state is None:
             return 0
@@ -145,7 +146,7 @@ class _Pass:
         warmup: int,
         on_step: Callable[[int, float], None] | None,
     ) -> None:
-        """The steps of a round, each told with its loss."""
+        """Run the training steps of a round; call `on_step` with the loss of each."""
         for number in numbers:
             part = warm_cosine(number, self.options.steps, warmup)
             value = self.step(next(batches), part)
@@ -153,7 +154,7 @@ class _Pass:
                 on_step(number, value)
 
     def step(self, batch: Any, part: float) -> float:
-        """The loss of a batch, after a step at this part of the rate."""
+        """Train one step at the fraction `part` of the peak rate; returns the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * part
         with contextlib.nullcontext() if self.rounder is None else self.rounder.applied():
@@ -164,7 +165,7 @@ class _Pass:
         return value.item()
 
     def _value(self, batch: Any) -> Tensor:
-        """The loss, and the penalty on operations."""
+        """The loss plus the penalty on synaptic operations."""
         if self.operations is None:
             return self.loss(batch)
         with self.operations.counted():
@@ -175,7 +176,7 @@ class _Pass:
 
 
 def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Adam over all parameters, each with its own learning rate at the peak."""
+    """Make Adam for all parameters, with a separate peak learning rate for each."""
     groups = []
     for name, parameter in network.named_parameters():
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
@@ -186,7 +187,7 @@ def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:
-    """Learning rate of a step as a part of its peak."""
+    """The learning rate of a training step, as a fraction of the peak."""
     if step < warmup:
         return (step + 1) / warmup
     part = (step - warmup) / max(1, steps - warmup)

@@ -1,4 +1,4 @@
-"""What `convert` trains with: the caller's batches, the float network as a guide, and a loss."""
+"""Training inside `convert`: the caller's batches, the float network as teacher, and the loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ Distance = Callable[[Any, Any], Tensor]
 
 
 class Batches:
-    """The caller's batches on a device."""
+    """The caller's batches, moved to a device.
+
+    Raises:
+        DataError: `batches` is one tensor or can be iterated only once. While iterating: there is
+            no batch, or a batch does not begin with an input tensor.
+    """
 
     def __init__(self, batches: Iterable[Any], device: torch.device):
         if isinstance(batches, Tensor):
@@ -51,7 +56,11 @@ class Batches:
             raise DataError("no batches; expected two pictures or more")
 
     def first(self) -> Tensor:
-        """The first pictures, two or more: [B, ...]."""
+        """The first pictures, at least two: [B, ...].
+
+        Raises:
+            DataError: There is only one picture.
+        """
         batches: list[Tensor] = []
         for pictures in self.pictures(8):
             batches.append(pictures)
@@ -63,7 +72,7 @@ class Batches:
         return example
 
     def pictures(self, most: float = math.inf) -> Iterator[Tensor]:
-        """Inputs, batch by batch, until there are so many pictures."""
+        """Yield the input of each batch, until at least `most` pictures were given."""
         done = 0
         for parts in self:
             if done >= most:
@@ -72,7 +81,11 @@ class Batches:
             done += len(parts[0])
 
     def groups(self, options: LayerWise) -> tuple[list[Tensor], list[Tensor]]:
-        """Groups of one size: those to fit layers to, and those to judge them by."""
+        """Split the first pictures into groups of equal size: to fit, and held out.
+
+        Raises:
+            DataError: There are fewer than two pictures.
+        """
         fit, held_out = options.pictures, options.held
         together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
         if len(together) < 2:
@@ -84,7 +97,7 @@ class Batches:
 
 
 class Guide:
-    """The float network: what its graph is made from, and what its outputs teach."""
+    """The float network: the source of the graph, and the teacher of both stages."""
 
     def __init__(self, network: nn.Module, example: Tensor):
         self.network = network
@@ -97,22 +110,22 @@ class Guide:
         self.folded: Graph | None = None
 
     def prepared(self, fold: bool) -> Graph:
-        """A graph of its own, ready for `quantise`."""
+        """A copy of the graph, ready for `quantise`."""
         return prepare(copy.deepcopy(self.graph), torch.empty(0), fold)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Any:
-        """Outputs of the float network."""
+        """Compute the outputs of the float network for pictures [B, ...]."""
         if self.folded is None:
             self.folded = self.prepared(fold=True).to(pictures.device).eval()
         return self.folded(pictures)
 
 
 def home_of(network: nn.Module) -> torch.device:
-    """Where a network is.
+    """The device of a network.
 
     Raises:
-        ConversionError: It has no tensors.
+        ConversionError: The network has no tensors.
     """
     try:
         return device_of(network)
@@ -122,7 +135,7 @@ def home_of(network: nn.Module) -> torch.device:
 
 
 def distance_of(guide: Guide, source: Batches) -> Distance:
-    """Mean squared difference of outputs, in units of the variance of each of them."""
+    """The default distance: mean squared difference, divided by the variance of each output."""
     with torch.no_grad():
         outputs = tree_leaves(guide(source.first()))
     scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
@@ -141,14 +154,14 @@ def distance_of(guide: Guide, source: Batches) -> Distance:
 
 @dataclass
 class Lessons:
-    """What trains networks in both stages.
+    """The training of both stages.
 
     Attributes:
-        guide: The float network, whose outputs are distilled.
+        guide: The float network, used as teacher.
         source: Batches to train on.
-        loss: Of outputs and what else is in a batch; None for the distance alone.
-        distance: Of outputs from those of the guide.
-        progress: Show bars.
+        loss: Loss of the outputs and the other items of a batch. None: only the distance is used.
+        distance: Distance between the outputs and those of the teacher.
+        progress: Show progress bars.
     """
 
     guide: Guide
@@ -158,7 +171,10 @@ class Lessons:
     progress: bool
 
     def finetune(self, graph: Graph, weight: float, epochs: int, rate: float) -> None:
-        """Stage I (eq 12-15), in place: the loss, and by its weight the distance from the guide."""
+        """Run stage I (eq 12-15), in place.
+
+        The training loss is `loss`, plus `weight` times the distance to the teacher.
+        """
         steps = epochs * sum(1 for _ in self.source)
         optimiser = relative_adam(graph, rate)
         graph.train()
@@ -182,10 +198,14 @@ class Lessons:
     def end_to_end(
         self, spiking: SpikingNetwork, judges: list[Tensor], options: EndToEnd
     ) -> dict[str, float]:
-        """The end-to-end pass, in place; kept if it brings the outputs for `judges` nearer.
+        """Run the end-to-end pass, in place.
 
-        With a penalty on spikes, which costs some of that, it is kept as it is. Returns what
-        `distill` does.
+        The result is kept only if it lowers the distance to the teacher on the pictures `judges`.
+        With a penalty on spikes the result is always kept, because fewer spikes may increase the
+        distance.
+
+        Returns:
+            The result of `distill`.
         """
 
         def batches(first: int) -> Iterator[tuple[Any, ...]]:

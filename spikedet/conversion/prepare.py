@@ -1,4 +1,4 @@
-"""From a float network to the graph that `quantise` takes."""
+"""Prepare the graph of a float network for `quantise`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ def prepare(network: nn.Module, example: Tensor, fold: bool = True) -> Graph:
     """Record a float network and make its graph ready for `quantise`.
 
     Args:
-        network: Left as it is. A graph is taken as it stands, and copied by nobody.
+        network: The float network, which is not changed. If it is a `Graph`, it is changed in place
+            and not copied.
         example: Input [B, ...].
-        fold: Fold batch norm now. Else it stays to be trained together with the quantisers, and
-            `fold_batch_norm` is for later.
+        fold: Fold batch norm now. If False, batch norm is kept and trained together with the
+            quantisers. Then call `fold_batch_norm` later.
 
     Returns:
-        The graph, every activation of its own, linear bottlenecks with one as well.
+        The graph. Each activation is a separate node, and linear bottlenecks have an activation
+        too.
 
     Raises:
-        ConversionError: Names what cannot be converted.
+        ConversionError: An operation cannot be converted. The message names it.
     """
     graph = network if isinstance(network, Graph) else record(network, example)
     if not graph.of(ACTIVATIONS):

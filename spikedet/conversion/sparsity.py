@@ -1,10 +1,11 @@
-"""A penalty on spikes: the synaptic operations that they cause.
+"""A penalty on the synaptic operations that spikes cause.
 
-What a spike costs is the number of weights that it is added with, its fan-out: on a CPU with the
-events engine that is time, on a chip energy. A spike of a shallow layer of many outputs costs a
-hundred times as much as one of the last layer, so that a penalty on the rate alone would silence
-the wrong ones. The operations are counted in units of those of the float network, with which they
-do not depend on the network, the pictures or T: 0.1 is a tenth of its multiplications in each step.
+The cost of a spike is its fan-out: the number of weights that are added for it. This costs time on
+a CPU with the events engine, and energy on a chip. A spike of a layer with many outputs can cost a
+hundred times as much as a spike of the last layer. So a penalty on the spike rate alone would
+silence the wrong neurons. The operations are counted in units of the float network's
+multiplications, so that the numbers are comparable for all networks, picture sizes and T. For
+example, 0.1 means a tenth of these multiplications in each time step.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from spikedet.runtime.network import Pass, watching
 
 
 class Operations:
-    """Synaptic operations of passes, in units of what the float network multiplies in each step.
+    """Synaptic operations per time step, relative to the multiplications of the float network.
 
     Args:
-        graph: Spiking. Layers that read spikes count; those before the first neuron and behind the
-            last run once for all steps.
+        graph: Spiking graph. Only layers that read spikes count. The layers before the first
+            neurons and after the last neurons run once for all time steps.
 
     Attributes:
-        fan_out: Weights that a spike of each layer of neurons is added with on average, at the
-            picture size that the graph was recorded at.
+        fan_out: Mean number of weights that are added for a spike, for each layer of neurons. It
+            holds for the picture size at which the graph was recorded.
     """
 
     def __init__(self, graph: Graph):
@@ -48,13 +49,16 @@ class Operations:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the passes of this thread in the `with` block; `part` has what they come to."""
+        """Count the runs of the current thread inside the `with` block. `part` gives the result."""
         self._spikes, self._steps = {}, {}
         with watching(self.graph, self._watch):
             yield
 
     def part(self) -> Tensor:
-        """Operations over multiplications, a scalar with a gradient; over all that was counted."""
+        """Synaptic operations divided by multiplications, over all counted runs.
+
+        It is a scalar with a gradient.
+        """
         parts = [
             torch.stack(spikes).sum() / self._steps[name] * self._share[name]
             for name, spikes in self._spikes.items()
@@ -73,10 +77,11 @@ class Operations:
 
 
 def fan_out(graph: Graph) -> dict[str, float]:
-    """Weights that a spike of each layer of neurons is added with on average, by its name.
+    """The mean fan-out of a spike for each layer of neurons, by the name of the layer.
 
-    The derivative of all sums of the layers that read spikes, their weights all 1, with respect to
-    the spikes: right for strides, borders, groups, up-sampling and concatenations alike.
+    All weights are set to 1. Then the fan-out is the derivative of the sum of all outputs with
+    respect to the spikes. This is correct for strides, borders, groups, up-sampling and
+    concatenations.
     """
     when = phases(graph)
     during = [name for name in graph.edges if when[name] == STEPWISE]

@@ -1,4 +1,4 @@
-"""A network cut into layers: outputs of its neurons held packed, one layer advanced at a time."""
+"""Run a network layer by layer over many pictures, with packed outputs of the neurons."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from spikedet.runtime.network import Pass
 
 @dataclass
 class Site:
-    """A layer to calibrate.
+    """A layer to calibrate: a layer of neurons with the operations before it, or a readout.
 
     Attributes:
-        node: The neuron, or the layer that a readout ends with.
-        segment: Names of the nodes from stored outputs to its input current (of a readout to its
-            output), in order.
-        sources: Names of the values that they read; `INPUT` is the picture.
-        layers: Convolutions and linear layers among them, the last one first.
+        node: The node of the neurons, or the last node of a readout.
+        segment: Names of the nodes from the stored outputs to the input current of the neurons (to
+            the output of a readout), in order.
+        sources: Names of the values that the segment reads. `INPUT` is the picture.
+        layers: Convolutions and linear layers of the segment, the last one first.
     """
 
     node: Node
@@ -36,7 +36,7 @@ class Site:
 
     @property
     def is_neuron(self) -> bool:
-        """Whether it is a layer of neurons (or of what stands for them), and no readout."""
+        """Whether it is a layer of neurons (or of quantisers in their place), not a readout."""
         return isinstance(self.node.module, ACTIVATIONS)
 
     @property
@@ -47,16 +47,16 @@ class Site:
 
     @property
     def value(self) -> str:
-        """Name of what its segment ends with: the input current, or the readout's output."""
+        """Name of the last value of the segment: the input current, or the readout's output."""
         return self.node.inputs[0] if self.is_neuron else self.node.name
 
 
 class Stored:
-    """A graph with the outputs of its neurons for all pictures, one layer advanced at a time.
+    """A graph with the stored outputs of its neurons for all pictures. It runs layer by layer.
 
-    With T the outputs are spikes, packed eight to a byte; without, levels of the quantiser, or
-    the activations themselves of a network that is not quantised. They are kept in main memory;
-    the network runs where the pictures are.
+    With T, the outputs are spikes, packed eight to a byte. Without T, they are levels of the
+    quantiser, or activations if the network is not quantised. The outputs are stored in main
+    memory. The network runs on the device of the pictures.
     """
 
     def __init__(self, graph: Graph, pictures: list[Tensor], T: int | None):
@@ -70,11 +70,11 @@ class Stored:
 
     @property
     def names(self) -> list[str]:
-        """Of the layers, in execution order."""
+        """Names of the layers in the order of execution."""
         return [site.node.name for site in self.sites]
 
     def _site(self, node: Node) -> Site:
-        """What lies between the neurons before a node and its input (its output, for a readout)."""
+        """Collect the nodes between earlier neurons and a node's input (a readout's output)."""
         stops = {neuron.name for neuron in self.neurons} | {INPUT}
         wanted = set(node.inputs) if isinstance(node.module, ACTIVATIONS) else {node.name}
         segment = []
@@ -87,18 +87,21 @@ class Stored:
         return Site(node, segment[::-1], sorted(wanted & stops), layers)
 
     def sources(self, site: Site, m: int) -> dict[str, Tensor]:
-        """Inputs of a site for minibatch `m`: the pictures [B, ...], spikes [T*B, ...] as they
-        travel, or activations [B, ...] where there is no T; by their names."""
+        """Inputs of a site for batch `m`, by their names.
+
+        These are pictures [B, ...], outputs of neurons [T*B, ...], or without T activations
+        [B, ...].
+        """
         return {n: self.pictures[m] if n == INPUT else self.unpack(n, m) for n in site.sources}
 
     def run(self, site: Site, values: dict[str, Tensor]) -> Tensor:
-        """Input current of a site (output of a readout), [T*B, ...] or [B, ...] without T."""
+        """Compute the input current of a site (output of a readout): [T*B, ...], or [B, ...]."""
         now = Pass(self.batch, self.T or 1)
         results = self.graph.run(site.segment, values, [site.value], now)
         return results[site.value]
 
     def free_every_neuron(self, site: Site) -> None:
-        """Give each neuron of a site an initial potential of its own, [C, H, W]."""
+        """Give each neuron of a site its own initial potential, [C, H, W]."""
         if site.is_neuron:
             initial = site.neuron.initial
             shape = self.run(site, self.sources(site, 0)).shape[1:]
@@ -106,9 +109,9 @@ class Stored:
 
     @torch.no_grad()
     def target(self, site: Site, m: int) -> Tensor:
-        """Stage-I activation in units of the threshold, as levels -T..T.
+        """The stage-I activation, as levels -T..T.
 
-        In float32 and its own units for a readout's output, or where nothing is quantised.
+        For a readout, or for a network that is not quantised, it is the float32 output instead.
         """
         value = self.run(site, self.sources(site, m))
         if not site.is_neuron:
@@ -122,7 +125,7 @@ class Stored:
 
     @torch.no_grad()
     def advance(self, index: int) -> None:
-        """Store the outputs of site `index` and forget what no later site reads."""
+        """Compute the input current of a site (a readout: its output), [T*B, ...] or [B, ...]."""
         site = self.sites[index]
         if site.is_neuron:
             name = site.node.name
@@ -131,12 +134,12 @@ class Stored:
         self.kept = {n: v for n, v in self.kept.items() if n in needed}
 
     def pack(self, site: Site, m: int) -> np.ndarray:
-        """Outputs of a neuron for minibatch `m` as they are kept.
+        """Compute the outputs of neurons for batch `m`, and pack them for storage.
 
-        With T one bit a spike, eight to a byte: [T*B, ...], or where spikes have either sign
-        [2, T*B, ...], whether each is positive and whether it is negative; in the order in which
-        the pictures lie, so that unpacking moves nothing (18 ms instead of 47 for 9 million spikes;
-        lists of events, as the events engine has them, take 26). Without T what `target` gives.
+        With T, a spike is one bit, eight to a byte: [T*B, ...]. With signs, there are two bits, for
+        positive and negative: [2, T*B, ...]. The bits have the memory order of the pictures, so
+        unpacking needs no reordering (18 ms instead of 47 for 9 million spikes; lists of events
+        take 26). Without T, the result is that of `target`.
         """
         if self.T is None:
             stored = self.target(site, m)
@@ -154,7 +157,7 @@ class Stored:
         return dimensions == 4 and memory_format(self.pictures[m]) == torch.channels_last
 
     def unpack(self, name: str, m: int) -> Tensor:
-        """Output of a neuron for minibatch `m`, as the next layers read it."""
+        """The stored output of neurons for batch `m`, as the next layers read it."""
         stored, shape = self.kept[name][m], self.shapes[name]
         device = self.pictures[m].device
         maker = self.graph.module(name)
@@ -179,14 +182,14 @@ class Stored:
 def fire(
     site: Site, current: Tensor, batch: int, T: int, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Spikes and final potential of a site's neurons from their input current (eq 2-4).
+    """Compute the spikes and final potentials of a site's neurons (eq 2-4).
 
     Args:
         site: The layer.
-        current: [T*B, C, ...].
-        batch: B.
+        current: Input current [T*B, C, ...].
+        batch: Batch size B.
         T: Time steps.
-        alpha: Width of the surrogate gradient.
+        alpha: Width of the surrogate gradient, in units of the threshold.
 
     Returns:
         Spikes [T*B, C, ...], -1, 0 or 1, and potentials [B, C, ...].

@@ -1,13 +1,14 @@
-"""Thresholds of a float network, from the activations of pictures.
+"""Estimate the thresholds of a float network from its activations on pictures.
 
-`estimate_thresholds` takes those of the least quantisation error. `largest_activations` takes the
-maximum of a layer (RMP, Han et al., CVPR 2020; OPT, Deng and Gu, ICLR 2021; OPI, Bu et al., AAAI
-2022), `channel_maxima` nearly that of each channel (Spiking-YOLO, Kim et al., AAAI 2020).
+`estimate_thresholds` finds the thresholds with the least quantisation error. `largest_activations`
+uses the maximum of a layer (RMP, Han et al., CVPR 2020; OPT, Deng and Gu, ICLR 2021; OPI, Bu et
+al., AAAI 2022). `channel_maxima` uses almost the maximum of each channel (Spiking-YOLO, Kim et al.,
+AAAI 2020).
 
-Spiking-YOLO divides the weights of every channel by that channel's largest activation and lets all
-neurons fire at 1. Dividing a channel's current and letting it fire at 1 is the same as leaving the
-current alone and firing at the divisor, so here the divisors are thresholds, one a channel; what a
-spike stands for is folded into the weights that read it, as for every other network.
+Spiking-YOLO divides the weights of each channel by the largest activation of that channel, and uses
+the threshold 1. The same result comes from unchanged weights and a threshold that equals the
+divisor. So here the divisors are used as thresholds, one for each channel. The value of a spike is
+folded into the weights of the next layers, as in every other network.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from spikedet.graph.rewrites.quantise import leak
 from spikedet.neurons.quantize import levels
 from spikedet.neurons.slope import spread
 
-# Pre-activations kept of each layer (of each channel) and batch when thresholds are estimated.
+# Number of pre-activations that are sampled from each layer (from each channel) in each batch.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
-CANDIDATES = 100  # thetas that are tried for a threshold
-POSITIONS = 256  # places of each picture at which every channel is looked at for its maximum
+CANDIDATES = 100  # number of candidate thresholds
+POSITIONS = 256  # positions per picture that are sampled for the maximum of each channel
 
 
 @torch.no_grad()
 def look(
     graph: Graph, batches: Iterable[Tensor], sample: Callable[[Tensor, nn.Module], Tensor]
 ) -> dict[str, list[Tensor]]:
-    """What `sample` takes of the input of every activation, for each batch, by name of the node."""
+    """Run a graph on batches and apply `sample` to the input of every activation.
+
+    Returns:
+        The results for each batch, by the name of the activation's node.
+    """
     seen: dict[str, list[Tensor]] = {node.name: [] for node in graph.of(ACTIVATIONS)}
 
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -53,17 +58,17 @@ def estimate_thresholds(
     seed: int = 0,
     per_channel: bool = False,
 ) -> dict[str, Tensor]:
-    """Threshold of each activation with the least mean squared quantisation error.
+    """Find the threshold of each activation with the least mean squared quantisation error.
 
     Args:
-        graph: Float, in evaluation mode.
+        graph: Float graph in evaluation mode.
         batches: Pictures [B, ...].
-        steps: T of the quantiser.
-        seed: Which pre-activations are looked at.
-        per_channel: One threshold a channel instead of one a layer.
+        steps: Time steps T of the quantiser.
+        seed: Seed for the choice of pre-activations.
+        per_channel: Find one threshold for each channel instead of one for each layer.
 
     Returns:
-        Thresholds by name of the node, scalars or [C].
+        Thresholds by the name of the node, scalars or [C].
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -84,19 +89,20 @@ def estimate_thresholds(
 def best_threshold(
     values: Tensor, steps: int, activation: nn.Module | None = None, per_channel: bool = True
 ) -> Tensor:
-    """Theta whose quantise-clip of `values` is nearest to their activation (least MSE).
+    """Find the threshold whose quantise-clip is nearest to the activation (least squared error).
 
-    Of `CANDIDATES`, evenly spaced up to the largest activation.
+    It is chosen among `CANDIDATES` values, which are evenly spaced up to the largest activation.
 
     Args:
         values: Pre-activations, [N], or [N, C] by channel.
-        steps: T of the quantiser.
-        activation: ReLU when None.
-        per_channel: Of values by channel one theta a channel, else one for all of them.
+        steps: Time steps T of the quantiser.
+        activation: The activation. None: ReLU.
+        per_channel: For values [N, C]: find one threshold for each channel. Else one for all.
 
     Returns:
-        Theta, scalar or [C]. A channel that is silent in `values` gets 1/20 of the largest
-        activation of the layer, so that it can still answer to another picture.
+        The threshold, a scalar or [C]. If a channel has no activation in `values`, its threshold is
+        at least 1/20 of the largest activation of the layer. So it can still fire on other
+        pictures.
     """
     truth = values.clamp(min=0) if activation is None else activation(values.clone())
     slope = spread(leak(activation), values) if activation is not None else 0.0
@@ -112,10 +118,10 @@ def best_threshold(
 
 
 def largest(activations: Tensor) -> Tensor:
-    """Largest size of activations, [N] -> scalar or [N, C] -> [C].
+    """The largest absolute activation, [N] -> scalar or [N, C] -> [C].
 
-    A silent channel gets 1/20 of the largest activation of the layer, so that it can still answer
-    to another picture.
+    A channel gets at least 1/20 of the largest activation of the layer. So a channel without
+    activations on these pictures can still fire on others.
     """
     top = activations.abs().amax(0).clamp(min=1e-3)
     return top.maximum(top.max() / 20)
@@ -124,15 +130,15 @@ def largest(activations: Tensor) -> Tensor:
 def largest_activations(
     graph: Graph, batches: Iterable[Tensor], per_channel: bool = False
 ) -> dict[str, Tensor]:
-    """The largest activation of every layer, negative ones (leaky ReLU) by their size.
+    """Use the largest absolute activation of each layer as its threshold.
 
     Args:
-        graph: Float, in evaluation mode.
+        graph: Float graph in evaluation mode.
         batches: Pictures [B, ...].
-        per_channel: That of every channel instead.
+        per_channel: Use the largest activation of each channel instead.
 
     Returns:
-        Thresholds by name of the node, scalars or [C].
+        Thresholds by the name of the node, scalars or [C].
     """
 
     def extremes(currents: Tensor, _: nn.Module) -> Tensor:  # [2, C]; activations rise
@@ -150,16 +156,17 @@ def largest_activations(
 def channel_maxima(
     graph: Graph, batches: Iterable[Tensor], percentile: float = 99.9
 ) -> dict[str, Tensor]:
-    """Nearly the largest activation of every channel, negative ones by their size.
+    """Use a high percentile of the absolute activations of each channel as its threshold.
 
     Args:
-        graph: Float, in evaluation mode.
+        graph: Float graph in evaluation mode.
         batches: Pictures [B, ...].
-        percentile: Which percentile of a channel's activations counts as its maximum.
+        percentile: Percentile of the activations of a channel.
 
     Returns:
-        Thresholds [C] by name of the node; a channel whose percentile is 0, as it fires at fewer
-        places than that, gets the median of its layer's others (1 where there are none).
+        Thresholds [C] by the name of the node. If the percentile of a channel is 0, because few of
+        its activations are above 0, its threshold is the median of the other channels of the layer
+        (1 if there are none).
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -192,14 +199,14 @@ def thresholds_by(
     T: int,
     per_channel: bool = False,
 ) -> dict[str, Tensor]:
-    """Thresholds as a method takes them (see `methods.Method.thresholds`)."""
+    """Compute thresholds by the rule of a method (see `methods.Method.thresholds`)."""
     if callable(rule):
         return rule(graph, batches, T)
     return THRESHOLDS[rule](graph, batches, T, per_channel=per_channel)
 
 
 def _largest(values: Tensor, percentile: float) -> Tensor:
-    """[C, N] -> [C]."""
+    """The percentile of each channel, [C, N] -> [C] (see `channel_maxima`)."""
     rank = max(1, round(values.shape[1] * percentile / 100))
     top = values.kthvalue(rank, dim=1).values
     alive = top > 0

@@ -1,4 +1,4 @@
-"""Stage I: the quantise-clip activation (eq 12-15)."""
+"""The quantise-clip activation of stage I (eq 12-15)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from spikedet.neurons.slope import Slope, checked, spread
 
 
 class _QuantClip(torch.autograd.Function):
-    """theta * level(x / theta), straight-through gradient (see `levels`).
+    """Compute theta * level(x / theta) with a straight-through gradient (see `levels`).
 
-    Only the input is kept for the backward pass, and a CPU goes through it a few pictures at a
-    time, so that the intermediate results stay in its cache: four times faster than whole batches.
+    Only the input is stored for the backward pass. A CPU processes a few pictures at a time, so
+    that the intermediate results stay in its cache. This is four times as fast as whole batches.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ class _QuantClip(torch.autograd.Function):
 def levels(
     z: Tensor, steps: int, slope: float | Tensor = 0.0, keep: Tensor | None = None
 ) -> Tensor:
-    """Rate that a neuron starting at theta / 2 reaches in T steps of a constant current z theta.
+    """The spike rate after T steps of a constant current z theta, starting at theta / 2.
 
     For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 12); for z < 0
     -clip(floor(slope (|z| T - 1/2)) / T, 0, 1): towards the lower threshold the start at theta / 2
@@ -65,12 +65,13 @@ def levels(
 
     Args:
         z: Pre-activation in units of the threshold, any shape, float32.
-        steps: T.
-        slope: Of the negative side, a number or broadcastable to z.
-        keep: Where z stays unrounded, 0.0 or 1.0, broadcastable; it is clipped all the same.
+        steps: Number of time steps T.
+        slope: Slope of the negative side, a number or broadcastable to z.
+        keep: 1.0 where z is not rounded, else 0.0; broadcastable to z. Values that are not rounded
+            are still clipped.
 
     Returns:
-        Levels k / T, -1..1, in the shape of z.
+        Levels k / T, -1..1, with the shape of z.
     """
     level = (z * steps).add_(0.5).floor_()
     each = isinstance(slope, Tensor)
@@ -86,10 +87,10 @@ def levels(
 
 
 def _slope_of_line(z: Tensor, slope: float | Tensor, lag: float = 0.0) -> Tensor:
-    """Derivative of the unrounded activation: 1, the slope below 0, 0 where it is clipped.
+    """Derivative of the activation without rounding: 1 above 0, the slope below 0, 0 if clipped.
 
-    With a lag of half a level 0 where the rounded activation is clipped. Never of bool, which CPUs
-    compute with several times as slowly as with floats.
+    With `lag` of half a level, it is 0 where the rounded activation is clipped. The code uses no
+    bool tensors, because CPUs are several times slower with bool than with float.
     """
     inside, other = torch.empty_like(z), torch.empty_like(z)
     torch.gt(z, -lag, out=inside)
@@ -104,21 +105,23 @@ def _slope_of_line(z: Tensor, slope: float | Tensor, lag: float = 0.0) -> Tensor
 class QuantClip(nn.Module):
     """Quantise-clip activation with a trainable threshold and quantisation noise.
 
-    y = theta * clip(round(x T / theta) / T, 0, 1) (eq 12, 13), computed in float32, rounding half
-    up, which is what a neuron that starts at theta / 2 does. While training, an element stays
-    unquantised with probability `noise` (eq 14, as the published code does it); one mask is drawn
-    for all pictures of a batch.
+    y = theta * clip(round(x T / theta) / T, 0, 1) (eq 12, 13)
+
+    It is computed in float32. Halves are rounded up, which matches a neuron with an initial
+    potential of theta / 2. In training, each element is left unquantised with probability `noise`
+    (eq 14, like the published code). All pictures of a batch share one random mask.
 
     Args:
-        threshold: Scalar, or [C] for one a channel.
-        steps: T.
-        noise: Probability p that an element is not quantised while training.
-        slope: Of the negative side: that of the leaky ReLU it stands for, 0 for a ReLU; of a list
-            one a channel. Values are clipped at -theta then (see `levels`).
+        threshold: Scalar, or [C] with one threshold for each channel.
+        steps: Number of time steps T, which is also the number of levels.
+        noise: Probability p that an element is not quantised in training.
+        slope: Slope of the negative side: 0 for a ReLU, the slope of a leaky ReLU, or a list with
+            one slope for each channel. With a slope, values are clipped at -theta (see `levels`).
 
     Attributes:
-        clips_rounded: The gradient passes where 0 <= floor(x T / theta + 1/2) < T, as QCFS has it
-            (Bu et al., ICLR 2022), instead of where 0 < x < theta. Without a slope only.
+        clips_rounded: If True, the gradient passes where 0 <= floor(x T / theta + 1/2) < T, as in
+            QCFS (Bu et al., ICLR 2022). If False, it passes where 0 < x < theta. It has no effect
+            with a slope.
 
     Shape:
         [B, C, ...] -> [B, C, ...]

@@ -1,10 +1,14 @@
-"""Both stages with their files: what is written where, resumed after a kill, kept if it is better.
+"""Both stages with their files. Interrupted runs can be resumed.
 
-CALIBRATION    stage-I weights -> `out`
-    out.layers.safetensors    the layer-wise result, until the end-to-end pass is over
-    out.state.pt              what that pass has reached
-    out.last.safetensors      what it made, where that is not better and so is not kept
-CONVERSION     float weights -> `out`, its run of stage I in the folder `out.stage1`
+Calibration (stage II) reads stage-I weights and writes `out`. Beside `out` there may be:
+
+    out.layers.safetensors    the layer-wise result; deleted after the end-to-end pass
+    out.state.pt              the state of the end-to-end pass; deleted after it
+    out.last.safetensors      the result of the end-to-end pass, if it is not better than before.
+                              Then `out` is the layer-wise result
+
+Conversion (both stages) reads float weights and writes `out`. The run of stage I is in the folder
+`out.stage1`.
 """
 
 from __future__ import annotations
@@ -40,27 +44,27 @@ RECORD = (
     "method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end",
     "end_to_end_steps",
 )  # fmt: skip
-NO_ERROR = 1e-9  # of a layer that has nothing to gain, as a first one with its constant input
+NO_ERROR = 1e-9  # a smaller error cannot be improved (a first layer, whose input is constant)
 
 
 @dataclass
 class Calibration:
-    """Stage II of a stage-I checkpoint, or one more end-to-end pass of a spiking one.
+    """Stage II for a stage-I checkpoint, or another end-to-end pass for a spiking checkpoint.
 
     Attributes:
-        task: Of the network.
-        checkpoint: Stage-I checkpoint, with the T that is wanted.
-        train: Samples to fit.
-        tune: Samples that say whether the end-to-end pass is kept.
-        plan: How much is done.
+        task: Task of the network.
+        checkpoint: Stage-I checkpoint, with the wanted T.
+        train: Training samples.
+        tune: Tuning samples. They decide whether the result of the end-to-end pass is kept.
+        plan: Settings of stage II.
         out: Spiking checkpoint to write.
-        origin: Put into it.
-        teacher: Float checkpoint that the end-to-end pass distils; stage I teaches when None.
-        method: How neurons start, and whether biases are corrected.
-        pooling: How spikes are max-pooled, `count` or `step`; as the checkpoint has it when None.
-        device: Where to compute.
-        resume: Go on with an end-to-end pass that was interrupted; without one, begin anew.
-        watcher: Is told what is done.
+        origin: Record of how the network was made. It is stored in the checkpoint.
+        teacher: Float checkpoint that the end-to-end pass distils from. None: the stage-I network.
+        method: Conversion method. It sets the initial potentials and the bias correction.
+        pooling: Max-pooling of spikes: `count` or `step`. None: as in the checkpoint.
+        device: Device to compute on.
+        resume: Continue an interrupted end-to-end pass. If there is none, start from the beginning.
+        watcher: Receives the progress.
     """
 
     task: Task
@@ -78,20 +82,21 @@ class Calibration:
     watcher: Watcher = field(default_factory=Watcher)
 
     def run(self) -> None:
-        """Calibrate and write.
+        """Calibrate and write the checkpoint.
 
         Raises:
-            TrainingError: A killed run that is not to be resumed, or that was another one.
-            DataError: Too few samples.
-            UsageError: Pictures that the network cannot take, layers that it has not, or an option
-                that is outside its limits.
+            TrainingError: There is an interrupted run, but `resume` is False or its settings
+                differ.
+            DataError: There are too few samples.
+            UsageError: The network cannot take the picture size, a named layer does not exist, or
+                an option is outside its limits.
         """
         start = time.time()
         self._prepared()._calibrate()
         self.watcher.say(f"{self.out}: T={self.checkpoint.T}, {(time.time() - start) / 60:.1f} min")
 
     def _prepared(self) -> Calibration:
-        """The same, what `method` and `pooling` say written into its plan and its checkpoint."""
+        """A copy with `method` and `pooling` applied to the plan and the checkpoint."""
         expect_plan(self.plan, self.pooling)
         self.plan.end.read_after(self.checkpoint.time_steps)
         plan = replace(self.plan, layers=replace(self.plan.layers, bias=self.method.bias))
@@ -122,7 +127,7 @@ class Calibration:
         forget(self.out)
 
     def _agreed(self) -> dict[str, Any]:
-        """What a run must agree in with the one that it goes on with."""
+        """The settings that must be equal in a resumed run."""
         agreed: dict[str, Any] = {"weights": fingerprint(self.checkpoint.tensors)}
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
@@ -131,7 +136,7 @@ class Calibration:
         return agreed
 
     def _taken_up(self) -> tuple[Graph, dict[str, Any]]:
-        """The network of a run that was killed in its end-to-end pass, and its origin."""
+        """The network and the origin of a run that was interrupted in its end-to-end pass."""
         path = begun_with(self.out)
         if not self.resume:
             raise TrainingError(
@@ -148,7 +153,7 @@ class Calibration:
         return graph_of(self.task, reached), origin
 
     def _begun(self) -> tuple[Graph, dict[str, Any]]:
-        """The network before its layers are calibrated, or as another pass finds it; its origin."""
+        """The network at the start of the run, and its origin."""
         checkpoint = self.checkpoint
         if checkpoint.stage == "snn":
             record = {name: checkpoint.origin[name] for name in RECORD if name in checkpoint.origin}
@@ -161,7 +166,7 @@ class Calibration:
         return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
 
     def _layer_wise(self, network: Graph) -> dict[str, Any]:
-        """The layer-wise pass, in place; what its origin says of it."""
+        """Calibrate layer by layer, in place; returns the entries for the origin."""
         layers = self.plan.layers
         if not (layers.coarse or layers.fine or layers.bias):
             return {}
@@ -178,11 +183,11 @@ class Calibration:
         return {"layer_wise_gain": gain, "calibration_pictures": fitted}
 
     def _end_to_end(self, network: Graph, origin: dict[str, Any]) -> None:
-        """The end-to-end pass; writes what has the lower loss on the tuning samples to `out`.
+        """Run the end-to-end pass; write the network with the lower tuning loss to `out`.
 
         Args:
-            network: The spiking network; changed.
-            origin: Of it before the pass.
+            network: The spiking network. It is changed.
+            origin: The origin of the network before the pass.
         """
         plan, steps = self.plan, self.plan.end.steps
         task, checkpoint, teacher = self.task, self.checkpoint, self.teacher
@@ -221,23 +226,24 @@ class Calibration:
 
 @dataclass
 class Conversion:
-    """A float checkpoint through both stages, a part of them, or a baseline.
+    """The conversion of a float checkpoint by both stages, by a part of them, or by a baseline.
 
     Attributes:
-        task: Of the network.
+        task: Task of the network.
         weights: Path of the float checkpoint.
-        train: Samples to fit.
-        tune: Samples that choose.
+        train: Training samples.
+        tune: Tuning samples. They decide what is kept.
         T: Time steps.
-        method: How to convert.
-        settings: How stage I is trained; of the task's `Settings`.
-        options: What stage I has beside them.
-        plan: How much stage II does.
+        method: Conversion method.
+        settings: Training settings of stage I, the task's `Settings`.
+        options: Further options of stage I.
+        plan: Settings of stage II.
         out: Spiking checkpoint to write.
-        origin: Put into it.
-        stage1: Stage-I checkpoint of T or of another number of levels, instead of a run of stage I.
-        teacher: Float checkpoint that stage I distils; `weights` when None.
-        pooling, device, resume, watcher: As of `Calibration`.
+        origin: Record of how the network was made. It is stored in the checkpoint.
+        stage1: Stage-I checkpoint to use instead of a run of stage I. It may have another number of
+            levels than T.
+        teacher: Float checkpoint that stage I distils from. None: `weights`.
+        pooling, device, resume, watcher: See `Calibration`.
     """
 
     task: Task
@@ -259,11 +265,11 @@ class Conversion:
     watcher: Watcher = field(default_factory=Watcher)
 
     def run(self) -> None:
-        """Convert and write.
+        """Convert and write the checkpoint.
 
         Raises:
-            WeightsError: Weights of another stage or network.
-            TrainingError, DataError, UsageError: As of both stages.
+            WeightsError: The weights are of another stage or of another network.
+            TrainingError, DataError, UsageError: See `FineTuning.run` and `Calibration.run`.
         """
         expect_plan(self.plan, self.pooling)
         self.plan.end.read_after(self.T)
@@ -304,14 +310,14 @@ class Conversion:
         calibration.run()
 
     def _given(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
-        """Stage-I weights from a file, in place of a run."""
+        """Stage-I weights from a file, instead of a run of stage I."""
         ready = load(path)
         expect_stage(ready, "qc")
         expect_same_network(path, ready, self.weights, checkpoint)
         return current(self.task, ready)
 
     def _first_stage(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Stage-I weights for T: estimated, or those of a run beside `out`."""
+        """Stage-I weights for T: with estimated thresholds, or from a run beside `out`."""
         task, T = self.task, self.T
         if not self.method.finetuned:
             per_channel, thresholds = self.options.per_channel, self.method.thresholds
@@ -340,10 +346,10 @@ class Conversion:
 
 
 def expect_plan(plan: Plan, pooling: str | None) -> None:
-    """Refuse what stage II cannot do, before the hours that stage I takes.
+    """Check the options of stage II before stage I, which may take hours.
 
     Raises:
-        UsageError: Names the option.
+        UsageError: An option is outside its limits. The message names it.
     """
     expect_limits(plan.layers)
     expect_limits(plan.end)
@@ -351,49 +357,49 @@ def expect_plan(plan: Plan, pooling: str | None) -> None:
 
 
 def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:
-    """A checkpoint whose spikes are max-pooled that way; as it is where None."""
+    """A checkpoint with this max-pooling of spikes; the same checkpoint if None."""
     if not pooling:
         return checkpoint
     return replace(checkpoint, model={**checkpoint.model, "spike_pooling": pooling})
 
 
 def beside(out: Path, ending: str) -> Path:
-    """A file of the run that makes `out`."""
+    """Path of a file beside `out`, with this ending."""
     return out.with_name(out.name.removesuffix(".safetensors") + ending)
 
 
 def last_of(out: Path) -> Path:
-    """What the end-to-end pass made where that is not what it keeps."""
+    """Path of the result of an end-to-end pass that was not kept."""
     return beside(out, ".last.safetensors")
 
 
 def begun_with(out: Path) -> Path:
-    """Where the network before the end-to-end pass stands until that is over."""
+    """Path of the network before the end-to-end pass; deleted after the pass."""
     return beside(out, ".layers.safetensors")
 
 
 def state_of(out: Path) -> Path:
-    """What the end-to-end pass has reached until it is over."""
+    """Path of the state of the end-to-end pass; deleted after the pass."""
     return beside(out, ".state.pt")
 
 
 def forget(out: Path) -> None:
-    """Delete what an end-to-end pass would go on from."""
+    """Delete the files that an end-to-end pass would be resumed from."""
     for path in (state_of(out), begun_with(out)):
         path.unlink(missing_ok=True)
 
 
 def is_made(out: Path, resume: bool, command: str) -> bool:
-    """Whether the command that is to be resumed is complete; what a kill left is then deleted.
+    """Whether `out` exists already and was made by the same command. Then delete left-over files.
 
     Args:
-        out: What it is to write.
-        resume: Whether it was told to go on.
-        command: As it was given; `--resume` makes no other one of it.
+        out: File that the command writes.
+        resume: Whether `--resume` was given.
+        command: The command line. `--resume` is ignored in the comparison.
 
     Raises:
-        TrainingError: `out` is there, and was made otherwise or is not to be resumed.
-        WeightsError: It cannot be read.
+        TrainingError: `out` exists, but was made by another command, or `resume` is False.
+        WeightsError: `out` cannot be read.
     """
     there = next((path for path in (out, last_of(out)) if path.exists()), None)
     if there is None or (resume and there != out and begun_with(out).is_file()):

@@ -1,4 +1,4 @@
-"""Stage I of any task: quantise-clip fine-tuning, from a float checkpoint to one of stage `qc`."""
+"""Stage I for any task: quantise-clip fine-tuning, from stage `float` to stage `qc`."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ def quantized(
     options: StageOne,
     thresholds: str | Callable[..., Any] = "least-error",
 ) -> Graph:
-    """The graph of a float network with quantise-clip activations, thresholds from `samples`.
+    """Make the graph of a network with quantise-clip activations.
 
-    Stage-I weights of another T keep their thresholds and only change their number of levels.
+    The thresholds of a float network are estimated from `samples`. Stage-I weights for another T
+    keep their thresholds. Only their number of levels changes.
 
     Args:
-        task: Of the network.
-        checkpoint: Float or stage I.
-        samples: Where thresholds of a float network are estimated.
+        task: Task of the network.
+        checkpoint: Float or stage-I checkpoint.
+        samples: Samples for the estimation of thresholds.
         T: Time steps.
-        options: Noise, thresholds of each channel, and when batch norm is folded.
-        thresholds: How they are taken from pictures (see `Method`).
+        options: Noise, one threshold per channel or layer, and when batch norm is folded.
+        thresholds: Rule for the thresholds (see `Method`).
 
     Raises:
-        WeightsError: Thresholds of each channel from stage-I weights that have one a layer.
+        WeightsError: One threshold per channel is wanted, but the stage-I weights have one per
+            layer.
     """
     expect_stage(checkpoint, "float", "qc")
     graph = graph_of(task, checkpoint)
@@ -73,15 +75,15 @@ class FineTuning:
     """A run of stage I.
 
     Attributes:
-        task: Of the network.
-        checkpoint: Float, or of stage I and another T, to go on from.
-        train: Samples to fit.
-        tune: Samples that choose the best epoch.
+        task: Task of the network.
+        checkpoint: Float checkpoint, or stage-I checkpoint for another T, to start from.
+        train: Training samples.
+        tune: Tuning samples. They choose the best epoch.
         T: Time steps of the quantiser.
-        settings: How to train; of the task's `Settings`.
-        options: What stage I has beside them.
-        teacher: Float checkpoint to distil from; `checkpoint` itself when it is a float one.
-        origin: Put into the checkpoints.
+        settings: Training settings, the task's `Settings`.
+        options: Further options of stage I.
+        teacher: Float checkpoint to distil from. None: `checkpoint`, if it is float.
+        origin: Record of how the network was made. It is stored in the checkpoints.
     """
 
     task: Task
@@ -95,9 +97,9 @@ class FineTuning:
     origin: dict[str, Any] | None = None
 
     def planned(self) -> Checkpoint:
-        """What `run` makes, without its tensors.
+        """The checkpoint that `run` makes, without its tensors.
 
-        Its origin says in `run` what a run must agree in with the one that it resumes.
+        `run` in its origin has the settings that must be equal in a resumed run.
         """
         origin = self.origin or {}
         run = {"parent": origin.get("parent"), "data": self.train.fingerprint()}
@@ -108,17 +110,17 @@ class FineTuning:
         return replace(made_from, stage="qc", T=self.T, origin=origin, tensors={})
 
     def run(self, folder: Path, resume: bool = False) -> None:
-        """Train the quantised network (eq 12-15); best and last checkpoint go to `folder`.
+        """Train the quantised network (eq 12-15); write the best and the last checkpoint.
 
         Args:
-            folder: Of the run.
-            resume: Go on with the run that it holds.
+            folder: Folder of the run.
+            resume: Continue the run in `folder`.
 
         Raises:
-            TrainingError: That run is for another T, of another network or of other options.
-            UsageError: An option that is outside its limits.
-            WeightsError: A teacher that cannot teach, or as `quantized`.
-            ConversionError: A layer that cannot be converted.
+            TrainingError: The run in `folder` is for another T, another network or other options.
+            UsageError: An option is outside its limits.
+            WeightsError: The teacher does not fit the network, or see `quantized`.
+            ConversionError: A layer cannot be converted.
         """
         task, options = self.task, self.options
         expect_limits(options)
@@ -156,10 +158,10 @@ class FineTuning:
         task.fit(network, run)
 
     def finished(self, folder: Path) -> bool:
-        """Whether the run in `folder` has done all the epochs that it would be resumed for.
+        """Whether the run in `folder` has finished all epochs.
 
         Raises:
-            TrainingError: It made something else, or had other settings.
+            TrainingError: That run is for another network or has other settings.
         """
         if not (folder / "state.pt").is_file():
             return False
@@ -177,7 +179,7 @@ def untuned(
     per_channel: bool = False,
     thresholds: str | Callable[..., Any] = "least-error",
 ) -> Checkpoint:
-    """A stage-I checkpoint without stage I: float weights, thresholds from pictures.
+    """Make a stage-I checkpoint without training: float weights and estimated thresholds.
 
     Its spiking copy is the simplest conversion ("copied weights").
     """

@@ -1,7 +1,7 @@
-"""Stage II of any task: from a checkpoint of stage `qc` to a calibrated one of stage `snn`.
+"""Stage II for any task: from stage `qc` to a calibrated checkpoint of stage `snn`.
 
-The layer-wise pass is the paper's, the end-to-end pass after it ours. What is made here without any
-calibration are the baselines.
+The layer-wise pass is from the paper. The end-to-end pass after it is ours. Baselines use spiking
+networks without calibration.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def copied(
     shift: bool = False,
     pictures: Tensor | None = None,
 ) -> Graph:
-    """Spiking graph with the weights and thresholds of stage I, nothing calibrated (eq 16).
+    """Copy the weights and thresholds of stage I into a spiking graph, without calibration (eq 16).
 
     Args:
-        task: Of the network.
+        task: Task of the network.
         checkpoint: Stage-I checkpoint.
-        initial: Potential before the first step in units of the threshold.
+        initial: Initial potential in units of the threshold.
         shift: Add theta / (2 T) to every current (see `shift_currents`).
-        pictures: What the copy is checked on, [B, 3, H, W]; noise when None.
+        pictures: Pictures for the check of the copy, [B, 3, H, W]. None: noise.
 
     Raises:
-        WeightsError: Of another stage, or as `networks.graph_of`.
-        ConversionError: What cannot be converted, or what did not come out right.
+        WeightsError: The checkpoint is of another stage, or see `networks.graph_of`.
+        ConversionError: The graph cannot be converted, or the check of the copy fails.
     """
     expect_stage(checkpoint, "qc")
     pooling = pooling_of(checkpoint.model)
@@ -84,24 +84,26 @@ def layer_wise(
     report: Callable[[LayerReport, int, int], None] | None = None,
     teacher: Checkpoint | None = None,
 ) -> tuple[list[LayerReport], int, int]:
-    """Stage II, layer by layer (eq 16-21), in place, on the network's device.
+    """Run stage II layer by layer (eq 16-21), in place, on the device of the network.
 
-    Batches have one size; what is left of the pictures is not used, and of two batches one is held.
+    All batches have the same size. Pictures that do not fill a batch are not used. At least one
+    batch is held out.
 
     Args:
-        task: Of the network.
+        task: Task of the network.
         checkpoint: Stage-I checkpoint.
-        network: The spiking network made from it.
+        network: The spiking network made from `checkpoint`.
         samples: Training samples.
-        plan: How much is done.
-        report: Called after each layer.
-        teacher: Whose activations are the targets, in place of `checkpoint`: the float checkpoint.
+        plan: Settings of stage II.
+        report: Function that is called after each layer.
+        teacher: Float checkpoint whose activations are the targets. None: those of `checkpoint`.
 
     Returns:
-        A report for each layer, how many pictures they were fitted to, and by how many judged.
+        A report for each layer, the number of pictures that were fitted, and the number of held-out
+        pictures.
 
     Raises:
-        DataError: Too few samples to fit to some and judge by others.
+        DataError: There are too few samples to fit some and hold out others.
     """
     layers = plan.layers
     chosen = samples.pick(layers.pictures + layers.held, plan.seed)
@@ -126,17 +128,17 @@ def layer_wise(
 
 
 def _spiking(network: Graph, checkpoint: Checkpoint, plan: Plan) -> SpikingNetwork:
-    """As the end-to-end pass runs it: a batch of all steps at once."""
+    """The spiking network for the end-to-end pass: all time steps of a batch run at once."""
     T = checkpoint.time_steps
     return SpikingNetwork(network, T, chunk=plan.end.batch * T)
 
 
 def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Graph) -> None:
-    """Refuse pictures of the end-to-end pass that a spiking network cannot take.
+    """Check that the spiking network can take the picture sizes of the end-to-end pass.
 
     Raises:
-        UsageError: Larger than the network's, not a multiple of its stride, too small for its
-            layers, or smaller where each neuron has an initial potential of its own.
+        UsageError: The size is larger than that of the network, not a multiple of its stride, too
+            small for its layers, or another size when each neuron has its own initial potential.
     """
     size = plan.end.grow_from
     if size in (None, checkpoint.imgsz):
@@ -159,16 +161,16 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
 
 
 def expect_layers(task: Task, checkpoint: Checkpoint, samples: Samples, plan: Plan) -> None:
-    """Refuse names of layers that a float network will not have once it is converted.
+    """Check that the converted network will have the layers that the plan names.
 
     Args:
-        task: Of the network.
+        task: Task of the network.
         checkpoint: Float checkpoint.
         samples: Training samples.
-        plan: What is to be done.
+        plan: Settings of stage II.
 
     Raises:
-        UsageError: Names the layers that there are.
+        UsageError: A layer does not exist. The message lists the layers.
     """
     if plan.layers.layers is not None:
         roughly = untuned(task, checkpoint, samples.pick(1), T=1)
@@ -186,26 +188,26 @@ def end_to_end(
     state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Distil a teacher into the spiking network, whole, in place, on its device.
+    """Run the end-to-end pass: distil a teacher into the whole spiking network, in place.
 
     Args:
-        task: Of the network.
+        task: Task of the network.
         checkpoint: Stage-I checkpoint that the spiking network was made from.
         network: The calibrated spiking network.
-        samples: Training samples, which are augmented.
-        plan: How much is done.
-        teacher: Float checkpoint; the stage-I network teaches when None.
-        state: File that the pass can be taken up from, written after every `distill.ROUND` steps.
-            Where it is there already the pass goes on from it, and ends as if it had not been
-            interrupted.
-        on_step: Called with the step and its loss.
+        samples: Training samples. They are augmented.
+        plan: Settings of stage II.
+        teacher: Float checkpoint to distil from. None: the stage-I network.
+        state: File for the state of the pass, written after every `distill.ROUND` training steps.
+            If the file exists, the pass continues from it. The result is the same as without the
+            interruption.
+        on_step: Function that is called with each training step and its loss.
 
     Returns:
-        For the origin of the network `int8` and `also_for`, and what `distill` returns of spikes.
+        Entries for the origin of the network: `int8`, `also_for`, and the result of `distill`.
 
     Raises:
-        UsageError: As `expect_end_size`, and as `distill`.
-        TrainingError: The state is damaged, or of another pass.
+        UsageError: See `expect_end_size` and `distill`.
+        TrainingError: The state is damaged, or belongs to another pass.
     """
     expect_end_size(task, checkpoint, plan, network)
     spiking = _spiking(network, checkpoint, plan)
@@ -234,7 +236,7 @@ def _agreed(
     plan: Plan,
     teacher: Checkpoint | None,
 ) -> dict[str, Any]:
-    """What an end-to-end pass must agree in with the one that it goes on with."""
+    """The settings that must be equal in a resumed end-to-end pass."""
     agreed = {"T": checkpoint.T, "seed": plan.seed, **vars(plan.end)}
     agreed["begun with"] = fingerprint(network.layers.state_dict())
     agreed["teacher"] = None if teacher is None else fingerprint(teacher.tensors)
@@ -245,7 +247,7 @@ def _agreed(
 def _round(
     task: Task, checkpoint: Checkpoint, samples: Samples, plan: Plan, first: int
 ) -> Iterator[dict[str, Any]]:
-    """Batches of the end-to-end pass from one of its rounds on, their pictures growing."""
+    """Batches of the end-to-end pass from training step `first` on; their pictures may grow."""
     seed_generators(plan.seed, first)  # of augmentation that draws in this process
     drawn = samples.augmented(checkpoint, plan.end, seed_of(plan.seed, first))
     stride = task.stride(checkpoint.head)
@@ -256,10 +258,10 @@ def _round(
 
 
 def whole(network: Graph) -> None:
-    """Round a spiking network to what the integer engines make of it, in place.
+    """Round the weights of a spiking network in place, as the integer engines round them.
 
     Raises:
-        NoIntegers: It cannot be computed in whole numbers.
+        NoIntegers: The integer engines do not support the network.
     """
     Rounder(network).write()
 
@@ -272,21 +274,22 @@ def tuning_loss(
     plan: Plan,
     teacher: Checkpoint | None = None,
 ) -> float:
-    """Mean loss of the end-to-end pass on samples that are augmented alike at every call.
+    """Mean loss of the end-to-end pass on tuning samples.
 
-    Of two networks the one with the lower loss is the better one with less doubt than by AP or
-    accuracy on as few samples: rounding alone moves AP of 300 pictures by a point.
+    The samples are augmented in the same way at every call. With few samples, this loss compares
+    two networks more reliably than AP or accuracy: rounding alone changes the AP of 300 pictures by
+    a point.
 
     Args:
-        task: Of the network.
+        task: Task of the network.
         checkpoint: Stage-I checkpoint that the spiking network was made from.
         network: The spiking network.
-        samples: Kept aside from training.
-        plan: How much is done; batches and the weight of the annotations count.
-        teacher: As of `end_to_end`.
+        samples: Tuning samples.
+        plan: Settings of stage II. The batch size and the weight of the annotations are used.
+        teacher: See `end_to_end`.
 
     Raises:
-        WeightsError: A teacher that cannot teach (see `networks.teacher_of`).
+        WeightsError: The teacher does not fit the network (see `networks.teacher_of`).
     """
     spiking = _spiking(network, checkpoint, plan)
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
@@ -299,7 +302,7 @@ def tuning_loss(
 
 
 def judged(samples: Sized, plan: Plan) -> int:
-    """How many of the samples `tuning_loss` takes: whole batches, or all where they are fewer."""
+    """Number of samples that `tuning_loss` uses: full batches, or all if they fill none."""
     return len(samples) - len(samples) % plan.end.batch or len(samples)
 
 
@@ -310,7 +313,7 @@ def _end_loss(
     plan: Plan,
     teacher: Checkpoint | None,
 ) -> Callable[[dict[str, Any]], Tensor]:
-    """The loss of the end-to-end pass, of a batch of `Samples.augmented`."""
+    """Make the loss function of the end-to-end pass, for a batch of `Samples.augmented`."""
     if teacher is None:
         guide = restore(task, checkpoint).network
     else:
@@ -334,10 +337,10 @@ def _end_loss(
 
 
 def _reached(state: Path | None, agreed: dict[str, Any]) -> dict[str, Any] | None:
-    """What the file of an interrupted end-to-end pass holds, None without one.
+    """Read the state of an interrupted end-to-end pass. None if there is no file.
 
     Raises:
-        TrainingError: Damaged, or of a pass with other settings.
+        TrainingError: The file is damaged, or belongs to a pass with other settings.
     """
     if state is None or not state.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What both stages tell while they run; light to import."""
+"""Progress reports of both stages. This module imports nothing large."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """What is told while it is done; silent, for commands to show."""
+    """Receives the progress of both stages. This base class ignores it; commands show it."""
 
     def layer(self, report: LayerReport, index: int, count: int) -> None:
-        """A layer is calibrated."""
+        """Called after a layer is calibrated."""
 
     def step(self, done: int, steps: int, loss: float) -> None:
-        """A step of the end-to-end pass is done."""
+        """Called after a training step of the end-to-end pass."""
 
     def say(self, text: str) -> None:
-        """A result, in words."""
+        """Called with a sentence about a result."""
