@@ -1,6 +1,6 @@
-"""The integer network as one file: tensors and a list of plain operations, for chips.
+"""Export the integer network as one file for chips: tensors and a list of simple operations.
 
-The layout is described in docs/export.md; `reference.py` runs it with numpy alone.
+docs/export.md describes the layout. `reference.py` runs a file with numpy only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ ROUNDED = (
 
 
 def build(source: Source) -> tuple[bytes, list[str]]:
-    """The file of a spiking network, see `registry.Exporter`."""
+    """Make the file of a spiking network (see `registry.Exporter`)."""
     if source.stage != "snn":
         raise ExportError(f"int8 holds spiking networks; these are weights of stage {source.stage}")
     graph = source.graph
@@ -90,7 +90,7 @@ def build(source: Source) -> tuple[bytes, list[str]]:
 
 
 class _File:
-    """What is written, while it grows."""
+    """Collects the nodes and tensors of a file."""
 
     def __init__(self, source: Source, program: Program):
         self.source, self.program, self.graph = source, program, source.graph
@@ -150,7 +150,7 @@ class _File:
         shape: Shape | None = None,
         **options: Any,
     ) -> str:
-        """Write a node; its shape is that of its first input when None."""
+        """Add a node. With shape None, it has the shape of its first input."""
         free, number = name, 0
         while free in self.names:
             number += 1
@@ -188,7 +188,7 @@ class _File:
         return self._linear(op, inputs)
 
     def _linear(self, op: Op, inputs: list[str]) -> str:
-        """What moves or sums values, of whole numbers or of means."""
+        """Add an operation that moves or sums values, of integers or of means."""
         if isinstance(op, Sums):
             return self._averaged(op.name, op.module, inputs, op.times, True)
         assert isinstance(op, Move)
@@ -204,7 +204,7 @@ class _File:
     def _mean(
         self, name: str, node: str, weights: Tensor, ops: dict[str, str], summed: dict[str, str]
     ) -> str:
-        """The mean over time of an operation of the program."""
+        """Add the mean over time of an operation of the program."""
         op = self.program.ops[name]
         if isinstance(op, Move | Sums):
             inputs = [self._mean(source, node, weights, ops, summed) for source in op.inputs]
@@ -253,7 +253,7 @@ class _File:
     def _averaged(
         self, name: str, module: nn.Module, inputs: list[str], times: int, whole: bool
     ) -> str:
-        """Sums over windows times a factor, which `times` makes whole."""
+        """Add sums over windows, multiplied by a factor; `times` makes the factor an integer."""
         shape = self.shapes[inputs[0]]
         out = tuple(module(torch.zeros(shape)).shape)
         wide = kept(module, shape, out)

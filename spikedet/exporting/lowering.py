@@ -1,4 +1,4 @@
-"""What operations of a graph do to places, in numbers that other programs take."""
+"""Describe the windows and padding of graph operations by numbers that other programs use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTra
 
 
 def each(value: Any, dims: int) -> tuple[int, ...]:
-    """An option that is one number for all dimensions, or one for each."""
+    """Expand an option to one number for each dimension."""
     return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
 
 def padding_of(layer: Convolution) -> list[tuple[int, int]]:
-    """Zeros before and behind each dimension of a convolution's input."""
+    """The number of zeros before and after each dimension of a convolution's input."""
     kernel, dilation = layer.kernel_size, layer.dilation
     if layer.padding == "valid":
         return [(0, 0)] * len(kernel)
@@ -33,12 +33,12 @@ def padding_of(layer: Convolution) -> list[tuple[int, int]]:
 
 
 def windows(module: nn.Module, shape: Shape, out: Shape) -> list[tuple[int, list[list[int]]]]:
-    """The entries of [1, ...] that each output of a pooling comes from, axis by axis.
+    """The entries of the input [1, ...] that each output of pooling reads, for each axis.
 
     Args:
-        module: Of the maximum, an average, or a mean or sum over dimensions.
-        shape: Of its input.
-        out: Of its output; for a mean that drops dimensions as if it kept them.
+        module: Max-pooling, average pooling, or a mean or sum over dimensions.
+        shape: Shape of its input.
+        out: Shape of its output. For a mean that drops dimensions: the shape with them kept.
     """
     if isinstance(module, Mean | Sum):
         return [(d % len(shape), [list(range(shape[d]))]) for d in module.dims]
@@ -58,9 +58,9 @@ def windows(module: nn.Module, shape: Shape, out: Shape) -> list[tuple[int, list
 
 
 def window_factors(module: nn.Module, shape: Shape) -> Tensor:
-    """What the sum of each window is multiplied with in an average, [1, 1, ...] float64.
+    """The factor for the sum of each window in an average, [1, 1, ...] float64.
 
-    The shape is that of the output, a mean's as if it kept its dimensions.
+    The shape is that of the output. For a mean it is the shape with the dimensions kept.
     """
     ones = torch.ones((1, 1, *shape[2:]), dtype=torch.float64)
     if isinstance(module, Mean | Sum):
@@ -83,5 +83,5 @@ def kept(module: nn.Module, shape: Shape, out: Shape) -> Shape:
 
 
 def is_max_pool(module: nn.Module) -> bool:
-    """Whether a module pools the maximum, of values or of counts."""
+    """Whether a module is max-pooling, of values or of spike counts."""
     return isinstance(module, nn.MaxPool1d | nn.MaxPool2d | SpikingMaxPool)

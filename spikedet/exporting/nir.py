@@ -1,7 +1,8 @@
-"""NIR, the neuromorphic intermediate representation: layers and integrate-and-fire neurons.
+"""Export to NIR, the neuromorphic intermediate representation.
 
-NIR has no initial potentials, no soft reset and no readout on the mean over time. These stand in
-metadata, and `build` says so. What has no place there either is refused.
+A NIR file has layers and integrate-and-fire neurons. NIR has no initial potentials, no soft reset
+and no readout on the mean over time. These are stored in metadata, and the notes of `build` say so.
+If a node cannot be stored in this way either, the export is refused.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ WHY = {
 
 
 def build(source: Source) -> tuple[bytes, list[str]]:
-    """The file of a spiking network, see `registry.Exporter`.
+    """Make the file of a spiking network (see `registry.Exporter`).
 
     Raises:
-        ExportError: Names every node that NIR cannot say.
+        ExportError: NIR cannot express some nodes. The message names all of them.
     """
     if source.stage != "snn":
         raise ExportError(f"NIR holds spiking networks; these are weights of stage {source.stage}")
@@ -81,10 +82,10 @@ def build(source: Source) -> tuple[bytes, list[str]]:
 
 
 class _Translated:
-    """Nodes and edges of NIR.
+    """The nodes and edges of a NIR graph.
 
     Attributes:
-        step_weights: What each step counts in the mean at the end, None where all count alike.
+        step_weights: Weight of each time step in the mean at the end. None if all are equal.
     """
 
     def __init__(self, source: Source):
@@ -120,7 +121,7 @@ class _Translated:
         self.edges += [(name, OUTPUT) for name in self.values[last]]
 
     def _weights(self, module: MeanOverTime) -> Tensor:
-        """What each of the T steps counts, of a sum of 1."""
+        """The weights of the T time steps, normalised to the sum 1."""
         weights = torch.ones(self.T)
         if module.log_weights is not None:
             now = torch.arange(self.T).clamp(max=len(module.log_weights) - 1)
@@ -128,7 +129,7 @@ class _Translated:
         return weights / weights.sum()
 
     def _add(self, node: Node, new: nir.NIRNode, sources: list[str], suffix: str = "") -> list[str]:
-        """Put a node behind others; the list of its name."""
+        """Add a NIR node after `sources`; returns a list with its name."""
         wanted = f"{node.name}{suffix}".replace(".", "_").replace("/", "_")
         name, number = wanted, 0
         while name in self.nodes or name == OUTPUT:
@@ -140,7 +141,7 @@ class _Translated:
         return [name]
 
     def _node(self, node: Node) -> list[str]:
-        """The NIR nodes whose sum is the value of a node of the graph."""
+        """Add a node of the graph; returns the NIR nodes whose sum is its value."""
         module = node.module
         shape, out = self.graph.shapes[node.inputs[0]], self.graph.shapes[node.name]
         sources = self.values[node.inputs[0]]
@@ -190,7 +191,7 @@ class _Translated:
         return self._add(node, nir.Scale(threshold), spikes, "_amplitude")
 
     def _sum(self, node: Node, shape: tuple[int, ...]) -> list[str]:
-        """A sum is edges that end in one node."""
+        """Add a sum. In NIR, edges that end in one node are added."""
         if any(self.graph.shapes[source] != shape for source in node.inputs):
             raise _Refused("a sum of unlike shapes")
         names = [name for source in node.inputs for name in self.values[source]]
@@ -235,7 +236,7 @@ class _Translated:
 
 
 class _Refused(Exception):
-    """A node that NIR cannot say, and why."""
+    """NIR cannot express a node; the message says why."""
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> nir.NIRNode:

@@ -1,11 +1,11 @@
-"""ONNX: float and quantised networks, and spiking ones for T steps at once or step by step.
+"""Export to ONNX: float, quantised and spiking networks.
 
-Pictures are [batch, ...] with
-any batch. A spiking network has one of two forms:
+Pictures are [batch, ...] with any batch size. A spiking network has one of two forms:
 
-unrolled   T steps folded into the batch, as our runtime does it; pictures in, outputs after T out
-step       one step: the picture, the number of steps before, and the state in; the outputs after
-           this step and the new state out. At t = 0 the state is not read: give zeros.
+unrolled   all T time steps, folded into the batch. Inputs: pictures. Outputs: the outputs after T.
+step       one time step. Inputs: the picture, the number of steps before, and the state. Outputs:
+           the outputs after this step, and the new state. At t = 0 the state is not read; pass
+           zeros.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ FORMS = ("unrolled", "step")
 
 
 def build(source: Source, form: str | None = None) -> tuple[bytes, list[str]]:
-    """The file of a network of any stage, see `registry.Exporter`.
+    """Make the file of a network of any stage (see `registry.Exporter`).
 
     Args:
         source: The network.
-        form: Of a spiking network: `unrolled` (when None) or `step`.
+        form: Form of a spiking network: `unrolled` or `step`. None: `unrolled`.
 
     Raises:
-        UsageError: Another form, or a form of a network without time.
-        ExportError: Names every node that is not known here.
+        UsageError: The form does not exist, or the network has no time steps.
+        ExportError: Some nodes are not supported. The message names all of them.
     """
     spiking = source.stage == "snn"
     if form is not None and not spiking:
@@ -72,11 +72,11 @@ def _why(node: Node) -> str:
 
 
 class _Whole(Builder):
-    """A network that returns its outputs at once; T steps of a spiking one in the batch."""
+    """A network in one run. The T time steps of a spiking network are in the batch."""
 
     @property
     def T(self) -> int:
-        """Steps of a spiking network."""
+        """Number of time steps of a spiking network."""
         assert self.source.T is not None
         return self.source.T
 
@@ -113,7 +113,7 @@ class _Whole(Builder):
         return self.op("ReduceSum", x, axes, keepdims=0)
 
     def steps(self, x: str) -> list[str]:
-        """[T*B, ...] step by step."""
+        """Split [T*B, ...] into its time steps."""
         T = self.T
         return self.ops("Split", T, x, axis=0, num_outputs=T) if T > 1 else [x]
 
@@ -122,7 +122,7 @@ class _Whole(Builder):
 
 
 class _Step(Builder):
-    """One step of a spiking network, its state in and out."""
+    """One time step of a spiking network, with its state as inputs and outputs."""
 
     def __init__(self, source: Source):
         super().__init__(source)
@@ -135,14 +135,14 @@ class _Step(Builder):
         self.first = self.op("Equal", "t", zero)
 
     def state(self, node: Node, kind: str, shape: tuple, start: str) -> str:
-        """A value that the step before left, or `start` in the first step."""
+        """The state from the previous time step, or `start` in the first one."""
         name = self.free(f"{node.name}.{kind}")
         self.inputs.append(self._value(name, shape[1:]))
         self.states.append({"name": name, "next": f"{name}_next", "shape": [None, *shape[1:]]})
         return self.op("Where", self.first, start, name)
 
     def hand_on(self, value: str) -> None:
-        """Return a value as the new state of the one that was asked for last."""
+        """Set the new value of the state that `state` returned last."""
         state = self.states[-1]
         self.taken.add(state["next"])
         self.nodes.append(helper.make_node("Identity", [value], [state["next"]], state["next"]))
@@ -165,7 +165,7 @@ class _Step(Builder):
         return self.op("Sub", largest, before)
 
     def mean(self, node: Node, x: str) -> str:
-        """The weighted sum so far, over what all steps so far count."""
+        """The weighted mean so far: the weighted sum divided by the sum of the weights."""
         shape, readout = self.graph.shapes[node.name], readout_of(node)
         weights = step_weights(readout, readout.steps or 1)
         last = self.constant(np.array(len(weights) - 1, np.int64), "last")
@@ -195,7 +195,7 @@ def readout_of(node: Node) -> MeanOverTime:
 
 
 def step_weights(module: MeanOverTime, steps: int) -> Tensor:
-    """What each of the first steps counts, [steps]."""
+    """The weight of each of the first time steps, [steps]."""
     if module.log_weights is None:
         return torch.ones(steps)
     now = torch.arange(steps).clamp(max=len(module.log_weights) - 1)
@@ -203,6 +203,6 @@ def step_weights(module: MeanOverTime, steps: int) -> Tensor:
 
 
 def read_facts(path: Any) -> dict[str, Any]:
-    """What a file says of itself, see `Source.facts`."""
+    """Read the facts in a file (see `Source.facts`)."""
     model = onnx.load(str(path), load_external_data=False)
     return json.loads({prop.key: prop.value for prop in model.metadata_props}["spikedet"])

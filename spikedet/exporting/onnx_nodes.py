@@ -1,6 +1,7 @@
-"""The nodes of a graph as nodes of ONNX, but for those that know time: they differ by the form.
+"""Translate the nodes of a graph to nodes of ONNX.
 
-Every node of the graph becomes a few ONNX nodes that bear its name.
+Nodes that depend on time are translated by subclasses, because they differ between the two forms.
+Every node of the graph becomes a few ONNX nodes with its name.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ KNOWN = (
 
 
 class Builder:
-    """An ONNX graph while it grows; values are known by their names."""
+    """Builds an ONNX graph. Values are identified by their names."""
 
     def __init__(self, source: Source):
         self.source, self.graph = source, source.graph
@@ -75,7 +76,7 @@ class Builder:
     # ------------------------------------------------------------------ writing
 
     def free(self, wanted: str) -> str:
-        """A name like this one that nothing has yet."""
+        """A free name, similar to this one."""
         name, number = wanted, 0
         while name in self.taken:
             number += 1
@@ -84,18 +85,18 @@ class Builder:
         return name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Write a node of one output."""
+        """Add a node with one output; returns the name of the output."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, number: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Write a node of several outputs."""
+        """Add a node with several outputs; returns their names."""
         name = self.free(f"{self.here}/{kind}")
         outputs = [name] if number == 1 else [self.free(f"{name}:{i}") for i in range(number)]
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, name, **attributes))
         return outputs
 
     def constant(self, value: Any, name: str = "constant") -> str:
-        """A tensor; equal ones are written once."""
+        """Add a constant tensor. Equal tensors are stored once."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
@@ -129,7 +130,7 @@ class Builder:
         return model
 
     def metadata(self) -> dict[str, Any]:
-        """What metadata say beside the facts."""
+        """Further entries of the metadata, beside the facts."""
         return {}
 
     @staticmethod
@@ -139,7 +140,7 @@ class Builder:
     # ------------------------------------------------------------------ nodes of the graph
 
     def write(self, node: Node, inputs: list[str]) -> str:
-        """Write a node of the graph; the name of its value."""
+        """Add a node of the graph; returns the name of its value."""
         module, x = node.module, inputs[0]
         if isinstance(module, IFNeuron):
             return self.neuron(node, x)
@@ -150,19 +151,19 @@ class Builder:
         return self.stateless(node, inputs)
 
     def neuron(self, node: Node, x: str) -> str:
-        """Neurons over time."""
+        """Add a layer of neurons."""
         raise NotImplementedError
 
     def mean(self, node: Node, x: str) -> str:
-        """A mean over time."""
+        """Add a mean over time."""
         raise NotImplementedError
 
     def counted(self, node: Node, x: str) -> str:
-        """Max-pooling of spike counts."""
+        """Add max-pooling of spike counts."""
         raise NotImplementedError
 
     def stateless(self, node: Node, inputs: list[str]) -> str:
-        """What treats every frame alike."""
+        """Add an operation that does not depend on time."""
         module, x = node.module, inputs[0]
         shape, out = self.graph.shapes[node.inputs[0]], self.graph.shapes[node.name]
         if isinstance(module, WEIGHTED):
@@ -249,7 +250,7 @@ class Builder:
         return self.op(kind, x, self.constant(weight, "weight"), *bias, **attributes)
 
     def average(self, module: nn.Module, x: str, shape: tuple, out: tuple) -> str:
-        """Means of windows: one pooling where all are alike, else a matrix for each axis."""
+        """Add average pooling: one pooling if all windows are alike, else a matrix per axis."""
         if (pooled := self.alike(module, x, shape, out)) is not None:
             return pooled
         wide, factors = kept(module, shape, out), window_factors(module, shape)
@@ -274,7 +275,7 @@ class Builder:
         return x if out == wide else self.reshape(x, out)
 
     def alike(self, module: nn.Module, x: str, shape: tuple, out: tuple) -> str | None:
-        """An average whose windows have all one size; None of another."""
+        """Add an average whose windows all have the same size; None if they differ."""
         dims = len(shape) - 2
         if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
             kernel, stride = each(module.kernel_size, dims), each(module.stride, dims)
@@ -315,7 +316,7 @@ class Builder:
         )  # fmt: skip
 
     def move(self, module: nn.Module, x: str, shape: tuple) -> str:
-        """Entries along axes, and zeros beside them."""
+        """Add an operation that selects entries along axes and adds zeros."""
         for axis, taken in places(module, shape):
             before = next((i for i, place in enumerate(taken) if place != NOWHERE), len(taken))
             inside = [place for place in taken if place != NOWHERE]
@@ -345,7 +346,7 @@ class Builder:
     # ------------------------------------------------------------------ small things
 
     def reshape(self, x: str, shape: tuple) -> str:
-        """[N, ...] in another shape; N stays."""
+        """Add a change of shape for [N, ...]; N stays."""
         size = np.array([0, *shape[1:]], np.int64)
         return self.op("Reshape", x, self.constant(size, "shape"))
 
@@ -354,17 +355,17 @@ class Builder:
 
     @staticmethod
     def channels(value: Tensor, ndim: int) -> Tensor:
-        """Scalar, [C] or [C, H, W] -> broadcastable to [B, C, ...]."""
+        """Reshape a scalar, [C] or [C, H, W] so that it broadcasts to [B, C, ...]."""
         value = value.detach().float()
         return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim == 1 else value
 
     def initial(self, node: Node) -> str:
-        """Potentials of a layer of neurons before the first step."""
+        """The initial potentials of a layer of neurons."""
         initial, ndim = self.graph.neuron(node.name).initial, len(self.graph.shapes[node.name])
         return self.constant(self.channels(initial, ndim), "initial")
 
     def fire(self, node: Node, ndim: int) -> Callable[[str, str], tuple[str, str]]:
-        """One step of neurons: (potential, current) -> (what is sent, potential)."""
+        """A function for one time step of neurons: (potential, current) -> (output, potential)."""
         module = self.graph.neuron(node.name)
         theta = module.threshold.detach()
         threshold = self.constant(self.channels(theta, ndim), "threshold")

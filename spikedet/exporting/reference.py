@@ -1,6 +1,7 @@
-"""A file of the int8 exporter, run with numpy alone: slow, plain, and what the file means.
+"""Run a file of the int8 exporter with numpy only.
 
-It needs numpy and safetensors and nothing of this package, so that it can be copied.
+This code is slow and simple. It defines the meaning of the file. It needs numpy and safetensors,
+but nothing else of this package, so you can copy it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and tensors of a file.
+    """Read the header and the tensors of a file.
 
     Raises:
-        ValueError: It is damaged, or of another format.
+        ValueError: The file is damaged, or has another format.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -49,18 +50,19 @@ def run(
     """Run a network.
 
     Args:
-        header: As `read` gives it.
-        tensors: As well.
-        pictures: [B, ...] float32, fitted and normalised as the header says.
-        T: Time steps, those of the header by default.
-        currents: In place of what `round` makes of the pictures, int32 by name of its node.
+        header: The header of `read`.
+        tensors: The tensors of `read`.
+        pictures: [B, ...] float32, with the size and normalisation that the header gives.
+        T: Time steps. None: the T of the header.
+        currents: int32 values to use instead of the results of `round` nodes, by their names.
 
     Returns:
-        Results by their names, [B, ...] float32, and the spikes of each layer of neurons,
+        The outputs by their names, [B, ...] float32, and the spikes of each layer of neurons,
         [T, B, ...] int32.
 
     Raises:
-        ValueError: No steps, or more than 32 bits hold; no pictures, or of another size.
+        ValueError: T is below 1 or too large for 32 bits, or the pictures are missing or have
+            another size.
     """
     steps = header["T"] if T is None else T
     if not isinstance(steps, int) or not 1 <= steps <= header["steps_most"]:
@@ -87,7 +89,7 @@ def _over_time(
     given: dict[str, np.ndarray],
     steps: int,
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:
-    """Spikes of each layer of neurons, step by step, and the value of each mean over time."""
+    """Run the time steps; returns the spikes of each layer, and each mean over time."""
     means = [node for node in header["behind"] if node["op"] == "mean"]
     state: dict[str, Any] = {}
     spikes: dict[str, list[np.ndarray]] = {}
@@ -111,7 +113,7 @@ def _over_time(
 def _by_node(
     header: dict[str, Any], tensors: dict[str, np.ndarray]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Tensors of each node by their names; whole weights as int32."""
+    """The tensors of each node by their names; integer weights are converted to int32."""
     own: dict[str, dict[str, np.ndarray]] = {name: {} for name in _names(header)}
     for key, tensor in tensors.items():
         node, _, name = key.rpartition(".")
@@ -126,9 +128,9 @@ def _through(
     state: dict[str, Any],
     given: dict[str, np.ndarray],
 ) -> None:
-    """Add the values of nodes to those that are known; of those in `given`, what is there.
+    """Compute the values of nodes, and add them to `known`. Values in `given` are used as they are.
 
-    What they remember of the steps before is in `state`.
+    `state` holds the state of the nodes between time steps.
     """
     for node in nodes:
         name = node["name"]
@@ -146,13 +148,13 @@ def _names(header: dict[str, Any]) -> list[str]:
 def compute(
     node: dict[str, Any], inputs: list[np.ndarray], own: dict[str, np.ndarray], state: dict
 ) -> np.ndarray:
-    """The value of one node, [B, ...].
+    """Compute the value of one node, [B, ...].
 
     Args:
-        node: Its entry in the header.
-        inputs: What it reads.
-        own: Its tensors.
-        state: What it remembers of the steps before; changed.
+        node: The node's entry in the header.
+        inputs: Values of its inputs.
+        own: Tensors of the node.
+        state: State of the node from earlier time steps. It is changed.
     """
     op, x = node["op"], inputs[0]
     if op == "round":
@@ -190,18 +192,18 @@ def compute(
 
 
 def broadcast(value: np.ndarray, dimensions: int) -> np.ndarray:
-    """[C] -> [C, 1, 1] for maps of so many dimensions; [C, H, W] as it is."""
+    """Reshape [C] to [C, 1, ...] with `dimensions` dimensions; [C, H, W] is not changed."""
     return value.reshape(-1, *[1] * (dimensions - 2)) if value.ndim == 1 else value
 
 
 def rounded(x: np.ndarray, own: dict[str, np.ndarray]) -> np.ndarray:
-    """Currents as whole numbers, within their limits."""
+    """Round currents to integers, and clip them to their limits."""
     limit, inverse = (broadcast(own[name], x.ndim) for name in ("limit", "inverse"))
     return np.rint(np.clip(x * inverse, -limit, limit)).astype(np.int32)
 
 
 def fired(x: np.ndarray, own: dict[str, np.ndarray], state: dict) -> np.ndarray:
-    """Spikes of neurons with soft reset (1, 0; -1 of signed ones); potentials are in `state`."""
+    """Spikes (0/1, or -1/0/1) of neurons with soft reset. The potentials are in `state`."""
     value = {name: broadcast(tensor, x.ndim) for name, tensor in own.items()}
     u = state.get("u", value["initial"]) + x + value["bias"]
     above = u >= value["threshold"]
@@ -212,7 +214,7 @@ def fired(x: np.ndarray, own: dict[str, np.ndarray], state: dict) -> np.ndarray:
 
 
 def weighted(x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray]) -> np.ndarray:
-    """A convolution or linear layer, and its bias."""
+    """Compute a convolution or linear layer with its bias."""
     layer = {"convolution": convolution, "transposed_convolution": transposed_convolution}
     # float64 holds all of these whole numbers, and is what numpy multiplies fast
     exact = np.float64 if x.dtype.kind == "i" else x.dtype
@@ -225,7 +227,7 @@ def weighted(x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray]) ->
 def most_often(
     x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray], state: dict
 ) -> np.ndarray:
-    """Largest count of spikes so far in each window, less what was sent before."""
+    """Max-pooling of spike counts: the largest count so far, minus the outputs so far."""
     state["counts"] = state.get("counts", 0) + x
     largest = over_windows(state["counts"], node, own, np.iinfo(np.int32).min, np.max)
     sent, state["largest"] = largest - state.get("largest", 0), largest
@@ -233,13 +235,13 @@ def most_often(
 
 
 def taken(x: np.ndarray, axis: int, index: np.ndarray, nothing: Any) -> np.ndarray:
-    """Entries along an axis, `nothing` where the index is -1."""
+    """Select entries along an axis. Where the index is -1, the value is `nothing`."""
     shape = (1,) * axis + index.shape + (1,) * (x.ndim - axis - 1)
     return np.where(index.reshape(shape) < 0, x.dtype.type(nothing), np.take(x, index, axis))
 
 
 def over_windows(x: np.ndarray, node: dict, own: dict, nothing: Any, reduce: Any) -> np.ndarray:
-    """Sum or maximum of the entries that each output is made of, axis by axis."""
+    """Sum or maximum over windows, computed for one axis after the other."""
     for axis in node["axes"]:
         x = reduce(taken(x, axis, own[f"axis{axis}"], nothing), axis + 1).astype(x.dtype)
     return x

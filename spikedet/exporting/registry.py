@@ -1,4 +1,4 @@
-"""Exporters by name. A new one is a file and one `register`."""
+"""The registry of exporters. To add one, write a file and call `register`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class ExportError(UsageError):
-    """A network that a format cannot say."""
+    """A format cannot express the network. The message names the nodes. Exit code 2."""
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """A format.
+    """An export format.
 
     Attributes:
-        name: As `format=` has it.
-        endings: Of files that are of this format where nobody says a format.
-        build: Called with a `Source` and options; returns the bytes of the file, and a sentence for
-            everything that it does not say by itself. Raises `ExportError` naming every node that
-            cannot be said.
-        options: Names of what `build` takes beside the source.
-        packages: That must be installed.
+        name: Name of the format, as in `format=`.
+        endings: File endings that choose this format.
+        build: Function of a `Source` and options. It returns the bytes of the file, and notes: one
+            sentence for each fact that the file cannot contain. It raises `ExportError` with the
+            names of all nodes that the format cannot express.
+        options: Names of the options of `build`.
+        packages: Packages that must be installed.
     """
 
     name: str
@@ -44,10 +44,10 @@ EXPORTERS: dict[str, Exporter] = {}
 
 
 def register(exporter: Exporter) -> None:
-    """Let `spikedet.export` write one more format.
+    """Register a format for `spikedet.export`.
 
     Raises:
-        ValueError: The name or one of the endings is there already.
+        ValueError: The name or one of the endings is registered already.
     """
     taken = {ending for other in EXPORTERS.values() for ending in other.endings}
     if exporter.name in EXPORTERS or taken & set(exporter.endings):
@@ -56,24 +56,24 @@ def register(exporter: Exporter) -> None:
 
 
 def expect_format(name: str) -> None:
-    """Refuse what is no name of a format.
+    """Check the name of a format.
 
     Raises:
-        UsageError: Says which there are.
+        UsageError: There is no such format. The message lists the formats.
     """
     if name not in EXPORTERS:
         raise UsageError(f"no export format {name!r}; expected one of {among(name, EXPORTERS)}")
 
 
 def named(name: str, path: Path) -> Exporter:
-    """An exporter by its name.
+    """Return the exporter of a format.
 
     Args:
-        name: Of its format.
-        path: What it will write.
+        name: Name of the format.
+        path: File that it will write.
 
     Raises:
-        UsageError: There is none, or files that end like this one are of another format.
+        UsageError: There is no such format, or the ending of the file is that of another format.
     """
     expect_format(name)
     said = by_ending(path)
@@ -85,7 +85,7 @@ def named(name: str, path: Path) -> Exporter:
 
 
 def by_ending(path: Path) -> Exporter | None:
-    """The exporter whose files end like this one, None where there is none."""
+    """The exporter with the ending of this file, or None."""
     for exporter in EXPORTERS.values():
         if path.name.lower().endswith(exporter.endings):
             return exporter
@@ -93,10 +93,10 @@ def by_ending(path: Path) -> Exporter | None:
 
 
 def of_ending(path: Path) -> Exporter:
-    """The exporter whose files end like this one.
+    """The exporter with the ending of this file.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such exporter.
     """
     exporter = by_ending(path)
     if exporter is not None:
@@ -109,10 +109,10 @@ def of_ending(path: Path) -> Exporter:
 
 
 def expect_installed(exporter: Exporter) -> None:
-    """Refuse a format whose packages are not here.
+    """Check that the packages of a format are installed.
 
     Raises:
-        UsageError: Names the package, and how to get it.
+        UsageError: A package is missing. The message says how to install it.
     """
     for package in exporter.packages:
         if find_spec(package) is None:
@@ -123,14 +123,14 @@ def expect_installed(exporter: Exporter) -> None:
 
 
 def refuse(format: str, reasons: Iterable[tuple[str, str]]) -> None:
-    """Raise for all nodes that a format cannot say, if there are any.
+    """Raise an error if there are nodes that a format cannot express.
 
     Args:
-        format: As the sentence calls it.
-        reasons: Name of each node, and why.
+        format: Name of the format in the message.
+        reasons: Name of each such node, and the reason.
 
     Raises:
-        ExportError: Names them all.
+        ExportError: There is at least one. The message names all of them.
     """
     reasons = list(reasons)
     if reasons:
@@ -139,7 +139,7 @@ def refuse(format: str, reasons: Iterable[tuple[str, str]]) -> None:
 
 
 def _later(module: str) -> Callable[..., tuple[bytes, list[str]]]:
-    """`build` of a module of this room, which is imported when it is needed."""
+    """The function `build` of a module in this package. The module is imported when needed."""
 
     def build(source: Source, **options: object) -> tuple[bytes, list[str]]:
         return import_module(f"spikedet.exporting.{module}").build(source, **options)

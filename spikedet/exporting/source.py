@@ -1,4 +1,4 @@
-"""What is exported: a graph, and what its inputs and outputs mean."""
+"""The network to export: a graph, and the meaning of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ BOXES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A network to be exported.
+    """A network to export.
 
     Attributes:
-        graph: Its own copy, on the CPU, in float32, in evaluation mode.
+        graph: A copy of the graph on the CPU, in float32 and in evaluation mode.
         stage: `float`, `qc` or `snn`.
-        T: Time steps, None of a network without.
-        facts: What a user has to know, as JSON has it: what the pictures are, what the outputs
-            mean, class names, T.
-        file: The weights, if they came from a file.
-        notes: Sentences that hold for every format.
+        T: Time steps. None for a network without time steps.
+        facts: JSON values that a user of the file needs: the kind of pictures, the meaning of the
+            outputs, the class names and T.
+        file: Path of the weights, if they came from a file.
+        notes: Notes that hold for every format.
     """
 
     graph: Graph
@@ -56,10 +56,11 @@ class Source:
 
     @classmethod
     def of(cls, network: Any, T: int | None = None) -> Source:
-        """Of anything that `spikedet.export` takes.
+        """Make a source from any argument of `spikedet.export`.
 
         Raises:
-            UsageError: Something else, or a T for a network without time.
+            UsageError: The argument is not a network, or T is given for a network without time
+                steps.
             WeightsError: The weights are missing or damaged.
         """
         expect_counts(T=T)
@@ -132,7 +133,7 @@ class Source:
         return cls(own, stage, T, facts, path, notes)
 
     def facts_json(self, **more: Any) -> str:
-        """The facts, and what a format adds to them, as JSON text."""
+        """The facts, with further entries of a format, as JSON text."""
         return json.dumps({**self.facts, **more}, sort_keys=True)
 
 
@@ -141,7 +142,7 @@ def _shape(graph: Graph) -> list[int | None]:
 
 
 def _described(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
-    """What pictures and outputs of a task's network are."""
+    """Describe the pictures and the outputs of a task's network."""
     side = checkpoint.imgsz
     picture: dict[str, Any] = {"shape": _shape(graph), "colours": "RGB", "bytes_divided_by": 255}
     description = {"task": checkpoint.task, "names": list(checkpoint.names), "input": picture}
@@ -171,9 +172,10 @@ def _described(checkpoint: Checkpoint, graph: Graph) -> dict[str, Any]:
 
 
 def flat_outputs(output: Any) -> list[tuple[str, str]]:
-    """(name of an output, name of its node) of what a network returns.
+    """List the outputs of a network: (name of the output, name of its node).
 
-    The name is the way to it: `boxes`, `feats.0`; `output` where it returns one tensor.
+    The name is the path to the output, such as `boxes` or `feats.0`. It is `output` if the network
+    returns one tensor.
     """
     outputs: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""What to do instead of an operation that has no spiking counterpart."""
+"""Advice for operations that have no spiking counterpart."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ ADVICE = {
 }
 ENDS = {"sigmoid", "softmax", "log_softmax", "_softmax", "_log_softmax", "tanh"}
 GATED = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "tanh"}
-# what changes the shape of a value and nothing else, on the way to what reads it
+# operations that only change the shape of a value
 PASSED = {"view", "expand", "dropout", "clone", "getitem", "unsqueeze", "flatten", "transpose"}
 PASSED |= {"permute", "contiguous", "reshape", "_to_copy"}
 OTHERWISE = (
@@ -117,13 +117,13 @@ OTHERWISE = (
 
 
 def name_of(target: Any) -> str:
-    """Short name of what a node of torch.export calls: `conv2d`, `relu_`."""
+    """Short name of the function that a node of torch.export calls: `conv2d`, `relu_`."""
     packet = getattr(target, "overloadpacket", None)
     return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
 
 
 def refusal(where: str, node: fx.Node) -> str:
-    """The sentence that refuses an operation: where it is, its name, what to do instead."""
+    """The error message for an operation: its place, its name, and what to do instead."""
     name = name_of(node.target).removesuffix("_")
     advice = ADVICE.get(name, OTHERWISE)
     users = {name_of(user.target).removesuffix("_") for user in _readers(node)}
@@ -139,7 +139,7 @@ def refusal(where: str, node: fx.Node) -> str:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a node, through what only changes its shape."""
+    """The nodes that read a node, directly or through operations that only change its shape."""
     readers = []
     for user in node.users:
         if user.op == "output":

@@ -1,7 +1,8 @@
-"""A network as a graph: known operations, what each reads, and what the network returns.
+"""A network as a graph of known operations.
 
-It is an `nn.Module` that runs and trains like any other. Nothing of the author's class is left in
-it: operations stand under the names that their modules had, so that tensors keep theirs.
+A graph is an `nn.Module` that runs and trains like any other module. It contains nothing of the
+original network class. The operations keep the names of their original modules, so the tensors keep
+their names too.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from spikedet.graph.structure import fill, names_in, rename
 from spikedet.neurons.layers import IFNeuron
 
 Module = TypeVar("Module", bound=nn.Module)
-INPUT = "input"  # the name of what a network is called with
-_EMPTY = nn.Module()  # names of its attributes are none for operations
+INPUT = "input"  # name of the input of a network
+_EMPTY = nn.Module()  # operations must not have the name of one of its attributes
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Node:
     """One operation of a graph.
 
     Attributes:
-        name: Unique in its graph.
+        name: Name, unique in the graph.
         inputs: Names of the nodes that it reads, or `INPUT`.
         module: The operation.
     """
@@ -38,7 +39,7 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """Name of the kind of operation, see `operations.KINDS`."""
+        """Name of the kind of operation (see `operations.KINDS`)."""
         return kind_of(self.module).name
 
 
@@ -46,14 +47,15 @@ class Graph(nn.Module):
     """A network of known operations.
 
     Attributes:
-        layers: The operations, under the names of their nodes; its state has the tensors' names.
-        edges: Names of the inputs of each node, in the order of execution.
-        output: What the network returns, with names of nodes in place of tensors.
-        shapes: Shape of what each node gives for one picture of the size that the graph was
-            recorded at, [1, ...]; `INPUT` is that of the picture.
+        layers: The operations, by the names of their nodes. The names in its state dict are the
+            names of the tensors.
+        edges: Names of the inputs of each node. The nodes are in the order of execution.
+        output: The structure that the network returns, with names of nodes in place of tensors.
+        shapes: Output shape of each node for one picture, [1, ...], at the picture size of the
+            recording. `INPUT` has the shape of the picture.
 
     Shape:
-        [B, ...] -> as the recorded network returned it
+        [B, ...] -> the same structure as the recorded network returned
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ class Graph(nn.Module):
     # ------------------------------------------------------------------ reading
 
     def __iter__(self) -> Iterator[Node]:
-        """Nodes in the order of execution."""
+        """The nodes in the order of execution."""
         return iter([self.node(name) for name in self.edges])
 
     def __len__(self) -> int:
@@ -77,10 +79,10 @@ class Graph(nn.Module):
         return name in self.edges
 
     def node(self, name: str) -> Node:
-        """A node by its name.
+        """Return the node with this name.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such node.
         """
         return Node(name, self.edges[name], self.module(name))
 
@@ -91,23 +93,23 @@ class Graph(nn.Module):
         return self._looked_up[name]
 
     def neuron(self, name: str) -> IFNeuron:
-        """A layer of neurons by its name."""
+        """The layer of neurons with this name."""
         module = self.module(name)
         assert isinstance(module, IFNeuron)
         return module
 
     def weighted(self, name: str) -> WeightedLayer:
-        """A convolution or linear layer by its name."""
+        """The convolution or linear layer with this name."""
         module = self.module(name)
         assert isinstance(module, WEIGHTED)
         return module
 
     def only(self, kind: type[Module]) -> list[Module]:
-        """The operations of one class, in the order of execution."""
+        """All operations of one class, in the order of execution."""
         return [node.module for node in self if isinstance(node.module, kind)]
 
     def of(self, kinds: tuple[type, ...]) -> list[Node]:
-        """Nodes whose operation is of some classes, in the order of execution."""
+        """All nodes whose operation is of one of these classes, in the order of execution."""
         return [node for node in self if isinstance(node.module, kinds)]
 
     @property
@@ -116,7 +118,10 @@ class Graph(nn.Module):
         return names_in(self.output)
 
     def readers(self) -> dict[str, list[str]]:
-        """Names of the nodes that read each node, once for every time they do."""
+        """The names of the nodes that read each node.
+
+        If a node reads another twice, its name is in the list twice.
+        """
         readers: dict[str, list[str]] = {name: [] for name in (INPUT, *self.edges)}
         for name, inputs in self.edges.items():
             for source in inputs:
@@ -126,16 +131,16 @@ class Graph(nn.Module):
     # ------------------------------------------------------------------ writing
 
     def add(self, name: str, module: nn.Module, inputs: Iterable[str], before: str = "") -> str:
-        """Put a node behind all others, or before one of them.
+        """Add a node at the end, or before another node.
 
         Args:
-            name: Wanted name; a number is put behind it where it is taken.
-            module: Its operation.
-            inputs: Names of what it reads.
-            before: Name of the node that it shall come before.
+            name: Wanted name. If it is used already, a number is added to it.
+            module: The operation.
+            inputs: Names of the nodes that it reads.
+            before: Name of the node to insert it before. Empty: add it at the end.
 
         Returns:
-            The name that it got.
+            The name of the new node.
         """
         name = self._free(name)
         _put(self.layers, name, module)
@@ -152,14 +157,18 @@ class Graph(nn.Module):
         return name
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put another operation in the place of a node's, in the mode of what was there."""
+        """Replace the operation of a node. The new operation gets the mode of the old one."""
         module.train(self.module(name).training)
         parent, _, child = name.rpartition(".")
         setattr(self.layers.get_submodule(parent), child, module)
         self._looked_up.pop(name, None)
 
     def insert_behind(self, name: str, new: str, module: nn.Module) -> str:
-        """Put a node behind another; whoever read that one reads the new one then."""
+        """Insert the node `new` after a node. The readers of the old node then read the new one.
+
+        Returns:
+            The name of the new node.
+        """
         order = list(self.edges)
         place = order.index(name) + 1
         before = order[place] if place < len(order) else ""
@@ -171,7 +180,11 @@ class Graph(nn.Module):
         return inserted
 
     def insert_between(self, source: str, reader: str, new: str, module: nn.Module) -> str:
-        """Put a node between two; nobody else reads it."""
+        """Insert the node `new` between `source` and one of its readers. Other readers stay.
+
+        Returns:
+            The name of the new node.
+        """
         module.train(self.training)
         inserted = self.add(new, module, [source], before=reader)
         self.edges[reader] = tuple(inserted if s == source else s for s in self.edges[reader])
@@ -179,7 +192,7 @@ class Graph(nn.Module):
         return inserted
 
     def remove(self, name: str) -> None:
-        """Take out a node with one input; whoever read it reads that input then."""
+        """Remove a node with one input. Its readers then read that input."""
         (source,) = self.edges[name]
         del self.edges[name]
         self.shapes.pop(name, None)
@@ -189,14 +202,14 @@ class Graph(nn.Module):
         self._looked_up.pop(name, None)
 
     def redirect(self, old: str, new: str, except_for: Collection[str] = ()) -> None:
-        """Let whoever reads `old` read `new`."""
+        """Make all readers of `old` read `new`, except those in `except_for`."""
         for name, inputs in self.edges.items():
             if name not in except_for:
                 self.edges[name] = tuple(new if source == old else source for source in inputs)
         self.output = rename(self.output, lambda name: new if name == old else name)
 
     def _free(self, name: str) -> str:
-        """A name like this one under which a node can stand: no other is a part of it."""
+        """A free name for a node, similar to this one."""
         parts = name.split(".")
         for end in range(1, len(parts)):
             # an operation inside of that one's module, or a name that modules have for something
@@ -210,7 +223,7 @@ class Graph(nn.Module):
         return wanted
 
     def taken(self, name: str) -> bool:
-        """Whether no node can be put under a name."""
+        """Whether a name cannot be used for a new node."""
         if not name or name == INPUT or any(hasattr(_EMPTY, part) for part in name.split(".")):
             return True
         return any(
@@ -221,7 +234,7 @@ class Graph(nn.Module):
     # ------------------------------------------------------------------ running
 
     def forward(self, pictures: Tensor) -> Any:
-        """What the network returns for pictures [B, ...]."""
+        """Compute the outputs of the network for pictures [B, ...]."""
         values = self.run(self.edges, {INPUT: pictures}, self.outputs)
         return fill(self.output, values)
 
@@ -235,13 +248,13 @@ class Graph(nn.Module):
         """Run some of the nodes.
 
         Args:
-            names: Which, in the order of execution.
-            known: Values that they may read, by name.
-            wanted: Names whose values are returned; the others are forgotten after their last use.
-            call: In place of calling a node's module with its inputs.
+            names: Names of the nodes to run, in the order of execution.
+            known: Values that the nodes may read, by name.
+            wanted: Names of the values to return. Other values are deleted after their last use.
+            call: `call(node, inputs)` computes the value of a node. None: call its module.
 
         Returns:
-            Values by name.
+            The wanted values by name.
         """
         names = list(names)
         values = dict(known)
@@ -262,7 +275,7 @@ class Graph(nn.Module):
 
     @torch.no_grad()
     def measure_shapes(self, example: Tensor) -> None:
-        """Take `shapes` from a pass over one picture [1, ...]."""
+        """Run one picture [1, ...], and store the shapes of all nodes in `shapes`."""
         self.shapes = {INPUT: tuple(example.shape)}
 
         def call(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -277,7 +290,7 @@ class Graph(nn.Module):
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module under a dotted name, with empty modules on the way to it."""
+    """Add a module under a dotted name. Missing parent modules are added as empty modules."""
     parent = network
     *path, child = name.split(".")
     for step in path:

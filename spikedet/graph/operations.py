@@ -1,8 +1,9 @@
-"""The operations that a graph is made of, and the table of them.
+"""The operations of a graph, and the table of them.
 
-An operation is an `nn.Module`. Those with weights and the usual pools are torch's own; the others
-stand here. None but a `Mixer` of time (`neurons.layers`) keeps anything of a pass, and each treats
-every frame of its batch alike, so that time can be folded into the batch, [T*B, ...].
+An operation is an `nn.Module`. Layers with weights and ordinary pooling are modules of torch. The
+other operations are in this file. Only `Temporal` modules (`neurons.layers`) depend on earlier time
+steps. All other operations treat every frame of a batch in the same way, so time can be folded into
+the batch, [T*B, ...].
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from spikedet.neurons.registry import NEURONS
 
 
 class Add(nn.Module):
-    """Sum of its inputs, [B, ...] each, broadcast as torch does."""
+    """The sum of its inputs, [B, ...] each, with the broadcasting of torch."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         total = inputs[0]
@@ -31,7 +32,7 @@ class Add(nn.Module):
 
 
 class Subtract(nn.Module):
-    """Its first input less its second."""
+    """The first input minus the second input."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x - y
@@ -64,7 +65,7 @@ class Shift(nn.Module):
 
 
 class Concatenate(nn.Module):
-    """Inputs behind each other along `dim`, 1 or more."""
+    """Concatenation of the inputs along dimension `dim`, 1 or more."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -75,7 +76,7 @@ class Concatenate(nn.Module):
 
 
 class Stack(nn.Module):
-    """Inputs behind each other along a new dimension `dim`, 1 or more."""
+    """The inputs stacked along a new dimension `dim`, 1 or more."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -97,7 +98,7 @@ class Reshape(nn.Module):
 
 
 class Permute(nn.Module):
-    """Dimensions in another order; the first stays where it is."""
+    """The dimensions in another order. The first dimension stays the first."""
 
     def __init__(self, dims: Sequence[int]):
         super().__init__()
@@ -108,7 +109,7 @@ class Permute(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Without a dimension of size 1."""
+    """Remove a dimension of size 1."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -119,7 +120,7 @@ class Squeeze(nn.Module):
 
 
 class Unsqueeze(nn.Module):
-    """With a new dimension of size 1."""
+    """Add a dimension of size 1."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -142,7 +143,7 @@ class Slice(nn.Module):
 
 
 class Select(nn.Module):
-    """One entry along `dim`, which is gone then."""
+    """One entry along `dim`. The dimension is removed."""
 
     def __init__(self, dim: int, index: int):
         super().__init__()
@@ -178,10 +179,10 @@ PADDINGS = ("constant", "reflect", "replicate", "circular")
 
 
 class Pad(nn.Module):
-    """Zeros, or copies, around the last dimensions, as `torch.nn.functional.pad` has them.
+    """Padding of the last dimensions, like `torch.nn.functional.pad`.
 
     Args:
-        pad: How many on each side, of the last dimension first.
+        pad: Padding on each side, in the order of `torch.nn.functional.pad` (last dimension first).
         mode: `constant` (zeros), `reflect`, `replicate` or `circular`.
     """
 
@@ -205,10 +206,10 @@ class ClippedReLU(nn.Module):
 
 
 class Leaky(nn.Module):
-    """max(x, 0) + slope min(x, 0), the slope within 0..1 a number or one a channel.
+    """Leaky ReLU: max(x, 0) + slope min(x, 0).
 
     Args:
-        slope: Of the negative side; of a list one for each channel.
+        slope: Slope of the negative side, 0..1: a number, or a list with one for each channel.
 
     Shape:
         [B, C, ...] -> [B, C, ...]
@@ -227,7 +228,7 @@ class Leaky(nn.Module):
 
 
 def _constant(value: Tensor | Sequence[int]) -> Tensor:
-    """A constant tensor: itself, or one of this shape whose values are not known yet."""
+    """A constant: the tensor itself, or a new tensor of this shape whose values come later."""
     if isinstance(value, Tensor):
         return value.detach().float().clone()
     return torch.ones(tuple(value))
@@ -235,16 +236,16 @@ def _constant(value: Tensor | Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of operation, as graphs and files name it.
+    """A kind of operation, with its name in graphs and files.
 
     Attributes:
-        name: As files have it.
-        module: Its class.
-        options: Attributes of the module that are arguments of its class as well; what a file
-            stores beside the tensors. `bias` stands for whether there is one, and names in `sized`
-            for the shape of the tensor.
-        sized: Tensors whose shape is an argument.
-        inputs: How many tensors it takes, None for any number.
+        name: Name in files.
+        module: Class of the module.
+        options: Attributes of the module that are also arguments of its class. Files store them
+            beside the tensors. The option `bias` says whether there is a bias. An option that is in
+            `sized` is stored as the shape of that tensor.
+        sized: Names of the tensors whose shape is an argument.
+        inputs: Number of input tensors. None: any number.
     """
 
     name: str
@@ -254,7 +255,7 @@ class Kind:
     inputs: int | None = 1
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
-        """What `build` needs to make a module like this one, as JSON has it."""
+        """The options from which `build` makes a module like this one, as JSON values."""
         options = {}
         for option in self.options:
             value = getattr(module, option)
@@ -266,10 +267,10 @@ class Kind:
         return options
 
     def build(self, options: dict[str, Any]) -> nn.Module:
-        """A module of this kind; its tensors are still to be filled in.
+        """Make a module of this kind. The values of its tensors must be filled in afterwards.
 
         Raises:
-            TypeError, ValueError: Options that it does not have, or of other types.
+            TypeError, ValueError: An option does not exist or has a wrong type.
         """
         if set(options) != {*self.options, *self.sized}:
             expected = ", ".join([*self.options, *self.sized]) or "none"
@@ -301,7 +302,11 @@ _BY_MODULE: dict[type[nn.Module], Kind] = {}
 
 
 def register(kind: Kind) -> None:
-    """Let graphs and files hold one more kind of operation."""
+    """Register a kind of operation for graphs and files.
+
+    Raises:
+        ValueError: The name or the class is registered already.
+    """
     if kind.name in KINDS or kind.module in _BY_MODULE:
         raise ValueError(f"{kind.name} ({kind.module.__name__}) is registered already")
     KINDS[kind.name] = kind
@@ -309,10 +314,10 @@ def register(kind: Kind) -> None:
 
 
 def kind_of(module: nn.Module) -> Kind:
-    """The kind of a module.
+    """Return the kind of a module.
 
     Raises:
-        KeyError: Of none.
+        KeyError: The module is of no registered kind.
     """
     for name, neuron in NEURONS.items():
         if type(module) is neuron:
@@ -321,10 +326,10 @@ def kind_of(module: nn.Module) -> Kind:
 
 
 def named(name: str) -> Kind:
-    """A kind by its name; neurons are found in their own registry.
+    """Return the kind with this name. Neurons are in their own registry and are found too.
 
     Raises:
-        KeyError: There is none.
+        KeyError: There is no such kind.
     """
     if name in NEURONS:
         return Kind(name, NEURONS[name], ("slope", "folded"), ("threshold", "initial"))
@@ -385,7 +390,7 @@ ACTIVATIONS = (*FLOAT_ACTIVATIONS, QuantClip, IFNeuron)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, SpikingMaxPool)
 RESHAPES = (Reshape, nn.Flatten, Squeeze, Unsqueeze)
 SHUFFLES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-MOVES = (  # values are put elsewhere, and none is computed
+MOVES = (  # operations that only move values and compute none
     *RESHAPES, *SHUFFLES, Concatenate, Stack, Permute, Slice, Select, Pad, nn.Upsample,
 )  # fmt: skip
 AVERAGES = (

@@ -1,10 +1,10 @@
-"""From a float network to its graph, by `torch.export`.
+"""Record the graph of a float network with `torch.export`.
 
-`torch.export` follows one pass and gives every operation that runs, whoever calls it: modules,
-functions, methods, in place or not. The batch is a dynamic dimension, so that what depends on the
-number of pictures shows. `table` says what becomes of each operation; what it does not know is
-refused by name. What depends on no picture (a weight that is computed from others) is computed
-once, here.
+`torch.export` runs the network once and records every operation, of modules, functions, methods and
+in-place calls. The batch is a dynamic dimension, so operations that depend on the number of
+pictures can be found. The package `table` translates each operation. An unknown operation is an
+error that names it. Values that do not depend on a picture (for example, a weight computed from
+other weights) are computed once during recording.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
 from spikedet.graph.table import HANDLERS, Signal
 
-BATCH = 3  # pictures of the pass that is followed; no other dimension is mistaken for it
+BATCH = 3  # pictures of the recorded pass; an unusual size, so that it is easy to recognise
 
 
 def record(network: nn.Module, example: Tensor) -> Graph:
-    """The graph of a network.
+    """Record the graph of a network.
 
-    Every call of a layer has an operation of its own with tensors of its own, also where one layer
-    is called several times.
+    Every call of a layer becomes a separate operation with its own copy of the tensors, even if one
+    layer is called several times.
 
     Args:
-        network: Left as it is, on its device and in its mode; it is recorded in evaluation mode.
-        example: Pictures [B, ...]; one is enough. Their size is the one that is recorded, and on
-            them, beside noise, the graph is compared with the network.
+        network: The network. It, its device and its mode are not changed. It is recorded in
+            evaluation mode.
+        example: Pictures [B, ...]. One picture is enough. The graph is recorded at their size. The
+            graph is compared with the network on these pictures and on noise.
 
     Returns:
-        The graph in evaluation mode, on the network's device, with copies of its tensors.
+        The graph in evaluation mode, on the device of the network, with copies of its tensors.
 
     Raises:
-        ConversionError: Names the operation that has no spiking counterpart, and where it is; or
-            the forward cannot be followed.
+        ConversionError: An operation has no spiking counterpart (the message names it and its
+            place), or the forward function cannot be recorded.
     """
     pictures = _several(example)
     with _evaluation(network), torch.no_grad():
@@ -61,7 +62,7 @@ def record(network: nn.Module, example: Tensor) -> Graph:
 
 
 def _several(example: Tensor) -> Tensor:
-    """`BATCH` pictures like these."""
+    """Make `BATCH` pictures from these."""
     if not isinstance(example, Tensor) or example.ndim < 2 or not len(example):
         kind = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ConversionError(f"the example is {kind}; expected a tensor of pictures [B, ...]")
@@ -75,7 +76,7 @@ def _several(example: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; afterwards each module in the mode that it had."""
+    """Set the network to evaluation mode; afterwards, restore the mode of each module."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -86,10 +87,10 @@ def _evaluation(network: nn.Module) -> Iterator[None]:
 
 
 def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgram:
-    """What runs, with the batch as a dynamic dimension; in-place operations resolved.
+    """Export the network with a dynamic batch dimension and resolved in-place operations.
 
     Raises:
-        ConversionError: It cannot be followed.
+        ConversionError: The network cannot be exported.
     """
     kind = type(network).__name__
     batch = torch.export.Dim("batch", min=2)
@@ -111,7 +112,7 @@ def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgra
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch.export prints of a forward that it cannot follow: the error says it."""
+    """Suppress what torch.export prints if it cannot record a forward; the error repeats it."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -128,7 +129,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """What torch.export could not follow, in one sentence."""
+    """One sentence about what torch.export could not record."""
     lowered = str(error).lower()
     if "data-dependent" in lowered or "data dependent" in lowered:
         return (
@@ -172,10 +173,10 @@ _VIEWS = {
 
 
 def _ambiguous(graph: fx.Graph) -> bool:
-    """Whether something reads memory that another name changed in place before.
+    """Whether an operation reads memory that was changed in place under another name.
 
-    Then torch must resolve it, which writes the sizes of views into the graph. Without, an
-    in-place operation is the same as one that is not.
+    Then torch must resolve the in-place operations. This writes the sizes of views into the graph.
+    Otherwise an in-place operation can be treated like an ordinary one.
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     root: dict[fx.Node, fx.Node] = {}  # whose memory a node shares
@@ -199,7 +200,7 @@ def _ambiguous(graph: fx.Graph) -> bool:
 
 
 class Recorder:
-    """Translates an exported program node by node."""
+    """Translates an exported program into a graph, node by node."""
 
     def __init__(self, network: nn.Module, program: torch.export.ExportedProgram):
         self.network, self.program = network, program
@@ -223,7 +224,7 @@ class Recorder:
         return self.graph
 
     def _needed(self) -> set[fx.Node]:
-        """Nodes that the outputs depend on."""
+        """The nodes that the outputs depend on."""
         needed: set[fx.Node] = set()
         waiting = [node for node in self.program.graph.nodes if node.op == "output"]
         while waiting:
@@ -234,10 +235,10 @@ class Recorder:
         return needed
 
     def _refuse_unknown(self, needed: set[fx.Node]) -> None:
-        """Refuse the first operation on a signal that nothing is known of.
+        """Check that all operations on signals are known.
 
         Raises:
-            ConversionError: Says which, and what to do instead.
+            ConversionError: Names the first unknown operation, and says what to do instead.
         """
         signals = {node for node, value in self.values.items() if isinstance(value, Signal)}
         for node in self.program.graph.nodes:
@@ -269,7 +270,7 @@ class Recorder:
                 self.values[node] = Signal(INPUT, shape)
 
     def _output(self) -> Any:
-        """What the network returns, with names."""
+        """The structure that the network returns, with names in place of tensors."""
         spec = self.program.call_spec.out_spec
         node = next(node for node in self.program.graph.nodes if node.op == "output")
         outputs = []
@@ -321,7 +322,7 @@ class Recorder:
         return self.values[value] if isinstance(value, fx.Node) else value
 
     def _compute(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """The value of an operation that reads no picture."""
+        """Compute the value of an operation that does not depend on a picture."""
         where = self.where(node)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise ConversionError(f"{where}: random numbers have no spiking counterpart")
@@ -334,10 +335,10 @@ class Recorder:
         return node.target(*args, **kwargs)
 
     def _expect_pictures_apart(self, node: fx.Node, signal: Signal) -> None:
-        """Refuse an operation that mixes the pictures of a batch, or time with them.
+        """Check that an operation does not mix the pictures of a batch.
 
         Raises:
-            ConversionError: The first dimension of what it gives is not the batch.
+            ConversionError: The first dimension of its output is not the batch.
         """
         value = node.meta["val"]
         if isinstance(value, list | tuple):
@@ -389,11 +390,11 @@ class Recorder:
         """Add an operation to the graph.
 
         Args:
-            node: What it comes from.
+            node: The exported node that it comes from.
             module: The operation.
-            inputs: What it reads.
-            name: Wanted name; that of `name` when None.
-            shape: Of its output, that of the node when None.
+            inputs: Its inputs.
+            name: Wanted name. None: the result of `name`.
+            shape: Shape of its output. None: the shape of `node`.
         """
         sources = [signal.name for signal in inputs]
         added = self.graph.add(name or self.name(node), module, sources)
@@ -407,10 +408,10 @@ class Recorder:
 
 
 def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
-    """Refuse a graph that computes something else than its network.
+    """Check that a graph computes the same outputs as its network.
 
     Raises:
-        ConversionError: By how much.
+        ConversionError: The outputs differ. The message says by how much.
     """
     wanted, recorded = tree_leaves(network(pictures)), tree_leaves(graph(pictures))
     for a, b in zip(wanted, recorded, strict=True):

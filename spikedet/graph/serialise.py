@@ -1,4 +1,4 @@
-"""A graph as JSON: kinds of operations with their options, and what each reads; no tensors."""
+"""Store a graph as JSON: the operations, their options and their inputs, but no tensors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from spikedet.neurons.quantize import QuantClip
 from spikedet.neurons.registry import NEURONS
 
 MOST_NODES = 100_000
-PICTURES = 7919  # of the pass that follows the shapes; no other size is mistaken for it
+PICTURES = 7919  # batch size in the shape check; an unusual size, so that it is easy to recognise
 LEAST = {"kernel_size": 1, "stride": 1, "dilation": 1, "groups": 1}
 LEAST |= {"padding": 0, "output_padding": 0}
-MOST_VALUES, MOST_USES = 2**31, 2**43  # of one picture and step: numbers made, weights used
+MOST_VALUES, MOST_USES = 2**31, 2**43  # limits for a picture and step: values, weight uses
 
 
 def describe(graph: Graph) -> dict[str, Any]:
-    """A graph as JSON.
+    """Convert a graph to values that JSON can store.
 
     Raises:
-        TypeError: The network returns something that JSON does not have.
+        TypeError: The network returns something that JSON cannot store.
     """
     nodes = []
     for node in graph:
@@ -37,13 +37,13 @@ def describe(graph: Graph) -> dict[str, Any]:
 
 
 def build(description: Any) -> Graph:
-    """The graph of a description, on the `meta` device: its tensors have shapes and no values.
+    """Build the graph of a description on the `meta` device: its tensors have no values.
 
-    Every size is looked at before anything is computed or allocated.
+    Every size is checked before anything is computed or allocated.
 
     Raises:
-        ValueError: Not what `describe` gives, unknown operations, or more work for one picture than
-            any machine does.
+        ValueError: The description is not a result of `describe`, has an unknown operation, or
+            needs far too much work for one picture.
     """
     try:
         with torch.device("meta"):
@@ -94,11 +94,11 @@ def _build(description: Any) -> Graph:
 
 
 def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
-    """Refuse sizes that torch looks at only when it runs.
+    """Check sizes that torch itself checks only when it runs.
 
     Raises:
-        ValueError: One that is no whole number, too small, or not one for each dimension; a mode
-            that makes values between those of its input.
+        ValueError: A size is not a whole number, is too small, or is missing for a dimension, or
+            the mode of up-sampling or padding is not supported.
     """
     dims = getattr(module, "dimensions", 1 if kind.endswith("1d") else 2)
     for option, least in LEAST.items():
@@ -115,10 +115,10 @@ def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
 
 
 def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
-    """Follow the shapes of one picture; refuse work without end.
+    """Compute the shapes for one picture, and check that the work is not too large.
 
     Raises:
-        ValueError: Too much of it, or shapes that do not fit.
+        ValueError: The work is too large, or shapes do not fit.
     """
     if not shape or shape[0] != 1 or any(type(size) is not int or size < 1 for size in shape):
         raise ValueError("the picture has no size")
@@ -145,7 +145,7 @@ def _measure(graph: Graph, shape: tuple[int, ...]) -> None:
 
 
 def _shape_of(node: Node, inputs: list[Tensor]) -> Tensor:
-    """An empty tensor of the shape that a node gives."""
+    """An empty tensor with the output shape of a node."""
     module, x = node.module, inputs[0]
     if isinstance(module, IFNeuron | QuantClip):
         sizes = (module.threshold.shape, getattr(module, "initial", module.threshold).shape)

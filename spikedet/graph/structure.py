@@ -1,4 +1,4 @@
-"""What a network returns: dictionaries, lists and tuples with nodes in place of tensors."""
+"""The structure of a network's output: dictionaries, lists and tuples of nodes."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 @dataclass(frozen=True)
 class Name:
-    """Stands for the value of a node."""
+    """A placeholder for the value of a node."""
 
     name: str
 
 
 def names_in(value: Any) -> list[str]:
-    """Names in a nested value, each once."""
+    """The names in a nested value, without repetition."""
     return list(dict.fromkeys(leaf.name for leaf in tree_leaves(value) if isinstance(leaf, Name)))
 
 
 def fill(value: Any, values: Mapping[str, Any]) -> Any:
-    """A nested value with names replaced by what they stand for."""
+    """Replace the names in a nested value by their values."""
     return tree_map(lambda leaf: values[leaf.name] if isinstance(leaf, Name) else leaf, value)
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """Nested values with their tensors concatenated along the batch."""
+    """Concatenate the tensors of nested values along the batch dimension."""
     return tree_map(
         lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], parts[0], *parts[1:]
     )
 
 
 def rename(value: Any, change: Callable[[str], str]) -> Any:
-    """A nested value with other names."""
+    """Change the names in a nested value."""
     return tree_map(lambda leaf: Name(change(leaf.name)) if isinstance(leaf, Name) else leaf, value)
 
 
 def to_json(value: Any) -> Any:
-    """A nested value as JSON has it.
+    """Convert a nested value to values that JSON can store.
 
     Raises:
-        TypeError: It holds something else than containers with text keys, names, numbers, text.
+        TypeError: It holds something other than containers with text keys, names, numbers and text.
     """
     if isinstance(value, Name):
         return {"node": value.name}
@@ -64,10 +64,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """What `to_json` was given; a named tuple comes back as one of a class of its own.
+    """The inverse of `to_json`. A named tuple becomes a named tuple of a new class.
 
     Raises:
-        ValueError, TypeError, KeyError: Not what `to_json` gives.
+        ValueError, TypeError, KeyError: The value is not a result of `to_json`.
     """
     if "node" in value:
         if not isinstance(value["node"], str):

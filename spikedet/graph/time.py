@@ -1,8 +1,8 @@
 """When a node runs: once for a picture, in every time step, or once on the mean over time.
 
-constant   what is computed from the picture before the first activation: the same in each step
-stepwise   activations and what reads them, up to the last of them
-read       the layers behind the last activation: linear, so that they run on the mean over time
+constant   nodes before the first activation; their values are the same in every time step
+stepwise   activations and the nodes between them, up to the last activation
+read       layers after the last activation; they are linear, so they run on the mean over time
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ CONSTANT, STEPWISE, READ = "constant", "stepwise", "read"
 
 
 def phases(graph: Graph) -> dict[str, str]:
-    """When each node runs; `INPUT` is constant.
+    """When each node runs: `constant`, `stepwise` or `read`. `INPUT` is constant.
 
-    The nodes that a `MeanOverTime` feeds are read; where there is none yet, those that `readouts`
-    names and what follows them.
+    The nodes after a `MeanOverTime` are `read`. If the graph has no `MeanOverTime` yet, the nodes
+    of `readouts` and the nodes after them are `read`.
     """
     last = {name for name in _last(graph)}
     spiking = bool(graph.of((MeanOverTime,)))
@@ -39,7 +39,7 @@ def phases(graph: Graph) -> dict[str, str]:
 
 
 def readouts(graph: Graph) -> list[str]:
-    """Weighted layers that read spikes and from which no activation is reached."""
+    """Names of the weighted layers that read spikes and have no activation after them."""
     when = phases(graph)
     layers = []
     for node in graph.of(WEIGHTED):
@@ -57,7 +57,7 @@ def _reads_time(graph: Graph, sources: tuple[str, ...], when: dict[str, str]) ->
 
 
 def _last(graph: Graph) -> list[str]:
-    """Weighted layers from which no activation is reached."""
+    """Names of the weighted layers that have no activation after them."""
     fed: set[str] = set()  # values from which an activation is reached
     last = []
     for node in reversed(list(graph)):
@@ -69,11 +69,11 @@ def _last(graph: Graph) -> list[str]:
 
 
 def expect_steps_apart(graph: Graph) -> None:
-    """Refuse what would need the picture, or the mean over time, in every single step.
+    """Check that no operation in a time step needs the picture or the mean over time.
 
     Raises:
-        ConversionError: An operation that joins a signal which is the same in every step (before
-            the first activation, or after a readout) to spikes; pooling of the maximum after a
+        ConversionError: An operation combines spikes with a signal that has no time steps (from
+            before the first activation, or after a readout), or there is max-pooling after a
             readout.
     """
     when = phases(graph)

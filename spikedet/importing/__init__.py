@@ -1,1 +1,1 @@
-"""Trained weights of other people's programs, read without running any code of theirs."""
+"""Read trained weights of other programs, without running code from their files."""

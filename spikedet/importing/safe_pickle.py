@@ -1,10 +1,10 @@
-"""Files of `torch.save` that hold more than tensors, opened without running code.
+"""Read files of `torch.save` that hold more than tensors, without running code.
 
-Such a file is a pickle: it names classes and functions, and whoever opens it calls them. torch's
-own reader (`weights_only=True`) calls only what builds tensors and plain containers, and refuses
-the rest. Here it knows the classes of `LISTED` as well, but not the real ones: in the place of each
-stands a `Shell`, which keeps what the file says of an object and does nothing. So the program that
-made a file need not be there to read it.
+Such a file is a pickle. It names classes and functions, and an ordinary reader calls them. torch's
+safe reader (`weights_only=True`) calls only functions that build tensors and plain containers, and
+refuses everything else. Here the safe reader also accepts the classes in `LISTED`. But it does not
+use the real classes: each object becomes a `Shell`, which stores its attributes and runs nothing.
+So the program that wrote the file need not be installed.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ LISTED = {
 
 
 class Shell:
-    """Stands for an object of a class that is named in a file. Keeps its attributes, runs nothing.
+    """A placeholder for an object in a file. It stores the attributes and runs no code.
 
     Attributes:
-        kind: Name of the class with its module.
+        kind: Name of the object's class, with its module.
     """
 
     kind = ""
 
     def __init__(self, *_: Any):
-        """Of the words that the class would be called with nothing is kept."""
+        """Ignore the arguments with which the class would be called."""
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is dict:
@@ -96,7 +96,7 @@ SHELLS = _shells()
 
 @contextmanager
 def _only_listed() -> Iterator[None]:
-    """Let torch's reader know the shells, and none of the classes that others have told it."""
+    """Allow torch's reader only the shells, and no classes that other code has allowed."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(SHELLS)
@@ -108,10 +108,10 @@ def _only_listed() -> Iterator[None]:
 
 
 def load(path: Path) -> Any:
-    """What a file of `torch.save` holds: tensors on the CPU, containers, numbers, text, shells.
+    """Read a file of `torch.save`: tensors on the CPU, containers, numbers, text and shells.
 
     Raises:
-        WeightsError: No such file, damaged, or one that names a class that is not listed.
+        WeightsError: The file is missing or damaged, or names a class that is not in `LISTED`.
     """
     try:
         data = Path(path).read_bytes()

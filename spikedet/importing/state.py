@@ -1,4 +1,4 @@
-"""The tensors of a network by their names, out of whatever its trainer has put around them."""
+"""Find the state dict of a network in a file of any training program."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from spikedet.importing.safe_pickle import Shell, load
 
 # where trainers put the network in what they save; a mean over training, which they measure, first
 NESTS = ("ema", "model_ema", "model", "state_dict", "model_state")
-MOST, DEEPEST = 100_000, 100  # layers or tensors of one network, and layers within layers
+MOST, DEEPEST = 100_000, 100  # most layers or tensors of a network; deepest nesting of layers
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that help training only
 # torchvision's published DenseNets have names of an older form of their layers
 _DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)")
 
 
 def read(path: Path) -> Any:
-    """What is in a file: safetensors by its ending, else of torch.save (see `safe_pickle.load`).
+    """Read a file: safetensors if it has that ending, else a file of torch.save.
 
     Raises:
-        WeightsError: No such file, damaged, or with a class that is not listed.
+        WeightsError: The file is missing or damaged, or see `safe_pickle.load`.
     """
     return load_plain(path) if Path(path).suffix == ".safetensors" else load(path)
 
 
 def holder(content: Any) -> Any:
-    """The state dict or network that is inside what was read, as in {"state_dict": ...}."""
+    """The state dict or network inside the content of a file, as in {"state_dict": ...}."""
     for _ in range(8):
         inner = content if isinstance(content, dict) else {}
         keys = [key for key in NESTS if isinstance(inner.get(key), dict | Shell)]
@@ -47,11 +47,11 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a network by name.
 
     Args:
-        content: As `read` gives it.
-        path: Errors name it.
+        content: Content of the file, from `read`.
+        path: The file, for error messages.
 
     Raises:
-        WeightsError: There is none, or a tensor that is not of real numbers, one for each place.
+        WeightsError: There is no state dict, or a tensor is not a dense tensor of real numbers.
     """
     content = holder(content)
     state = _layers(content, path) if isinstance(content, Shell) else content
@@ -71,22 +71,22 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def put(network: nn.Module, state: dict[str, Tensor], path: Path, target: str) -> tuple[str, ...]:
-    """Put the tensors of a state into a network, in the network's own precision.
+    """Copy the tensors of a state dict into a network, in the precision of the network.
 
-    What wrapping a network puts before all names goes (`module.` of DataParallel, `_orig_mod.` of
-    torch.compile). Auxiliary heads of torchvision's GoogLeNet and Inception are left out.
+    Prefixes of wrapped networks are removed from the names (`module.` of DataParallel, `_orig_mod.`
+    of torch.compile). The auxiliary heads of torchvision's GoogLeNet and Inception are left out.
 
     Args:
-        network: Has to have all of the other tensors and no more.
+        network: The network. It must have exactly the other tensors.
         state: Tensors by name.
-        path: Errors name it.
-        target: Errors call the network so.
+        path: The file, for error messages.
+        target: Description of the network, for error messages.
 
     Returns:
-        Names of those that were left out.
+        Names of the tensors that were left out.
 
     Raises:
-        WeightsError: The state is of another network, or holds a number that is not finite.
+        WeightsError: The state dict is of another network, or a value is not finite.
     """
     state = _unwrapped(state, set(network.state_dict()))
     left = [
@@ -111,13 +111,13 @@ def put(network: nn.Module, state: dict[str, Tensor], path: Path, target: str) -
 
 
 class Renamed(dict):
-    """A state dict that can say of which version it is, in `_metadata`."""
+    """A state dict that can have an attribute `_metadata` with its version."""
 
     _metadata: dict[str, Any]
 
 
 def _unwrapped(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Without what all names begin with, as long as none of them is of the network."""
+    """Remove common prefixes of the names, while no name is one of the network."""
     state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
     while not wanted & state.keys():
         first = {name.partition(".")[0] for name in state}
@@ -128,7 +128,7 @@ def _unwrapped(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
 
 def _layers(tree: Shell, path: Path) -> dict[str, Tensor]:
-    """The state dict of a network of shells: parameters and persistent buffers."""
+    """The state dict of a network that consists of shells: parameters and persistent buffers."""
     state = {}
     for name, layer in walk(tree, path):
         passing = vars(layer).get("_non_persistent_buffers_set")
@@ -145,10 +145,10 @@ def _layers(tree: Shell, path: Path) -> dict[str, Tensor]:
 
 
 def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
-    """Dotted name and shell of a network and of all layers in it.
+    """The dotted names and shells of a network and of all its layers.
 
     Raises:
-        WeightsError: More layers than a network has: one that is within itself has no end.
+        WeightsError: There are too many layers, or a layer contains itself.
     """
     layers, waiting = [], [("", tree)]
     while waiting:
@@ -165,6 +165,6 @@ def walk(tree: Shell, path: Path) -> list[tuple[str, Shell]]:
 
 
 def _entries(layer: Shell, key: str) -> dict[str, Any]:
-    """A dict of a layer's attributes, without what has no text for a name."""
+    """A dict attribute of a layer, without entries whose name is not a text."""
     entries = vars(layer).get(key)
     return {k: v for k, v in entries.items() if type(k) is str} if isinstance(entries, dict) else {}

@@ -1,8 +1,8 @@
-"""The `best.pt` of ultralytics' training: network, class names and picture size in one file.
+"""Read a `best.pt` of an ultralytics training: network, class names and picture size.
 
-It holds the trained `DetectionModel` as a pickled object, in half precision, under `ema` (while it
-trains) or `model` (once it has finished), and under `train_args` what it was trained with. All is
-read as plain data (see `safe_pickle`); ultralytics is not needed for it.
+The file holds the trained `DetectionModel` as a pickled object in half precision. It is the entry
+`ema` during the training and the entry `model` afterwards. The entry `train_args` has the training
+settings. Everything is read as plain data (see `safe_pickle`), so ultralytics is not needed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FREE = ("training", "inplace", "momentum", "np", "type")
 
 @dataclass
 class Trained:
-    """A detector that ultralytics has trained.
+    """A detector trained by ultralytics.
 
     Attributes:
-        description: Of its network.
-        names: Of its classes.
-        imgsz: Side of the pictures it was trained with in pixels; None where the file says none.
-        network: Shells in the places of its layers.
+        description: Network description.
+        names: Class names.
+        imgsz: Side of the training pictures in pixels. None if it is not in the file.
+        network: The network, with shells in place of its layers.
     """
 
     description: dict[str, Any]
@@ -41,17 +41,17 @@ class Trained:
 
 
 def trained(content: Any, path: Path) -> Trained | None:
-    """The detector in a file of ultralytics.
+    """Find the detector in a file of ultralytics.
 
     Args:
-        content: As `state.read` gives it.
-        path: Errors name it.
+        content: Content of the file, from `state.read`.
+        path: The file, for error messages.
 
     Returns:
-        None where there is no network of ultralytics.
+        The detector. None if the file has no network of ultralytics.
 
     Raises:
-        WeightsError: There is one, but without a description or names of its classes.
+        WeightsError: The network has no description or no valid class names.
     """
     network = holder(content)
     if not isinstance(network, Shell) or network.kind != MODEL:
@@ -75,13 +75,14 @@ def trained(content: Any, path: Path) -> Trained | None:
 
 
 def expect_same_layers(detector: Trained, network: nn.Module, path: Path) -> None:
-    """Refuse a file whose layers are not those of its description, which alone is built again.
+    """Check that the layers in a file are those of its network description.
 
-    So are layers that somebody has exchanged or set otherwise after they were built. Classes and
-    plain settings are compared; the head's class is ours.
+    The network is built again from the description only. If somebody replaced or changed a layer
+    after the network was built, the result would be wrong. The check compares the classes and the
+    plain settings of the layers, except the class of the head.
 
     Raises:
-        WeightsError: Names the layer.
+        WeightsError: A layer differs. The message names it.
     """
     there = dict(network.named_modules(remove_duplicate=False))
     assert isinstance(network.model, nn.Sequential)  # as ultralytics builds it
@@ -125,7 +126,7 @@ def _list(value: Any) -> Any:
 
 
 def _names(names: Any) -> tuple[str, ...]:
-    """Class names by number or in a row; none where they are not text, each once."""
+    """The class names, from a dict or a list; empty if they are not different texts."""
     if isinstance(names, dict):
         names = [names.get(number) for number in range(len(names))]
     good = isinstance(names, list | tuple) and all(type(n) is str and n.strip() for n in names)
@@ -133,7 +134,7 @@ def _names(names: Any) -> tuple[str, ...]:
 
 
 def _side(settings: list[Any]) -> int | None:
-    """The side of the training pictures, of the first settings that have one."""
+    """The side of the training pictures, from the first settings that have it."""
     for options in settings:
         options = vars(options) if isinstance(options, Shell) else options
         side = options.get("imgsz") if isinstance(options, dict) else None

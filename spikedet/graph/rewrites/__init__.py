@@ -1,1 +1,1 @@
-"""One file a rewrite: each takes a graph and changes it in place."""
+"""Rewrites of graphs, one in each file. A rewrite changes a graph in place."""

@@ -1,4 +1,4 @@
-"""Batch norm into the weights before it (eq 5), or into a layer of its own."""
+"""Fold batch norm into the weights before it (eq 5), or replace it by a separate layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from spikedet.graph.operations import NORMS, WEIGHTED, NormLayer, WeightedLayer
 def fold_batch_norm(graph: Graph) -> None:
     """Fold every batch norm, in place.
 
-    One that directly follows a weighted layer which nothing else reads goes into that layer. Any
-    other, as the first thing in a block of a pre-activation network, is an affine map of each
-    channel and becomes a 1x1 convolution in which each channel is a group of its own.
+    If a batch norm directly follows a weighted layer, and nothing else reads that layer, it is
+    folded into the layer. Any other batch norm is an affine map of each channel. It becomes a 1x1
+    convolution with one group for each channel. An example is a batch norm at the start of a block
+    in a pre-activation network.
     """
     readers = graph.readers()
     for name in [node.name for node in graph.of(NORMS)]:
@@ -34,7 +35,7 @@ def fold_batch_norm(graph: Graph) -> None:
 
 @torch.no_grad()
 def fold(layer: WeightedLayer, norm: NormLayer) -> None:
-    """Make a weighted layer compute what it and the batch norm behind it compute (eq 5)."""
+    """Change a weighted layer so that it also computes the batch norm after it (eq 5)."""
     scale, shift = _scale_and_shift(norm)
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):  # weight [in, out / groups, ...]
         groups = layer.groups
@@ -50,7 +51,7 @@ def fold(layer: WeightedLayer, norm: NormLayer) -> None:
 
 
 def _scale_and_shift(norm: NormLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a batch norm does in evaluation mode, [C] each, float64."""
+    """The scale and the shift of a batch norm in evaluation mode, [C] each, float64."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # recording refuses one without them
     scale = (variance.double() + norm.eps).rsqrt()
@@ -61,7 +62,7 @@ def _scale_and_shift(norm: NormLayer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _affine(norm: NormLayer, ndim: int) -> nn.Module:
-    """The 1x1 convolution that does what a batch norm on [B, C, ...] does."""
+    """A 1x1 convolution that computes the same as a batch norm on [B, C, ...]."""
     scale, shift = _scale_and_shift(norm)
     channels = len(scale)
     if ndim == 2:

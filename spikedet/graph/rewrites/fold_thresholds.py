@@ -1,4 +1,4 @@
-"""Thresholds into the weights that read them, so that 0/1 travels."""
+"""Fold thresholds into the weights of the next layers, so that the spikes are 0 or 1."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ from spikedet.graph.operations import (
 from spikedet.graph.time import CONSTANT, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 
-NOTHING, REAL = 0.0, -1.0  # labels of a place that is always zero, and of a real current
+NOTHING, REAL = 0.0, -1.0  # label of a position that is always zero; label of a real current
 
 
 @torch.no_grad()
 def fold_thresholds(graph: Graph) -> None:
-    """Scale weights so that 0/1 travels between layers, in place.
+    """Scale weights so that the signals between layers are 0/1, in place.
 
-    A neuron's spike stands for theta. Which neuron an input channel of a layer hears is found by
-    labels: each channel of each neuron has a number, which goes through everything that only moves
-    values (up-sampling, pooling, slices, concatenations, reshaping). Where two numbers meet in one
-    place, as after an addition of two branches, no weight can stand for both, and where a number
-    arrives at a neuron there is no weight at all: the neurons that feed such a place keep theta on
-    the wire (`IFNeuron.folded` is False), and so one weight remains per edge. Which neurons those
-    are depends on the wiring alone and never on the values of the thresholds.
+    A spike stands for the value theta. This value is multiplied into the weights that read the
+    spike. Labels find the neurons that each input channel of a layer reads: each channel of each
+    layer of neurons has a number, and the numbers pass all operations that only move values
+    (up-sampling, pooling, slices, concatenations, reshaping).
+
+    There are two cases in which this is not possible. If two numbers meet at one position, as after
+    the sum of two branches, one weight cannot contain both thresholds. If a number reaches other
+    neurons directly, there is no weight at all. The neurons before such a position send theta times
+    their spikes (`IFNeuron.folded` is False). Which neurons these are depends only on the graph,
+    not on the values of the thresholds.
     """
     labels = _Labels(graph)
     while more := labels.conflicts():
@@ -56,7 +59,7 @@ class _Labels:
     """The labels of one spiking graph.
 
     Attributes:
-        heard: Label of each input channel of a weighted layer, [C], as `conflicts` last saw it.
+        heard: Label of each input channel of each weighted layer, [C]. `conflicts` sets it.
     """
 
     def __init__(self, graph: Graph):
@@ -73,12 +76,12 @@ class _Labels:
         self.in_conflict: set[str] = set()
 
     def thresholds(self, heard: Tensor) -> Tensor:
-        """What a channel of each label has to be multiplied with, [C]."""
+        """The factor for each channel, from its label, [C]."""
         table = torch.cat([torch.ones(1, dtype=torch.float64), *self.values])
         return table[heard.clamp(min=0).long()]
 
     def conflicts(self) -> set[str]:
-        """Neurons that still send 0/1 and whose theta no weight can stand for."""
+        """Neurons that send 0/1, but whose theta cannot be folded into weights."""
         self.in_conflict, self.heard = set(), {}
         names = [n for n in self.graph.edges if self.when[n] != CONSTANT]
         known = {
@@ -92,7 +95,7 @@ class _Labels:
         return self.in_conflict
 
     def _mark(self, *labels: Tensor) -> None:
-        """Remember the neurons of some labels."""
+        """Mark the neurons of some labels as conflicts."""
         for label in labels:
             for number in label[label > 0].unique().tolist():
                 self.in_conflict.add(self.owners[int(number) - 1])
@@ -131,13 +134,13 @@ class _Labels:
         return numbers.view(1, -1, *[1] * (len(shape) - 2)).expand(shape).clone()
 
     def _joined(self, x: Tensor, y: Tensor) -> Tensor:
-        """Labels of a sum: those of both where they are the same."""
+        """Labels of a sum. Where the two labels differ, their neurons are marked."""
         apart = (x != y) & (x != NOTHING) & (y != NOTHING)
         self._mark(x[apart], y[apart])
         return torch.where(apart, REAL, torch.where(x == NOTHING, y, x))
 
     def _one_of(self, largest: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Labels of windows: that of all their places where it is the same."""
+        """Labels of windows. Where a window has different labels, their neurons are marked."""
         high = largest(torch.where(x == NOTHING, -torch.inf, x))
         low = -largest(-torch.where(x == NOTHING, torch.inf, x))
         empty = high.isinf()
@@ -146,12 +149,12 @@ class _Labels:
         return torch.where(empty, NOTHING, torch.where(apart, REAL, high))
 
     def _channels(self, x: Tensor) -> Tensor:
-        """Label of each channel of [1, C, ...], [C]."""
+        """The label of each channel of [1, C, ...], [C]."""
         return self._one_of(lambda y: y.flatten(2).amax(2), x.view(*x.shape, 1))[0]
 
 
 def _windows(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The largest value of each window of a pooling or a sum; None for anything else."""
+    """A function for the largest value of each window of pooling or a sum; None for others."""
     if isinstance(module, SpikingMaxPool):
         return module.pool
     if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):

@@ -1,4 +1,4 @@
-"""Spikes behind linear bottlenecks, so that no layer multiplies in every step."""
+"""Add neurons after linear bottlenecks, so that no layer multiplies in every time step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
     """Give linear bottlenecks an activation, in place.
 
     A linear bottleneck (MobileNetV2) is a weighted layer whose output reaches another weighted
-    layer, directly or through linear operations such as additions, without an activation between.
-    It gets the identity as its activation, a leaky ReLU of slope 1, which is rounded and clipped at
-    +-theta when it is quantised and becomes signed neurons. Readouts stay as they are, and so do
-    layers that read the picture itself, which run once, but for those whose output is added to
-    spikes further on, as the first layer of a pre-activation network. A batch norm that is apart
-    before an activation reads as well: it becomes a weight for each channel.
+    layer without an activation between them. There may be linear operations between them, such as
+    sums. It gets the identity as its activation, a leaky ReLU of slope 1. Quantisation rounds this
+    activation and clips it at +-theta. It becomes signed neurons.
+
+    Readouts do not get an activation. Layers that read the picture itself run once, and do not get
+    one either, unless their output is later added to spikes (as in the first layer of a
+    pre-activation network). A batch norm that cannot be folded counts as a weighted layer, because
+    it becomes one weight for each channel.
     """
     when = phases(graph)
     readers = graph.readers()
@@ -41,7 +43,7 @@ def spike_linear_bottlenecks(graph: Graph) -> None:
 
 
 def _added_to_spikes(graph: Graph, when: dict[str, str]) -> set[str]:
-    """Weighted layers that read the picture itself and whose output meets spikes."""
+    """Weighted layers that read the picture itself and whose output is added to spikes."""
     joined: set[str] = set()
     layers = set()
     for node in reversed(list(graph)):

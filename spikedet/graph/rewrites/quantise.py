@@ -1,4 +1,4 @@
-"""Stage I's network: quantise-clip activations in place of the float ones."""
+"""Replace float activations by quantise-clip activations (stage I)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikedet.neurons.quantize import QuantClip
 
 
 def leak(activation: nn.Module) -> float | tuple[float, ...]:
-    """Slope of an activation's negative side."""
+    """The slope of the negative side of an activation."""
     if isinstance(activation, Leaky):
         return activation.slope
     return getattr(activation, "slope", 0.0)
@@ -22,16 +22,16 @@ def leak(activation: nn.Module) -> float | tuple[float, ...]:
 def quantise(
     graph: Graph, thresholds: Mapping[str, Tensor], steps: int, noise: float = 0.1
 ) -> None:
-    """Put a `QuantClip` in place of every activation, in place.
+    """Replace every activation by a `QuantClip`, in place.
 
     Args:
-        graph: Float.
-        thresholds: By the names of the activations' nodes, scalar or [C].
-        steps: T.
-        noise: Probability that an element is not quantised while training.
+        graph: Float graph.
+        thresholds: Thresholds by the name of the activation's node, scalars or [C].
+        steps: Time steps T.
+        noise: Probability that an element is not quantised in training (eq 14).
 
     Raises:
-        ConversionError: No activation at all.
+        ConversionError: The graph has no activation.
     """
     activations = graph.of(ACTIVATIONS)
     if not activations:

@@ -1,4 +1,4 @@
-"""The spiking network: neurons in place of quantisers, time around them."""
+"""Make a spiking graph: replace quantisers by neurons, and add the mean over time."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from spikedet.neurons.registry import named
 def make_spiking(
     graph: Graph, initial: float = 0.5, pooling: str = "count", neuron: str = "neuron"
 ) -> None:
-    """Quantised graph -> spiking graph with copied weights, in place.
+    """Convert a quantised graph to a spiking graph with the same weights, in place.
 
-    Quantisers become integrate-and-fire neurons of the same threshold, max-pooling that of spike
-    counts, thresholds go into the weights that read them, and the layers behind the last neuron
-    read the mean over time. An output behind the last neuron is the mean of what the neurons send.
+    Quantisers become integrate-and-fire neurons with the same threshold. Max-pooling becomes
+    max-pooling of spike counts. Thresholds are folded into the weights that read the spikes. Layers
+    after the last neurons read the mean over time. If the network returns the output of neurons
+    directly, it is their mean over time.
 
     Args:
-        graph: Stage I, batch norm folded.
-        initial: Potential before the first step in units of the threshold (1/2: eq 16).
-        pooling: How max-pooling is done: `count`, or `step` (see `SpikingMaxPool`).
-        neuron: Which one of `neurons.registry`.
+        graph: Stage-I graph with folded batch norm.
+        initial: Initial potential in units of the threshold (1/2: eq 16).
+        pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
+        neuron: Name of a neuron in `neurons.registry`.
 
     Raises:
-        ConversionError: Names what cannot be converted.
+        ConversionError: An operation cannot be converted. The message names it.
     """
     make = named(neuron)
     expect_steps_apart(graph)

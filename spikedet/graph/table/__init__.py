@@ -1,9 +1,10 @@
-"""What converts: for each operation of torch.export the operations of the graph that it becomes.
+"""The supported operations: handlers translate operations of torch.export to those of a graph.
 
-A handler is called with the recorder, the exported node, and its arguments: `Signal`s for tensors
-that depend on the picture, tensors for those that do not, numbers. It emits nodes and returns the
-signal of the last one. To let another operation convert, add a handler in a file here, and a
-kind in `operations` where none does what it needs.
+A handler is called with the recorder, the exported node, and the arguments of the node. An argument
+is a `Signal` if it depends on the picture. Otherwise it is a tensor or a number. The handler adds
+nodes to the graph and returns the signal of the last one. To support another operation, add a
+handler to a file here. If no operation of the graph does what it needs, also add a kind to
+`operations`.
 """
 
 from spikedet.graph.table import activations, parts, pooling, shapes, sums, weights

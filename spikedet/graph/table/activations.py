@@ -1,4 +1,4 @@
-"""Activations that have neurons."""
+"""Handlers of activations that neurons can replace."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def maximum(rec: Recorder, node: fx.Node, x: Any, y: Any) -> Signal:
 
 
 def _between(rec: Recorder, node: fx.Node, x: Signal, low: Any, high: Any) -> Signal:
-    """clip(x, low, high): a ReLU, or one that is clipped."""
+    """Add clip(x, low, high), which is a ReLU or a clipped ReLU."""
     low, high = (v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in (low, high))
     if is_signal(low) or is_signal(high) or low != 0 or not (high is None or high > 0):
         raise rec.refuse(

@@ -1,4 +1,4 @@
-"""What handlers share: their registry, the signals that they take and give."""
+"""The registry of handlers, and the signals that they take and return."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ HANDLERS: dict[str, Callable[..., Any]] = {}
 
 @dataclass(frozen=True)
 class Signal:
-    """A tensor that depends on the picture: the value of a node.
+    """The value of a node: a tensor that depends on the picture.
 
     Attributes:
-        name: Of the node.
-        shape: [B, ...] with the sizes of one picture; the first entry is symbolic.
+        name: Name of the node.
+        shape: Shape [B, ...]. The first entry is symbolic.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Signal:
 
 
 def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a handler for operations, and for their in-place forms."""
+    """Register a handler for operations with these names, and for their in-place forms."""
 
     def put(handler: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
@@ -46,7 +46,7 @@ def is_signal(value: Any) -> bool:
 
 
 def each(value: Any, dims: int) -> tuple[int, ...]:
-    """A size for each dimension."""
+    """Expand a size to one size for each dimension."""
     if isinstance(value, int):
         return (value,) * dims
     return tuple(value) if len(value) == dims else tuple(value) * dims

@@ -1,4 +1,4 @@
-"""Joining tensors, and taking them apart."""
+"""Handlers that join and split tensors."""
 
 from __future__ import annotations
 

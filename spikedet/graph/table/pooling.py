@@ -1,4 +1,4 @@
-"""Pooling, means and sums over places, up-sampling."""
+"""Handlers of pooling, of means and sums over positions, and of up-sampling."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def total(rec: Recorder, node: fx.Node, x: Signal, dims: Any = None, keepdim=Fal
 
 
 def _dims(rec: Recorder, node: fx.Node, x: Signal, dims: Any) -> list[int]:
-    """Dimensions from the front; all of them when there are none."""
+    """The dimensions as numbers counted from the front; all dimensions if none are given."""
     if dims is None or dims == []:
         dims = list(range(x.ndim))
     dims = [dims] if isinstance(dims, int) else dims

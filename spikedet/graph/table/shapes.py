@@ -1,4 +1,4 @@
-"""What changes the shape of a value, or nothing."""
+"""Handlers of operations that change only the shape of a value, or nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def unsqueeze(rec: Recorder, node: fx.Node, x: Signal, dim: int) -> Signal:
 
 
 def _permutes(name: str, call: Callable[..., Tensor]) -> None:
-    """A handler for an operation that only changes the order of dimensions."""
+    """Register a handler for an operation that only changes the order of dimensions."""
 
     def handler(rec: Recorder, node: fx.Node, x: Signal, *args: Any) -> Signal:
         marks = torch.empty([d + 2 for d in range(x.ndim)], device="meta")
@@ -140,14 +140,14 @@ def pad(rec, node: fx.Node, x: Signal, around: Sequence[int], mode: Any = None, 
 
 
 def _pad(rec: Recorder, node: fx.Node, x: Signal, around: Sequence[int], mode: str) -> Signal:
-    """Padding, of its own or inside of a convolution, whose name the weights keep."""
+    """Add padding, as a separate operation or as part of a convolution."""
     path, kind = rec.place(node)
     name = f"{path}_pad" if ".conv." in kind else None
     return rec.emit(node, ops.Pad(list(around), mode), x, name=name)
 
 
 def _padded(name: str, mode: str) -> None:
-    """A handler for padding that copies values."""
+    """Register a handler for padding that copies values."""
 
     def handler(rec: Recorder, node: fx.Node, x: Signal, around: Sequence[int]) -> Signal:
         return _pad(rec, node, x, around, mode)

@@ -1,4 +1,4 @@
-"""Sums, and products with constants."""
+"""Handlers of sums, and of products with constants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions, linear layers, batch norm."""
+"""Handlers of convolutions, linear layers and batch norm."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _weighted(
     name: str | None = None,
     shape: tuple[Any, ...] | None = None,
 ) -> Signal:
-    """Emit a layer with copies of its tensors."""
+    """Add a layer with copies of its tensors."""
     layer.to(weight.device)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
@@ -161,7 +161,7 @@ def _weighted(
 
 
 def _expect_dims(rec: Recorder, node: fx.Node, x: Signal, dims: int) -> None:
-    """Refuse an input without a batch."""
+    """Check the number of dimensions of an input, including the batch."""
     if x.ndim != dims:
         raise rec.refuse(
             node,
@@ -212,7 +212,7 @@ def _norm(
     momentum: float,
     eps: float,
 ) -> nn.Module:
-    """A batch norm with copies of these tensors."""
+    """Make a batch norm with copies of these tensors."""
     affine = weight is not None or bias is not None
     kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
     norm = kind(len(mean), eps, momentum, affine).to(mean.device)
