@@ -235,7 +235,7 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"seed": (1 << 32) + 5}, UsageError, "seed is 4294967301; expected a whole number"),
         ({"method": "best"}, UsageError, "method 'best'; expected one of copy"),
         ({"neuron": "lif"}, UsageError, "neuron 'lif'; expected one of neuron"),
-        ({"epochs": 2, "method": "copy"}, UsageError, "which has no stage I"),
+        ({"epochs": 2, "method": "copy"}, UsageError, "has no stage I; leave epochs out"),
         ({"loss": F.cross_entropy}, UsageError, "has no effect without training"),
         ({"method": "stage1"}, UsageError, "fine-tunes the network; expected epochs of 1 or more"),
         ({"epochs": 1, "distill": 0.0}, UsageError, "and a loss"),

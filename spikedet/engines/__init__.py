@@ -1,1 +1,1 @@
-"""Engines: what runs a spiking graph over time. `registry` has them by name."""
+"""Engines run a spiking graph over time. They are listed in `registry`."""

@@ -1,4 +1,4 @@
-"""The current of one layer of neurons: what adds to it, and the scale that this asks for."""
+"""The current of one layer of neurons: the operations that add to it, and its scale."""
 
 from __future__ import annotations
 
@@ -24,35 +24,37 @@ from spikedet.graph.operations import AVERAGES, MOVES, WEIGHTED, Add, Scale, Shi
 from spikedet.graph.time import CONSTANT
 from spikedet.neurons.layers import SpikingMaxPool, per_channel
 
-LARGEST = 127  # weight
-COARSEST = 2**20  # steps that a threshold, potential or bias has at most
+LARGEST = 127  # largest integer weight
+COARSEST = 2**20  # largest integer threshold, potential or bias
 
 
 class Mixed(Exception):
-    """Channels of a neuron meet in one channel of a layer: they must have one scale."""
+    """Several channels of neurons meet in one channel of a layer, so they need one scale."""
 
 
 @dataclass
 class Tree:
-    """What adds up to a current: a node or a leaf, with the scale of its value.
+    """A part of the sum that makes a current: a node or a leaf, with the scale of its value.
 
     Attributes:
-        make: Emits the operations and returns the last one's name, given the scales [labels].
+        make: Function of the scales [labels]. It adds the operations to the program, and returns
+            the name of the last one.
     """
 
     make: Callable[[Tensor], str]
 
 
 def scales_of(least: Tensor, most: Tensor) -> Tensor:
-    """Scales, [C] float64: numbers of 8 significant bits (bfloat16 has them all).
+    """Choose scales, [C] float64: numbers with 8 significant bits, as in bfloat16.
 
-    With so few bits whole multiples of a scale are exact in float32 up to 2**16, so that torch
-    computes the same sums. What rounds to multiples of a scale has that scale again: of the
-    smallest number above 127 / 127.49 of what is needed, the largest weight is always 127.
+    With so few bits, integer multiples of a scale up to 2**16 are exact in float32. So torch
+    computes the same sums. The scale is the smallest such number above 127 / 127.49 of the needed
+    one. Then the largest weight is always 127, and weights that are already rounded get the same
+    scale again.
 
     Args:
-        least: What weights need: the largest over 127.
-        most: The largest threshold, potential or bias, which has `COARSEST` steps at most.
+        least: Scale that the weights need: the largest weight divided by 127.
+        most: The largest threshold, potential or bias. It may be at most `COARSEST` scales.
     """
     mantissa, exponent = torch.frexp(least * (LARGEST / 127.49))
     of_weights = torch.ldexp((mantissa * 256).ceil() / 256, exponent)
@@ -66,10 +68,11 @@ class Part:
     """A weighted layer that adds to a current.
 
     Attributes:
-        node: Its name.
-        labels: Which of the neuron's scales each output channel has, -1 for none, [C_out].
-        factors: That scale times this is its own, [C_out].
-        amplitudes: What 1 stands for in each input channel, [C_in], of each term that it reads.
+        node: Name of the layer.
+        labels: Number of the neuron's scale for each output channel, -1 for none, [C_out].
+        factors: Factor from that scale to the scale of the channel, [C_out].
+        amplitudes: Value of the integer 1 in each input channel, [C_in], for each term that the
+            layer reads.
     """
 
     node: str
@@ -80,15 +83,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the weights of one layer of neurons are rounded.
+    """The rounding of all weights that add to the current of one layer of neurons.
 
     Attributes:
-        neuron: Name of its node.
-        labels: Scales that it has: one, or as many as channels.
-        parts: Layers that add to its current.
-        offsets: Layers whose bias is added to that of the neuron, and what it is divided by first.
-        constant: What else is added to it, [C].
-        least: The least scale that shortcuts need, [labels].
+        neuron: Name of the neurons' node.
+        labels: Number of scales: one, or one for each channel.
+        parts: Weighted layers that add to the current.
+        offsets: Layers whose bias is added to the bias of the neurons, with the divisor of that
+            bias.
+        constant: Other constants that are added to the bias, [C].
+        least: The smallest scale that shortcuts need, [labels].
     """
 
     neuron: str
@@ -100,15 +104,16 @@ class Rounding:
 
 
 class Currents:
-    """The tree of one neuron's current.
+    """The tree of operations that make the current of one layer of neurons.
 
-    Every value of it has, element by element, a label (which of the neuron's scales it has; -1
-    where nobody reads it) and a factor: its own scale is scales[label] * factor.
+    Every element of a value has a label and a factor. The label is the number of one of the
+    neurons' scales, or -1 if the element is not used. The scale of the element is scales[label] *
+    factor.
 
     Attributes:
-        least: The least scale that each label needs, [labels].
-        bias: What the layers add, in units of the neuron, [C].
-        rounding: How all of it is rounded.
+        least: The smallest scale that each label needs, [labels].
+        bias: Sum of the biases of the layers, in units of the neurons, [C].
+        rounding: The rounding of all weights in the tree.
     """
 
     def __init__(self, wires: Wires, node: Node, labels: int):
@@ -121,14 +126,14 @@ class Currents:
         self.rounding = Rounding(node.name, labels, [], [], constant, least)
 
     def tree(self, name: str, label: Tensor, factor: Tensor, near: bool) -> Tree:
-        """What a node's value, read at some scale, is made of.
+        """Make the tree for the value of a node at a given scale.
 
         Args:
-            name: Of the node.
-            label: Of its value, [1, ...].
-            factor: Of its value, [1, ...].
-            near: Nothing but sums and factors lie between it and the neuron, so that constants can
-                be added there.
+            name: Name of the node.
+            label: Label of its value, [1, ...].
+            factor: Factor of its value, [1, ...].
+            near: Whether only sums and factors lie between the node and the neurons. Then its
+                constants can be added to the bias of the neurons.
         """
         if self.wires.is_wire(name):
             return self._wire(name, label, factor)
@@ -158,7 +163,7 @@ class Currents:
     # ------------------------------------------------------------------ leaves
 
     def _wire(self, name: str, label: Tensor, factor: Tensor) -> Tree:
-        """Spikes that are added as they are."""
+        """Spikes that are added to the current without a weighted layer."""
         labels, factors = self._channels(label), self._factors(label, factor)
         terms = self.wires.terms(name)
         each = [self.wires.each_channel(name, term.amplitude) for term in terms]
@@ -235,7 +240,7 @@ class Currents:
         factor: Tensor,
         near: bool,
     ) -> Tree:
-        """A constant on top of a value."""
+        """A value plus a constant."""
         if not bool(offset.any()):
             return inner
         if near:
@@ -316,7 +321,7 @@ class Currents:
         return Tree(make)
 
     def _of_windows(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
-        """What a pooling reads, whose channels stay apart."""
+        """The input of pooling, which does not mix channels."""
         labels, factors = self._channels(label), self._factors(label, factor)
         shape = self.graph.shapes[node.inputs[0]]
         return self.tree(
@@ -338,7 +343,7 @@ class Currents:
         """The label of each channel, [C].
 
         Raises:
-            Mixed: A channel has several.
+            Mixed: A channel has several labels.
         """
         flat = label.flatten(2)[0] if label.ndim > 2 else label[0].unsqueeze(1)
         each = flat.amax(1)
@@ -363,11 +368,11 @@ class Currents:
 
     @staticmethod
     def _scale(scales: Tensor, label: Tensor, factor: Tensor) -> Tensor:
-        """Scales of elements or channels; infinite where nobody reads them."""
+        """The scales of elements or channels; infinite for those that are not used."""
         return torch.where(label >= 0, scales[label.clamp(min=0)] * factor, torch.inf)
 
 
 def need(scales: Tensor, labels: Tensor, least: Tensor) -> None:
-    """Raise scales [labels] to what channels with these labels need at least, in place."""
+    """Increase `scales` [labels] to at least the scales that the channels need, in place."""
     read = labels >= 0
     scales.scatter_reduce_(0, labels[read], least[read].nan_to_num(0.0), "amax")

@@ -1,9 +1,10 @@
-"""The `events` engine: whole numbers, and for each spike one row of weights is added.
+"""One run of the `events` engine: for each spike, one row of integer weights is added.
 
-Between layers nothing but events travels: for every step and row of a map a list of those neurons
-that fired. A kernel gathers, for each place and there for each step, the events of its window, adds
-their rows of weights in registers, fires, and appends the indices of what fired. What no kernel
-knows runs by the reference between two calls.
+Between layers there are only events: for every time step and every row of a map, a list of the
+neurons that fired. For each position and each time step, a kernel collects the events in its
+window. It adds their rows of weights in registers, computes which neurons fire, and appends the
+indices of these neurons to the list. Operations without a kernel run in the reference code between
+two kernel calls.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from spikedet.engines.workspace import Workspace
 
 
 class Run:
-    """One pass of a plan.
+    """One run of a plan over a batch of pictures.
 
     Args:
-        plan: What to run.
+        plan: The plan to run.
         currents: Values of the constant nodes, float32 [B, ...], by their names.
-        batch: B.
+        batch: Batch size B.
     """
 
     def __init__(self, plan: Plan, currents: dict[str, Tensor], batch: int):
@@ -52,20 +53,20 @@ class Run:
         each: bool = False,
         kept: bool = False,
     ) -> Workspace:
-        """Run the next steps.
+        """Run the next time steps.
 
         Args:
-            steps: How many.
-            last: Nothing follows, so that no potentials need to be kept.
-            masses: What each of these steps counts in the mean, [steps] float32, by the names of
-                the operations whose mean is wanted.
-            sums: Where these means are added up, [B, H, W, padded] float32, or with `each`
-                [steps, B, H, W, padded], whose first entry holds what was there before.
-            each: After every step.
-            kept: All events are looked at afterwards.
+            steps: Number of time steps.
+            last: True if no steps follow. Then the potentials need not be stored.
+            masses: Weight of each of these steps in the mean, [steps] float32, by the names of the
+                operations whose mean is wanted.
+            sums: Arrays for the weighted sums, [B, H, W, padded] float32. With `each` they are
+                [steps, B, H, W, padded], and the first entry contains the sum before.
+            each: Store the sum after every step.
+            kept: Keep all events until the end of the run.
 
         Returns:
-            The memory that holds the events; give it back to `plan.memory`.
+            The memory with the events. Give it back to `plan.memory`.
         """
         plan = self.plan
         memory = plan.memory.take(self.batch, steps, kept)
@@ -128,9 +129,10 @@ class Run:
                 self._add_mean(name, values, masses[name], sums[name], each)
 
     def _fill(self, layer: LayerStruct, stage: Stage, memory: Workspace, hands_on: bool) -> None:
-        """What the kernel of a layer reads and writes; `hands_on` where a part is before or after.
+        """Fill the struct of one kernel call with the memory that it reads and writes.
 
-        The plan's own struct is shared by all runs, this one belongs to a single call.
+        `hands_on` is True if there is a part before or after this one. The struct of the plan is
+        shared by all runs. This struct belongs to one call.
         """
         name = stage.op.name
         ctypes.memmove(ctypes.byref(layer), ctypes.byref(stage.kernel), ctypes.sizeof(LayerStruct))
@@ -145,7 +147,7 @@ class Run:
         layer.done = memory.done[name].ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
-        """What a layer hands on to the next part: potentials, or counts and the largest of them."""
+        """The state of a layer between two parts: potentials, or counts and their maxima."""
         name = stage.op.name
         if name not in self.state:
             channels, height, width = self.plan.maps[name]
@@ -181,7 +183,7 @@ class Run:
     def _add_mean(
         self, name: str, values: Tensor, masses: np.ndarray, sums: np.ndarray, each: bool
     ) -> None:
-        """Add values [steps*B, ...] to the sums over time, as kernels do it."""
+        """Add values [steps*B, ...] to the sums over time, in the same way as the kernels."""
         frames = values.reshape(len(masses), self.batch, *values.shape[1:])
         last = channels_last(frames, self.plan.maps[name]).numpy().astype(np.float32)
         for t, mass in enumerate(masses):
@@ -191,7 +193,7 @@ class Run:
             into[..., : last.shape[-1]] += last[t] * mass
 
     def dense(self, op: Op, memory: Workspace, own: bool = False) -> Tensor:
-        """The value of an operation, [steps*B, ...] float64: of its events, or computed."""
+        """The value of an operation, [steps*B, ...] float64: from its events, or computed."""
         if op.name in self.plan.tensors and not own:
             return self._unpack(op.name, memory)
         if isinstance(op, Current):

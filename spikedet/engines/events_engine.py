@@ -1,4 +1,4 @@
-"""The `events` engine: whole numbers by compiled kernels, see `events` for what a pass does."""
+"""The `events` engine: integers, computed by compiled kernels. `events` describes one run."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from spikedet.engines.whole import WholeEngine
 from spikedet.graph.graph import Graph
 from spikedet.graph.structure import join
 
-MEMORY = 64 * 2**20  # bytes that events of the steps that are computed at once may take
-MOST_STEPS = 256  # at once, whatever they take: each thread keeps something for every step
+MEMORY = 64 * 2**20  # most bytes for the events of the time steps that are computed at once
+MOST_STEPS = 256  # most time steps at once: each thread needs memory for every step
 
 
 class EventsEngine(WholeEngine):
-    """The integers by compiled kernels that add a row of weights for each spike.
+    """Runs the integer program with compiled kernels. They add a row of weights for each spike.
 
     Args:
-        graph: To compile.
-        kernels: Name of one of `library.kernels()`; `library.chosen` when None.
+        graph: Spiking graph to compile.
+        kernels: One of the names of `library.kernels()`. None: `library.chosen()`.
 
     Attributes:
-        bounds_memory: It bounds the memory of a pass itself, however many steps it is told to run.
+        bounds_memory: True: the engine limits the memory of a run itself, for any number of steps.
 
     Raises:
         NoLibrary: There are no kernels.
-        NoIntegers: The network cannot be computed in whole numbers.
+        NoIntegers: The integer engines do not support the network.
     """
 
     bounds_memory = True
@@ -50,7 +50,7 @@ class EventsEngine(WholeEngine):
         return type(self), (self.graph, self.kernels)
 
     def plan(self, sizes: dict[str, tuple[int, ...]]) -> Plan:
-        """The plan for constant nodes of some shapes [1, ...]; the last few are kept."""
+        """The plan for these shapes [1, ...] of the constant nodes. The last plans are cached."""
         key = tuple(sorted(sizes.items()))
         with self._lock:
             if key not in self._plans:
@@ -61,13 +61,13 @@ class EventsEngine(WholeEngine):
             return self._plans[key]
 
     def describe(self) -> list[str]:
-        """Which kernels there are, and a line for each layer that none of them computes."""
+        """The name of the kernels, and one line for each layer that they do not support."""
         sizes = {name: self.graph.shapes[name] for name in self._currents}
         plan = self.plan(sizes)
         return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
 
     def simulate(self, pictures, parts, each_step, tell=None, show=None):
-        """As `WholeEngine.simulate`, picture by picture, so that events stay in the cache."""
+        """Like `WholeEngine.simulate`, one picture at a time, so that events stay in the cache."""
         if len(pictures) < 2 or each_step or show is not None:
             yield from super().simulate(pictures, parts, each_step, tell, show)
             return
@@ -142,6 +142,6 @@ class EventsEngine(WholeEngine):
 
 
 def _as_values(sums: np.ndarray, channels: int, shape: tuple[int, ...]) -> Tensor:
-    """[..., B, H, W, padded] -> [N, C, ...], a view of the same memory where it can be one."""
+    """Convert [..., B, H, W, padded] to [N, C, ...], without a copy if possible."""
     values = torch.from_numpy(sums)[..., :channels].flatten(0, -4).permute(0, 3, 1, 2)
     return values if len(shape) == 3 else values.reshape(len(values), *shape)

@@ -1,32 +1,34 @@
-"""From a spiking graph to whole numbers.
+"""Convert a spiking graph to an integer program.
 
-Every neuron has a scale s, one a channel (or one for all where channels are mixed between its
-layers and itself). Its current, potential and thresholds are whole multiples of s, so are the
-weights of everything that adds to its current, and each is rounded once, half to even:
+Every layer of neurons has a scale s for each channel (or one scale for all channels, if channels
+are mixed between its weighted layers and the neurons). The current, the potential and the
+thresholds are integer multiples of s. The weights that add to the current are integer multiples of
+s too. Each value is rounded once, half to even:
 
-    weight      round(w a / s), -127..127      a: what one event of the input stands for
-    bias        round(b / s), of all layers that add to the neuron together
+    weight      round(w a / s), -127..127      a: the value of one event of the input
+    bias        round(b / s), b: the sum of the biases of all layers that add to the current
     threshold   max(1, round(theta / s))
     potential   round(u[0] / s)
 
-s is the smallest number of 8 bits for which all int8 weights fit, about max |w a| / 127 of the
-channel (`currents.scales_of`). A spike that is added to a current as it is (a shortcut) becomes a
-weight as well, theta / s, of 32 bits. With a slope a neuron fires downwards at
-u <= -round(theta / a s), and at u < 0 where a = 1.
+s is the smallest number with 8 significant bits for which all weights fit into int8. It is about
+max |w a| / 127 of the channel (see `currents.scales_of`). If a spike is added to a current without
+a weighted layer (a shortcut), it gets the 32-bit weight theta / s. With a slope a, a neuron sends a
+negative spike at u <= -round(theta / a s), or at u < 0 if a = 1.
 
-Between neurons whole numbers travel: 0/1, or -1/0/1; after an average the sums of windows, whose
-divisor goes into the weights behind. A sum of spikes that stand for unlike thresholds is kept as
-several terms, and the layer that reads it reads each with weights of its own, since it is linear.
-So nothing but the values named above is ever rounded.
+Between neurons the values are the integers 0/1 or -1/0/1. After average pooling they are sums of
+windows, and the divisor is folded into the next weights. A sum of spikes with different thresholds
+is kept as several terms. The next layer is linear, so it reads each term with separate weights. So
+only the values named above are rounded.
 
-Before the first neuron the network computes in float32, once a picture. Currents that arrive there
-are rounded to multiples of s = theta / 2^16 (coarser where potentials or lower thresholds lie far
-from it), and cut at theta + |u[0]|: beyond it neurons fire in every step or in none. Behind the
-last neuron the mean over time is float32: spikes of step t times its weight, added in the order of
-t, divided by the sum of the weights.
+Before the first neurons the network computes in float32, once for each picture. The currents into
+the first neurons are rounded to multiples of s = theta / 2^16 (coarser if potentials or lower
+thresholds are much larger). They are clipped at theta + |u[0]|: with a larger current, neurons fire
+in every step anyway. After the last neurons the mean over time is computed in float32: the spikes
+of step t are multiplied by the weight of the step, added in the order of t, and divided by the sum
+of the weights.
 
-No sum can overflow 32 bits: the largest current of every neuron is worked out from its weights,
-and with it the number of steps after which a potential could (`Program.steps_most`).
+No sum can overflow 32 bits. The largest current of every neuron is computed from the weights. It
+gives the number of time steps after which a potential could overflow (`Program.steps_most`).
 """
 
 from __future__ import annotations
@@ -45,18 +47,19 @@ from spikedet.neurons.functional import NO_SLOPE
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, per_channel
 from spikedet.neurons.slope import Slope
 
-FINE = 2**16  # steps that a threshold has where a constant current is rounded
+FINE = 2**16  # integer value of the threshold for neurons with a constant current
 
 
 @torch.no_grad()
 def compile_integers(graph: Graph) -> Program:
-    """The integers of a spiking graph.
+    """Compile a spiking graph to an integer program.
 
     Args:
-        graph: As `graph.rewrites.spike.make_spiking` leaves it; not changed.
+        graph: A graph from `graph.rewrites.spike.make_spiking`. It is not changed.
 
     Raises:
-        NoIntegers: Names what cannot be computed in whole numbers, or could overflow in one step.
+        NoIntegers: An operation is not supported, or a sum could overflow in one time step. The
+            message names the node.
     """
     return _Compiler(graph).build()
 
@@ -76,7 +79,7 @@ class _Compiler:
         return self.program
 
     def _forget_unread(self) -> None:
-        """Drop what only a mean over time reads: it is computed of the means."""
+        """Remove operations that only a mean over time reads. They run on the means instead."""
         ops = self.program.ops
         read = {op for terms in self.program.means.values() for op, _ in terms}
         kept = {name for op in read for name in self._through(op)}
@@ -150,7 +153,7 @@ class _Compiler:
     def _rounded(
         self, node: Node, own: Parameters, scale: Tensor, bias: Tensor
     ) -> tuple[Neuron, Tensor]:
-        """A neuron in multiples of its scale [C], and its largest useful current [C]."""
+        """A layer of neurons in multiples of its scale [C], and its largest useful current [C]."""
 
         def whole(x: Tensor) -> Tensor:
             return (x / scale).round().to(torch.int32)
@@ -206,11 +209,12 @@ class _Compiler:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A neuron's own values, [C] float64 each.
+    """The parameters of a layer of neurons, [C] float64 each.
 
     Attributes:
-        depth: -u at which it fires downwards, theta / slope; NaN where it does not.
-        start: Largest initial potential of a channel, without its sign.
+        depth: A negative spike is sent at u <= -depth, with depth = theta / slope. NaN without
+            negative spikes.
+        start: Largest absolute initial potential of a channel.
     """
 
     theta: Tensor
@@ -228,7 +232,12 @@ class Parameters:
         return cls(theta, slope, depth, start)
 
     def scales(self, least: Tensor, bias: Tensor) -> Tensor:
-        """The scale of each channel, [C], for what weights need [labels] and the bias [C]."""
+        """The scale of each channel, [C].
+
+        Args:
+            least: Scale that the weights need, [labels].
+            bias: Bias of the neurons, [C].
+        """
         most = torch.stack([self.theta, self.depth.nan_to_num(0.0), self.start, bias.abs()])
         scales = scales_of(least.expand(len(bias)), most.amax(0))
         return scales.max().expand(len(bias)) if len(least) == 1 else scales
@@ -241,11 +250,11 @@ def _slopes(slope: Slope, channels: int) -> Tensor:
 
 
 def constant_nodes(graph: Graph) -> list[str]:
-    """Nodes that run once a picture, before the first neuron, in the order of execution."""
+    """Nodes that run once for a picture, before the first neurons, in the order of execution."""
     when = phases(graph)
     return [name for name in graph.edges if when[name] == CONSTANT and name != INPUT]
 
 
 def _ones(shape: tuple[int, ...]) -> Tensor:
-    """Ones that take no memory, float64."""
+    """A float64 tensor of ones that needs no memory."""
     return torch.ones((), dtype=torch.float64).expand(shape)

@@ -1,4 +1,4 @@
-"""What the compiled kernels are called with, as `csrc/events.h` declares it."""
+"""The structs that the compiled kernels are called with, as declared in `csrc/events.h`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 LANES, LOOSE = 32, 32
-LINE = 64  # bytes of a line of the cache
+LINE = 64  # bytes of a cache line
 NEURON, CURRENT, POOL = range(3)
 
 
@@ -67,7 +67,7 @@ class RunStruct(Structure):
 
 
 def pad(value: np.ndarray, padded: int, fill: int) -> np.ndarray:
-    """More channels, [..., padded]."""
+    """Pad the last dimension (channels) to the size `padded` with the value `fill`."""
     widths = [(0, 0)] * (value.ndim - 1) + [(0, padded - value.shape[-1])]
     return np.pad(value, widths, constant_values=fill)
 
@@ -75,14 +75,14 @@ def pad(value: np.ndarray, padded: int, fill: int) -> np.ndarray:
 def table(
     lines: Sequence[Sequence[tuple[int, ...]]], size: int, keep: list[Any]
 ) -> tuple[int, int]:
-    """Where each line begins, and all entries behind each other."""
+    """Store lists of entries in one array. Returns the addresses of the starts and the entries."""
     first = np.cumsum([0, *(len(line) for line in lines)]).astype(np.int32)
     flat = [entry for line in lines for entry in line] or [(0,) * size]
     return pointer(first, keep), pointer(np.array(flat, np.int32), keep)
 
 
 def pointer(array: np.ndarray, keep: list[Any]) -> int:
-    """The address of a copy of an array, which is kept, at the start of a line of the cache."""
+    """Copy an array to the start of a cache line; returns its address. `keep` holds the copy."""
     memory = np.empty(array.nbytes + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

@@ -1,11 +1,11 @@
-"""The compiled kernels: the library that installation built, or one built on first use.
+"""The library of compiled kernels.
 
-Installation builds it where there is a C++ compiler and does without it otherwise. Where it is
-missing, or of another version than this file, it is built once into the user's cache, under a name
-that says what it was built from.
+The installation builds the library if there is a C++ compiler. If the library is missing, or has
+another version than this file, it is built once in the user's cache folder. Its name depends on the
+source code and the compiler.
 
-Two variables of the environment: `SPIKEDET_NO_KERNELS` switches kernels off, `SPIKEDET_KERNELS`
-names those that run in place of the fastest.
+There are two environment variables. `SPIKEDET_NO_KERNELS` switches the kernels off.
+`SPIKEDET_KERNELS` names the kernels to use instead of the fastest.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from pathlib import Path
 
 from spikedet.errors import UsageError, among, said
 
-VERSION = 5  # of what caller and library agree on, `sd_version`
+VERSION = 5  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
-CHOICE = "SPIKEDET_KERNELS"  # variable that names the kernels
+CHOICE = "SPIKEDET_KERNELS"  # environment variable with the name of the kernels
 HINT = (
     "install a C++ compiler (g++ or clang++) for the `events` engine, which is several times faster"
 )
 
 
 class NoLibrary(Exception):
-    """There is no library of kernels; says why and what would help."""
+    """There is no library of kernels. The message says why, and what would help."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library of kernels.
+    """The library of kernels. It is built if needed.
 
     Raises:
-        NoLibrary: None is built, and none can be.
+        NoLibrary: There is no library, and it cannot be built.
     """
     if os.environ.get("SPIKEDET_NO_KERNELS"):
         raise NoLibrary("SPIKEDET_NO_KERNELS is set")
@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL:
 
 
 def _opened(path: Path) -> ctypes.CDLL | None:
-    """A library, unless it is damaged or of another version."""
+    """Open a library. None if it is damaged or of another version."""
     try:
         loaded = ctypes.CDLL(str(path))
         if loaded.sd_version() != VERSION:
@@ -73,10 +73,10 @@ def _opened(path: Path) -> ctypes.CDLL | None:
 
 
 def _built() -> Path:
-    """The library of the user's cache, built if it is not there.
+    """The library in the user's cache folder. It is built if it is missing.
 
     Raises:
-        NoLibrary: No compiler, no place, or it fails.
+        NoLibrary: There is no compiler or no folder, or the compilation fails.
     """
     folder = Path(__file__).parent / "csrc"
     if sys.platform == "win32":
@@ -96,10 +96,10 @@ def _built() -> Path:
 
 
 def _cache() -> Path:
-    """A folder that nobody but the user can write to.
+    """The cache folder. Only the user can write to it.
 
     Raises:
-        NoLibrary: There is none.
+        NoLibrary: There is no such folder.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     place = Path(home) / "spikedet"
@@ -131,10 +131,10 @@ def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
 
 @cache
 def threads_of_torch() -> int:
-    """Address of the function that gives work to torch's own threads; 0 where there is none.
+    """Address of the function that runs work on torch's own threads; 0 if there is none.
 
-    Those of torch wait for work at full speed for some milliseconds after each of its operations,
-    and threads beside them would have to share the processor with that.
+    After each operation, torch's threads wait for work in a busy loop for some milliseconds.
+    Additional threads would compete with them for the processor.
     """
     import torch
 
@@ -151,33 +151,33 @@ def kernels() -> list[str]:
     """Names of the kernels that this machine can run, the fastest first.
 
     Raises:
-        NoLibrary: As `library`.
+        NoLibrary: See `library`.
     """
     loaded = library()
     return [loaded.sd_kernels_name(i).decode() for i in range(loaded.sd_kernels_number())]
 
 
 def expect_kernels(name: str, said: str = "kernels") -> None:
-    """Refuse what are no kernels of this machine.
+    """Check that this machine can run these kernels.
 
     Args:
-        name: Of kernels.
-        said: What the sentence calls them.
+        name: Name of the kernels.
+        said: Name of the option in the message.
 
     Raises:
-        NoLibrary: As `library`.
-        UsageError: Says which there are.
+        NoLibrary: See `library`.
+        UsageError: There are no such kernels. The message lists the kernels.
     """
     if name not in kernels():
         raise UsageError(f"{said} {name!r}; this machine has {among(name, kernels())}")
 
 
 def chosen() -> str:
-    """Name of the kernels that run: those of `SPIKEDET_KERNELS`, the fastest where it is not set.
+    """Name of the kernels to use: those of `SPIKEDET_KERNELS`, or the fastest if it is not set.
 
     Raises:
-        NoLibrary: As `library`.
-        UsageError: It names none that this machine can run.
+        NoLibrary: See `library`.
+        UsageError: This machine cannot run the kernels of `SPIKEDET_KERNELS`.
     """
     name = os.environ.get(CHOICE)
     if not name:
@@ -188,14 +188,14 @@ def chosen() -> str:
 
 @contextmanager
 def choosing(name: str | None) -> Iterator[None]:
-    """Let some kernels run in the `with` block, in processes that it starts as well.
+    """Use these kernels inside the `with` block, and in processes started there.
 
     Args:
-        name: Of the kernels; None leaves the choice as it is.
+        name: Name of the kernels. None: do not change the choice.
 
     Raises:
-        NoLibrary: As `library`.
-        UsageError: This machine cannot run them.
+        NoLibrary: See `library`.
+        UsageError: This machine cannot run the kernels.
     """
     before = os.environ.get(CHOICE)
     if name is not None:

@@ -1,7 +1,8 @@
-"""From an integer program to calls of the kernels, for one size of picture.
+"""Plan the kernel calls for an integer program and one picture size.
 
-A layer of neurons, whatever adds to its current (`views`), is one call of a compiled kernel
-(`csrc/kernels.inc`). What no kernel knows is left to the reference; `Plan.describe` says what.
+One layer of neurons with everything that adds to its current (see `views`) is one call of a
+compiled kernel (`csrc/kernels.inc`). Layers without a kernel run in the reference code.
+`Plan.describe` lists them.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
 
-CODES = 2**16  # events of a row
-SMALL = 24_000  # bytes of int16 weights that stay in the first cache, where they add faster
-NEVER = 2**31 - 1  # threshold of channels that are not there
+CODES = 2**16  # most neurons in a row of a map, so that an event fits into 16 bits
+SMALL = 24_000  # most bytes of weights stored as int16: they stay in the L1 cache and add faster
+NEVER = 2**31 - 1  # threshold of padding channels, which never fire
 
 
 @dataclass
 class Stage:
-    """One layer of the plan: a kernel's, or one that the reference computes.
+    """One layer of the plan. A kernel or the reference code computes it.
 
     Attributes:
-        op: The operation whose events it makes.
-        layer: What the kernel needs; None where the reference computes it.
-        why: No kernel knows it.
+        op: The operation whose events the layer computes.
+        layer: Struct for the kernel. None if the reference code computes the layer.
+        why: The reason why no kernel computes it.
     """
 
     op: Op
@@ -68,27 +69,27 @@ class Stage:
 
     @property
     def kernel(self) -> LayerStruct:
-        """What the kernel needs; only where there is one."""
+        """The struct for the kernel. Use it only if there is a kernel."""
         assert self.layer is not None
         return self.layer
 
 
 class Plan:
-    """An integer program for one size of picture and one set of kernels.
+    """An integer program for one picture size and one set of kernels.
 
     Args:
-        program: The integers.
+        program: The integer program.
         sizes: Shapes of the constant nodes' values, [1, ...], by their names.
-        kernels: Name of the kernels; `library.chosen` when None.
+        kernels: Name of the kernels. None: `library.chosen()`.
 
     Attributes:
-        shapes: Of every operation's value, [1, ...].
-        memory: What its runs write into.
+        shapes: Shape of every operation's value, [1, ...].
+        memory: Memory for the runs of the plan.
 
     Raises:
         NoLibrary: There are no kernels.
-        NoIntegers: A row of a map has more neurons than an event can name.
-        UsageError: No such kernels here.
+        NoIntegers: A row of a map has too many neurons for 16-bit events.
+        UsageError: This machine cannot run the kernels.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Plan:
                 stage.layer.output = self.tensors[op.name]
 
     def _inside_currents(self) -> set[str]:
-        """Pools of currents: they belong to the neuron behind."""
+        """Pooling of currents. It is part of the neurons after it."""
         ops, pools = self.program.ops, set()
         spikes: dict[str, bool] = {}
         for op in ops.values():
@@ -197,7 +198,7 @@ class Plan:
         raise NoView(f"{type(op).__name__.lower()} of currents")
 
     def _pieces(self, name: str) -> Pieces:
-        """Where a value comes from; what has to be computed becomes a tensor of its own."""
+        """The pieces of a value. A value that must be computed becomes a separate tensor."""
         op = self.program.ops[name]
         if name in self.tensors:
             return [views.whole(name, self.shapes[name])]
@@ -213,7 +214,7 @@ class Plan:
             return [views.whole(name, self.shapes[name])]
 
     def _times(self, op: Op) -> int:
-        """The largest whole number that a value of spikes holds."""
+        """The largest integer in a value that is made of spikes."""
         if op.name in self.tensors:
             return self.most[self.tensors[op.name]]
         most = max(self._times(self.program.ops[s]) for s in op.inputs) if op.inputs else 1
@@ -272,7 +273,7 @@ class Plan:
         return stage
 
     def _order(self, padded: int) -> np.ndarray:
-        """Channels in the order in which weights lie: lane 2 i + h of a vector is h half + i."""
+        """The order of channels in the weights: lane 2 i + h of a vector is channel h half + i."""
         group = np.arange(2 * self.half)
         within = group % 2 * self.half + group // 2
         starts = np.arange(0, padded, 2 * self.half)
@@ -344,7 +345,7 @@ class Plan:
         return Stage(op, layer, "", keep)
 
     def describe(self) -> list[str]:
-        """A line for each layer that no kernel computes: its name and why."""
+        """One line for each layer that no kernel computes: its name and the reason."""
         return [
             f"{stage.op.name}: {stage.why}, by the reference"
             for stage in self.stages
@@ -353,13 +354,13 @@ class Plan:
 
 
 def last_two(value: Any) -> tuple[int, int]:
-    """A pooling's option for rows and columns, which may be one number for both."""
+    """An option of pooling as two numbers, for rows and columns."""
     value = value if isinstance(value, tuple) else (value,)
     return value[0], value[-1]
 
 
 def window_of_pool(module: Any) -> Window:
-    """The window of a pooling; a vector is a map of one row."""
+    """The window of pooling. A 1-d signal is a map with one row."""
     kernel, stride, padding, dilation = (
         last_two(option)
         for option in (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -370,7 +371,7 @@ def window_of_pool(module: Any) -> Window:
 
 
 def shapes_of(program: Program, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values for one picture, found without computing them."""
+    """The shapes of all values for one picture, without computing the values."""
     shapes: dict[str, tuple[int, ...]] = {}
     for op in program.ops.values():
         inputs = [torch.empty(shapes[s], dtype=torch.float64, device="meta") for s in op.inputs]

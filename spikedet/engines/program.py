@@ -1,4 +1,4 @@
-"""A spiking network in whole numbers: what its operations are. `integers` makes it of a graph."""
+"""The operations of an integer program. `integers` makes such a program from a spiking graph."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ INT32 = 2**31 - 1
 
 
 class NoIntegers(UsageError):
-    """A network, a picture size or a T that cannot be computed in whole numbers."""
+    """The integer engines do not support this network, picture size or T."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation on whole numbers.
+    """One operation on integers.
 
     Attributes:
-        name: Unique; that of the graph's node for neurons.
+        name: Unique name. For neurons it is the name of the node in the graph.
         inputs: Names of the operations that it reads.
     """
 
@@ -34,10 +34,10 @@ class Op:
 
 @dataclass(frozen=True)
 class Current(Op):
-    """A constant current, round(clip(x inverse, -limit, limit)) of a node's float32 value x.
+    """A constant current: round(clip(x * inverse, -limit, limit)), x the float32 value of a node.
 
     Attributes:
-        node: Name of that node.
+        node: Name of the node.
         inverse, limit: [C] float32.
     """
 
@@ -51,8 +51,8 @@ class Weighted(Op):
     """A convolution or linear layer without bias.
 
     Attributes:
-        like: The layer that it stands for; of it stride, padding and so on count.
-        weight: int8 of the layer's shape, within -127..127.
+        like: The original layer, with its stride, padding and so on.
+        weight: int8 weights in the shape of the layer, -127..127.
     """
 
     like: WeightedLayer
@@ -61,7 +61,7 @@ class Weighted(Op):
 
 @dataclass(frozen=True)
 class Times(Op):
-    """Product of each channel with a whole number, factor [C] int32."""
+    """The product of each channel with an integer, `factor` [C] int32."""
 
     factor: Tensor
 
@@ -79,11 +79,11 @@ class Plus(Op):
 
 @dataclass(frozen=True)
 class Move(Op):
-    """Something that only moves values (or puts zeros beside them): a module on whole numbers.
+    """An operation that only moves values, or adds zeros.
 
     Attributes:
-        module: Called with the inputs, in which None stands for zeros.
-        zeros: Shapes [1, ...] of the inputs that are zeros, by their place among the arguments.
+        module: Module that is applied to the inputs.
+        zeros: Shapes [1, ...] of the inputs that are all zero, by their position.
     """
 
     module: nn.Module
@@ -92,7 +92,7 @@ class Move(Op):
 
 @dataclass(frozen=True)
 class Sums(Op):
-    """Sums over windows: an average times `times`, which makes it whole."""
+    """Sums over windows: an average multiplied by `times`, so that the results are integers."""
 
     module: nn.Module
     times: int
@@ -100,22 +100,22 @@ class Sums(Op):
 
 @dataclass(frozen=True)
 class Pool(Op):
-    """Max-pooling of spike counts, see `SpikingMaxPool`."""
+    """Max-pooling of spike counts (see `SpikingMaxPool`)."""
 
     module: SpikingMaxPool
 
 
 @dataclass(frozen=True)
 class Neuron(Op):
-    """Integrate-and-fire neurons: u += current + bias; fires, and resets, as `neurons.functional`.
+    """Integrate-and-fire neurons: u += current + bias, then fire and reset (`neurons.functional`).
 
     Attributes:
         bias: [C] int32.
         threshold: [C] int32, 1 or more.
         initial: [C] or [C, H, W] int32.
-        low, up: Of signed spikes: fires downwards at u <= low, then u += up; [C] int32 each. None
-            where spikes are 0/1.
-        scale: What 1 stands for, [C] float64.
+        low, up: For signed spikes: a negative spike at u <= low, then u += up; [C] int32 each. None
+            if spikes are 0/1.
+        scale: Value of the integer 1, [C] float64.
     """
 
     bias: Tensor
@@ -128,18 +128,19 @@ class Neuron(Op):
 
 @dataclass
 class Program:
-    """A spiking graph in whole numbers.
+    """A spiking graph as an integer program.
 
     Attributes:
-        graph: What it was made of.
-        ops: In the order of execution, by name.
-        means: What each `MeanOverTime` of the graph reads: operations, and what 1 stands for in
-            each, float32 [1, C, ...]; by the name of its node.
-        steps_most: Time steps after which a potential could leave 32 bits, or a count 16.
-        one_size: The program holds for the size alone that the graph was recorded at.
-        running: Names of what runs in every step; the rest is linear and behind the last neuron,
-            so that it runs once on the means.
-        rounding: How weights were rounded, by layer of neurons (`currents.Rounding`).
+        graph: The spiking graph.
+        ops: The operations by name, in the order of execution.
+        means: Inputs of each `MeanOverTime` of the graph, by the name of its node. An input is an
+            operation with the value of its integer 1, float32 [1, C, ...].
+        steps_most: Largest number of time steps for which no potential overflows 32 bits and no
+            count overflows 16 bits.
+        one_size: True if the program is valid only for the picture size of the recording.
+        running: Names of the operations that run in every time step. The other operations are
+            linear and after the last neurons, so they run once on the means.
+        rounding: Rounding of the weights, by layer of neurons (`currents.Rounding`).
     """
 
     graph: Graph
@@ -152,11 +153,11 @@ class Program:
 
     @property
     def neurons(self) -> list[Neuron]:
-        """All neurons, in the order of execution."""
+        """All layers of neurons, in the order of execution."""
         return [op for op in self.ops.values() if isinstance(op, Neuron)]
 
     def base(self, name: str) -> set[str]:
-        """Operations whose mean over time makes that of `name`: through what is linear."""
+        """Operations whose means over time give the mean of `name` through linear operations."""
         op = self.ops[name]
         if isinstance(op, Move | Sums):
             return set().union(*(self.base(source) for source in op.inputs))

@@ -1,8 +1,8 @@
-"""The integer program in torch, one operation after the other: slow, plain, and the truth.
+"""Run an integer program in torch, one operation after the other.
 
-Whole numbers are kept in float64, which holds every one of them up to 2**53, so that torch's own
-convolutions, poolings and so on compute them without an error. Every kernel must give the same
-spikes.
+This code is slow and simple. It is the reference: every kernel must give the same spikes. The
+integers are stored as float64, which is exact up to 2**53. So torch's own convolutions and pooling
+compute them without errors.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from spikedet.neurons.layers import per_channel
 
 
 class Reference:
-    """One pass of an integer program.
+    """One run of an integer program.
 
     Args:
-        program: What to run.
-        currents: Values of the constant nodes that it reads, float32 [B, ...], by their names.
-        batch: B.
+        program: The program to run.
+        currents: Values of the constant nodes, float32 [B, ...], by their names.
+        batch: Batch size B.
     """
 
     def __init__(self, program: Program, currents: dict[str, Tensor], batch: int):
@@ -44,7 +44,7 @@ class Reference:
 
     @torch.no_grad()
     def advance(self, steps: int) -> dict[str, Tensor]:
-        """What neurons and pools send in the next steps, [steps*B, ...] float64 whole numbers."""
+        """Run the next steps; returns outputs of neurons and pooling, [steps*B, ...] float64."""
         values: dict[str, Tensor] = {}
         for op in self.program.ops.values():
             if op.name not in self.program.running:
@@ -53,7 +53,7 @@ class Reference:
         return values
 
     def value(self, op: Op, inputs: list[Tensor], steps: int) -> Tensor:
-        """The value of one operation for the next steps, [steps*B, ...]."""
+        """Compute the value of one operation for the next steps, [steps*B, ...]."""
         if isinstance(op, Current):
             current = rounded(op, self.currents[op.node])
             return current.repeat(steps, *[1] * (current.ndim - 1))
@@ -66,14 +66,14 @@ class Reference:
 
 
 def rounded(op: Current, value: Tensor) -> Tensor:
-    """A constant current in whole numbers, [B, C, ...] float64."""
+    """Round a constant current to integers, [B, C, ...] float64."""
     limit = per_channel(op.limit, value.ndim)
     scaled = value.float() * per_channel(op.inverse, value.ndim)
     return torch.minimum(torch.maximum(scaled, -limit), limit).round().double()
 
 
 def at_once(op: Op, inputs: list[Tensor]) -> Tensor:
-    """An operation that knows no time, on [N, ...] float64."""
+    """Compute an operation that does not depend on time, on [N, ...] float64."""
     if isinstance(op, Weighted):
         return _weighted(op.like, inputs[0], op.weight.to(inputs[0]))
     if isinstance(op, Times):
@@ -130,7 +130,7 @@ def _fire(
 
 
 def _pool(op: Pool, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-    """As `SpikingMaxPool.advance`, in float64."""
+    """Like `SpikingMaxPool.advance`, in float64."""
     if op.module.mode == "step":
         return op.module.pool(x), None
     counts = x.unflatten(0, (steps, batch)).cumsum(0)

@@ -1,4 +1,4 @@
-"""The `integers` engine: whole numbers by torch, operation by operation."""
+"""The `integers` engine: the integer program in torch, one operation after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spikedet.engines.whole import WholeEngine
 
 
 class ReferenceEngine(WholeEngine):
-    """The integers by torch, operation by operation: slow, and the truth."""
+    """Runs the integer program in torch. It is slow, and the reference for the kernels."""
 
     def describe(self) -> list[str]:
         """How it computes."""

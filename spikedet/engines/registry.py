@@ -1,4 +1,4 @@
-"""Engines by name. A new one is a file and one `register`."""
+"""The registry of engines. To add one, write a file and call `register`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Engine(Protocol):
         tell: Tell | None = None,
         show: Show | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """As `SpikingNetwork` runs its graph, see `whole.WholeEngine.simulate`."""
+        """Run the graph over time (see `whole.WholeEngine.simulate`)."""
 
     def describe(self) -> list[str]:
-        """How it computes, in a few words, and `layer: why` for each layer that it leaves to
-        others."""
+        """Describe the engine: first, a few words about how it computes; then one line `layer:
+        reason` for each layer that it leaves to slower code."""
 
 
 ENGINES: dict[str, Callable[[Graph], Engine]] = {}
@@ -39,29 +39,33 @@ TORCH, AUTO = "torch", "auto"
 
 
 def register(name: str, compile_graph: Callable[[Graph], Engine]) -> None:
-    """Let `name` stand for an engine that compiles a graph."""
+    """Register an engine: `compile_graph` makes an `Engine` from a spiking graph.
+
+    Raises:
+        ValueError: The name is used already.
+    """
     if name in names():
         raise ValueError(f"an engine {name} is registered already")
     ENGINES[name] = compile_graph
 
 
 def names() -> list[str]:
-    """All that `make` takes: `auto`, `torch`, and what is registered."""
+    """All names that `make` accepts: `auto`, `torch` and the registered engines."""
     return [AUTO, TORCH, *ENGINES]
 
 
 def expect_engine(name: str) -> None:
-    """Refuse what is no name of an engine.
+    """Check the name of an engine.
 
     Raises:
-        UsageError: Says which there are.
+        UsageError: There is no such engine. The message lists the engines.
     """
     if name not in names():
         raise UsageError(f"no engine {name!r}; expected {among(name, names())}")
 
 
 def left_out(engine: Engine | None) -> dict[str, str]:
-    """Why an engine leaves a layer to slower code, by the name of the layer."""
+    """The reasons why an engine leaves layers to slower code, by the names of the layers."""
     reasons = {}
     for line in engine.describe()[1:] if engine is not None else ():
         layer, _, reason = line.partition(": ")
@@ -70,18 +74,19 @@ def left_out(engine: Engine | None) -> dict[str, str]:
 
 
 def make(name: str, graph: Graph) -> tuple[str, Engine | None, str]:
-    """An engine for a graph.
+    """Make an engine for a graph.
 
     Args:
-        name: One of `names()`. `auto` takes `events` where machine and network allow it.
-        graph: Spiking.
+        name: One of `names()`. `auto` chooses `events` if it works on this machine and for this
+            network, else `torch`.
+        graph: Spiking graph.
 
     Returns:
-        Its name, the engine (None: torch runs the graph itself), and in one sentence how it
-        computes, or why torch does.
+        The name of the engine, the engine (None: torch runs the graph itself), and one sentence:
+        how the engine computes, or why torch is used.
 
     Raises:
-        UsageError: No such engine, or it cannot run this network or on this machine.
+        UsageError: The engine does not exist, or it cannot run this network or on this machine.
     """
     expect_engine(name)
     if name == TORCH:

@@ -1,12 +1,14 @@
-"""Networks whose weights are what the integer engines make of them.
+"""Round the tensors of a spiking graph to the values that the integer engines use.
 
-Weights of a layer between neurons become q s / a: q within -127..127, s the scale of its neuron and
-a what a spike of the input stands for; biases, thresholds and initial potentials become multiples
-of s (see `integers`). Compiled again they give the same whole numbers. All other weights, before
-the first neuron and behind the last one, are rounded to half precision, as files hold them.
+The weights of a layer between neurons become q s / a. q is an integer in -127..127, s is the scale
+of the neurons, and a is the value of a spike of the input. Biases, thresholds and initial
+potentials become multiples of s (see `integers`). When the graph is compiled again, it gives the
+same integers. All other weights, before the first neurons and after the last neurons, are rounded
+to half precision, as in files.
 
-What stays as it is: thresholds that travel themselves (`IFNeuron.folded`), layers that read sums of
-spikes of unlike thresholds or that two layers of neurons read, and neurons of a constant current.
+Some tensors are not rounded: thresholds that are part of the neurons' output (see
+`IFNeuron.folded`), layers that read sums of spikes with different thresholds, layers that two
+layers of neurons read, and neurons with a constant current.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from spikedet.graph.operations import WEIGHTED
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole numbers of one weight: weight = numbers scale / amplitude.
+    """The integers of one weight tensor: weight = numbers * scale / amplitude.
 
     Attributes:
-        numbers: int8 of the weight's shape.
-        scale, amplitude: float32, broadcastable to it.
+        numbers: int8, in the shape of the weight.
+        scale, amplitude: float32, broadcastable to the weight.
     """
 
     numbers: Tensor
@@ -44,13 +46,13 @@ class Whole:
 
 
 class Rounder:
-    """How the tensors of a spiking graph are rounded.
+    """The rounding of the tensors of a spiking graph.
 
     Args:
-        graph: Spiking; what its weights are may change afterwards, but not its thresholds.
+        graph: Spiking graph. Its weights may change afterwards, but its thresholds may not.
 
     Raises:
-        NoIntegers: It cannot be computed in whole numbers.
+        NoIntegers: The integer engines do not support the graph.
     """
 
     def __init__(self, graph: Graph):
@@ -69,7 +71,7 @@ class Rounder:
         }
 
     def spread(self) -> None:
-        """Give each channel a threshold and an initial potential of its own, of the same value."""
+        """Expand thresholds and initial potentials to one value for each channel."""
         for rounding in self.roundings:
             neuron = self.graph.neuron(rounding.neuron)
             channels = len(rounding.constant)
@@ -80,10 +82,10 @@ class Rounder:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Rounded tensors in the `with` block, and those of before after it.
+        """Use the rounded tensors inside the `with` block; afterwards, restore the old values.
 
-        Gradients that are computed in it are those at the rounded values; taking them for those of
-        the values themselves is the straight-through estimator.
+        Gradients inside the block are those at the rounded values. An optimiser then applies them
+        to the unrounded values (straight-through estimator).
         """
         before = []
         try:
@@ -97,7 +99,7 @@ class Rounder:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Round for good."""
+        """Round the tensors permanently."""
         for tensor, value in self._halved():
             tensor.copy_(value)
         fresh = Rounder(self.graph)  # some of these are factors of what follows
@@ -108,14 +110,14 @@ class Rounder:
 
     @torch.no_grad()
     def rounded(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tensors of the graph, and what they become; `spread` comes first."""
+        """Yield each tensor of the graph with its rounded value. Call `spread` first."""
         for rounding in self.roundings:
             yield from self._of_neuron(rounding)
         yield from self._halved()
 
     @torch.no_grad()
     def whole(self) -> dict[str, Whole]:
-        """The whole numbers of all weights that have them, by the names of their nodes."""
+        """The integers of all weights that have them, by the names of their nodes."""
         return {
             part.node: self._whole(part, self._scales(rounding))
             for rounding in self.roundings
@@ -124,7 +126,7 @@ class Rounder:
         }
 
     def _halved(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Weights that have no whole numbers, and what half precision makes of them."""
+        """Yield weights that have no integers, with their values in half precision."""
         for node in self.graph.of(WEIGHTED):
             if node.name not in self.parts:
                 weight = self.graph.weighted(node.name).weight
@@ -134,7 +136,7 @@ class Rounder:
     # ------------------------------------------------------------------ one layer of neurons
 
     def _scales(self, rounding: Rounding) -> Tensor:
-        """Scales [C] of a layer of neurons for the weights of now."""
+        """The scales [C] of a layer of neurons for the current weights."""
         least = rounding.least.clone()
         for part in rounding.parts:
             module = self.graph.weighted(part.node)
@@ -201,7 +203,7 @@ class Rounder:
 
 
 def _narrow(factor: Tensor) -> Tensor:
-    """[A, B, 1, ...] with one row, or one column, where all of them are alike."""
+    """Reduce [A, B, 1, ...] to one row or one column if all rows or columns are equal."""
     for dim in (0, 1):
         first = factor.narrow(dim, 0, 1)
         if bool((factor == first).all()):

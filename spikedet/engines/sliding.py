@@ -1,7 +1,7 @@
-"""Windows that slide along a row: each event is read once and not once for every window over it.
+"""Sliding windows along a row: each event is read once, not once for every window.
 
-An event of a column adds to all outputs whose windows hold it. Where few channels go out, reading
-events takes as long as adding their weights, so that this pays.
+An event in a column is added to all outputs whose windows contain it. If a layer has few output
+channels, reading the events takes as long as adding their weights, so this saves time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from spikedet.engines.sources import Source
 from spikedet.engines.views import Shape
 
-NARROW = 64  # channels of outputs up to which it pays
-COLUMNS = (2, 3)  # of the windows that kernels are built for
+NARROW = 64  # most output channels for which sliding is faster
+COLUMNS = (2, 3)  # window widths that the kernels support
 INT16 = 2**15 - 1
 
 
 def slide_of(
     sources: Sequence[Source], bases: Sequence[Shape], most: Sequence[int]
 ) -> tuple[int, int] | None:
-    """Columns of the window of a layer, and its `slide_lead`; None where it does not slide.
+    """The width of a layer's window and its `slide_lead`; None if the layer does not slide.
 
     Args:
         sources: All inputs of the layer.
-        bases: (C, H, W) of the tensor of each.
-        most: How often an event of each can occur in a step.
+        bases: (C, H, W) of the tensor of each input.
+        most: How often an event of each input can occur in one time step.
     """
     windows = {source.window for source in sources}
     window = sources[0].window
@@ -48,6 +48,6 @@ def slide_of(
 
 
 def _repeats(source: Source) -> int:
-    """How many rows of a tensor read one row of weights; several where rows are averaged."""
+    """Number of rows of a tensor that use one row of weights; several if rows are averaged."""
     counts = (Counter(weight_row for _, weight_row in line) for line in source.rows)
     return max((max(count.values(), default=1) for count in counts), default=1)

@@ -1,7 +1,7 @@
-"""One input of a layer of neurons, as kernels read it: rows, columns and weights of its events.
+"""One input of a layer of neurons for the kernels: rows, columns and weights of its events.
 
-The kinds are windows of a map (convolutions), vectors (linear layers), and spikes that are added as
-they are (shortcuts).
+There are three kinds: windows of a map (convolutions), vectors (linear layers), and spikes that are
+added without weights (shortcuts).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTra
 
 @dataclass
 class Source:
-    """One input of a layer, see csrc/events.h; weights are still apart."""
+    """One input of a layer (see csrc/events.h), with its weights still separate."""
 
     tensor: int
     rows: list[list[tuple[int, int]]]  # (input row, weight row) for each output row
@@ -41,17 +41,17 @@ def source_of(
     tensor: int,
     base: Shape,
 ) -> Source:
-    """What a layer reads of one piece.
+    """Make the source for one piece of a layer's input.
 
     Args:
-        leaf: What is done with it.
-        piece: Where it comes from.
-        shape: Of the leaf's value, [1, ...].
+        leaf: The operation on the piece.
+        piece: The piece.
+        shape: Shape of the operation's value, [1, ...].
         tensor: Number of the piece's base.
-        base: (C, H, W) of that.
+        base: (C, H, W) of the base.
 
     Raises:
-        NoView: No kernel knows it.
+        NoView: No kernel supports it.
     """
     if isinstance(piece, Elements):
         return _features(leaf, piece, tensor, base)
@@ -61,7 +61,7 @@ def source_of(
 
 
 def _direct(leaf: Times, piece: Piece, tensor: int, base: Shape) -> Source:
-    """Spikes times a number for each channel."""
+    """Spikes multiplied by one number for each channel."""
     channels = base[0]
     few = np.zeros((channels, 1), np.int32)
     few_first = np.full(channels, -1, np.int32)
@@ -76,7 +76,7 @@ def _direct(leaf: Times, piece: Piece, tensor: int, base: Shape) -> Source:
 
 
 def _features(leaf: Weighted | Times, piece: Elements, tensor: int, base: Shape) -> Source:
-    """A vector that may be a flattened map: a window as large as the map."""
+    """A vector, which may be a flattened map. It is a window as large as the map."""
     channels, height, width = base
     places = np.array(piece.places)
     there = np.flatnonzero(places >= 0)
@@ -132,13 +132,13 @@ def _window(
 
 
 def _put_weights(source: Source, by_group: np.ndarray, read: Sequence[int], channels: int) -> None:
-    """Weights of a convolution as the kernels of dense rows take them, or those of few outputs.
+    """Store the weights of a convolution in the layout of the kernels.
 
     Args:
-        source: Where they go.
-        by_group: [groups, in, out, kh, kw].
-        read: Channel of the base that each input is, -1 for none.
-        channels: Of the base.
+        source: Source to store them in.
+        by_group: Weights [groups, in, out, kh, kw].
+        read: Channel of the base for each input, -1 for none.
+        channels: Number of channels of the base.
     """
     groups, inside, outside, *kernel = by_group.shape
     dense = groups == 1 or (groups <= 4 and outside >= 32)
@@ -166,7 +166,7 @@ def _put_weights(source: Source, by_group: np.ndarray, read: Sequence[int], chan
 
 @dataclass(frozen=True)
 class Window:
-    """The window of a convolution or of pooling, each option for (rows, columns)."""
+    """The window of a convolution or of pooling. Each option has two values: (rows, columns)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -175,11 +175,11 @@ class Window:
     transposed: bool = False
 
     def taps(self, out: tuple[int, int], size: tuple[int, int]) -> list[Lines]:
-        """(input, tap) for each output row, and for each output column.
+        """The pairs (input, tap) of each output row, and of each output column.
 
         Args:
             out: Rows and columns of the output.
-            size: Of the input.
+            size: Rows and columns of the input.
         """
         options = (self.kernel, self.stride, self.dilation, self.padding)
         return [
@@ -198,7 +198,7 @@ def window_of(like: Convolution, kernel: tuple[int, int]) -> Window:
 def taps_of(
     out: int, size: int, kernel: int, stride: int, dilation: int, padding: int, transposed: bool
 ) -> Lines:
-    """(input, tap) for each output along one dimension."""
+    """The pairs (input, tap) of each output along one dimension."""
     lines: Lines = []
     for o in range(out):
         line = []
@@ -216,7 +216,7 @@ def taps_of(
 
 
 def merged(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(column, tap) that lie side by side, together: (first column, how many, first tap)."""
+    """Merge neighbouring pairs (column, tap) to (first column, number, first tap)."""
     runs: list[tuple[int, int, int]] = []
     for x, k in pairs:
         if runs and runs[-1][0] + runs[-1][1] == x and runs[-1][2] + runs[-1][1] == k:
@@ -228,7 +228,10 @@ def merged(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def two(value: Any) -> tuple[int, int]:
-    """A convolution's option for rows and columns; of one dimension it is that of columns."""
+    """An option of a convolution as two numbers, for rows and columns.
+
+    For a 1-d convolution the number is that of the columns.
+    """
     value = value if isinstance(value, tuple) else (value,)
     return (1, value[0]) if len(value) == 1 else (value[0], value[1])
 
@@ -236,7 +239,7 @@ def two(value: Any) -> tuple[int, int]:
 def padding_of(
     like: Convolution, kernel: tuple[int, ...], dilation: tuple[int, int]
 ) -> tuple[int, int]:
-    """Zeros before the first row and column."""
+    """Number of zeros before the first row and before the first column."""
     if like.padding == "valid":
         return 0, 0
     if isinstance(like.padding, str):  # same

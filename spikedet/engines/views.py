@@ -1,8 +1,8 @@
-"""Where the inputs of a layer come from: through everything that only moves or sums spikes.
+"""Find where the inputs of a layer come from, through operations that only move or sum spikes.
 
-Up-sampling, concatenation, slices, padding, shuffles of channels and averages need not be computed:
-the layer behind reads the events of the neurons before, with other tables of rows, columns and
-channels. A `Piece` is one such path.
+Up-sampling, concatenation, slices, padding, channel shuffles and averages need not be computed. The
+next layer reads the events of the earlier neurons directly, with changed tables of rows, columns
+and channels. A `Piece` is one such path.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from spikedet.engines.weights import adaptive_windows
 from spikedet.graph.operations import Concatenate, Mean, Pad, Slice
 
 ALONG_AXES = (nn.Upsample, Pad, Slice, nn.ChannelShuffle)
-NOWHERE = -1  # in place of an index: a zero, or nothing
+NOWHERE = -1  # index of an entry that is zero or missing
 Lines = tuple[tuple[int, ...], ...]  # for each row (or column): those of the base that add to it
 Shape = tuple[int, int, int]
 
 
 class NoView(Exception):
-    """Something that has to be computed."""
+    """A value that cannot be read from events directly. It must be computed."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a value [C, H, W]: what one base, [C', H', W'], adds to it.
+    """A part of a value [C, H, W]: the contribution of one base [C', H', W'].
 
     Attributes:
-        base: Name of the operation.
-        channels: Of the base for each channel, -1 for none.
-        rows, columns: Of the base for each row and column.
+        base: Name of the operation that sends the events.
+        channels: Channel of the base for each channel, -1 for none.
+        rows, columns: Rows and columns of the base for each row and column.
     """
 
     base: str
@@ -46,17 +46,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Elements:
-    """Part of a value [F]: elements of the base, as (c H' + y) W' + x, -1 for none."""
+    """A part of a vector [F]: indices of elements of the base, (c H' + y) W' + x; -1 for none."""
 
     base: str
     places: tuple[int, ...]
 
 
 def as_map(shape: tuple[int, ...]) -> Shape:
-    """[1, C], [1, C, W] or [1, C, H, W] as (C, H, W).
+    """Convert the shape [1, C], [1, C, W] or [1, C, H, W] to (C, H, W).
 
     Raises:
-        NoView: Neither of these.
+        NoView: The shape is none of these.
     """
     if not 2 <= len(shape) <= 4:
         raise NoView(f"values {list(shape)}")
@@ -65,7 +65,7 @@ def as_map(shape: tuple[int, ...]) -> Shape:
 
 
 def whole(base: str, shape: tuple[int, ...]) -> Piece | Elements:
-    """All of a base whose values are [1, ...]."""
+    """The piece that is the whole base, whose values are [1, ...]."""
     channels, height, width = as_map(shape)
     if len(shape) == 2:
         return Elements(base, tuple(range(channels)))
@@ -91,12 +91,12 @@ def through(
     Args:
         op: A `Move` or `Sums`.
         inputs: Pieces of its inputs.
-        shapes: Their shapes, [1, ...].
-        shape: Of its value.
+        shapes: Shapes of its inputs, [1, ...].
+        shape: Shape of its value.
         bases: (C', H', W') of each base.
 
     Raises:
-        NoView: It has to be computed.
+        NoView: The value must be computed.
     """
     if isinstance(op, Sums):
         return [_averaged(op, piece) for piece in _maps(inputs[0])]
@@ -120,7 +120,7 @@ def _maps(pieces: Pieces) -> list[Piece]:
 
 
 def _beside(inputs: list[list[Piece]], sizes: list[int]) -> list[Piece]:
-    """Along channels."""
+    """Concatenate pieces along the channels."""
     joined, start, total = [], 0, sum(sizes)
     for pieces, size in zip(inputs, sizes, strict=True):
         for piece in pieces:
@@ -134,7 +134,7 @@ def _beside(inputs: list[list[Piece]], sizes: list[int]) -> list[Piece]:
 def _elements(
     op: Move, inputs: list[Pieces], shapes: list[tuple[int, ...]], bases: dict[str, Shape]
 ) -> list[Elements]:
-    """What becomes a vector: found by moving the numbers of places."""
+    """The pieces of a vector. They are found by moving the indices of the elements."""
     elements = []
     for i, pieces in enumerate(inputs):
         for piece in pieces:
@@ -148,7 +148,7 @@ def _elements(
 def _numbers(
     piece: Piece | Elements, shape: tuple[int, ...], bases: dict[str, Shape]
 ) -> torch.Tensor:
-    """Places of a value's elements in the base, -1 for none, in its own shape."""
+    """The index in the base of each element of a value, -1 for none, in the value's shape."""
     if isinstance(piece, Elements):
         return torch.tensor(piece.places, dtype=torch.float64).view(shape)
     if any(len(line) > 1 for line in (*piece.rows, *piece.columns)):
@@ -165,7 +165,7 @@ def _numbers(
 
 
 def _moved(module: nn.Module, piece: Piece, shape: tuple[int, ...]) -> Piece:
-    """What a module that moves values of [1, C, W] or [1, C, H, W] along axes leaves of a piece."""
+    """Apply a module that moves values along axes of [1, C, W] or [1, C, H, W] to a piece."""
     taken = dict(places(module, shape))
 
     def along(axis: int, line: tuple, nothing: Any) -> tuple:
@@ -182,15 +182,15 @@ def _moved(module: nn.Module, piece: Piece, shape: tuple[int, ...]) -> Piece:
 
 
 def places(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, list[int]]]:
-    """Which entries of [1, ...] something takes that moves values along axes, axis by axis.
+    """The input entries that an operation moves to its outputs, for each axis.
 
     Args:
-        module: A slice, padding, nearest up-sampling, a shuffle of channels.
-        shape: Of its input.
+        module: A slice, padding, nearest up-sampling or a channel shuffle.
+        shape: Shape of its input, [1, ...].
 
     Returns:
-        (axis, index of the input for each index of the output); `NOWHERE` where a zero is put. Axes
-        along which nothing moves are left out.
+        Pairs (axis, input index for each output index). The index is `NOWHERE` where the output is
+        zero. Axes along which nothing moves are left out.
     """
     result = []
     for axis in range(1, len(shape)):
@@ -205,7 +205,7 @@ def places(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, list[in
 
 
 def _averaged(op: Sums, piece: Piece) -> Piece:
-    """Windows whose divisor is the same everywhere."""
+    """Apply average pooling whose divisor is the same everywhere."""
     module = op.module
     if isinstance(module, nn.AvgPool2d):
         plain = module.divisor_override is None or module.divisor_override == op.times

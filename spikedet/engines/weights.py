@@ -1,4 +1,4 @@
-"""Weights by input and output channel, and the divisors of averages."""
+"""Scale weights by input or output channel, and find the divisors of averages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)  # weight [in, out / group
 
 
 def times_inputs(module: WeightedLayer, amplitude: Tensor) -> Tensor:
-    """Weights times what 1 stands for in each input channel [C], float64."""
+    """The weights multiplied by the value of 1 in each input channel [C], float64."""
     return by_inputs(module, module.weight.detach().double().cpu(), amplitude)
 
 
 def by_inputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
-    """Weights times a factor for each input channel [C_in]."""
+    """The weights multiplied by a factor for each input channel [C_in]."""
     tail = [1] * (weight.ndim - 2)
     if isinstance(module, TRANSPOSED):
         return weight * factor.view(-1, 1, *tail)
@@ -30,7 +30,7 @@ def by_inputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def by_output(module: WeightedLayer, weight: Tensor) -> Tensor:
-    """Weights of each output channel, [C_out, -1]."""
+    """The weights of each output channel, [C_out, -1]."""
     if not isinstance(module, TRANSPOSED):
         return weight.flatten(1)
     groups = module.groups
@@ -47,7 +47,7 @@ def most_sum(module: WeightedLayer, weight: Tensor) -> float:
 
 
 def by_outputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
-    """Weights times a factor for each output channel [C_out]."""
+    """The weights multiplied by a factor for each output channel [C_out]."""
     tail = [1] * (weight.ndim - 2)
     if not isinstance(module, TRANSPOSED):
         return weight * factor.view(-1, 1, *tail)
@@ -56,7 +56,7 @@ def by_outputs(module: WeightedLayer, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def factor_of(module: WeightedLayer) -> Tensor | None:
-    """The factor of each channel [C] that a layer is, but for its bias; None if it is none."""
+    """The factors [C] if a layer only multiplies each channel (and adds a bias), else None."""
     weight = module.weight.detach().double().cpu()
     if isinstance(module, nn.Linear):
         diagonal = weight.diagonal()
@@ -73,7 +73,7 @@ def _no_padding(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTran
 
 
 def divisors_of(module: nn.Module, shape: tuple[int, ...]) -> list[int]:
-    """All divisors that an average of [1, ...] has."""
+    """All divisors of an average of [1, ...]."""
     if isinstance(module, Sum):
         return [1]
     if isinstance(module, Mean):
@@ -120,5 +120,5 @@ def _pairs(sets: list[set[int]]) -> list[tuple[int, ...]]:
 
 
 def most_of(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """The largest value that an average of ones has."""
+    """The largest value of an average of ones."""
     return module(torch.ones(shape, dtype=torch.float64)).max().item()

@@ -1,4 +1,4 @@
-"""What engines in whole numbers share; see `reference_engine` and `events_engine`."""
+"""Base class of the integer engines; see `reference_engine` and `events_engine`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Part:
     """Time steps that are computed together.
 
     Attributes:
-        first: The steps before them.
-        steps: How many they are.
-        last: Nothing follows, so that no potentials need to be kept.
+        first: Number of time steps before this part.
+        steps: Number of time steps in this part.
+        last: True if no steps follow. Then the potentials need not be stored.
     """
 
     first: int
@@ -42,10 +42,10 @@ class Part:
 
 
 class WholeEngine:
-    """A spiking graph in whole numbers, compiled once; safe to be used by several threads.
+    """A spiking graph, compiled once to an integer program. Several threads may use it.
 
     Attributes:
-        program: The integers, as `program.Program`.
+        program: The integer program, a `program.Program`.
     """
 
     def __init__(self, graph: Graph):
@@ -86,20 +86,25 @@ class WholeEngine:
         tell: Tell | None = None,
         show: Show | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """Run so many steps at once, part after part: yield all so far, and how to read them out.
+        """Run the time steps in parts; yield the number of steps so far and a readout function.
+
+        The readout function returns the mean over all steps so far, [B, ...].
 
         Args:
             pictures: [B, ...] float32.
-            parts: Numbers of steps.
-            each_step: Outputs of each step of the last part, [steps*B, ...], instead of the mean.
-            tell: Called after every part with each layer's name, its first step, the spikes of
-                each of its steps [steps], and the number of neurons of all pictures.
-            show: Called after every part with the name of each layer of neurons, and of each
-                pooling of spikes, its first step, and its spikes [steps*B, ...].
+            parts: Number of time steps of each part.
+            each_step: The readout function returns the means after each step of the last part
+                instead, [steps*B, ...].
+            tell: Function that is called after every part for each layer of neurons: with its name,
+                the first step, the number of spikes in each step [steps], and the number of neurons
+                of all pictures.
+            show: Function that is called after every part for each layer of neurons and each
+                pooling of spikes: with its name, the first step, and its spikes [steps*B, ...].
 
         Raises:
-            NoIntegers: More steps than 32 bits can hold, or a size that the integers do not fit.
-            UsageError: Pictures that are not on the CPU.
+            NoIntegers: There are too many steps for 32 bits, or the program does not support the
+                picture size.
+            UsageError: The pictures are not on the CPU.
         """
         if pictures.device.type != "cpu":
             raise UsageError(NOT_HERE)
@@ -123,7 +128,7 @@ class WholeEngine:
             yield done, read
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are compiled anew: kernels point to memory."""
+        """Copies and pickles compile the graph again, because kernels have pointers to memory."""
         return type(self), (self.graph,)
 
     def _expect_steps(self, steps: int) -> None:
@@ -135,7 +140,7 @@ class WholeEngine:
 
     @torch.no_grad()
     def _before_time(self, pictures: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """What constant nodes give, picture by picture, so that no batch changes it."""
+        """Compute the constant nodes one picture at a time, so that the batch has no influence."""
         known, currents = [], []
         wanted = self._kept | set(self._currents)
         for picture in pictures.split(1):
@@ -149,7 +154,7 @@ class WholeEngine:
         }
 
     def _masses(self, done: int, steps: int) -> dict[str, np.ndarray]:
-        """What each of the next steps counts, [steps] float32, by `MeanOverTime` node."""
+        """The weight of each of the next steps, [steps] float32, by `MeanOverTime` node."""
         last = self._last_masses
         if last[:2] == (done, steps):
             return last[2]
@@ -169,7 +174,7 @@ class WholeEngine:
     def _read(
         self, totals: dict[Any, Any], known: list[dict[str, Tensor]], batch: int, steps: int
     ) -> Any:
-        """Behind the last neuron, frame by frame, so that no batch changes it."""
+        """Compute the layers after the last neurons, one frame at a time."""
         frames = []
         for frame in range(steps * batch):
             values = dict(known[frame % batch])
@@ -205,7 +210,7 @@ class WholeEngine:
         raise NotImplementedError
 
     def _at_once(self, run: Any, kept: bool) -> int:
-        """Steps that are computed at once at most, whatever the caller's parts are."""
+        """Largest number of time steps that are computed at once."""
         return INT32
 
     def _part(
@@ -217,18 +222,19 @@ class WholeEngine:
         tell: Tell | None,
         show: Show | None,
     ) -> dict[str, Any]:
-        """Run the next steps; `before` is what this returned of the part before.
+        """Run the next time steps. `before` is the result of the part before.
 
         Returns:
-            By `MeanOverTime` node what all steps count up to each one, a list of float32; by base
-            and node the sums over time, [B, ...] or [steps*B, ...].
+            A dict. The key of a `MeanOverTime` node has the sums of the step weights up to each
+            step, a list of float32. The key of a base and a node has the sums over time, [B, ...]
+            or [steps*B, ...].
         """
         raise NotImplementedError
 
     def _mass(
         self, node: str, masses: np.ndarray, before: dict[str, Any], each_step: bool
     ) -> list[np.float32]:
-        """What all steps count, added one after the other."""
+        """The sums of the step weights, added one after the other."""
         total = before[node][-1] if node in before else np.float32(0)
         totals = []
         for mass in masses:
@@ -238,7 +244,7 @@ class WholeEngine:
 
 
 def _called(node: Node, inputs: list[Tensor]) -> Tensor:
-    """A node's value; a convolution of single places as what it is, which takes half the time."""
+    """Compute a node's value. A 1x1 convolution is computed as a matrix product: half the time."""
     module = node.module
     if not (type(module) is nn.Conv2d and _of_places(module)):
         return module(*inputs)
@@ -253,7 +259,7 @@ def _of_places(module: nn.Conv2d) -> bool:
 
 
 def _even(steps: int, most: int) -> list[int]:
-    """So many steps in as few parts of `most` as there can be, all about as large."""
+    """Split steps into as few parts as possible, of similar size and at most `most`."""
     parts = -(-steps // most)
     return [steps // parts + (i < steps % parts) for i in range(parts)]
 

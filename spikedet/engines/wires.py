@@ -1,4 +1,4 @@
-"""Spikes on their way: which values are made of nothing but spikes, and what their numbers mean."""
+"""Signals between neurons: which values are made of spikes only, and what their integers mean."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ COUNT = 2**15 - 1  # largest count of spikes that max-pooling keeps
 
 @dataclass(frozen=True)
 class Term:
-    """Whole numbers times what 1 stands for, [1, ...] float64 of the same shape."""
+    """The integers of an operation, with the value of 1: `amplitude`, [1, ...] float64."""
 
     op: str
     amplitude: Tensor
 
 
 class Wires:
-    """Values that are made of spikes alone, and the operations that they need.
+    """Values that are made only of spikes, and the operations that compute them.
 
     Attributes:
-        program: Where operations are put.
-        largest: Absolute value of what each operation gives at most.
-        known: The terms of values, by the names of their nodes.
+        program: Program to add the operations to.
+        largest: Largest absolute value of each operation.
+        known: Terms of the values so far, by the names of their nodes.
     """
 
     def __init__(self, graph: Graph):
@@ -52,10 +52,10 @@ class Wires:
         self.known: dict[str, list[Term]] = {}
 
     def emit(self, op: Op, largest: float) -> str:
-        """Put an operation into the program; returns the name that it got.
+        """Add an operation to the program; returns its name.
 
         Raises:
-            NoIntegers: Its largest value has more than 32 bits.
+            NoIntegers: Its largest value needs more than 32 bits.
         """
         name, number = op.name, 0
         while name in self.program.ops:
@@ -71,7 +71,7 @@ class Wires:
         return name
 
     def is_wire(self, name: str) -> bool:
-        """Whether a value is made of spikes without a weight or a constant."""
+        """Whether a value is made only of spikes, without weights and constants."""
         if name not in self.graph or self.when[name] == CONSTANT:
             return False
         module = self.graph.module(name)
@@ -151,7 +151,7 @@ class Wires:
         return terms
 
     def times(self, node: Node) -> int:
-        """The common multiple of an average's divisors."""
+        """The least common multiple of an average's divisors."""
         module, shape = node.module, self.graph.shapes[node.inputs[0]]
         if isinstance(module, Mean | Sum) and 1 in [d % len(shape) for d in module.dims]:
             raise self.refuse(node.name, "a sum over channels")
@@ -169,7 +169,7 @@ class Wires:
         self.program.steps_most = min(self.program.steps_most, int(COUNT // self.largest[op]))
 
     def each_channel(self, name: str, value: Tensor) -> Tensor:
-        """The one value that each channel of [1, C, ...] has, [C]; zeros of padding apart."""
+        """The value of each channel of [1, C, ...], [C]. Zeros of padding are ignored."""
         flat = value.flatten(2).flatten(0, 0)[0] if value.ndim > 2 else value[0].unsqueeze(1)
         high, low = flat.amax(1), flat.amin(1)
         each = torch.where(high.abs() >= low.abs(), high, low)

@@ -1,7 +1,7 @@
-"""What a run of the kernels writes: events of every tensor, and the counts of their rows.
+"""The memory of a kernel run: the events of every tensor, and the number of events in each row.
 
-Events of a layer are needed until the last layer that reads them is done. Others take their memory
-then, which is less than half in the released detector.
+The events of a layer are needed until the last layer has read them. Then other tensors use the same
+memory. For the released detector, this needs less than half of the memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where the events of each tensor lie in the memory of a run.
+    """The positions of all tensors in the memory of a run.
 
     Attributes:
-        starts: Byte at which each tensor begins.
-        total: Bytes of all of them together.
-        after: For each tensor the numbers of the layers that must be done before it is written,
-            as they write or read what is in its place until then.
+        starts: First byte of each tensor.
+        total: Total number of bytes.
+        after: For each tensor, the numbers of the layers that must finish before it is written,
+            because they use a tensor in the same memory.
     """
 
     starts: list[int]
@@ -38,15 +38,15 @@ class Arrangement:
 
 
 def arranged(sizes: list[int], users: list[list[int]], shared: bool) -> Arrangement:
-    """Give every tensor its place.
+    """Choose the position of every tensor in memory.
 
-    A tensor that is not used any more makes room for the next but one: threads are at work on two
-    layers at a time, and none of them has to wait.
+    The memory of a tensor that is no longer used is given to the layer after the next one. Threads
+    work on two layers at a time, so no thread has to wait.
 
     Args:
-        sizes: Bytes of each tensor, in the order in which they are made.
-        users: Numbers of the layers that write or read each of them.
-        shared: Whether one may take the place of another.
+        sizes: Bytes of each tensor, in the order of computation.
+        users: Numbers of the layers that write or read each tensor.
+        shared: Whether tensors may share memory.
     """
     starts: list[int] = []
     after: list[list[int]] = []
@@ -66,7 +66,7 @@ def arranged(sizes: list[int], users: list[list[int]], shared: bool) -> Arrangem
 
 
 def users_of(stages: list[Stage]) -> list[list[int]]:
-    """Numbers of the stages that write or read the events of each stage of kernels."""
+    """The numbers of the stages that write or read the events of each stage."""
     users = [[number] for number in range(len(stages))]
     for number, stage in enumerate(stages):
         sources = ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))
@@ -76,14 +76,14 @@ def users_of(stages: list[Stage]) -> list[list[int]]:
 
 
 class Memory:
-    """Memory for the runs of a plan; that of the last two sizes is kept for the next ones.
+    """Memory for the runs of a plan. The memory of the last two sizes is kept for later runs.
 
     Args:
-        plan: Whose runs.
+        plan: The plan.
 
     Attributes:
-        bytes_of_a_step: What the events of one picture and step may need, if all neurons fired; by
-            whether all events are there after the run.
+        bytes_of_a_step: Bytes for the events of one picture and time step if all neurons fire; by
+            whether all events are kept until the end of the run.
     """
 
     def __init__(self, plan: Plan):
@@ -93,12 +93,12 @@ class Memory:
         self._lock = threading.Lock()
 
     def take(self, batch: int, steps: int, kept: bool = False) -> Workspace:
-        """Memory for some pictures and steps; give it back afterwards.
+        """Take memory for a run. Give it back with `give`.
 
         Args:
-            batch: Pictures.
-            steps: Of each.
-            kept: All events are there after the run.
+            batch: Number of pictures.
+            steps: Number of time steps.
+            kept: Keep all events until the end of the run.
         """
         with self._lock:
             free = self._free.get((batch, steps, kept))
@@ -107,7 +107,7 @@ class Memory:
         return Workspace(self, batch, steps, kept)
 
     def give(self, workspace: Workspace) -> None:
-        """Keep what `take` gave for the next run."""
+        """Give memory of `take` back, for later runs."""
         with self._lock:
             key = (workspace.batch, workspace.steps, workspace.kept)
             self._free.setdefault(key, []).append(workspace)
@@ -116,11 +116,11 @@ class Memory:
                 self._free.popitem(last=False)
 
     def arranged(self, frames: int, kept: bool) -> Arrangement:
-        """Where the events of each tensor lie.
+        """The positions of all tensors.
 
         Args:
-            frames: Steps times pictures.
-            kept: All events are there after the run.
+            frames: Number of time steps times number of pictures.
+            kept: Keep all events until the end of the run.
         """
         plan = self.plan
         sizes = [-(-sum(self.bytes(name, frames)) // LINE) * LINE for name in plan.tensors]
@@ -129,18 +129,18 @@ class Memory:
         return arranged(sizes, self._users(), shared=True)
 
     def room(self, name: str) -> int:
-        """Events that a row of a tensor has room for: all its neurons may fire."""
+        """Largest number of events in a row of a tensor: all its neurons may fire."""
         channels, _, width = self.plan.maps[name]
         return width * channels * self.plan.most[self.plan.tensors[name]] + LOOSE
 
     def bytes(self, name: str, frames: int) -> tuple[int, int]:
-        """Bytes of a tensor's events, and of where those of each place begin, which follow."""
+        """Bytes of a tensor's events, and of the index after them (the start of each position)."""
         _, height, width = self.plan.maps[name]
         rows = self.plan.planes[self.plan.tensors[name]] * height * frames
         return 2 * self.room(name) * rows, 2 * (width + 1) * rows
 
     def _users(self) -> list[list[int]]:
-        """Numbers of the layers that write or read the events of each."""
+        """The numbers of the layers that write or read the events of each tensor."""
         plan = self.plan
         users = users_of(plan.stages)
         for terms in plan.program.means.values():
@@ -152,13 +152,13 @@ class Memory:
 
 
 class Workspace:
-    """What a run over some pictures and steps writes.
+    """The memory of one run.
 
     Args:
-        memory: Of the plan.
-        batch: Pictures.
-        steps: Of each.
-        kept: All events are there after the run.
+        memory: Memory of the plan.
+        batch: Number of pictures.
+        steps: Number of time steps.
+        kept: Keep all events until the end of the run.
     """
 
     def __init__(self, memory: Memory, batch: int, steps: int, kept: bool):

@@ -61,8 +61,8 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             shown = repr(name) if isinstance(name, str | int) else type(name).__name__
             raise WeightsError(
-                f"{path}: not a state dict; expected a dict from names to tensors ({shown} is a "
-                f"{type(tensor).__name__})"
+                f"{path}: not a state dict; expected a dict from names to tensors ({shown} is of "
+                f"type {type(tensor).__name__})"
             )
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():

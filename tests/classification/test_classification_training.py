@@ -96,7 +96,7 @@ def test_pictures_grow_in_three_quarters_of_the_epochs(tmp_path):
     run(tmp_path, network, imgsz=90, grow_from=32, epochs=4, batch=64)
     trained = seen[::2]  # one batch to train on an epoch, one to judge it
     assert trained == [32, 64, 64, 90] and set(seen[1::2]) == {90}
-    with pytest.raises(UsageError, match="grow from 40 pixels; expected a multiple of 32, 90 at"):
+    with pytest.raises(UsageError, match="grow_from is 40 pixels; expected a multiple of 32, at"):
         run(tmp_path / "x", imgsz=90, grow_from=40)
 
 
@@ -195,7 +195,7 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
     with pytest.raises(TrainingError, match="nothing to resume here; run without --resume"):
         run(tmp_path / "new", resume=True)
     (tmp_path / "state.pt").write_bytes(b"half")
-    with pytest.raises(TrainingError, match="state.pt: damaged side-car"):
+    with pytest.raises(TrainingError, match="state.pt: this file is damaged"):
         run(tmp_path, resume=True)
 
 

@@ -89,7 +89,7 @@ def test_data(tmp_path):
     (tmp_path / "empty").mkdir()
     one = findings("--data", tmp_path / "classes")["data"]
     assert (one.state, one.text.endswith("class folders, for classification")) == ("ok", True)
-    for name, said in {"gone": "not there", "empty": "unknown format"}.items():
+    for name, said in {"gone": "no such folder", "empty": "unknown format"}.items():
         one = findings("--data", tmp_path / name)["data"]
         assert one.state == "!!" and said in one.text and one.advice
 

@@ -677,7 +677,7 @@ def test_files_beside_their_pictures(tmp_path):
     [
         (lambda c: c.pop("annotations"), "not COCO's annotations; expected images"),
         (lambda c: c.update(images=[3]), "not COCO's annotations"),
-        (lambda c: c.update(images=[]), "no pictures in it"),
+        (lambda c: c.update(images=[]), "this file lists no pictures"),
         (lambda c: c["images"][0].pop("file_name"), "a picture has no file_name"),
         (lambda c: c["categories"][0].pop("name"), "a category has no id or no name"),
         (lambda c: c["categories"][0].update(name="circle"), "two classes have the name 'circle'"),

@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     content = json.loads((folder / "out.json").read_text())
     assert len(content["images"]) == 3 and len(content["annotations"]) == 6
     assert command(monkeypatch, "label", *WORDS) == 6  # what is finished is not written over
-    assert "out.json is there already" in capsys.readouterr().err
+    assert "out.json exists already" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_does_not_end_the_run(folder, monkeypatch, capsys):

@@ -243,7 +243,7 @@ XML = ["--pictures", "from", "--xml", "from/Annotations", "--out", "to"]
 
 @pytest.mark.parametrize("words", [LIST, XML])
 def test_only_objects_of_voc_classes_are_imported(boxes, monkeypatch, capsys, words):
-    for _ in range(2):  # what is there already is the same
+    for _ in range(2):  # what exists already is the same
         assert command(monkeypatch, "import-boxes", *words) == 0
         shown = capsys.readouterr().out
         assert shown == "to: 2 pictures, split train; 1 more are without an object of a VOC class\n"
@@ -302,7 +302,7 @@ def test_pictures_of_other_splits_are_not_imported(boxes, monkeypatch, words):
         ("gone.jpg 1,2,9,9,0", LIST, 3, "list: gone.jpg: no such picture in --pictures"),
         ("c.jpg 1,2,9,9,2", LIST, 3, "none of 1 annotated pictures has an object of a VOC class"),
         ("a.jpg", [*LIST[:-1], "gone"], 3, "gone: list: No such file"),
-        ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not text"),
+        ("a.jpg", [*LIST[:-1], "from/JPEGImages/a.jpg"], 3, "a.jpg: list: not a text file"),
         ("empty.jpg 1,2,9,9,0", LIST, 3, "empty.jpg: is empty"),
         ("x/a.jpg 1,2,9,9,0\ny/a.jpg 1,2,9,9,0", LIST, 3, "two lines are for pictures named a"),
         ("a.jpg", [LIST[0], "from", "twin", *LIST[2:]], 3, "have the same name"),
@@ -335,6 +335,6 @@ def test_an_import_writes_over_nothing(boxes, monkeypatch, capsys, path):
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
     assert command(monkeypatch, "import-boxes", *LIST) == 3
-    assert f"{path}: is there already" in capsys.readouterr().err
+    assert f"{path}: exists already" in capsys.readouterr().err
     assert [p for p in (boxes / "to").rglob("*") if p.is_file()] == [kept]
     assert kept.read_text() == "mine"

@@ -48,7 +48,7 @@ def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tm
     if fits:
         begin()
     else:
-        words = f"from {first} pixels; expected a multiple of 32, 128 at most|grow_from is 0"
+        words = f"is {first} pixels; expected a multiple of 32, at most 128|grow_from is 0"
         with pytest.raises((UsageError, TrainingError), match=words):
             begin()
 
@@ -446,7 +446,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
         calibrated("--out", out, "--resume", "--end-rate", 0.1)
     damaged, kept = state.read_bytes()[:100], state.read_bytes()
     state.write_bytes(damaged)
-    with pytest.raises(TrainingError, match="damaged side-car"):
+    with pytest.raises(TrainingError, match="this file is damaged"):
         calibrated("--out", out, "--resume")
     state.write_bytes(kept)
     for words, other in (
@@ -517,8 +517,8 @@ def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--end-grow-from", 50], "from 50 pixels; expected a multiple of 32, 64 at most"),
-        (["--end-grow-from", 96], "from 96 pixels; expected a multiple of 32, 64 at most"),
+        (["--end-grow-from", 50], "grow_from is 50 pixels; expected a multiple of 32, at most 64"),
+        (["--end-grow-from", 96], "grow_from is 96 pixels; expected a multiple of 32, at most 64"),
         (["--end-grow-from", 32, "--per-neuron"], "per neuron takes 64 pixels"),
         (["--end-temperature", 4], "--end-temperature is no option of detection"),
         (["--end-jpeg", 75], "--end-jpeg is no option of detection"),

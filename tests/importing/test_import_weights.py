@@ -106,7 +106,7 @@ def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
     with pytest.raises(DataError, match="names.txt: two classes have the name 'a'"):
         imported(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(b"")
-    with pytest.raises(TrainingError, match="is there already"):
+    with pytest.raises(TrainingError, match="exists already"):
         imported(tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_a_file_that_would_run_something_is_refused(tmp_path, name, around, new)
         "as a name": {"state_dict": {(hostile,): WEIGHT}},
     }
     path = saved(tmp_path / "x.pt", refused[around], _use_new_zipfile_serialization=new)
-    words = f"holds {name}, which is not read"
+    words = f"holds the Python object {name}, which is not read"
     if around == "in a layer" and not new:  # the old form holds the source of layers first
         words = "damaged, or not a file of torch.save that holds tensors"
     with pytest.raises(WeightsError, match=words):
@@ -264,9 +264,9 @@ def wide():
         ({}, "not a state dict; expected a dict from names to tensors"),
         ([WEIGHT], "not a state dict"),
         (WEIGHT, "not a state dict"),
-        ({"a.weight": WEIGHT, "epoch": 3}, "not a state dict.*'epoch' has int"),
-        ({3: WEIGHT}, "not a state dict.*3 has Tensor"),
-        ({(3,): WEIGHT}, "not a state dict.*tuple has Tensor"),
+        ({"a.weight": WEIGHT, "epoch": 3}, "not a state dict.*'epoch' is of type int"),
+        ({3: WEIGHT}, "not a state dict.*3 is of type Tensor"),
+        ({(3,): WEIGHT}, "not a state dict.*tuple is of type Tensor"),
         ({"model": nn.ReLU()}, "not a state dict"),
         ({"a.weight": WEIGHT.to_sparse()}, "a.weight is not a plain tensor of real numbers"),
         ({"a.weight": WEIGHT.to(torch.complex64)}, "a.weight is not a plain tensor"),

@@ -280,7 +280,7 @@ def test_the_checkpoints_or_pictures_say_which_task_a_name_is_of(place, tmp_path
     assert reproduce.task_of("figure7", [], classes) == "classification"
     assert reproduce.task_of("figure7", [float_one], classes) == "detection"
     assert reproduce.task_of("table2", [], voc) == "classification"
-    with pytest.raises(UsageError, match="for detection; table2 is of classification"):
+    with pytest.raises(UsageError, match="for detection, but table2 is for classification"):
         reproduce.task_of("table2", [float_one], classes)
     with pytest.raises(UsageError, match="--model names 2 checkpoints; expected one detector"):
         reproduce.run(parsed(place, "figure7", "--model", float_one, float_one))

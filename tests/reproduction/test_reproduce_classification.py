@@ -258,7 +258,7 @@ def test_a_table_without_a_network_of_its_own_is_the_published_one(place, tmp_pa
 def test_bad_input(place, tmp_path):
     twice = place / "float.safetensors"
     args = parsed(place, tmp_path, "table2", "--model", twice, twice)
-    with pytest.raises(UsageError, match="a second resnet20-x0.25 of CIFAR-10"):
+    with pytest.raises(UsageError, match="a second resnet20-x0.25 for CIFAR-10"):
         reproduce.run(args)
     other = save(tmp_path / "other.safetensors", names=("x", "y"), width=0.25)
     with pytest.raises(DataError, match=r"none of the data folders holds its 2 classes \(x, y"):

@@ -254,11 +254,11 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
     write(pipeline.begun_with(out))
     write(pipeline.last_of(out))  # killed before what is kept was written
     assert not pipeline.is_made(out, True, f"{told} --resume")
-    with pytest.raises(TrainingError, match="is there already"):
+    with pytest.raises(TrainingError, match="exists already"):
         pipeline.is_made(out, False, told)
     write(out)
     for resume, command in ((False, told), (True, told.replace("4", "8"))):
-        with pytest.raises(TrainingError, match="snn.safetensors is there already"):
+        with pytest.raises(TrainingError, match="snn.safetensors exists already"):
             pipeline.is_made(out, resume, command)
     assert pipeline.begun_with(out).exists()
     assert pipeline.is_made(out, True, told.replace("--T", "--resume --T"))
