@@ -1,6 +1,6 @@
-"""How far a spiking network is from the networks it was made from, layer by layer and over T.
+"""Compare a spiking network with the networks it was made from, layer by layer and over T.
 
-Pictures come in batches; what is kept of them is one number a layer and picture, and sums.
+Pictures are processed in batches. Only sums, and one number for each layer and picture, are stored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from spikedet.runtime.network import SpikingNetwork
 
 
 class Reference:
-    """A network without time, float or of stage I, to compare a spiking network with.
+    """A float or stage-I network to compare a spiking network with.
 
     Args:
-        graph: In evaluation mode.
+        graph: The network's graph in evaluation mode.
 
     Attributes:
         activations: Outputs of its quantisers for the last pictures, [B, C, ...] each.
@@ -42,13 +42,13 @@ class Reference:
         self.results: list[Tensor] = []
 
     def see(self, pictures: Tensor) -> None:
-        """Run on pictures [B, C, H, W]."""
+        """Run the network on pictures [B, C, H, W]."""
         names = [node.name for node in self.quantisers]
         values = outputs(self.graph, names + self.readouts, pictures)
         self.activations, self.results = values[: len(names)], values[len(names) :]
 
     def thresholds(self) -> list[Tensor]:
-        """theta of each layer of quantisers, broadcastable to [B, C, ...]."""
+        """The thresholds of each layer of quantisers, broadcastable to [B, C, ...]."""
         return [
             per_channel(_threshold(node).detach().abs().clamp(min=1e-6), activation.ndim)
             for node, activation in zip(self.quantisers, self.activations, strict=True)
@@ -61,10 +61,10 @@ def _threshold(node: Node) -> Tensor:
 
 
 class ReadoutError:
-    """Squared error of readouts, normalised by the deviation of each output channel.
+    """The squared error of readouts, normalised by the standard deviation of each output channel.
 
-    The unit is that of calibration: the standard deviation over pictures and positions of what
-    the channel ought to be.
+    The unit is the same as in calibration: the standard deviation of the target over pictures and
+    positions.
     """
 
     def __init__(self):
@@ -72,7 +72,7 @@ class ReadoutError:
         self.sums: dict[int, Tensor] = {}  # [3, C]: of squared errors, wanted, squared wanted
 
     def add(self, results: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-        """Add a batch: outputs of all readouts, [B, C, ...] each."""
+        """Add a batch: the outputs of all readouts and their targets, [B, C, ...] each."""
         for index, pair in enumerate(zip(results, wanted, strict=True)):
             x, y = (part.double().transpose(0, 1).flatten(1) for part in pair)
             new = torch.stack([(x - y).square().sum(1), y.sum(1), y.square().sum(1)])
@@ -80,7 +80,7 @@ class ReadoutError:
             self.count[index] = self.count.get(index, 0) + x.shape[1]
 
     def each(self) -> list[float]:
-        """Normalised mean squared error of each readout."""
+        """The normalised mean squared error of each readout."""
         errors = []
         for index, (error, total, squares) in self.sums.items():
             count = self.count[index]
@@ -89,22 +89,22 @@ class ReadoutError:
         return errors
 
     def mean(self) -> float:
-        """Mean over the readouts."""
+        """The mean of these errors over the readouts."""
         values = self.each()
         return sum(values) / len(values)
 
 
 @dataclass
 class LayerResult:
-    """One layer of neurons, a value for each of N pictures.
+    """Results of one layer of neurons, with one value for each of N pictures.
 
     Attributes:
-        neurons: How many.
-        above, below: Shares of neurons whose rate is above or below the quantiser of their mean
+        neurons: Number of neurons.
+        above, below: Share of neurons whose rate is above or below the quantiser of their mean
             current (figure 4).
-        cosine: Similarity between theta times the rates and the stage-I activations (figure 5b).
-        error: Mean squared difference of the two in units of theta, as calibration counts it.
-        rate: Spikes per neuron and step.
+        cosine: Cosine of theta times the rates and the stage-I activations (figure 5b).
+        error: Mean squared difference of these two in units of theta, as in calibration.
+        rate: Spikes per neuron and time step.
     """
 
     neurons: int
@@ -116,7 +116,7 @@ class LayerResult:
 
 
 class Comparison:
-    """A spiking network beside stage I and the float network, over all pictures added.
+    """The comparison of a spiking network with stage I and the float network, over all pictures.
 
     Args:
         spiking: The network.
@@ -125,8 +125,8 @@ class Comparison:
     Attributes:
         layers: Results of each layer of neurons, in the order of execution.
         readouts: Names of the readouts.
-        to_stage1, to_float: Error of the readouts after each step 1..T of the one run (figure 5c);
-            empty without that reference.
+        to_stage1, to_float: Error of the readouts after each time step 1..T of one run (figure 5c).
+            Empty without this reference.
     """
 
     def __init__(self, spiking: SpikingNetwork, T: int):
@@ -140,7 +140,7 @@ class Comparison:
     def add(
         self, pictures: Tensor, stage1: Reference | None = None, source: Reference | None = None
     ) -> None:
-        """Run on pictures [B, C, H, W]; `stage1` and the float `source` have seen the same."""
+        """Add pictures [B, C, H, W], which `stage1` and the float `source` have seen already."""
         for t in self.recorder.run(pictures, self.T):
             results = self.recorder.read
             for gaps, reference in ((self.to_stage1, stage1), (self.to_float, source)):
@@ -169,7 +169,7 @@ class Comparison:
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine similarity of each picture's values [B, ...] -> [B]; of two silent layers it is 1."""
+    """The cosine similarity for each picture, [B, ...] -> [B]. It is 1 if both are all zero."""
     a, b = first.flatten(1).double(), second.flatten(1).double()
     silent = ~(a.any(1) | b.any(1))
     return F.cosine_similarity(a, b) + silent

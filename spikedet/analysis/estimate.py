@@ -1,4 +1,4 @@
-"""Energy of a running network from its firing rates alone, after one picture counted exactly."""
+"""Estimate the energy of a running network from its spike rates, after one exact count."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from spikedet.runtime.network import SpikingNetwork
 
 
 class EnergyEstimate:
-    """Energy of pictures like the one that it was made with.
+    """An estimate of the energy for pictures, from their spike rates.
 
-    Operations of that picture are counted exactly (`operations`). Of the next ones only the firing
-    rates are known: a spike of a layer costs its mean fan-out, and the sum over all layers is
-    scaled so that it is exact for the first picture.
+    The operations of one picture are counted exactly (see `operations`). For the next pictures only
+    the spike rates are known. The cost of a spike is the mean fan-out of its layer. The sum over
+    all layers is scaled so that it is exact for the first picture.
 
     Args:
         spiking: The network.
@@ -28,7 +28,7 @@ class EnergyEstimate:
         T: Time steps of the exact count.
 
     Attributes:
-        float_pj: Energy of the same layers on analog values, pJ a picture.
+        float_pj: Energy of the same layers on analog values, in pJ for a picture.
     """
 
     def __init__(self, spiking: SpikingNetwork, picture: Tensor, T: int):
@@ -50,10 +50,10 @@ class EnergyEstimate:
         )
 
     def picojoules(self, rates: Mapping[str, float], T: int) -> float:
-        """Energy of a picture in pJ.
+        """Estimate the energy of a picture in pJ.
 
         Args:
-            rates: Spikes per neuron and step of each layer, `SpikeRates.by_layer`.
+            rates: Spikes per neuron and time step of each layer, from `SpikeRates.by_layer`.
             T: Time steps.
         """
         accumulates = self._accumulates(rates, T) * self._scale

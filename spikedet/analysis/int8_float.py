@@ -1,7 +1,7 @@
-"""A float network in int8 by onnxruntime: the fastest that float networks run on many processors.
+"""Run a float network in int8 with onnxruntime, the fastest way on many processors.
 
-Weights and activations are quantised after training (`quantize_static`): one scale an output
-channel, activations by their range on some pictures.
+Weights and activations are quantised after training (`quantize_static`). The weights have one scale
+for each output channel. The ranges of the activations are measured on some pictures.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from spikedet.errors import UsageError, said
 
-REST = 0.02  # seconds after which threads of torch no longer wait for work at full speed
+REST = 0.02  # seconds until torch's threads leave their busy loop
 NEEDED = "needs onnx and onnxruntime; pip install 'spikedet[export]'"
 
 
 def expect_onnxruntime() -> None:
-    """Refuse to go on without what quantises and runs.
+    """Check that onnx and onnxruntime are installed.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: One of them is not installed.
     """
     try:
         import onnx  # noqa: F401
@@ -37,14 +37,14 @@ def expect_onnxruntime() -> None:
 
 
 def quantised(model: bytes, pictures: Sequence[Tensor]) -> bytes:
-    """An ONNX model of a float network in int8.
+    """Quantise an ONNX model of a float network to int8.
 
     Args:
-        model: With one input, in float32.
-        pictures: Batches [B, ...] that tell the ranges of activations.
+        model: ONNX model with one input, in float32.
+        pictures: Batches [B, ...] to measure the ranges of activations on.
 
     Raises:
-        UsageError: onnxruntime is not installed, or refuses the network.
+        UsageError: onnxruntime is not installed, or cannot quantise the network.
     """
     expect_onnxruntime()
     from onnxruntime import quantization
@@ -67,7 +67,7 @@ def quantised(model: bytes, pictures: Sequence[Tensor]) -> bytes:
 
 
 def _reader(model: Path, pictures: Sequence[Tensor]) -> Any:
-    """Gives pictures to the calibration, as it wants them."""
+    """A data reader that gives the pictures to onnxruntime's calibration."""
     from onnxruntime.quantization import CalibrationDataReader
 
     name = _session(model.read_bytes(), 1).get_inputs()[0].name
@@ -86,13 +86,13 @@ def _reader(model: Path, pictures: Sequence[Tensor]) -> Any:
 class Int8Float:
     """Runs a quantised model.
 
-    Threads of onnxruntime and of torch wait for work at full speed for a while after each run, in
-    each other's way where they have the same processors. So those of onnxruntime stop as a run
-    ends, and `prepare` lets those of torch come to rest.
+    After each run, the threads of onnxruntime and of torch wait for work in a busy loop for a
+    while. On the same processors they would slow each other down. So the threads of onnxruntime
+    stop at the end of a run, and `prepare` waits until the threads of torch are idle.
 
     Args:
-        model: ONNX.
-        threads: Of onnxruntime.
+        model: ONNX model.
+        threads: Number of onnxruntime's threads.
     """
 
     def __init__(self, model: bytes, threads: int):
@@ -102,12 +102,12 @@ class Int8Float:
         self._prepared: tuple[Tensor, np.ndarray] | None = None
 
     def prepare(self, pictures: Tensor) -> None:
-        """Bring the pictures of the next call [B, ...] into the layout that it takes."""
+        """Convert the pictures of the next call, [B, ...], to the layout of the model."""
         self._prepared = pictures, _array(pictures)
         time.sleep(REST)
 
     def __call__(self, pictures: Tensor) -> list[np.ndarray]:
-        """Outputs for pictures [B, ...] in float32."""
+        """Compute the outputs for pictures [B, ...] in float32."""
         known = self._prepared
         array = known[1] if known and known[0] is pictures else _array(pictures)
         return self.session.run(None, {self.input: array})
@@ -129,7 +129,7 @@ def _session(model: bytes, threads: int) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the advice that the quantisation gives to the root logger."""
+    """Suppress the messages that the quantisation writes to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""The limit of an engine that adds a row of weights for each spike: the additions alone.
+"""The speed limit of an engine that adds a row of weights for each spike.
 
-The spikes that really occur need so many additions of weights. A processor that did nothing else,
-with all numbers in its registers, would do them at a rate that a loop of the kernels measures. The
-time that it would take over the time that a run takes is the share of the limit.
+The spikes of a run need a certain number of additions of weights. A loop in the kernels measures
+how fast the processor can add if it does nothing else and all numbers are in registers. The time of
+the additions at this rate, divided by the time of the run, is the share of the limit.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from spikedet.analysis.operations import measure_cost
 from spikedet.engines import library
 from spikedet.runtime.network import SpikingNetwork
 
-ROUNDS = 2_000_000  # of the loop, some milliseconds
+ROUNDS = 2_000_000  # rounds of the loop, which take some milliseconds
 TRIES = 7
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a spiking network has to do for a picture, the mean over some.
+    """The work of a spiking network for one picture: the mean over several pictures.
 
     Attributes:
-        spikes: Of all neurons and time steps.
-        additions: Of weights: each spike times its fan-out (see `operations`).
+        spikes: Number of spikes of all neurons and time steps.
+        additions: Number of additions of weights: each spike times its fan-out (see `operations`).
     """
 
     spikes: float
@@ -36,10 +36,10 @@ class Work:
 
 
 def work_of(network: SpikingNetwork, batches: Sequence[Tensor], T: int) -> Work:
-    """What a network does for a picture in T steps, as its engine runs it.
+    """Measure the work of a network for one picture in T steps, with its engine.
 
     Args:
-        network: Spiking.
+        network: The spiking network.
         batches: Pictures [B, ...].
         T: Time steps.
     """
@@ -49,13 +49,13 @@ def work_of(network: SpikingNetwork, batches: Sequence[Tensor], T: int) -> Work:
 
 
 def additions_a_second(threads: int = 1) -> float | None:
-    """At which rate the chosen kernels add int16 in registers.
+    """Measure how fast the chosen kernels add int16 numbers in registers.
 
     Args:
-        threads: That do so at once.
+        threads: Number of threads that add at the same time.
 
     Returns:
-        Additions a second of all threads, the best of several tries; None without kernels.
+        Additions per second of all threads, the best of several tries. None without kernels.
     """
     try:
         loaded = library.library()

@@ -2,16 +2,17 @@
 
 What is counted, for each picture and all its T steps:
 
-- One accumulate for each spike times its fan-out: every weight that reads it, borders, stride,
-  dilation and groups exact. An up-sampled spike is read at all its copies and counts at each; so
-  does a spike at each window of average pooling, whose factor belongs to the weights. A spike that
-  meets an addition without weights (an identity shortcut) is one accumulate of the neurons it
-  reaches.
-- One multiply-accumulate for each weight that reads an analog value, whatever the value: once for
-  the layers before the first neuron and for the readouts (they read the mean rate), at every step
-  for a layer between which and the one before no neuron lies.
-- Weights that would read padding read nothing. Biases, thresholds and resets are not counted,
-  neither here nor in the float network.
+- Accumulates: each spike counts its fan-out, which is the number of weights that read it. Borders,
+  stride, dilation and groups are exact. An up-sampled spike counts at each of its copies. A spike
+  also counts in each window of average pooling, because the factor of the average is part of the
+  weights. A spike that is added without weights (an identity shortcut) counts one accumulate in the
+  neurons that it reaches.
+- Multiply-accumulates: one for each weight that reads an analog value, whatever the value is. For
+  the layers before the first neurons, and for the readouts (which read the mean rates), they count
+  once. A layer that follows another weighted layer without neurons between them counts in every
+  time step.
+- Weights that would read padding do not count. Biases, thresholds and resets do not count, in the
+  spiking network and in the float network.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from spikedet.graph.time import STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.runtime.network import SpikingNetwork
 
-PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # 32-bit floating point, table VII
+PJ_ACCUMULATE, PJ_MULTIPLY = 0.9, 4.6  # pJ for 32-bit floating point, table VII
 
 
 def fan_out(layer: WeightedLayer, shape: torch.Size) -> Tensor:
-    """Weights that read each position of a layer's input.
+    """The number of weights that read each position of a layer's input.
 
     Args:
         layer: A convolution or a linear layer.
-        shape: Of its input, [B, C, ...].
+        shape: Shape of its input, [B, C, ...].
 
     Returns:
-        [...] (the same for every channel), or a scalar for a linear layer.
+        [...], the same for every channel; for a linear layer a scalar.
     """
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features), device=layer.weight.device)
@@ -68,18 +69,18 @@ def fan_out(layer: WeightedLayer, shape: torch.Size) -> Tensor:
 
 @torch.no_grad()
 def multiply_accumulates(graph: Graph, picture: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of each weighted layer of a float network, for one picture.
+    """Count the multiply-accumulates of each weighted layer of a float network, for one picture.
 
     Args:
         graph: The network.
-        picture: [B, C, H, W]; only its size matters.
+        picture: [B, C, H, W]. Only its size is used.
     """
     return _analog_uses(graph, shapes_of(graph, picture))
 
 
 @torch.no_grad()
 def shapes_of(graph: Graph, pictures: Tensor) -> dict[str, torch.Size]:
-    """Shape of what each node gives in one step for pictures [B, ...]."""
+    """The output shape of each node in one time step, for pictures [B, ...]."""
     shapes = {INPUT: pictures.shape}
 
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -92,7 +93,7 @@ def shapes_of(graph: Graph, pictures: Tensor) -> dict[str, torch.Size]:
 
 
 def _analog_uses(graph: Graph, shapes: dict[str, torch.Size]) -> dict[str, int]:
-    """Weight uses of each weighted layer for one picture, were all its inputs analog."""
+    """The multiply-accumulates of each weighted layer for one picture with analog inputs."""
     by_layer: dict[str, int] = {}
     for node in graph.of(WEIGHTED):
         assert isinstance(node.module, WEIGHTED)
@@ -108,18 +109,18 @@ def picojoules(
     accumulate: float = PJ_ACCUMULATE,
     multiply: float = PJ_MULTIPLY,
 ) -> Tensor | float:
-    """Energy in pJ of so many operations at `accumulate` and `multiply` pJ each."""
+    """The energy of operations in pJ, at `accumulate` and `multiply` pJ for each."""
     return accumulates * accumulate + multiplies * multiply
 
 
 @dataclass
 class Cost:
-    """What a spiking network did for each of N pictures.
+    """Spikes and operations of a spiking network for each of N pictures.
 
     Attributes:
         T: Time steps.
-        neurons: Number of neurons of each layer of neurons.
-        rates: Spikes per neuron and step of each of them, [N].
+        neurons: Number of neurons in each layer of neurons.
+        rates: Spikes per neuron and time step in each layer of neurons, [N].
         accumulates: Accumulates of each layer, [N].
         multiplies: Multiply-accumulates of each layer, [N].
         float_multiplies: Multiply-accumulates of the same layers on analog values.
@@ -133,14 +134,14 @@ class Cost:
     float_multiplies: dict[str, int]
 
     def rate(self) -> Tensor:
-        """Spikes per neuron and step over all layers, [N]."""
+        """Spikes per neuron and time step over all layers, [N]."""
         spikes = (self.rates[name] * size for name, size in self.neurons.items())
         return sum(spikes, torch.zeros(())) / sum(self.neurons.values())
 
 
 @torch.no_grad()
 def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> Cost:
-    """Count spikes and operations of a spiking network, run by its engine.
+    """Count spikes and operations of a spiking network, which runs with its engine.
 
     Args:
         spiking: The network.
@@ -171,11 +172,11 @@ def measure_cost(spiking: SpikingNetwork, batches: Iterable[Tensor], T: int) -> 
 
 @torch.no_grad()
 def costs_of_spikes(spiking: SpikingNetwork, picture: Tensor) -> dict[str, float]:
-    """Accumulates that a spike of each layer of neurons costs: the mean over its neurons.
+    """The accumulates that a spike costs: for each layer, the mean over its neurons.
 
     Args:
         spiking: The network.
-        picture: [1, C, H, W]; only its size matters.
+        picture: [1, C, H, W]. Only its size is used.
     """
     counter = _Counter(spiking, picture)
     costs = {}
@@ -193,18 +194,18 @@ def costs_of_spikes(spiking: SpikingNetwork, picture: Tensor) -> dict[str, float
 
 @torch.no_grad()
 def multiplies_once(spiking: SpikingNetwork, picture: Tensor) -> float:
-    """Multiply-accumulates of a picture [1, C, H, W] that are the same for any number of steps."""
+    """The multiply-accumulates for a picture [1, C, H, W] that do not depend on T."""
     return sum(reader.multiplies for reader in _Counter(spiking, picture).readers if reader.once)
 
 
 @dataclass
 class _Reader:
-    """Something that reads a value: a weighted layer, or neurons behind an addition.
+    """A reader of a value: a weighted layer, or neurons after a sum.
 
     Attributes:
-        source: Name of what it reads.
-        accumulates: Accumulates that a spike at each place of that costs.
-        multiplies: Multiply-accumulates a picture and step (a picture, if `once`).
+        source: Name of the value that it reads.
+        accumulates: Accumulates for a spike at each position of the value.
+        multiplies: Multiply-accumulates for a picture and time step (for a picture, if `once`).
     """
 
     name: str
@@ -217,8 +218,8 @@ class _Reader:
 class _Counter:
     """Counts the operations of one batch from the spikes of each step.
 
-    The graph says what lies between the neurons and the weighted layers; the number of spikes is
-    followed through it.
+    The numbers of spikes are passed through the operations between the neurons and the weighted
+    layers.
     """
 
     def __init__(self, spiking: SpikingNetwork, pictures: Tensor):
@@ -235,7 +236,7 @@ class _Counter:
         }
 
     def _readers(self) -> list[_Reader]:
-        """What reads spikes or analog values, found by following ones from where each starts."""
+        """Find the readers of spikes and of analog values, by passing ones through the graph."""
         start = {INPUT: torch.ones(self.shapes[INPUT], device=self.device)}
         analog = self.follow(self._ones(WEIGHTED), start)
         spikes = self.follow(self._ones((IFNeuron,)))
@@ -268,7 +269,7 @@ class _Counter:
         return {n.name: torch.ones(self.shapes[n.name], device=self.device) for n in nodes}
 
     def step(self, fired: dict[str, Tensor]) -> None:
-        """Add the operations of one step from its spikes 0/1."""
+        """Add the operations of one time step, from its spikes 0/1."""
         if silent := sorted(self.pools.keys() - fired.keys()):
             raise UsageError(
                 f"{silent[0]}: this layer pools spikes and currents together; use the torch "
@@ -284,7 +285,7 @@ class _Counter:
                 self.counted[reader.name] += each
 
     def totals(self, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Accumulates and multiply-accumulates of each layer, [B]."""
+        """The accumulates and the multiply-accumulates of each layer, [B]."""
         multiplies = {name: torch.zeros_like(value) for name, value in self.counted.items()}
         for reader in self.readers:
             multiplies[reader.name] += reader.multiplies * (1 if reader.once else T)
@@ -293,14 +294,14 @@ class _Counter:
     def follow(
         self, sent: dict[str, Tensor], start: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Follow numbers through everything that is neither weighted nor a neuron.
+        """Pass numbers through all operations that are neither weighted layers nor neurons.
 
         Args:
-            sent: Outputs by name; weighted layers and neurons that are left out send nothing.
-            start: Known before the first node.
+            sent: Outputs of weighted layers and neurons by name. The others send nothing.
+            start: Values that are known before the first node.
 
         Returns:
-            Values by name; one that nothing reaches is left out.
+            Values by name. Values that no number reaches are left out.
         """
         values = dict(start or {})
         for node in self.graph:
@@ -318,9 +319,9 @@ class _Counter:
 
 
 def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
-    """What an operation gives, sums in place of averages; maxima of these numbers alone.
+    """Apply an operation to numbers of spikes: averages become sums; max-pooling is unchanged.
 
-    They are numbers of spikes: constants that scale, shift or subtract change none of them.
+    Constants that scale, shift or subtract do not change the number of spikes.
     """
     x = inputs[0]
     if isinstance(module, SpikingMaxPool):
@@ -351,7 +352,7 @@ def _sum_of(module: nn.Module, inputs: list[Tensor]) -> Tensor:
 
 
 def _adaptive_windows(size: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Places that each output of adaptive pooling averages, [h, w]."""
+    """The number of positions that each output of adaptive pooling averages, [h, w]."""
     rows, columns = (
         torch.tensor([-(-(i + 1) * n // m) - i * n // m for i in range(m)], dtype=torch.float32)
         for n, m in zip(size, wanted, strict=True)

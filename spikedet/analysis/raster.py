@@ -1,4 +1,4 @@
-"""Spikes of some neurons at one place of a picture, over the time steps."""
+"""The spikes of some neurons at one position of a picture, over the time steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from spikedet.analysis.record import Recorder
 from spikedet.runtime.network import SpikingNetwork
 
-NEURONS = 6  # of each layer
+NEURONS = 6  # neurons of each layer
 
 
 @torch.no_grad()
@@ -21,18 +21,20 @@ def raster(
     place: tuple[float, float] = (0.5, 0.5),
     neurons: int = NEURONS,
 ) -> list[dict[str, Any]]:
-    """Run on a picture and write down who fires when.
+    """Run a network on a picture, and record which neurons fire in which time step.
 
     Args:
         spiking: The network.
-        pictures: [B, C, H, W]; the first of them is looked at.
+        pictures: [B, C, H, W]. Only the first picture is recorded.
         T: Time steps.
-        place: Row and column as parts of height and width; each layer is looked at there.
-        neurons: Of each layer those that fire most often at that place, in the order of channels.
+        place: Row and column of the position, as fractions of the height and the width.
+        neurons: Number of neurons of each layer. These are the neurons that fire most often at this
+            position, in the order of their channels.
 
     Returns:
-        A row a neuron and step: `layer`, `channel`, `row`, `column` (of the layer's map, None in
-        layers without places), `T` (the step, 1, 2 ...), `spike` (0 or 1, of either sign).
+        One row for each neuron and time step: `layer`, `channel`, `row` and `column` (in the map of
+        the layer; None if the layer has no positions), `T` (the time step, from 1 on), and `spike`
+        (1 for a spike of either sign, else 0).
     """
     recorder = Recorder(spiking)
     heard: dict[str, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Watch the layers of a network while it runs, keeping sums over time and nothing else."""
+"""Watch the layers of a network while it runs. Only sums over time are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spikedet.runtime.network import EachSpike, Pass, SpikingNetwork, watching
 
 @torch.no_grad()
 def outputs(graph: Graph, names: list[str], pictures: Tensor) -> list[Tensor]:
-    """Outputs of some nodes in one pass over pictures [B, ...], in the order of the list."""
+    """Run a graph on pictures [B, ...]; returns the outputs of some nodes in the given order."""
     values = graph.run(graph.edges, {INPUT: pictures}, names)
     return [values[name] for name in names]
 
@@ -27,14 +27,14 @@ def _nothing() -> Tensor:
 
 @dataclass
 class Layer:
-    """Sums over the time steps of one pass, of a layer of neurons.
+    """Sums over the time steps of one run, for a layer of neurons.
 
     Attributes:
         name: Name of the node.
         module: The neurons.
-        received: Input current [B, C, ...] float64; 0 where spikes alone are looked at.
-        sent: Spikes with their signs [B, C, ...].
-        fired: Number of spikes of either sign [B, C, ...].
+        received: Sum of the input currents, [B, C, ...] float64. 0 if only spikes are recorded.
+        sent: Sum of the spikes with their signs, [B, C, ...].
+        fired: Number of spikes of either sign, [B, C, ...].
     """
 
     name: str
@@ -45,22 +45,21 @@ class Layer:
 
 
 class Recorder:
-    """Runs a spiking network step by step and sums what its layers receive and send.
+    """Runs a spiking network step by step, and sums the inputs and spikes of its layers.
 
-    Whatever a spike carries (1, or theta on the wire to an addition) it counts as one, and so does
-    a negative one.
+    Each spike counts as one, whatever its sign and amplitude.
 
     Args:
         spiking: The network.
-        spikes_alone: Look at nothing but spikes, so that the engine of the network runs it. Else
-            torch does, as no other engine tells of currents and readouts.
+        spikes_alone: Record only spikes. Then the engine of the network runs it. Otherwise torch
+            runs it, because other engines do not report currents and readouts.
 
     Attributes:
-        neurons: Sums of the pass so far, in the order of execution.
+        neurons: Sums of the run so far, in the order of execution.
         readouts: Names of the readouts.
-        read: Their outputs, the mean so far, [B, ...] float64 each.
-        now: Spikes 0/1 of the last step, by name of the node that sent them: neurons, and pooling
-            that has a state.
+        read: Mean outputs of the readouts so far, [B, ...] float64 each.
+        now: Spikes 0/1 of the last time step, by the name of the node: neurons, and pooling of
+            spike counts.
     """
 
     def __init__(self, spiking: SpikingNetwork, spikes_alone: bool = False):
@@ -76,7 +75,7 @@ class Recorder:
         return list(self.layers.values())
 
     def run(self, pictures: Tensor, T: int) -> Iterator[int]:
-        """Yield t after each of the T steps of a pass over pictures [B, ...]."""
+        """Run pictures [B, ...]; yield t after each of the T time steps."""
         self.layers, self.now = {}, {}
         if self.spikes_alone:
             with watching(self.spiking.graph, EachSpike(self._sent)):

@@ -1,10 +1,11 @@
-"""The residual potential error: where a neuron's rate is not the quantiser of its mean current.
+"""The residual potential error: the spike rate differs from the quantised mean current.
 
-Over T steps theta n = T x + u[0] - u[T] (eq 7), x the mean input current and n the number of
-spikes. Were u[T] in [0, theta), n would be clip(floor((T x + u[0]) / theta), 0, T), the quantiser
-g (eq 11; with u[0] = theta / 2 it rounds half up, eq 16). A neuron whose n differs has the error:
-it fired on current that was taken back later (its potential ended below 0), or current came too
-late to be fired off (its potential ended above theta).
+Over T steps, theta n = T x + u[0] - u[T] (eq 7). Here x is the mean input current and n is the
+number of spikes. If u[T] is in [0, theta), n equals clip(floor((T x + u[0]) / theta), 0, T). This
+is T times the quantiser g (eq 11). With u[0] = theta / 2 it rounds half up (eq 16). A neuron with
+another n has the error. There are two cases. Its potential may end below 0: it fired because of
+current that later currents took away. Or its potential may end above theta: current came too late
+to cause a spike.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from spikedet.neurons.layers import IFNeuron
 
 @torch.no_grad()
 def expected_counts(neuron: IFNeuron, received: Tensor, T: int) -> Tensor:
-    """Spikes that neurons owe for what they received: T times the quantiser g (eq 11).
+    """The number of spikes without residual error: T times the quantiser g (eq 11).
 
-    It is what the neurons themselves fire when all their current comes in the first step: every
-    spike is fired that the sum allows, and none that it does not. So it holds for any neuron with
-    a soft reset, signed ones too, and for any initial potential.
+    It is computed with the neurons themselves: they get all their current in the first step, and
+    then fire as often as the sum allows. So it is correct for any neuron with soft reset, signed
+    neurons too, and for any initial potential.
 
     Args:
-        neuron: The layer.
-        received: Sum over time of its input currents, [B, C, ...].
+        neuron: The layer of neurons.
+        received: Sum of its input currents over time, [B, C, ...].
         T: Time steps.
 
     Returns:
-        [B, C, ...], spikes with their signs.
+        Number of spikes with their signs, [B, C, ...].
     """
     current, potential = received.float(), None
     counts = torch.zeros_like(current)
@@ -46,16 +47,16 @@ def expected_counts(neuron: IFNeuron, received: Tensor, T: int) -> Tensor:
 def residual_error(
     neuron: IFNeuron, received: Tensor, counts: Tensor, T: int
 ) -> tuple[Tensor, Tensor]:
-    """Share of neurons with the error, in each picture (figure 4).
+    """The share of neurons with the error in each picture (figure 4).
 
     Args:
-        neuron: The layer.
-        received: Sum over time of its input currents, [B, C, ...].
-        counts: Spikes that it fired, with their signs, [B, C, ...].
+        neuron: The layer of neurons.
+        received: Sum of its input currents over time, [B, C, ...].
+        counts: Number of its spikes with their signs, [B, C, ...].
         T: Time steps.
 
     Returns:
-        Share whose rate is above the quantiser, [B], and share whose rate is below, [B].
+        The share of neurons whose rate is above the quantiser, [B], and the share below, [B].
     """
     gap = counts - expected_counts(neuron, received, T)
     above, below = (side.flatten(1).double().mean(1) for side in (gap > 0, gap < 0))
@@ -64,13 +65,13 @@ def residual_error(
 
 @dataclass
 class Periodic:
-    """Response of one neuron (theta = 1, u[0] = 1/2) to currents of one course (figure 5a).
+    """The response of one neuron (theta = 1, u[0] = 1/2) to one kind of current (figure 5a).
 
     Attributes:
-        course: How the current is spread over time.
+        course: Course of the current over time.
         mean: Mean currents [N], in units of theta.
-        quantiser: g of the mean current, [N].
-        rate: Firing rates, [N].
+        quantiser: Quantiser g of the mean currents, [N].
+        rate: Spike rates, [N].
     """
 
     course: str
@@ -81,23 +82,23 @@ class Periodic:
 
 @torch.no_grad()
 def periodic(T: int, count: int = 100) -> list[Periodic]:
-    """Quantiser against neuron (figure 5a): currents of the same means, spread differently.
+    """Compare the quantiser with a neuron (figure 5a), for currents with equal means.
 
     Args:
         T: Time steps.
-        count: Mean currents, drawn evenly from [-0.25, 1.25] theta.
+        count: Number of mean currents, evenly spaced in [-0.25, 1.25] theta.
 
     Returns:
-        One result for each course: `constant`; `every second step`; `first half` and `last half`,
-        which leave the other half without current; and `sine 1` to `sine 3`, so many periods of
-        amplitude theta around the mean.
+        One result for each course of the current: `constant`; `every second step`; `first half` and
+        `last half`, with no current in the other half; and `sine 1` to `sine 3`, with 1 to 3
+        periods of amplitude theta around the mean.
     """
     mean = torch.rand(count, generator=torch.Generator().manual_seed(0)) * 1.5 - 0.25
     return [_response(name, mean, current) for name, current in _courses(mean, T).items()]
 
 
 def _courses(mean: Tensor, T: int) -> dict[str, Tensor]:
-    """Currents [T, N] whose mean over time is `mean` [N]."""
+    """Currents [T, N] with the mean over time `mean` [N], by the name of the course."""
     t = torch.arange(T)
     half = (T + 1) // 2
     shares = {

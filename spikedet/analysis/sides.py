@@ -1,4 +1,4 @@
-"""The sides of a benchmark: what one network becomes in the hands of each program that is timed."""
+"""The networks that a benchmark times: one network, prepared for each program."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Side = Callable[[Tensor, int], Any]  # pictures [B, ...] and time steps -> outpu
 
 
 def side(subject: Subject, network: Any) -> Side:
-    """What a row times.
+    """Make the function that a row of the benchmark times.
 
     Args:
-        subject: What the row is of.
-        network: The float network, or the spiking one as its engine runs it, in float32 for other
-            programs.
+        subject: Subject of the row.
+        network: The float network, or the spiking network with its engine. For other programs it is
+            in float32.
 
     Raises:
-        UsageError: A program that is not installed, or a network that it cannot run.
+        UsageError: The program is not installed, or it cannot run the network.
     """
     if subject.name == FLOAT:
         return lambda pictures, T: network(pictures)
@@ -44,14 +44,14 @@ def side(subject: Subject, network: Any) -> Side:
 
 
 class InBFloat16(nn.Module):
-    """A copy of a float network that computes in bfloat16 throughout, from the picture on."""
+    """A copy of a float network that computes everything in bfloat16."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).to(torch.bfloat16)
 
     def forward(self, pictures: Tensor) -> Any:
-        """Outputs in bfloat16 for pictures [B, ...] in float32."""
+        """Compute outputs in bfloat16 for pictures [B, ...] in float32."""
         return self.network(pictures.to(torch.bfloat16))
 
 
@@ -59,13 +59,13 @@ class InBFloat16(nn.Module):
 
 
 class StepLoop(nn.Module):
-    """A spiking network as published code and tutorials run it: called once a time step.
+    """A spiking network that runs like published code and tutorials: one call per time step.
 
-    Every layer runs in every step, those before the first neuron as well; neurons keep their
-    potentials between the calls.
+    Every layer runs in every step, including the layers before the first neurons. The neurons store
+    their potentials between the calls.
 
     Args:
-        graph: Spiking; it is copied.
+        graph: Spiking graph. It is copied.
     """
 
     def __init__(self, graph: Graph):
@@ -81,7 +81,7 @@ class StepLoop(nn.Module):
             self.states.append(state)
 
     def forward(self, pictures: Tensor, T: int) -> Any:
-        """Mean output over T steps of pictures [B, ...], [B, ...]."""
+        """Compute the mean output [B, ...] over T steps for pictures [B, ...]."""
         for state in self.states:
             state.memory = None
         for _ in range(T):
@@ -90,14 +90,14 @@ class StepLoop(nn.Module):
 
 
 class _SteppingNeuron(IFNeuron):
-    """Neurons that go on by one step a call."""
+    """Neurons that compute one time step in each call."""
 
     def __init__(self, ours: IFNeuron):
         super().__init__(ours.threshold, ours.initial, ours.slope, ours.folded)
         self.memory: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        """Spikes [B, C, ...] for the current of a step."""
+        """Compute the spikes [B, C, ...] for the current of one step."""
         u = self.memory
         if u is None:
             u = self.first_potential(current, len(current))
@@ -112,14 +112,14 @@ class _SteppingNeuron(IFNeuron):
 
 
 class _Stepping(nn.Module):
-    """Pooling of counts, or a mean over time, that goes on by one step a call."""
+    """Pooling of counts, or a mean over time, that computes one time step in each call."""
 
     def __init__(self, ours: Temporal):
         super().__init__()
         self.ours, self.memory = ours, None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output of a step, [B, C, ...]."""
+        """Compute the output of one step, [B, C, ...]."""
         value, self.memory = self.ours.advance(x, len(x), 1, self.memory)
         return value
 
@@ -128,13 +128,14 @@ class _Stepping(nn.Module):
 
 
 def spikingjelly_copy(graph: Graph, T: int) -> SpikingNetwork:
-    """A spiking network with SpikingJelly's neurons in multi-step mode in the place of ours.
+    """Copy a spiking network, with SpikingJelly's neurons in multi-step mode instead of ours.
 
-    Everything else, convolutions on [T*B, ...] and the mean at the end, is the same code, so that
-    it is their fastest mode on a CPU: constant layers run once, all steps go through together.
+    Everything else is our code: the convolutions on [T*B, ...] and the mean at the end. This is
+    SpikingJelly's fastest mode on a CPU, because constant layers run once and all time steps run
+    together.
 
     Raises:
-        UsageError: SpikingJelly is not installed, or the network has neurons that it has not.
+        UsageError: SpikingJelly is not installed, or it does not have the neurons of the network.
     """
     try:
         from spikingjelly.activation_based import neuron  # noqa: F401
@@ -149,7 +150,7 @@ def spikingjelly_copy(graph: Graph, T: int) -> SpikingNetwork:
 
 
 class _Peer(IFNeuron):
-    """SpikingJelly's integrate-and-fire neuron, soft reset, multi-step, with our start."""
+    """SpikingJelly's integrate-and-fire neuron with soft reset and our initial potential."""
 
     def __init__(self, ours: IFNeuron):
         from spikingjelly.activation_based import neuron
@@ -163,7 +164,7 @@ class _Peer(IFNeuron):
         self.theirs = neuron.IFNode(theta[0], v_reset=None, step_mode="m")
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """As `Temporal.advance`."""
+        """See `Temporal.advance`."""
         currents = x.unflatten(0, (-1, batch))
         if len(currents) < steps:  # one that is constant
             currents = currents.expand(steps, *currents.shape[1:])

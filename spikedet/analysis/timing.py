@@ -1,4 +1,4 @@
-"""How long networks take, side by side: interleaved runs on the same pictures, and peak memory."""
+"""Measure the time of networks in interleaved runs on the same pictures, and peak memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spikedet.engines import library
 from spikedet.errors import UsageError
 
 Key = TypeVar("Key", bound=Hashable)
-FLOAT = "float32"  # what passes are counted in
-BFLOAT16, INT8 = "bfloat16", "int8"  # the same network in other numbers
+FLOAT = "float32"  # the float network; `passes` are relative to its time
+BFLOAT16, INT8 = "bfloat16", "int8"  # the float network in other number formats
 OURS, PEER, LOOP = "spikedet", "spikingjelly", "step-loop"
 FLOATS = (FLOAT, BFLOAT16, INT8)
 TORCH, IN_BFLOAT16 = "torch", "torch-bfloat16"  # engines of torch, in float32 and bfloat16
@@ -30,13 +30,13 @@ TORCH, IN_BFLOAT16 = "torch", "torch-bfloat16"  # engines of torch, in float32 a
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row of a benchmark is of.
+    """The subject of a row of a benchmark.
 
     Attributes:
-        name: `float32`, `bfloat16` or `int8` for the float network; `spikedet`, `spikingjelly`,
-            `step-loop` for the spiking one.
-        engine: What runs it.
-        T: Time steps, 1 for a network without.
+        name: `float32`, `bfloat16` or `int8` for the float network; `spikedet`, `spikingjelly` or
+            `step-loop` for the spiking network.
+        engine: Name of the engine.
+        T: Time steps. 1 for a float network.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Row:
     """A row of a benchmark.
 
     Attributes:
-        name, engine, T: As of `Subject`.
-        batch, threads: Pictures at once, threads of torch.
-        ms: Milliseconds a picture, the median over all rounds.
-        ms_low, ms_high: Their quartiles.
-        passes: `ms` over that of the float network in the same run.
-        best_passes: The same of the best rounds.
-        over_fastest: `ms` over that of the fastest float network: float32, bfloat16 or int8.
-        rounds: How many there were.
-        spikes_a_second: Of a spiking network, where they were counted.
-        limit_share: The time that its additions alone would take, over `ms` (see `limit`).
+        name, engine, T: See `Subject`.
+        batch, threads: Batch size, and number of threads of torch.
+        ms: Milliseconds for a picture, the median over all rounds.
+        ms_low, ms_high: Lower and upper quartile.
+        passes: `ms` divided by `ms` of the float32 network in the same run.
+        best_passes: The same for the best rounds.
+        over_fastest: `ms` divided by `ms` of the fastest float network: float32, bfloat16 or int8.
+        rounds: Number of rounds.
+        spikes_a_second: Spikes per second. None if they were not counted.
+        limit_share: The time that only the additions would take, divided by `ms` (see `limit`).
     """
 
     name: str
@@ -77,7 +77,7 @@ class Row:
     limit_share: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, rounded to more than what was measured."""
+        """Plain values, rounded to more digits than the measurement is precise to."""
         return {
             k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in asdict(self).items()
         }
@@ -91,20 +91,22 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
     on_run: Callable[[], None] | None = None,
 ) -> Iterator[dict[Key, float]]:
-    """Seconds of each run in each round; one after the other in every round, on the same pictures.
+    """Time several runs. In every round, all runs follow one another on the same pictures.
 
-    What else happens on the machine then falls on all of them. The first call of each is a warm-up
-    and does not count.
+    So other work on the machine affects all of them equally. The first call of each run is a
+    warm-up and is not measured.
 
     Args:
-        runs: What is timed. One with a method `prepare` gets the pictures before its time begins.
-        pictures: Batches [B, ...], one a round, from the start again where they are fewer.
-        rounds: How many.
-        clock: Seconds; `time.process_time` counts the work of all threads of this process alone.
-        on_run: Called after each run that counts.
+        runs: Functions to time. If one has a method `prepare`, it gets the pictures before the time
+            is measured.
+        pictures: Batches [B, ...], one for each round. They are repeated if there are too few.
+        rounds: Number of rounds.
+        clock: Function that returns seconds. `time.process_time` counts only the work of the
+            threads of this process.
+        on_run: Function that is called after each measured run.
 
     Yields:
-        A round, as it ends.
+        The seconds of each run, after each round.
     """
     for run in runs.values():
         run(pictures[0])
@@ -130,16 +132,16 @@ def rows(
     work: Mapping[Subject, Work] | None = None,
     rate: float | None = None,
 ) -> list[Row]:
-    """The rows of interleaved runs; none where no round ended.
+    """Make the rows of interleaved runs. Without a finished round there are no rows.
 
     Args:
         times: Seconds of each run in each round.
-        batch: Pictures at once.
-        work: Of the spiking networks, for a picture.
-        rate: Additions a second, see `limit.additions_a_second`.
+        batch: Batch size.
+        work: Work of the spiking networks for one picture.
+        rate: Additions per second (see `limit.additions_a_second`).
 
     Raises:
-        UsageError: The float network is not among them.
+        UsageError: The float32 network was not timed.
     """
     if not times:
         return []
@@ -175,10 +177,10 @@ def rows(
 
 
 def machine(threads: Sequence[int] = ()) -> str:
-    """Processor, kernels, system and versions in one line.
+    """Describe the processor, the kernels, the system and the versions in one line.
 
     Args:
-        threads: How many run; those of torch where none are given.
+        threads: Numbers of threads. Without them: the number of torch's threads.
     """
     name = platform.processor() or platform.machine()
     try:
@@ -237,8 +239,8 @@ class Peak:
     """Memory of a process that runs one network, in bytes.
 
     Attributes:
-        process: The most that it had.
-        run: By how much that is more than what it had after a run of a single step.
+        process: Peak memory of the process.
+        run: The peak memory minus the memory after a run with one time step.
     """
 
     process: int
@@ -246,7 +248,7 @@ class Peak:
 
 
 def options_of(engine: str) -> dict[str, Any]:
-    """What `spikedet.load` is told so that an engine runs: one of its names, or `IN_BFLOAT16`."""
+    """The arguments of `spikedet.load` for an engine: a name of an engine, or `IN_BFLOAT16`."""
     if engine in (TORCH, IN_BFLOAT16):
         return {"half": engine == IN_BFLOAT16}
     return {"engine": engine}
@@ -255,17 +257,17 @@ def options_of(engine: str) -> dict[str, Any]:
 def peak_memory(
     weights: str | Path, subject: Subject, side: int, batch: int = 1, threads: int = 1
 ) -> Peak:
-    """The memory that a process of its own needs to load and run a network.
+    """Measure the memory of a separate process that loads and runs a network.
 
     Args:
-        weights: Its file; of `int8` the quantised model.
-        subject: What runs it, and for how many time steps.
-        side: Of its pictures, in pixels.
-        batch: Pictures at once.
-        threads: Of torch.
+        weights: File of the network. For `int8`: the quantised model.
+        subject: Engine and time steps.
+        side: Side of the pictures in pixels.
+        batch: Batch size.
+        threads: Number of torch's threads.
 
     Raises:
-        UsageError: The process failed, or the system does not tell (Windows).
+        UsageError: The process failed, or the system does not report the memory (Windows).
     """
     values = (weights, subject.name, subject.engine, subject.T, side, batch, threads)
     command = [sys.executable, "-c", _PEAK, *map(str, values)]
