@@ -1,4 +1,4 @@
-"""Labelled pictures: folders of classes and torchvision's CIFAR files."""
+"""Labelled pictures: class folders, and torchvision's CIFAR files."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from spikedet.pictures import from_loader, read_picture
 from spikedet.settings import EndToEnd
 from spikedet.task import Samples as TaskSamples
 
-UNLABELLED = -100  # instead of a class, as torch's cross-entropy has it
-TUNING_EVERY = 50  # every so-manieth training picture of a class is kept aside for choices
+UNLABELLED = -100  # label of a picture without a class, as in torch's cross-entropy
+TUNING_EVERY = 50  # every 50th training picture of a class is a tuning picture
 
 
 class Samples(TaskSamples, Dataset):
-    """Labelled pictures, decoded when they are first looked at and then kept as long as small.
+    """Labelled pictures. They are decoded when they are first used. Small pictures are then cached.
 
     Args:
         names: Class names.
-        labels: Number of the class of each picture, or `UNLABELLED`.
-        sources: A file, or the picture itself [3, H, W] uint8 RGB, for each.
-        aside: Whether each is kept aside for choices; every 50th of a class when None.
+        labels: Class number of each picture, or `UNLABELLED`.
+        sources: For each picture, a file, or the picture itself [3, H, W] uint8 RGB.
+        aside: Whether each picture is a tuning picture. None: every 50th picture of a class.
 
     Attributes:
-        decoded: Small pictures of files, by their number, once looked at.
-        transform: Applied to a picture that is taken by its number.
+        decoded: Cached pictures by their number.
+        transform: Transform that is applied to a picture when it is indexed.
     """
 
     KEPT = 64 * 64  # pixels up to which a decoded picture is kept in memory
@@ -65,10 +65,10 @@ class Samples(TaskSamples, Dataset):
         return (self.transform(picture) if self.transform else picture), self.labels[number]
 
     def picture(self, number: int) -> Tensor:
-        """[3, H, W] uint8 RGB.
+        """Return a picture, [3, H, W] uint8 RGB.
 
         Raises:
-            PictureError: It cannot be decoded.
+            PictureError: The picture cannot be decoded.
         """
         source = self.decoded.get(number, self.sources[number])
         if isinstance(source, Tensor):
@@ -79,17 +79,17 @@ class Samples(TaskSamples, Dataset):
         return picture
 
     def decode(self) -> None:
-        """Decode small pictures now, as loader processes would each do so anew in every epoch.
+        """Decode small pictures now. Otherwise each loader process would do this in every epoch.
 
         Raises:
-            PictureError: One of them cannot be decoded.
+            PictureError: A picture cannot be decoded.
         """
         for number in range(len(self)):
             if self.picture(number)[0].numel() > self.KEPT:
                 return
 
     def select(self, numbers: Sequence[int]) -> Samples:
-        """The samples of these numbers, in this order."""
+        """The samples with these numbers, in this order."""
         return Samples(
             self.names,
             [self.labels[n] for n in numbers],
@@ -98,7 +98,7 @@ class Samples(TaskSamples, Dataset):
         )
 
     def transformed(self, transform: Any) -> Samples:
-        """The same samples behind a transform."""
+        """The same samples with a transform."""
         view = copy.copy(self)
         view.transform = transform
         return view
@@ -107,7 +107,7 @@ class Samples(TaskSamples, Dataset):
         return self.select([n for n, label in enumerate(self.labels) if label != UNLABELLED])
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of class names, labels, and pixels or names and sizes."""
+        """A hash (12 hexadecimal digits) of class names, labels, and pixels or names and sizes."""
         digest = hashlib.sha256("\n".join(self.names).encode())
         for label, source in zip(self.labels, self.sources, strict=True):
             digest.update(f"\n{label} ".encode())
@@ -118,14 +118,14 @@ class Samples(TaskSamples, Dataset):
         return digest.hexdigest()[:12]
 
     def split_off_tuning(self, tuning: Path | None = None) -> tuple[Samples, Samples]:
-        """Separate every 50th picture of each class, which is kept aside for every choice.
+        """Split off the tuning samples: every 50th picture of each class.
 
         Returns:
-            Samples to train on, and those kept aside.
+            The training samples and the tuning samples.
 
         Raises:
-            UsageError: A list of those kept aside.
-            DataError: Too few pictures to keep any aside.
+            UsageError: `tuning` is not None. Classifiers have no list of tuning pictures.
+            DataError: There are too few pictures for tuning samples.
         """
         if tuning is not None:
             raise UsageError(
@@ -142,10 +142,10 @@ class Samples(TaskSamples, Dataset):
         return self.select(train), self.select(tune)
 
     def with_unlabelled(self, folders: Sequence[Path]) -> Samples:
-        """The samples, and all pictures in some folders, whose class nobody says.
+        """Add all pictures in some folders, without labels.
 
         Raises:
-            DataError: A folder without pictures.
+            DataError: A folder has no pictures.
         """
         sources: list[Path] = []
         for folder in folders:
@@ -176,19 +176,19 @@ def read(
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Samples:
-    """Labelled pictures of a data set.
+    """Read the labelled pictures of a data set.
 
     Args:
-        folders: Each holds `SPLIT/CLASS/**/picture` (CIFAR as pictures, ImageNet's usual layout),
-            or torchvision's CIFAR-10 or CIFAR-100 files (or is the folder of these).
-        split: `train`, `test`, `val`; several are joined by +.
-        limit: Only the first so many of a fixed shuffle, so that all classes appear. Which are
-            kept aside for choices does not depend on it.
-        names: Classes that the pictures must have, those of a network.
+        folders: Folders with `SPLIT/CLASS/**/picture` (the usual layout of ImageNet), or with
+            torchvision's CIFAR-10 or CIFAR-100 files.
+        split: `train`, `test` or `val`; several are joined by +.
+        limit: Use only the first pictures of a fixed shuffle, so that all classes appear. The
+            choice of tuning pictures does not depend on it.
+        names: Class names of a network, which the data must have.
 
     Raises:
-        DataError: Nothing of that kind there, damaged, or of other classes than `names` or than
-            another split beside it.
+        DataError: The data is missing or damaged, or its classes differ from `names` or from those
+            of another split.
     """
     places = [(Path(folder), part) for folder in folders for part in split.split("+")]
     parts = [_source(folder).read(part) for folder, part in places]
@@ -207,7 +207,7 @@ def read(
 
 
 def _source(folder: Path) -> Classes:
-    """The data of a folder; class folders, which say what is missing, where it is of no format."""
+    """The data of a folder. If its format is unknown, it is read as class folders."""
     format = recognise(folder)
     if format is None or format.task != "classification":
         format = folders_format
@@ -217,14 +217,14 @@ def _source(folder: Path) -> Classes:
 
 
 def download(name: str, folder: Path) -> Path:
-    """Fetch `cifar10` or `cifar100` from its authors, with torchvision's checksums.
+    """Download `cifar10` or `cifar100` from its authors, with torchvision's checksums.
 
     Returns:
-        The folder of its files, inside `folder`.
+        The folder of the files, inside `folder`.
 
     Raises:
-        DataError: No network, or a damaged archive.
-        UsageError: No such data set.
+        DataError: The download fails, or the archive is damaged.
+        UsageError: There is no such data set.
     """
     kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     if name not in kinds:
@@ -237,7 +237,7 @@ def download(name: str, folder: Path) -> Path:
 
 
 def _every_fiftieth(labels: list[int]) -> list[bool]:
-    """Whether each picture is a 50th, 100th ... of its class."""
+    """Whether each picture is the 50th, 100th and so on of its class."""
     seen: Counter[int] = Counter()
     aside = []
     for label in labels:
@@ -249,7 +249,7 @@ def _every_fiftieth(labels: list[int]) -> list[bool]:
 def batches(
     samples: Samples, description: dict[str, Any], imgsz: int, batch: int
 ) -> Iterator[Tensor]:
-    """Pictures [B, 3, imgsz, imgsz] as in evaluation, in order."""
+    """Yield batches of pictures [B, 3, imgsz, imgsz] without augmentation, in order."""
     transform = view(description, imgsz)
     for start in range(0, len(samples), batch):
         pictures = [samples.picture(n) for n in range(start, min(start + batch, len(samples)))]
@@ -268,9 +268,11 @@ def augmented(
     workers: int = 0,
     jpeg: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless training batches: `img` [B, 3, imgsz, imgsz], `label` [B]; cropped and mirrored.
+    """Yield training batches without end: `img` [B, 3, imgsz, imgsz] and `label` [B].
 
-    Made by so many loader processes, in this one where 0; compressed as in `augmentation`.
+    The pictures are cropped and mirrored at random, and compressed with the quality `jpeg` (see
+    `augmentation`). `workers` is the number of loader processes. With 0, this process makes the
+    batches.
     """
     if workers:
         samples.decode()

@@ -1,4 +1,4 @@
-"""Settings of training and conversion; light to import, so that the commands can show them."""
+"""Settings of training and conversion. This module imports nothing large, for the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spikedet.settings import TrainingSettings, option, redefined
 
 GROUP = "classifiers"
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
-SHORT = "torchvision:"  # with a name, in the place of the file of a network description
+SHORT = "torchvision:"  # with a name of torchvision, it replaces the file of a description
 PROTOCOL = "{imgsz} pixels, one view a picture, no test-time augmentation"
 # What the training of stage I has unless told otherwise, where it is not as in `Settings`.
 # Without batch norm stage I fails at a higher rate, or without a bound on the gradient.
@@ -30,12 +30,12 @@ class LayerWise(settings.LayerWise):
 
 @dataclass
 class EndToEnd(settings.EndToEnd):
-    """As everywhere, and what only classifiers have.
+    """The settings of `settings.EndToEnd`, and further ones for classifiers.
 
     Attributes:
-        temperature: What the outputs are divided by that it distils.
-        jpeg: Quality, 1 to 100, that its pictures are compressed with after each crop, 0 for none;
-            its tuning pictures are taken as they are.
+        temperature: Divisor of the outputs in the distillation loss.
+        jpeg: JPEG quality (1 to 100) to compress each training picture with after the crop; 0 for
+            none. Tuning pictures are not compressed.
     """
 
     batch: int = redefined(settings.EndToEnd, "batch", 64)
@@ -59,7 +59,7 @@ class EndToEnd(settings.EndToEnd):
 
 @dataclass
 class Settings(TrainingSettings):
-    """How a classifier is trained."""
+    """Training settings of classifiers."""
 
     epochs: int = redefined(TrainingSettings, "epochs", 100)
     imgsz: int = redefined(TrainingSettings, "imgsz", 32)

@@ -1,4 +1,4 @@
-"""How far a classifier's outputs are from its teacher's, and from labels not all pictures have."""
+"""Losses of classifiers: distance to a teacher, and to labels that some pictures do not have."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from spikedet.classification.data import UNLABELLED
 
 
 def divergence(student: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of found soft-max outputs from a teacher's, logits [B, C].
+    """The Kullback-Leibler divergence between the soft-max outputs of a student and of a teacher.
 
     Args:
-        student: Logits of the student.
-        wanted: Logits of the teacher.
-        temperature: Both are divided by it and the divergence multiplied by its square (Hinton,
-            Vinyals & Dean 2015): a sure teacher's small probabilities count more when it is higher.
+        student: Logits of the student, [B, C].
+        wanted: Logits of the teacher, [B, C].
+        temperature: The logits are divided by it, and the divergence is multiplied by its square
+            (Hinton, Vinyals & Dean 2015). With a higher temperature, the small probabilities of the
+            teacher count more.
     """
     student, wanted = ((logits / temperature).log_softmax(1) for logits in (student, wanted))
     apart = F.kl_div(student, wanted, reduction="batchmean", log_target=True)
@@ -23,12 +24,12 @@ def divergence(student: Tensor, wanted: Tensor, temperature: float = 1.0) -> Ten
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over the pictures that have labels, logits [B, C] and labels [B]; 0 where none has.
+    """The mean cross-entropy over the pictures with labels; 0 if no picture has a label.
 
     Args:
-        logits: Logits.
-        labels: Number of the class, or `UNLABELLED`.
-        smoothing: Of the labels.
+        logits: [B, C].
+        labels: [B], class numbers or `UNLABELLED`.
+        smoothing: Label smoothing.
     """
     total = F.cross_entropy(
         logits, labels, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing
@@ -37,10 +38,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the pictures with labels whose class is right; 0 where none has."""
+    """The share of correct pictures among those with labels; 0 if no picture has a label."""
     return (logits.argmax(1) == labels).sum() / labelled(labels)
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """How many pictures have labels, 1 at least."""
+    """The number of pictures with labels, but at least 1."""
     return (labels != UNLABELLED).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Accuracy of a network on labelled pictures."""
+"""Measure the accuracy of a network on labelled pictures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from spikedet.reliability import reliability
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the pictures, in 0..1, whose class is the first answer, or among the first five.
+    """The accuracy of a classifier, 0..1.
 
     Attributes:
-        top1, top5: The shares.
-        details: Rows of the tables `classes`, `confusion` and `reliability`, where asked for.
+        top1: Share of the pictures whose true class is the most probable class.
+        top5: Share of the pictures whose true class is among the five most probable classes.
+        details: Rows of the tables `classes`, `confusion` and `reliability`, if requested.
     """
 
     top1: float
@@ -39,16 +40,17 @@ def accuracies(
     on_batch: Callable[[int], None] | None = None,
     details: bool = False,
 ) -> list[Accuracy]:
-    """Accuracy of every answer of a classifier that gives several.
+    """Measure the accuracy of a classifier that gives several answers (one for each T).
 
     Args:
-        classify: Normalised pictures [B, 3, H, W] -> logits [B, C] of each answer.
+        classify: Function from normalised pictures [B, 3, H, W] to a list of logits [B, C], one for
+            each answer.
         samples: Labelled pictures.
-        description: Says how they are normalised.
-        imgsz: Side in pixels.
-        batch: Pictures at a time.
-        on_batch: Called with the number of pictures done.
-        details: More about the last answer.
+        description: Network description with the normalisation.
+        imgsz: Side of the pictures in pixels.
+        batch: Batch size.
+        on_batch: Function that is called with the number of pictures so far.
+        details: Also make the tables for the last answer.
     """
     hits: Any = 0  # [answers, 2]: first, among the first five
     sure: list[Tensor] = []  # [2, B] of each batch: probability and class of the last answer
@@ -75,17 +77,17 @@ def accuracies(
 def tables_of(
     scores: np.ndarray, answers: np.ndarray, labels: Sequence[int], names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """What answers are right and what they are mistaken for.
+    """Make the tables of accuracy by class, of confusion and of reliability.
 
     Args:
-        scores: [N] probability of each answer.
-        answers: [N] number of its class.
-        labels: [N] of the true class.
-        names: Of the classes.
+        scores: [N], probability of the predicted class.
+        answers: [N], number of the predicted class.
+        labels: [N], number of the true class.
+        names: Class names.
 
     Returns:
         Rows of `classes` (`class`, `top1`, `count`), `confusion` (`truth`, `predicted`, `count`)
-        and `reliability` (as `spikedet.reliability`).
+        and `reliability` (see `spikedet.reliability`).
     """
     answers, truth = answers.astype(int), np.asarray(labels)
     pairs, counts = np.unique(np.stack([truth, answers]), axis=1, return_counts=True)
@@ -108,13 +110,13 @@ def tables_of(
 def measure(
     runner: Any, samples: Samples, *, steps: Sequence[int] | None = None, **options: Any
 ) -> list[tuple[Accuracy, float | None]]:
-    """Accuracy, and spikes per neuron and step (None without spikes).
+    """Measure accuracy and spike rate (spikes per neuron and time step; None if float).
 
     Args:
-        runner: `classification.task.Runner`.
+        runner: A `classification.task.Runner`.
         samples: Labelled pictures.
-        steps: As of `Task.measure`.
-        options: As of `accuracies`.
+        steps: See `Task.measure`.
+        options: See `accuracies`.
     """
     device = device_of(runner.network)
     side = runner.imgsz

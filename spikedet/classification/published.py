@@ -1,10 +1,10 @@
-"""What the two-stage conversion paper prints for classification, to stand beside what is measured.
+"""The numbers that the two-stage conversion paper prints for classification, for comparison.
 
-Percent, exactly as printed, blanks taken out. `A/B` is the result A that the paper's authors
-reproduced of another's method and the result B of that method's own paper. Networks carry the names
-of `configs/models`: the paper's "ResNet-20" is `resnet20-wide`, that with a dagger `resnet20`
-(though its reproduced 96.60 % can only be of the wide one). A T of 128 in table II means "128 or
-more" there. The paper prints no numbers for its figures.
+They are in percent, exactly as printed, without spaces. In `A/B`, A is the result of another method
+as reproduced by the authors of the paper, and B is the result in that method's own paper. The names
+of networks are those of `configs/models`. The paper's "ResNet-20" is `resnet20-wide`, and
+"ResNet-20" with a dagger is `resnet20` (but its reproduced 96.60 % can only be of the wide
+network). T = 128 in table II means "128 or more". The paper prints no numbers for its figures.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ CLASSES = {"CIFAR-10": tuple(_CIFAR_10.split()), "CIFAR-100": tuple(_CIFAR_100.s
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, or the cells of one network in it.
+    """A row of a table, or the cells of one network in a row.
 
     Attributes:
         dataset: `CIFAR-10`, `CIFAR-100` or `ImageNet`.
-        network: As in `configs/models`; as printed where there is none.
-        method: As printed.
-        source: The float network's cell, `-` if there is none.
-        cells: T -> cell, only those that are printed; 0 where a row has no T.
-        measure: What the cells are: `top1`, `relative_loss`, `gsop`, `energy`, `ratio`.
-        pictures: Calibration pictures of a row of table VI.
+        network: Name in `configs/models`, or the printed name if there is none.
+        method: Printed name of the method.
+        source: Cell of the float network, or `-`.
+        cells: Printed cells by T. T is 0 if the row has no T.
+        measure: Kind of the cells: `top1`, `relative_loss`, `gsop`, `energy` or `ratio`.
+        pictures: Number of calibration pictures, for rows of table VI.
     """
 
     dataset: str
@@ -51,13 +51,13 @@ class Row:
 
 
 def number(cell: str) -> float | None:
-    """The first number of a cell: `96.60/91.47` is 96.6, `83.4±4.0` 83.4, `-` None."""
+    """The first number in a cell: `96.60/91.47` gives 96.6, `83.4±4.0` gives 83.4, `-` None."""
     first = cell.split("/")[0].split("±")[0].split("(")[0].rstrip("%")
     return None if first in (NOT_PRINTED, "") else float(first)
 
 
 def _rows(steps: tuple[int, ...], text: str, measure: str = "top1") -> list[Row]:
-    """Rows of lines `dataset network method source cell...`, one cell for each of `steps`."""
+    """Read rows from lines `dataset network method source cell...`, with a cell for each step."""
     rows = []
     for line in text.strip().splitlines():
         dataset, network, method, source, *cells = line.split()
@@ -154,7 +154,7 @@ ImageNet vgg16 Ours 74.88 59.95 62.51 70.13 73.44 74.68 74.93 74.94
 
 
 def _single(text: str) -> list[Row]:
-    """Rows of lines `dataset network method T accuracy`."""
+    """Read rows from lines `dataset network method T accuracy`."""
     rows = []
     for line in text.strip().splitlines():
         dataset, network, method, T, cell = line.split()
@@ -162,7 +162,7 @@ def _single(text: str) -> list[Row]:
     return rows
 
 
-STEPS_5 = (4,)  # of our rows; those beside them have their own
+STEPS_5 = (4,)  # T of our rows; the other rows have their own T
 TABLE_5 = _single(
     """
 CIFAR-10 2D-CSNN BRP 0 57.08
@@ -183,7 +183,7 @@ CIFAR-100 vgg16 Ours 4 70.08
 
 
 def _by_pictures(networks: dict[str, str], steps: tuple[int, ...], text: str) -> list[Row]:
-    """Rows of lines `pictures cell...`: a cell for each of `steps` of each network in turn."""
+    """Read rows from lines `pictures cell...`: for each network, a cell for each of `steps`."""
     rows = []
     for line in text.strip().splitlines():
         pictures, *cells = line.split()

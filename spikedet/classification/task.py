@@ -1,4 +1,4 @@
-"""Classifiers as a task of both stages of conversion."""
+"""The classification task for both stages of the conversion."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from spikedet.task import Run, Source, Task
 
 
 class Runner:
-    """A classifier of any stage, ready to run.
+    """A classifier of any stage.
 
     Attributes:
-        network: A `SpikingNetwork` for `snn`.
+        network: The network. A `SpikingNetwork` for stage `snn`.
         stage: `float`, `qc` or `snn`.
-        T: Time steps the weights were made for, None for `float`.
+        T: Time steps that the weights were made for. None for `float`.
         names: Class names.
         imgsz: Input side in pixels.
-        description: Of the network, with what its pictures are normalised by.
+        description: Network description, with the normalisation of the pictures.
     """
 
     def __init__(self, network: nn.Module, checkpoint: Checkpoint):
@@ -52,21 +52,21 @@ class Runner:
         return self
 
     def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
-        """Logits [B, C] of normalised pictures [B, 3, H, W]; T only for a spiking network."""
+        """Compute logits [B, C] of normalised pictures [B, 3, H, W]. T is for spiking networks."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         if isinstance(self.network, SpikingNetwork):
             return self.network(pictures, T).float()
         return self.network(pictures).float()
 
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
-        """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
+        """The results of `__call__` for each T of `steps` (ascending), from one run."""
         assert isinstance(self.network, SpikingNetwork)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         return [logits.float() for logits in self.network.after(pictures, steps)]
 
 
 class Classification(Task):
-    """One label a picture: folders of pictures, our and torchvision's networks, accuracy."""
+    """Classification: one label for each picture, our or torchvision's networks, accuracy."""
 
     name = "classification"
     columns = ("top1", "top5")

@@ -1,8 +1,8 @@
-"""Which output scale an object is a target of.
+"""Assign objects to output strides by their size.
 
-Ultralytics' task-aligned assigner gives an object to the anchors that predict it best already, of
-any stride. A head that starts badly gets no targets then, and stays as it is. Here each stride has
-the objects of its own range of sizes.
+Ultralytics' task-aligned assigner assigns an object to the anchors that already predict it best, of
+any stride. So a head that predicts badly at the start gets no targets, and does not improve. Here
+each stride gets the objects in its own range of sizes.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ RANGE = (3.5, 12.0)
 class SizedAssigner(TaskAlignedAssigner):
     """Task-aligned assignment within the strides that fit an object's size.
 
-    An object of side d = sqrt(w h) is a target of anchors of stride s where 3.5 s <= d <= 12 s, the
-    smallest stride without the lower bound and the largest without the upper one. Two neighbouring
-    strides overlap, from 7 to 12 of the smaller: there the better one is taken, as usual. An object
-    that holds no anchor of a fitting stride takes those of any.
+    An object with the side d = sqrt(w h) fits the stride s if 3.5 s <= d <= 12 s. The smallest
+    stride has no lower limit, and the largest stride has no upper limit. The ranges of two
+    neighbouring strides overlap (from 7 to 12 times the smaller stride). There the better
+    prediction wins, as usual. If an object contains no anchor of a fitting stride, anchors of all
+    strides are used.
     """
 
     def forward(self, *args: Tensor, anchor_strides: Tensor) -> tuple[Tensor, ...]:
-        """As ultralytics' own; `anchor_strides` [A, 1] are pixels."""
+        """Like ultralytics' method. `anchor_strides` [A, 1] are in pixels."""
         self.anchor_strides = anchor_strides[:, 0]
         return super().forward(*args)
 
     def select_candidates_in_gts(
         self, xy_centers: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, eps: float = 1e-9
     ) -> Tensor:
-        """Anchors [B, N, A] that each of N objects (x1 y1 x2 y2 in pixels) may be a target of."""
+        """The anchors [B, N, A] to which N objects (x1 y1 x2 y2 in pixels) may be assigned."""
         inside = super().select_candidates_in_gts(xy_centers, gt_bboxes, mask_gt, eps)
         fitting = inside & fits(gt_bboxes, self.anchor_strides)
         return torch.where(fitting.any(-1, keepdim=True), fitting, inside)
 
 
 def fits(boxes: Tensor, strides: Tensor) -> Tensor:
-    """Which strides suit which objects.
+    """Whether the stride of each anchor fits each object.
 
     Args:
         boxes: [..., N, 4], x1 y1 x2 y2 in pixels.
-        strides: [A], pixels, one an anchor.
+        strides: [A], the stride of each anchor in pixels.
 
     Returns:
         [..., N, A] bool.

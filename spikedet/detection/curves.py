@@ -1,4 +1,4 @@
-"""What stands behind an average precision: curves, confusion, reliability, as rows of tables."""
+"""Tables behind an average precision: curves, confusion matrix and reliability."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from spikedet.reliability import reliability
 
 ALL = "all classes"
 BACKGROUND = "background"
-CONFIDENCE, OVERLAP = 0.25, 0.5  # of the confusion matrix
+CONFIDENCE, OVERLAP = 0.25, 0.5  # confidence and IoU thresholds of the confusion matrix
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The N detections that count at IoU 0.5: neither difficult objects nor crowds.
+    """The N detections that count at IoU 0.5, without those of difficult objects and crowds.
 
     Attributes:
-        scores: [N] in 0..1.
-        labels: [N], their classes.
-        hits: [N] bool, whether each is an object of its class.
-        positives: [C], annotated objects of each class.
+        scores: [N], 0..1.
+        labels: [N], classes of the detections.
+        hits: [N] bool, whether each detection matches an object of its class.
+        positives: [C], number of annotated objects of each class.
     """
 
     scores: np.ndarray
@@ -37,7 +37,7 @@ class Matches:
 
     @classmethod
     def of(cls, evaluation: COCOeval, classes: int) -> Matches:
-        """Of an evaluation that has been run."""
+        """Make the matches from a finished evaluation."""
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         positives = np.zeros(classes, int)
         every = evaluation.params.areaRng[0]
@@ -59,11 +59,11 @@ def details(
     evaluation: COCOeval, detections: Sequence[Detections], samples: Sequence[Sample],
     names: Sequence[str],
 ) -> dict[str, Rows]:  # fmt: skip
-    """Rows of all tables by name: `precision-recall`, `f1`, `confusion`, `reliability`.
+    """Make all tables by name: `precision-recall`, `f1`, `confusion`, `reliability`.
 
     Args:
-        evaluation: Of these detections, run.
-        detections: One for each sample.
+        evaluation: Finished evaluation of these detections.
+        detections: Detections of each sample.
         samples: Annotated pictures.
         names: Class names that the labels index.
     """
@@ -119,16 +119,16 @@ def _f1_rows(name: str, confidences: np.ndarray, values: np.ndarray) -> Rows:
 def confusion(
     detections: Sequence[Detections], samples: Sequence[Sample], names: Sequence[str]
 ) -> Rows:
-    """What the objects of each class are taken for, at confidence 0.25 and IoU 0.5.
+    """The confusion matrix at confidence 0.25 and IoU 0.5.
 
-    Pairs of an object and a detection, whatever their classes, the best overlap first, each once.
-    Objects that nothing overlaps are taken for `BACKGROUND`; detections that overlap none are of
-    it, unless they lie in a crowd. Difficult objects and crowds do not count, nor what is found
-    there.
+    Objects and detections are matched regardless of their classes, the best overlap first. Each is
+    used once. An object without a detection counts as predicted `BACKGROUND`. A detection without
+    an object counts as true `BACKGROUND`, unless it lies in a crowd. Difficult objects and crowds,
+    and detections of them, do not count.
 
     Returns:
-        `truth`, `predicted` and `count` of each pair of names; the classes alone where there is
-        nothing.
+        Rows with `truth`, `predicted` and `count` for each pair of names. If there are no objects
+        and detections, only pairs of classes.
     """
     from torch import from_numpy
     from torchvision.ops import box_iou

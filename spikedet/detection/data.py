@@ -1,4 +1,4 @@
-"""Annotated pictures of detectors: what tells them from others, and those kept aside."""
+"""Annotated pictures of detectors: their fingerprint, and the tuning pictures."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from spikedet.detection.defaults import TUNING
 from spikedet.errors import DataError
 from spikedet.files import read_lines
 
-TUNING_EVERY = 20  # every so-manieth picture is kept aside where no list says which
+TUNING_EVERY = 20  # without a list, every 20th picture is a tuning picture
 
 
 def trained_on(samples: Sequence[Sample]) -> int:
-    """How many of the samples the released detectors were trained on, or chosen by."""
+    """The number of samples that the training or the choice of the released detectors used."""
     known = {
         f"{path.name.split('-')[0]}/{number}"
         for path in SPLITS.glob("*-spikedet-train.txt")
@@ -35,9 +35,9 @@ def trained_on(samples: Sequence[Sample]) -> int:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Twelve hexadecimal digits of ids, annotations and sizes of the picture files.
+    """A hash (12 hexadecimal digits) of the ids, the annotations and the sizes of the files.
 
-    And of class names that are not VOC's, crowds and areas, where there are any.
+    It also depends on class names that are not VOC's, on crowds and on areas, if there are any.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -52,23 +52,23 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def tuning_ids(path: Path) -> list[str]:
-    """Sample ids of a committed list, one `VOC2007/000005` a line, `#` starts a comment.
+    """Read a list of sample ids: one on each line, such as `VOC2007/000005`; `#` starts a comment.
 
     Raises:
-        DataError: No such list, or not text.
+        DataError: The file is missing or is not a text file.
     """
     lines = read_lines(path, "list of tuning pictures")
     return [entry for line in lines if (entry := line.split("#")[0].strip())]
 
 
 def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample], list[Sample]]:
-    """Separate the tuning pictures from the ones to train on.
+    """Split samples into training samples and tuning samples.
 
-    Where the list is ours, which names pictures of VOC 2007, and none of them is among the samples,
-    every 20th picture is kept aside, the last one of fewer.
+    If `tuning` is the list of this package (pictures of VOC 2007), and the samples have none of
+    these pictures, every 20th sample is a tuning sample. With fewer than 20, it is the last sample.
 
     Raises:
-        DataError: Nothing is left on one of the sides.
+        DataError: There are no training samples or no tuning samples.
     """
     ids = set(tuning_ids(tuning))
     if Path(tuning) == TUNING and not any(sample.id in ids for sample in samples):

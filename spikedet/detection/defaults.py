@@ -1,4 +1,4 @@
-"""Settings of training and conversion; light to import, so that the commands can show them."""
+"""Settings of training and conversion. This module imports nothing large, for the commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spikedet.settings import TrainingSettings, option, redefined
 GROUP = "detectors"
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"
 TUNING = resources.folder("configs") / "tuning_ids.txt"
-CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # of a measurement
+CONFIDENCE, IOU, MOST = 0.001, 0.6, 100  # for measuring AP: thresholds, and boxes per picture
 PROTOCOL = (
     f"letterbox to {{imgsz}} pixels, confidence {CONFIDENCE}, class-wise NMS at IoU {IOU}, "
     f"at most {MOST} boxes a picture, difficult objects ignored"
@@ -40,7 +40,7 @@ class EndToEnd(settings.EndToEnd):
 
 @dataclass
 class Settings(TrainingSettings):
-    """How a detector is trained."""
+    """Training settings of detectors."""
 
     epochs: int = redefined(TrainingSettings, "epochs", 40)
     imgsz: int = redefined(TrainingSettings, "imgsz", 320)

@@ -1,4 +1,4 @@
-"""Distillation: how far a detector's raw outputs are from those of its teacher."""
+"""The distillation loss of detectors: the distance to the raw outputs of a teacher."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch.nn import functional as F
 
 
 def distillation_loss(outputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """How far raw head outputs are from a teacher's, weighted as the detection loss weights them.
+    """Compute the distance of raw head outputs to those of a teacher.
 
-    Class scores: binary cross-entropy against the teacher's. Box edges: Kullback-Leibler
-    divergence of each edge's distribution, at anchors in proportion to the teacher's best score.
+    The class scores use binary cross-entropy. The box edges use the Kullback-Leibler divergence of
+    each edge's distribution; each anchor is weighted by the teacher's best score. The two terms
+    have the weights of the detection loss.
 
     Args:
         outputs: `boxes` [B, 4 R, A] and `scores` [B, C, A], logits.
-        wanted: The same of the teacher.
+        wanted: The same outputs of the teacher.
     """
     score = wanted["scores"].sigmoid()
     weight = score.amax(1)  # [B, A]

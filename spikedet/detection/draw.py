@@ -1,4 +1,4 @@
-"""Detections drawn on their picture: readable on small and huge ones, and where boxes overlap."""
+"""Draw detections on their picture. Labels are readable on small and on huge pictures."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ Box = tuple[int, int, int, int]  # x1 y1 x2 y2 in pixels
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A BGR colour of its own for each class; neighbours are far apart on the colour circle."""
+    """The BGR colour of a class. Neighbouring numbers have very different colours."""
     hue = (label * 0.618034) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
 def draw(detections: Detections, enlarge: bool = False) -> np.ndarray:
-    """A copy of the picture with boxes and labels, sized to the picture.
+    """Draw boxes and labels on a copy of the picture. Their size depends on the picture.
 
-    All labels lie above all boxes, each where it covers no other if there is such a place: above
-    its box, in it, below it, or further down. Those with the highest scores choose first.
+    Labels are drawn on top of all boxes. A label is placed above its box, in it, below it, or
+    further down, where it covers no other label if possible. Labels with higher scores are placed
+    first.
 
     Args:
-        detections: With their picture. With `ids` a label has the number of its object, and
-            objects have a colour each instead of classes.
-        enlarge: Enlarge a picture that is too small for labels, by a whole number.
+        detections: Detections with their picture. With `ids`, a label contains the number of its
+            object, and each object has its own colour.
+        enlarge: Enlarge a picture that is too small for labels, by an integer factor.
 
     Returns:
         [H, W, 3] uint8 BGR.
 
     Raises:
-        ValueError: The detections hold no picture.
+        ValueError: The detections have no picture.
     """
     if detections.picture is None:
         raise ValueError("these detections hold no picture to draw on")
@@ -83,7 +84,7 @@ def _colour_of(detections: Detections, number: int) -> tuple[int, int, int]:
 
 
 def _text_of(detections: Detections, number: int) -> str:
-    """Class, number of the object where it is known, and score."""
+    """The text of a label: class, number of the object if known, and score."""
     known = detections.number_of(number)
     name = detections.names[detections.labels[number]]
     name += f" #{known}" if known else ""
@@ -92,7 +93,7 @@ def _text_of(detections: Detections, number: int) -> str:
 
 @functools.lru_cache(32)
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more."""
+    """The font DejaVu Sans of matplotlib. It has Latin, Greek, Cyrillic and other letters."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -101,7 +102,7 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(512)
 def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
-    """Text on a coloured ground, [h, w, 3] uint8 BGR."""
+    """A text on a coloured background, [h, w, 3] uint8 BGR."""
     font = font_of(size)
     left, _, right, _ = font.getbbox(text)
     ascent, descent = font.getmetrics()
@@ -115,7 +116,7 @@ def _label(text: str, ground: tuple[int, int, int], size: int) -> np.ndarray:
 
 
 def _place(box: Box, w: int, h: int, width: int, height: int, taken: list[Box]) -> Box:
-    """Where a label of w x h pixels covers no other one, or the least of the others."""
+    """A position for a label of w x h pixels that covers as little of other labels as possible."""
     x1, y1, x2, y2 = box
     lines = [y1 - h, y1, y2, y2 - h, *range(y1 + h, y2, h), *range(y1 - 2 * h, -1, -h)]
     columns = [x1, x2 - w]
@@ -139,7 +140,7 @@ def _place(box: Box, w: int, h: int, width: int, height: int, taken: list[Box]) 
 
 
 def _shared(one: Box, other: Box) -> int:
-    """Pixels that two rectangles share."""
+    """The number of pixels in the intersection of two rectangles."""
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     return max(0, across) * max(0, down)

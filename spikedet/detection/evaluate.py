@@ -1,12 +1,14 @@
-"""Average precision in pixels of the original pictures: COCO's by pycocotools, and VOC 2007's.
+"""Average precision (AP) in pixels of the original pictures: COCO's (pycocotools) and VOC 2007's.
 
-`difficult` objects count neither as found nor as missed. In COCO's measure a difficult box takes
-up one detection, like any ignored box that is no crowd; a second detection of it is a false alarm.
-In VOC 2007's every detection whose best match is difficult is left out, as its devkit does.
+`difficult` objects count neither as found nor as missed. In COCO's measure, a difficult box absorbs
+one detection, like any ignored box that is not a crowd. A second detection of it is a false
+positive. In VOC 2007's measure, each detection whose best match is difficult is left out, as in the
+VOC devkit.
 
-Boxes around a crowd count as little, and take up any number of detections: one that lies in a crowd
-by the part of its own area that IoU would have to be, and matches no object, is no false alarm. So
-does COCO, and VOC 2007's measure, which knows no crowds, is given the same.
+Boxes around crowds are not counted either, and absorb any number of detections. A detection that
+matches no object is not a false positive if it lies in a crowd. It lies in the crowd if the
+fraction of its own area in the crowd is at least the IoU threshold. COCO does this. VOC 2007 has no
+crowds; its measure here treats crowds in the same way.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ from spikedet.detection.boxes import Detections
 from spikedet.detection.data import Sample
 
 AREAS = (32.0**2, 96.0**2)  # square pixels between small, medium and large objects
-WITHIN = 0.95  # of the resampled values lie in an interval
-COUNTED = 100  # detections of one class in one picture that COCO's measure looks at
+WITHIN = 0.95  # fraction of the resampled values in an interval
+COUNTED = 100  # largest number of detections in a picture and class in COCO's measure
 
 
 @dataclass
 class Precision:
-    """Average precision in 0..1; nan where nothing of that kind is annotated.
+    """Average precision, 0..1. A value is nan if no such object is annotated.
 
     Attributes:
-        AP: Mean over classes and IoU thresholds 0.50, 0.55 ... 0.95.
-        AP50, AP75: At one IoU threshold.
-        AP_small, AP_medium, AP_large: For objects up to 32^2 square pixels, up to 96^2, and from
-            there on, or between the limits that were given.
-        VOC07_AP50: The VOC 2007 measure, eleven recall points, IoU 0.5.
+        AP: Mean over classes and over the IoU thresholds 0.50, 0.55 ... 0.95.
+        AP50, AP75: AP at the IoU threshold 0.50 or 0.75.
+        AP_small, AP_medium, AP_large: AP for objects up to 32^2 square pixels, up to 96^2, and
+            larger; or for the given limits.
+        VOC07_AP50: The VOC 2007 measure, with eleven recall points at IoU 0.5.
         per_class: AP of each class.
-        details: Rows of the tables of `curves.details`, where they were asked for.
-        intervals: Of `AP` and `AP50`, where they were asked for: see `intervals`.
+        details: Rows of the tables of `curves.details`, if requested.
+        intervals: Intervals of `AP` and `AP50` (see the function `intervals`), if requested.
     """
 
     AP: float
@@ -68,18 +70,21 @@ def average_precision(
     details: bool = False,
     bootstrap: int = 0,
 ) -> Precision:
-    """Measure detections against annotations.
+    """Compute average precision from detections and annotations.
 
     Args:
-        detections: One for each sample; boxes and labels as in `Detections`.
+        detections: Detections of each sample.
         samples: Annotated pictures.
-        names: Class names that the labels index.
-        areas: Square pixels between small, medium and large objects.
-        details: Curves, confusion and reliability as well.
-        bootstrap: Resamplings for intervals, 0 for none.
+        names: Class names, which the labels index.
+        areas: Limits between small, medium and large objects, in square pixels.
+        details: Also make tables of curves, confusion and reliability.
+        bootstrap: Number of resamplings for intervals. 0 for no intervals.
 
     Returns:
         All measures.
+
+    Raises:
+        ValueError: The number of detections differs from the number of samples.
     """
     if len(detections) != len(samples):
         raise ValueError(f"{len(detections)} detections for {len(samples)} pictures")
@@ -101,7 +106,7 @@ def average_precision(
 
 
 def _mean(table: np.ndarray, iou=slice(None), area=0, label=slice(None)) -> float:
-    """Mean of COCO's precisions [IoU, recall, class, area, most], -1 where there is none."""
+    """The mean of COCO's precisions [IoU, recall, class, area, most]; entries of -1 are ignored."""
     values = table[iou, :, label, area, -1]
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")
@@ -110,17 +115,17 @@ def _mean(table: np.ndarray, iou=slice(None), area=0, label=slice(None)) -> floa
 def intervals(evaluation: COCOeval, count: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals over pictures (Efron and Tibshirani 1993, chapter 13).
 
-    As many pictures as there are are drawn with replacement, again and again, and measured each
-    time: 95 % of the values lie in the interval. Classes that a draw has no object of are left out
-    of its mean, as ever.
+    For N pictures, N pictures are drawn with replacement, and AP is computed. This is repeated
+    `count` times. The interval contains 95 % of these values. If a draw has no object of a class,
+    the class is left out of the mean.
 
     Args:
-        evaluation: All pictures, evaluated.
-        count: Resamplings.
-        seed: Of the draws.
+        evaluation: Evaluation of all pictures.
+        count: Number of resamplings.
+        seed: Seed of the random draws.
 
     Returns:
-        Lower and upper end by measure: `AP`, `AP50`.
+        Lower and upper end of the interval, by measure: `AP`, `AP50`.
     """
     whole = copy.copy(evaluation)
     pictures = len(evaluation.params.imgIds)
@@ -145,7 +150,7 @@ def intervals(evaluation: COCOeval, count: int, seed: int = 0) -> dict[str, tupl
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that ignores difficult objects, too; the base class ignores crowds alone."""
+    """COCOeval that ignores difficult objects too. The base class ignores only crowds."""
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -212,7 +217,7 @@ def _annotation(image: int, box: np.ndarray, label: int) -> dict:
 
 
 def voc07_ap50(detections: Sequence[Detections], samples: Sequence[Sample], classes: int) -> float:
-    """Mean over the annotated classes of the eleven-point AP at IoU 0.5; nan without any."""
+    """Mean eleven-point AP at IoU 0.5 over the annotated classes; nan without annotated classes."""
     each = [_voc07_class(detections, samples, label) for label in range(classes)]
     values = [value for value in each if value is not None]
     return float(np.mean(values)) if values else float("nan")
@@ -257,20 +262,21 @@ def _voc07_class(
 
 
 def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Area [N] that one box has in common with others [N, 4], square pixels."""
+    """The area of intersection [N] of one box with N others [N, 4], in square pixels."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     return np.prod(np.clip(high - low, 0, None), axis=1)
 
 
 def _covered(box: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """Part [N] of a box that lies in each of the crowds [N, 4]."""
+    """The fraction [N] of a box that lies in each of the crowds [N, 4]."""
     return _shared(box, crowds) / np.maximum(np.prod(box[2:] - box[:2]), 1e-9)
 
 
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU [N] of one box with others [N, 4], edges in pixels.
+    """The IoU [N] of one box with N others [N, 4], with edges in pixels.
 
-    The devkit counts inclusive pixels, which is the width between edges for annotated boxes.
+    The VOC devkit counts pixels including both edges. For annotated boxes this equals the width
+    between the edges here.
     """
     shared = _shared(box, others)
     area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)

@@ -1,8 +1,9 @@
-"""Boxes for pictures that nobody annotated: what trained detectors see there.
+"""Label pictures with trained detectors.
 
-Detectors of others, as ultralytics loads them, teach a network that is trained on their boxes. What
-several of them see, and what they see in the mirrored picture, is fused: a box that all see keeps
-its score, one that a single one of n sees has an nth of it.
+A network can then be trained on these boxes. The detectors are ours, or those that ultralytics
+loads. Each detector gives one view of a picture, and a second view of the mirrored picture. The
+boxes of all views are fused. A box in all views keeps its score. A box in only one of n views gets
+1/n of its score.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.files import read_lines
 
-LEAST_OVERLAP = 0.5  # of two boxes of a class that are of one object
+LEAST_OVERLAP = 0.5  # smallest IoU of two boxes of a class that are the same object
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ Teacher = Callable[[np.ndarray], list[Object]]  # of a picture [H, W, 3] uint8 B
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes x1 y1 x2 y2; 0 where one has no area."""
+    """The intersection over union of two boxes x1 y1 x2 y2; 0 if one has no area."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:
@@ -50,14 +51,15 @@ def iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def fuse(views: Sequence[Sequence[Object]], overlap: float = LEAST_OVERLAP) -> list[Object]:
-    """What several views of one picture show together.
+    """Fuse the objects of several views of one picture.
 
-    Objects of one class, each of another view, whose boxes overlap are one object. Its box is their
-    mean weighted by score, its score the mean over all views, 0 for those that do not show it.
+    Objects of the same class in different views, whose boxes overlap, become one object. Its box is
+    the mean of their boxes, weighted by the scores. Its score is the mean over all views. Views
+    without the object count as 0.
 
     Args:
         views: Objects of each view, in pixels of the same picture.
-        overlap: Least IoU with the surest of them.
+        overlap: Smallest IoU with the object that has the highest score.
 
     Returns:
         Objects, highest score first.
@@ -83,7 +85,7 @@ def fuse(views: Sequence[Sequence[Object]], overlap: float = LEAST_OVERLAP) -> l
 
 
 def _mean(objects: list[Object], views: int) -> Object:
-    """One object of those that are the same."""
+    """Fuse objects that are the same to one object."""
     if len(objects) == 1 or not any(each.score for each in objects):
         return Object(objects[0].name, objects[0].score / views, objects[0].box)
     scores = np.array([each.score for each in objects])
@@ -92,7 +94,7 @@ def _mean(objects: list[Object], views: int) -> Object:
 
 
 def without_doubles(objects: Iterable[Object], overlap: float) -> list[Object]:
-    """The surest of objects that overlap more than that, whatever their classes."""
+    """Keep only the object with the highest score where objects of any classes overlap more."""
     kept: list[Object] = []
     for candidate in sorted(objects, key=lambda o: -o.score):
         if all(iou(candidate.box, other.box) <= overlap for other in kept):
@@ -103,19 +105,19 @@ def without_doubles(objects: Iterable[Object], overlap: float) -> list[Object]:
 def renamed(
     objects: Iterable[Object], names: Mapping[str, str], classes: Sequence[str] | None
 ) -> list[Object]:
-    """Objects under other class names, those of some classes alone.
+    """Rename the classes of objects, and keep only some classes.
 
     Args:
-        objects: Of any classes.
-        names: New names of some of them.
-        classes: New names that are kept; all where None.
+        objects: Objects of any classes.
+        names: New names of some classes.
+        classes: New names of the classes to keep. None: all.
     """
     new = (Object(names.get(o.name, o.name), o.score, o.box) for o in objects)
     return [each for each in new if classes is None or each.name in classes]
 
 
 def mirrored(teacher: Teacher) -> Teacher:
-    """A teacher that sees the mirrored picture; its boxes are of the picture itself."""
+    """A detector for the mirrored picture. Its boxes are in pixels of the original picture."""
 
     def see(picture: np.ndarray) -> list[Object]:
         width = picture.shape[1]
@@ -129,18 +131,18 @@ def mirrored(teacher: Teacher) -> Teacher:
 
 
 class Foreign:
-    """A detector that ultralytics loads: ONNX, OpenVINO, TFLite and so on, or .pt, safely.
+    """A detector that ultralytics loads: ONNX, OpenVINO, TFLite and so on, or .pt (read safely).
 
     Args:
         path: File or folder.
-        conf: Least score.
-        iou: IoU threshold of its non-maximum suppression, where it needs one.
-        imgsz: Input side in pixels; its own where None.
+        conf: Confidence threshold.
+        iou: IoU threshold of non-maximum suppression, if the detector needs it.
+        imgsz: Input side in pixels. None: that of the detector.
         device: `cpu` or `cuda:0`.
 
     Raises:
-        WeightsError: Missing, damaged, of another task or of a form that needs a package that is
-            not installed.
+        WeightsError: The detector is missing, damaged, or of another task, or needs a package that
+            is not installed.
     """
 
     def __init__(self, path: Path, conf: float, iou: float, imgsz: int | None, device: str):
@@ -160,7 +162,7 @@ class Foreign:
 
 
 class Own:
-    """One of this project's detectors, of any stage. Arguments as of `Foreign`."""
+    """A detector of this package, of any stage. The arguments are those of `Foreign`."""
 
     def __init__(self, path: Path, conf: float, iou: float, imgsz: int | None, device: str):
         from spikedet.detection.predict import Predictor
@@ -179,24 +181,24 @@ class Own:
 
 
 def teacher(path: Path, *options: Any) -> Foreign | Own:
-    """A detector of ours (.safetensors) or of others; arguments as of `Foreign`."""
+    """Load a detector of this package (.safetensors) or of ultralytics; see `Foreign`."""
     return (Own if path.suffix == ".safetensors" else Foreign)(path, *options)
 
 
 class Journal:
-    """What was found so far, a line a picture, so that a long run can go on after a kill.
+    """The results so far, one line for each picture, so that an interrupted run can continue.
 
     Args:
-        path: The file; it is made with the first picture.
-        settings: What makes the boxes what they are; a run goes on with the same alone.
-        resume: Go on with what is there.
+        path: The file. It is made with the first picture.
+        settings: Settings that the boxes depend on. A run can only continue with the same settings.
+        resume: Continue with an existing file.
 
     Attributes:
-        done: What was found, by the name of the picture.
+        done: Results by the name of the picture.
 
     Raises:
-        TrainingError: There is one and it is not to be resumed, or it has other settings.
-        DataError: It is damaged.
+        TrainingError: The file exists but `resume` is False, or its settings differ.
+        DataError: The file is damaged.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool):
@@ -224,7 +226,7 @@ class Journal:
         path.write_text(whole, encoding="utf-8")
 
     def add(self, file_name: str, width: int, height: int, objects: Sequence[Object]) -> None:
-        """Note what was found in one picture."""
+        """Store the results of one picture."""
         rows = [[o.name, round(o.score, 4), [round(v, 2) for v in o.box]] for o in objects]
         entry = {"file_name": file_name, "width": width, "height": height, "objects": rows}
         self.done[file_name] = entry
@@ -238,12 +240,12 @@ class Journal:
 def coco(
     entries: Sequence[Mapping[str, Any]], names: Sequence[str], info: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What was found as a COCO data set, with a `score` an annotation.
+    """Convert the results to a COCO data set, with a `score` for each annotation.
 
     Args:
-        entries: What `Journal.done` holds, in the order of the pictures.
-        names: Class names, category 1 first.
-        info: About it all.
+        entries: Entries of `Journal.done`, in the order of the pictures.
+        names: Class names; the first has category id 1.
+        info: Content of the field `info`.
     """
     numbers = {name: number for number, name in enumerate(names, 1)}
     images: list[dict[str, Any]] = []

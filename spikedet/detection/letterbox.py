@@ -1,4 +1,4 @@
-"""Fitting a picture into a network's square input, and boxes back."""
+"""Fit a picture into the square input of a network, and convert boxes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Letterbox:
     Attributes:
         scale_x, scale_y: Network pixels per picture pixel.
         pad_x, pad_y: Padding at the left and at the top, in network pixels.
-        width, height: The picture, in its own pixels.
+        width, height: Size of the picture in its own pixels.
     """
 
     scale_x: float
@@ -30,7 +30,7 @@ class Letterbox:
     height: int
 
     def to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes [N, 4] x1 y1 x2 y2 in network pixels -> picture pixels, clipped to the picture."""
+        """Convert boxes [N, 4] (x1 y1 x2 y2) from network to picture pixels, and clip them."""
         scale = np.array([self.scale_x, self.scale_y] * 2)
         pad = np.array([self.pad_x, self.pad_y] * 2)
         limit = np.array([self.width, self.height] * 2)
@@ -39,14 +39,14 @@ class Letterbox:
 
 
 def letterbox(picture: np.ndarray, side: int) -> tuple[Tensor, Letterbox]:
-    """Fit a picture into a square, keeping its aspect ratio, centred on grey.
+    """Fit a picture into the centre of a grey square, with the same aspect ratio.
 
     Args:
         picture: [H, W, 3] uint8 BGR.
         side: Side of the square in pixels.
 
     Returns:
-        [3, side, side] float32 RGB in 0..1, and how it was fitted.
+        The square, [3, side, side] float32 RGB in 0..1, and its letterbox.
     """
     height, width = picture.shape[:2]
     scale = min(side / height, side / width)

@@ -16,7 +16,10 @@ from spikedet.pictures import from_loader, read_picture
 def batches(
     samples: Sequence[Sample], side: int, batch: int
 ) -> Iterator[tuple[Tensor, list[Letterbox]]]:
-    """Letterboxed pictures [B, 3, side, side] float32 RGB in 0..1 and how each was fitted."""
+    """Yield batches of letterboxed pictures, [B, 3, side, side] float32 RGB in 0..1.
+
+    Each batch comes with the letterbox of each picture.
+    """
     for start in range(0, len(samples), batch):
         fitted = [letterbox(read_picture(s.path), side) for s in samples[start : start + batch]]
         yield torch.stack([picture for picture, _ in fitted]), [box for _, box in fitted]
@@ -25,13 +28,13 @@ def batches(
 def augmented(
     samples: Sequence[Sample], side: int, batch: int, seed: int = 0, workers: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Endless training batches with ultralytics' augmentation, without mosaic.
+    """Yield training batches without end, with ultralytics' augmentation except mosaic.
 
-    Made by so many loader processes, in this one where 0.
+    `workers` is the number of loader processes. With 0, this process makes the batches.
 
     Yields:
-        `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls`, `bboxes` as its loss
-        takes them; B is `batch`, or all samples where they are fewer.
+        Dicts with `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls` and `bboxes` for
+        ultralytics' loss. B is `batch`, or the number of samples if it is smaller.
     """
     from spikedet.detection.train import SampleDataset
     from spikedet.detection.ultra import training_options

@@ -1,6 +1,7 @@
-"""Average precision of a network on annotated pictures, with every setting fixed.
+"""Measure the average precision of a network on annotated pictures, with fixed settings.
 
-A score counts for every class that reaches the confidence; for the rest see `settings.PROTOCOL`.
+A box counts for every class whose score is above the confidence threshold. The other settings are
+in `defaults.PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ def detect_all(
     batch: int = 8,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Detections]]:
-    """Detections of every sample, boxes in pixels of the original pictures.
+    """Detect objects in every sample. The boxes are in pixels of the original pictures.
 
     Args:
         runner: The network.
         samples: Pictures.
-        steps: Time steps of a spiking network after which it is read out, ascending; None for
-            another network.
-        batch: Pictures at a time.
-        on_batch: Called with the number of pictures done.
+        steps: Numbers of time steps after which a spiking network is read out, ascending. None for
+            other networks.
+        batch: Batch size.
+        on_batch: Function that is called with the number of pictures so far.
 
     Returns:
-        After each of `steps` (one of them in a network without time): those of every sample.
+        For each of `steps` (or once, for a network without time steps): the detections of every
+        sample.
     """
     device = device_of(runner.network)
     times: Sequence[int | None] = steps or [None]
@@ -73,16 +75,16 @@ def measure(
     bootstrap: int = 0,
     **options: Any,
 ) -> list[tuple[Precision, float | None]]:
-    """Average precision, and spikes per neuron and step (None without spikes).
+    """Measure average precision and spike rate (spikes per neuron and time step; None if float).
 
     Args:
         runner: The network.
         samples: Pictures.
-        steps: As of `Task.measure`.
-        areas: As of `average_precision`.
-        details: As there, of the last of `steps`.
-        bootstrap: As there.
-        options: As of `detect_all`.
+        steps: See `Task.measure`.
+        areas: See `average_precision`.
+        details: See `average_precision`. Only for the last of `steps`.
+        bootstrap: See `average_precision`.
+        options: See `detect_all`.
     """
     if runner.stage != "snn":
         (detections,) = detect_all(runner, samples, **options)

@@ -1,4 +1,4 @@
-"""The detection network: built from its description, run with or without time."""
+"""The detection network: build it from its description, and run it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from spikedet.graph.structure import fill
 from spikedet.precision import as_float, layout, mixed
 from spikedet.runtime.network import SpikingNetwork
 
-MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # that a description may ask for
+MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # limits for a network description
 
 
 class Head(Detect):
-    """Ultralytics' detection head, which can return its outputs as they are before decoding.
+    """Ultralytics' detection head. It can also return its outputs before decoding.
 
-    Of the features that its loss and its decoder take, they read height and width alone: here they
-    are the raw boxes, so that a spiking network has nothing more to return.
+    The loss and the decoder use only the height and the width of the features. So the raw boxes
+    take the place of the features here, and a spiking network need not return more.
     """
 
     raw = False
@@ -49,10 +49,11 @@ class Head(Detect):
 
     @torch.no_grad()
     def start_boxes(self) -> None:
-        """Let boxes start at 7 strides a side.
+        """Set the initial boxes to a side of 7 strides.
 
-        Ultralytics' start at 15, which is 480 of 384 pixels at stride 32: its anchors would predict
-        every object worse than those of stride 16 and would never be given one.
+        In ultralytics the side is 15 strides. At stride 32 this is 480 pixels, more than an input
+        of 384 pixels. Then the anchors of stride 32 would predict every object worse than those of
+        stride 16, and would never get a target.
         """
         if self.reg_max > 1:
             bins = torch.arange(self.reg_max)
@@ -60,10 +61,10 @@ class Head(Detect):
                 branch[-1].bias.copy_((-0.5 * (bins - 3).abs()).repeat(4))
 
     def layers(self, strides: Sequence[int]) -> tuple[str, ...]:
-        """How the names of the layers of these output strides begin.
+        """The prefixes of the layer names of these output strides.
 
         Raises:
-            UsageError: There is no output of that stride.
+            UsageError: The network has no output of this stride.
         """
         there = [int(stride) for stride in self.stride]
         for stride in strides:
@@ -77,14 +78,14 @@ class Head(Detect):
 
 
 class _Trained(nn.Module):
-    """The detection loss, for networks with ultralytics' or with a graph's layers.
+    """The detection loss, for networks with layers of ultralytics or with a graph.
 
-    With `by_size` an object is a target of the strides that fit its size, see `SizedAssigner`. With
-    `parts` a training step is done in parts of the batch, see there; the losses that it returns
-    have their gradients in the parameters already.
+    With `by_size`, an object is assigned only to strides that fit its size (see `SizedAssigner`).
+    With `parts`, a training step runs in parts of the batch (see the module `parts`). The gradients
+    of the returned losses are then already in the parameters.
 
-    On CPUs the training forward pass runs channels-last under bfloat16 autocast; the loss is
-    computed in float32. On GPUs ultralytics' own mixed precision is left alone.
+    On CPUs, the forward pass of the training uses channels-last and bfloat16 autocast, and the loss
+    is computed in float32. On GPUs, ultralytics' own mixed precision is used.
     """
 
     autocast_cpu = True
@@ -93,13 +94,14 @@ class _Trained(nn.Module):
     criteria: list[Any] | None = None
 
     def init_criterion(self) -> DetectionLoss:
-        """The loss of raw outputs, as ultralytics asks for it."""
+        """Make the loss of raw outputs. Ultralytics calls this method."""
         return (SizedLoss if self.by_size else DetectionLoss)(self)
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
+        """Compute the detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, ...).
 
-        A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
+        A batch may have the key `teacher`: raw outputs of a teacher, and the weight of the
+        distillation loss.
         """
         if getattr(self, "criterion", None) is None:
             self.criterion = self.init_criterion()
@@ -113,7 +115,7 @@ class _Trained(nn.Module):
     def _loss(
         self, batch: dict[str, Any], criterion: Any, preds: Any = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `loss`, of a whole batch or of a part of one."""
+        """Like `loss`, for a whole batch or for a part of one."""
         if preds is None:
             picture = batch["img"]
             if picture.device.type == "cpu":
@@ -148,19 +150,19 @@ class Detector(_Trained, DetectionModel):
 
     @property
     def head(self) -> Head:
-        """The last layer, which gives raw outputs."""
+        """The last layer, which returns raw outputs."""
         head = self.model[-1]
         assert isinstance(head, Head)
         return head
 
 
 class GraphDetector(_Trained):
-    """A graph that returns a head's raw outputs, with the face that ultralytics' trainer expects.
+    """A graph with raw outputs of a head, with the interface that ultralytics' trainer expects.
 
     Args:
-        graph: Float, quantised or spiking.
-        head: `strides` and `reg_max`, as checkpoints have them.
-        classes: How many.
+        graph: Float, quantised or spiking graph.
+        head: `strides` and `reg_max`, as in checkpoints.
+        classes: Number of classes.
     """
 
     decoder: Detect
@@ -177,16 +179,19 @@ class GraphDetector(_Trained):
 
     @property
     def model(self) -> list[nn.Module]:
-        """Layers, the head last: what ultralytics' loss looks at."""
+        """The layers, with the head last. Ultralytics' loss reads them."""
         return [self.decoder]
 
     def set_head_attr(self, **values: Any) -> None:
-        """Settings of the decoder, such as how many boxes it gives."""
+        """Change settings of the decoder, such as the largest number of boxes."""
         for name, value in values.items():
             setattr(self.decoder, name, value)
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
-        """Of a batch its loss, of pictures [B, 3, H, W] raw outputs, in evaluation decoded ones."""
+        """Compute the loss of a batch (a dict), or the outputs for pictures [B, 3, H, W].
+
+        The outputs are raw in training mode and decoded in evaluation mode.
+        """
         if isinstance(x, dict):
             return self.loss(x)
         raw = self.graph(x)
@@ -194,13 +199,13 @@ class GraphDetector(_Trained):
 
 
 def head_of(network: Detector) -> dict[str, Any]:
-    """What the outputs of a detector mean, as checkpoints have it."""
+    """The description of a detector's outputs, as in checkpoints."""
     head = network.head
     return {"strides": [float(stride) for stride in head.stride], "reg_max": head.reg_max}
 
 
 def decoder(head: dict[str, Any], classes: int) -> Detect:
-    """Ultralytics' head without layers: it turns raw outputs into boxes.
+    """Make ultralytics' head without layers. It decodes raw outputs to boxes.
 
     Raises:
         WeightsError: The description of the head is damaged.
@@ -217,10 +222,10 @@ def decoder(head: dict[str, Any], classes: int) -> Detect:
 
 
 def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int) -> None:
-    """Refuse a graph whose outputs are not those of a head for these classes.
+    """Check that the outputs of a graph fit the head and the number of classes.
 
     Raises:
-        WeightsError: Says what does not fit.
+        WeightsError: They do not fit. The message says what differs.
     """
     decode_head, stride = decoder(head, classes), max(head["strides"])
     if graph.shapes[INPUT][1:2] != (3,) or len(graph.shapes[INPUT]) != 4 or imgsz % stride:
@@ -249,9 +254,9 @@ def expect_outputs(graph: Graph, head: dict[str, Any], classes: int, imgsz: int)
 
 
 def decode(head: Detect, raw: dict[str, Any]) -> Tensor:
-    """Raw head outputs -> [B, 4 + C, A]: boxes as centre and size in pixels, scores in 0..1.
+    """Decode raw head outputs to [B, 4 + C, A]: centre and size in pixels, then scores in 0..1.
 
-    Nothing is kept of the call, so that several may run at once.
+    The call stores no state, so several calls may run at the same time.
     """
     own = copy.copy(head)  # it notes the anchors of the last picture in itself
     return own._inference(raw)
@@ -260,16 +265,16 @@ def decode(head: Detect, raw: dict[str, Any]) -> Tensor:
 def read_description(
     path: Path, width: str | None = None, activation: str | None = None
 ) -> dict[str, Any]:
-    """A network description as a dict.
+    """Read a network description.
 
     Args:
-        path: A YAML file, or the name of one that comes with this package (tiny-yolo) or with
+        path: A YAML file, or the name of a description of this package (tiny-yolo) or of
             ultralytics (yolov8n.yaml).
-        width: One of its `scales`.
-        activation: Put in place of its own, as text: `torch.nn.ReLU()`.
+        width: One of the `scales` of the description.
+        activation: Replaces the activation of the description; a text such as `torch.nn.ReLU()`.
 
     Raises:
-        UsageError: No such description, or no such width.
+        UsageError: The description or the width does not exist.
     """
     file, scale = resources.config(path, "models"), None
     if not file.is_file():
@@ -294,11 +299,11 @@ def read_description(
 
 
 def build(description: dict[str, Any], classes: int) -> Detector:
-    """A network with fresh weights from its description.
+    """Build a network with new weights from its description.
 
     Raises:
-        UsageError: It names a layer or an activation that does not exist, has no Detect head, or
-            its layers do not fit together.
+        UsageError: The description names a layer or an activation that does not exist, has no
+            Detect head, or its layers do not fit together.
     """
     _expect_buildable(description)
     usual = Conv.default_act  # of all networks; ultralytics leaves another one where it fails
@@ -311,10 +316,10 @@ def build(description: dict[str, Any], classes: int) -> Detector:
 
 
 def _expect_buildable(description: dict[str, Any]) -> None:
-    """Refuse a description of more layers than any network has, before they are made.
+    """Check the sizes in a description before the layers are made.
 
     Raises:
-        UsageError: Names the entry.
+        UsageError: An entry is wrong or too large. The message names it.
     """
     layers = 0
     for part in ("backbone", "head"):
@@ -348,7 +353,7 @@ def _expect_buildable(description: dict[str, Any]) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """Numbers in nested lists."""
+    """All numbers in nested lists."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _numbers(item)
@@ -357,12 +362,12 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 class Runner:
-    """A detection network of any stage, ready to run.
+    """A detection network of any stage with its decoder.
 
     Attributes:
-        network: The module that computes raw head outputs; a `SpikingNetwork` for `snn`.
+        network: Module that computes raw head outputs. A `SpikingNetwork` for stage `snn`.
         stage: `float`, `qc` or `snn`.
-        T: Time steps the weights were made for, None for `float`.
+        T: Time steps that the weights were made for. None for `float`.
         names: Class names.
         imgsz: Input side in pixels.
     """
@@ -380,45 +385,47 @@ class Runner:
 
     @property
     def spiking(self) -> SpikingNetwork:
-        """The network, where it is a spiking one."""
+        """The network, if it is spiking."""
         assert isinstance(self.network, SpikingNetwork)
         return self.network
 
     def raw(self, pictures: Tensor, T: int | None = None) -> dict[str, Any]:
-        """Head outputs before decoding: boxes [B, 4 R, A], scores [B, C, A] (logits), feats."""
+        """Compute raw head outputs: boxes [B, 4 R, A], scores [B, C, A] (logits), and feats."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         if self.stage == "snn":
             return self.network(pictures, T)
         return self.network(pictures)
 
     def decode(self, raw: dict[str, Any]) -> Tensor:
-        """Raw head outputs -> [B, 4 + C, A]."""
+        """Decode raw head outputs to [B, 4 + C, A] (see `__call__`)."""
         return decode(self.head, raw)
 
     def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
-        """Boxes and class scores of every anchor.
+        """Compute the boxes and class scores of every anchor.
 
         Args:
             pictures: [B, 3, S, S] float32 RGB in 0..1.
-            T: Time steps of a spiking network, its own by default.
+            T: Time steps of a spiking network. None: the T of the network.
 
         Returns:
-            [B, 4 + C, A]: centre x, centre y, width, height in input pixels, scores in 0..1.
+            [B, 4 + C, A]: centre x, centre y, width and height in input pixels, then C scores in
+            0..1, for each of A anchors.
         """
         return self.decode(self.raw(pictures, T))
 
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
-        """What `__call__` gives for each T of `steps`, ascending, but all from one run."""
+        """The results of `__call__` for each T of `steps` (ascending), from one run."""
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         return [self.decode(raw) for raw in self.spiking.after(pictures, steps)]
 
     def steps(
         self, pictures: Tensor, T: int | None = None, chunk: int | None = None
     ) -> Iterator[tuple[int, Tensor, float]]:
-        """Any-time readout of a spiking network, in one run (see `SpikingNetwork.anytime`).
+        """Any-time readout of a spiking network in one run (see `SpikingNetwork.anytime`).
 
         Yields:
-            t = 1..T, what `__call__` gives with t steps, and spikes per neuron and step so far.
+            t = 1..T, the result of `__call__` with t steps, and the spike rate so far (spikes per
+            neuron and time step).
         """
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with self.spiking.spike_rates() as rates:
@@ -427,5 +434,5 @@ class Runner:
 
 
 def raw_outputs(network: Detector) -> None:
-    """Let the head return its outputs before decoding, in evaluation as well."""
+    """Make the head return raw outputs in evaluation mode too."""
     network.head.raw = True

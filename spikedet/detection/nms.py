@@ -1,4 +1,4 @@
-"""Non-maximum suppression, class by class."""
+"""Non-maximum suppression for each class separately."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ CANDIDATES = 30_000
 def select(
     raw: Tensor, confidence: float, iou: float, most: int = 100
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes of one picture after class-wise non-maximum suppression.
+    """Select the boxes of one picture by non-maximum suppression for each class.
 
     Args:
-        raw: [4 + C, A]: centre x, centre y, width, height in pixels, then class scores.
-        confidence: Threshold of scores, exclusive. One box may count for several classes.
-        iou: IoU above which the lower score of the same class is dropped.
-        most: Most boxes that are kept.
+        raw: [4 + C, A]: centre x, centre y, width and height in pixels, then C class scores.
+        confidence: Confidence threshold. Scores must be greater. One box may count for several
+            classes.
+        iou: If two boxes of a class overlap with a larger IoU, the one with the lower score is
+            dropped.
+        most: Largest number of boxes to keep.
 
     Returns:
         Boxes [N, 4] x1 y1 x2 y2, scores [N], labels [N], highest score first.

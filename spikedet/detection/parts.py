@@ -1,8 +1,8 @@
-"""A training step on a CPU in parts of a batch, each on a thread of its own.
+"""Run a training step on a CPU in parts of the batch, each part on its own thread.
 
-The threads of one operation wait for each other at its end, some hundred times a step. Where other
-work runs on the same cores one of them is always late, and a step takes many times as long. Threads
-that have a part of the batch each meet once a step.
+Normally all threads share every operation, and wait for each other some hundred times in a step. If
+other programs use the same cores, one thread is always late, and a step takes many times as long.
+With one part of the batch for each thread, the threads wait for each other only once in a step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Loss = Callable[[dict[str, Any], int], tuple[Tensor, dict[str, Tensor]]]
 
 
 def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
-    """Parts of a batch of ultralytics' keys, as even as can be; none is empty.
+    """Split a batch with ultralytics' keys into parts of similar size. No part is empty.
 
     Args:
-        batch: `img` [B, 3, S, S], `batch_idx` [N], `cls` [N, 1], `bboxes` [N, 4]; `teacher`, if
-            there, raw outputs and their weight. Other keys are left out.
-        parts: How many.
+        batch: `img` [B, 3, S, S], `batch_idx` [N], `cls` [N, 1] and `bboxes` [N, 4]; optionally
+            `teacher`, raw outputs and their weight. Other keys are left out.
+        parts: Number of parts.
     """
     size = len(batch["img"])
     parts = min(parts, size)
@@ -40,7 +40,7 @@ def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
 
 
 def _rows(values: Any, first: int, last: int) -> Any:
-    """Rows of tensors in dicts and lists."""
+    """Rows `first` to `last` of tensors in dicts and lists."""
     if isinstance(values, Tensor):
         return values[first:last]
     if isinstance(values, dict):
@@ -52,7 +52,7 @@ class Parts:
     """Threads for the parts of every batch.
 
     Args:
-        number: Of parts.
+        number: Number of parts.
     """
 
     def __init__(self, number: int):
@@ -60,14 +60,15 @@ class Parts:
         self.pool = ThreadPoolExecutor(number)
 
     def step(self, loss: Loss, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch, whose gradients are in the parameters already.
+        """Compute the loss of a batch, and its gradients in the parameters.
 
         Args:
-            loss: Loss of a part, summed over its pictures, and items for show; it is told which.
-            batch: As of `split`.
+            loss: Function of a part and its number. It returns the loss, summed over the pictures,
+                and items for the log.
+            batch: See `split`.
 
         Returns:
-            The sum of the losses, which ends in no parameter, and the mean of the items.
+            The sum of the losses (not connected to the parameters), and the mean of the items.
         """
 
         def work(part: int, piece: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

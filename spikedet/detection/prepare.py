@@ -26,9 +26,9 @@ class Archive:
     """One official archive.
 
     Attributes:
-        path: Below the server's address.
-        md5: As published with torchvision's reader.
-        dataset, splits: What it brings.
+        path: Path on the server.
+        md5: Checksum, as published in torchvision.
+        dataset, splits: The data set and the splits in the archive.
     """
 
     path: str
@@ -66,20 +66,21 @@ ARCHIVES = {
 def download(
     url: str, path: Path, md5: str, on_bytes: Callable[[int, int | None], None] | None = None
 ) -> None:
-    """Fetch a file, going on where an earlier attempt stopped.
+    """Download a file. If an earlier download stopped, continue it.
 
-    What has arrived is kept in `<path>.part` until all is there and its checksum is right. A file
-    that is already at `path` is only verified.
+    The downloaded part is kept in `<path>.part` until the file is complete and its checksum is
+    correct. If there is already a file at `path`, only its checksum is checked.
 
     Args:
-        url: Address.
-        path: Where the complete file goes.
+        url: Address of the file.
+        path: Path of the complete file.
         md5: Expected checksum.
-        on_bytes: Called with the bytes so far and the whole size, where known.
+        on_bytes: Function that is called with the number of bytes so far and the total size (None
+            if it is not known).
 
     Raises:
-        DataError: The server cannot be reached or stops midway (the part is kept), or the
-            checksum differs (the damaged part is removed, so that the next attempt starts anew).
+        DataError: The server cannot be reached or stops early (the part is kept), or the checksum
+            differs (the part is deleted, so that the next download starts from the beginning).
     """
     if path.is_file():
         if file_md5(path) != md5:
@@ -106,7 +107,7 @@ def download(
 
 
 def _receive(url: str, part: Path, on_bytes: Callable[[int, int | None], None] | None) -> None:
-    """Append to `part` what it lacks."""
+    """Download the rest of a file, and append it to `part`."""
     part.parent.mkdir(parents=True, exist_ok=True)
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -142,12 +143,14 @@ def file_md5(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar file; nothing is written outside `folder`, no file there is replaced.
+    """Unpack a tar file. Nothing is written outside `folder`, and no existing file is replaced.
 
-    Each file is written aside and then moved, so that an interruption leaves no half file.
+    Each file is written under a temporary name and then moved, so that an interruption leaves no
+    partial file.
 
     Raises:
-        DataError: Not a tar file, one that points outside or holds links, or no room for it.
+        DataError: The file is not a tar file, contains links or paths outside of `folder`, or the
+            disk is full.
     """
     try:
         with (
@@ -171,10 +174,10 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _expect_inside(member: tarfile.TarInfo) -> None:
-    """Refuse what is no plain file, or would be written elsewhere; Python 3.10 lets both pass.
+    """Check that a member is a plain file or folder inside the target. Python 3.10 does not check.
 
     Raises:
-        tarfile.TarError: In place of its own, which the oldest Pythons have not.
+        tarfile.TarError: It is not. Old versions of Python do not have a more specific error.
     """
     for kind in (PurePosixPath, PureWindowsPath):
         path = kind(member.name)
@@ -183,12 +186,12 @@ def _expect_inside(member: tarfile.TarInfo) -> None:
 
 
 class SplitCheck(NamedTuple):
-    """What is there of a split.
+    """The result of the check of a split.
 
     Attributes:
-        listed: Pictures that the split names, copies of VOC 2007 pictures left out.
-        pictures, annotations: How many of them are there (annotations: and readable).
-        problems: One sentence for each thing that is wrong.
+        listed: Number of pictures in the split file, without copies of VOC 2007 pictures.
+        pictures, annotations: Number of these pictures, and of readable annotations, that exist.
+        problems: One sentence for each problem.
     """
 
     listed: int
@@ -198,11 +201,11 @@ class SplitCheck(NamedTuple):
 
 
 def check_split(folder: Path, split: str) -> SplitCheck:
-    """Read every annotation of a split and look for every picture.
+    """Read every annotation of a split, and check that every picture exists.
 
     Args:
-        folder: Data set, for instance `VOCdevkit/VOC2007`.
-        split: For instance `train`.
+        folder: Folder of the data set, such as `VOCdevkit/VOC2007`.
+        split: Name of the split, such as `train`.
     """
     try:
         ids = read_ids(folder, split)

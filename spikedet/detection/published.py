@@ -1,8 +1,9 @@
-"""What the two-stage conversion paper prints for detection, to stand beside what is measured here.
+"""The numbers that the two-stage conversion paper prints for detection, for comparison.
 
-Its protocol is another one (PASCAL VOC, all of its training pictures); compare the ratios between
-the rows, not their level. It prints no row for the float network, none for the quantised network,
-and no numbers for its figures 8 and 9; its figure 7 and table VI are of CIFAR-10 classifiers.
+The paper uses another protocol (PASCAL VOC with all training pictures). So compare the ratios
+between the rows, not the values. The paper has no row for the float network or the quantised
+network, and no numbers for its figures 8 and 9. Its figure 7 and table VI are for CIFAR-10
+classifiers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Annotated pictures of detectors as the samples of a task."""
+"""Pictures with boxes, as samples of the detection task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BoxSamples(Samples, Sequence[Sample]):
     """Pictures with boxes.
 
     Args:
-        samples: The pictures, all of one set of class names.
+        samples: The pictures, all with the same class names.
     """
 
     def __init__(self, samples: Sequence[Sample]):

@@ -1,4 +1,4 @@
-"""The detector as a task of both stages of conversion."""
+"""The detection task for both stages of the conversion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spikedet.task import Run, Source, Task
 
 
 class Detection(Task):
-    """Boxes of objects: ultralytics' networks, average precision."""
+    """Detection: boxes of objects, networks of ultralytics, average precision."""
 
     name = "detection"
     columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "VOC07_AP50")

@@ -1,4 +1,4 @@
-"""Annotations of other formats as files of the VOCdevkit layout, of VOC's classes alone."""
+"""Convert annotations of other formats to the VOCdevkit layout. Only VOC's classes are kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from spikedet.errors import DataError
 from spikedet.files import read_lines, write_atomic
 from spikedet.pictures import read_header
 
-SAME, ANY = 0.45, 0.7  # IoU from which a box of a COCO file is one that an earlier file has
+SAME, ANY = 0.45, 0.7  # IoU with a box of an earlier COCO file that makes a box a duplicate
 Objects = list[tuple[str, list[int]]]
 
 
 def xml_of_boxes(size: tuple[int, int], objects: Objects) -> bytes:
-    """VOC XML of a picture of `size` (width, height) with these objects."""
+    """Make the VOC XML of a picture with these objects. `size` is (width, height)."""
     root = ElementTree.Element("annotation")
     node = ElementTree.SubElement(root, "size")
     for key, value in zip(("width", "height", "depth"), (*size, 3), strict=True):
@@ -36,10 +36,12 @@ def xml_of_boxes(size: tuple[int, int], objects: Objects) -> bytes:
 
 
 def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> Objects:
-    """Objects of VOC classes in one line of a box list, in VOC's 1-based inclusive pixels.
+    """Read the objects of VOC classes in one line of a box list.
+
+    The boxes are in VOC's pixels, which count from 1 and include both edges.
 
     Raises:
-        DataError: A box that is not of that form.
+        DataError: A box has a wrong form.
     """
     objects = []
     for box in line.split()[1:]:
@@ -62,7 +64,7 @@ def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> O
 def annotations_of_list(
     path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Stem and XML of every picture in a box list; None where no VOC object is left."""
+    """Yield the stem and the XML of every picture in a box list; None without a VOC object."""
     classes: dict[float, str] = dict(enumerate(read_lines(names)))
     for line in filter(None, read_lines(path)):
         stem = Path(line.split()[0]).stem
@@ -78,7 +80,7 @@ def annotations_of_list(
 def annotations_of_folder(
     folder: Path, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Stem and XML of every picture with a VOC XML; None where no VOC object is left."""
+    """Yield the stem and the XML of every picture with VOC XML; None without a VOC object."""
     for stem in pictures.keys() - skip:
         path = folder / f"{stem}.xml"
         if not path.is_file():
@@ -96,14 +98,14 @@ def annotations_of_folder(
 
 
 def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], list]]:
-    """Size and objects of VOC classes of each picture of a COCO file, by the picture's stem.
+    """Read the sizes of the pictures in a COCO file, and their objects of VOC classes, by stem.
 
     Args:
-        path: The file.
-        least: Least score; boxes without one count, crowds do not.
+        path: The COCO file.
+        least: Smallest score of a box. Boxes without a score are kept. Crowds are left out.
 
     Raises:
-        DataError: No such file, not of that form, or two pictures of one name.
+        DataError: The file is missing, is not a COCO file, or two pictures have the same name.
     """
     objects: dict[str, tuple[tuple[int, int], list]] = {}
     try:
@@ -138,7 +140,7 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
 def annotations_of_coco(
     paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Stem and XML of every picture of the first COCO file; None where no VOC object is left."""
+    """Yield the stem and XML of every picture of the first COCO file; None without a VOC object."""
     from spikedet.detection.label import iou
 
     first, *others = (coco_objects(path, least) for path in paths)
@@ -164,10 +166,10 @@ def annotations_of_coco(
 
 
 def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[str, Path]) -> None:
-    """Write annotations, links to the pictures, and at last the list of both.
+    """Write the annotations, links to the pictures, and last the split file.
 
     Raises:
-        DataError: Something else is there already; nothing is written then.
+        DataError: A file exists already with other content. Then nothing is written.
     """
     listed = out / "ImageSets/Main" / f"{split}.txt"
     ids = ("\n".join(annotations) + "\n").encode()

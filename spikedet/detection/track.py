@@ -1,4 +1,4 @@
-"""The same number for the same object in all frames of a video: ByteTrack, by `trackers`."""
+"""Number the objects of a video, with ByteTrack of the package `trackers`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import numpy as np
 from spikedet.detection.boxes import Detections
 from spikedet.errors import UsageError
 
-LOW = 0.1  # confidence down to which a known object is followed
+LOW = 0.1  # lowest confidence at which a known object is tracked further
 
 
 class Tracker:
-    """ByteTrack (Zhang et al., ECCV 2022) over the frames of one video.
+    """ByteTrack (Zhang et al., ECCV 2022) for the frames of one video.
 
-    Boxes are joined to the tracks whose motion predicts them, those above `conf` first; then the
-    weaker ones, so that an object that is hidden for a moment keeps its number.
+    A track predicts the box of its object from the motion. First, boxes above `conf` are matched to
+    the tracks. Then boxes with lower scores are matched, so that an object that is hidden for a
+    moment keeps its number.
 
     Args:
-        conf: Confidence from which a box begins a track.
-        patience: Seconds after which an object that is not seen is forgotten.
+        conf: Smallest confidence of a box that starts a track.
+        patience: Seconds after which an object that is not seen is dropped.
 
     Raises:
         UsageError: The package `trackers` is not installed.
@@ -38,15 +39,15 @@ class Tracker:
         )
 
     def update(self, detections: Detections, time: float) -> Detections:
-        """The detections of the next frame, with their numbers.
+        """Number the detections of the next frame.
 
         Args:
-            detections: Of the frame, also weak ones: from `LOW` on.
-            time: Of the frame, in seconds; later than that of the one before.
+            detections: Detections of the frame, with confidences of `LOW` and more.
+            time: Time of the frame in seconds. It is later than that of the previous frame.
 
         Returns:
-            Those from `conf` on, and weaker ones of known objects; `ids` counts from 1, 0 is
-            of an object that was seen in one frame only so far.
+            The detections with a confidence of `conf` and more, and weaker ones of known objects.
+            `ids` counts from 1. It is 0 for an object that was seen in only one frame so far.
         """
         import supervision
 

@@ -1,7 +1,7 @@
-"""Training with ultralytics' own loop, augmentation and loss, on samples read from VOC XML.
+"""Train detectors with the training loop, augmentation and loss of ultralytics.
 
-What is ours: the samples, the choice of the best epoch on tuning pictures, safe checkpoints, a
-float32 side-car with everything that a resumed run needs, and the speed on a CPU (bfloat16,
+Our own parts are: the samples, the choice of the best epoch on tuning pictures, safe checkpoints, a
+float32 state file with everything that a resumed run needs, and the speed on a CPU (bfloat16,
 channels-last, a loader process beside the network).
 """
 
@@ -51,21 +51,21 @@ from spikedet.training import (
 )
 
 log = logging.getLogger(__name__)
-CANDIDATES = 10  # places that ultralytics' loss looks for to predict an object
+CANDIDATES = 10  # predictions that ultralytics' loss assigns to an object at most
 
 
 class SampleDataset(YOLODataset):
-    """Ultralytics' data set over our samples; reads no label files and writes nothing."""
+    """Ultralytics' data set with our samples. It reads no label files and writes nothing."""
 
     def get_img_files(self, img_path: list[Sample]) -> list[str]:
         self.samples = img_path
         return [str(sample.path) for sample in img_path]
 
     def load_image(self, i: int, *args: Any, **options: Any):
-        """As ultralytics does, but boxes are of what `read_picture` shows.
+        """Load a picture like ultralytics, but show the same picture as `read_picture`.
 
-        Where OpenCV cannot read a picture, or does not turn it as its tag says, Pillow does. What
-        is wrong with a picture is said.
+        If OpenCV cannot read a picture, or ignores its rotation tag, Pillow reads it. Errors of
+        pictures are reported.
         """
         self.npy_files[i] = Path(self.im_files[i]) / "none"  # a .npy beside it is none of ours
         try:
@@ -78,7 +78,7 @@ class SampleDataset(YOLODataset):
         return self._by_pillow(i, shown)
 
     def _by_pillow(self, i: int, shown: tuple[int, int]):
-        """A picture, its size and that after resizing its longer side to that of the network."""
+        """Read a picture with Pillow; returns the resized picture, its old and its new size."""
         picture = read_picture(self.im_files[i])
         if picture.shape[:2] != shown:
             raise PictureError(f"{self.im_files[i]}: this file has changed since it was first read")
@@ -97,7 +97,7 @@ class SampleDataset(YOLODataset):
         return loaded
 
     def forget_recent(self) -> None:
-        """Forget the pictures that mosaics are made of where not all are held in memory."""
+        """Clear the buffer of recent pictures for mosaics, if not all pictures are in memory."""
         if self.cache != "ram":
             for i in self.buffer:
                 self.ims[i] = self.im_hw0[i] = self.im_hw[i] = None
@@ -132,16 +132,17 @@ class Trainer(DetectionTrainer):
     """Train a network in place.
 
     Args:
-        network: The network, already built; its activations may be quantisers.
-        train, tune: Samples to fit, samples that choose the best epoch.
+        network: The network. Its activations may be quantisers.
+        train, tune: Training samples, and tuning samples that choose the best epoch.
         names: Class names.
-        folder: Where `results.csv`, curves, `state.pt` and the checkpoints go.
-        settings: How.
-        save: Called as `save(network, path)` with the averaged network for `last.safetensors`
-            after every epoch and for `best.safetensors` when the tuning AP is the best so far.
-        resume: Go on from `folder/state.pt`.
-        teacher: A network whose raw outputs are distilled beside the detection loss.
-        distill: Weight of that.
+        folder: Folder for `results.csv`, curves, `state.pt` and the checkpoints.
+        settings: Training settings.
+        save: `save(network, path)` writes the network with averaged weights. It is called for
+            `last.safetensors` after every epoch, and for `best.safetensors` if the tuning AP is the
+            best so far.
+        resume: Continue from `folder/state.pt`.
+        teacher: Network whose raw outputs are distilled, beside the detection loss.
+        distill: Weight of the distillation loss.
     """
 
     def __init__(
@@ -173,10 +174,11 @@ class Trainer(DetectionTrainer):
         self.args.resume = False
 
     def train(self) -> None:
-        """Run it; threads of PyTorch are shared out among the parts of a batch meanwhile.
+        """Run the training. The threads of torch are divided among the parts of a batch.
 
         Raises:
-            TrainingError: A run that cannot resume or go on, or another process trains there.
+            TrainingError: The run cannot be resumed or continued, or another process trains in the
+                folder.
         """
         folder = self.state_path.parent
         if self.take_up and is_complete(folder, self.settings):
@@ -194,7 +196,7 @@ class Trainer(DetectionTrainer):
             head.raw = raw
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Keep the log that is there; `_setup_train` says what becomes of it."""
+        """Keep the existing log. `_setup_train` decides what to do with it."""
         self.args.resume, self.resume = True, False
 
     def _overrides(self, folder: Path) -> dict[str, Any]:
@@ -266,7 +268,7 @@ class Trainer(DetectionTrainer):
             self.model.to(memory_format=layout(self.model))
 
     def build_optimizer(self, model, name="SGD", lr=0.01, momentum=0.9, decay=0.0, iterations=0):
-        """Convolution weights decay; biases, norms and thresholds do not; thresholds own a rate."""
+        """Make the optimiser. Only convolution weights decay; thresholds have their own rate."""
         groups = parameter_groups(model, lr, decay, self.settings.threshold_rate)
         if name == "SGD":
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
@@ -281,7 +283,7 @@ class Trainer(DetectionTrainer):
 
     @torch.no_grad()
     def _taught(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Raw outputs of the teacher; in bfloat16 on a CPU, as the network itself trains."""
+        """Raw outputs of the teacher. On a CPU they are in bfloat16, like the network."""
         assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"
         self.teacher.to(pictures.device)
@@ -290,7 +292,7 @@ class Trainer(DetectionTrainer):
             return as_float(self.teacher(pictures))
 
     def side(self, epoch: int) -> int:
-        """Input side in pixels at an epoch, a multiple of the largest stride."""
+        """The input side in pixels in an epoch, a multiple of the largest stride."""
         first, stride = self.settings.grow_from, int(self.network.stride.max())
         return growing_side(first, self.args.imgsz, epoch / self.epochs, stride)
 
@@ -305,7 +307,7 @@ class Trainer(DetectionTrainer):
             begin(self.state_path.parent, self.settings)
 
         def draw_anew(running: Trainer) -> None:
-            """Let a resumed run see the pictures of one that went on, not those of its start."""
+            """Seed the loader, so that a resumed run sees the same pictures as without a stop."""
             seed = seed_of(running.settings.seed, running.epoch, rank)
             running.train_loader.generator.manual_seed(seed)
             running.train_loader.reset()
@@ -315,7 +317,7 @@ class Trainer(DetectionTrainer):
         self.add_callback("on_train_epoch_start", draw_anew)
 
     def _build_train_pipeline(self) -> None:
-        """As ultralytics does, but not with fewer pictures a step when memory was too small."""
+        """Like ultralytics, but never reduce the batch size if the memory is too small."""
         if self.batch_size != self.settings.batch:
             raise TrainingError(
                 f"the memory of {self.args.device} is too small for a batch of "
@@ -329,13 +331,13 @@ class Trainer(DetectionTrainer):
     # ------------------------------------------------------------------ checkpoints
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """A row of the log; a full disk names it."""
+        """Write a row of the log. An error, such as a full disk, names the file."""
         with naming(self.csv):
             super().save_metrics(metrics)
         log_epoch(self.save_dir, self.settings, self.epoch + 1, metrics)
 
     def save_model(self) -> bool:
-        """After each epoch: averaged weights, and the side-car that a resumed run starts from."""
+        """Write the averaged weights and the state file for resuming, after each epoch."""
         network = self.ema.ema
         self.save_weights(network, self.save_dir / "last.safetensors")
         if self.best_fitness == self.fitness:
@@ -390,14 +392,14 @@ class Trainer(DetectionTrainer):
         return False
 
     def final_eval(self) -> None:
-        """Nothing: each epoch was measured on the tuning pictures already."""
+        """Do nothing: each epoch was already measured on the tuning pictures."""
 
 
 def _expect_places(network: Detector | GraphDetector, side: int) -> None:
-    """Refuse pictures so small that there are fewer outputs than one object is given.
+    """Check that the pictures are large enough for the loss.
 
     Raises:
-        TrainingError: Says how many there are.
+        TrainingError: There are fewer than `CANDIDATES` predictions for a picture.
     """
     places = sum((side // int(stride)) ** 2 for stride in network.stride)
     if places < CANDIDATES:
@@ -414,7 +416,7 @@ def _plain(network: nn.Module) -> nn.Module:
 
 
 def _ramp(tau: float) -> Callable[[int], float]:
-    """Decay of the average: small at first, 0.9999 in the end, as ultralytics ramps it.
+    """The decay of the moving average: small at first, 0.9999 in the end, like in ultralytics.
 
     With tau = 0 there is no average.
     """

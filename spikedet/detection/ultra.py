@@ -1,7 +1,7 @@
-"""The one door to ultralytics: import it with everything closed that we do not want.
+"""Import ultralytics without its side effects. Other modules import it only from here.
 
-torch is imported first (the other order leaves one CPU thread); no settings folder of the user's is
-read or written, nothing is installed, fetched or reported.
+torch is imported first, because the other order leaves only one CPU thread. Ultralytics then does
+not read or write the user's settings folder. It does not install, download or report anything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # a description is data: its text is never evaluated
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("YOLO_VERBOSE", "false")
-_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # which nobody else may enter
+_settings = tempfile.TemporaryDirectory(prefix="spikedet-")  # only this user may enter it
 os.environ["YOLO_CONFIG_DIR"] = _settings.name
 _threads = torch.get_num_threads()
 _open = Image.open
@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:  # of ultralytics, or of what it needs itse
 from ultralytics.utils import SETTINGS, tqdm  # noqa: E402
 
 torch.set_num_threads(_threads)
-Image.open = _open  # its own tries to install a plug-in for every file that is no picture
+Image.open = _open  # that of ultralytics installs a plug-in for every file that is not a picture
 SETTINGS.update(sync=False)
 
 from ultralytics.cfg import get_cfg as training_options  # noqa: E402
@@ -49,17 +49,17 @@ from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils.loss import v8DetectionLoss as DetectionLoss  # noqa: E402
 from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors  # noqa: E402
 
-SAMPLE = utils.ASSETS / "bus.jpg"  # a real picture, part of its installation
+SAMPLE = utils.ASSETS / "bus.jpg"  # a street picture that comes with ultralytics
 
 
 def stock_description(name: str) -> tuple[Path, str | None] | None:
-    """One of the network descriptions that ultralytics brings along.
+    """Find a network description of ultralytics.
 
     Args:
         name: File name, with or without the letter of a scale: yolov8.yaml, yolov8n.yaml.
 
     Returns:
-        The file, and the scale that the name asks for; None when there is no such description.
+        The file, and the scale in the name. None if there is no such description.
     """
     folder = utils.ROOT / "cfg/models"
     scaled = re.fullmatch(r"(yolov?\d+)([nslmx])(.*)", name)
@@ -72,10 +72,10 @@ def stock_description(name: str) -> tuple[Path, str | None] | None:
 
 
 def foreign_detector(path: Path) -> YOLO:
-    """A detector of somebody else's: .pt by the safe reader, or any exported form.
+    """Load a detector that ultralytics can read: a .pt file (read safely), or an exported one.
 
     Raises:
-        WeightsError: There is none, it cannot be read, or it is not a detector.
+        WeightsError: The file is missing, cannot be read, or is not a detector.
     """
     path = Path(path)
     if not path.exists():  # by its name alone ultralytics would look for it elsewhere
@@ -93,7 +93,7 @@ def foreign_detector(path: Path) -> YOLO:
 
 
 class _Words(logging.Filter):
-    """Leaves out lists of all options (`args.yaml` has them), and colours where none are wanted."""
+    """Removes lists of all options from the log (see `args.yaml`), and colours if not wanted."""
 
     LISTS = ("engine/trainer: ", "albumentations: ")
 
@@ -107,7 +107,7 @@ class _Words(logging.Filter):
 def show_progress() -> None:
     """Let ultralytics print its progress bars and the numbers of each epoch.
 
-    Where there is no terminal a bar is one plain line, when it ends.
+    Without a terminal, a bar is one plain line at its end.
     """
     utils.VERBOSE = True
     for part in (utils.LOGGER, *utils.LOGGER.handlers):
