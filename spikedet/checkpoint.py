@@ -1,10 +1,12 @@
-"""One safe file format for every stage: safetensors, with everything needed to run in its header.
+"""Checkpoints: one safe file format for every stage, based on safetensors.
 
-A file never holds code. Its header is JSON: what the network is for, how it was made, and the
-network itself as a graph (`graph.serialise`), so that neither the author's class nor the converter
-is needed to run it. Everything in it is looked at before anything is built (`load`). Weights of two
-and more dimensions may be stored in half precision, and those that whole numbers and a scale are
-without loss always are stored so; thresholds, initial potentials, biases and norms are float32.
+A file contains no code. Its header is JSON. It describes the task, the origin, and the network as a
+graph (`graph.serialise`). So neither the original network class nor the conversion is needed to run
+it. `load` checks everything before anything is built.
+
+Weights with two or more dimensions may be stored in half precision. Weights that are exactly
+integers times a scale are always stored as int8 with that scale. Thresholds, initial potentials,
+biases and norms are stored in float32.
 """
 
 from __future__ import annotations
@@ -31,31 +33,31 @@ from spikedet.neurons.quantize import QuantClip
 
 FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
 FULL_PRECISION = ("threshold", "initial")
-SCALE, AMPLITUDE = ".scale", ".amplitude"  # behind the name of a weight: of its whole numbers
+SCALE, AMPLITUDE = ".scale", ".amplitude"  # endings of tensor names, for int8 weights
 STAGES = ("float", "qc", "snn")
 MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
-MOST_LOG_WEIGHT = 60.0  # of what a step counts: sums of its exponentials are finite and not 0
+MOST_LOG_WEIGHT = 60.0  # largest log weight of a step: sums of exponentials stay finite, not 0
 TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
 
 
 @dataclass
 class Checkpoint:
-    """A network of some stage.
+    """A network of any stage, as stored in a file.
 
     Attributes:
-        stage: `float`, `qc` (quantise-clip, stage I) or `snn`.
-        task: `detection` or `classification`; `none` for a network that only its owner knows.
+        stage: `float`, `qc` (quantise-clip, stage I) or `snn` (spiking).
+        task: `detection` or `classification`. `none` for a network of `spikedet.save`.
         model: Network description.
         names: Class names.
         imgsz: Input side in pixels.
-        tensors: State of the network by name: of a float network that of its module, else that of
-            `Graph.layers`.
-        T: Time steps it was made for; None for `float`.
+        tensors: Tensors of the network by name: for a float network the state dict of its module,
+            else that of `Graph.layers`.
+        T: Time steps that it was made for. None for `float`.
         origin: How it was made: command, data, settings, parent.
-        graph: The network, as `graph.serialise` describes it; None for a float network that is
+        graph: The graph of the network, from `graph.serialise`. None for a float network that is
             built from its description.
-        head: What the outputs of a detector mean: `strides`, `reg_max`.
+        head: Description of a detector's outputs: `strides`, `reg_max`.
     """
 
     stage: str
@@ -71,10 +73,10 @@ class Checkpoint:
 
     @property
     def time_steps(self) -> int:
-        """T.
+        """The number of time steps T.
 
         Raises:
-            WeightsError: It has none, as a float network.
+            WeightsError: The network has no T, because it is float.
         """
         if self.T is None:
             raise WeightsError(f"these {self.stage} weights have no time steps")
@@ -82,15 +84,15 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
-    """Write atomically.
+    """Write a checkpoint. If writing fails, no partial file is left.
 
-    Weights of a spiking network that are whole numbers times scales (see `engines.rounding`) are
-    stored as these, int8 and float32, which loses nothing.
+    If weights of a spiking network are integers times scales (see `engines.rounding`), they are
+    stored as int8 integers and float32 scales, without loss.
 
     Args:
-        checkpoint: What to write.
-        path: Where.
-        half: Store tensors of two and more dimensions in half precision.
+        checkpoint: The checkpoint.
+        path: File to write.
+        half: Store tensors with two or more dimensions in half precision.
     """
     tensors = {}
     whole = _whole(checkpoint)
@@ -112,7 +114,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 
 
 def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
-    """Weights of a spiking network that nothing but whole numbers and scales are, by name."""
+    """The weights of a spiking network that are exactly integers times scales, by name."""
     if checkpoint.stage != "snn" or checkpoint.graph is None:
         return {}
     try:
@@ -129,12 +131,12 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; all tensors come back as float32 or integers.
+    """Read a checkpoint. All tensors are returned as float32 or integers.
 
-    Files of the old form (spikedet-1) are read as well; `networks.current` brings them up to date.
+    Files of the old format (spikedet-1) are read too. `networks.current` converts them.
 
     Raises:
-        WeightsError: No such file, damaged, of another kind, or with values that no network has.
+        WeightsError: The file is missing, damaged, not a checkpoint, or has impossible values.
     """
     path = Path(path)
     metadata, tensors = _read(path)
@@ -166,10 +168,11 @@ def load(path: Path) -> Checkpoint:
 
 
 def of_graph(graph: Graph, **fields: Any) -> Checkpoint:
-    """A checkpoint of a graph; `fields` are its other fields.
+    """Make a checkpoint of a graph. `fields` are the other fields of the checkpoint.
 
     Raises:
-        WeightsError: The network returns something that a file cannot say.
+        WeightsError: The network returns something other than dictionaries, lists and tuples of
+            tensors.
     """
     try:
         described = describe(graph)
@@ -182,10 +185,10 @@ def of_graph(graph: Graph, **fields: Any) -> Checkpoint:
 
 
 def restore_graph(checkpoint: Checkpoint) -> Graph:
-    """The graph of a checkpoint, in evaluation mode, without gradients.
+    """Build the graph of a checkpoint, in evaluation mode and without gradients.
 
     Raises:
-        WeightsError: It is damaged, or its tensors are not those that it declares.
+        WeightsError: The graph is damaged, or its tensors do not fit.
     """
     try:
         graph = build(checkpoint.graph)
@@ -220,10 +223,11 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
 
 
 def expect_sound(graph: Graph) -> None:
-    """Refuse values with which a network answers nonsense.
+    """Check that the values of a graph are possible.
 
     Raises:
-        WeightsError: A threshold that is not positive, a variance below zero.
+        WeightsError: A threshold is not above 0, a variance is below 0, or a step weight is too
+            large.
     """
     for node in graph:
         threshold = getattr(node.module, "threshold", None)
@@ -244,24 +248,24 @@ def expect_sound(graph: Graph) -> None:
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:
-    """Tensors of any safetensors file, as float32 or integers.
+    """Read the tensors of any safetensors file, as float32 or integers.
 
     Raises:
-        WeightsError: No such file, or damaged.
+        WeightsError: The file is missing or damaged.
     """
     return {name: _widen(tensor) for name, tensor in _read(Path(path))[1].items()}
 
 
 def load_plain_into(network: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
-    """Put the layers of a checkpoint, or of any safetensors file, into a network.
+    """Copy the tensors of a checkpoint, or of any safetensors file, into a network.
 
     Args:
-        network: Its other layers stay as they are.
+        network: The network. Layers that are not in the file are not changed.
         path: The file.
-        without: What the names of layers begin with that stay as they are, too.
+        without: Prefixes of layer names that are not copied.
 
     Raises:
-        WeightsError: The file holds other shapes, or layers that the network has not.
+        WeightsError: The file has layers that the network does not have, or other shapes.
     """
     tensors = {k: v for k, v in load_plain(path).items() if not k.startswith(without)}
     state = network.state_dict()
@@ -275,14 +279,14 @@ def load_plain_into(network: nn.Module, path: Path, without: tuple[str, ...] = (
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def identity(path: Path) -> str:
-    """SHA-256 of a file; of one that was upgraded that of the old one, which is the same network.
+    """The SHA-256 of a file, or of its old file if it was upgraded.
 
-    What was measured stands under it.
+    Measured results are stored under this number, because both files contain the same network.
     """
     metadata, _ = _read(Path(path))
     try:
@@ -293,19 +297,19 @@ def identity(path: Path) -> str:
 
 
 def stored_in_half(path: Path) -> bool:
-    """Whether a file holds tensors in half precision."""
+    """Whether a file has tensors in half precision."""
     return any(tensor.dtype == torch.float16 for tensor in _read(Path(path))[1].values())
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Twelve hexadecimal digits that tell the tensors of a network from those of another."""
+    """A hash (12 hexadecimal digits) of the tensors of a network."""
     there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     data = save_tensors({name: tensor.contiguous().clone() for name, tensor in there.items()})
     return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _plausible(checkpoint: Checkpoint) -> bool:
-    """Whether the fields of a header are of the right kinds."""
+    """Whether the fields of a header have the right types."""
     return (
         checkpoint.stage in STAGES
         and isinstance(checkpoint.task, str)
@@ -327,7 +331,7 @@ def _plausible(checkpoint: Checkpoint) -> bool:
 
 
 def _ordered(data: bytes) -> bytes:
-    """A safetensors file with its header sorted, so that equal contents are equal bytes."""
+    """Sort the header of a safetensors file, so that equal contents give equal bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8
@@ -335,10 +339,10 @@ def _ordered(data: bytes) -> bytes:
 
 
 def _multiplied(path: Path, name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """A weight that is stored as whole numbers; its scales are taken out of the tensors.
+    """Compute a weight that is stored as int8. Its scales are removed from `tensors`.
 
     Raises:
-        WeightsError: They are none, or do not fit it.
+        WeightsError: The weight or its scales are not valid.
     """
     numbers, scale = tensors[name], tensors.pop(name + SCALE)
     amplitude = tensors.pop(name + AMPLITUDE, torch.ones(1))
@@ -358,7 +362,7 @@ def _widen(tensor: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a safetensors file."""
+    """Read the header and the tensors of a safetensors file."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Networks of checkpoints of any stage and task: what they are built from, restored and refused."""
+"""Build, restore and check the networks of checkpoints, for any stage and task."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from spikedet.upgrade import upgraded
 
 
 def example(imgsz: int) -> Tensor:
-    """A picture [1, 3, H, W] for tracing a network made for `imgsz` pixels."""
+    """An example picture [1, 3, H, W] for a network with the input side `imgsz`."""
     return torch.zeros(1, 3, imgsz, imgsz)
 
 
 def module_of(task: Task, checkpoint: Checkpoint) -> nn.Module:
-    """The module that the description in a float checkpoint builds, with its weights.
+    """Build the module of a float checkpoint from its description, and load its weights.
 
     It is in evaluation mode, without gradients.
 
     Raises:
-        WeightsError: Of another task, or its tensors do not fit its description.
+        WeightsError: The checkpoint is of another task, or its tensors do not fit its description.
     """
     expect_stage(checkpoint, "float")
     expect_task(task, checkpoint)
@@ -54,7 +54,7 @@ def module_of(task: Task, checkpoint: Checkpoint) -> nn.Module:
 
 
 def _described(task: Task, checkpoint: Checkpoint) -> nn.Module:
-    """A network with fresh weights, as the description in a checkpoint has it."""
+    """Build a network with new weights from the description of a checkpoint."""
     try:
         return task.network(checkpoint.model, len(checkpoint.names))
     except Exception as error:
@@ -64,12 +64,13 @@ def _described(task: Task, checkpoint: Checkpoint) -> nn.Module:
 
 
 def graph_of(task: Task, checkpoint: Checkpoint) -> Graph:
-    """The graph of a checkpoint of any stage, as it was written.
+    """The graph of a checkpoint of any stage, as it was saved.
 
-    That of a float network has its batch norms.
+    The graph of a float network has its batch norms.
 
     Raises:
-        WeightsError: Of another task, damaged, or its outputs are not what its task takes them for.
+        WeightsError: The checkpoint is of another task, is damaged, or its outputs do not fit its
+            task.
     """
     checkpoint = current(task, checkpoint)
     graph = restore_graph(checkpoint)
@@ -78,10 +79,10 @@ def graph_of(task: Task, checkpoint: Checkpoint) -> Graph:
 
 
 def current(task: Task, checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint in the form of today, with its graph and what its outputs mean.
+    """Convert a checkpoint to the current format, with its graph and its output description.
 
     Raises:
-        WeightsError: Of another task, or its tensors do not fit its description.
+        WeightsError: The checkpoint is of another task, or its tensors do not fit its description.
     """
     expect_task(task, checkpoint)
     if checkpoint.graph is not None:
@@ -98,12 +99,12 @@ def current(task: Task, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def float_checkpoint(task: Task, checkpoint: Checkpoint, network: nn.Module) -> Checkpoint:
-    """A float checkpoint with the graph of its network, so that it runs without the class.
+    """Add the graph of its network to a float checkpoint, so that it runs without the class.
 
     Args:
-        task: Of the network.
-        checkpoint: Its tensors are kept.
-        network: Built from its description.
+        task: Task of the network.
+        checkpoint: The float checkpoint. Its tensors are kept.
+        network: The network built from its description.
     """
     graph = record(network, example(checkpoint.imgsz))
     described = describe(graph)
@@ -117,18 +118,18 @@ def float_checkpoint(task: Task, checkpoint: Checkpoint, network: nn.Module) -> 
 
 
 def restore(task: Task, checkpoint: Checkpoint, half: bool = False) -> Any:
-    """The network of a checkpoint, ready to run.
+    """Restore the network of a checkpoint.
 
     Args:
-        task: Of the network.
-        checkpoint: Of any stage.
-        half: Let a spiking network compute in bfloat16 (see `SpikingNetwork.use_bfloat16`).
+        task: Task of the network.
+        checkpoint: Checkpoint of any stage.
+        half: Compute a spiking network in bfloat16 (see `SpikingNetwork.use_bfloat16`).
 
     Returns:
         The task's runner (see `Task.runner`).
 
     Raises:
-        WeightsError: As `graph_of`.
+        WeightsError: See `graph_of`.
     """
     checkpoint = current(task, checkpoint)
     graph = graph_of(task, checkpoint)
@@ -145,10 +146,10 @@ def restore(task: Task, checkpoint: Checkpoint, half: bool = False) -> Any:
 
 
 def teacher_of(task: Task, checkpoint: Checkpoint, teacher: Checkpoint) -> nn.Module:
-    """The network of a float checkpoint whose outputs one made from `checkpoint` comes near to.
+    """Restore the teacher of a network that is made from `checkpoint`.
 
     Raises:
-        WeightsError: It is not a float network, or its outputs mean something else.
+        WeightsError: The teacher is not a float network, or its outputs or classes differ.
     """
     expect_stage(teacher, "float")
     if teacher.names != checkpoint.names:
@@ -160,14 +161,13 @@ def teacher_of(task: Task, checkpoint: Checkpoint, teacher: Checkpoint) -> nn.Mo
 
 
 def expect_convertible(task: Task, description: dict[str, Any], classes: int, imgsz: int) -> None:
-    """Refuse a network before it is trained which could not be used or converted afterwards.
+    """Check before the training that a network can be converted afterwards.
 
-    One with fresh weights is converted, and thrown away.
+    For this, a network with new weights is built and converted once.
 
     Raises:
-        UsageError: Its pictures are of a size that it cannot take, or its description asks for
-            what conversion does not know.
-        ConversionError: Names the layer, and says what to put in its place.
+        UsageError: The network cannot take pictures of this size, or its description is wrong.
+        ConversionError: A layer cannot be converted. The message names it and says what to do.
     """
     network = task.network(description, classes)
     stride = task.stride(task.head_of(network))
@@ -181,10 +181,13 @@ def expect_convertible(task: Task, description: dict[str, Any], classes: int, im
 
 @contextmanager
 def fitting(size: str) -> Iterator[None]:
-    """Say of a size of pictures, in words, that the layers of a network do not fit it.
+    """Convert a `RuntimeError` of torch inside the block to an error about the picture size.
+
+    Args:
+        size: The size in words, for the message.
 
     Raises:
-        UsageError: In place of torch's `RuntimeError`.
+        UsageError: The network cannot take this size.
     """
     try:
         yield
@@ -193,20 +196,20 @@ def fitting(size: str) -> Iterator[None]:
 
 
 def expect_task(task: Task, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another task.
+    """Check the task of a checkpoint.
 
     Raises:
-        WeightsError: Says of which it is.
+        WeightsError: It is another task.
     """
     if checkpoint.task != task.name:
         raise WeightsError(f"these weights are for {checkpoint.task}; expected {task.name} weights")
 
 
 def expect_stage(checkpoint: Any, *stages: str) -> None:
-    """Refuse a checkpoint, or what runs it, of another stage.
+    """Check the stage of a checkpoint or of a runner.
 
     Raises:
-        WeightsError: Says what it is and what was expected.
+        WeightsError: It is another stage. The message names the expected stages.
     """
     if checkpoint.stage not in stages:
         raise WeightsError(
@@ -217,16 +220,16 @@ def expect_stage(checkpoint: Any, *stages: str) -> None:
 def expect_same_network(
     path: Path, checkpoint: Checkpoint, other: Path, expected: Checkpoint
 ) -> None:
-    """Refuse a checkpoint that is not of the network of another, whatever their stages.
+    """Check that two checkpoints are of the same network. Their stages may differ.
 
     Args:
-        path: Of the first one.
-        checkpoint: The first one.
-        other: Path of the second one.
-        expected: The second one.
+        path: Path of the first checkpoint.
+        checkpoint: The first checkpoint.
+        other: Path of the second checkpoint.
+        expected: The second checkpoint.
 
     Raises:
-        WeightsError: Of another task, network or input side, or of other classes.
+        WeightsError: Their tasks, networks, input sides or classes differ.
     """
 
     def identity(one: Checkpoint) -> dict[str, Any]:
@@ -252,15 +255,15 @@ def with_graph(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:
 
 
 def spiking_checkpoint(checkpoint: Checkpoint, graph: Graph, origin: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the spiking graph that was made from a stage-I checkpoint."""
+    """Make the checkpoint of a spiking graph that was made from a stage-I checkpoint."""
     return with_graph(replace(checkpoint, stage="snn", origin=origin), graph)
 
 
 def pooling_of(description: dict[str, Any]) -> str:
-    """How spikes are max-pooled: `spike_pooling: count` (the default) or `step`.
+    """The max-pooling of spikes in a description: `spike_pooling: count` (default) or `step`.
 
     Raises:
-        UsageError: The description says something else.
+        UsageError: The description has another value.
     """
     pooling = description.get("spike_pooling", "count")
     if pooling not in ("count", "step"):

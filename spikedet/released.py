@@ -12,10 +12,10 @@ NAMES = {"detection": "tiny-yolo-s", "classification": "cifar10-resnet20"}
 
 
 def weights_folder() -> Path:
-    """Where the released weights lie: inside the installed package, or beside it in a clone.
+    """The folder of the released weights: in the installed package, or beside it in a clone.
 
     Raises:
-        WeightsError: In neither place.
+        WeightsError: There is no such folder.
     """
     folder = resources.folder("weights")
     if not any(folder.glob("*.safetensors")):
@@ -31,23 +31,24 @@ def released(stage: str, T: int | None = None, task: str = "detection") -> Path 
 
 
 def released_leaky() -> Path | None:
-    """The released leaky ReLU detector, a float network that Spiking-YOLO starts from, or None."""
+    """The released float detector with leaky ReLU, for the Spiking-YOLO baseline, or None."""
     path = weights_folder() / "tiny-yolo-leaky-s-float.safetensors"
     return path if path.is_file() else None
 
 
 def all_released(task: str = "detection") -> list[Path]:
-    """Released weights of all stages."""
+    """All released weights of a task, of all stages."""
     return sorted(weights_folder().glob(f"{NAMES[task]}-*.safetensors"))
 
 
 def default_weights(T: int | None = None, task: str = "detection") -> Path:
-    """Released spiking weights for T: those made for it, else the next greater, else the greatest.
+    """The released spiking weights for T.
 
-    Without T: those with the most steps.
+    These are the weights made for T. If there are none, it is the next larger T, else the largest
+    T. With T = None it is the largest T.
 
     Raises:
-        WeightsError: There are none, of this task or at all.
+        WeightsError: There are no released weights for this task.
     """
     paths = {}
     if task not in NAMES:

@@ -1,4 +1,4 @@
-"""The tasks there are, found by the name that checkpoints and network descriptions give."""
+"""The registry of tasks. Checkpoints and network descriptions name their task."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SETTINGS: dict[str, ModuleType] = {"detection": detection, "classification": cla
 
 
 def named(name: str) -> Task:
-    """A task by its name.
+    """Return the task with this name.
 
     Raises:
-        WeightsError: There is none of that name.
+        WeightsError: There is no such task.
     """
     if name == "detection":
         from spikedet.detection.task import DETECTION
@@ -44,16 +44,16 @@ def of(checkpoint: Checkpoint) -> Task:
 
 
 def of_data(folders: Sequence[Path]) -> str:
-    """Name of the task that data are for; detection where none says that it is not."""
+    """The name of the task that data folders are for. It is `detection` if that is unknown."""
     kinds = {_kind(Path(folder)) for folder in folders}
     return "classification" if "classification" in kinds else "detection"
 
 
 def expect_data(task: Task, folders: Sequence[Path]) -> None:
-    """Refuse data folders that are plainly for another task.
+    """Check that data folders are not for another task.
 
     Raises:
-        DataError: Says for which.
+        DataError: A folder is for another task.
     """
     for folder in folders:
         kind = _kind(Path(folder))
@@ -62,18 +62,18 @@ def expect_data(task: Task, folders: Sequence[Path]) -> None:
 
 
 def _kind(folder: Path) -> str | None:
-    """The task that data are for, None where that cannot be seen."""
+    """The task that a data folder is for, or None if it is unknown."""
     format = recognise(folder)
     return None if format is None else format.task
 
 
 def of_description(path: Path) -> Task:
-    """The task of a network description: what its `task:` says, detection if it says none.
+    """The task of a network description: its key `task`, or detection without this key.
 
-    Classification for `torchvision:NAME`, a classifier of torchvision.
+    `torchvision:NAME` is a classifier of torchvision.
 
     Raises:
-        UsageError: It says something else.
+        UsageError: The task in the description does not exist.
     """
     if str(path).startswith(classification.SHORT):
         return named("classification")

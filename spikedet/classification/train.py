@@ -1,4 +1,4 @@
-"""Training of classifiers, float and quantised, on one device or several."""
+"""Train classifiers, float or quantised, on one or several devices."""
 
 from __future__ import annotations
 
@@ -44,26 +44,27 @@ from spikedet.training import (
 )
 
 log = logging.getLogger(__name__)
-STRIDE = 32  # of the deepest networks; pictures grow by multiples of it
+STRIDE = 32  # largest stride of the networks; the input side grows in multiples of it
 
 
 def train(network: nn.Module, run: Run) -> None:
     """Train a network in place, with cross-entropy.
 
-    Started by torchrun, every process takes its share of each batch, and the first one writes.
-    Every epoch draws from a seed of its own, so that a resumed run is the uninterrupted one.
+    With torchrun, each process computes its share of each batch, and the first process writes the
+    files. Every epoch has its own seed, so a resumed run gives the same result as a run without
+    interruption.
 
-    The best epoch is the one of the best accuracy, or with a teacher the one of the least loss:
-    where the network is to follow another, the accuracy of a thousand pictures says less (a
-    quantised network's changes by a point between epochs that hardly change a weight).
+    The best epoch is the epoch with the best tuning accuracy. With a teacher, it is the epoch with
+    the smallest tuning loss. There the accuracy on a thousand pictures is less reliable: that of a
+    quantised network can change by a point between epochs that hardly change the weights.
 
     Args:
-        network: Float, or with quantisers.
-        run: What is trained, on what; its folder gets `last.safetensors`, `best.safetensors`,
-            `results.csv` and `state.pt`. The soft-max outputs of a teacher are distilled.
+        network: Float network, or network with quantisers.
+        run: The run. Its folder gets `last.safetensors`, `best.safetensors`, `results.csv` and
+            `state.pt`. If it has a teacher, the soft-max outputs of the teacher are distilled.
 
     Raises:
-        TrainingError: A run that cannot start, resume or go on.
+        TrainingError: The run cannot start, resume or continue.
     """
     settings, folder, description = run.settings, run.folder, run.checkpoint.model
     expect_possible(settings)
@@ -96,13 +97,13 @@ def train(network: nn.Module, run: Run) -> None:
 
 
 def _go_on(loop: _Loop, run: Run, state: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
-    """Bring a loop to where its state was saved.
+    """Restore a loop from a saved state.
 
     Returns:
-        The rows of the epochs until then, and the best score among them.
+        The rows of the epochs so far, and the best score among them.
 
     Raises:
-        TrainingError: The state is that of another network or optimiser.
+        TrainingError: The state belongs to another network or optimiser.
     """
     try:
         loop.load_state_dict(state["run"])
@@ -117,7 +118,7 @@ def _go_on(loop: _Loop, run: Run, state: dict[str, Any]) -> tuple[list[dict[str,
 
 
 def _log_row(row: dict[str, Any], epochs: int) -> None:
-    """Say what an epoch gave."""
+    """Print the results of an epoch."""
     log.info(
         "epoch %d of %d: loss %.4f, training accuracy %.4f; tuning loss %.4f, tuning "
         "accuracy %.4f; %.0f s",
@@ -127,7 +128,7 @@ def _log_row(row: dict[str, Any], epochs: int) -> None:
 
 
 def _write_progress(loop: _Loop, run: Run, rows: list[dict[str, Any]]) -> None:
-    """Write the rows so far, and the state that a run resumes from."""
+    """Write the rows so far, and the state for resuming."""
     settings, folder, epoch = run.settings, run.folder, len(rows)
     write_csv(folder / "results.csv", rows)
     log_epoch(folder, settings, epoch, rows[-1])
@@ -138,10 +139,10 @@ def _write_progress(loop: _Loop, run: Run, rows: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
-    """This process among those that torchrun started: its number, how many, and its device.
+    """Yield the number of this process, the number of processes of torchrun, and the device.
 
     Raises:
-        TrainingError: Another of them has ended.
+        TrainingError: Another process has stopped.
     """
     world = world_size()
     if world == 1:
@@ -164,7 +165,7 @@ def processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
 
 
 class _Loop:
-    """Network, optimiser and schedule of a run, an epoch at a time."""
+    """The network, the optimiser and the schedule of a run."""
 
     def __init__(
         self,
@@ -235,12 +236,12 @@ class _Loop:
             group["lr"] = group["initial_lr"] * now
 
     def score(self, row: dict[str, Any]) -> float:
-        """How good an epoch is, the greater the better."""
+        """The score of an epoch. Greater is better."""
         return row["tuning_top1"] if self.teacher is None else -row["tuning_loss"]
 
     @torch.no_grad()
     def judge(self, samples: Samples, description: dict[str, Any]) -> dict[str, float]:
-        """Mean loss and accuracy on pictures that are not trained on, in float32."""
+        """The mean loss and the accuracy on tuning samples, in float32."""
         self.network.eval()
         sums, done = torch.zeros(2), 0
         for pictures in batches(samples, description, self.settings.imgsz, 250):
@@ -255,14 +256,14 @@ class _Loop:
         return {"tuning_loss": loss, "tuning_top1": right}
 
     def loss(self, logits: Tensor, wanted: Tensor | None, labels: Tensor) -> Tensor:
-        """Cross-entropy where labels are, and where a teacher is the distance from its logits."""
+        """Cross-entropy for pictures with labels, plus the distance to the teacher's logits."""
         loss = cross_entropy(logits, labels, self.settings.smoothing)
         if wanted is None:
             return loss
         return loss + self.distill * divergence(logits, wanted.float(), self.settings.temperature)
 
     def epoch(self, number: int) -> dict[str, float]:
-        """One pass over the pictures: mean loss, training accuracy, last rate, seconds."""
+        """Train one epoch; returns mean loss, training accuracy, last learning rate, seconds."""
         start = time.time()
         sums = torch.zeros(2, device=self.device)  # read once: each time a GPU is waited for
         seed_epoch(self.settings.seed, number, self.rank)
@@ -298,7 +299,7 @@ class _Loop:
 
 
 def _rate(step: int, steps: int, warm: float, final: float) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine down to `final`."""
+    """The factor of the learning rate: linear warm-up, then a cosine down to `final`."""
     if step < warm:
         return (step + 1) / warm
     part = min(1.0, (step - warm) / max(1.0, steps - warm))

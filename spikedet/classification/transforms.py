@@ -1,4 +1,4 @@
-"""What is done to the pictures of a classifier: cut to size, augmented, normalised."""
+"""Transforms for the pictures of classifiers: crop, augment and normalise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from spikedet.classification.models import FOREIGN, FORMS
 from spikedet.errors import UsageError
 
 AUGMENTATIONS = ("none", "crop", "cutout", "autoaugment")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a description names none
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # if a description has none
 
 
 def form(description: dict[str, Any]) -> str:
-    """`cifar` or `imagenet`: how the pictures of a network are cut.
+    """The form of a network, `cifar` or `imagenet`. It decides how pictures are cropped.
 
     Raises:
-        UsageError: Another form.
+        UsageError: The form is another one.
     """
     foreign = str(description.get("arch")).startswith(FOREIGN)
     kind = description.get("form", "imagenet" if foreign else "cifar")
@@ -29,22 +29,22 @@ def form(description: dict[str, Any]) -> str:
 
 
 def _ends(description: dict[str, Any]) -> list[Any]:
-    """uint8 -> float32, normalised."""
+    """The transforms from uint8 to normalised float32."""
     mean, std = description.get("mean", MEAN), description.get("std", STD)
     return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
 
 
 def view(description: dict[str, Any], imgsz: int) -> v2.Transform:
-    """The transform of evaluation: [3, H, W] or [B, 3, H, W] uint8 -> [.., 3, imgsz, imgsz].
+    """The transform for evaluation: [3, H, W] or [B, 3, H, W] uint8 -> [.., 3, imgsz, imgsz].
 
-    CIFAR pictures are resized if they have another size; of others the shorter side is resized to
-    256/224 of imgsz and the centre is cut out. Then they are normalised.
+    CIFAR pictures are resized if they have another size. For other pictures, the shorter side is
+    resized to 256/224 of imgsz, and the centre is cropped. Then the pictures are normalised.
     """
     return v2.Compose([*_fitted(description, imgsz), *_ends(description)])
 
 
 def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
-    """uint8 -> uint8 of the side that a network takes."""
+    """The transforms from uint8 of any size to uint8 of the input size."""
     if form(description) == "cifar":
         return [v2.Resize((imgsz, imgsz), antialias=True)]
     return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
@@ -53,25 +53,27 @@ def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
 def augmentation(
     description: dict[str, Any], imgsz: int, kind: str = "crop", jpeg: int = 0
 ) -> tuple[v2.Transform, v2.Transform]:
-    """The two transforms of training: of each picture, and then of a whole batch.
+    """The two transforms for training: one for each picture, then one for the whole batch.
 
-    The second one is fast on a GPU, and bytes between them are a quarter of what a loader process
-    would send else.
+    The second transform is fast on a GPU. Between the two, pictures are bytes, so the loader
+    processes send only a quarter of the data.
 
     Args:
-        description: Of the network: `form`, `mean`, `std`.
+        description: Network description: `form`, `mean` and `std` are used.
         imgsz: Side in pixels.
-        kind: `none` (as in evaluation), `crop` (CIFAR: 4 pixels of padding; else random size; and
-            mirrored), `cutout` (a square of half the side is grey as well, DeVries & Taylor 2017)
-            or `autoaugment` (and AutoAugment's policy, Cubuk et al. 2019).
-        jpeg: Quality, 1 to 100, that the picture is compressed with after that, before the square
-            of cutout; 0 for none.
+        kind: `none`: as in evaluation. `crop`: random crops (for CIFAR with 4 pixels of padding,
+            else of random size) and random mirroring. `cutout`: crop, and a grey square with half
+            the side (DeVries & Taylor 2017). `autoaugment`: all of these and the policy of
+            AutoAugment (Cubuk et al. 2019).
+        jpeg: JPEG quality (1 to 100) to compress each picture with, before the square of cutout; 0
+            for none.
 
     Returns:
-        [3, H, W] -> [3, imgsz, imgsz], both uint8, and [B, 3, imgsz, imgsz] uint8 -> float32.
+        The transform [3, H, W] -> [3, imgsz, imgsz], both uint8, and the transform
+        [B, 3, imgsz, imgsz] uint8 -> float32.
 
     Raises:
-        UsageError: Another kind or quality.
+        UsageError: The kind or the quality is not allowed.
     """
     if kind not in AUGMENTATIONS:
         raise UsageError(f"augment is {kind!r}; expected {', '.join(AUGMENTATIONS)}")
@@ -98,11 +100,12 @@ def augmentation(
 
 
 class Jpeg(v2.Transform):
-    """A picture [3, H, W] uint8 RGB after compression as JPEG, with half as many colours as pixels
-    in each direction (4:2:0), as most files have.
+    """Compresses a picture [3, H, W] uint8 RGB as JPEG, and decodes it again.
+
+    Colours have half the resolution in each direction (4:2:0), as in most JPEG files.
 
     Args:
-        quality: 1 to 100.
+        quality: JPEG quality, 1 to 100.
     """
 
     def __init__(self, quality: int):
@@ -120,13 +123,13 @@ class Jpeg(v2.Transform):
 
 
 class Cutout(v2.Transform):
-    """In each picture of a batch [B, C, H, W] a square around a random place becomes 0.
+    """Sets a square at a random position to 0 in each picture of a batch [B, C, H, W].
 
-    It may reach over the border. Places are drawn on the CPU, so that they do not depend on the
-    device.
+    The square may extend over the border. The positions are drawn on the CPU, so that they do not
+    depend on the device.
 
     Args:
-        side: Of the square in pixels.
+        side: Side of the square in pixels.
     """
 
     def __init__(self, side: int):

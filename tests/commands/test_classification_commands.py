@@ -714,7 +714,7 @@ def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
     for words, code, message in (
         (both, 6, "exists already"),
         (both[:1], 2, "expected two checkpoints or more"),
-        ([both[0], tmp_path / "eight.safetensors"], 4, "of T=8; expected T=4"),
+        ([both[0], tmp_path / "eight.safetensors"], 4, "made for T=8; expected T=4"),
         ([both[0], tmp_path / "fewer.safetensors"], 4, "other names or shapes than"),
         ([both[0], weights(runs, "qc")], 4, "these are qc weights; expected snn weights"),
     ):

@@ -380,7 +380,7 @@ def test_what_has_no_whole_numbers_is_refused(pictures):
     name, engine, why = registry.make("auto", graph)
     assert (name, engine) == ("torch", None)
     if KERNELS:
-        assert "unlike thresholds" in why
+        assert "different thresholds" in why
 
 
 def test_neurons_of_another_kind_are_refused(small_net, pictures):

@@ -263,7 +263,7 @@ def test_bad_input(place, tmp_path):
     other = save(tmp_path / "other.safetensors", names=("x", "y"), width=0.25)
     with pytest.raises(DataError, match=r"none of the data folders holds its 2 classes \(x, y"):
         reproduce.run(parsed(place, tmp_path, "table2", "--model", other))
-    with pytest.raises(UsageError, match="for classification; table10 is of detection"):
+    with pytest.raises(UsageError, match="for classification, but table10 is for detection"):
         reproduce.run(parsed(place, tmp_path, "table10"))
     for method in ("magic", "stage2"):  # the second is of figure7
         with pytest.raises(UsageError, match=f"--methods {method}: expected some of cap, float, l"):

@@ -1,16 +1,16 @@
-"""Networks that classify, built from a description.
+"""Build classifiers from a network description.
 
-A description is a plain dict, as it stands in `configs/models` and in checkpoints:
+A description is a plain dict, as in `configs/models` and in checkpoints:
 
     task: classification
     arch: resnet20          one of `NETWORKS`, or torchvision/NAME: a classifier of torchvision
-    form: cifar             or imagenet: stem and strides; torchvision/... has none
-    width: 1.0              multiplies the channels
-    activation: relu        the network's own (ReLU, ReLU6), or leaky: LeakyReLU(0.1)
-    pooling: max            the network's own, or avg: average pooling in its place
-    spike_pooling: count    how spikes are max-pooled once converted, count or step
-    mean: [0.49, 0.48, 0.45]  of red, green, blue in 0..1, subtracted before the network
-    std: [0.25, 0.24, 0.26]   by which they are divided then
+    form: cifar             cifar or imagenet: stem and strides; not for torchvision/NAME
+    width: 1.0              factor for the number of channels
+    activation: relu        relu: that of the network (ReLU, ReLU6); leaky: LeakyReLU(0.1)
+    pooling: max            max: that of the network; avg: average pooling instead
+    spike_pooling: count    max-pooling of spikes after conversion: count or step
+    mean: [0.49, 0.48, 0.45]  subtracted from red, green and blue (0..1) before the network
+    std: [0.25, 0.24, 0.26]   divisor of red, green and blue after that
 
 All but `task` and `arch` may be left out.
 """
@@ -33,7 +33,7 @@ KEYS = ("task", "arch", "form", "width", "activation", "pooling", "spike_pooling
 FORMS = ("cifar", "imagenet")
 ACTIVATIONS = ("relu", "leaky")
 POOLINGS = ("max", "avg")
-SLOPE = 0.1  # of the leaky ReLU, table IX
+SLOPE = 0.1  # slope of the leaky ReLU, table IX
 NETWORKS: dict[str, Mapping[str, Callable[[float, int], nn.Module]]]
 NETWORKS = {**resnet.NETWORKS, **resnext.NETWORKS, **vgg.NETWORKS, **mobilenet.NETWORKS}
 FOREIGN = "torchvision/"
@@ -47,17 +47,18 @@ FUNCTIONAL = ("densenet", "googlenet", "inception_v3")
 
 
 def build(description: dict[str, Any], classes: int) -> nn.Module:
-    """A network with fresh weights.
+    """Build a network with new weights.
 
     Args:
-        description: See the head of this file.
-        classes: Outputs, 1 or more.
+        description: Network description; see the top of this file.
+        classes: Number of classes, 1 or more.
 
     Returns:
         The network, [B, 3, H, W] -> [B, classes].
 
     Raises:
-        UsageError: The description holds something that there is not, or that does not fit.
+        UsageError: The description has an unknown key or value, or values that do not fit
+            together.
     """
     expect_valid(description)
     if classes < 1:
@@ -80,10 +81,10 @@ def foreign(name: str) -> dict[str, Any]:
     """The description of a classifier of torchvision.
 
     Args:
-        name: As `torchvision.models.get_model` takes it.
+        name: Name for `torchvision.models.get_model`.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is no such classifier.
     """
     description: dict[str, Any] = {"task": "classification", "arch": FOREIGN + name}
     if description["arch"] in AUXILIARY:
@@ -93,10 +94,10 @@ def foreign(name: str) -> dict[str, Any]:
 
 
 def usual_side(description: dict[str, Any]) -> int:
-    """Side in pixels of the pictures of ImageNet that a network usually takes.
+    """The usual input side in pixels of a network for ImageNet.
 
-    That of the weights which torchvision publishes of its own networks (299 for `inception_v3`),
-    else 224.
+    For torchvision's networks it is the side of torchvision's weights (299 for `inception_v3`).
+    Otherwise it is 224.
     """
     arch = description.get("arch", "")
     if arch not in TORCHVISION:
@@ -106,10 +107,10 @@ def usual_side(description: dict[str, Any]) -> int:
 
 
 def expect_valid(description: dict[str, Any]) -> None:
-    """Refuse a description that cannot be built.
+    """Check a description.
 
     Raises:
-        UsageError: An unknown key, or a value that there is not; says what there is.
+        UsageError: A key or a value is unknown. The message lists the known ones.
     """
     for key in description:
         if key not in KEYS:
@@ -142,10 +143,10 @@ def expect_valid(description: dict[str, Any]) -> None:
 
 
 def expect_colours(description: dict[str, Any]) -> None:
-    """Refuse what pictures cannot be normalised by.
+    """Check `mean` and `std` of a description.
 
     Raises:
-        UsageError: Says what was expected.
+        UsageError: They are wrong. The message says what is expected.
     """
     for key in ("mean", "std"):
         values = description.get(key, [1.0] * 3)
@@ -167,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _replace(network: nn.Module, kinds: tuple[type, ...], make) -> int:
-    """Put `make(module)` in place of every module of these kinds; how many there were."""
+    """Replace every module of these kinds by `make(module)`; returns their number."""
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     for name in names:
         parent, _, child = name.rpartition(".")

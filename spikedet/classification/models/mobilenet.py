@@ -1,8 +1,9 @@
-"""MobileNetV2, torchvision's class with the strides of either form.
+"""MobileNetV2: torchvision's class, with the strides of the `cifar` or `imagenet` form.
 
 M. Sandler et al., "MobileNetV2: Inverted residuals and linear bottlenecks", CVPR 2018, table 2. In
-the CIFAR form the stem and the second stage keep the size, so that 32 pixels end at 4. Width
-multiplies channels to the nearest eight, and never the last 1280 below 1280.
+the CIFAR form the stem and the second stage keep the size, so that 32 pixels become 4. The number
+of channels times the width is rounded to a multiple of 8. The last layer has at least 1280
+channels.
 """
 
 from __future__ import annotations

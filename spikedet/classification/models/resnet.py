@@ -1,15 +1,15 @@
-"""Residual networks of torchvision's blocks.
+"""Residual networks made of torchvision's blocks.
 
 K. He et al., "Deep residual learning for image recognition", CVPR 2016: ResNet-18 and ResNet-34
 (table 1), ResNet-20 for CIFAR (section 4.2).
 
-The two-stage paper's ResNet-20 has "two more layers than ResNet-18" (footnote of its table II),
-which it does not place. `resnet20-wide` spends them in the stem: three 3x3 convolutions of 64
+The two-stage paper's ResNet-20 has "two more layers than ResNet-18" (footnote of its table II). The
+paper does not say where. `resnet20-wide` has them in the stem: three 3x3 convolutions with 64
 channels instead of one.
 
-Modules are named as torchvision names them, so that its state dicts fit the ImageNet form at width
-1. Where the size changes, the shortcut is a strided 1x1 convolution with batch norm (option B),
-also in ResNet-20, for which its authors padded with zeros (option A).
+The modules have the same names as in torchvision, so torchvision's state dicts fit the ImageNet
+form at width 1. Where the size changes, the shortcut is a strided 1x1 convolution with batch norm
+(option B). This also holds for ResNet-20, for which its authors padded with zeros (option A).
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks, global average pooling, one linear layer.
+    """A stem, stages of residual blocks, global average pooling, and one linear layer.
 
     Args:
-        stem: Makes the modules before the first stage, by name, for a number of channels.
-        block: Kind of the residual blocks.
-        planes: Of each stage at width 1; a stage has `planes * block.expansion` channels, the stem
-            as many as the first has planes. Every stage but the first halves the size.
-        blocks: Blocks of each stage.
-        width: Multiplies the planes.
-        classes: Outputs.
-        groups: Of the 3x3 convolutions of `Bottleneck`, each as wide as the planes (ResNeXt).
+        stem: Function of the number of channels that makes the modules before the first stage.
+        block: Class of the residual blocks.
+        planes: Planes of each stage at width 1. A stage has `planes * block.expansion` channels.
+            The stem has as many channels as the first stage has planes. Every stage except the
+            first halves the size.
+        blocks: Number of blocks of each stage.
+        width: Factor for the planes.
+        classes: Number of classes.
+        groups: Groups of the 3x3 convolutions of `Bottleneck`; each group is as wide as the planes
+            (ResNeXt).
 
     Shape:
         [B, 3, H, W] -> [B, classes]

@@ -1,11 +1,11 @@
 """VGG-16 with batch norm.
 
 K. Simonyan and A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, configuration D. The CIFAR form has the thirteen convolutions and, on their global
-average, one linear layer; the ImageNet form torchvision's three linear layers.
+ICLR 2015, configuration D. Both forms have thirteen convolutions. The CIFAR form has one linear
+layer on the global average. The ImageNet form has torchvision's three linear layers.
 
-Modules are named as torchvision names them, so that its state dicts fit the ImageNet form at width
-1.
+The modules have the same names as in torchvision, so torchvision's state dicts fit the ImageNet
+form at width 1.
 """
 
 from __future__ import annotations
