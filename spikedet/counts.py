@@ -1,4 +1,4 @@
-"""Numbers that count something."""
+"""Check numbers that are counts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from spikedet.errors import UsageError
 
 
 def expect_counts(**values: int | None) -> None:
-    """Refuse numbers that should count something; None is left to others.
+    """Check that values are whole numbers of 1 or more. None is allowed.
 
     Raises:
-        UsageError: One that is not a whole number of 1 or more.
+        UsageError: A value is not a whole number of 1 or more. The message names it.
     """
     for name, value in values.items():
         if value is not None and not (isinstance(value, Integral) and value >= 1):

@@ -13,16 +13,16 @@ from spikedet.errors import UsageError, among, cut
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; without, it is slower than float32."""
+    """Whether this CPU has bfloat16 instructions. Otherwise bfloat16 is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known and known())
 
 
 def present_device(name: str) -> str:
-    """`cpu` or `cuda:N` for the name of a device of this machine; `cuda` and `0` are the first one.
+    """Convert the name of a device to `cpu` or `cuda:N`. `cuda` and `0` are the first GPU.
 
     Raises:
-        UsageError: No such device here, or one of a kind that nothing here was tested on.
+        UsageError: This machine has no such device, or it is neither a CPU nor a CUDA GPU.
     """
     try:
         chosen = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
@@ -39,7 +39,7 @@ def present_device(name: str) -> str:
 
 
 def no_device(name: str) -> str:
-    """A sentence on a name that is that of no device of this machine: says which there are."""
+    """The message for a device that does not exist. It lists the devices of this machine."""
     count = torch.cuda.device_count()
     there = ["cpu", *(f"cuda:{number}" for number in range(count))]
     counted = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
@@ -47,30 +47,31 @@ def no_device(name: str) -> str:
 
 
 def full_precision() -> None:
-    """Let GPUs compute float32 in float32, as CPUs do, and not in TF32."""
+    """Make GPUs compute float32 in full precision, like CPUs, not in TF32."""
     torch.backends.cudnn.allow_tf32 = False
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network runs: that of its first tensor."""
+    """The device of a network's first tensor."""
     return next(chain(network.parameters(), network.buffers())).device
 
 
 def mixed(device: str, enabled: bool = True) -> torch.autocast:
-    """Autocast to bfloat16 on a kind of device, but on no CPU that would only imitate it.
+    """Autocast to bfloat16 on a device, except on CPUs without bfloat16 instructions.
 
-    A training step of ResNet-20 on a CPU with AVX2 alone takes 10 times as long as in float32.
+    On a CPU with only AVX2, a training step of ResNet-20 in bfloat16 takes 10 times as long as in
+    float32.
     """
     enabled = enabled and (device != "cpu" or has_bfloat16())
     return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
 def layout(network: nn.Module) -> torch.memory_format:
-    """Channels-last, in which CPUs train faster, but for networks that it would be unsafe for.
+    """The memory layout for training: channels-last, which is faster on CPUs, if it is safe.
 
-    The weight gradient of a 1x1 convolution with a stride, of fewer channels than a vector
-    register holds (8 with AVX2, 16 with AVX-512), is computed past the end of its memory in
-    float32: oneDNN's issue 6035, as of torch 2.14.
+    It is not safe for a strided 1x1 convolution with fewer channels than a vector register holds (8
+    with AVX2, 16 with AVX-512). There the float32 weight gradient accesses memory past the end of
+    the tensor (oneDNN's issue 6035, as of torch 2.14).
     """
     for module in network.modules():
         if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
@@ -81,7 +82,7 @@ def layout(network: nn.Module) -> torch.memory_format:
 
 
 def as_float(value: Any) -> Any:
-    """Every floating-point tensor of a nested structure in float32."""
+    """Convert every floating-point tensor of a nested structure to float32."""
 
     def widened(leaf: Any) -> Any:
         return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

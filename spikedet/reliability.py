@@ -1,4 +1,4 @@
-"""Whether scores are what they say: how often answers of each score are right."""
+"""Reliability: how often answers with a given score are right."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ BINS = 10
 
 
 def reliability(scores: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[dict[str, Any]]:
-    """How often answers are right, by their scores.
+    """Compute how often answers are right, by their scores.
 
     Args:
-        scores: [N] in 0..1.
-        right: [N] bool.
-        bins: Of equal width.
+        scores: [N], 0..1.
+        right: [N] bool, whether each answer is right.
+        bins: Number of bins of equal width.
 
     Returns:
-        Of each bin `low`, `high`, `count`, the mean `score`, and the share that is `right`, both
-        None without answers.
+        One row for each bin: `low`, `high`, `count`, the mean `score`, and the share `right` of
+        right answers. The last two are None if the bin is empty.
     """
     place = np.minimum((scores * bins).astype(int), bins - 1)
     rows = []

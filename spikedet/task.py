@@ -1,8 +1,8 @@
-"""What a task is to conversion: what it must say itself, and what its samples can do.
+"""The interface of tasks and of their samples.
 
-`detection.task` and `classification.task` say how their networks are built and measured, and what
-their loss is. The way from a float checkpoint to a spiking one is the same for all tasks; it is in
-`stages`. Networks of checkpoints of any stage are restored by `networks`.
+`detection.task` and `classification.task` implement it: how networks are built and measured, and
+their loss. The conversion of a float checkpoint to a spiking one is the same for all tasks, and is
+in `stages`. `networks` restores the networks of checkpoints.
 """
 
 from __future__ import annotations
@@ -39,65 +39,68 @@ class Samples(ABC):
 
     @abstractmethod
     def select(self, numbers: Sequence[int]) -> Self:
-        """The samples of these numbers, in this order."""
+        """The samples with these numbers, in this order."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that tell annotated samples, just read, from others."""
+        """A hash (12 hexadecimal digits) of the samples and their annotations."""
 
     @abstractmethod
     def split_off_tuning(self, tuning: Path | None = None) -> tuple[Self, Self]:
-        """Training samples without, and with nothing but, those kept aside for every choice.
+        """Split into training samples and tuning samples.
+
+        Tuning samples are not trained on. They are used for every choice, such as the best epoch.
 
         Args:
-            tuning: List of those kept aside, where the task has such lists.
+            tuning: File that lists the tuning samples, if the task has such lists.
 
         Raises:
-            DataError: Nothing is left on one of the sides.
-            UsageError: A list for a task that has none.
+            DataError: There are no training samples or no tuning samples.
+            UsageError: `tuning` is given, but the task has no such lists.
         """
 
     @abstractmethod
     def pictures(self, checkpoint: Checkpoint, batch: int) -> Iterator[Tensor]:
-        """Pictures [B, 3, H, W] as the network of a checkpoint takes them, in order."""
+        """Yield batches of pictures [B, 3, H, W] for the network of a checkpoint, in order."""
 
     @abstractmethod
     def augmented(
         self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Endless training batches of the end-to-end pass.
+        """Yield training batches of the end-to-end pass without end.
 
         Args:
-            checkpoint: Whose network takes the pictures.
-            end: How many make a batch, and how they are made.
-            seed: Of order and augmentation.
-            judging: The pictures judge networks: none is made worse than it is.
+            checkpoint: Checkpoint of the network.
+            end: Settings of the end-to-end pass, with the batch size.
+            seed: Seed of the order and the augmentation.
+            judging: The pictures are used for the tuning loss. Then they are not degraded (for
+                example, by JPEG compression).
 
         Yields:
-            `img` [B, 3, H, W]; the rest is for `Task.loss`.
+            Dicts with `img` [B, 3, H, W], and further keys for `Task.loss`.
         """
 
     def labelled(self) -> Self:
-        """The samples whose annotations are known."""
+        """The samples that have annotations."""
         return self
 
     def with_unlabelled(self, folders: Sequence[Path]) -> Self:
-        """The samples and, behind them, pictures that are only distilled.
+        """Add pictures without annotations, which are only used for distillation.
 
         Raises:
-            UsageError: The loss of the task wants annotations of every picture.
-            DataError: No pictures there.
+            UsageError: The loss of the task needs annotations for every picture.
+            DataError: A folder has no pictures.
         """
         raise UsageError("--unlabelled: expected a classifier; detectors learn from boxes")
 
     def seen_by_released(self) -> int:
-        """How many of them the released networks were trained on, as far as is known."""
+        """The number of samples that the released networks were trained on, as far as known."""
         return 0
 
     def pick(self, count: int, seed: int = 0) -> Self:
-        """`count` samples drawn without replacement (all of them when there are fewer).
+        """Draw `count` samples without replacement (all samples if there are fewer).
 
-        None of them is unlabelled: such pictures may be unlike those that a network is for.
+        Samples without labels are never drawn, because they may be of another kind.
         """
         known = self.labelled()
         count = min(count, len(known))
@@ -106,14 +109,14 @@ class Samples(ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """Where annotated samples are read from.
+    """A description of the data to read.
 
     Attributes:
-        folders: The data.
+        folders: Folders or files of the data.
         split: Data sets and splits, joined by `+`.
-        limit: Only so many pictures, always the same.
-        names: Classes that they must have, or that data without names have.
-        images: Folders of the pictures, where the annotations do not say (detection).
+        limit: Use only this number of pictures, always the same ones.
+        names: Class names that the data must have, or the names for data without class names.
+        images: Folders of the pictures, if the annotations do not name them (detection).
     """
 
     folders: Sequence[Path]
@@ -125,18 +128,18 @@ class Source:
 
 @dataclass
 class Run:
-    """A training: of what, on what, and where its checkpoints go.
+    """A training run.
 
     Attributes:
         checkpoint: Description, class names and picture size of the network.
-        train: Samples to fit.
-        tune: Samples that choose the best epoch.
-        folder: Of the run; gets best and last checkpoint, results and the state to resume from.
-        settings: Of the task's `Settings`.
-        write: Called with the network and the path of a checkpoint.
-        resume: Go on with the run in `folder`.
-        teacher: Network whose outputs are distilled beside the task's loss.
-        distill: Weight of that.
+        train: Training samples.
+        tune: Tuning samples. They choose the best epoch.
+        folder: Folder for the best and the last checkpoint, the results and the state.
+        settings: Training settings, the task's `Settings`.
+        write: `write(network, path)` writes a checkpoint.
+        resume: Continue the run in `folder`.
+        teacher: Network whose outputs are distilled, beside the task's loss.
+        distill: Weight of the distillation loss.
     """
 
     checkpoint: Checkpoint
@@ -151,13 +154,13 @@ class Run:
 
 
 class Task(ABC):
-    """What a task says itself of its networks, its loss and its measure.
+    """A task: its networks, its loss and its measures.
 
     Attributes:
-        name: As checkpoints have it.
-        columns: The measured values that tables show.
-        protocol: How they are measured, with `{imgsz}` for the pixels.
-        batch: Pictures that usually go through a network at once.
+        name: Name of the task, as in checkpoints.
+        columns: Names of the measured values that tables show.
+        protocol: Description of the measurement, with `{imgsz}` for the input side.
+        batch: Usual batch size for measuring.
     """
 
     name: str
@@ -171,20 +174,20 @@ class Task(ABC):
     def describe(
         self, path: Path, width: str | None = None, activation: str | None = None
     ) -> dict[str, Any]:
-        """A network description as a dict.
+        """Read a network description.
 
         Args:
             path: YAML file.
-            width: A variant of it, as the task names them.
-            activation: In place of its own.
+            width: Width of the network (for detectors a scale, for classifiers a factor).
+            activation: Replaces the activation of the description.
 
         Raises:
-            UsageError: No such description, or no such variant.
+            UsageError: The description or the width does not exist.
         """
 
     @abstractmethod
     def network(self, description: dict[str, Any], classes: int) -> nn.Module:
-        """A network with fresh weights in evaluation mode, its outputs as losses take them.
+        """Build a network with new weights, in evaluation mode and with outputs for the loss.
 
         Raises:
             UsageError: The description cannot be built.
@@ -192,44 +195,44 @@ class Task(ABC):
 
     @abstractmethod
     def expect_outputs(self, graph: Graph, checkpoint: Checkpoint) -> None:
-        """Refuse a graph whose outputs are not what the rest of its checkpoint takes them for.
+        """Check that the outputs of a graph fit its checkpoint (classes, head, input size).
 
         Raises:
-            WeightsError: Says what does not fit.
+            WeightsError: They do not fit. The message says what differs.
         """
 
     @abstractmethod
     def runner(self, network: nn.Module, checkpoint: Checkpoint) -> Any:
-        """A network of any stage, ready to be measured."""
+        """Make the runner of a network of any stage."""
 
     def fresh(self, network: nn.Module, strides: Sequence[int]) -> tuple[str, ...]:
-        """How the names of the layers begin that predict at these strides.
+        """The prefixes of the names of the layers that predict at these output strides.
 
         Raises:
-            UsageError: There are none.
+            UsageError: There are no such layers.
         """
         raise UsageError(f"a network for {self.name} has no heads with output strides")
 
     def head_of(self, network: nn.Module) -> dict[str, Any]:
-        """What the outputs of a network mean, for its checkpoints."""
+        """The description of a network's outputs, for its checkpoints."""
         return {}
 
     def usual_side(self, description: dict[str, Any]) -> int | None:
-        """Side of a network's pictures in pixels where none is given, None for that of settings."""
+        """The usual input side of a network in pixels. None: use that of the settings."""
         return None
 
     def stride(self, head: dict[str, Any]) -> int:
-        """Sides of a network's pictures in pixels are multiples of it; `head` as of `head_of`."""
+        """The stride: the input side must be a multiple of it. `head` is from `head_of`."""
         return 1
 
     # ------------------------------------------------------------------ samples, loss and measure
 
     @abstractmethod
     def read(self, source: Source) -> Any:
-        """Annotated `Samples` of a data set.
+        """Read the annotated `Samples` of a data set.
 
         Raises:
-            DataError: Missing, damaged, or of other classes than `source.names`.
+            DataError: The data is missing, damaged, or has other classes than `source.names`.
         """
 
     @abstractmethod
@@ -241,19 +244,19 @@ class Task(ABC):
         batch: dict[str, Any],
         end: EndToEnd,
     ) -> Tensor:
-        """Loss of the end-to-end pass.
+        """Compute the loss of the end-to-end pass.
 
         Args:
-            checkpoint: Of the network.
-            network: Its spiking graph.
-            outputs: Of the network, and of its teacher.
-            batch: As of `Samples.augmented`.
-            end: What the annotations weigh beside the distance of the outputs.
+            checkpoint: Checkpoint of the network.
+            network: Spiking graph of the network.
+            outputs: Outputs of the network and of its teacher.
+            batch: A batch of `Samples.augmented`.
+            end: Settings of the pass, with the weight of the annotations.
         """
 
     @abstractmethod
     def fit(self, network: nn.Module, run: Run) -> None:
-        """Train a network, float or with quantisers, in place."""
+        """Train a float network, or a network with quantisers, in place."""
 
     @abstractmethod
     def measure(
@@ -264,17 +267,17 @@ class Task(ABC):
         steps: Sequence[int] | None = None,
         **options: Any,
     ) -> list[tuple[dict[str, Any], float | None]]:
-        """Values by name, `columns` among them, and spikes per neuron and step.
+        """Measure a network: its values by name (with all `columns`), and its spike rate.
 
         Args:
             runner: The network.
-            samples: To measure it on.
-            steps: Time steps of a spiking network, ascending, all measured in one run; None for its
-                own T, and for a network without time.
-            options: `batch`, pictures at once; `on_batch`, called with how many are done; `details`
-                for more about the last of `steps`.
+            samples: Samples to measure it on.
+            steps: Numbers of time steps of a spiking network, ascending, which are all measured in
+                one run. None: the T of the network, or a network without time steps.
+            options: `batch`, the batch size; `on_batch`, a function of the number of pictures so
+                far; `details`, to also make tables for the last of `steps`.
 
         Returns:
-            For each of `steps`; of one entry where they are None. Under `details` the rows of
-            further tables by name, for plots; empty unless asked for.
+            One entry for each of `steps`, or one entry if `steps` is None. The value `details` has
+            the rows of further tables by name, for plots. It is empty without the option.
         """

@@ -1,4 +1,4 @@
-"""What every training loop needs: seeds of epochs, devices, how far a run has come."""
+"""Shared parts of all training loops: seeds, devices, and the state of a run."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ FREE = ("epochs", "rate", "decay", "device", "workers", "cache", "tensorboard")
 
 
 def expect_possible(settings: TrainingSettings) -> None:
-    """Refuse settings that no run can have, of any task.
+    """Check the training settings of any task.
 
     Raises:
-        TrainingError: Names the setting and what would be right.
-        UsageError: Fewer or more devices than torchrun started processes.
+        TrainingError: A setting is outside its limits.
+        UsageError: The number of devices differs from the number of processes of torchrun.
     """
     if problem := impossible(settings):
         name, value, right = problem
@@ -56,20 +56,20 @@ def expect_possible(settings: TrainingSettings) -> None:
 
 @cache
 def _board(folder: Path) -> Any:
-    """What writes the files of TensorBoard of a run."""
+    """The TensorBoard writer of a run."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder / "tensorboard")
 
 
 def log_epoch(folder: Path, settings: TrainingSettings, epoch: int, row: Mapping[str, Any]) -> None:
-    """Let TensorBoard see the numbers of an epoch, where the settings want it.
+    """Write the numbers of an epoch for TensorBoard, if the settings say so.
 
     Args:
-        folder: Of the run.
-        settings: Of the run.
-        epoch: Which, 1, 2 ...
-        row: As in `results.csv`.
+        folder: Folder of the run.
+        settings: Settings of the run.
+        epoch: Number of the epoch, from 1 on.
+        row: Row of `results.csv`.
     """
     if not settings.tensorboard:
         return
@@ -81,13 +81,13 @@ def log_epoch(folder: Path, settings: TrainingSettings, epoch: int, row: Mapping
 
 
 def check_devices(device: str) -> None:
-    """Refuse devices that are not there, and several GPUs in one process; GPUs get full precision.
+    """Check the devices of a training, and set GPUs to full precision.
 
     Args:
-        device: `cpu`, or numbers of GPUs with commas between them, also as `cuda:0`.
+        device: `cpu`, or numbers of GPUs separated by commas, also as `cuda:0`.
 
     Raises:
-        UsageError: Says what is there, or how to start.
+        UsageError: A device does not exist, or several GPUs are given without torchrun.
     """
     if device == "cpu":
         return
@@ -106,19 +106,19 @@ def check_devices(device: str) -> None:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for each combination of numbers of 0 or more, such as that of a run and its epoch.
+    """A seed for a combination of numbers (0 or more), such as the seed of a run and an epoch.
 
-    It has 32 bits: torch reads no more of them on a CPU, so that seeds which differ above those
-    draw the same.
+    It has 32 bits. On a CPU, torch ignores higher bits, so seeds that differ only in these would
+    give the same random numbers.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_generators(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's generators: augmentation draws from all of them.
+    """Seed the random generators of Python, numpy and torch. Augmentation uses all of them.
 
     Args:
-        numbers: What is seeded for, as `seed_of` takes them.
+        numbers: Numbers for `seed_of`.
     """
     seed = seed_of(*numbers)
     random.seed(seed)
@@ -127,18 +127,18 @@ def seed_generators(*numbers: int) -> None:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed these generators for an epoch, so that a resumed run draws what one that went on drew.
+    """Seed these generators for an epoch, so that a resumed run draws the same random numbers.
 
-    Augmentation with generators of its own (albumentations) takes their seed from torch's.
+    Augmentation with its own generators (albumentations) gets their seed from torch.
     """
     seed_generators(seed, epoch, rank)
 
 
 def epochs_done(folder: Path) -> tuple[int, int]:
-    """Epochs done and wanted of the run in `folder`; (0, 0) when there is none.
+    """The number of finished and of wanted epochs of the run in `folder`; (0, 0) without a run.
 
     Raises:
-        TrainingError: Its side-car is damaged.
+        TrainingError: The state file is damaged.
     """
     path = Path(folder) / "state.pt"
     if not path.is_file():
@@ -148,12 +148,12 @@ def epochs_done(folder: Path) -> tuple[int, int]:
 
 
 def expect_fresh(folder: Path, resume: bool) -> None:
-    """Refuse to write over a run, or to resume where there is none.
+    """Check that no run would be overwritten, and that there is a run if `resume` is True.
 
-    A run that was killed in its first epoch may be begun again or resumed, which is the same.
+    A run that was interrupted in its first epoch may be started again or resumed.
 
     Raises:
-        TrainingError: Says what to do.
+        TrainingError: The folder has a run, or no run to resume. The message says what to do.
     """
     state, *weights = (
         Path(folder) / name for name in ("state.pt", "best.safetensors", "last.safetensors")
@@ -174,12 +174,12 @@ def expect_fresh(folder: Path, resume: bool) -> None:
 
 @contextlib.contextmanager
 def own_run(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder of a run; those of torchrun beside the first may in.
+    """Lock the folder of a run against other processes (except those of the same torchrun).
 
-    The lock ends with the process, however that ends, and not with its loader processes.
+    The lock ends when the process ends. Its loader processes do not keep the lock.
 
     Raises:
-        TrainingError: Another process trains there.
+        TrainingError: Another process trains in the folder.
     """
     if fcntl is None or int(os.environ.get("RANK", 0)):
         yield
@@ -204,7 +204,7 @@ def own_run(folder: Path) -> Iterator[None]:
 
 
 def _forget_unbegun(folder: Path) -> None:
-    """Leave nothing of a run that ended before its first epoch did."""
+    """Delete the files of a run that stopped before its first epoch."""
     if (folder / "last.safetensors").exists():
         return
     for name in ("state.pt", ".lock"):
@@ -214,16 +214,16 @@ def _forget_unbegun(folder: Path) -> None:
 
 
 def begin(folder: Path, settings: TrainingSettings) -> None:
-    """Write the side-car of a run before its first epoch: from here on it can be resumed."""
+    """Write the state file before the first epoch. From then on the run can be resumed."""
     state = {"epoch": -1, "epochs": settings.epochs, "settings": resumable(settings)}
     save_state(state, Path(folder) / "state.pt")
 
 
 def is_complete(folder: Path, settings: TrainingSettings) -> bool:
-    """Whether all epochs of the run that is to be resumed are done, which is said.
+    """Whether all epochs of a run are finished. If so, print it.
 
     Raises:
-        TrainingError: Damaged, or the run had other settings.
+        TrainingError: The state file is damaged, or the run has other settings.
     """
     if state_of(Path(folder) / "state.pt", settings)["epoch"] + 1 < settings.epochs:
         return False
@@ -233,17 +233,17 @@ def is_complete(folder: Path, settings: TrainingSettings) -> bool:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write the side-car of a run, atomically."""
+    """Write the state file of a run. If writing fails, the old file is kept."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def read_state(path: Path, *keys: str) -> dict[str, Any]:
-    """What `save_state` wrote, which must hold `keys`.
+    """Read a state file, which must have these keys.
 
     Raises:
-        TrainingError: Damaged.
+        TrainingError: The file is damaged.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -257,15 +257,15 @@ def read_state(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def expect_same_run(folder: Path, checkpoint: Checkpoint) -> None:
-    """Refuse to go on with a run that made something else, or from something else.
+    """Check that the run in a folder makes the same checkpoint as this run.
 
     Args:
-        folder: Of the run.
-        checkpoint: What is to be made now; all but its tensors counts, and of its origin `run`:
-            what beside the settings makes it what it becomes.
+        folder: Folder of the run.
+        checkpoint: The checkpoint that this run makes. Its tensors are ignored. Of its origin, only
+            `run` is compared: the conditions beside the settings.
 
     Raises:
-        TrainingError: Names the first difference.
+        TrainingError: There is a difference. The message names the first one.
     """
     last = Path(folder) / "last.safetensors"
     if not last.is_file():
@@ -280,15 +280,15 @@ def expect_same_run(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to go on with a run of other settings.
+    """Check that the settings of two runs are equal.
 
     Args:
-        place: Where that run is.
-        begun: Its settings.
-        wanted: Those of now.
+        place: Path of the earlier run.
+        begun: Settings of the earlier run.
+        wanted: Settings of this run.
 
     Raises:
-        TrainingError: Names the first difference.
+        TrainingError: There is a difference. The message names the first one.
     """
     for key in {**begun, **wanted}:
         before, now = begun.get(key), wanted.get(key)
@@ -300,10 +300,10 @@ def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an optimiser of the same kind; its rates and decays stay as they are.
+    """Load the state of an optimiser of the same kind. Learning rates and decays do not change.
 
     Raises:
-        KeyError, ValueError: It is of another kind, or for other parameters.
+        KeyError, ValueError: The state is of another kind of optimiser or for other parameters.
     """
     kept = ("lr", "initial_lr", "weight_decay")
     own = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
@@ -316,25 +316,25 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def resumable(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings that a resumed run must have as well, for its side-car."""
+    """The settings that must be equal in a resumed run, for the state file."""
     return {name: value for name, value in vars(settings).items() if name not in FREE}
 
 
 def load_state(path: Path, settings: TrainingSettings) -> dict[str, Any] | None:
-    """The side-car of a run that goes on with these settings; None where no epoch of it is done.
+    """Load the state of a run to resume. None if no epoch is finished.
 
     Raises:
-        TrainingError: Damaged, or the run had other settings.
+        TrainingError: The state file is damaged, or the run has other settings.
     """
     state = state_of(path, settings)
     return state if state["epoch"] >= 0 else None
 
 
 def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
-    """The side-car of a run with these settings, whether it is to go on or not.
+    """Load the state of a run with these settings.
 
     Raises:
-        TrainingError: Damaged, or the run had other settings.
+        TrainingError: The state file is damaged, or the run has other settings.
     """
     state = read_state(path, "epoch")
     before = state.get("settings", {})
@@ -349,16 +349,16 @@ def state_of(path: Path, settings: TrainingSettings) -> dict[str, Any]:
 
 
 def expect_growth(name: str, first: int | None, last: int, stride: int) -> None:
-    """Refuse pictures that cannot grow from one side to another (see `growing_side`).
+    """Check that pictures can grow from one side to another (see `growing_side`).
 
     Args:
-        name: Of what the pictures are.
-        first: Side in pixels at the start, None if they do not grow.
-        last: At the end.
-        stride: Of the network.
+        name: Name of the training, for the message.
+        first: Side in pixels at the start. None if the pictures do not grow.
+        last: Side in pixels at the end.
+        stride: Stride of the network.
 
     Raises:
-        UsageError: Says what is possible.
+        UsageError: `first` is larger than `last` or not a multiple of the stride.
     """
     if first is not None and (first % stride or not stride <= first <= last):
         raise UsageError(
@@ -367,15 +367,15 @@ def expect_growth(name: str, first: int | None, last: int, stride: int) -> None:
 
 
 def growing_side(first: int | None, last: int, done: float, stride: int) -> int:
-    """Side of the pictures in pixels when a part `done` of a training is over.
+    """The side of the pictures in pixels after the fraction `done` of a training.
 
     It grows from `first` to `last` in three quarters of the training.
 
     Args:
-        first: At the start, None if it is the last one all the time.
-        last: At the end.
-        done: 0 to 1.
-        stride: The side is a multiple of it, but for `last`.
+        first: Side at the start. None: always `last`.
+        last: Side at the end.
+        done: Fraction of the training, 0..1.
+        stride: The side is a multiple of it (except `last`).
     """
     if first is None or done >= 0.75:
         return last
@@ -384,7 +384,7 @@ def growing_side(first: int | None, last: int, done: float, stride: int) -> int:
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:
-    """Square pictures [B, 3, S, S] at another side, antialiased; bytes are faster than floats."""
+    """Resize square pictures [B, 3, S, S] with antialiasing. uint8 is faster than float."""
     if side == pictures.shape[-1]:
         return pictures
     return nn.functional.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
@@ -393,13 +393,13 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 def parameter_groups(
     network: nn.Module, rate: float, decay: float, threshold_rate: float
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: weights decay; biases, norms and thresholds do not.
+    """Parameter groups for an optimiser. Only weights decay, not biases, norms and thresholds.
 
     Args:
-        network: Its parameters whose name ends in `threshold` are a group of their own.
+        network: The network. Parameters whose name ends in `threshold` are a separate group.
         rate: Learning rate.
         decay: Weight decay.
-        threshold_rate: Learning rate of thresholds as a part of `rate`.
+        threshold_rate: Learning rate of the thresholds, as a fraction of `rate`.
     """
     weights: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
