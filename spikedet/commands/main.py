@@ -186,7 +186,7 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
         print(f"error: {plain}", file=sys.stderr)
         code = plain.exit_code
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
+        print("interrupted; finished results are kept", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # who reads has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,7 +51,7 @@ def run(options: Options) -> None:
     page = report(options.run)
     data = page.html()
     write_atomic(options.out, data)
-    print(f"{options.out}: {len(data) / 1e6:.1f} MB, complete in itself")
+    print(f"{options.out}: {len(data) / 1e6:.1f} MB, one file with all its pictures")
 
 
 def report(folder: Path) -> Page:

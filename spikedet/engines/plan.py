@@ -347,7 +347,7 @@ class Plan:
     def describe(self) -> list[str]:
         """One line for each layer that no kernel computes: its name and the reason."""
         return [
-            f"{stage.op.name}: {stage.why}, by the reference"
+            f"{stage.op.name}: {stage.why}, computed by the reference code"
             for stage in self.stages
             if stage.layer is None
         ]

@@ -34,19 +34,19 @@ from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, per_
 
 OUTPUT = "output"
 RESET = (
-    "every IF is reset by subtraction of v_threshold, where NIR's own sets it to v_reset; "
-    "metadata of the node: reset = subtract"
+    "every IF node resets by subtracting v_threshold (in NIR it is set to v_reset); the metadata of "
+    "the node has reset = subtract"
 )
 START = (
-    "every IF starts at the potential in its metadata, initial_potential, where NIR's own starts "
-    "at 0"
+    "every IF node starts at the potential in its metadata, initial_potential (in NIR it starts at "
+    "0)"
 )
-FIRES = "every IF fires at v >= v_threshold, where NIR's own does at v > v_threshold"
+FIRES = "every IF node fires at v >= v_threshold (in NIR it fires at v > v_threshold)"
 INPUTS = "the picture is the input of every step"
-READOUT = "the result is the mean over T steps of what arrives at the output"
+READOUT = "the result is the mean over T steps of the values at the output node"
 WEIGHTED_READOUT = (
-    "the result is a weighted mean over T steps of what arrives at the output; the metadata of the "
-    "output, step_weights, holds what each step counts"
+    "the result is a weighted mean over T steps of the values at the output node; step_weights in "
+    "the metadata of the output node has the weight of each step"
 )
 WHY = {
     SpikingMaxPool: "max-pooling of spike counts",
@@ -75,7 +75,9 @@ def build(source: Source) -> tuple[bytes, list[str]]:
         graph = nir.NIRGraph(translated.nodes, translated.edges, metadata=metadata)
     except ValueError as error:  # its own check of shapes
         reason = said(error)
-        raise ExportError(f"NIR cannot say this network; nothing was written: {reason}") from None
+        raise ExportError(
+            f"NIR cannot express this network, so nothing was written: {reason}"
+        ) from None
     file = io.BytesIO()
     nir.write(file, graph)
     return file.getvalue(), notes

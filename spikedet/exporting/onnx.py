@@ -53,8 +53,8 @@ def build(source: Source, form: str | None = None) -> tuple[bytes, list[str]]:
     notes = []
     if spiking and form == "step":
         notes.append(
-            "the caller loops over t = 0, 1, ... and hands each NAME_next on as NAME; the layers "
-            "before the first neuron run again in every step"
+            "call this network in a loop over t = 0, 1, ..., and pass each output NAME_next as the "
+            "input NAME of the next call; the layers before the first neurons run in every step"
         )
     return model.SerializeToString(deterministic=True), notes
 

@@ -133,15 +133,15 @@ def _why(error: Exception) -> str:
     lowered = str(error).lower()
     if "data-dependent" in lowered or "data dependent" in lowered:
         return (
-            "its forward branches on values, or reads them as numbers, which a graph cannot; "
-            "let it compute with tensors alone"
+            "its forward branches on values, or reads them as numbers, which a graph cannot do; "
+            "compute with tensors only"
         )
     if "constraints violated" in lowered or "specializ" in lowered:
         return (
-            "its forward works for one number of pictures alone; let it read the batch size "
-            "(x.shape[0], not len(x)), or flatten with x.flatten(1)"
+            "its forward works for one batch size only; read the batch size with x.shape[0], not "
+            "len(x), or flatten with x.flatten(1)"
         )
-    return f"its forward cannot be followed by torch.export ({said(error)})"
+    return f"torch.export cannot record its forward ({said(error)})"
 
 
 _VIEWS = {

@@ -59,9 +59,9 @@ def levels(
 ) -> Tensor:
     """The spike rate after T steps of a constant current z theta, starting at theta / 2.
 
-    For z >= 0 clip(floor(z T + 1/2) / T, 0, 1), that is rounding half up (eq 12); for z < 0
-    -clip(floor(slope (|z| T - 1/2)) / T, 0, 1): towards the lower threshold the start at theta / 2
-    is half a threshold of the upper one further away (eq 22). With slope 1 both sides are rounded.
+    For z >= 0 it is clip(floor(z T + 1/2) / T, 0, 1), which rounds half up (eq 12). For z < 0 it is
+    -clip(floor(slope (|z| T - 1/2)) / T, 0, 1) (eq 22): the start at theta / 2 is further away from
+    the lower threshold, by theta / 2. With slope 1 both sides are rounded to the nearest level.
 
     Args:
         z: Pre-activation in units of the threshold, any shape, float32.

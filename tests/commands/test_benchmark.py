@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_keeps_the_rounds_that_ended(
     files = ["--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv"]
     assert command(monkeypatch, "benchmark", *words, *files, "--memory") == 130
     shown = capsys.readouterr()
-    assert "interrupted; what was finished is kept" in shown.err
+    assert "interrupted; finished results are kept" in shown.err
     rounds = [(line["batch"], line["rounds"]) for line in written(tmp_path / "b.json")]
     assert sorted(set(rounds)) == [(1, 3), (2, 2)]
     assert len((tmp_path / "b.csv").read_text().splitlines()) == len(rounds) + 1

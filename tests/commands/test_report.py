@@ -62,7 +62,7 @@ def test_a_training(run, tmp_path, monkeypatch, capsys):
     for words in ("rate", "0.125", "epochs done", "resnet20", "3 epochs", "torch", "sha256"):
         assert words in text, words
     assert "airplane" in text and "tuning_top1" in text
-    assert "complete in itself" in capsys.readouterr().out
+    assert "one file with all its pictures" in capsys.readouterr().out
 
 
 def test_a_folder_of_results(tmp_path, monkeypatch):

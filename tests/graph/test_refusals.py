@@ -74,7 +74,7 @@ def halves(net, x):
         (lambda net, x: (net.b(net.relu(net.a(x))), net.a(x).flatten(2)), None),
         (lambda net, x: {"a": net.b(net.relu(net.a(x))), "b": [net.relu(net.a(x)) + 1]}, None),
         (lambda net, x: (y := net.b(net.relu(net.a(x))), net.b(net.relu(y))), None),
-        (assigned, r"^Net: its forward works for one number of pictures alone"),
+        (assigned, r"^Net: its forward works for one batch size only"),
         (halves, None),
         (lambda net, x: scripted(net.b(net.relu(net.a(x)))), r"^Net \(Net\): mul has no"),
         (
@@ -174,7 +174,7 @@ def read_before_and_after(net, x):
         (lambda net, x: (y := net.a(x), net.b(net.inplace(y) + y))[1], None),
         (lambda net, x: (y := net.a(x), net.c(net.relu(y)), net.b(net.inplace(y)))[1:], None),
         (read_before_and_after, None),
-        (added_to_a_part, r"^Net: its forward works for one number of pictures alone"),
+        (added_to_a_part, r"^Net: its forward works for one batch size only"),
         (lambda net, x: (y := net.relu(net.a(x)), y.add_(net.relu(net.a(x))), net.b(y))[2], None),
     ],
 )
