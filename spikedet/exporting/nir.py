@@ -34,8 +34,8 @@ from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, per_
 
 OUTPUT = "output"
 RESET = (
-    "every IF node resets by subtracting v_threshold (in NIR it is set to v_reset); the metadata of "
-    "the node has reset = subtract"
+    "every IF node resets by subtraction of v_threshold (in NIR it is set to v_reset); the "
+    "metadata of the node has reset = subtract"
 )
 START = (
     "every IF node starts at the potential in its metadata, initial_potential (in NIR it starts at "
