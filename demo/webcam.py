@@ -48,9 +48,9 @@ class Options(parse.Options):
 
     source: str = option("0", "number of a camera, a video, a picture, an address")
     T: int | None = shared.steps("time steps at the start (default: the T of the weights)")
-    weights: Path | None = option(None, "spiking weights; the released ones if left out")
+    weights: Path | None = option(None, "spiking weights (default: the released ones)")
     float_weights: Path | None = option(
-        None, "float weights for the other side; the released ones if left out"
+        None, "float weights for the other side (default: the released ones)"
     )
     conf: float = option(0.25, "confidence threshold to begin with", least=0, most=1)
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)

@@ -392,7 +392,7 @@ def test_detections_in_other_forms():
     assert detections.to_yolo(scores=True).splitlines()[0].endswith(" 0.750000")
     bare = spikedet.Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), ("cat",))
     assert bare.to_dict()["objects"] == [] and bare.to_coco() == []
-    with pytest.raises(UsageError, match="there is no picture"):
+    with pytest.raises(UsageError, match="these detections have no picture"):
         bare.to_yolo()
 
 

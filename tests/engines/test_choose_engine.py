@@ -90,7 +90,7 @@ def test_what_whole_numbers_cannot_hold_goes_to_torch_with_one_sentence(path, ba
     wide = torch.rand(1, 3, 4, 20_000)  # a row of 10,000 places with 8 channels
     with pytest.raises(NoIntegers, match="longer than the events engine can name"):
         strict(wide)
-    with pytest.warns(UserWarning, match="longer than .*; torch runs it"):
+    with pytest.warns(UserWarning, match="longer than .*; the torch engine runs this pass"):
         output = snn(wide)
     assert torch.equal(output, spikedet.load(path, engine="torch")(wide))
 

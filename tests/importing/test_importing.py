@@ -89,7 +89,9 @@ class Own(nn.Module):
 
 def test_an_unknown_class_is_named(tmp_path):
     path = saved(tmp_path / "x.pt", {"model": Own()})
-    words = rf"x.pt: holds {Own.__module__}.Own, which is not among .*model.state_dict\(\)"
+    words = (
+        rf"x.pt: holds the Python object {Own.__module__}.Own, which is not .*model.state_dict\(\)"
+    )
     with pytest.raises(WeightsError, match=words):
         load(path)
 

@@ -109,7 +109,7 @@ def test_a_penalty_on_spikes(place, monkeypatch, capsys):
     [
         (["--T", 2, 4], "one T"),
         ([], "one T"),
-        (["--T", 2, "--methods", "copy"], "no use"),
+        (["--T", 2, "--methods", "copy"], "has no effect"),
         (["--T", 2, "--end-to-end", 0], "must be 1 or more"),
     ],
 )

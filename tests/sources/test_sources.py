@@ -362,7 +362,7 @@ def test_a_list(tree):
     (tree / "list.txt").write_text("\n")
     assert "this list is empty" in str(read("tree/list.txt")[1].errors[0])
     (tree / "list.txt").write_bytes(b"\xff\xfe\x00")
-    assert "not text" in str(read("tree/list.txt")[1].errors[0])
+    assert "not a text file" in str(read("tree/list.txt")[1].errors[0])
 
 
 def test_numbered_pictures_are_a_film(here):

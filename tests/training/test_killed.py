@@ -372,9 +372,12 @@ def test_a_loader_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch, 
     ("error", "words"),
     [
         (MemoryError(), "memory is too small for this (no reason given)"),
-        (RuntimeError("CUDA out of memory. Tried\nmore"), "(CUDA out of memory. Tried); expected"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "see --batch"),
-        (RuntimeError("unable to write to file </torch_1_2>: No space"), "no shared memory"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), "(CUDA out of memory. Tried); use a"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "use a smaller --batch"),
+        (
+            RuntimeError("unable to write to file </torch_1_2>: No space"),
+            "the shared memory is too small",
+        ),
         (RuntimeError("size mismatch"), None),
     ],
 )

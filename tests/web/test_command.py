@@ -107,5 +107,5 @@ def test_the_float_network_beside(tmp_path):
     checkpoint.save(replace(weights, names=tuple(name.upper() for name in weights.names)), other)
     detector = spikedet.load(other)
     assert web.reference_of(detector, parsed("web", [])) is None
-    with pytest.raises(WeightsError, match="other classes"):
+    with pytest.raises(WeightsError, match="its list of classes differs"):
         web.reference_of(detector, parsed("web", ["--float", released("float")]))
