@@ -98,7 +98,8 @@ class _Trained(nn.Module):
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, bboxes, ...).
 
-        A batch may hold `teacher`: raw outputs to come near as well, and the weight of that.
+        A batch may hold `teacher`: what gives the raw outputs of a teacher for pictures, and the
+        weight of the distance from them.
         """
         if getattr(self, "criterion", None) is None:
             self.criterion = self.init_criterion()
@@ -124,8 +125,8 @@ class _Trained(nn.Module):
                 preds = self.forward(picture)
         loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
-            wanted, weight = batch["teacher"]
-            apart = weight * distillation_loss(as_float(preds), wanted)
+            taught, weight = batch["teacher"]
+            apart = weight * distillation_loss(as_float(preds), taught(batch["img"]))
             loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
         return loss, items
 
