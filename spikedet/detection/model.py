@@ -100,8 +100,8 @@ class _Trained(nn.Module):
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, ...).
 
-        A batch may have the key `teacher`: raw outputs of a teacher, and the weight of the
-        distillation loss.
+        A batch may have the key `teacher`: a function from pictures to the raw outputs of a
+        teacher, and the weight of the distillation loss.
         """
         if getattr(self, "criterion", None) is None:
             self.criterion = self.init_criterion()
@@ -127,8 +127,8 @@ class _Trained(nn.Module):
                 preds = self.forward(picture)
         loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
-            wanted, weight = batch["teacher"]
-            apart = weight * distillation_loss(as_float(preds), wanted)
+            taught, weight = batch["teacher"]
+            apart = weight * distillation_loss(as_float(preds), taught(batch["img"]))
             loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
         return loss, items
 

@@ -21,8 +21,8 @@ def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
     """Split a batch with ultralytics' keys into parts of similar size. No part is empty.
 
     Args:
-        batch: `img` [B, 3, S, S], `batch_idx` [N], `cls` [N, 1] and `bboxes` [N, 4]; optionally
-            `teacher`, raw outputs and their weight. Other keys are left out.
+        batch: `img` [B, 3, S, S], `batch_idx` [N], `cls` [N, 1] and `bboxes` [N, 4]. `teacher`, if
+            there, is passed to every part. Other keys are left out.
         parts: Number of parts.
     """
     size = len(batch["img"])
@@ -34,18 +34,8 @@ def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
         piece = {"img": batch["img"][first:last], "batch_idx": index[own] - first}
         piece |= {key: batch[key][own] for key in ("cls", "bboxes")}
         if "teacher" in batch:
-            raw, weight = batch["teacher"]
-            piece["teacher"] = _rows(raw, first, last), weight
+            piece["teacher"] = batch["teacher"]
         yield piece
-
-
-def _rows(values: Any, first: int, last: int) -> Any:
-    """Rows `first` to `last` of tensors in dicts and lists."""
-    if isinstance(values, Tensor):
-        return values[first:last]
-    if isinstance(values, dict):
-        return {key: _rows(value, first, last) for key, value in values.items()}
-    return type(values)(_rows(value, first, last) for value in values)
 
 
 class Parts:

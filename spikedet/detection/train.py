@@ -278,7 +278,7 @@ class Trainer(DetectionTrainer):
         batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes
         batch = super().preprocess_batch(batch)
         if self.teacher is not None:
-            batch["teacher"] = self._taught(batch["img"]), self.distill
+            batch["teacher"] = self._taught, self.distill
         return batch
 
     @torch.no_grad()

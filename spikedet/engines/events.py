@@ -10,7 +10,6 @@ two kernel calls.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_void_p
 
 import numpy as np
@@ -24,6 +23,8 @@ from spikedet.engines.program import Current, Neuron, Op, Pool
 from spikedet.engines.reference import Reference, at_once
 from spikedet.engines.views import Shape
 from spikedet.engines.workspace import Workspace
+
+SIZE = ctypes.sizeof(LayerStruct)
 
 
 class Run:
@@ -70,42 +71,37 @@ class Run:
         """
         plan = self.plan
         memory = plan.memory.take(self.batch, steps, kept)
-        together: list[Stage] = []
-        for stage in plan.stages:
-            if stage.layer is not None:
-                together.append(stage)
-                continue
-            self._kernels(together, memory, last, masses or {}, sums or {}, each)
-            together = []
-            self._by_reference(stage, memory, masses or {}, sums or {}, each)
-        self._kernels(together, memory, last, masses or {}, sums or {}, each)
+        begin = 0
+        for number, stage in enumerate(plan.stages):
+            if stage.layer is None:
+                self._kernels(begin, number, memory, last, masses or {}, sums or {}, each)
+                self._by_reference(stage, memory, masses or {}, sums or {}, each)
+                begin = number + 1
+        self._kernels(begin, len(plan.stages), memory, last, masses or {}, sums or {}, each)
         self.first_part = False
         return memory
 
     def _kernels(
         self,
-        stages: Sequence[Stage],
+        begin: int,
+        end: int,
         memory: Workspace,
         last: bool,
         masses: dict[str, np.ndarray],
         sums: dict[str, np.ndarray],
         each: bool,
     ) -> None:
+        """Run the stages from `begin` up to `end`, all of them layers of kernels."""
+        plan = self.plan
+        stages = plan.stages[begin:end]
         if not stages:
             return
-        plan = self.plan
-        layers = (LayerStruct * len(stages))()
         maker = np.full(len(plan.planes), -1, np.int32)
+        hands_on = not (last and self.first_part)  # a part is before or after
         for i, stage in enumerate(stages):
-            layer, name = layers[i], stage.op.name
-            self._fill(layer, stage, memory, hands_on=not (last and self.first_part))
+            name = stage.op.name
             maker[plan.tensors[name]] = i
-            if len(stages) == len(plan.stages):  # else all before are done, and share nothing
-                after = memory.after[plan.tensors[name]]
-                layer.after_number, layer.after = len(after), after.ctypes.data
-            if name in sums and layer.kind != POOL:
-                layer.mean, layer.mean_each = sums[name].ctypes.data, int(each)
-                layer.step_mass = masses[name].ctypes.data
+            self._fill(memory.layers[begin + i], stage, masses, sums, each, hands_on)
         threads = max(1, torch.get_num_threads())
         run = RunStruct(
             self.batch,
@@ -115,7 +111,7 @@ class Run:
             len(stages),
             len(plan.planes),
             threads,
-            layers,
+            ctypes.cast(ctypes.byref(memory.layers, begin * SIZE), POINTER(LayerStruct)),
             memory.tensors,
             maker.ctypes.data,
             library.threads_of_torch(),
@@ -128,23 +124,29 @@ class Run:
                 values = self._unpack(name, memory)
                 self._add_mean(name, values, masses[name], sums[name], each)
 
-    def _fill(self, layer: LayerStruct, stage: Stage, memory: Workspace, hands_on: bool) -> None:
-        """Fill the struct of one kernel call with the memory that it reads and writes.
+    def _fill(
+        self,
+        layer: LayerStruct,
+        stage: Stage,
+        masses: dict[str, np.ndarray],
+        sums: dict[str, np.ndarray],
+        each: bool,
+        hands_on: bool,
+    ) -> None:
+        """Fill the struct of one kernel call with what it reads and writes.
 
-        `hands_on` is True if there is a part before or after this one. The struct of the plan is
-        shared by all runs. This struct belongs to one call.
+        `hands_on` is True if there is a part before or after this one.
         """
         name = stage.op.name
-        ctypes.memmove(ctypes.byref(layer), ctypes.byref(stage.kernel), ctypes.sizeof(LayerStruct))
-        if layer.kind == CURRENT:
+        if stage.kernel.kind == CURRENT:
             source = self.plan.program.ops[stage.op.inputs[0]]
             assert isinstance(source, Current)
             layer.current = self.currents[source.node].data_ptr()
-        if hands_on:
-            state = self._state(stage)
-            layer.state = layer.counts = state.ctypes.data
-        layer.fired = memory.fired[name].ctypes.data
-        layer.done = memory.done[name].ctypes.data
+        layer.state = layer.counts = self._state(stage).ctypes.data if hands_on else None
+        layer.mean = layer.step_mass = None
+        if name in sums and stage.kernel.kind != POOL:
+            layer.mean, layer.mean_each = sums[name].ctypes.data, int(each)
+            layer.step_mass = masses[name].ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
         """The state of a layer between two parts: potentials, or counts and their maxima."""

@@ -72,6 +72,10 @@ class WholeEngine:
             for op, _ in terms
             for base in self.program.base(op)
         }
+        self._terms = {  # of each mean: operations, and their amplitudes where those are not 1
+            node: [(op, None if bool((a == 1).all()) else a) for op, a in terms]
+            for node, terms in means.items()
+        }
         self._last_masses: tuple[int, int, dict[str, np.ndarray]] = (0, 0, {})
         self._reading = {  # which means need which bases
             node: {base for op, _ in terms for base in self.program.base(op)}
@@ -178,11 +182,11 @@ class WholeEngine:
         frames = []
         for frame in range(steps * batch):
             values = dict(known[frame % batch])
-            for node, terms in self.program.means.items():
+            for node, terms in self._terms.items():
                 amounts = []
                 for op, amplitude in terms:
                     value = self._mean(op, node, totals, frame, batch)
-                    amounts.append(value if bool((amplitude == 1).all()) else value * amplitude)
+                    amounts.append(value if amplitude is None else value * amplitude)
                 values[node] = sum(amounts[1:], amounts[0])
             frames.append(self.graph.run(self._behind, values, set(self.graph.outputs), _called))
         if len(frames) == 1:
@@ -200,9 +204,10 @@ class WholeEngine:
         mass = masses[min(frame // batch, len(masses) - 1)]
         total = totals[name, node][frame : frame + 1]
         value = torch.from_numpy(total.numpy() / mass)  # a few values: torch would wake its threads
-        if value.ndim != 4:
-            return value.clone(memory_format=torch.contiguous_format)  # strides of size 1, too
-        return value.clone(memory_format=torch.channels_last)  # layers round by the layout
+        form = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+        if 1 not in value.shape[1:] and value.is_contiguous(memory_format=form):
+            return value
+        return value.clone(memory_format=form)  # layers round by the layout: strides of size 1, too
 
     # ------------------------------------------------------------------ to be filled in
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikedet.engines.layout import LINE, LOOSE, POOL, SourceStruct, TensorStruct
+from spikedet.engines.layout import LINE, LOOSE, POOL, LayerStruct, SourceStruct, TensorStruct
 
 if TYPE_CHECKING:
     from spikedet.engines.plan import Plan, Stage
@@ -159,6 +159,11 @@ class Workspace:
         batch: Number of pictures.
         steps: Number of time steps.
         kept: Keep all events until the end of the run.
+
+    Attributes:
+        tensors: Position of the events of each tensor.
+        layers: Kernel struct of each stage of the plan. Each run fills in what changes.
+        fired: Spikes of each row, [B, steps, H] int32, by the names of the stages.
     """
 
     def __init__(self, memory: Memory, batch: int, steps: int, kept: bool):
@@ -176,10 +181,18 @@ class Workspace:
             self.tensors[number] = TensorStruct(
                 channels, height, width, plan.planes[number], memory.room(name), events, first
             )
-        self.after = [np.array(layers, np.int32) for layers in place.after]
         self.fired: dict[str, np.ndarray] = {}
-        self.done: dict[str, np.ndarray] = {}
-        for stage in plan.stages:
-            height = plan.maps[stage.op.name][1]
-            self.fired[stage.op.name] = np.zeros((batch, steps, height), np.int32)
-            self.done[stage.op.name] = np.zeros(batch * height, np.int32)
+        self.layers = (LayerStruct * max(1, len(plan.stages)))()
+        self._done: list[np.ndarray] = []
+        self._after = [np.array(layers, np.int32) for layers in place.after]
+        for layer, stage in zip(self.layers, plan.stages, strict=False):
+            name = stage.op.name
+            height = plan.maps[name][1]
+            self.fired[name] = np.zeros((batch, steps, height), np.int32)
+            if stage.layer is None:
+                continue
+            ctypes.memmove(ctypes.byref(layer), ctypes.byref(stage.layer), ctypes.sizeof(layer))
+            self._done.append(np.zeros(batch * height, np.int32))
+            layer.fired, layer.done = self.fired[name].ctypes.data, self._done[-1].ctypes.data
+            after = self._after[plan.tensors[name]]
+            layer.after_number, layer.after = len(after), after.ctypes.data

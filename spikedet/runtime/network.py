@@ -26,6 +26,7 @@ from spikedet.graph.operations import WEIGHTED, Scale, Shift
 from spikedet.graph.structure import fill, join
 from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, Temporal, count_spikes
+from spikedet.runtime.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from spikedet.engines.registry import Engine
@@ -148,7 +149,7 @@ class SpikingNetwork(nn.Module):
         self.engine, self._wanted = "torch", "torch"
         self._engine: Engine | None = None
         self.engine_reason, self.left_out = "float32 by torch", dict[str, str]()
-        self._compiled: tuple[Any, ...] = ()  # state of the tensors that the engine was made of
+        self._compiled = Snapshot()  # what the engine was made of
         self.in_bfloat16 = False
         self.eval()
 
@@ -300,7 +301,7 @@ class SpikingNetwork(nn.Module):
         each = [watcher for watcher in watchers if isinstance(watcher, EachSpike)]
         if len(rates) + len(each) < len(watchers):
             return None
-        if self._compiled != _state(self.graph):
+        if not self._compiled.holds(self.graph):
             self.use_engine(self._wanted)  # other weights than it was compiled from
             return self._by_engine(pictures, parts, each_step)
         tell, show = _tell(rates) if rates else None, _show(each) if each else None
@@ -368,7 +369,7 @@ class SpikingNetwork(nn.Module):
         chosen, self._engine, why = registry.make(name, self.graph)
         self.engine, self._wanted, self.engine_reason = chosen, name, why
         self.left_out = registry.left_out(self._engine)
-        self._compiled = _state(self.graph)
+        self._compiled = Snapshot(self.graph)
         return f"{self.engine}: {why}"
 
     def use_bfloat16(self) -> None:
@@ -467,28 +468,6 @@ class SpikeRates:
         if not size:
             raise UsageError("no pass was counted yet; run the network inside the with block")
         return spikes / size
-
-
-def _state(graph: Graph) -> tuple[Any, ...]:
-    """A value that changes when the graph changes: its tensors, edges, neurons or poolings."""
-    versions = ((x.data_ptr(), -1 if x.is_inference() else x._version) for x in _tensors(graph))
-    modules = map(graph.module, graph.edges)
-    settings = (
-        (m.slope, m.folded) if isinstance(m, IFNeuron) else m.mode
-        for m in modules
-        if isinstance(m, IFNeuron | SpikingMaxPool)
-    )
-    return tuple(versions), tuple(settings), tuple(graph.edges.items())
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """All parameters and buffers, without their names, which torch would build at every call."""
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            yield tensor
-    for part in module._modules.values():
-        if part is not None:
-            yield from _tensors(part)
 
 
 def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:

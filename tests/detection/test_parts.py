@@ -40,14 +40,6 @@ def test_parts_of_a_batch(pictures, parts, sizes):
         first = last
 
 
-def test_outputs_of_a_teacher_are_split_as_well():
-    raw = {"boxes": torch.arange(4.0).view(4, 1), "feats": [torch.arange(4.0).view(4, 1) + 10]}
-    first, second = split(batch_of(4) | {"teacher": (raw, 0.5)}, 2)
-    assert second["teacher"][1] == 0.5
-    assert second["teacher"][0]["boxes"].flatten().tolist() == [2, 3]
-    assert first["teacher"][0]["feats"][0].flatten().tolist() == [10, 11]
-
-
 @pytest.fixture
 def network():
     torch.manual_seed(0)
@@ -76,6 +68,24 @@ def test_gradients_are_the_sum_of_those_of_the_parts(network):
         assert torch.equal(summed[name], dict(network.named_parameters())[name].grad)
     assert loss.shape == (3,) and set(items) == {"box_loss", "cls_loss", "dfl_loss"}
     assert not any(value.requires_grad for value in items.values())
+
+
+def test_each_part_asks_the_teacher_in_its_own_thread(network):
+    asked, batch = [], batch_of(5)
+    teacher = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", "n"), 20)
+
+    def taught(pictures):
+        asked.append((threading.get_ident(), pictures))
+        with torch.no_grad():
+            return teacher(pictures)
+
+    network.parts = Parts(2)
+    plain = network.loss(batch)[0].sum()
+    together = network.loss(batch | {"teacher": (taught, 0.5)})[0].sum()
+    assert together > plain + 0.01
+    threads, pieces = zip(*sorted(asked, key=lambda one: len(one[1])), strict=True)
+    assert threading.get_ident() not in threads
+    assert torch.equal(torch.cat(pieces), batch["img"])
 
 
 def test_each_part_has_its_thread_and_one_that_fails_says_so():

@@ -1,0 +1,74 @@
+"""Whether a graph is still what an engine was compiled from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from spikedet.graph.graph import Graph
+from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
+
+SETTINGS = ((IFNeuron, ("slope", "folded")), (SpikingMaxPool, ("mode",)))
+
+
+class Snapshot:
+    """What changes whenever a graph does: its tensors, edges, neurons and poolings.
+
+    Looked at before every pass, so that looking takes microseconds.
+
+    Args:
+        graph: As it is now.
+    """
+
+    def __init__(self, graph: Graph | None = None):
+        self.graph = graph
+        self._edges: dict[str, tuple[str, ...]] = {}
+        self._tensors: list[tuple[dict[str, Any], str, Tensor | None, int, int]] = []
+        self._places: list[tuple[dict[str, Any], int]] = []
+        self._modules: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._settings: list[tuple[dict[str, Any], str, Any]] = []
+        if graph is None:
+            return
+        self._edges = dict(graph.edges)
+        for module in graph.modules():
+            self._modules.append((module._modules, dict(module._modules)))
+            for place in (module._parameters, module._buffers):
+                self._places.append((place, len(place)))
+                for name, tensor in place.items():
+                    self._tensors.append((place, name, tensor, *_version(tensor)))
+        for module in map(graph.module, graph.edges):
+            for kind, names in SETTINGS:
+                if isinstance(module, kind):
+                    own = module.__dict__
+                    self._settings += [(own, name, own[name]) for name in names]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy holds of nothing: its engine has to be compiled."""
+        return type(self), ()
+
+    def holds(self, graph: Graph) -> bool:
+        """Whether a graph is what it was, but for changes through `.data` of the same memory."""
+        if self.graph is not graph or self._edges != graph.edges:
+            return False
+        for place, size in self._places:
+            if len(place) != size:
+                return False
+        for place, before in self._modules:
+            if place != before:
+                return False
+        for own, name, value in self._settings:
+            if own[name] != value:
+                return False
+        for place, name, tensor, pointer, version in self._tensors:
+            now = place.get(name)
+            if now is not tensor or (now is not None and _version(now) != (pointer, version)):
+                return False
+        return True
+
+
+def _version(tensor: Tensor | None) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was changed in place."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
