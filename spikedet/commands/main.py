@@ -1,4 +1,4 @@
-"""How a command begins and ends: its name, its options, its errors, its exit code."""
+"""Run a command: find it, parse its options, and turn errors into messages and exit codes."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class Outputs:
         return written
 
     def _annotate(self, frame: Frame, detections: Detections, name: str) -> Path | None:
-        """The annotated picture or video of a frame."""
+        """Write the annotated picture or the video of a frame; returns its path."""
         path = None
         if self.save.annotated or self.save.frames:
             drawn = draw(detections, enlarge=True)
@@ -171,7 +171,7 @@ class Outputs:
         return self._videos[frame.source]
 
     def _write_parts(self, frame: Frame, detections: Detections, name: str) -> None:
-        """Crops and labels."""
+        """Write the crops and the labels of a frame."""
         stem, folder = stem_of(frame), self.save.folder
         if self.save.crops:
             height, width = frame.picture.shape[:2]
@@ -206,7 +206,7 @@ class Outputs:
         self.counts.files += 1
 
     def _tell(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
-        """Entries in the text files."""
+        """Add the frame to the text files."""
         entry = entry_of(frame, detections, annotated)
         if self._json is not None:
             self._json.add(json_text({**self.save.head, **entry}))
@@ -226,7 +226,7 @@ class Outputs:
         """Finish every file.
 
         Raises:
-            OSError: One could not be finished; the others are.
+            OSError: A file could not be finished. The others are finished.
         """
         files = [self._json, self._lines, self._table, self._coco]
         closers = [self._close_videos, *(file.close for file in files if file is not None)]
@@ -247,17 +247,18 @@ class Outputs:
 
 
 def entry_of(frame: Frame, detections: Detections, annotated: Path | None = None) -> dict[str, Any]:
-    """What JSON says of a frame.
+    """Make the JSON entry of a frame.
 
     Args:
         frame: The frame.
-        detections: Its detections.
-        annotated: Its annotated picture, or the video that it is in.
+        detections: Detections of the frame.
+        annotated: Path of its annotated picture, or of the annotated video.
 
     Returns:
-        `file` (name of the source), `frame` (0, 1, 2 ... in it), `time` (seconds in it), `T`,
-        `width` and `height` (pixels), `annotated` (or None), and `detections`: a list of `class`,
-        `score`, `xyxy` (x1 y1 x2 y2 in pixels), with tracking also `id` (None while not known).
+        A dict with `file` (name of the source), `frame` (number in the source, from 0 on), `time`
+        (seconds in the source), `T`, `width` and `height` (pixels), `annotated` (or None), and
+        `detections`: a list of dicts with `class`, `score` and `xyxy` (x1 y1 x2 y2 in pixels). With
+        tracking they also have `id`, which is None if it is not known yet.
     """
     height, width = frame.picture.shape[:2]
     listed = [
@@ -273,7 +274,7 @@ def entry_of(frame: Frame, detections: Detections, annotated: Path | None = None
 
 
 def _share(frame: Frame, number: int, count: int) -> Frame:
-    """A frame of a video in which `count` pictures share its time: that of one of them."""
+    """Part `number` of a video frame whose time is divided among `count` pictures."""
     if count == 1 or not frame.video:
         return frame
     duration = frame.duration or 1 / 25

@@ -1,4 +1,4 @@
-"""Results as COCO's evaluation reads them."""
+"""Results in the format of COCO's evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of what is written: never that of an input, never one twice."""
+"""Names of output files. An output never has the name of an input or of another output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a demo shows: annotated pictures beside each other, firing rates below, lines of numbers."""
+"""The picture that the demos show: annotated pictures, spike rates and lines of numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files that grow entry by entry and are complete after each of them."""
+"""Text files that grow entry by entry, and are complete after each entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a graph is still what an engine was compiled from."""
+"""Check whether a graph has changed since an engine compiled it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SETTINGS = ((IFNeuron, ("slope", "folded")), (SpikingMaxPool, ("mode",)))
 
 
 class Snapshot:
-    """What changes whenever a graph does: its tensors, edges, neurons and poolings.
+    """A record of a graph's tensors, edges, neurons and poolings, to detect later changes.
 
-    Looked at before every pass, so that looking takes microseconds.
+    It is compared before every run, which takes microseconds.
 
     Args:
-        graph: As it is now.
+        graph: The graph in its current state.
     """
 
     def __init__(self, graph: Graph | None = None):

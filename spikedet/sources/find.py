@@ -1,4 +1,4 @@
-"""From the words of a command to sources: files, folders, patterns, lists, cameras, addresses."""
+"""Find the sources of a command: files, folders, patterns, lists, cameras and addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source gives, and what it says of what it cannot give."""
+"""The frames of a source, and the errors of frames that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class Frame:
 
     Attributes:
         picture: [H, W, 3] uint8 BGR.
-        source: Its file as it was named, an address without its password, `camera 0`.
-        index: 0, 1, 2 ... in its source.
-        time: Seconds since the first frame of its source.
-        video: Whether it is one of a video, an animation, a sequence, a camera or a stream.
-        total: Frames that its source says it has, None where it does not say.
-        duration: Seconds that it is shown, None where the source does not say.
-        length: Seconds of its source, None where it does not say, or has no end.
-        file: The file that it was read from, None for a camera or an address.
+        source: Name of the source: the file as it was given, an address without its password, or
+            `camera 0`.
+        index: Number of the frame in its source, from 0 on.
+        time: Seconds since the first frame of the source.
+        video: Whether the source is a video, an animation, a sequence, a camera or a stream.
+        total: Number of frames in the source. None if it is not known.
+        duration: Seconds for which the frame is shown. None if it is not known.
+        length: Length of the source in seconds. None if it is not known or without end.
+        file: File that the frame was read from. None for a camera or an address.
     """
 
     picture: np.ndarray = field(repr=False)
@@ -40,12 +41,12 @@ class Frame:
 
 @dataclass
 class Problems:
-    """What could not be read, in the order in which it was met.
+    """The errors of sources, in the order in which they occur.
 
     Attributes:
-        errors: One sentence each.
-        bad_frames: Frames of videos that were left out.
-        tell: Called with each error when it is met.
+        errors: The errors, with one sentence each.
+        bad_frames: Number of video frames that were left out.
+        tell: Function that is called with each error.
     """
 
     errors: list[PictureError] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Problems:
     tell: Callable[[PictureError], None] | None = None
 
     def add(self, error: PictureError, bad_frames: int = 0) -> None:
-        """Count and tell an error."""
+        """Add an error and call `tell`."""
         self.errors.append(error)
         self.bad_frames += bad_frames
         if self.tell is not None:

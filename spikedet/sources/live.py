@@ -1,4 +1,4 @@
-"""Cameras and addresses: what comes while one works on something else is skipped."""
+"""Cameras and addresses. Frames that arrive during the processing of a frame are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files, animations among them, and numbered pictures that are a film together."""
+"""Picture files (also animations), and numbered pictures that form a video."""
 
 from __future__ import annotations
 

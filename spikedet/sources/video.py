@@ -1,4 +1,4 @@
-"""Videos, decoded by PyAV: every frame with its own time."""
+"""Videos, decoded with PyAV. Every frame has its own time."""
 
 from __future__ import annotations
 

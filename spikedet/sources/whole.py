@@ -1,4 +1,4 @@
-"""Whether a video file goes on to its end, by the sizes that it says of its own parts."""
+"""Check whether a video file is complete, from the sizes of its parts that it contains."""
 
 from __future__ import annotations
 
