@@ -102,7 +102,7 @@ class ResourceError(SpikedetError):
 MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "a primitive")
 
 
-def plainly(error: BaseException) -> SpikedetError | None:
+def resource_error(error: BaseException) -> SpikedetError | None:
     """Convert an out-of-memory error of torch to a `ResourceError`; None for other errors."""
     reason = said(error) if str(error).strip() else "no reason given"
     if "DataLoader worker" in str(error) or "/torch_" in str(error):

@@ -25,7 +25,7 @@ from spikedet.commands.training import (
     Shown,
     StageTwoOptions,
     expect_halves,
-    is_made,
+    is_finished,
     plan,
     resume,
 )
@@ -54,14 +54,14 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import load, sha256
     from spikedet.errors import TrainingError, UsageError
     from spikedet.networks import current, expect_stage
-    from spikedet.stages.pipeline import Calibration, begun_with
+    from spikedet.stages.pipeline import Calibration, layers_file
 
     out = options.out
-    if is_made(out, options.resume):
+    if is_finished(out, options.resume):
         return
     checkpoint = load(options.weights)
     expect_stage(checkpoint, "qc", "snn")
-    if options.resume and not begun_with(out).is_file():
+    if options.resume and not layers_file(out).is_file():
         raise TrainingError(f"{out}: no end-to-end pass to resume here; run without --resume")
     if checkpoint.stage == "snn" and options.teacher is None:
         raise UsageError(

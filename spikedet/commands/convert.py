@@ -25,7 +25,7 @@ from spikedet.commands.training import (
     StageOneOptions,
     StageTwoOptions,
     expect_halves,
-    is_made,
+    is_finished,
     names_of,
     plan,
     resume,
@@ -131,7 +131,7 @@ def run(options: Options) -> None:
     from spikedet.networks import expect_stage
     from spikedet.stages.pipeline import Conversion
 
-    if is_made(options.out, options.resume):
+    if is_finished(options.out, options.resume):
         return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
     checkpoint = load(options.weights)

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from spikedet import __version__
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, plainly
+from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, resource_error
 from spikedet.settings import world_size
 from spikedet.terminal import Bar, close_bars, quietly
 
@@ -180,7 +180,7 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (MemoryError, RuntimeError) as error:
-        plain = plainly(error)
+        plain = resource_error(error)
         if plain is None:
             raise
         print(f"error: {plain}", file=sys.stderr)

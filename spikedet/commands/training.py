@@ -250,11 +250,11 @@ class Shown(Watcher):
         print(text)
 
 
-def is_made(out: Path, resume: bool) -> bool:
+def is_finished(out: Path, resume: bool) -> bool:
     """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
     from spikedet.stages import pipeline
 
-    done = pipeline.is_made(out, resume, command_line())
+    done = pipeline.is_finished(out, resume, command_line())
     if done:
         print(f"{out}: this run is complete; there is nothing to resume")
     return done

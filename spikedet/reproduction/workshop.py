@@ -141,9 +141,9 @@ class Workshop:
     @staticmethod
     def begun(path: Path) -> bool:
         """Whether a conversion to these weights was killed in its end-to-end pass."""
-        from spikedet.stages.pipeline import begun_with
+        from spikedet.stages.pipeline import layers_file
 
-        return begun_with(path).exists()
+        return layers_file(path).exists()
 
     def weights(self, cell: Cell, make: bool = True) -> Path:
         """Weights of a row; without `make` only where they are, or would be.

@@ -104,7 +104,7 @@ class Calibration:
 
     def _calibrate(self) -> None:
         plan, task = self.plan, self.task
-        if begun_with(self.out).is_file():
+        if layers_file(self.out).is_file():
             network, origin = self._taken_up()
             layers_done = True
         else:
@@ -118,9 +118,9 @@ class Calibration:
         network.to(self.device).to(memory_format=layout(network))
         if not layers_done:
             origin |= self._layer_wise(network)
-        target = begun_with(self.out) if plan.end.steps else self.out
+        target = layers_file(self.out) if plan.end.steps else self.out
         origin["run"] = self._agreed()
-        if not begun_with(self.out).is_file() or not plan.end.steps:
+        if not layers_file(self.out).is_file() or not plan.end.steps:
             save(spiking_checkpoint(self.checkpoint, network, origin), target)
         if plan.end.steps:
             self._end_to_end(network, origin)
@@ -137,7 +137,7 @@ class Calibration:
 
     def _taken_up(self) -> tuple[Graph, dict[str, Any]]:
         """The network and the origin of a run that was interrupted in its end-to-end pass."""
-        path = begun_with(self.out)
+        path = layers_file(self.out)
         if not self.resume:
             raise TrainingError(
                 f"{path}: belongs to an interrupted run; add --resume, or choose another --out"
@@ -199,18 +199,18 @@ class Calibration:
             self.watcher.step(step + 1, steps, value)
 
         if plan.end.int8:
-            stage_two.whole(network)  # what is kept is whole in any case
+            stage_two.round_weights(network)  # what is kept is whole in any case
             origin = {**origin, "int8": True}
         before = loss()
         kept = copy.deepcopy(network)
-        state = state_of(self.out)
+        state = state_file(self.out)
         spikes = stage_two.end_to_end(
             task, checkpoint, network, self.train, plan, teacher, state, on_step
         )
         after = loss()
         wins = after < before or plan.end.sparsity > 0
-        path = self.out if wins else last_of(self.out)
-        judged = stage_two.judged(self.tune, plan)
+        path = self.out if wins else last_file(self.out)
+        judged = stage_two.tuning_count(self.tune, plan)
         self.watcher.say(
             f"loss on {judged} tuning pictures: {before:.4f} before, {after:.4f} after"
         )
@@ -368,28 +368,28 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name.removesuffix(".safetensors") + ending)
 
 
-def last_of(out: Path) -> Path:
+def last_file(out: Path) -> Path:
     """Path of the result of an end-to-end pass that was not kept."""
     return beside(out, ".last.safetensors")
 
 
-def begun_with(out: Path) -> Path:
+def layers_file(out: Path) -> Path:
     """Path of the network before the end-to-end pass; deleted after the pass."""
     return beside(out, ".layers.safetensors")
 
 
-def state_of(out: Path) -> Path:
+def state_file(out: Path) -> Path:
     """Path of the state of the end-to-end pass; deleted after the pass."""
     return beside(out, ".state.pt")
 
 
 def forget(out: Path) -> None:
     """Delete the files that an end-to-end pass would be resumed from."""
-    for path in (state_of(out), begun_with(out)):
+    for path in (state_file(out), layers_file(out)):
         path.unlink(missing_ok=True)
 
 
-def is_made(out: Path, resume: bool, command: str) -> bool:
+def is_finished(out: Path, resume: bool, command: str) -> bool:
     """Whether `out` exists already and was made by the same command. Then delete left-over files.
 
     Args:
@@ -401,8 +401,8 @@ def is_made(out: Path, resume: bool, command: str) -> bool:
         TrainingError: `out` exists, but was made by another command, or `resume` is False.
         WeightsError: `out` cannot be read.
     """
-    there = next((path for path in (out, last_of(out)) if path.exists()), None)
-    if there is None or (resume and there != out and begun_with(out).is_file()):
+    there = next((path for path in (out, last_file(out)) if path.exists()), None)
+    if there is None or (resume and there != out and layers_file(out).is_file()):
         return False
     if resume and there == out:
         before = str(load(out).origin.get("command"))

@@ -257,7 +257,7 @@ def _round(
         yield {**batch, "img": resized(batch["img"], side)}
 
 
-def whole(network: Graph) -> None:
+def round_weights(network: Graph) -> None:
     """Round the weights of a spiking network in place, as the integer engines round them.
 
     Raises:
@@ -293,7 +293,7 @@ def tuning_loss(
     """
     spiking = _spiking(network, checkpoint, plan)
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
-    count = judged(samples, plan) // min(plan.end.batch, len(samples))
+    count = tuning_count(samples, plan) // min(plan.end.batch, len(samples))
     seed_generators(0)  # of augmentation that draws in this process
     drawn = samples.augmented(checkpoint, plan.end, 0, judging=True)
     batches = islice(drawn, count)
@@ -301,7 +301,7 @@ def tuning_loss(
         return sum(loss(batch).item() for batch in batches) / count
 
 
-def judged(samples: Sized, plan: Plan) -> int:
+def tuning_count(samples: Sized, plan: Plan) -> int:
     """Number of samples that `tuning_loss` uses: full batches, or all if they fill none."""
     return len(samples) - len(samples) % plan.end.batch or len(samples)
 

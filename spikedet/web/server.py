@@ -33,7 +33,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, plainly, said
+from spikedet.errors import SpikedetError, UsageError, resource_error, said
 from spikedet.web.viewer import Step, Viewer, encoded, maps_of
 
 STATIC = Path(__file__).parent / "static"
@@ -270,7 +270,7 @@ def _json(line: dict) -> bytes:
 
 def _sentence(error: Exception, path: Path) -> str:
     """What a visitor is told of an error; a bug is written to the log."""
-    known = error if isinstance(error, SpikedetError) else plainly(error)
+    known = error if isinstance(error, SpikedetError) else resource_error(error)
     if known is None:
         log.error("a request failed", exc_info=error)
         return "this failed by a mistake in the program; its log says more"

@@ -578,7 +578,7 @@ def test_the_loss_that_judges_the_end_to_end_pass(sides, stages_done, workers):
         return stage_two.tuning_loss(DETECTION, checkpoint, network, sides[1], plan, floating)
 
     assert judged(1.0) == judged(1.0) > judged(0.0)  # the same pictures, augmented alike
-    counts = [stage_two.judged(range(n), Plan(end=EndToEnd(batch=8))) for n in (3, 8, 12, 16)]
+    counts = [stage_two.tuning_count(range(n), Plan(end=EndToEnd(batch=8))) for n in (3, 8, 12, 16)]
     assert counts == [3, 8, 8, 16]
     near = judged(0.0)
     for name in readouts(network):
@@ -603,8 +603,8 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
 
 def test_runs_beside_names_with_a_dot_are_apart():
     folder = Path("runs")
-    assert pipeline.begun_with(folder / "a0.1") != pipeline.begun_with(folder / "a0.2")
-    assert pipeline.state_of(folder / "a.safetensors") == folder / "a.state.pt"
+    assert pipeline.layers_file(folder / "a0.1") != pipeline.layers_file(folder / "a0.2")
+    assert pipeline.state_file(folder / "a.safetensors") == folder / "a.state.pt"
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):

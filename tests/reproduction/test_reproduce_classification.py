@@ -19,7 +19,7 @@ from spikedet.errors import DataError, UsageError
 from spikedet.reproduction import classification, tables
 from spikedet.reproduction import command as reproduce
 from spikedet.reproduction.workshop import Cell, Workshop
-from spikedet.stages.pipeline import begun_with
+from spikedet.stages.pipeline import layers_file
 
 NAMES = published.CLASSES["CIFAR-10"]
 
@@ -323,7 +323,7 @@ def test_an_end_to_end_pass_that_was_killed_goes_on(place, tmp_path, monkeypatch
     args = parsed(place, tmp_path, "table2")
     shop = Workshop(args, tmp_path, args.model[0], "classification", args.data)
     path = shop.weights(Cell("two-stage", 8, None, 256))
-    begun_with(path).touch()
+    layers_file(path).touch()
     shop.weights(Cell("two-stage", 8, None, 256))
     assert ["--resume" in words for words in commands] == [False, True]
 

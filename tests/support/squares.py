@@ -81,7 +81,7 @@ def stages_done(devkit, tmp_path_factory):
 def converted(folder, devkit, method, *words):
     """The network that spikedet convert makes, and its origin."""
     out = folder / f"{method}.safetensors"
-    for path in (out, pipeline.last_of(out)):
+    for path in (out, pipeline.last_file(out)):
         path.unlink(missing_ok=True)
     does = METHODS.get(method)
     small = ["--pictures", 8, "--held", 8] if does and does.calibrated else []

@@ -250,19 +250,19 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
         about = ("float", "classification", {}, ("a", "b"), 32, tensors)
         save(Checkpoint(*about, origin=origin), path)
 
-    assert not pipeline.is_made(out, True, told)
-    write(pipeline.begun_with(out))
-    write(pipeline.last_of(out))  # killed before what is kept was written
-    assert not pipeline.is_made(out, True, f"{told} --resume")
+    assert not pipeline.is_finished(out, True, told)
+    write(pipeline.layers_file(out))
+    write(pipeline.last_file(out))  # killed before what is kept was written
+    assert not pipeline.is_finished(out, True, f"{told} --resume")
     with pytest.raises(TrainingError, match="exists already"):
-        pipeline.is_made(out, False, told)
+        pipeline.is_finished(out, False, told)
     write(out)
     for resume, command in ((False, told), (True, told.replace("4", "8"))):
         with pytest.raises(TrainingError, match="snn.safetensors exists already"):
-            pipeline.is_made(out, resume, command)
-    assert pipeline.begun_with(out).exists()
-    assert pipeline.is_made(out, True, told.replace("--T", "--resume --T"))
-    assert not pipeline.begun_with(out).exists() and out.exists()
+            pipeline.is_finished(out, resume, command)
+    assert pipeline.layers_file(out).exists()
+    assert pipeline.is_finished(out, True, told.replace("--T", "--resume --T"))
+    assert not pipeline.layers_file(out).exists() and out.exists()
 
 
 # ---------------------------------------------------------------------- other processes
