@@ -45,7 +45,7 @@ class Options(parse.Options):
     )  # fmt: skip
     one_class: float | None = option(
         None,
-        "where boxes of any class overlap with a greater IoU, keep only that with the highest score",
+        "where boxes of any class overlap with a greater IoU, keep only the highest score",
         least=0,
         most=1,
         group="box",
