@@ -1,4 +1,4 @@
-"""Reading what users write; writing so that a kill leaves the old file or the new, never half."""
+"""Read and write files. After an interrupted write there is the old or the new file, never half."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _cleaned: set[str] = set()  # folders in which this process looked for what was 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Raises:
-        UsageError: No such file, or not of that form.
+        UsageError: The file is missing, or is not YAML with keys and values.
     """
     import yaml
 
@@ -49,14 +49,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, kind: str = "list") -> list[str]:
-    """Lines of a text file, without blanks at their ends.
+    """Read the lines of a text file, without spaces at their ends.
 
     Args:
         path: The file.
-        kind: Errors call it so.
+        kind: Kind of the file, for error messages.
 
     Raises:
-        DataError: No such file, or not text.
+        DataError: The file is missing, or is not a text file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -68,13 +68,13 @@ def read_lines(path: Path, kind: str = "list") -> list[str]:
 
 
 def expect_writable(path: Path) -> Path:
-    """Refuse a file that cannot be written, before the work for it is done.
+    """Check that a file can be written, before the work for it starts.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: It is a folder, or none can be where it shall be.
+        UsageError: The path is a folder, or no file can be written there.
     """
     if os.path.isdir(path):
         raise UsageError(f"{cut(path)}: is a folder; expected the name of a file to write")
@@ -83,13 +83,13 @@ def expect_writable(path: Path) -> Path:
 
 
 def expect_folder(path: Path) -> Path:
-    """Refuse a folder that nothing can be written to, before the work for it is done.
+    """Check that files can be written to a folder, before the work for them starts.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: It is a file, or there can be no file in it.
+        UsageError: The path is a file, or no file can be written to the folder.
     """
     _expect_room(path, path.absolute())
     return path

@@ -1,4 +1,4 @@
-"""One self-contained page of HTML: headings, tables and pictures, nothing from elsewhere."""
+"""Build an HTML page in one file, with headings, tables and pictures inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading pictures as a viewer shows them, and finding them."""
+"""Find pictures, and read them as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -189,11 +189,10 @@ def _has_late_tags(path: Path) -> bool:
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture as a viewer shows it.
 
-    The rotation tag is applied, transparency is laid on white, grey, palette and CMYK pictures
-    become colour. 16-bit values and numbers of 0 to 1 are scaled to 8 bits; a picture of 16 bits
-    whose values all fit into 12 comes from a camera of 12 and is scaled from those. Of an
-    animation the first frame is taken, see `read_parts`. Pillow does the reading, which says what
-    is wrong with a file.
+    The rotation tag is applied. Transparent pixels become white. Grey, palette and CMYK pictures
+    are converted to colour. 16-bit values, and values from 0 to 1, are scaled to 8 bits. If all
+    values of a 16-bit picture fit into 12 bits, they are scaled from 12 bits. For an animation, it
+    is the first frame (see `read_parts`). Pillow reads the file.
 
     Args:
         path: The file.
@@ -202,7 +201,8 @@ def read_picture(path: str | Path) -> np.ndarray:
         [H, W, 3] uint8, BGR.
 
     Raises:
-        PictureError: Missing, empty, truncated, not a picture, or larger than 120 megapixels.
+        PictureError: The file is missing, empty, truncated, not a picture, or larger than 120
+            megapixels.
     """
     path = Path(path)
     with _opened(path) as picture:

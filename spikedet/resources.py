@@ -1,4 +1,4 @@
-"""Files that come with the package: network descriptions, experiments, splits, released weights."""
+"""Files of the package: network descriptions, experiments, splits and released weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is shown of work: bars and tables, on a terminal and where there is none.
+"""Progress bars and tables, with or without a terminal.
 
-On a terminal bars show rate and time left, tables are as wide as it, and colours are as `NO_COLOR`
-and the terminal allow. Elsewhere a bar is a plain line a minute, and tables are text of fixed width
-that other programs can read. With `quiet` there are no bars.
+On a terminal, bars show the rate and the remaining time, and tables fit its width. Colours follow
+`NO_COLOR` and the terminal. Without a terminal, a bar is one plain line per minute, and tables have
+a fixed width, so that other programs can read them. With `quiet` there are no bars.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Files of the old form (spikedet-1) as those of today.
+"""Convert checkpoints of the old format (spikedet-1) to the current format.
 
-An old file had no graph: the network was built from its description, converted once more, and its
-tensors were put into what came out. So it is here, one last time. Names of tensors changed:
+An old file has no graph. So the network is built from its description and converted again. Then the
+old tensors are copied into the new graph. The names of some tensors have changed:
 
-    X.layer.weight         first layers and readouts were wrapped        X.weight
-    X.log_weights          what a step counts in a readout               X_mean.log_weights
+    old name               what it is                                    new name
+    X.layer.weight         a first layer or readout (it had a wrapper)   X.weight
+    X.log_weights          the step weights of a readout                 X_mean.log_weights
     X.neurons.2.threshold  an activation that is called several times    X_2.threshold
     X.0.weight             a linear bottleneck                           X.weight
-    X.1.threshold          and the neurons behind it                     X_spikes.threshold
-    N.threshold            or in place of its batch norm N               X_spikes.threshold
+    X.1.threshold          the neurons after a linear bottleneck         X_spikes.threshold
+    N.threshold            the same, in place of its batch norm N        X_spikes.threshold
 
-`spikedet upgrade --weights OLD --out NEW` stores the new form.
+`spikedet upgrade --weights OLD --out NEW` writes a file in the current format.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from spikedet.neurons.quantize import QuantClip
 def upgraded(
     checkpoint: Checkpoint, network: nn.Module, example: Tensor, pooling: str, head: dict[str, Any]
 ) -> Checkpoint:
-    """A quantised or spiking checkpoint of the old form with a graph.
+    """Add a graph to a quantised or spiking checkpoint of the old format.
 
     Args:
-        checkpoint: The checkpoint.
-        network: Built from its description, with any weights.
-        example: A picture [1, 3, H, W] of its size.
-        pooling: How its spikes are max-pooled.
-        head: What its outputs mean.
+        checkpoint: The old checkpoint.
+        network: Network built from its description, with any weights.
+        example: A picture [1, 3, H, W] of the input size.
+        pooling: Max-pooling of spikes: `count` or `step`.
+        head: Description of the outputs.
 
     Raises:
-        WeightsError: The network does not convert.
+        WeightsError: The network cannot be converted.
     """
     try:
         graph = record(network, example)
@@ -65,13 +66,13 @@ def upgraded(
 
 
 def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) -> dict[str, Tensor]:
-    """Tensors under the names of today, without those that no output depends on.
+    """Rename old tensors, and remove those that no output depends on.
 
     Args:
-        tensors: Under their old names.
-        graph: What they are for.
-        norms: The layer before each batch norm that was folded; the neurons of a linear bottleneck
-            had its place.
+        tensors: Tensors with their old names.
+        graph: The new graph.
+        norms: The layer before each folded batch norm. The neurons of a linear bottleneck had the
+            name of that batch norm.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -94,7 +95,7 @@ def _renamed(tensors: dict[str, Tensor], graph: Graph, norms: dict[str, str]) ->
 
 
 def _resize(graph: Graph, tensors: dict[str, Tensor]) -> None:
-    """Give what the description leaves open the shapes that the tensors have."""
+    """Set shapes that the description does not determine to those of the tensors."""
     for node in graph.of((QuantClip, IFNeuron)):
         for key in ("threshold", "initial"):
             tensor = tensors.get(f"{node.name}.{key}")
