@@ -1,4 +1,4 @@
-"""The command line: one file a command, nobody else parses, prints or exits.
+"""The command line, with one file for each command. Other packages do not parse, print or exit.
 
 A file holds the `Options` of its command, a dataclass, and `run`, which takes them and returns an
 exit code, or None for 0. Its docstring stands above the options in the help, which fits on a screen

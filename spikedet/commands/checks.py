@@ -1,4 +1,4 @@
-"""What is refused before the work begins: options without effect, outputs that would be lost."""
+"""Checks before the work: options without effect, and outputs that would be overwritten."""
 
 from __future__ import annotations
 

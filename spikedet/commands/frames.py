@@ -1,4 +1,4 @@
-"""Frames that a command looks at: their options, progress, and what is told of what is left out."""
+"""Shared parts of commands that read frames: options, progress, and warnings about files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The help of a command: what people need first, on a screen, or everything."""
+"""The help of a command: the main options (`--help`) or everything (`--help-all`)."""
 
 from __future__ import annotations
 

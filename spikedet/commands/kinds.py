@@ -1,4 +1,4 @@
-"""Values of options that are more than a number: each refuses in one sentence what it cannot be.
+"""Parsers for option values that are not plain numbers or texts.
 
 The sentence is that of a ValueError, as `spikedet.settings.option` takes it for its `kind`.
 """

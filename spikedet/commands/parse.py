@@ -1,4 +1,4 @@
-"""From a dataclass of options to the words of a command line (by tyro, see `words`).
+"""Parse the command line into a dataclass of options (with tyro, see `words`).
 
 A command's options are a dataclass whose fields are made by `spikedet.settings.option`; further
 keys of that say how the command line has them:

@@ -1,4 +1,4 @@
-"""Which plots a command writes of what it measured, and what they are called."""
+"""The plots that commands write, and their file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON of all commands: what every one of them holds, see docs/json.md."""
+"""The JSON output of all commands (see docs/json.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `spikedet benchmark` times: one network in the hands of each program, and the pictures."""
+"""The networks and pictures that `spikedet benchmark` times."""
 
 from __future__ import annotations
 

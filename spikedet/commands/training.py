@@ -1,4 +1,4 @@
-"""Options of training and of both stages of the conversion, and what is made of them.
+"""Options of training and of both stages of the conversion.
 
 Those that depend on the task are the fields of its `Settings` and its `StageTwo`: what is not given
 is as the task has it.

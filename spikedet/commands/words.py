@@ -1,4 +1,4 @@
-"""The words of a command line by tyro, and one sentence of what it says of wrong ones."""
+"""Parse the command line with tyro, and shorten its error messages to one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was read of many files once and need not be read again while they are unchanged."""
+"""A cache for data read from many files. It is valid while the files do not change."""
 
 from __future__ import annotations
 

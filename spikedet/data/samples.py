@@ -1,4 +1,4 @@
-"""An annotated picture, and class names."""
+"""Annotated pictures and class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes in the pixels of the pictures that are there, whatever size annotations speak of.
+"""Convert boxes to the pixels of the picture files, if annotations are for another size.
 
 Pictures are resized without their annotations, or annotated as they are stored and not as their
 rotation tag shows them. Their headers say their true size; boxes are carried over where it is plain

@@ -1,4 +1,4 @@
-"""Pictures of results: the one room that draws, without a display.
+"""Plots of results. Only this package draws plots; it needs no display.
 
 Each function takes the rows of a table and returns a PNG, so that the same numbers lie beside the
 plot as CSV (`write`).

@@ -1,4 +1,4 @@
-"""Plots of the error analysis: where a spiking network errs, layer by layer and over time."""
+"""Plots of the error analysis: errors of a spiking network by layer and over time."""
 
 from __future__ import annotations
 

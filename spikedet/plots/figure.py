@@ -1,4 +1,4 @@
-"""What all plots share: colours, what the numbers are of, and a PNG."""
+"""Shared parts of all plots: colours, the description of the data, and the PNG file."""
 
 from __future__ import annotations
 

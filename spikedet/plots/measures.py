@@ -1,4 +1,4 @@
-"""Plots of what was measured on annotated pictures: detectors, classifiers, trainings."""
+"""Plots of measured results of detectors, classifiers and trainings."""
 
 from __future__ import annotations
 

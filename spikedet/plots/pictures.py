@@ -1,4 +1,4 @@
-"""Pictures beside each other: what a network finds after each time step."""
+"""Pictures side by side: the detections after each time step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots of how long networks take."""
+"""Plots of the time that networks take."""
 
 from __future__ import annotations
 

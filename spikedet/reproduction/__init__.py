@@ -1,1 +1,1 @@
-"""The paper's tables and figures, made by the other commands; nothing else needs this room."""
+"""Repeat the paper's tables and figures with the other commands."""

@@ -1,4 +1,4 @@
-"""Fewer spikes on purpose: what a penalty on spikes in the end-to-end pass costs and saves.
+"""The effect of a penalty on spikes in the end-to-end pass: accuracy, energy and time.
 
 For every weight of the penalty a pass begins with the same spiking network and trains it with whole
 weights; then accuracy or AP, firing rate, energy and time are measured.

@@ -1,4 +1,4 @@
-"""What the paper's classification tables hold, and which of it the given networks allow."""
+"""The content of the paper's classification tables, and the parts that given networks allow."""
 
 from __future__ import annotations
 

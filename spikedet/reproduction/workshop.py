@@ -1,4 +1,4 @@
-"""Makes weights and rows with the other commands, each only once."""
+"""Make weights and rows with the other commands, each only once."""
 
 from __future__ import annotations
 

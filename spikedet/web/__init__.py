@@ -1,1 +1,1 @@
-"""The page of `spikedet web`: what is computed (`viewer`), how it is served (`server`)."""
+"""The page of `spikedet web`: `viewer` computes its content, and `server` serves it."""

@@ -1,4 +1,4 @@
-"""The page and its answers over HTTP, by Starlette; nothing comes from elsewhere.
+"""The HTTP server of the page, with Starlette. The page loads nothing from other servers.
 
 Answers are lines of JSON, sent as they are computed. A request is all that is known of a visitor:
 uploads lie in a temporary folder until their answer ends, nothing is written down.

@@ -1,4 +1,4 @@
-"""What the page shows of a picture or video, computed without a browser."""
+"""Compute what the page shows for a picture or a video."""
 
 from __future__ import annotations
 

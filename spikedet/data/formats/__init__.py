@@ -1,4 +1,4 @@
-"""Formats of annotated pictures; what is at a path says which it is.
+"""The formats of annotated pictures. The format is recognised from the files at a path.
 
 A new one is a file here with a `FORMAT`, and its name in `FORMATS`.
 """

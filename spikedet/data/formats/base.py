@@ -1,4 +1,4 @@
-"""What a format says of data that it recognises."""
+"""The interface of data formats."""
 
 from __future__ import annotations
 

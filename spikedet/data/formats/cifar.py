@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the files of their authors, read by torchvision."""
+"""CIFAR-10 and CIFAR-100, in the original files, read by torchvision."""
 
 from __future__ import annotations
 
