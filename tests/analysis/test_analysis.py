@@ -321,4 +321,4 @@ def test_networks_of_two_descriptions_are_refused(devkit, tmp_path, monkeypatch,
     words = ["--data", devkit, "--split", "VOC2007:val", "--out", tmp_path / "out"]
     words += ["--stage1", tmp_path / "other.safetensors", "--T", 8, "--all"]
     assert command(monkeypatch, "analyze", *words) == 4
-    assert "other.safetensors: other network than" in capsys.readouterr().err
+    assert "other.safetensors: its network description differs" in capsys.readouterr().err

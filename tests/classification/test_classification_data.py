@@ -270,7 +270,7 @@ def test_imagenet_pictures_keep_their_shape_and_lose_their_border(description):
 
 
 def test_a_form_that_there_is_not():
-    with pytest.raises(UsageError, match="form: mnist; there are cifar, imagenet"):
+    with pytest.raises(UsageError, match="form: mnist; expected one of cifar, imagenet"):
         transforms.view({"form": "mnist"}, 32)
 
 
@@ -432,9 +432,9 @@ def test_data_of_another_task_are_refused(tmp_path):
     for name in ("folders/train", "VOCdevkit/VOC2007", "neither/pictures"):
         (tmp_path / name).mkdir(parents=True)
     detection, classification = map(task_registry.named, ("detection", "classification"))
-    with pytest.raises(DataError, match="folders: pictures for classification; the network is for"):
+    with pytest.raises(DataError, match="folders: this data is for classification; the network"):
         task_registry.expect_data(detection, [tmp_path / "VOCdevkit", tmp_path / "folders"])
-    with pytest.raises(DataError, match="VOCdevkit: pictures for detection; the network is for c"):
+    with pytest.raises(DataError, match="VOCdevkit: this data is for detection; the network is for c"):
         task_registry.expect_data(classification, [tmp_path / "VOCdevkit"])
     for task in (detection, classification):  # which each reader has its own words for
         task_registry.expect_data(task, [tmp_path / "neither"])

@@ -70,5 +70,5 @@ def test_weights_of_penalties(batches, weight):
         spikedet.convert(
             network, batches[:2], 2, layer_steps=0, end_to_end=1, sparsity=weight, progress=False
         )
-    with pytest.raises(UsageError, match="no end-to-end pass"):
+    with pytest.raises(UsageError, match="no effect without the end-to-end pass"):
         spikedet.convert(network, batches[:2], 2, layer_steps=0, sparsity=1.0, progress=False)

@@ -241,7 +241,7 @@ def test_a_damaged_picture_does_not_end_the_run(folder, monkeypatch, capsys):
         (["--rename", "couch"], 2, "--rename 'couch': expected OLD=NEW"),
         (["--rename", "dog=cat"], 2, "--rename: no detector knows 'dog'"),
         (["--conf", "2"], 2, "not a number between 0 and 1"),
-        (["--out", "out.txt"], 2, "expected a name in .json"),
+        (["--out", "out.txt"], 2, "expected a name that ends in .json"),
     ],
 )
 def test_what_cannot_be_meant(folder, monkeypatch, capsys, words, code, sentence):

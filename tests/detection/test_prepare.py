@@ -108,7 +108,7 @@ def test_archive_that_is_there_is_verified(server, tmp_path):
     download(server.url, tmp_path / "voc.tar", server.md5)
     assert server.starts == []
     (tmp_path / "voc.tar").write_bytes(b"mine")
-    with pytest.raises(DataError, match="voc.tar: checksum is not"):
+    with pytest.raises(DataError, match="voc.tar: the file does not have the checksum"):
         download(server.url, tmp_path / "voc.tar", server.md5)
     assert (tmp_path / "voc.tar").read_bytes() == b"mine"
 
@@ -125,7 +125,7 @@ def test_archive_that_the_server_lacks(server, tmp_path):
 
 
 def test_wrong_checksum(server, tmp_path):
-    with pytest.raises(DataError, match="checksum is not"):
+    with pytest.raises(DataError, match="does not have the checksum"):
         download(server.url, tmp_path / "voc.tar", "0" * 32)
     assert not (tmp_path / "voc.tar").exists() and not (tmp_path / "voc.tar.part").exists()
 

@@ -55,7 +55,7 @@ def test_pictures_grow_from_a_side_that_the_network_takes(first, fits, sides, tm
 
 @pytest.mark.parametrize("settings", [{"imgsz": 32}, {"grow_from": 32}])
 def test_pictures_with_too_few_places_for_the_loss_are_refused(settings, sides, tmp_path):
-    with pytest.raises(TrainingError, match="32 pixels have 5 places .*with 10 or more"):
+    with pytest.raises(TrainingError, match="32 pixels have 5 places .*expected 10 or more"):
         trainer(sides, tmp_path / "run", **settings)
 
 
@@ -336,8 +336,15 @@ def test_options_of_a_configuration_may_be_for_other_methods(stages_done, tmp_pa
         convert.run(parsed("convert", given))
 
 
-@pytest.mark.parametrize("change", ["classes", "network", "pixels"])
-def test_stage_one_of_another_network_is_refused(stages_done, devkit, change):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("classes", "list of classes"),
+        ("network", "network description"),
+        ("pixels", "input size"),
+    ],
+)
+def test_stage_one_of_another_network_is_refused(stages_done, devkit, change, words):
     other = load(stages_done / "qc.safetensors")
     if change == "classes":
         other.names = other.names[::-1]
@@ -346,7 +353,7 @@ def test_stage_one_of_another_network_is_refused(stages_done, devkit, change):
     else:
         other.imgsz = 96
     save(other, stages_done / f"{change}.safetensors")
-    with pytest.raises(WeightsError, match=f"other {change} than .*; expected the same network"):
+    with pytest.raises(WeightsError, match=f"its {words} differs from .*; expected the same"):
         converted(stages_done, devkit, "stage1", "--stage1", stages_done / f"{change}.safetensors")
 
 

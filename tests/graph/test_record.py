@@ -534,15 +534,15 @@ def looping(net, y):
     [
         (branching, r"^Run: its forward branches on values, or reads them as numbers"),
         (looping, r"^Run: its forward branches on values, or reads them as numbers"),
-        (lambda net, y: net.b(y.view(4, 4, 8, 8)), r"^Run: .*(one number of pictures|followed)"),
+        (lambda net, y: net.b(y.view(4, 4, 8, 8)), r"^Run: .*(one batch size|cannot record)"),
         (lambda net, y: net.b(y + torch.ones(4, 4, 1, 1)), r"^Run"),
         # pictures of a batch, and with them time, would be mixed
         (lambda net, y: net.fc(y.view(-1, 128)), r"^Run \(Run\): .*(picture|mixes)"),
         (lambda net, y: net.b(y.view(-1, 4, 4, 4)), r"^Run \(Run\): .*(picture|mixes)"),
         (lambda net, y: net.b(y.mean(0, keepdim=True)), r"^Run \(Run\): .*over the pictures"),
         (lambda net, y: net.b(y - y.mean()), r"^Run \(Run\): .*over the pictures"),
-        (lambda net, y: net.b(y.transpose(0, 1).reshape(y.shape[0], 4, 8, 8)), r"picture"),
-        (lambda net, y: net.b(torch.cat(y.chunk(2)[::-1])), r"^Run.*picture"),
+        (lambda net, y: net.b(y.transpose(0, 1).reshape(y.shape[0], 4, 8, 8)), r"one batch size"),
+        (lambda net, y: net.b(torch.cat(y.chunk(2)[::-1])), r"^Run.*(picture|one batch size)"),
         (lambda net, y: net.b(y[:1]), r"^Run \(Run\): the batch is split into its pictures"),
         (lambda net, y: net.b(y.flip(0)), r"^Run \(Run\): flip"),
         (lambda net, y: net.b(torch.cat([y, y])), r"^Run \(Run\): .*picture"),

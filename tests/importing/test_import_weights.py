@@ -149,5 +149,5 @@ def test_the_command_ends_with_a_sentence_and_a_code(tmp_path):
     )
     assert done.returncode == 4 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert f"holds {Model.__module__}.Model" in done.stderr
+    assert f"holds the Python object {Model.__module__}.Model" in done.stderr
     assert not (tmp_path / "w.safetensors").exists()

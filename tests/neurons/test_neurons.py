@@ -179,7 +179,7 @@ def test_neuron_per_channel_threshold_and_initial_potential():
 
 
 def test_threshold_must_be_positive():
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="expected thresholds above 0"):
         IFNeuron(torch.tensor(0.0))
 
 
