@@ -85,7 +85,8 @@ def download(
     if path.is_file():
         if file_md5(path) != md5:
             raise DataError(
-                f"{path}: the file does not have the checksum {md5}; move it away to download it again"
+                f"{path}: the file does not have the checksum {md5}; move it away to "
+                "download it again"
             )
         return
     part = path.with_name(path.name + ".part")

@@ -434,7 +434,7 @@ def test_data_of_another_task_are_refused(tmp_path):
     detection, classification = map(task_registry.named, ("detection", "classification"))
     with pytest.raises(DataError, match="folders: this data is for classification; the network"):
         task_registry.expect_data(detection, [tmp_path / "VOCdevkit", tmp_path / "folders"])
-    with pytest.raises(DataError, match="VOCdevkit: this data is for detection; the network is for c"):
+    with pytest.raises(DataError, match="VOCdevkit: this data is for detection; the network"):
         task_registry.expect_data(classification, [tmp_path / "VOCdevkit"])
     for task in (detection, classification):  # which each reader has its own words for
         task_registry.expect_data(task, [tmp_path / "neither"])
