@@ -441,6 +441,9 @@ def test_what_ends_one_of_two_processes_is_said_once(tmp_path):
     said = two_processes(*words, "--batch", 16, "--out", tmp_path / "a").stderr
     errors = [x for x in said.split("\n") if "error: " in x]
     assert "b/007.png" in errors[0] and len(errors) <= 2
-    assert errors[1:] in ([], ["error: another process of this training stopped"])
+    assert errors[1:] in (
+        [],
+        ["error: another process of this training stopped; see its error message"],
+    )
     said = two_processes(*words, "--batch", 15, "--out", tmp_path / "b").stderr
     assert said.count("error: a batch of 15 cannot be shared by 2 processes") == 1
