@@ -264,6 +264,8 @@ class Trainer(DetectionTrainer):
     def setup_model(self) -> None:
         self.model = self.network
         self.network.by_size = self.settings.by_size
+        if self.teacher is not None:
+            self.teacher.to(self.device)
         if self.device.type == "cpu":
             self.model.to(memory_format=layout(self.model))
 
@@ -286,7 +288,6 @@ class Trainer(DetectionTrainer):
         """Raw outputs of the teacher. On a CPU they are in bfloat16, like the network."""
         assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"
-        self.teacher.to(pictures.device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with mixed("cpu", on_cpu):
             return as_float(self.teacher(pictures))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_int32, c_void_p
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,6 +26,22 @@ from spikedet.engines.views import Shape
 from spikedet.engines.workspace import Workspace
 
 SIZE = ctypes.sizeof(LayerStruct)
+
+
+@dataclass
+class Means:
+    """Weighted sums over time that a run adds to, by the names of the operations.
+
+    Attributes:
+        masses: Weight of each time step of the run, [steps] float32.
+        sums: Arrays for the sums, [B, H, W, padded] float32. With `each` they are
+            [steps, B, H, W, padded], and the first entry contains the sum before.
+        each: Store the sum after every step.
+    """
+
+    masses: dict[str, np.ndarray] = field(default_factory=dict)
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+    each: bool = False
 
 
 class Run:
@@ -49,9 +66,7 @@ class Run:
         self,
         steps: int,
         last: bool = True,
-        masses: dict[str, np.ndarray] | None = None,
-        sums: dict[str, np.ndarray] | None = None,
-        each: bool = False,
+        means: Means | None = None,
         kept: bool = False,
     ) -> Workspace:
         """Run the next time steps.
@@ -59,11 +74,7 @@ class Run:
         Args:
             steps: Number of time steps.
             last: True if no steps follow. Then the potentials need not be stored.
-            masses: Weight of each of these steps in the mean, [steps] float32, by the names of the
-                operations whose mean is wanted.
-            sums: Arrays for the weighted sums, [B, H, W, padded] float32. With `each` they are
-                [steps, B, H, W, padded], and the first entry contains the sum before.
-            each: Store the sum after every step.
+            means: Sums over time to add to. None: no sums.
             kept: Keep all events until the end of the run.
 
         Returns:
@@ -71,13 +82,14 @@ class Run:
         """
         plan = self.plan
         memory = plan.memory.take(self.batch, steps, kept)
+        means = means or Means()
         begin = 0
         for number, stage in enumerate(plan.stages):
             if stage.layer is None:
-                self._kernels(begin, number, memory, last, masses or {}, sums or {}, each)
-                self._by_reference(stage, memory, masses or {}, sums or {}, each)
+                self._kernels(begin, number, memory, last, means)
+                self._by_reference(stage, memory, means)
                 begin = number + 1
-        self._kernels(begin, len(plan.stages), memory, last, masses or {}, sums or {}, each)
+        self._kernels(begin, len(plan.stages), memory, last, means)
         self.first_part = False
         return memory
 
@@ -87,9 +99,7 @@ class Run:
         end: int,
         memory: Workspace,
         last: bool,
-        masses: dict[str, np.ndarray],
-        sums: dict[str, np.ndarray],
-        each: bool,
+        means: Means,
     ) -> None:
         """Run the stages from `begin` up to `end`, all of them layers of kernels."""
         plan = self.plan
@@ -101,7 +111,7 @@ class Run:
         for i, stage in enumerate(stages):
             name = stage.op.name
             maker[plan.tensors[name]] = i
-            self._fill(memory.layers[begin + i], stage, masses, sums, each, hands_on)
+            self._fill(memory.layers[begin + i], stage, means, hands_on)
         threads = max(1, torch.get_num_threads())
         run = RunStruct(
             self.batch,
@@ -120,17 +130,15 @@ class Run:
             raise MemoryError("no memory for the events engine")
         for stage in stages:
             name = stage.op.name
-            if name in sums and stage.kernel.kind == POOL:
+            if name in means.sums and stage.kernel.kind == POOL:
                 values = self._unpack(name, memory)
-                self._add_mean(name, values, masses[name], sums[name], each)
+                self._add_mean(name, values, means.masses[name], means.sums[name], means.each)
 
     def _fill(
         self,
         layer: LayerStruct,
         stage: Stage,
-        masses: dict[str, np.ndarray],
-        sums: dict[str, np.ndarray],
-        each: bool,
+        means: Means,
         hands_on: bool,
     ) -> None:
         """Fill the struct of one kernel call with what it reads and writes.
@@ -144,9 +152,9 @@ class Run:
             layer.current = self.currents[source.node].data_ptr()
         layer.state = layer.counts = self._state(stage).ctypes.data if hands_on else None
         layer.mean = layer.step_mass = None
-        if name in sums and stage.kernel.kind != POOL:
-            layer.mean, layer.mean_each = sums[name].ctypes.data, int(each)
-            layer.step_mass = masses[name].ctypes.data
+        if name in means.sums and stage.kernel.kind != POOL:
+            layer.mean, layer.mean_each = means.sums[name].ctypes.data, int(means.each)
+            layer.step_mass = means.masses[name].ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
         """The state of a layer between two parts: potentials, or counts and their maxima."""
@@ -164,14 +172,7 @@ class Run:
                 self.state[name] = np.zeros(shape, np.int32)
         return self.state[name]
 
-    def _by_reference(
-        self,
-        stage: Stage,
-        memory: Workspace,
-        masses: dict[str, np.ndarray],
-        sums: dict[str, np.ndarray],
-        each: bool,
-    ) -> None:
+    def _by_reference(self, stage: Stage, memory: Workspace, means: Means) -> None:
         name = stage.op.name
         values = self.dense(stage.op, memory, own=True)
         frames = values.reshape(memory.steps, self.batch, *values.shape[1:])
@@ -179,8 +180,8 @@ class Run:
         number = frames.abs().flatten(2).sum(2).T.numpy()
         memory.fired[name][:, :, 0] = number
         self._pack(name, frames, memory)
-        if name in sums:
-            self._add_mean(name, values, masses[name], sums[name], each)
+        if name in means.sums:
+            self._add_mean(name, values, means.masses[name], means.sums[name], means.each)
 
     def _add_mean(
         self, name: str, values: Tensor, masses: np.ndarray, sums: np.ndarray, each: bool

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikedet.engines import library
-from spikedet.engines.events import Run
+from spikedet.engines.events import Means, Run
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
 from spikedet.engines.whole import WholeEngine
@@ -120,7 +120,7 @@ class EventsEngine(WholeEngine):
                 else:
                     masses[base], sums[base] = np.ascontiguousarray(weights), into
         kept = show is not None or bool(later)
-        memory = run.advance(steps, part.last, masses, sums, each_step, kept)
+        memory = run.advance(steps, part.last, Means(masses, sums, each_step), kept)
         for base, weights, into in later:
             values = run.dense(self.program.ops[base], memory)
             run._add_mean(base, values, weights, into, each_step)
