@@ -299,20 +299,51 @@ def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
             )
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], by_place: bool = True
+) -> None:
     """Load the state of an optimiser of the same kind. Learning rates and decays do not change.
+
+    Parameters that have names are found by their names. A network that was read from a file may
+    list its layers in another order than the network that the state was saved with.
+
+    Args:
+        optimizer: The optimiser; its parameters are named.
+        state: What `state_dict` of the other optimiser returned.
+        by_place: Whether a state without names, from an older version, is loaded by place.
 
     Raises:
         KeyError, ValueError: The state is of another kind of optimiser or for other parameters.
     """
     kept = ("lr", "initial_lr", "weight_decay")
     own = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(_in_order_of(optimizer, state, by_place))
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
     missing = optimizer.defaults.keys() - optimizer.param_groups[0].keys()
     if missing:
         raise KeyError(*missing)
+
+
+def _in_order_of(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], by_place: bool
+) -> dict[str, Any]:
+    """The state with the groups and parameters in the order of the optimiser, by their names."""
+    saved = {
+        name: (number, group)
+        for group in state["param_groups"]
+        for name, number in zip(group.get("param_names", ()), group["params"], strict=False)
+    }
+    if not saved and by_place:
+        return state
+    groups = []
+    for group in optimizer.param_groups:
+        names = group["param_names"]
+        numbers = [saved[name][0] for name in names]
+        groups.append({**saved[names[0]][1], "params": numbers, "param_names": names})
+    if len(saved) != sum(len(group["params"]) for group in groups):
+        raise ValueError("the state has other parameters")
+    return {"state": state["state"], "param_groups": groups}
 
 
 def resumable(settings: TrainingSettings) -> dict[str, Any]:
@@ -397,18 +428,20 @@ def parameter_groups(
 
     Args:
         network: The network. Parameters whose name ends in `threshold` are a separate group.
+            Each parameter is listed with its name, for `restore_optimizer`.
         rate: Learning rate.
         decay: Weight decay.
         threshold_rate: Learning rate of the thresholds, as a fraction of `rate`.
     """
-    weights: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    thresholds: list[nn.Parameter] = []
+    weights: list[tuple[str, nn.Parameter]] = []
+    plain: list[tuple[str, nn.Parameter]] = []
+    thresholds: list[tuple[str, nn.Parameter]] = []
     for key, parameter in network.named_parameters():
+        named = key.removeprefix("module."), parameter  # as without processes of torchrun
         if key.endswith("threshold"):
-            thresholds.append(parameter)
+            thresholds.append(named)
         else:
-            (weights if parameter.ndim > 1 else plain).append(parameter)
+            (weights if parameter.ndim > 1 else plain).append(named)
     groups = [
         {"params": weights, "lr": rate, "weight_decay": decay, "param_group": "weight"},
         {"params": plain, "lr": rate, "weight_decay": 0.0, "param_group": "plain"},

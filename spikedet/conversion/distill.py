@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.sparsity import Operations
 from spikedet.engines.rounding import Rounder
+from spikedet.errors import TrainingError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd, expect_limits
+from spikedet.training import restore_optimizer
 
 ROUND = 100  # training steps between two saved states of a pass
 
@@ -127,8 +129,14 @@ class _Pass:
         self.optimiser = relative_adam(self.spiking, self.options.rate)
         if state is None:
             return 0
-        self.spiking.graph.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimizer"])
+        try:
+            self.spiking.graph.load_state_dict(state["network"])
+            restore_optimizer(self.optimiser, state["optimizer"], by_place=False)
+        except (KeyError, ValueError, RuntimeError):
+            raise TrainingError(
+                "the state of the end-to-end pass is of another network or of an older version; "
+                "choose another --out"
+            ) from None
         self.operations_seen = list(state.get("operations", []))
         return state["step"]
 
@@ -181,7 +189,7 @@ def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
     for name, parameter in network.named_parameters():
         size = max(parameter.detach().square().mean().sqrt().item(), 1e-3)
         relative = name.endswith("log_weights")
-        groups.append({"params": [parameter], "peak": rate * (1.0 if relative else size)})
+        groups.append({"params": [(name, parameter)], "peak": rate * (1.0 if relative else size)})
     network.requires_grad_(True)
     return torch.optim.Adam(groups)
 

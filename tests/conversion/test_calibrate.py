@@ -17,7 +17,7 @@ from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import Stored
 from spikedet.conversion.thresholds import estimate_thresholds
-from spikedet.errors import UsageError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import WEIGHTED
 from spikedet.graph.rewrites.quantise import quantise
@@ -251,10 +251,17 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(stages, batches, monke
     start = copy.deepcopy(spiking)
     whole = run(spiking, on_round=lambda state: states.append(copy.deepcopy(state)))
     assert [state["step"] for state in states] == [3, 6, 8]
-    again = run(copy.deepcopy(start), states[0], others.append)
+    read = copy.deepcopy(start)  # as if it came from a file that lists its layers otherwise
+    read.layers._modules = dict(reversed(read.layers._modules.items()))
+    assert [*dict(read.named_parameters())] != [*dict(start.named_parameters())]
+    again = run(read, states[0], others.append)
     assert [state["step"] for state in others] == [6, 8]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert any(not torch.equal(states[0]["network"][name], whole[name]) for name in whole)
+    for group in states[0]["optimizer"]["param_groups"]:
+        del group["param_names"]
+    with pytest.raises(TrainingError, match="another network or of an older version"):
+        run(copy.deepcopy(start), states[0])
 
 
 @pytest.mark.parametrize("options", [{"fine": False}, {}], ids=str)

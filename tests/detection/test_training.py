@@ -496,6 +496,38 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
+def test_a_pass_killed_after_its_layers_is_resumed(stages_done, devkit, monkeypatch):
+    """It goes on with a network from a file, which lists its layers in another order."""
+    monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
+    monkeypatch.setattr(distillation, "ROUND", 1)
+    killed, whole = (stages_done / f"layers-{name}.safetensors" for name in ("killed", "whole"))
+
+    def calibrated(*words):
+        given = ["--weights", stages_done / "qc.safetensors", "--data", devkit, "--split",
+                 "VOC2007:train", "--tuning", devkit.parent / "tuning.txt", "--pictures", 2,
+                 "--held", 1, "--layer-steps", 1, "--end-to-end", 3, *words]  # fmt: skip
+        calibrate.run(parsed("calibrate", given))
+
+    def stop(*counts):
+        if (killed.with_suffix(".state.pt")).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("spikedet.terminal.Bar.update", stop)
+        calibrated("--out", killed)
+    assert torch.load(killed.with_suffix(".state.pt"), weights_only=True)["step"] == 1
+    calibrated("--out", killed, "--resume")
+    calibrated("--out", whole)
+    last = ".last.safetensors"
+    rejected = [path.with_suffix(last).exists() for path in (killed, whole)]
+    assert rejected[0] == rejected[1]
+    resumed, uninterrupted = (
+        load(path.with_suffix(last) if rejected[0] else path).tensors for path in (killed, whole)
+    )
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
+
+
 def test_step_weights_of_the_readouts_are_kept(stages_done, devkit, monkeypatch):
     monkeypatch.setenv("SPIKEDET_CACHE", str(stages_done))
     checkpoint = converted(stages_done, devkit, "copy")
