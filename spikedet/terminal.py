@@ -70,6 +70,7 @@ class Bar:
         desc: What is done.
         total: How many there are; that of the items if they know it.
         unit: What one is called.
+        initial: How many were done before. They do not count towards the rate.
         leave: Whether it stays when it is closed.
         unit_scale: Whether numbers are bytes.
         shown: Whether anything is shown at all.
@@ -86,6 +87,7 @@ class Bar:
         *,
         total: int | None = None,
         unit: str = "step",
+        initial: int = 0,
         leave: bool = True,
         unit_scale: bool = False,
         shown: bool = True,
@@ -93,7 +95,8 @@ class Bar:
         if total is None and items is not None and hasattr(items, "__len__"):
             total = len(items)  # type: ignore[arg-type]
         self.items, self.desc, self.total, self.unit = items, desc, total, unit
-        self.n, self._leave, self._bytes = 0, leave, unit_scale
+        self.n = self._initial = initial
+        self._leave, self._bytes = leave, unit_scale
         self._start = self._said = time.monotonic()
         self._more, self._lines = "", 0
         self._progress: Any = None
@@ -125,7 +128,7 @@ class Bar:
             what += f" of {_bytes(self.total) if self._bytes else self.total}"
         what += "" if self._bytes else f" {self.unit}{'' if self.total == 1 else 's'}"
         passed = time.monotonic() - self._start
-        rate = self.n / passed if passed > 0 else 0.0
+        rate = (self.n - self._initial) / passed if passed > 0 else 0.0
         if rate:
             much, of = (rate, "a second") if rate >= 0.1 else (60 * rate, "a minute")
             what += f", {_bytes(much) if self._bytes else f'{much:.3g}'} {of}"

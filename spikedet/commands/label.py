@@ -133,9 +133,10 @@ def run(options: Options) -> int:
     views = teachers + [label.mirrored(teacher) for teacher in teachers if options.mirror]
     failed = 0
     names_of = {path: path.relative_to(options.folder).as_posix() for path in paths}
-    for path, name in progress(names_of.items(), "pictures", unit="picture"):
-        if name in journal.done:
-            continue
+    left = {path: name for path, name in names_of.items() if name not in journal.done}
+    done = len(names_of) - len(left)
+    counted = {"unit": "picture", "total": len(names_of), "initial": done}
+    for path, name in progress(left.items(), "pictures", **counted):
         try:
             picture = read_picture(path)
         except PictureError as error:

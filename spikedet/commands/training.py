@@ -222,10 +222,11 @@ class Shown(Watcher):
         self.T = T
         self.bar: Any = None
 
-    def _open(self, desc: str, unit: str, total: int) -> None:
+    def _open(self, desc: str, unit: str, total: int, done: int) -> None:
+        """Open the bar, once `done` are done. Their time is not known: they do not count."""
         if self.bar is None or self.bar.unit != unit:
             self.close()
-            self.bar = progress(desc=f"{desc} T={self.T}", unit=unit, total=total)
+            self.bar = progress(desc=f"{desc} T={self.T}", unit=unit, total=total, initial=done)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -233,15 +234,15 @@ class Shown(Watcher):
         self.bar = None
 
     def layer(self, report: LayerReport, index: int, count: int) -> None:
-        self._open("stage II", "layer", count)
-        self.bar.update()
+        self._open("stage II", "layer", count, index + 1)
+        self.bar.update(index + 1 - self.bar.n)
         self.bar.write(
             f"{report.name:24} error {report.before:.5f} -> coarse {report.coarse:.5f} "
             f"-> fine {report.after:.5f}"
         )
 
     def step(self, done: int, steps: int, loss: float) -> None:
-        self._open("end to end", "step", steps)
+        self._open("end to end", "step", steps, done)
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(done - self.bar.n)
 

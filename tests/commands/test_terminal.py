@@ -14,6 +14,7 @@ from spikedet.commands import kinds, parse
 from spikedet.commands import main as commands
 from spikedet.commands.main import COMMANDS, module_of, progress
 from spikedet.commands.result import headed, write_json, writes_own
+from spikedet.commands.training import Shown
 from spikedet.settings import option
 from spikedet.terminal import Table, fitted
 from support.places import ROOT
@@ -45,6 +46,31 @@ def test_a_log_has_a_line_a_minute_and_the_last_state(monkeypatch):
         "T=8: 240 of 300 pictures, 2 a second, 0:30 left",
         "T=8: 300 of 300 pictures, 2 a second, 0:00 left",
     ]
+
+
+def test_what_was_done_before_does_not_count_towards_the_rate(monkeypatch):
+    stream = on(monkeypatch, False)
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with progress(range(100), "pictures", total=300, initial=200, unit="picture") as bar:
+        for _ in bar:
+            now[0] += 0.5
+    assert stream.getvalue().splitlines() == [
+        "pictures: 300 of 300 pictures, 2 a second, 0:00 left",
+    ]
+
+
+def test_a_resumed_pass_counts_its_own_steps(monkeypatch):
+    stream = on(monkeypatch, False)
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    shown = Shown(8)
+    for step in range(501, 511):
+        now[0] += 10
+        shown.step(step, 1000, 0.5)
+    shown.close()
+    last = stream.getvalue().splitlines()[-1]
+    assert last == "end to end T=8: 510 of 1000 steps, 0.1 a second, 1:21:40 left, loss 0.500"
 
 
 def test_a_short_bar_that_shall_not_stay_fills_no_log(monkeypatch):
