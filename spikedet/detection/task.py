@@ -88,7 +88,7 @@ class Detection(Task):
         raw, targets = outputs
         total = distillation_loss(raw, targets)
         if end.truth:
-            detector = GraphDetector(network, checkpoint.head, len(checkpoint.names)).eval()
+            detector = GraphDetector(network, checkpoint.head, len(checkpoint.names))
             detector.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
             total = total + end.truth * detector.loss(batch, raw)[0].sum() / len(batch["img"])
         return total
