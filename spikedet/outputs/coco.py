@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ class CocoResults:
 
     def __init__(self, path: Path, annotations: Path | None = None):
         self._file: Growing = json_list(path)
-        self._images, self._categories = None, None
+        self._images: dict[str, list[tuple[tuple[str, ...], int]]] | None = None
+        self._categories: dict[str, int] | None = None
+        self._sources: dict[int, str] = {}  # by the number of their image
         if annotations is not None:
             self._images, self._categories = _numbers(annotations)
         self._pictures = 0
@@ -38,19 +41,36 @@ class CocoResults:
         """Append the objects of a frame.
 
         Raises:
-            DataError: The picture or a class is not among the annotations.
+            DataError: The picture or a class is not among the annotations, or it is not clear which
+                of their images the picture is.
             OSError: The disk is full.
         """
         self._pictures += 1
-        image = self._pictures
-        if self._images is not None:
-            name = Path(frame.source).name
-            if name not in self._images:
-                raise DataError(f"{frame.source}: is not among the images of the annotations")
-            image = self._images[name]
+        image = self._pictures if self._images is None else self._image_of(frame.source)
         for entry in detections.to_coco(image, self._numbers_of(detections.names)):
             entry |= {"file_name": frame.source, "frame": frame.index}
             self._file.add(json_text(entry))
+
+    def _image_of(self, source: str) -> int:
+        """The number of the image that a file is: the one with the longest end of its path."""
+        assert self._images is not None
+        parts = Path(os.path.abspath(source)).parts
+        there = self._images.get(parts[-1], [])
+        if len(there) > 1:
+            there = [(way, number) for way, number in there if parts[-len(way) :] == way]
+            longest = max((len(way) for way, _ in there), default=0)
+            there = [(way, number) for way, number in there if len(way) == longest]
+        if not there:
+            raise DataError(f"{source}: is not among the images of the annotations")
+        if len(there) > 1:
+            raise DataError(f"{source}: two images of the annotations have this name")
+        number = there[0][1]
+        other = self._sources.setdefault(number, source)
+        if other != source:
+            raise DataError(
+                f"{source}: {other} has this name too, and the annotations have it once"
+            )
+        return number
 
     def _numbers_of(self, names: Sequence[str]) -> list[int]:
         if self._categories is None:
@@ -65,13 +85,18 @@ class CocoResults:
         self._file.close()
 
 
-def _numbers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of the images by file name and of the categories by name."""
+def _numbers(
+    path: Path,
+) -> tuple[dict[str, list[tuple[tuple[str, ...], int]]], dict[str, int]]:
+    """Numbers of the images by their names, each with its path, and of the categories by name."""
+    images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     try:
         content: Any = json.loads(path.read_bytes())
-        images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+        for image in content["images"]:
+            way = Path(image["file_name"]).parts
+            images.setdefault(way[-1], []).append((way, image["id"]))
         return images, {category["name"]: category["id"] for category in content["categories"]}
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise DataError(f"{path}: expected COCO's annotations with images and categories") from None
