@@ -98,12 +98,13 @@ def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> 
     """What makes the boxes what they are."""
     from spikedet.checkpoint import sha256
 
-    digests = {}
+    weights = []  # several may have one name, such as best.safetensors
     for path in options.weights:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        digests[path.name] = {file.name: sha256(file) for file in files}
+        names_of = {file: file.relative_to(path.parent).as_posix() for file in files}
+        weights.append({name: sha256(file) for file, name in names_of.items()})
     return {
-        "weights": digests,
+        "weights": weights,
         "classes": classes,
         "rename": names,
         **{key: getattr(options, key) for key in ("conf", "iou", "one_class", "mirror", "imgsz")},

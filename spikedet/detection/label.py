@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.files import read_lines
+from spikedet.files import read_lines, write_atomic
 
 LEAST_OVERLAP = 0.5  # smallest IoU of two boxes of a class that are the same object
 
@@ -223,7 +223,7 @@ class Journal:
                 "another --out"
             )
         whole = "".join(line + "\n" for line in lines)
-        path.write_text(whole, encoding="utf-8")
+        write_atomic(path, whole.encode())
 
     def add(self, file_name: str, width: int, height: int, objects: Sequence[Object]) -> None:
         """Store the results of one picture."""

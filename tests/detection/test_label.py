@@ -225,6 +225,36 @@ def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     assert "out.json exists already" in capsys.readouterr().err
 
 
+def test_a_run_of_other_weights_of_the_same_name_does_not_go_on(folder, monkeypatch, capsys):
+    for name in ("one", "two", "three"):
+        (folder / name).mkdir()
+        (folder / name / "best.onnx").write_text(name)
+    out = ["in", "--out", "out.json", "--weights"]
+    monkeypatch.setattr(Bright, "broken", 2)
+    assert command(monkeypatch, "label", *out, "one/best.onnx", "two/best.onnx") == 130
+    monkeypatch.setattr(Bright, "broken", None)
+    for others in (["three/best.onnx", "two/best.onnx"], ["two/best.onnx"]):
+        assert command(monkeypatch, "label", *out, *others, "--resume") == 6
+        assert "belongs to a run with other weights" in capsys.readouterr().err
+    assert command(monkeypatch, "label", *out, "one/best.onnx", "two/best.onnx", "--resume") == 0
+
+
+def test_what_a_journal_holds_survives_a_kill_while_it_is_mended(tmp_path, monkeypatch):
+    path = tmp_path / "journal"
+    journal = Journal(path, {}, False)
+    journal.add("a.jpg", 4, 3, [])
+    with path.open("a") as file:
+        file.write('{"file_name')
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("os.replace", kill)
+        Journal(path, {}, True)
+    assert list(Journal(path, {}, True).done) == ["a.jpg"]
+
+
 def test_a_damaged_picture_does_not_end_the_run(folder, monkeypatch, capsys):
     (folder / "in/b.png").write_bytes(b"")
     assert command(monkeypatch, "label", *WORDS, "--classes", "cat") == 3
