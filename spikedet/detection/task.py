@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.formats import read_boxes
+from spikedet.detection.assign import expect_places
 from spikedet.detection.defaults import PROTOCOL
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.measure import measure
@@ -65,6 +66,9 @@ class Detection(Task):
 
     def stride(self, head: dict[str, Any]) -> int:
         return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
+
+    def expect_side(self, head: dict[str, Any], side: int) -> None:
+        expect_places(head["strides"], side)
 
     def read(self, source: Source) -> BoxSamples:
         return BoxSamples(

@@ -38,6 +38,7 @@ from spikedet.stages import stage_two
 from spikedet.stages.stage_one import FineTuning, untuned
 from spikedet.stages.watcher import Watcher
 from spikedet.task import Samples, Task
+from spikedet.training import as_stored
 
 # what the record of weights goes on to say after another end-to-end pass
 RECORD = (
@@ -143,7 +144,7 @@ class Calibration:
                 f"{path}: belongs to an interrupted run; add --resume, or choose another --out"
             )
         reached = load(path)
-        before, now = reached.origin.get("run", {}), self._agreed()
+        before, now = reached.origin.get("run", {}), as_stored(self._agreed())
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(

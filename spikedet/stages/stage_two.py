@@ -139,11 +139,14 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
     Raises:
         UsageError: The size is larger than that of the network, not a multiple of its stride, too
             small for its layers, or another size when each neuron has its own initial potential.
+        TrainingError: The size is too small for the loss.
     """
     size = plan.end.grow_from
     if size in (None, checkpoint.imgsz):
         return
     expect_growth("the end-to-end pass", size, checkpoint.imgsz, task.stride(checkpoint.head))
+    if plan.end.truth:
+        task.expect_side(checkpoint.head, size)
     single = plan.layers.per_neuron or any(
         tensor.ndim == 3
         for name, tensor in network.layers.state_dict().items()

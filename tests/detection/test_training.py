@@ -60,7 +60,7 @@ def test_pictures_with_too_few_places_for_the_loss_are_refused(settings, sides, 
 
 
 def test_a_last_batch_that_norms_cannot_take_is_one_sentence(sides, tmp_path, monkeypatch):
-    monkeypatch.setattr("spikedet.detection.train.CANDIDATES", 1)  # as networks of stride 8 have it
+    monkeypatch.setattr("spikedet.detection.assign.CANDIDATES", 1)  # as if it had a stride of 8
     run = trainer(sides, tmp_path / "run", imgsz=32, batch=len(sides[0]) - 1)
     with pytest.raises(TrainingError, match="single value per channel; change batch"):
         run.train()

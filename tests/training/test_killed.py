@@ -122,6 +122,15 @@ def test_a_resumed_detector_is_the_uninterrupted_one(
     same_run(uninterrupted[workers, cache], tmp_path / "run")
 
 
+def test_a_run_begun_on_a_cpu_goes_on_where_losses_are_scaled(sides, tmp_path, monkeypatch):
+    """As on a GPU, whose scaler finds no state in that of a CPU."""
+    detectors.trainer(sides, tmp_path / "run", epochs=1).train()
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr("torch.amp.GradScaler", lambda *_, **__: scaler("cpu", enabled=True))
+    detectors.trainer(sides, tmp_path / "run", resume=True, epochs=2).train()
+    assert epochs_done(tmp_path / "run") == (2, 2)
+
+
 @pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors", "state.pt"])
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_detector_killed_while_it_writes(

@@ -11,6 +11,7 @@ from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion import distill as distillation
 from spikedet.detection.defaults import EndToEnd as DetectorPass
 from spikedet.detection.task import DETECTION
+from spikedet.errors import TrainingError
 from spikedet.networks import graph_of, spiking_checkpoint
 from spikedet.settings import LayerWise, Plan
 from spikedet.stages import stage_one, stage_two
@@ -87,3 +88,10 @@ def test_of_a_classifier(tmp_path, monkeypatch, options):
     samples = classifiers.samples(32)
     checkpoint = stage_one.untuned(CLASSIFICATION, floating, samples, 4)
     same_when_resumed(CLASSIFICATION, checkpoint, samples, end, tmp_path, monkeypatch)
+
+
+def test_pictures_too_small_for_the_loss_are_refused_at_once(stages_done, sides):
+    checkpoint = load(stages_done / "qc.safetensors")
+    plan = Plan(LayerWise(), DetectorPass(grow_from=32))
+    with pytest.raises(TrainingError, match="pictures of 32 pixels have 5 places"):
+        stage_two.expect_end_size(DETECTION, checkpoint, plan, graph_of(DETECTION, checkpoint))
