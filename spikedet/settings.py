@@ -274,7 +274,7 @@ class EndToEnd:
             would make the network worse at its own side. None: always the side of the network.
         rate: Learning rate relative to the weights.
         batch_norm: Add batch norm during the pass and fold it afterwards. It helped a classifier at
-            T = 4. It did not help that classifier at T = 8. It was not measured with a detector.
+            T = 4. It did not help that classifier at T = 8, or a detector with batches of 8.
         workers: Loader processes. The random augmentation depends on their number.
         int8: Train with int8 weights and keep them. The events engine runs such a network without
             further rounding, and its file is half as large.
