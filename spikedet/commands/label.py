@@ -134,6 +134,8 @@ def run(options: Options) -> int:
     views = teachers + [label.mirrored(teacher) for teacher in teachers if options.mirror]
     failed = 0
     names_of = {path: path.relative_to(options.folder).as_posix() for path in paths}
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    journal.forget_changed({names_of[path]: size for path, size in sizes.items()})
     left = {path: name for path, name in names_of.items() if name not in journal.done}
     done = len(names_of) - len(left)
     counted = {"unit": "picture", "total": len(names_of), "initial": done}
@@ -148,7 +150,7 @@ def run(options: Options) -> int:
         objects = label.fuse(by_view)
         if options.one_class is not None:
             objects = label.without_doubles(objects, options.one_class)
-        journal.add(name, picture.shape[1], picture.shape[0], objects)
+        journal.add(name, picture.shape[1], picture.shape[0], objects, sizes[path])
     entries = [journal.done[name] for name in names_of.values() if name in journal.done]
     info = {"description": "labelled by detectors", "command": command_line(), **settings}
     results = label.coco(entries, classes, info)
