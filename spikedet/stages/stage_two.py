@@ -145,8 +145,6 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
     if size in (None, checkpoint.imgsz):
         return
     expect_growth("the end-to-end pass", size, checkpoint.imgsz, task.stride(checkpoint.head))
-    if plan.end.truth:
-        task.expect_side(checkpoint.head, size)
     single = plan.layers.per_neuron or any(
         tensor.ndim == 3
         for name, tensor in network.layers.state_dict().items()
@@ -158,6 +156,8 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
             "only, "
             f"but grow_from of the end-to-end pass is {size}; leave it out"
         )
+    if plan.end.truth:
+        task.expect_side(checkpoint.head, size)
     with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
         channels = network.shapes[INPUT][1]
         graph_of(task, checkpoint)(torch.zeros(1, channels, size, size))

@@ -600,6 +600,7 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
         return outputs[0]["scores"].square().mean()  # the detector's own loss wants more anchors
 
     monkeypatch.setattr(DETECTION, "loss", watched)
+    monkeypatch.setattr("spikedet.detection.assign.CANDIDATES", 1)
     converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
               "--end-grow-from", 32, "--end-batch", 3, "--end-to-end", 4)  # fmt: skip
     sides = (64, 32, 32, 64, 64, 64)  # of the batch that judges before, of four steps, after
