@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import albumentations
 import pytest
 import torch
 
@@ -61,18 +60,6 @@ def same_run(one, other):
 
 
 # ---------------------------------------------------------------------- detectors
-
-
-@pytest.fixture
-def drawing(monkeypatch):
-    """Let the augmentation library, which seldom does something, do it to every other picture."""
-    for kind in (albumentations.Blur, albumentations.ToGray):
-        build = kind.__init__
-
-        def often(self, *args, build=build, **options):
-            build(self, *args, **{**options, "p": 0.5})
-
-        monkeypatch.setattr(kind, "__init__", often)
 
 
 SETTINGS = {"epochs": 3, "close_mosaic": 1, "ema_tau": 20, "batch": 8, "mixup": 0.3}

@@ -69,7 +69,7 @@ def same_when_resumed(task, checkpoint, samples, end, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_of_a_detector(sides, stages_done, tmp_path, monkeypatch, options):
+def test_of_a_detector(sides, stages_done, tmp_path, monkeypatch, drawing, options):
     truth = 0.0 if "grow_from" in options else 1.0  # 32 pixels are too few for that loss
     end = DetectorPass(**{"steps": STEPS, "batch": 4, "workers": 0, "truth": truth, **options})
     checkpoint = load(stages_done / "qc.safetensors")
