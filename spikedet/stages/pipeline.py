@@ -32,6 +32,7 @@ from spikedet.networks import (
     teacher_of,
 )
 from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.neurons.registry import named
 from spikedet.precision import layout
 from spikedet.settings import Plan, StageOne, expect_limits, expect_pooling
 from spikedet.stages import stage_two
@@ -133,7 +134,7 @@ class Calibration:
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
         if self.checkpoint.stage != "snn":  # its layers are calibrated already
-            agreed |= vars(self.plan.layers)
+            agreed |= {**vars(self.plan.layers), "neuron": self.plan.neuron}
         return agreed
 
     def _taken_up(self) -> tuple[Graph, dict[str, Any]]:
@@ -145,6 +146,8 @@ class Calibration:
             )
         reached = load(path)
         before, now = reached.origin.get("run", {}), as_stored(self._agreed())
+        if "neuron" in now:  # an older version had no other
+            before = {"neuron": Plan.neuron, **before}
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(
@@ -162,7 +165,9 @@ class Calibration:
         layers = self.plan.layers
         pictures = next(iter(self.train.pick(2).pictures(checkpoint, 2)))
         initial, shift = self.method.initial, self.method.shift
-        network = stage_two.copied(self.task, checkpoint, initial, shift, pictures)
+        network = stage_two.copied(
+            self.task, checkpoint, initial, shift, pictures, self.plan.neuron
+        )
         origin = {**self.origin, "coarse": layers.coarse, "fine": layers.fine}
         return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
 
@@ -355,6 +360,7 @@ def expect_plan(plan: Plan, pooling: str | None) -> None:
     expect_limits(plan.layers)
     expect_limits(plan.end)
     expect_pooling(pooling)
+    named(plan.neuron)
 
 
 def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:
