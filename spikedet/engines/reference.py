@@ -105,9 +105,7 @@ def _weighted(like: WeightedLayer, x: Tensor, weight: Tensor) -> Tensor:
     return function(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
 
 
-def _fire(
-    op: Neuron, current: Tensor, batch: int, steps: int, memory: Any
-) -> tuple[Tensor, Any]:
+def _fire(op: Neuron, current: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
     """Spikes [steps*B, C, ...], and the potentials and counts of spikes after them."""
 
     def each(value: Tensor) -> Tensor:
