@@ -106,7 +106,7 @@ class Run:
         stages = plan.stages[begin:end]
         if not stages:
             return
-        maker = np.full(len(plan.planes), -1, np.int32)
+        maker = np.full(len(plan.signs), -1, np.int32)
         hands_on = not (last and self.first_part)  # a part is before or after
         for i, stage in enumerate(stages):
             name = stage.op.name
@@ -119,7 +119,7 @@ class Run:
             int(self.first_part),
             int(last),
             len(stages),
-            len(plan.planes),
+            len(plan.signs),
             threads,
             ctypes.cast(ctypes.byref(memory.layers, begin * SIZE), POINTER(LayerStruct)),
             memory.tensors,
@@ -168,8 +168,7 @@ class Run:
             if stage.kernel.kind == POOL:
                 number = _source(stage).tensor
                 inside = self.plan.maps[list(self.plan.tensors)[number]]
-                rows = _most_rows(stage) * self.plan.planes[number]
-                size = rows * inside[2] * inside[0] + width * channels
+                size = _most_rows(stage) * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:
                 kept = 2 if stage.kernel.negative == 2 else 1

@@ -18,7 +18,7 @@ class TensorStruct(Structure):
         ("channels", c_int32),
         ("height", c_int32),
         ("width", c_int32),
-        ("planes", c_int32),
+        ("codes", c_int32),
         ("room", c_int64),
         ("events", c_void_p),
         ("first", c_void_p),
@@ -29,7 +29,6 @@ class SourceStruct(Structure):
     _fields_ = [
         ("tensor", c_int32),
         ("scatter", c_int32),
-        ("negative", c_int32),
         ("few_size", c_int32),
         ("row_first", c_void_p),
         ("rows", c_void_p),

@@ -105,7 +105,7 @@ class Plan:
         self.stages: list[Stage] = []
         self.tensors: dict[str, int] = {}  # number by operation
         self.maps: dict[str, Shape] = {}
-        self.planes: list[int] = []
+        self.signs: list[int] = []  # of the events: 1, or 2 if there are negative spikes
         self.most: list[int] = []  # times that one event can occur
         self.by_layer: list[Stage] = []
         self._plan()
@@ -151,20 +151,17 @@ class Plan:
 
     def _new_tensor(self, op: Op, most: int = 1) -> int:
         shape = views.as_map(self.shapes[op.name])
-        self._expect_room(op.name, shape, most)
-        signed = isinstance(op, Neuron) and op.low is not None
-        if isinstance(op, Pool):
-            (source,) = op.inputs
-            signed = self._signed(source)
-        self.tensors[op.name] = len(self.planes)
+        signs = 2 if self._signed(op.name) else 1
+        self._expect_room(op.name, shape, max(most, signs))
+        self.tensors[op.name] = len(self.signs)
         self.maps[op.name] = shape
-        self.planes.append(2 if signed else 1)
+        self.signs.append(signs)
         self.most.append(most)
         return self.tensors[op.name]
 
     def _signed(self, name: str) -> bool:
         if name in self.tensors:
-            return self.planes[self.tensors[name]] == 2
+            return self.signs[self.tensors[name]] == 2
         op = self.program.ops[name]
         if isinstance(op, Neuron):
             return op.low is not None
@@ -209,8 +206,6 @@ class Plan:
         except NoView as reason:
             self.stages.append(Stage(op, None, str(reason)))
             self._new_tensor(op, self._times(op))
-            signed = self._signed(op.inputs[0])
-            self.planes[-1] = 2 if signed else 1
             return [views.whole(name, self.shapes[name])]
 
     def _times(self, op: Op) -> int:
@@ -237,27 +232,28 @@ class Plan:
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
         for source, into, base_shape, often in zip(sources, structs, bases, times, strict=True):
-            signed = self.planes[source.tensor] == 2
+            signs, wide = self.signs[source.tensor], base_shape[0]
             base = total
             if source.weights is not None:
                 block = np.zeros((len(source.weights), padded), np.int8)
                 block[:, :channels] = source.weights
-                blocks += [block, -block] if signed else [block]
-                total += len(block) * (2 if signed else 1)
-                into.negative = len(block)
+                blocks.append(_with_negative(block, wide) if signs == 2 else block)
+                total += len(blocks[-1])
                 taps = max(sum(n for _, n, _ in line) for line in source.columns)
                 taps *= max(len(line) for line in source.rows)
                 most += taps * base_shape[0] * often
             else:
                 assert source.few is not None and source.few_first is not None
-                few = np.concatenate([source.few, -source.few]) if signed else source.few
-                into.scatter, into.negative = 1, len(source.few)
+                few, few_first = source.few, source.few_first
+                if signs == 2:
+                    few, few_first = _with_negative(few, wide), np.tile(few_first, 2)
+                into.scatter = 1
                 into.few_size, layer.scattered = source.few.shape[1], 1
                 into.few = pointer(few.astype(np.int32), keep)
-                into.few_first = pointer(source.few_first.astype(np.int32), keep)
+                into.few_first = pointer(few_first.astype(np.int32), keep)
                 base = 0
             into.tensor = source.tensor
-            rows = [[(y, row + base) for y, row in line] for line in source.rows]
+            rows = [[(y, signs * row + base) for y, row in line] for line in source.rows]
             into.row_first, into.rows = table(rows, 2, keep)
             into.column_first, into.columns = table(source.columns, 3, keep)
         weights = np.concatenate([*blocks, np.zeros((1, padded), np.int8)])
@@ -351,6 +347,12 @@ class Plan:
             for stage in self.stages
             if stage.layer is None
         ]
+
+
+def _with_negative(weights: np.ndarray, channels: int) -> np.ndarray:
+    """Weight rows of columns of `channels` channels, each with those of negative spikes behind."""
+    columns = weights.reshape(-1, channels, weights.shape[1])
+    return np.concatenate([columns, -columns], 1).reshape(-1, weights.shape[1])
 
 
 def last_two(value: Any) -> tuple[int, int]:

@@ -136,7 +136,7 @@ class Memory:
     def bytes(self, name: str, frames: int) -> tuple[int, int]:
         """Bytes of a tensor's events, and of the index after them (the start of each position)."""
         _, height, width = self.plan.maps[name]
-        rows = self.plan.planes[self.plan.tensors[name]] * height * frames
+        rows = height * frames
         return 2 * self.room(name) * rows, 2 * (width + 1) * rows
 
     def _users(self) -> list[list[int]]:
@@ -169,7 +169,7 @@ class Workspace:
     def __init__(self, memory: Memory, batch: int, steps: int, kept: bool):
         self.batch, self.steps, self.kept = batch, steps, kept
         plan = memory.plan
-        self.tensors = (TensorStruct * max(1, len(plan.planes)))()
+        self.tensors = (TensorStruct * max(1, len(plan.signs)))()
         place = memory.arranged(batch * steps, kept)
         self._memory = np.empty(place.total + LINE, np.uint8)
         start = self._memory.ctypes.data
@@ -179,7 +179,13 @@ class Workspace:
             events = start + place.starts[number]
             first = events + memory.bytes(name, batch * steps)[0]
             self.tensors[number] = TensorStruct(
-                channels, height, width, plan.planes[number], memory.room(name), events, first
+                channels,
+                height,
+                width,
+                plan.signs[number] * channels,
+                memory.room(name),
+                events,
+                first,
             )
         self.fired: dict[str, np.ndarray] = {}
         self.layers = (LayerStruct * max(1, len(plan.stages)))()

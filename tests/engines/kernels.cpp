@@ -17,10 +17,11 @@ struct Tensor {
     sd_tensor view;
     std::vector<uint16_t> events, first;
 
-    Tensor(int channels, int height, int width, int planes, int frames)
-        : view{channels, height, width, planes, (int64_t)width * channels + LOOSE, nullptr, nullptr},
-          events(planes * frames * height * view.room + 64),
-          first(planes * frames * height * (width + 1)) {
+    Tensor(int channels, int height, int width, int signs, int frames)
+        : view{channels, height, width, signs * channels, (int64_t)width * channels + LOOSE,
+               nullptr,  nullptr},
+          events(frames * height * view.room + 64),
+          first(frames * height * (width + 1)) {
         view.events = events.data();
         view.first = first.data();
     }
@@ -31,7 +32,7 @@ long wrong_of(int kernels, long& spikes) {
     const int half = sd_kernels_half(kernels);
     const int C = pick(1, 40), O = pick(1, 300), H = pick(1, 9), W = pick(1, 9);
     const int T = pick(1, 5), B = pick(1, 2), k = 2 * pick(0, 1) + 1, pad = k / 2;
-    const int stride = pick(1, 2), both = pick(0, 1), padded = (O + LANES - 1) / LANES * LANES;
+    const int stride = pick(1, 2), kind = pick(0, 2), both = kind > 0, padded = (O + LANES - 1) / LANES * LANES;
     const int OH = (H + 2 * pad - k) / stride + 1, OW = (W + 2 * pad - k) / stride + 1;
     Tensor in(C, H, W, 1 + both, B * T), out(O, OH, OW, 1 + both, B * T);
     std::vector<int16_t> x(B * T * H * W * C);
@@ -50,9 +51,10 @@ long wrong_of(int kernels, long& spikes) {
         for (int o = 0; o < O; o++) {
             const int group = o / (2 * half) * (2 * half), within = o - group;
             const int lane = within < half ? 2 * within : 2 * (within - half) + 1;
-            const int v = w[r * O + o], at = r * padded + group + lane;
+            const int row = (1 + both) * (r / C) * C + r % C;  // a column's negative ones behind it
+            const int v = w[r * O + o], at = row * padded + group + lane;
             wide[at] = narrow[at] = (int8_t)v;
-            wide[at + rows_number * padded] = narrow[at + rows_number * padded] = (int8_t)-v;
+            if (both) wide[at + C * padded] = narrow[at + C * padded] = (int8_t)-v;
         }
     std::vector<int32_t> bias(padded), threshold(padded, INT32_MAX), initial(padded);
     std::vector<int32_t> low(padded, INT32_MIN), up(padded);
@@ -60,14 +62,14 @@ long wrong_of(int kernels, long& spikes) {
         bias[o] = pick(-20, 60);
         threshold[o] = pick(100, 600);
         initial[o] = pick(0, 300);
-        low[o] = -pick(100, 900);
-        up[o] = -low[o];
+        low[o] = kind == 2 ? -1 : -pick(100, 900);
+        up[o] = kind == 2 ? threshold[o] : -low[o];
     }
     std::vector<int32_t> row_first{0}, rows, column_first{0}, columns;
     for (int y = 0; y < OH; y++) {
         for (int a = 0; a < k; a++) {
             const int i = y * stride - pad + a;
-            if (i >= 0 && i < H) rows.insert(rows.end(), {i, a * k * C});
+            if (i >= 0 && i < H) rows.insert(rows.end(), {i, a * k * C * (1 + both)});
         }
         row_first.push_back((int)rows.size() / 2);
     }
@@ -77,16 +79,15 @@ long wrong_of(int kernels, long& spikes) {
         column_first.push_back((int)columns.size() / 3);
     }
     sd_source source{};
-    source.negative = rows_number;
     source.row_first = row_first.data(), source.rows = rows.data();
     source.column_first = column_first.data(), source.columns = columns.data();
     sd_layer layer{};
     layer.channels = O, layer.padded = padded, layer.height = OH, layer.width = OW;
     layer.output = 1, layer.wide = pick(0, 1), layer.sources_number = 1;
     layer.zero_row = 2 * rows_number, layer.window_most = rows_number * (1 + both);
-    layer.signed_ = both, layer.sources = &source;
+    layer.negative = kind, layer.sources = &source;
     const bool fits = 127 * rows_number < 32768;
-    if (k == 3 && stride == 1 && !both && fits && pick(0, 1)) layer.slide = 3, layer.slide_lead = 1;
+    if (k == 3 && stride == 1 && kind != 1 && fits && pick(0, 1)) layer.slide = 3, layer.slide_lead = 1;
     layer.weights = layer.wide ? (const void*)wide.data() : (const void*)narrow.data();
     layer.bias = bias.data(), layer.threshold = threshold.data(), layer.initial = initial.data();
     layer.low = low.data(), layer.up = up.data();
@@ -118,7 +119,7 @@ long wrong_of(int kernels, long& spikes) {
                                     u += x[(((b * T + t) * H + i) * W + j) * C + n] *
                                          w[((a * k + c) * C + n) * O + o];
                             }
-                        const int above = u >= threshold[o], below = both && u <= low[o];
+                        const int above = u >= threshold[o], below = both && u <= low[o] && (kind == 1 || sum > 0);
                         u += below * up[o] - above * threshold[o];
                         sum += above - below;
                         spikes += above + below;

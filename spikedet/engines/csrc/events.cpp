@@ -222,39 +222,44 @@ void sd_unpack(const sd_tensor* tensor, int32_t batch, int32_t steps, int16_t* v
     const int64_t wide = (int64_t)tensor->width * tensor->channels;
     const int64_t rows = (int64_t)batch * steps * tensor->height;
     memset(values, 0, 2 * rows * wide);
-    for (int p = 0; p < tensor->planes; p++)
-        for (int64_t row = 0; row < rows; row++) {
-            const int64_t from = p * rows + row;
-            const int n = tensor->first[from * (tensor->width + 1) + tensor->width];
-            for (int e = 0; e < n; e++)
-                values[row * wide + tensor->events[from * tensor->room + e]] += p ? -1 : 1;
+    for (int64_t row = 0; row < rows; row++) {
+        const uint16_t* events = tensor->events + row * tensor->room;
+        const uint16_t* first = tensor->first + row * (tensor->width + 1);
+        for (int x = 0; x < tensor->width; x++) {
+            int16_t* to = values + row * wide + (int64_t)x * tensor->channels;
+            for (int e = first[x]; e < first[x + 1]; e++) {
+                const int c = events[e] - x * tensor->codes;
+                if (c < tensor->channels)
+                    to[c]++;
+                else
+                    to[c - tensor->channels]--;
+            }
         }
+    }
 }
 
 // Whole numbers [B, steps, height, width, channels] as events. 0, or 1 where a row is too small.
 int32_t sd_pack(const sd_tensor* tensor, int32_t batch, int32_t steps, const int16_t* values) {
     const int64_t rows = (int64_t)batch * steps * tensor->height;
-    for (int p = 0; p < tensor->planes; p++)
-        for (int64_t row = 0; row < rows; row++) {
-            const int64_t to = p * rows + row;
-            uint16_t* events = tensor->events + to * tensor->room;
-            uint16_t* first = tensor->first + to * (tensor->width + 1);
-            const int16_t* from = values + row * tensor->width * tensor->channels;
-            int64_t n = 0;
-            first[0] = 0;
-            for (int x = 0; x < tensor->width; x++) {
-                for (int c = 0; c < tensor->channels; c++) {
-                    const int code = x * tensor->channels + c;
-                    const int value = p ? -from[code] : from[code];
-                    if (value < 0 && tensor->planes == 1) return 1;
-                    for (int i = 0; i < value; i++) {
-                        if (n >= tensor->room) return 1;
-                        events[n++] = (uint16_t)code;
-                    }
+    for (int64_t row = 0; row < rows; row++) {
+        uint16_t* events = tensor->events + row * tensor->room;
+        uint16_t* first = tensor->first + row * (tensor->width + 1);
+        const int16_t* from = values + row * tensor->width * tensor->channels;
+        int64_t n = 0;
+        first[0] = 0;
+        for (int x = 0; x < tensor->width; x++) {
+            for (int c = 0; c < tensor->channels; c++) {
+                const int value = from[x * tensor->channels + c];
+                if (value < 0 && tensor->codes == tensor->channels) return 1;
+                const int code = x * tensor->codes + c + (value < 0 ? tensor->channels : 0);
+                for (int i = value < 0 ? -value : value; i; i--) {
+                    if (n >= tensor->room) return 1;
+                    events[n++] = (uint16_t)code;
                 }
-                first[x + 1] = (uint16_t)n;
             }
+            first[x + 1] = (uint16_t)n;
         }
+    }
     return 0;
 }
 }

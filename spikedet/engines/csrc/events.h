@@ -5,29 +5,29 @@
 
 extern "C" {
 
-// The events of one tensor. A row is (plane, picture, step, y). Its events are x * channels + c, in
-// ascending order of x; those of column x are events[first[x]] up to events[first[x + 1]]. Plane 1,
-// of signed spikes alone, holds the negative ones. An event may occur several times.
+// The events of one tensor. A row is (picture, step, y). Its events are x * codes + c for a spike of
+// channel c, and x * codes + channels + c for a negative one, in ascending order of x; those of
+// column x are events[first[x]] up to events[first[x + 1]]. An event may occur several times.
 struct sd_tensor {
-    int32_t channels, height, width, planes;
+    int32_t channels, height, width;
+    int32_t codes;     // of a column: the channels, twice as many if there are negative spikes
     int64_t room;      // events that a row has room for, and LOOSE more
-    uint16_t* events;  // [planes, B, steps, height, room]
-    uint16_t* first;   // [planes, B, steps, height, width + 1]
+    uint16_t* events;  // [B, steps, height, room]
+    uint16_t* first;   // [B, steps, height, width + 1]
 };
 
 // One input of a layer of neurons.
 //   rows[row_first[y] .. row_first[y + 1]] are pairs (input row, first weight row), and
 //   columns[column_first[x] .. column_first[x + 1]] are triples (first input column, how many,
 //   weight column): the events of these columns add the weight rows
-//   weight row + (weight column - first column) * channels + event.
+//   weight row + (weight column - first column) * codes + event.
 struct sd_source {
     int32_t tensor;
     int32_t scatter;   // 1: few outputs a weight row, which lie in `few`
-    int32_t negative;  // where the rows for plane 1 begin, counted from those for plane 0
     int32_t few_size;  // of a scattered source: outputs that an event reaches
     const int32_t *row_first, *rows, *column_first, *columns;
     const int32_t* few;        // [weight rows, few_size]
-    const int32_t* few_first;  // first of these outputs for each channel, -1 for none
+    const int32_t* few_first;  // first of these outputs for each code of a column, -1 for none
 };
 
 enum sd_kind { SD_NEURON = 0, SD_CURRENT = 1, SD_POOL = 2 };
