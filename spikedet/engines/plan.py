@@ -49,6 +49,7 @@ from spikedet.errors import UsageError
 
 CODES = 2**16  # most neurons in a row of a map, so that an event fits into 16 bits
 SMALL = 24_000  # most bytes of weights stored as int16: they stay in the L1 cache and add faster
+# (with those of negative spikes twice as many: sliding windows are slow with int8)
 NEVER = 2**31 - 1  # threshold of padding channels, which never fire
 
 
@@ -260,7 +261,8 @@ class Plan:
         if (total + 1) * padded >= 2**31:
             raise NoView("weights of more than 2 GiB")
         layer.zero_row, layer.window_most = total, most
-        layer.wide = int(2 * weights.size <= SMALL)
+        signed = any(self.signs[source.tensor] == 2 for source in sources)
+        layer.wide = int(2 * weights.size <= SMALL * (2 if signed else 1))
         weights = weights[:, self._order(padded)]
         layer.weights = pointer(weights.astype(np.int16 if layer.wide else np.int8), keep)
         layer.sources_number = len(sources)
