@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from spikedet.engines.program import NoIntegers
-from spikedet.engines.rounding import Rounder, Whole
+from spikedet.engines.rounding import IntegerWeight, Rounder
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 from spikedet.graph.graph import Graph
@@ -113,7 +113,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
 
 
-def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
+def _whole(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:
     """The weights of a spiking network that are exactly integers times scales, by name."""
     if checkpoint.stage != "snn" or checkpoint.graph is None:
         return {}
@@ -121,7 +121,7 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
         rounder = Rounder(restore_graph(checkpoint))
     except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
-    wholes = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
+    wholes = {f"{node}.weight": whole for node, whole in rounder.integer_weights().items()}
     return {
         name: whole
         for name, whole in wholes.items()
@@ -351,7 +351,7 @@ def _multiplied(path: Path, name: str, tensors: dict[str, Tensor]) -> Tensor:
         fits = factor.ndim <= numbers.ndim and all(f in (1, n) for f, n in sizes)
         if not fits or not factor.is_floating_point() or not bool((factor != 0).all()):
             raise WeightsError(f"{path}: the scales of {name[:80]} do not fit its shape")
-    value = Whole(numbers, scale, amplitude).value()
+    value = IntegerWeight(numbers, scale, amplitude).value()
     if numbers.dtype != torch.int8 or not bool(value.isfinite().all()):
         raise WeightsError(f"{path}: {name[:80]} is not a valid int8 weight")
     return value

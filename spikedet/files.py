@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spikedet.errors import DataError, UsageError, cut
+from spikedet.errors import DataError, UsageError, shorten
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ def expect_writable(path: Path) -> Path:
         UsageError: The path is a folder, or no file can be written there.
     """
     if os.path.isdir(path):
-        raise UsageError(f"{cut(path)}: is a folder; expected the name of a file to write")
+        raise UsageError(f"{shorten(path)}: is a folder; expected the name of a file to write")
     _expect_room(path, path.absolute().parent)
     return path
 
@@ -99,7 +99,7 @@ def _expect_room(path: Path, folder: Path) -> None:
     """Refuse a folder in which no file can be made, by making one that has no name."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UsageError(
-            f"{cut(path)}: the name has more than {LONGEST_NAME} bytes; choose a shorter one"
+            f"{shorten(path)}: the name has more than {LONGEST_NAME} bytes; choose a shorter one"
         )
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -110,7 +110,9 @@ def _expect_room(path: Path, folder: Path) -> None:
         why = ""
     except OSError as error:  # `os.access` says that root may write to /proc
         why = f" ({error.strerror.lower()})" if error.strerror else ""
-    raise UsageError(f"{cut(path)}: {cut(folder)} is not a folder that can be written to{why}")
+    raise UsageError(
+        f"{shorten(path)}: {shorten(folder)} is not a folder that can be written to{why}"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from spikedet.errors import PictureError, said
+from spikedet.errors import PictureError, message_of
 
 HEIC = {".heic", ".heif", ".hif"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -131,7 +131,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise PictureError(f"{path}: does not fit into memory") from None
     except _DAMAGED as error:
-        raise PictureError(f"{path}: truncated or damaged picture ({said(error)})") from None
+        raise PictureError(f"{path}: truncated or damaged picture ({message_of(error)})") from None
 
 
 def _what_else(path: Path) -> str:

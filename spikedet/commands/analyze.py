@@ -147,7 +147,7 @@ def compare(
             batch = batch.to(options.device, memory_format=torch.channels_last)
             for reference in (stage1, source):
                 if reference is not None:
-                    reference.see(batch)
+                    reference.run(batch)
             if stage1 and source:
                 between.add(stage1.results, source.results)
             for comparison in comparisons.values():

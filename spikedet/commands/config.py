@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet import resources
-from spikedet.errors import UsageError, nearest
+from spikedet.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from spikedet.commands.parse import Option
@@ -61,7 +61,7 @@ def _option_words(there: Sequence[Option], name: str, value: Any) -> list[str]:
     options = {each.word: each for each in there if not each.more.get("positional")}
     word = f"--{name.replace('_', '-')}"
     if word not in options or word == "--config":
-        raise UsageError(f"has no option {name!r}{nearest(word, options)}")
+        raise UsageError(f"has no option {name!r}{did_you_mean(word, options)}")
     option = options[word]
     if value is None:
         return []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
-from spikedet.errors import DataError, UsageError, among, cut
+from spikedet.errors import DataError, UsageError, list_choices, shorten
 from spikedet.files import expect_folder
 from spikedet.settings import option
 from spikedet.terminal import note
@@ -129,8 +129,8 @@ def run(options: Options) -> int:
         )
     unknown = [name for name in options.classes or () if name not in detector.names]
     if unknown:
-        known = among(unknown[0], detector.names)
-        raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
+        known = list_choices(unknown[0], detector.names)
+        raise UsageError(f"unknown class {shorten(unknown[0])!r}; these weights know {known}")
     failures = Failures()
     sources = opened(options, options.sources or [SAMPLE], failures, [options.out])
     strips = _Strips(options, detector, sources.files) if options.strip else None
@@ -207,7 +207,7 @@ class _Strips:
         end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
         path = self.names.new(self.folder, stem_of(frame), end)
         self.names.expect_free(path.with_suffix(".csv"))
-        small, scale = pictures.shrunk(frame.picture)
+        small, scale = pictures.shrink(frame.picture)
         titled = [
             (
                 f"t={one.T}, {_count(len(one), 'object')}",

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.errors import SpikedetError, said
+from spikedet.errors import SpikedetError, message_of
 from spikedet.settings import option
 from spikedet.terminal import beside, console
 
@@ -115,7 +115,7 @@ def examine(options: Options) -> Iterator[Finding]:
             yield look()
         except Exception as error:  # a broken installation may fail anywhere
             yield Finding(
-                name, BAD, f"{type(error).__name__}: {said(error)}", "install spikedet again"
+                name, BAD, f"{type(error).__name__}: {message_of(error)}", "install spikedet again"
             )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
 from spikedet.commands.result import write_json
-from spikedet.errors import UsageError, cut
+from spikedet.errors import UsageError, shorten
 from spikedet.settings import option
 from spikedet.terminal import Table, beside
 
@@ -176,7 +176,7 @@ def named(model: dict[str, Any]) -> str:
     """What a network description calls its network."""
     name = model.get("arch") or model.get("yaml_file") or "described by layers"
     more = [f"{key} {model[key]}" for key in ("width", "scale", "activation") if model.get(key)]
-    return ", ".join([cut(name), *map(cut, more)])
+    return ", ".join([shorten(name), *map(shorten, more)])
 
 
 def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
@@ -215,9 +215,9 @@ def text(value: Any) -> str:
         return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
     if isinstance(value, dict):
         return "\n".join(
-            f"{'' if n == 0 else ' ' * 14}{key}: {cut(item, 200)}"
+            f"{'' if n == 0 else ' ' * 14}{key}: {shorten(item, 200)}"
             for n, (key, item) in enumerate(value.items())
         )
     if isinstance(value, list):
-        return cut(f"{len(value)}: {', '.join(map(str, value))}", 400)
-    return f"{value:,}" if isinstance(value, int) else cut(value, 200)
+        return shorten(f"{len(value)}: {', '.join(map(str, value))}", 400)
+    return f"{value:,}" if isinstance(value, int) else shorten(value, 200)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from spikedet.errors import UsageError, among, cut
+from spikedet.errors import UsageError, list_choices, shorten
 
 MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
@@ -40,7 +40,8 @@ def plot_file(text: str) -> Path:
 def _written(text: str, *endings: str) -> Path:
     if not text.endswith(endings):
         raise ValueError(
-            f"cannot write to {cut(text)!r}; expected a name that ends in {' or '.join(endings)}"
+            f"cannot write to {shorten(text)!r}; "
+            f"expected a name that ends in {' or '.join(endings)}"
         )
     return Path(text)
 
@@ -94,7 +95,7 @@ def timed_engine(text: str) -> str:
 
     if text != IN_BFLOAT16 and text not in names():
         there = [*names(), IN_BFLOAT16]
-        raise ValueError(f"no engine {text!r}; expected {among(text, there)}")
+        raise ValueError(f"no engine {text!r}; expected {list_choices(text, there)}")
     return text
 
 

@@ -24,7 +24,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
-from spikedet.errors import DataError, PictureError, UsageError, among, cut
+from spikedet.errors import DataError, PictureError, UsageError, list_choices, shorten
 from spikedet.settings import option
 
 
@@ -83,14 +83,17 @@ def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
     for old in (pair.partition("=")[0] for pair in options.rename):
         if old not in there:
             raise UsageError(
-                f"--rename: no detector knows {cut(old)!r}; they know {among(old, there)}"
+                f"--rename: no detector knows {shorten(old)!r}; "
+                f"they know {list_choices(old, there)}"
             )
     classes = list(dict.fromkeys(names.get(name, name) for name in there))
     if options.voc:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
         if name not in classes:
-            raise UsageError(f"unknown class {cut(name)!r}; there are {among(name, classes)}")
+            raise UsageError(
+                f"unknown class {shorten(name)!r}; there are {list_choices(name, classes)}"
+            )
     return [name for name in classes if not options.classes or name in options.classes]
 
 
@@ -143,10 +146,10 @@ def run(options: Options) -> int:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        by_view = [label.renamed(view(picture), names, classes) for view in views]
+        by_view = [label.rename_classes(view(picture), names, classes) for view in views]
         objects = label.fuse(by_view)
         if options.one_class is not None:
-            objects = label.without_doubles(objects, options.one_class)
+            objects = label.remove_duplicates(objects, options.one_class)
         journal.add(name, picture.shape[1], picture.shape[0], objects)
     entries = [journal.done[name] for name in names_of.values() if name in journal.done]
     info = {"description": "labelled by detectors", "command": command_line(), **settings}

@@ -18,7 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from spikedet import __version__
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, resource_error
+from spikedet.errors import (
+    LONGEST,
+    SpikedetError,
+    UsageError,
+    did_you_mean,
+    resource_error,
+    shorten,
+)
 from spikedet.settings import world_size
 from spikedet.terminal import Bar, close_bars, quietly
 
@@ -61,8 +68,8 @@ def module_of(name: str) -> ModuleType:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        hint = nearest(name, COMMANDS) or "; see spikedet --help"
-        raise UsageError(f"no command {cut(name)!r}{hint}")
+        hint = did_you_mean(name, COMMANDS) or "; see spikedet --help"
+        raise UsageError(f"no command {shorten(name)!r}{hint}")
     entry = COMMANDS[name]
     file = entry[1] if isinstance(entry, tuple) else name
     return import_module(file if "." in file else HERE + file)
@@ -195,7 +202,7 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
         if error.strerror is None:
             raise
         name = error.filename2 or error.filename
-        name = f"{cut(name, LONGEST)}: " if name else ""
+        name = f"{shorten(name, LONGEST)}: " if name else ""
         print(f"error: {name}{error.strerror}", file=sys.stderr)
         code = 1
     sys.exit(code)

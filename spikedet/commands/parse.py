@@ -30,9 +30,9 @@ from spikedet.commands import kinds
 from spikedet.commands.config import with_config
 from spikedet.commands.help import show_help
 from spikedet.commands.words import COMMON, read, shown_as
-from spikedet.errors import UsageError, cut, nearest
+from spikedet.errors import UsageError, did_you_mean, shorten
 from spikedet.files import expect_folder, expect_writable
-from spikedet.settings import bounds, option, wrong
+from spikedet.settings import describe_limits, option, violated_limits
 
 
 def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:
@@ -135,13 +135,15 @@ class Option:
                 value = self.type(text)
             except ValueError:
                 value = float("nan")
-            if wrong(value, self.more) or value != value or abs(value) == float("inf"):
+            if violated_limits(value, self.more) or value != value or abs(value) == float("inf"):
                 noun = "a whole number" if self.type is int else "a number"
-                raise ValueError(f"{text!r} is not {bounds(self.more, noun)}")
+                raise ValueError(f"{text!r} is not {describe_limits(self.more, noun)}")
             return value
         value = self.type(text)
-        if right := wrong(value, self.more):
-            raise ValueError(f"{cut(repr(text))}; expected {right}{nearest(text, self.choices)}")
+        if right := violated_limits(value, self.more):
+            raise ValueError(
+                f"{shorten(repr(text))}; expected {right}{did_you_mean(text, self.choices)}"
+            )
         return value
 
     @property

@@ -117,7 +117,7 @@ def over_time_steps(folder: Path, entries: Entries, value: str, about: About) ->
 
     def draw(rows: Any, about: About) -> bytes:
         timed = [row for row in rows if row["T"] is not None]
-        return measures.over(timed, "T", value, f"{value} over T", source, about)
+        return measures.value_curves(timed, "T", value, f"{value} over T", source, about)
 
     keys = [key for key in ("method", "T", *entries[0]) if key not in ("per_class", "areas")]
     table = [{key: entry.get(key) for key in dict.fromkeys(keys)} for entry in entries]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds
 from spikedet.commands.parse import Options
 from spikedet.data import formats
-from spikedet.data.samples import listed
+from spikedet.data.samples import list_names
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
@@ -193,8 +193,8 @@ def read(
                 raise UsageError(f"--{name} is no option of {task.name}")
     if own_names and names and own_names != tuple(names):
         raise UsageError(
-            f"--names {listed(own_names)}: the weights have the classes {listed(names)}; leave "
-            "--names out"
+            f"--names {list_names(own_names)}: the weights have the classes {list_names(names)}; "
+            "leave --names out"
         )
     there = {format.name: format for format in map(formats.recognise, options.data) if format}
     if images and not any(format.elsewhere for format in there.values()):
@@ -206,7 +206,7 @@ def read(
     classes = samples.names
     note(
         f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(samples)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}"
+        f"{split}, {len(classes)} classes: {list_names(classes)}"
     )
     return samples
 

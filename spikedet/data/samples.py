@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedet.errors import DataError, among, cut
+from spikedet.errors import DataError, list_choices, shorten
 
 MOST_LETTERS = 255  # of a class name; the name of a folder is no longer
 
@@ -62,14 +62,15 @@ def number_of(name: str, names: Sequence[str], where: Path | str) -> int:
     """
     if name not in names:
         raise DataError(
-            f"{where}: unknown class {cut(name)!r}; known classes are {among(name, names)}"
+            f"{where}: unknown class {shorten(name)!r}; "
+            f"known classes are {list_choices(name, names)}"
         )
     return names.index(name)
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
+def list_names(names: Sequence[str], most: int = 8) -> str:
     """Class names for a message, not more than so many, none at full length if it is long."""
-    shown = ", ".join(cut(name, 40) for name in names[:most])
+    shown = ", ".join(shorten(name, 40) for name in names[:most])
     return shown + (", ..." if len(names) > most else "")
 
 
@@ -85,16 +86,16 @@ def expect_names(names: Sequence[str], where: Path | str) -> tuple[str, ...]:
     longest = max(names, key=len)
     if len(longest) > MOST_LETTERS:  # tables, drawings and files could not show them
         raise DataError(
-            f"{where}: the class name {cut(longest, 40)!r} is too long; expected at most "
+            f"{where}: the class name {shorten(longest, 40)!r} is too long; expected at most "
             f"{MOST_LETTERS} characters"
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{where}: two classes have the name {cut(twice)!r}")
+        raise DataError(f"{where}: two classes have the name {shorten(twice)!r}")
     return names
 
 
-def first_of(problems: Sequence[Exception]) -> DataError:
+def first_error(problems: Sequence[Exception]) -> DataError:
     """The first of several problems, with the number of the others."""
     more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
     return DataError(f"{problems[0]}{more}")

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from spikedet.data.cache import read_each
-from spikedet.data.samples import Sample, first_of
-from spikedet.errors import DataError, cut
+from spikedet.data.samples import Sample, first_error
+from spikedet.errors import DataError, shorten
 from spikedet.pictures import Header, read_header
 
 
@@ -28,7 +28,7 @@ def headers(
     return [each if isinstance(each, DataError) else Header(*each) for each in entries]
 
 
-def on_pictures(
+def fit_to_pictures(
     samples: Sequence[Sample], name: str, place: Path, cache: Path | None = None
 ) -> list[Sample]:
     """Samples with the size of their pictures as they are shown, and boxes in these pixels.
@@ -63,7 +63,7 @@ def on_pictures(
             sizes = f"{fitted.width} x {fitted.height}, not {sample.width} x {sample.height}"
             changes.setdefault(change, []).append(f"{sample.path.name}: {sizes}")
     if problems:
-        raise first_of(problems)
+        raise first_error(problems)
     for change, pictures in changes.items():
         warnings.warn(f"{name}: {_counted(len(pictures))} {change} ({pictures[0]})", stacklevel=2)
     tagged = [
@@ -111,11 +111,11 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
         return _scaled(sample, size), change
     if header.turn >= 5 and _is_scaled(annotated, header.stored):
         change = "with a rotation tag that the annotations ignore; the boxes are rotated too"
-        return turned(_scaled(sample, header.stored), header.turn), change
+        return rotate_sample(_scaled(sample, header.stored), header.turn), change
     raise DataError(
         f"{sample.path}: has {size[0]} x {size[1]} pixels, but its annotation is for "
-        f"{cut(annotated[0])} x {cut(annotated[1])}, which is another shape; use the annotation "
-        "of this picture"
+        f"{shorten(annotated[0])} x {shorten(annotated[1])}, which is another shape; use the "
+        "annotation of this picture"
     )
 
 
@@ -134,7 +134,7 @@ def _scaled(sample: Sample, size: tuple[int, int]) -> Sample:
     return replace(sample, width=size[0], height=size[1], boxes=boxes, areas=areas)
 
 
-def turned(sample: Sample, turn: int) -> Sample:
+def rotate_sample(sample: Sample, turn: int) -> Sample:
     """A sample of stored pixels as a viewer shows its picture.
 
     Args:

@@ -64,7 +64,7 @@ def as_map(shape: tuple[int, ...]) -> Shape:
     return channels, *([1] * (2 - len(size))), *size  # type: ignore[return-value]
 
 
-def whole(base: str, shape: tuple[int, ...]) -> Piece | Elements:
+def identity_piece(base: str, shape: tuple[int, ...]) -> Piece | Elements:
     """The piece that is the whole base, whose values are [1, ...]."""
     channels, height, width = as_map(shape)
     if len(shape) == 2:
@@ -79,7 +79,7 @@ def _same(size: int) -> Lines:
 Pieces = Sequence[Piece | Elements]
 
 
-def through(
+def pieces_of(
     op: Op,
     inputs: list[Pieces],
     shapes: list[tuple[int, ...]],

@@ -16,7 +16,7 @@ from torch import nn
 
 from spikedet.errors import WeightsError
 from spikedet.importing.safe_pickle import Shell
-from spikedet.importing.state import holder, walk
+from spikedet.importing.state import find_state, walk
 
 MODEL = "ultralytics.nn.tasks.DetectionModel"
 # of a layer: what differs without changing what it computes
@@ -53,7 +53,7 @@ def trained(content: Any, path: Path) -> Trained | None:
     Raises:
         WeightsError: The network has no description or no valid class names.
     """
-    network = holder(content)
+    network = find_state(content)
     if not isinstance(network, Shell) or network.kind != MODEL:
         return None
     own = vars(network)

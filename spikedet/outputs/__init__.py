@@ -138,7 +138,7 @@ class Outputs:
             annotated = self._annotate(share, one, name)
             written += [annotated] if annotated else []
             self._write_parts(frame, one, name)
-            self._tell(frame, one, annotated)
+            self._append_entry(frame, one, annotated)
         self.counts.objects.update(steps[-1].classes)
         if frame.video:
             self.counts.frames += 1
@@ -205,7 +205,7 @@ class Outputs:
         write_atomic(path, data.tobytes())
         self.counts.files += 1
 
-    def _tell(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
+    def _append_entry(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
         """Add the frame to the text files."""
         entry = entry_of(frame, detections, annotated)
         if self._json is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spikedet.detection.boxes import Detections
 from spikedet.errors import DataError
-from spikedet.outputs.text import Growing, json_list, json_text
+from spikedet.outputs.text import EntryFile, json_list, json_text
 from spikedet.sources import Frame
 
 
@@ -28,7 +28,7 @@ class CocoResults:
     """
 
     def __init__(self, path: Path, annotations: Path | None = None):
-        self._file: Growing = json_list(path)
+        self._file: EntryFile = json_list(path)
         self._images, self._categories = None, None
         if annotations is not None:
             self._images, self._categories = _numbers(annotations)

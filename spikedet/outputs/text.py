@@ -14,7 +14,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Growing:
+class EntryFile:
     """A text file with a head and a tail; a kill or a full disk between entries leaves it whole.
 
     The file is made with the first entry, or when it is closed.
@@ -37,7 +37,7 @@ class Growing:
             OSError: The disk is full, or the file cannot be made; what was there stays whole.
         """
         text = (self._between if self._entries else "") + text
-        self._put(text)
+        self._append(text)
         self._entries += 1
 
     def close(self) -> None:
@@ -47,13 +47,13 @@ class Growing:
             OSError: It cannot be made; not where `add` has raised already.
         """
         if self._file is None and not self._failed:
-            self._put("")
+            self._append("")
         if self._file is not None:
             file, self._file = self._file, None
             self._failed = True
             file.close()
 
-    def _put(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,19 +93,19 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         left = left[file.write(left) or 0 :]
 
 
-def json_list(path: Path) -> Growing:
+def json_list(path: Path) -> EntryFile:
     """A JSON file: a list."""
-    return Growing(path, "[\n", ",\n", "\n]\n")
+    return EntryFile(path, "[\n", ",\n", "\n]\n")
 
 
-def json_lines(path: Path) -> Growing:
+def json_lines(path: Path) -> EntryFile:
     """A file with one JSON value a line."""
-    return Growing(path)
+    return EntryFile(path)
 
 
-def csv_table(path: Path) -> Growing:
+def csv_table(path: Path) -> EntryFile:
     """A CSV file with a row an object."""
-    return Growing(path, csv_line(COLUMNS))
+    return EntryFile(path, csv_line(COLUMNS))
 
 
 def json_text(value: Any) -> str:

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from spikedet.errors import UsageError
+from spikedet.sources.completeness import complete_length
 from spikedet.sources.video import FRAME_RATE, reason
-from spikedet.sources.whole import whole_pieces
 
 CLOCK = Fraction(1, 60_000)  # seconds; of 24, 25, 30 and 60 frames a second each is a multiple
 OPTIONS = {  # none of frames that refer to later ones: they leave in the order in which they come
@@ -80,9 +80,9 @@ class VideoFile:
             self._send(self._container, stream.encode(frame))
         except (av.FFmpegError, OSError) as error:
             self._failed = True
-            raise self._told(error) from None
+            raise self._named_error(error) from None
 
-    def _told(self, error: Exception) -> Exception:
+    def _named_error(self, error: Exception) -> Exception:
         """An error with the name of the file."""
         number = getattr(error, "errno", None)
         if isinstance(error, OSError) and number and number > 0:
@@ -138,10 +138,10 @@ class VideoFile:
         self._container = None
         self._drop_file()
         if error is not None or self._failed:
-            self._mend()
+            self._remove_incomplete_end()
         if error is not None and not self._failed:
             self._failed = True
-            raise self._told(error)
+            raise self._named_error(error)
 
     def _drop_file(self) -> None:
         file, self._file = self._file, None
@@ -149,11 +149,11 @@ class VideoFile:
             with contextlib.suppress(OSError):  # what waits to be written has failed already
                 file.close()
 
-    def _mend(self) -> None:
+    def _remove_incomplete_end(self) -> None:
         """Cut off the piece of an MP4 that did not fit on the disk: players stumble over it."""
         if self.path.suffix.lower() == ".mp4":
             with contextlib.suppress(OSError):
-                whole = whole_pieces(self.path)
+                whole = complete_length(self.path)
                 if whole:
                     os.truncate(self.path, whole)
                 else:

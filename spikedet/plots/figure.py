@@ -58,7 +58,7 @@ class About:
 Draw = Callable[[Rows, About], bytes]
 
 
-def new(
+def new_figure(
     title: str, x: str, y: str, about: About, size: tuple[float, float] = (8, 5)
 ) -> tuple[Figure, Axes]:
     """A figure with one plot.
@@ -72,19 +72,19 @@ def new(
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
-    dressed(axes)
-    below(figure, about)
+    style_axes(axes)
+    add_caption(figure, about)
     return figure, axes
 
 
-def dressed(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Give a plot a grid, and lines that are told apart."""
     axes.set_prop_cycle(LINES)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
 
 
-def below(figure: Figure, about: About) -> None:
+def add_caption(figure: Figure, about: About) -> None:
     """Say below a figure what its numbers are of."""
     letters = int(figure.get_figwidth() * 15)
     figure.supxlabel("\n".join(textwrap.wrap(about.line(), letters)), fontsize="x-small")
@@ -92,10 +92,10 @@ def below(figure: Figure, about: About) -> None:
 
 def png(figure: Figure) -> bytes:
     """A figure as PNG."""
-    return drawn(figure, "png")
+    return render(figure, "png")
 
 
-def drawn(figure: Figure, form: str) -> bytes:
+def render(figure: Figure, form: str) -> bytes:
     """A figure as `png` or `svg`."""
     data = io.BytesIO()
     dated = {"Date": None} if form == "svg" else None  # the same file every time
@@ -103,7 +103,7 @@ def drawn(figure: Figure, form: str) -> bytes:
     return data.getvalue()
 
 
-def by(rows: Rows, column: str) -> dict[Any, list[Mapping[str, Any]]]:
+def group_by(rows: Rows, column: str) -> dict[Any, list[Mapping[str, Any]]]:
     """Rows in groups of one value of a column."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:

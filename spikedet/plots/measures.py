@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, dressed, new, png
+from spikedet.plots.figure import (
+    COLOURS,
+    GREY,
+    SCALE,
+    About,
+    Rows,
+    add_caption,
+    group_by,
+    new_figure,
+    png,
+    style_axes,
+)
 
 ALL = "all classes"
 SHARES = ("average precision", "precision and recall", "accuracy")  # panels: never below 0
@@ -22,7 +33,7 @@ LETTERS = 30  # of the name of a class
 LABELLED = 40  # up to which it has their names
 
 
-def over(
+def value_curves(
     rows: Rows,
     key: str,
     value: str,
@@ -40,15 +51,15 @@ def over(
         source: Value of the float network, a dashed line.
         about: What stands below.
     """
-    figure, axes = new(title, "time steps T" if key == "T" else key, f"{value} (%)", about)
-    for method, own in by(rows, "method").items():
+    figure, axes = new_figure(title, "time steps T" if key == "T" else key, f"{value} (%)", about)
+    for method, own in group_by(rows, "method").items():
         line = sorted((row[key], 100 * row[value]) for row in own)
         axes.plot(*zip(*line, strict=True), marker="o", label=method)
     _over_steps(axes, rows, key, source)
     return png(figure)
 
 
-def trade(rows: Rows, value: str, about: About) -> bytes:
+def energy_trade_off(rows: Rows, value: str, about: About) -> bytes:
     """What fewer spikes cost and save: a measured value over the energy, as PNG.
 
     Args:
@@ -58,7 +69,7 @@ def trade(rows: Rows, value: str, about: About) -> bytes:
         about: What stands below.
     """
     title = f"{value} and energy with a penalty on spikes"
-    figure, axes = new(title, "energy, % of the float network", f"{value} (%)", about)
+    figure, axes = new_figure(title, "energy, % of the float network", f"{value} (%)", about)
     line = sorted((100 * row["energy"], 100 * row[value]) for row in rows if row["sparsity"] != "")
     if line:
         axes.plot(*zip(*line, strict=True), marker="o", label="trained with the penalty")
@@ -85,9 +96,9 @@ def sizes(rows: Rows, about: About) -> bytes:
     known = [row for row in rows if row["AP"] is not None]
     if len({row["T"] for row in known}) > 1 and len({row["method"] for row in known}) == 1:
         shown = [{**row, "method": row["size"]} for row in known if row["T"] is not None]
-        return over(shown, "T", "AP", "AP by size of the objects", None, about)
-    figure, axes = new("AP by size of the objects", "", "AP (%)", about)
-    _bars(axes, list(by(rows, "size")), _by_network(rows, "size", "AP"))
+        return value_curves(shown, "T", "AP", "AP by size of the objects", None, about)
+    figure, axes = new_figure("AP by size of the objects", "", "AP (%)", about)
+    _bars(axes, list(group_by(rows, "size")), _by_network(rows, "size", "AP"))
     return png(figure)
 
 
@@ -100,9 +111,9 @@ def classes(rows: Rows, about: About, value: str = "AP", title: str = "") -> byt
         value: Its column.
         title: Of the plot.
     """
-    names = list(by(rows, "class"))
+    names = list(group_by(rows, "class"))
     wide = min(40.0, max(6.0, 2 + 0.45 * len(names)))
-    figure, axes = new(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
+    figure, axes = new_figure(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
     _bars(axes, names, _by_network(rows, "class", value))
     axes.tick_params("x", labelsize="small", labelrotation=90)
     return png(figure)
@@ -115,7 +126,7 @@ def precision_recall(rows: Rows, about: About) -> bytes:
         rows: With `class` (one of them `ALL`), `recall` and `precision`.
         about: What they are of.
     """
-    figure, axes = new("Precision and recall at IoU 0.5", "recall", "precision", about)
+    figure, axes = new_figure("Precision and recall at IoU 0.5", "recall", "precision", about)
     _lines(axes, rows, "recall", "precision")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     return png(figure)
@@ -128,7 +139,9 @@ def f1(rows: Rows, about: About) -> bytes:
         rows: With `class` (one of them `ALL`), `confidence` and `f1`.
         about: What they are of.
     """
-    figure, axes = new("F1 over the confidence threshold, IoU 0.5", "confidence", "F1", about)
+    figure, axes = new_figure(
+        "F1 over the confidence threshold, IoU 0.5", "confidence", "F1", about
+    )
     _lines(axes, rows, "confidence", "f1")
     best = max((row for row in rows if row["class"] == ALL), key=lambda row: row["f1"])
     axes.axvline(best["confidence"], color="black", linewidth=0.8, linestyle=":")
@@ -138,7 +151,7 @@ def f1(rows: Rows, about: About) -> bytes:
     return png(figure)
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """The name of a class as plots have room for it."""
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
 
@@ -150,7 +163,7 @@ def confusion(rows: Rows, about: About) -> bytes:
         rows: With `truth`, `predicted` and `count`.
         about: What they are of.
     """
-    truths, answers = list(by(rows, "truth")), list(by(rows, "predicted"))
+    truths, answers = list(group_by(rows, "truth")), list(group_by(rows, "predicted"))
     names = list(dict.fromkeys([*truths, *answers]))
     if "background" in names:  # comes last
         names = [*(name for name in names if name != "background"), "background"]
@@ -160,12 +173,14 @@ def confusion(rows: Rows, about: About) -> bytes:
         counts[place[row["truth"]], place[row["predicted"]]] += row["count"]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(14.0, max(5.0, 2.5 + 0.36 * len(names)))
-    figure, axes = new("Confusion matrix", "predicted", "true class", about, (side + 1, side))
+    figure, axes = new_figure(
+        "Confusion matrix", "predicted", "true class", about, (side + 1, side)
+    )
     axes.grid(visible=False)
     shown = axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
     if len(names) <= LABELLED:
-        labels = [*map(short, names)]
+        labels = [*map(short_name, names)]
         axes.set_xticks(range(len(names)), labels, rotation=90)
         axes.set_yticks(range(len(names)), labels)
     if len(names) <= WRITTEN:
@@ -189,7 +204,7 @@ def reliability(rows: Rows, about: About) -> bytes:
     figure = Figure(figsize=(6, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for axes in (upper, lower):
-        dressed(axes)
+        style_axes(axes)
     upper.set(title=f"Reliability of scores: calibration error {error:.3f}", ylabel="share right")
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8, label="score = share right")
     upper.plot([r["score"] for r in known], [r["right"] for r in known], "o-", color=COLOURS[0])
@@ -201,7 +216,7 @@ def reliability(rows: Rows, about: About) -> bytes:
     lower.set(xlabel="score", ylabel="answers", yscale="log" if total else "linear")
     if total:
         lower.set_ylim(bottom=0.5)  # one answer is seen as well
-    below(figure, about)
+    add_caption(figure, about)
     return png(figure)
 
 
@@ -222,7 +237,7 @@ def training(rows: Rows, about: About) -> bytes:
     plots = figure.subplots(down, across, squeeze=False).flatten()
     epochs = [float(row["epoch"]) for row in rows]
     for axes, (title, names) in zip(plots, panels.items(), strict=False):
-        dressed(axes)
+        style_axes(axes)
         for name in names:
             label = name.removeprefix("metrics/").removesuffix("(B)")  # of boxes, in ultralytics
             axes.plot(epochs, [float(row[name]) for row in rows], marker=".", label=label)
@@ -233,7 +248,7 @@ def training(rows: Rows, about: About) -> bytes:
         axes.legend(fontsize="x-small")
     for axes in plots[len(panels) :]:
         axes.axis("off")
-    below(figure, about)
+    add_caption(figure, about)
     return png(figure)
 
 
@@ -259,10 +274,10 @@ def _numbers(rows: Rows, name: str) -> bool:
 
 def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
     """A line for each class, and a thick one for all; where there are many, these are grey."""
-    groups = by(rows, "class")
+    groups = group_by(rows, "class")
     many = len(groups) - 1 > NAMED
     for name, own in groups.items():
-        how: dict[str, Any] = {"label": short(name)}
+        how: dict[str, Any] = {"label": short_name(name)}
         if name == ALL:
             how |= {"color": "black", "linewidth": 2.5, "linestyle": "-", "zorder": 3}
         elif many:
@@ -310,7 +325,7 @@ def _bars(
             edgecolor="white", linewidth=0,  # of the hatching
         )  # fmt: skip
     empty = {n for n in names if all(values.get(n) is None for values in bars.values())}
-    shown = [short(name) + (" (none)" if name in empty else "") for name in names]
+    shown = [short_name(name) + (" (none)" if name in empty else "") for name in names]
     axes.set_xticks(np.arange(len(names)), shown)
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars

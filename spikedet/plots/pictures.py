@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from spikedet.plots.figure import About, below, png
+from spikedet.plots.figure import About, add_caption, png
 
 Titled = tuple[str, np.ndarray]  # a title, and a picture [H, W, 3] uint8 BGR
 COLUMNS = 5  # of a strip
@@ -43,15 +43,15 @@ def grid(rows: Sequence[Sequence[Titled]], about: About, side: int = 240) -> byt
     table = figure.subplots(len(rows), columns, squeeze=False)
     for line, pictures in zip(table, rows, strict=True):
         for axes, (title, picture) in zip(line, pictures, strict=False):
-            axes.imshow(shrunk(picture)[0][..., ::-1])
+            axes.imshow(shrink(picture)[0][..., ::-1])
             axes.set_title(title, fontsize=8)
         for axes in line:
             axes.axis("off")
-    below(figure, about)
+    add_caption(figure, about)
     return png(figure)
 
 
-def shrunk(picture: np.ndarray) -> tuple[np.ndarray, float]:
+def shrink(picture: np.ndarray) -> tuple[np.ndarray, float]:
     """A picture [H, W, 3] no larger than it is shown, and by how much it shrank."""
     height, width = picture.shape[:2]
     scale = min(1.0, WIDEST / max(height, width))

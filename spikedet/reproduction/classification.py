@@ -14,6 +14,7 @@ from spikedet.commands.checks import refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.reproduction import sparsity
+from spikedet.reproduction.experiment import Cell, Experiment, expect_available
 from spikedet.reproduction.tables import (
     COSTS,
     END,
@@ -26,7 +27,6 @@ from spikedet.reproduction.tables import (
     planned,
     wanted,
 )
-from spikedet.reproduction.workshop import Cell, Workshop, expect_there
 
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
 UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
@@ -53,8 +53,8 @@ def make(options: Any, models: list[Path]) -> None:
     networks = networks_of(options, models)
     if options.name == "sparsity":
         for network in networks:
-            out = options.out if len(networks) == 1 else network.shop.out
-            sparsity.make(replace(options, out=out), network.shop, "top1")
+            out = options.out if len(networks) == 1 else network.experiment.out
+            sparsity.make(replace(options, out=out), network.experiment, "top1")
     elif options.name in FIGURES:
         analyse(options, networks)
     else:
@@ -70,11 +70,11 @@ def networks_of(options: Any, models: list[Path]) -> list[Network]:
     networks: list[Network] = []
     for path in models or ([shipped] if shipped else []):
         checkpoint = load(path)
-        name, dataset = described(checkpoint)
+        name, dataset = describe(checkpoint)
         place = dataset.replace(" ", "-")
         leaky = checkpoint.model.get("activation") == "leaky"
         folder = f"{place}-{name}{'-leaky' if leaky else ''}-{identity(path)[:8]}"
-        shop = Workshop(
+        experiment = Experiment(
             options,
             options.out / folder.lower(),
             None if path == shipped else path,
@@ -84,11 +84,11 @@ def networks_of(options: Any, models: list[Path]) -> list[Network]:
         )
         if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in networks):
             raise UsageError(f"{path}: a second {name} for {dataset}; give one at a time")
-        networks.append(Network(name, dataset, leaky, shop))
+        networks.append(Network(name, dataset, leaky, experiment))
     return networks
 
 
-def described(checkpoint: Any) -> tuple[str, str]:
+def describe(checkpoint: Any) -> tuple[str, str]:
     """Name of the network, and of the data set by the number of its classes."""
     from spikedet.classification.models import FOREIGN
 
@@ -123,18 +123,18 @@ def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | Non
     """
     if cell is None or line.network is None:
         return None, {}
-    shop, measure = line.network.shop, line.row.measure
+    experiment, measure = line.network.experiment, line.row.measure
     if measure in COSTS:
         limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
         if cell.method == "float":
             return None, {}  # filled in from what is counted beside the spiking network
-        energy = shop.energy(replace(cell, limit=limit), make)
+        energy = experiment.energy(replace(cell, limit=limit), make)
         return (cost(energy, measure), energy) if energy else (None, {})
-    row = shop.row(cell, make)
+    row = experiment.row(cell, make)
     if row is None:
         return None, {}
     if measure == "relative_loss":
-        float_row = shop.row(Cell("float", None, cell.limit, cell.pictures))
+        float_row = experiment.row(Cell("float", None, cell.limit, cell.pictures))
         source = None if float_row is None else float_row["top1"]
         return (100 * (source - row["top1"]) / source if source else None), row
     return 100 * row["top1"], row
@@ -186,10 +186,10 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
     rows = {OURS.get(line.row.method, "") for line in lines if line.network}
     known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
     have = f"expected some of {', '.join(sorted(known))}"
-    expect_there("--methods", options.methods, known, have)
+    expect_available("--methods", options.methods, known, have)
     columns = {T for _, T in entries if T is not None}
     have = f"{options.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
-    expect_there("--T", options.T, columns, have)
+    expect_available("--T", options.T, columns, have)
     cells = {(number, T): cell_of(options, lines[number], T) for number, T in entries}
     asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(options, lines[n], T)}
     for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
@@ -202,13 +202,13 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
             continue
         if amount is None:
             continue
-        entries[number, T] |= filled(amount, row)
+        entries[number, T] |= measured_fields(amount, row)
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
             for other, same in enumerate(lines):  # the float network's, whatever the method
                 if (same.network, same.row.measure) == (line.network, line.row.measure):
-                    entries[other, None] |= filled(source_cost(row, line.row.measure), row)
+                    entries[other, None] |= measured_fields(source_cost(row, line.row.measure), row)
         write(options, entries)
     write(options, entries)
     show(options, lines, entries)
@@ -232,7 +232,7 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     return fields | {"paper_value": published.number(printed)}
 
 
-def filled(amount: float, row: dict[str, Any]) -> dict[str, Any]:
+def measured_fields(amount: float, row: dict[str, Any]) -> dict[str, Any]:
     """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
     accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
     engine = row.get("engine", "torch")  # which counts operations as well
@@ -262,7 +262,7 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     title = f"{options.name}, {curves[0]['images']} pictures"
     data = ", ".join(dict.fromkeys(str(e["dataset"]) for e in curves))
     about = About(f"networks of {options.name}.csv", data, sorted({e["T"] for e in curves}))
-    picture = measures.over(curves, key, "top1", title, source, about)
+    picture = measures.value_curves(curves, key, "top1", title, source, about)
     write_atomic(options.out / f"{options.name}.png", picture)
 
 
@@ -318,14 +318,27 @@ def analyse(options: Any, networks: Sequence[Network]) -> None:
     ran = False
     for network in networks:
         for T in options.T or ANALYSED_STEPS:
-            shop = network.shop
-            weights = shop.weights(Cell("two-stage", T, options.limit, options.pictures))
-            folder = shop.out / f"analysis-T{T}"
-            words = ["--weights", weights, "--stage1", shop.stage_one(T), "--float", shop.model]
-            words += [*shop.training(), "--T", T, "--limit", options.limit or ANALYSED_PICTURES]
-            shop.run("analyze", *words, "--out", folder)
+            experiment = network.experiment
+            weights = experiment.weights(Cell("two-stage", T, options.limit, options.pictures))
+            folder = experiment.out / f"analysis-T{T}"
+            words = [
+                "--weights",
+                weights,
+                "--stage1",
+                experiment.stage_one(T),
+                "--float",
+                experiment.model,
+            ]
+            words += [
+                *experiment.training(),
+                "--T",
+                T,
+                "--limit",
+                options.limit or ANALYSED_PICTURES,
+            ]
+            experiment.run("analyze", *words, "--out", folder)
             for name in names:
-                target = options.out / f"{options.name}-{name}-{shop.out.name}-T{T}"
+                target = options.out / f"{options.name}-{name}-{experiment.out.name}-T{T}"
                 for ending in (".csv", ".png"):
                     content = (folder / f"{name}{ending}").read_bytes()
                     write_atomic(target.with_name(target.name + ending), content)

@@ -17,7 +17,7 @@ from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
 from spikedet.reproduction import sparsity
-from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
+from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment, expect_available
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
 EPOCHS = 2  # of stage I, where it must be run
@@ -81,7 +81,9 @@ def make(options: Any, models: list[Path]) -> None:
         raise UsageError(f"--model names {len(models)} checkpoints; expected one detector")
     if options.name == "figure8":
         refuse(options, ["limit"], "figure8 shows one picture")
-        expect_there("--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
+        expect_available(
+            "--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}"
+        )
     else:
         refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")
     if options.name != "table10":
@@ -94,13 +96,13 @@ def make(options: Any, models: list[Path]) -> None:
     source = model or released("float")
     assert source is not None  # it comes with the package
     folder = options.out / f"detector-{identity(source)[:8]}"
-    shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
+    experiment = Experiment(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "sparsity":
-        sparsity.make(replace(options, leaky=None), shop, "AP")
+        sparsity.make(replace(options, leaky=None), experiment, "AP")
     elif options.name == "figure8":
-        steps_of_one_picture(options, shop)
+        steps_of_one_picture(options, experiment)
     else:
-        table(options, shop)
+        table(options, experiment)
 
 
 def cells(options: Any) -> list[Cell]:
@@ -126,8 +128,8 @@ def cells(options: Any) -> list[Cell]:
         for method, steps in STEPS[options.name].items()
     )
     have = f"{options.name} has no such row; it has {rows}"
-    expect_there("--methods", options.methods, {method for method, *_ in planned}, have)
-    expect_there("--T", options.T, {T for _, T, _ in planned}, have)
+    expect_available("--methods", options.methods, {method for method, *_ in planned}, have)
+    expect_available("--T", options.T, {T for _, T, _ in planned}, have)
     runs: dict[Any, list[int]] = {}  # what is read out from one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
@@ -171,7 +173,7 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     return line | {f"AP_{key}": value for key, value in classes.items()}
 
 
-def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> None:
+def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]) -> None:
     """The picture of a table or figure, beside its CSV file."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
@@ -180,7 +182,7 @@ def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> Non
     floats = [line["AP"] for line in lines if line["method"] == "float"]
     images = lines[0]["images"]
     steps = sorted({line["T"] for line in lines if line["T"]})
-    about = About(f"from {shop.model.name}", f"{options.split}, {images} pictures", steps)
+    about = About(f"from {experiment.model.name}", f"{options.split}, {images} pictures", steps)
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         bars = [
@@ -194,24 +196,24 @@ def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> Non
         key = "calibration_pictures" if name == "table6" else "T"
         title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
         source = floats[0] if floats else None
-        write_atomic(path, measures.over(spiking, key, "AP", title, source, about))
+        write_atomic(path, measures.value_curves(spiking, key, "AP", title, source, about))
 
 
-def table(options: Any, shop: Workshop) -> None:
+def table(options: Any, experiment: Experiment) -> None:
     """Measure the rows that were asked for, and write all there are of a table, after each."""
     wanted = cells(options)
     everything = cells(replace(options, T=None, methods=None))
     measured: dict[Cell, dict[str, Any] | None] = {}
     for cell in everything:
         with contextlib.suppress(UsageError):  # of weights that were made in another way
-            measured[cell] = shop.row(cell, make=False)
+            measured[cell] = experiment.row(cell, make=False)
     for cell in wanted:
-        measured[cell] = shop.row(cell)
+        measured[cell] = experiment.row(cell)
         there = dict.fromkeys([*everything, *wanted])
         rows = [(c, row) for c in there if (row := measured.get(c))]
         lines = [entry(options.name, *pair) for pair in rows]
         write_csv(options.out / f"{options.name}.csv", lines)
-        plot(options, shop, lines, [row for _, row in rows])
+        plot(options, experiment, lines, [row for _, row in rows])
     show(lines)
 
 
@@ -228,7 +230,7 @@ def show(lines: list[dict[str, Any]]) -> None:
     print("In brackets: the paper's table X, of another training and evaluation protocol.")
 
 
-def steps_of_one_picture(options: Any, shop: Workshop) -> None:
+def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
     """Figure 8: detections after several time steps of one run, float first."""
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
@@ -238,29 +240,33 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
     shown: list[tuple[str, list[Detections]]] = []
     lines: list[dict[str, Any]] = []
-    truth = Predictor(shop.model, device=options.device)(picture)
+    truth = Predictor(experiment.model, device=options.device)(picture)
     assert not isinstance(truth, list)  # of one picture
     shown.append(("float", [truth]))
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
-        weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
+        weights = experiment.weights(Cell.of(method, T, None, options.pictures, made_for=own))
         half = options.half if options.half or options.engine == "torch" else None
         detector = Predictor(weights, own, options.device, half, options.engine)
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
             {"method": method, "T": f.T, "weights_for_T": own, "engine": detector.engine,
-             "objects": len(f), "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+             "objects": len(f), "float_objects": len(truth),
+             "found_of_float": count_found(f, truth)}
             for f in steps
         ]  # fmt: skip
     write_csv(options.out / "figure8.csv", lines)
     if options.boxes_only:
-        shown = [(method, [emptied(detections) for detections in steps]) for method, steps in shown]
+        shown = [
+            (method, [without_picture(detections) for detections in steps])
+            for method, steps in shown
+        ]
     titled = [
         [(method if f.T is None else f"{method}, t={f.T}", f.plot()) for f in steps]
         for method, steps in shown
     ]
-    about = About(f"from {shop.model.name}", Path(picture).name, options.T or SHOWN_STEPS)
+    about = About(f"from {experiment.model.name}", Path(picture).name, options.T or SHOWN_STEPS)
     write_atomic(options.out / "figure8.png", grid(titled, about))
     for line in lines:
         print(
@@ -269,12 +275,12 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
         )
 
 
-def emptied(detections: Detections) -> Detections:
+def without_picture(detections: Detections) -> Detections:
     """The same detections on an empty canvas."""
     return replace(detections, picture=np.full_like(detections.picture, 245))
 
 
-def agreeing(detections, truth) -> int:
+def count_found(detections, truth) -> int:
     """How many objects of `truth` are found: same class, IoU of at least 0.5."""
     import torch
     from torchvision.ops import box_iou

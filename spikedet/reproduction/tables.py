@@ -9,7 +9,7 @@ from typing import Any
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED, Row
 from spikedet.methods import METHODS
-from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop
+from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment
 
 END = " + end to end"  # the pass after stage II, which the paper has not
 OURS = {  # what spikedet convert calls the paper's methods, and our own
@@ -43,13 +43,13 @@ class Network:
         name: As in `configs/models`, with the width where it is not 1.
         dataset: `CIFAR-10`, `CIFAR-100`, `ImageNet`, or with how many classes it has.
         leaky: Its activation is the leaky ReLU of table IX.
-        shop: Makes its weights and rows.
+        experiment: Makes its weights and rows.
     """
 
     name: str
     dataset: str
     leaky: bool
-    shop: Workshop
+    experiment: Experiment
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def cell_of(options: Any, line: Line, T: int | None) -> Cell | None:
         return None
     if T is None:
         return Cell("float", None, options.limit, options.pictures)
-    passes = options.end_to_end or line.network.shop.released("snn", T)  # which has had its own
+    passes = options.end_to_end or line.network.experiment.released(
+        "snn", T
+    )  # which has had its own
     if line.row.method.endswith(END) and not passes:
         return None
     pictures = options.pictures if line.row.pictures is None else line.row.pictures

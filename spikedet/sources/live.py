@@ -23,7 +23,7 @@ import numpy as np
 from spikedet.errors import PictureError
 from spikedet.pictures import read_parts
 from spikedet.sources.frame import Frame, Problems
-from spikedet.sources.video import decoded, expect_length, reason, seconds_of, stream_of
+from spikedet.sources.video import decode_frames, expect_length, reason, seconds_of, stream_of
 
 Item = TypeVar("Item")
 Picture = tuple[np.ndarray, float]  # and when it came, in seconds of a clock
@@ -74,11 +74,11 @@ class Camera:
                 f"{self.name} cannot be opened; expected the number of a camera that is connected "
                 "and not in use, or a file"
             )
-        yield from timed(newest(captured(capture)), self.name)
+        yield from frames_with_times(latest(read_camera(capture)), self.name)
         raise PictureError(f"{self.name} gives no more pictures")
 
 
-def captured(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
+def read_camera(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
     """Pictures of a camera and when they came, in seconds of a clock; releases it at the end."""
     try:
         while True:
@@ -93,7 +93,7 @@ def captured(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
         capture.release()
 
 
-def timed(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
+def frames_with_times(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
     """Frames of pictures and when they came, in seconds of a clock."""
     start = None
     for index, (picture, now) in enumerate(pictures):
@@ -109,7 +109,7 @@ def is_camera(path: Path) -> bool:
         return False
 
 
-def newest(items: Generator[Item, None, None]) -> Iterator[Item]:
+def latest(items: Generator[Item, None, None]) -> Iterator[Item]:
     """Items of a generator that runs in a thread, each the newest not yet given.
 
     Whoever stops reading closes the generator; what it raises is raised behind its last item.
@@ -203,7 +203,7 @@ class Address:
         if ends:
             container.close()
             return
-        yield from timed(newest(self._stream(container, problems)), self.name)
+        yield from frames_with_times(latest(self._stream(container, problems)), self.name)
 
     @property
     def _scheme(self) -> str:
@@ -261,7 +261,7 @@ class Address:
     def _film(self, container: av.container.InputContainer, problems: Problems) -> Iterator[Frame]:
         """Frames of what has an end."""
         last = None
-        for frame in decoded(container, self.name, problems):
+        for frame in decode_frames(container, self.name, problems):
             last = frame
             yield frame
         if last is None:
@@ -278,7 +278,7 @@ class Address:
                 with first or self._connect() as container:
                     first = None
                     quiet = Problems()  # the first frames of a stream refer to others before them
-                    for frame in decoded(container, self.name, quiet):
+                    for frame in decode_frames(container, self.name, quiet):
                         if lost:
                             problems.add(
                                 PictureError(

@@ -12,8 +12,8 @@ import numpy as np
 
 from spikedet.errors import PictureError
 from spikedet.pictures import MOST_PIXELS
+from spikedet.sources.completeness import is_complete, lacks_index
 from spikedet.sources.frame import File, Frame, Problems
-from spikedet.sources.whole import is_whole, lacks_index
 
 FRAME_RATE = 25.0  # where nobody says
 # Formats whose header says how long the video is, and whose parts do not.
@@ -36,16 +36,16 @@ class Video(File):
         """
         expect_file(self.path)
         yielded, total, last = 0, None, None
-        with opened(self.path, self.name) as container:
+        with open_video(self.path, self.name) as container:
             # sound may last longer than the pictures
             tells = container.format.name in TELLS_LENGTH and len(container.streams) == 1
             seconds = seconds_of(container) if tells else None
-            for frame in decoded(container, self.name, problems, self.path):
+            for frame in decode_frames(container, self.name, problems, self.path):
                 yielded, total, last = yielded + 1, frame.total, frame
                 yield frame
         if last is not None:
             expect_length(last, seconds)
-        if yielded and is_whole(self.path) is False:
+        if yielded and is_complete(self.path) is False:
             of = f" of {total}" if total and total > yielded else ""
             raise PictureError(f"{self.path}: is cut short; {yielded}{of} frames can be read")
         if not yielded:
@@ -83,7 +83,7 @@ def expect_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
+def open_video(path: Path, name: str) -> Iterator[av.container.InputContainer]:
     """A video file. It cannot make FFmpeg open another file or an address.
 
     Raises:
@@ -133,7 +133,7 @@ def seconds_of(container: av.container.InputContainer) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
-def decoded(
+def decode_frames(
     container: av.container.InputContainer,
     name: str,
     problems: Problems,

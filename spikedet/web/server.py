@@ -33,8 +33,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, resource_error, said
-from spikedet.web.viewer import Step, Viewer, encoded, maps_of
+from spikedet.errors import SpikedetError, UsageError, message_of, resource_error
+from spikedet.web.viewer import Step, Viewer, encode, spike_maps
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -66,7 +66,7 @@ class Refusal(Exception):
         self.status, self.sentence = status, sentence
 
 
-class Turns:
+class JobQueue:
     """Lets so many steps of all visitors be computed at once, in the order in which they ask.
 
     Each step of each answer is a job of its own, so that a long video does not hold up a picture.
@@ -115,7 +115,7 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
         hosts: Names that the page may be called by in the browser; any if None.
         at_once: Steps that are computed at once.
     """
-    turns = Turns(at_once, viewer.limits.waiting)
+    turns = JobQueue(at_once, viewer.limits.waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -155,7 +155,7 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
     )
 
 
-def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: Turns) -> Callable:
+def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: JobQueue) -> Callable:
     """The endpoint that answers uploads with the lines of `work`, each computed in its turn."""
 
     @functools.wraps(work)
@@ -290,13 +290,13 @@ def _number(query: Any, name: str, kind: Callable[[str], Any], usual: Any) -> An
         raise UsageError(f"{name} is {text[:40]!r}; expected a number") from None
 
 
-def _asked(viewer: Viewer, query: Any) -> tuple[int, float]:
+def _requested(viewer: Viewer, query: Any) -> tuple[int, float]:
     """T and the confidence threshold of a request."""
     return _number(query, "T", int, viewer.T), _number(query, "conf", float, 0.25)
 
 
 def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, conf = _asked(viewer, query)
+    T, conf = _requested(viewer, query)
     picture = viewer.read(path)
     looks = viewer.look(picture, T, conf, query.get("float") == "1")
     yield _picture(picture, T)
@@ -308,16 +308,16 @@ def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
 
 
 def _film(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, conf = _asked(viewer, query)
+    T, conf = _requested(viewer, query)
     for time, seen in viewer.film(path, T, conf):
         assert seen.detections.picture is not None
         yield {"kind": "frame", "time": time, **_picture(seen.detections.picture, T), **_step(seen)}
 
 
 def _spikes(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, _ = _asked(viewer, query)
+    T, _ = _requested(viewer, query)
     layer = query.get("layer", "")
-    maps = maps_of(viewer.spikes(viewer.read(path), T, layer))
+    maps = spike_maps(viewer.spikes(viewer.read(path), T, layer))
     for each in (*maps["steps"], *maps["channels"]):
         each["png"] = "data:image/png;base64," + b64encode(each["png"]).decode()
     yield {"layer": layer, "T": T, **maps}
@@ -326,7 +326,7 @@ def _spikes(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
 def _picture(picture: Any, T: int) -> dict:
     """A picture as the page shows it, and its size, in whose pixels boxes are."""
     height, width = picture.shape[:2]
-    data = "data:image/jpeg;base64," + b64encode(encoded(picture)).decode()
+    data = "data:image/jpeg;base64," + b64encode(encode(picture)).decode()
     return {"kind": "picture", "T": T, "width": width, "height": height, "picture": data}
 
 
@@ -409,7 +409,7 @@ def http_server(
         config.load()
     except OSError as error:
         raise UsageError(
-            f"{certificate}: no certificate with its key in PEM ({said(error)})"
+            f"{certificate}: no certificate with its key in PEM ({message_of(error)})"
         ) from None
     return uvicorn.Server(config)
 

@@ -17,7 +17,7 @@ from spikedet.analysis.estimate import EnergyEstimate
 from spikedet.detection.boxes import Detections
 from spikedet.detection.letterbox import letterbox
 from spikedet.detection.predict import Predictor
-from spikedet.errors import PictureError, UsageError, among
+from spikedet.errors import PictureError, UsageError, list_choices
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
 from spikedet.runtime.network import watching
@@ -68,7 +68,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Beside:
+class FloatResult:
     """What the float network finds.
 
     Attributes:
@@ -148,7 +148,7 @@ class Viewer:
 
     def look(
         self, picture: np.ndarray, T: int, conf: float = 0.25, beside: bool = False
-    ) -> Iterator[Step | Beside]:
+    ) -> Iterator[Step | FloatResult]:
         """What the spiking network sees after each time step, then what the float network sees.
 
         Args:
@@ -168,7 +168,7 @@ class Viewer:
 
     def _look(
         self, picture: np.ndarray, T: int, conf: float, beside: bool
-    ) -> Iterator[Step | Beside]:
+    ) -> Iterator[Step | FloatResult]:
         begin, spent = time.monotonic(), 0.0
         with self._network.spike_rates() as rates:
             steps = self.detector.steps(picture, T, conf=conf, iou=IOU, chunk=CHUNK)
@@ -189,7 +189,7 @@ class Viewer:
             start = time.perf_counter()
             other = self.reference(picture, conf=conf, iou=IOU)
             assert isinstance(other, Detections)
-            yield Beside(other, time.perf_counter() - start)
+            yield FloatResult(other, time.perf_counter() - start)
 
     def film(self, path: Path, T: int, conf: float = 0.25) -> Iterator[tuple[float, Step]]:
         """What is seen in each frame of a video after T steps, and the time of the frame.
@@ -236,7 +236,7 @@ class Viewer:
         """
         self._expect_steps(T)
         if layer not in self.layers:
-            there = among(layer, self.layers)
+            there = list_choices(layer, self.layers)
             raise UsageError(f"no layer {layer[:80]!r}; expected one of {there}")
         steps: list[Tensor] = []
         total: list[Tensor] = []
@@ -281,7 +281,7 @@ class Viewer:
             )
 
 
-def maps_of(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
+def spike_maps(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
     """Pictures of the spikes of a layer, bright where neurons fire.
 
     Args:
@@ -294,25 +294,25 @@ def maps_of(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
     T = len(spikes.steps)
     chosen = sorted({round(t) for t in np.linspace(0, T - 1, min(T, MOST_MAPS))})
     brightest = float(spikes.steps.max(initial=0)) or 1.0
-    steps = [{"t": t + 1, "png": heat(spikes.steps[t] / brightest)} for t in chosen]
+    steps = [{"t": t + 1, "png": heat_map(spikes.steps[t] / brightest)} for t in chosen]
     means = spikes.channels.reshape(len(spikes.channels), -1).mean(1)
     busiest = np.argsort(-means, kind="stable")[:MOST_MAPS]
     channels = [
-        {"channel": int(c), "rate": float(means[c]), "png": heat(spikes.channels[c])}
+        {"channel": int(c), "rate": float(means[c]), "png": heat_map(spikes.channels[c])}
         for c in busiest
     ]
     return {"steps": steps, "channels": channels}
 
 
-def heat(values: np.ndarray, side: int = 160) -> bytes:
+def heat_map(values: np.ndarray, side: int = 160) -> bytes:
     """A PNG of numbers 0..1 [H, W], dark to bright, each a square of pixels."""
     scale = max(1, round(side / max(values.shape)))
     grey = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
-    return encoded(colours.repeat(scale, 0).repeat(scale, 1), ".png")
+    return encode(colours.repeat(scale, 0).repeat(scale, 1), ".png")
 
 
-def encoded(picture: np.ndarray, suffix: str = ".jpg", longest: int = 1280) -> bytes:
+def encode(picture: np.ndarray, suffix: str = ".jpg", longest: int = 1280) -> bytes:
     """A picture [H, W, 3] uint8 BGR as a file, shrunk where a side has more than `longest` pixels.
 
     Args:

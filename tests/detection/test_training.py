@@ -20,7 +20,7 @@ from spikedet.commands import calibrate, convert, kinds
 from spikedet.commands.main import parsed
 from spikedet.commands.training import plan
 from spikedet.conversion import distill as distillation
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from spikedet.detection import loader, model
 from spikedet.detection.data import read_voc
 from spikedet.detection.defaults import Settings
@@ -578,7 +578,7 @@ def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
 def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
     floating = load(stages_done / "float.safetensors")
     network = stage_two.copied(DETECTION, load(stages_done / "qc.safetensors"))
-    names = Stored(network, [torch.zeros(1, 3, 64, 64)], 4).names
+    names = StoredOutputs(network, [torch.zeros(1, 3, 64, 64)], 4).names
     assert len(set(names)) == len(names) > 9
 
     def expect(name):

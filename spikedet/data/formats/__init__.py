@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spikedet.data.formats import cifar, coco, folders, voc, yolo
 from spikedet.data.formats.base import Boxes, Classes, Format, Labelled, Source
-from spikedet.data.samples import Sample, expect_names, listed
+from spikedet.data.samples import Sample, expect_names, list_names
 from spikedet.errors import DataError
 
 # The first that fits is taken: folders of splits may hold any of those before them.
@@ -118,8 +118,9 @@ def read_boxes(
         samples += source.read("+".join(parts), names, left)
         if samples[0].names != samples[-1].names:
             raise DataError(
-                f"{source.paths[0]}: has the classes {listed(samples[-1].names)}, but "
-                f"{there[0].paths[0]} has {listed(samples[0].names)}; name all classes with --names"
+                f"{source.paths[0]}: has the classes {list_names(samples[-1].names)}, but "
+                f"{there[0].paths[0]} has {list_names(samples[0].names)}; "
+                "name all classes with --names"
             )
     return samples
 

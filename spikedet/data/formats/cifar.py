@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spikedet.data.formats.base import Classes, Format, Labelled
-from spikedet.errors import DataError, cut, nearest
+from spikedet.errors import DataError, did_you_mean, shorten
 
 # Folders of the files, and the archives that they are in.
 ARCHIVES = {
@@ -34,9 +34,9 @@ class Cifar(Classes):
         if len(there) > 1:
             raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
         if split not in ("train", "test"):
-            meant = nearest(split, ("train", "test"))
+            meant = did_you_mean(split, ("train", "test"))
             raise DataError(
-                f"{folder}: CIFAR has no split {cut(split)!r}; expected train or test{meant}"
+                f"{folder}: CIFAR has no split {shorten(split)!r}; expected train or test{meant}"
             )
         root = folder.parent if folder.name in ARCHIVES else folder
         kind = getattr(datasets, KINDS[there[0]])

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
-from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, among, cut
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.sizes import fit_to_pictures
+from spikedet.errors import DataError, list_choices, shorten
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -79,8 +79,8 @@ class Instances(Boxes):
             return self.files[split]
         begun = [name for name in self.files if name.startswith(split)] if split else []
         if len(begun) != 1:
-            there = among(split, self.files) or "none"
-            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+            there = list_choices(split, self.files) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {there}")
         return self.files[begun[0]]
 
     def _places(self, file: Path) -> list[Path]:
@@ -123,7 +123,7 @@ def _load(file: Path) -> COCO:
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not readable as JSON ({cut(error)})") from None
+        raise DataError(f"{file}: not readable as JSON ({shorten(error)})") from None
     except (AssertionError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
@@ -145,7 +145,7 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
     lost = [each for each in there if each["image_id"] not in coco.imgs]
     if not lost:
         return
-    first = f"image_id {cut(repr(lost[0]['image_id']))}"
+    first = f"image_id {shorten(repr(lost[0]['image_id']))}"
     if len(lost) == len(there):
         raise DataError(
             f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
@@ -186,8 +186,8 @@ def _samples(
         except DataError as error:
             problems.append(error)
     if problems:
-        raise first_of(problems)
-    samples = on_pictures(samples, _split_of(file), place)
+        raise first_error(problems)
+    samples = fit_to_pictures(samples, _split_of(file), place)
     beyond = []
     for sample in samples:
         size = np.array([sample.width, sample.height])
@@ -215,7 +215,7 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
     if folder is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
-            f"{file}: its picture {cut(first)} is not in {tried}; name its folder with --images"
+            f"{file}: its picture {shorten(first)} is not in {tried}; name its folder with --images"
         )
     return folder
 
@@ -233,7 +233,7 @@ def _sample(
         name = str(image["file_name"])
         size = int(image.get("width") or 0), int(image.get("height") or 0)
         stem = Path(name).with_suffix("").as_posix()
-        where = f"{file}: {cut(name)}"
+        where = f"{file}: {shorten(name)}"
         rows, numbers, crowd, areas = [], [], [], []
         for one in objects:
             x, y, width, height = (float(value) for value in one["bbox"])
@@ -248,8 +248,8 @@ def _sample(
                 raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{file}: {cut(json.dumps(image))}: a size, a box, an area or a category is missing or "
-            "makes no sense; expected bbox as x, y, width, height in pixels"
+            f"{file}: {shorten(json.dumps(image))}: a size, a box, an area or a category is "
+            "missing or makes no sense; expected bbox as x, y, width, height in pixels"
         ) from None
     boxes = np.array(rows, np.float64).reshape(-1, 4)
     return Sample(

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from spikedet.data.formats.base import Classes, Format, Labelled
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, shorten
 from spikedet.pictures import pictures_in
 
 SPLITS = ("train", "val", "test")
@@ -75,8 +75,8 @@ def expect_classes(names: tuple[str, ...], known: tuple[str, ...], place: Path, 
     for number, (one, other) in enumerate(zip_longest(names, known, fillvalue="none"), 1):
         if one != other:
             raise DataError(
-                f"{place}: {len(names)} classes, number {number} is {cut(one)}; {owner} "
-                f"{len(known)}, number {number} is {cut(other)}"
+                f"{place}: {len(names)} classes, number {number} is {shorten(one)}; {owner} "
+                f"{len(known)}, number {number} is {shorten(other)}"
             )
 
 

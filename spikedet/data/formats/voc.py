@@ -24,9 +24,9 @@ import numpy as np
 from spikedet import resources
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
-from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, among, cut
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.sizes import fit_to_pictures
+from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
 
@@ -90,10 +90,10 @@ def parse_xml(path: Path) -> ElementTree.Element:
     except FileNotFoundError:
         raise DataError(f"{path}: annotation is missing; expected a VOC XML file here") from None
     except ElementTree.ParseError as error:
-        raise DataError(f"{path}: not readable as VOC XML ({cut(error)})") from None
+        raise DataError(f"{path}: not readable as VOC XML ({shorten(error)})") from None
     except (LookupError, ValueError) as error:  # what Python has no or another decoder for
         raise DataError(
-            f"{path}: its encoding is not readable ({cut(error)}); expected VOC XML in UTF-8"
+            f"{path}: its encoding is not readable ({shorten(error)}); expected VOC XML in UTF-8"
         ) from None
 
 
@@ -127,7 +127,7 @@ def parse_annotation(path: Path) -> Annotation:
             if not np.isfinite(box).all():
                 raise ValueError
             x1, y1, x2, y2 = box
-            where = f"{path}: box of {cut(name)} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+            where = f"{path}: box of {shorten(name)} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             if x2 < x1 or y2 < y1:
                 raise DataError(f"{where} is upside down; expected xmin <= xmax and ymin <= ymax")
             box = [x1 - 1, y1 - 1, x2, y2]
@@ -136,7 +136,7 @@ def parse_annotation(path: Path) -> Annotation:
             mark = item.findtext("difficult", "").strip()
             if mark.lower() not in MARKS:
                 raise DataError(
-                    f"{path}: difficult is {cut(repr(mark))} in an object; expected 0 or 1"
+                    f"{path}: difficult is {shorten(repr(mark))} in an object; expected 0 or 1"
                 )
             difficult.append(MARKS[mark.lower()])
     except (ValueError, OverflowError):
@@ -223,7 +223,9 @@ def read_ids(folder: Path, split: str) -> list[str]:
         path = own
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such split; {folder.name} has {among(split, there) or 'none'}")
+        raise DataError(
+            f"{path}: no such split; {folder.name} has {list_choices(split, there) or 'none'}"
+        )
     ids = [line.split()[0] for line in read_lines(path) if line]
     if not ids:
         raise DataError(f"{path}: the split is empty; expected one picture id a line")
@@ -303,7 +305,7 @@ def read_voc(
     for (folder, split, ids), parsed in zip(parts, read, strict=True):
         left = None if limit is None else limit - len(samples)
         own = _samples(folder, split, ids[:left], parsed[:left], tuple(names))
-        fitted = on_pictures(own, f"{folder.name}-{split}", folder, cache)
+        fitted = fit_to_pictures(own, f"{folder.name}-{split}", folder, cache)
         pairs = zip(own, fitted, strict=True)
         samples += [_checked(two) if one.width == 0 else two for one, two in pairs]
     return samples
@@ -350,7 +352,7 @@ def _samples(
             continue
         samples.append(Sample(f"{folder.name}/{name}", picture, *size, *arrays, names=names))
     if problems:
-        raise first_of(problems)
+        raise first_error(problems)
     return samples
 
 

@@ -25,9 +25,9 @@ import yaml
 
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
 from spikedet.data.sizes import headers, warn_of_tags
-from spikedet.errors import DataError, among, cut
+from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import read_lines
 from spikedet.pictures import is_picture, pictures_in
 
@@ -91,7 +91,7 @@ class Labels(Boxes):
             if header.turn > 1 and objects:
                 turned.append(picture.name)
         if problems:
-            raise first_of(problems)
+            raise first_error(problems)
         if not there:
             raise DataError(
                 f"{labels[0]}: no such label file; all {len(labels)} label files of {split} are "
@@ -119,9 +119,8 @@ class Labels(Boxes):
             numbers = sorted(names, key=lambda key: (len(key), key))
             if numbers != [str(number) for number in range(len(names))]:
                 raise DataError(
-                    f"{self.path}: class numbers {cut(', '.join(numbers))}; expected each number "
-                    "from "
-                    f"0 to {len(names) - 1} once"
+                    f"{self.path}: class numbers {shorten(', '.join(numbers))}; expected each "
+                    f"number from 0 to {len(names) - 1} once"
                 )
             names = [names[number] for number in numbers]
         if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
@@ -129,7 +128,9 @@ class Labels(Boxes):
         names = expect_names([name.strip() for name in names], self.path)
         count = self.data.get("nc")
         if count and count != str(len(names)):
-            raise DataError(f"{self.path}: nc is {cut(count)}, but there are {len(names)} names")
+            raise DataError(
+                f"{self.path}: nc is {shorten(count)}, but there are {len(names)} names"
+            )
         return names
 
     def _entry(self, split: str) -> list[str]:
@@ -142,12 +143,12 @@ class Labels(Boxes):
         """The pictures of one split."""
         entries = self._entry(KEYS.get(split, ""))
         if not entries:
-            there = among(split, self.splits) or "none"
-            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+            there = list_choices(split, self.splits) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {there}")
         for entry in entries:
             place = self._resolved(entry)
             if place is None:
-                raise DataError(f"{self.path}: {split}: {cut(entry)}: no such file or folder")
+                raise DataError(f"{self.path}: {split}: {shorten(entry)}: no such file or folder")
             if place.is_dir():
                 pictures, unreadable = pictures_in(place, deep=True)
                 if unreadable:
@@ -167,7 +168,7 @@ class Labels(Boxes):
             tries = [place.parent / line, *(root / line for root in self._roots()), Path(line)]
             picture = next(filter(os.path.exists, tries), None)
             if picture is None:
-                raise DataError(f"{place}: {cut(line)}: no such picture")
+                raise DataError(f"{place}: {shorten(line)}: no such picture")
             pictures.append(picture)
         return pictures
 
@@ -200,8 +201,8 @@ class Labels(Boxes):
                 row = _row(label, values[:4] if keypoints else values)
             except (ValueError, OverflowError):
                 raise DataError(
-                    f"{path}: line {number}: {cut(line)!r}; expected a class number and four parts "
-                    "of the picture, or a polygon's corners, each of 0 to 1"
+                    f"{path}: line {number}: {shorten(line)!r}; expected a class number and four "
+                    "parts of the picture, or a polygon's corners, each of 0 to 1"
                 ) from None
             if row not in rows:  # as ultralytics, which takes an object twice for a slip
                 rows.append(row)

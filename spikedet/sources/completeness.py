@@ -10,7 +10,7 @@ from typing import BinaryIO
 PACKET = 188  # bytes of one of MPEG-TS
 
 
-def is_whole(path: Path) -> bool | None:
+def is_complete(path: Path) -> bool | None:
     """Whether a file is as long as its parts say.
 
     Args:
@@ -44,7 +44,7 @@ def lacks_index(path: Path) -> bool:
         return b"moov" not in [name for name, _ in _boxes_of(file, end)]
 
 
-def whole_pieces(path: Path) -> int:
+def complete_length(path: Path) -> int:
     """Bytes of an MP4 that is written in pieces up to the end of its last whole one, 0 of none."""
     end, keep = os.path.getsize(path), 0
     with path.open("rb") as file:

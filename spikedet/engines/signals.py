@@ -36,7 +36,7 @@ class Term:
     amplitude: Tensor
 
 
-class Wires:
+class SpikeSignals:
     """Values that are made only of spikes, and the operations that compute them.
 
     Attributes:
@@ -70,7 +70,7 @@ class Wires:
             )
         return name
 
-    def is_wire(self, name: str) -> bool:
+    def is_spikes(self, name: str) -> bool:
         """Whether a value is made only of spikes, without weights and constants."""
         if name not in self.graph or self.when[name] == CONSTANT:
             return False
@@ -79,7 +79,7 @@ class Wires:
             return True
         if isinstance(module, (*WEIGHTED, Shift)):
             return False
-        return all(self.is_wire(source) for source in self.graph.edges[name])
+        return all(self.is_spikes(source) for source in self.graph.edges[name])
 
     def terms(self, name: str) -> list[Term]:
         """The terms of a value that is made of spikes."""

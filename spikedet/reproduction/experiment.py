@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.errors import SpikedetError, UsageError, nearest
+from spikedet.errors import SpikedetError, UsageError, did_you_mean
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
 
@@ -53,7 +53,9 @@ class Cell:
         return self.made_for or self.T
 
 
-def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, have: str) -> None:
+def expect_available(
+    option: str, asked: Sequence[Any] | None, there: Collection, have: str
+) -> None:
     """Refuse what was asked for and is not there.
 
     Args:
@@ -66,16 +68,16 @@ def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, ha
         UsageError: A value that it cannot be.
     """
     if absent := sorted(set(asked or ()) - set(there)):
-        meant = nearest(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
+        meant = did_you_mean(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
         raise UsageError(f"{option} {' '.join(map(str, absent))}: {have}{meant}")
 
 
-def note_of(path: Path) -> Path:
+def note_path(path: Path) -> Path:
     """Where it stands how weights, or the folder of a run, were made."""
     return path.with_name(path.name + ".txt")
 
 
-class Workshop:
+class Experiment:
     """Makes weights and rows of one float network.
 
     Args:
@@ -139,7 +141,7 @@ class Workshop:
         return [*words, "--tuning", options.tuning] if options.tuning else words
 
     @staticmethod
-    def begun(path: Path) -> bool:
+    def has_unfinished_pass(path: Path) -> bool:
         """Whether a conversion to these weights was killed in its end-to-end pass."""
         from spikedet.stages.pipeline import layers_file
 
@@ -159,7 +161,7 @@ class Workshop:
             return self.stage_one(T, make)
         options = self.options
         if cell.penalty is not None:
-            return self.sparser(cell, make)
+            return self.sparse_weights(cell, make)
         usual = cell.pictures == options.pictures and cell.end_to_end
         ready = self.released("snn", cell.weights_T)
         if cell.method == "two-stage" and usual and ready:
@@ -183,16 +185,16 @@ class Workshop:
                 "--end-to-end",
                 options.end_to_end if cell.end_to_end and cell.pictures else 0,
             ]
-        return self.ensured(path, [*words, *self.training()], make, self.begun(path))
+        return self.ensure(path, [*words, *self.training()], make, self.has_unfinished_pass(path))
 
-    def sparser(self, cell: Cell, make: bool = True) -> Path:
+    def sparse_weights(self, cell: Cell, make: bool = True) -> Path:
         """Weights of a pass with a penalty on spikes."""
         path = self.out / "weights" / f"{self.name(cell)}.safetensors"
         make = make and not path.is_file()
         words = ["calibrate", "--weights", self.weights(replace(cell, penalty=None), make)]
         words += ["--teacher", self.model, "--T", cell.T, "--end-to-end", self.options.end_to_end]
         words += ["--end-int8", "--end-sparsity", f"{cell.penalty:g}", *self.training()]
-        return self.ensured(path, words, make, self.begun(path))
+        return self.ensure(path, words, make, self.has_unfinished_pass(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
         """Stage-I weights for T."""
@@ -211,16 +213,16 @@ class Workshop:
         words += ["--epochs", self.epochs] if self.epochs else []
         done, asked = epochs_done(folder)
         make = make and not done == asked > 0
-        self.ensured(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
+        self.ensure(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
         return folder / "best.safetensors"
 
-    def ensured(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
+    def ensure(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
         """`out`, which a command makes now, or has made; what it was told stands beside it.
 
         Raises:
             UsageError: It is there, or begun, and was made in another way.
         """
-        command, note = " ".join(map(self.described, words)), note_of(out)
+        command, note = " ".join(map(self.describe_argument, words)), note_path(out)
         before = note.read_text().strip() if note.is_file() else None
         if before != command and (before is not None or out.exists()):
             was = f"was made with '{before}'" if before else "exists, but not from this command"
@@ -230,12 +232,12 @@ class Workshop:
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
             except SpikedetError:
-                if not out.exists() and not self.begun(out):
+                if not out.exists() and not self.has_unfinished_pass(out):
                     note.unlink()  # nothing was begun that it would tell about
                 raise
         return out
 
-    def described(self, word: Any) -> str:
+    def describe_argument(self, word: Any) -> str:
         """A word of a command wherever files lie: paths by name, weights from outside by content.
 
         What lies in this folder has a note of its own.
@@ -263,31 +265,31 @@ class Workshop:
         spiking = cell.method not in (*SOURCES, "quantised")
         engine = self.options.engine if spiking and not self.options.half else "torch"
         other = "" if engine == "torch" else f"-{engine}"
-        path = self.place(cell, "-half" if self.options.half else other)
-        rows = {row["T"]: row for row in self.read(path, cell) or []}
+        path = self.result_path(cell, "-half" if self.options.half else other)
+        rows = {row["T"]: row for row in self.load_result(path, cell) or []}
         if cell.T not in rows and make:
             words: list[Any] = ["--half"] if self.options.half else []
             words += ["--engine", engine] if other else []
             if spiking:
                 words += ["--T", *(T for T in steps if T not in rows)]
-            rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
-            self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
+            rows |= {row["T"]: row for row in self.measure("evaluate", cell, path, *words)}
+            self.store_result(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
         measured = rows.get(cell.T)
         return None if measured is None else {"engine": "torch", **measured}
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet energy counts of a row; without `make` None where it did not yet."""
-        path = self.place(cell, f"-energy-at-{cell.T}")
-        entry = self.read(path, cell)
+        path = self.result_path(cell, f"-energy-at-{cell.T}")
+        entry = self.load_result(path, cell)
         if entry is None and make:
-            entry = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
-            self.keep(path, entry)
+            entry = self.measure("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.store_result(path, entry)
         return entry
 
     def speed(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """What spikedet benchmark times of a row, on this machine; None as for a row."""
-        path = self.place(cell, f"-speed-at-{cell.T}")
-        entry = self.read(path, cell)
+        path = self.result_path(cell, f"-speed-at-{cell.T}")
+        entry = self.load_result(path, cell)
         if entry is None and make:
             written = path.with_suffix(".new.json")
             words = ["--weights", self.weights(cell), "--float", self.model, "--T", cell.T]
@@ -297,16 +299,16 @@ class Workshop:
             assert shown is not None  # it was measured
             known = {name: shown[name] for name in ("weights_sha256", "data")}
             entry = {**rows["spikedet"], **known}
-            self.keep(path, entry)
+            self.store_result(path, entry)
         return entry
 
-    def place(self, cell: Cell, ending: str) -> Path:
+    def result_path(self, cell: Cell, ending: str) -> Path:
         """Where what is measured of the weights of a row is kept."""
         limit = [] if cell.limit is None else [cell.limit]
         name = "-".join(map(str, [self.name(cell), self.options.split.replace(":", "."), *limit]))
         return self.out / "rows" / f"{name}{ending}.json"
 
-    def read(self, path: Path, cell: Cell) -> Any:
+    def load_result(self, path: Path, cell: Cell) -> Any:
         """What is kept there of the weights of a row, None if it is of other weights.
 
         What was measured of weights that were deleted since counts, if they would be made alike.
@@ -324,7 +326,7 @@ class Workshop:
         if weights.is_file():
             stands = first["weights_sha256"] == identity(weights)
         else:
-            stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
+            stands = note_path(weights).is_file() or note_path(weights.parent).is_file()
         if stands and first["data"] != self.pictures(cell.limit):
             raise UsageError(
                 f"{path}: measured on other pictures than those of --data; choose another --out"
@@ -343,7 +345,7 @@ class Workshop:
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
 
-    def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
+    def measure(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
         """What a command that measures the weights of a row writes as JSON, beside `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
@@ -359,7 +361,7 @@ class Workshop:
         self.run(tool, *arguments, *limit, *words, "--json", written)
         return json.loads(written.read_text())
 
-    def keep(self, path: Path, content: Any) -> None:
+    def store_result(self, path: Path, content: Any) -> None:
         """Put what was measured there, with what was there before, in the place of both."""
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
         path.with_suffix(".new.json").unlink()
