@@ -303,8 +303,8 @@ def stored_in_half(path: Path) -> bool:
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """A hash (12 hexadecimal digits) of the tensors of a network."""
-    there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in there.items()})
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in on_cpu.items()})
     return hashlib.sha256(data).hexdigest()[:12]
 
 

@@ -41,9 +41,9 @@ def present_device(name: str) -> str:
 def no_device(name: str) -> str:
     """The message for a device that does not exist. It lists the devices of this machine."""
     count = torch.cuda.device_count()
-    there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+    devices = ["cpu", *(f"cuda:{number}" for number in range(count))]
     counted = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
-    return f"{shorten(name)!r}: this machine has {counted}; expected {list_choices(name, there)}"
+    return f"{shorten(name)!r}: this machine has {counted}; expected {list_choices(name, devices)}"
 
 
 def full_precision() -> None:

@@ -57,8 +57,8 @@ def option(
 
 def redefined(options: type, name: str, default: Any) -> Any:
     """Repeat an option of the base dataclass `options` with another default."""
-    (there,) = (each for each in fields(options) if each.name == name)
-    return field(default=default, metadata=there.metadata)
+    (original,) = (each for each in fields(options) if each.name == name)
+    return field(default=default, metadata=original.metadata)
 
 
 def violated_limits(value: Any, limits: Any) -> str | None:

@@ -88,8 +88,8 @@ def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | 
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
-        weights, *there = shipped(options.T, task_registry.of_data(options.data))
-        others = [other or own for other, own in zip(others, there, strict=True)]
+        weights, *defaults = shipped(options.T, task_registry.of_data(options.data))
+        others = [other or own for other, own in zip(others, defaults, strict=True)]
     spiking = load_checkpoint(weights)
     expect_stage(spiking, "snn")
     pooling = spiking.model.get("spike_pooling", "count")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spikedet.commands.parse import Option
 
 
-def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
+def with_config(known: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
     """The options of the `--config` file that the words of a command line name, as words.
 
     The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
@@ -21,7 +21,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
     `null` counts as left out.
 
     Args:
-        there: The options of the command.
+        known: The options of the command.
         words: Of the command line; what they say wins, where they come after the words of the file.
         command: Name of the command.
 
@@ -39,7 +39,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
     before = []
     for name, value in options.items():
         try:
-            before += _option_words(there, str(name), value)
+            before += _option_words(known, str(name), value)
         except UsageError as error:
             raise UsageError(f"{path}: {command} {error}") from None
     # a list ends where the next option begins
@@ -56,9 +56,9 @@ def _named(words: Sequence[str]) -> Path | None:
     return path
 
 
-def _option_words(there: Sequence[Option], name: str, value: Any) -> list[str]:
+def _option_words(known: Sequence[Option], name: str, value: Any) -> list[str]:
     """One option of a `--config` file as on a command line."""
-    options = {each.word: each for each in there if not each.more.get("positional")}
+    options = {each.word: each for each in known if not each.more.get("positional")}
     word = f"--{name.replace('_', '-')}"
     if word not in options or word == "--config":
         raise UsageError(f"has no option {name!r}{did_you_mean(word, options)}")

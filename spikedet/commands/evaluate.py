@@ -124,10 +124,10 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
             steps = plotting.readouts(checkpoint.time_steps)
         loaded.append((checkpoint, identity(path), steps))
     if options.T and options.compare:
-        there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
-        if not set(options.T) <= set(there):
+        available = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
+        if not set(options.T) <= set(available):
             raise UsageError(
-                f"--T: the weights of --compare are for T={', '.join(map(str, there))}"
+                f"--T: the weights of --compare are for T={', '.join(map(str, available))}"
             )
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
     elif all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):

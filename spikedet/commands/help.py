@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 WIDTH = 100  # of a page of help, in characters
 
 
-def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
+def show_help(known: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
     """Print the help: what people need first, on a screen, or everything; the process ends.
 
     Raises:
         SystemExit: It is printed.
     """
-    groups = [title for title in words.grouped(there) if title]
+    groups = [title for title in words.grouped(known) if title]
     columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     for text in filter(None, map(str.strip, texts)):
         print(_filled(text, columns) + "\n")
-    shown = [each for each in there if everything or not each.more["group"]]
+    shown = [each for each in known if everything or not each.more["group"]]
     printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
     with (
         words.columns(str(columns)),

@@ -94,8 +94,8 @@ def timed_engine(text: str) -> str:
     from spikedet.engines.registry import names
 
     if text != IN_BFLOAT16 and text not in names():
-        there = [*names(), IN_BFLOAT16]
-        raise ValueError(f"no engine {text!r}; expected {list_choices(text, there)}")
+        known = [*names(), IN_BFLOAT16]
+        raise ValueError(f"no engine {text!r}; expected {list_choices(text, known)}")
     return text
 
 

@@ -73,20 +73,20 @@ def new_names(options: Options) -> dict[str, str]:
     return names
 
 
-def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
+def class_names(teachers: list, names: dict[str, str], options: Options) -> list[str]:
     """The classes that can be found, in order.
 
     Raises:
         UsageError: One that is renamed or asked for and no detector knows.
     """
-    there = dict.fromkeys(name for teacher in teachers for name in teacher.names)
+    available = dict.fromkeys(name for teacher in teachers for name in teacher.names)
     for old in (pair.partition("=")[0] for pair in options.rename):
-        if old not in there:
+        if old not in available:
             raise UsageError(
                 f"--rename: no detector knows {shorten(old)!r}; "
-                f"they know {list_choices(old, there)}"
+                f"they know {list_choices(old, available)}"
             )
-    classes = list(dict.fromkeys(names.get(name, name) for name in there))
+    classes = list(dict.fromkeys(names.get(name, name) for name in available))
     if options.voc:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
@@ -129,7 +129,7 @@ def run(options: Options) -> int:
         for path in options.weights
     ]
     names = new_names(options)
-    classes = known(teachers, names, options)
+    classes = class_names(teachers, names, options)
     settings = settings_of(options, names, classes)
     partial = options.out.with_name(options.out.name + ".partial")
     journal = label.Journal(partial, settings, options.resume)

@@ -200,12 +200,12 @@ def partial(
     Returns:
         A dataclass; the help shows the defaults of all tasks.
     """
-    there: dict[str, dict[str, Option]] = {}
+    by_field: dict[str, dict[str, Option]] = {}
     for task, kind in options.items():
         for each in options_of(kind):
-            there.setdefault(each.field, {})[task] = each
+            by_field.setdefault(each.field, {})[task] = each
     members = []
-    for key, of_tasks in there.items():
+    for key, of_tasks in by_field.items():
         if key in without:
             continue
         first = next(iter(of_tasks.values()))
@@ -239,18 +239,18 @@ def parse(
         UsageError: Words that are none of its options, a value that one cannot have.
         SystemExit: The help was asked for, and is printed.
     """
-    there = options_of(options)
+    known = options_of(options)
     for help in ("-h", "--help", "--help-all"):
         if help in words:
             everything = help == "--help-all"
-            show_help(there, prog, [description, *([more] if everything else [])], everything)
-    before = with_config(there, list(words), prog.rpartition(" ")[2])
-    values = vars(read(there, [*before, *words], prog))
+            show_help(known, prog, [description, *([more] if everything else [])], everything)
+    before = with_config(known, list(words), prog.rpartition(" ")[2])
+    values = vars(read(known, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
         values = {**values, **vars(group)}
-    named = given_of(there, [*before, *words])
+    named = given_of(known, [*before, *words])
     settings: dict[str, Any] = {}
-    for each in there:
+    for each in known:
         value = values[each.name]
         if each.flag and each.name not in named:
             value = each.default
@@ -261,7 +261,7 @@ def parse(
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
     command = prog.rpartition(" ")[2]
-    return options(**settings, given=given_of(there, words), command=command)
+    return options(**settings, given=given_of(known, words), command=command)
 
 
 def _checked(each: Option, value: Any) -> Any:
@@ -276,11 +276,11 @@ def _checked(each: Option, value: Any) -> Any:
         raise UsageError(f"{each.word}: {error}") from None
 
 
-def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
+def given_of(known: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
     """Names of the options among some words."""
     names = {
         word: each.name
-        for each in there
+        for each in known
         for word in (each.word, each.off, *each.more.get("aliases", ()))
     }
     firsts = {word.partition("=")[0].replace("_", "-") for word in words}

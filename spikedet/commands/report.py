@@ -90,10 +90,10 @@ def report(folder: Path) -> Page:
 
 def _files(folder: Path, level: int = 0) -> Iterator[Path]:
     """Files of a run, those of its own folder first; hidden ones are no part of it."""
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    yield from (path for path in there if path.is_file())
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    yield from (path for path in entries if path.is_file())
     if level < LEVELS:
-        for path in there:
+        for path in entries:
             if path.is_dir() and not path.is_symlink():
                 yield from _files(path, level + 1)
 

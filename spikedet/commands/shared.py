@@ -196,16 +196,16 @@ def read(
             f"--names {list_names(own_names)}: the weights have the classes {list_names(names)}; "
             "leave --names out"
         )
-    there = {format.name: format for format in map(formats.recognise, options.data) if format}
-    if images and not any(format.elsewhere for format in there.values()):
+    found = {format.name: format for format in map(formats.recognise, options.data) if format}
+    if images and not any(format.elsewhere for format in found.values()):
         raise UsageError(
-            f"--images: is for COCO files; {' and '.join(there)} data has its pictures in fixed "
+            f"--images: is for COCO files; {' and '.join(found)} data has its pictures in fixed "
             "places"
         )
     samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
     classes = samples.names
     note(
-        f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(samples)} pictures of "
+        f"{', '.join(map(str, options.data))}: {' and '.join(found)}, {len(samples)} pictures of "
         f"{split}, {len(classes)} classes: {list_names(classes)}"
     )
     return samples

@@ -106,9 +106,9 @@ def _of_task(part: str, task: str, values: Mapping[str, Any]) -> Any:
     """
     kinds = {name: getattr(settings, part) for name, settings in SETTINGS.items()}
     words = {each.field: each.word for kind in kinds.values() for each in options_of(kind)}
-    there = {each.field for each in options_of(kinds[task])}
+    known = {each.field for each in options_of(kinds[task])}
     for name in values:
-        if name not in there:
+        if name not in known:
             raise UsageError(f"{words[name]} is no option of {task}")
     return kinds[task](**values)
 

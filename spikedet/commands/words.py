@@ -23,22 +23,22 @@ GROUPS = (  # in this order, others behind them
 COMMON = "common"  # the group of what every command has, behind all others
 
 
-def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
+def grouped(known: Sequence[Option]) -> dict[str, list[Option]]:
     """Options by the heading that they stand under, the main ones first."""
     groups: dict[str, list[Option]] = {}
-    for each in there:
+    for each in known:
         groups.setdefault(each.more["group"], []).append(each)
     order = ("", *GROUPS, *(title for title in groups if title != COMMON), COMMON)
     return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
 
 
-def read(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+def read(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
     """What tyro makes of the words.
 
     Raises:
         UsageError: In one sentence what tyro prints in a box.
     """
-    for each in there:
+    for each in known:
         if each.flag and any(word.partition("=")[0] in (each.word, each.off) and "=" in word
                              for word in words):  # fmt: skip
             raise UsageError(f"{each.word}: takes no value")
@@ -50,7 +50,7 @@ def read(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
             contextlib.redirect_stderr(printed),
             contextlib.redirect_stdout(printed),
         ):
-            return by_tyro(there, words, prog)
+            return by_tyro(known, words, prog)
     except SystemExit:
         raise UsageError(sentence(raw.getvalue().decode())) from None
 
@@ -69,13 +69,13 @@ def columns(number: str) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def by_tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+def by_tyro(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
     """The values of some words, or tyro's own messages and help, printed."""
     import tyro
 
     groups = {
         title: [(each.name, *_field(each)) for each in members]
-        for title, members in grouped(there).items()
+        for title, members in grouped(known).items()
     }
     main = groups.pop("", [])
     for title, members in groups.items():

@@ -66,14 +66,14 @@ class Head(Detect):
         Raises:
             UsageError: The network has no output of this stride.
         """
-        there = [int(stride) for stride in self.stride]
+        own = [int(stride) for stride in self.stride]
         for stride in strides:
-            if stride not in there:
+            if stride not in own:
                 raise UsageError(
                     f"stride {stride}: expected an output stride of the network: "
-                    f"{', '.join(map(str, there))}"
+                    f"{', '.join(map(str, own))}"
                 )
-        names = (f"model.{self.i}.cv{part}.{there.index(s)}." for s in strides for part in (2, 3))
+        names = (f"model.{self.i}.cv{part}.{own.index(s)}." for s in strides for part in (2, 3))
         return tuple(names)
 
 

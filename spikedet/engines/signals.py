@@ -131,20 +131,20 @@ class SpikeSignals:
             raise self.refuse(node.name, f"up-sampling by {node.module.mode}")
         terms = []
         for k in range(max(len(own) for own in inputs)):
-            there = [own[k] if k < len(own) else None for own in inputs]
+            present = [own[k] if k < len(own) else None for own in inputs]
             zeros = {
                 i: self.graph.shapes[source]
-                for i, (source, term) in enumerate(zip(node.inputs, there, strict=True))
+                for i, (source, term) in enumerate(zip(node.inputs, present, strict=True))
                 if term is None
             }
             amplitudes = [
                 torch.ones(self.graph.shapes[source], dtype=torch.float64)
                 if term is None
                 else term.amplitude
-                for source, term in zip(node.inputs, there, strict=True)
+                for source, term in zip(node.inputs, present, strict=True)
             ]
             amplitude = node.module(*amplitudes)
-            ops = tuple(term.op for term in there if term is not None)
+            ops = tuple(term.op for term in present if term is not None)
             move = Move(node.name, ops, node.module, zeros)
             op = self.emit(move, max(self.largest[source] for source in ops))
             terms.append(Term(op, amplitude))

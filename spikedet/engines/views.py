@@ -160,8 +160,8 @@ def _numbers(
         for lines in (piece.rows, piece.columns)
     )
     places = (channels * height + rows.view(-1, 1)) * width + columns
-    there = (channels >= 0) & (rows.view(-1, 1) >= 0) & (columns >= 0)
-    return torch.where(there, places, -1).double().view(shape)
+    present = (channels >= 0) & (rows.view(-1, 1) >= 0) & (columns >= 0)
+    return torch.where(present, places, -1).double().view(shape)
 
 
 def _moved(module: nn.Module, piece: Piece, shape: tuple[int, ...]) -> Piece:

@@ -192,11 +192,11 @@ class _File:
         if isinstance(op, Sums):
             return self._averaged(op.name, op.module, inputs, op.times, True)
         assert isinstance(op, Move)
-        there = iter(inputs)
+        remaining = iter(inputs)
         sources = [
             self._add(op.name, "zeros", inputs[:1], shape=op.zeros[i], size=list(op.zeros[i][1:]))
             if i in op.zeros
-            else next(there)
+            else next(remaining)
             for i in range(len(inputs) + len(op.zeros))
         ]
         return self._moved(op.name, op.module, sources)

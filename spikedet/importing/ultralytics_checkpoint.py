@@ -84,15 +84,15 @@ def expect_same_layers(detector: Trained, network: nn.Module, path: Path) -> Non
     Raises:
         WeightsError: A layer differs. The message names it.
     """
-    there = dict(network.named_modules(remove_duplicate=False))
+    layers = dict(network.named_modules(remove_duplicate=False))
     assert isinstance(network.model, nn.Sequential)  # as ultralytics builds it
     head = f"model.{len(network.model) - 1}"
     shells = dict(walk(detector.network, path))
-    for name in there:
+    for name in layers:
         if name not in shells:
             raise WeightsError(f"{path}: {name} of the description is not in the network")
     for name, shell in shells.items():
-        layer = there.get(name)
+        layer = layers.get(name)
         if layer is None:
             raise WeightsError(f"{path}: {name} is not in the description of the network")
         if name in ("", head):

@@ -145,19 +145,19 @@ def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
     from spikedet.checkpoint import load
     from spikedet.networks import expect_stage
 
-    there = [task for task, names in NAMES.items() if name in names]
-    if not models and len(there) > 1:
+    tasks = [task for task, names in NAMES.items() if name in names]
+    if not models and len(tasks) > 1:
         return task_registry.of_data(folders)
     for path in models:
         checkpoint = load(path)
         expect_stage(checkpoint, "float")
-        if checkpoint.task not in there:
+        if checkpoint.task not in tasks:
             raise UsageError(
                 f"{path}: these weights are for {checkpoint.task}, but {name} is for "
-                f"{' or '.join(there)}"
+                f"{' or '.join(tasks)}"
             )
-        there = [checkpoint.task]
-    return there[0]
+        tasks = [checkpoint.task]
+    return tasks[0]
 
 
 def run(options: Options) -> None:

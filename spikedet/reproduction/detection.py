@@ -154,9 +154,9 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
     """T that the network of a row is made for."""
     if T is None:
         return None
-    there = options.made_for or MADE_FOR
-    greater = [] if method in ANY_T else [t for t in there if t >= T]
-    return min(greater, default=max(there))
+    trained = options.made_for or MADE_FOR
+    greater = [] if method in ANY_T else [t for t in trained if t >= T]
+    return min(greater, default=max(trained))
 
 
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
@@ -209,8 +209,8 @@ def table(options: Any, experiment: Experiment) -> None:
             measured[cell] = experiment.row(cell, make=False)
     for cell in wanted:
         measured[cell] = experiment.row(cell)
-        there = dict.fromkeys([*everything, *wanted])
-        rows = [(c, row) for c in there if (row := measured.get(c))]
+        ordered = dict.fromkeys([*everything, *wanted])
+        rows = [(c, row) for c in ordered if (row := measured.get(c))]
         lines = [entry(options.name, *pair) for pair in rows]
         write_csv(options.out / f"{options.name}.csv", lines)
         plot(options, experiment, lines, [row for _, row in rows])

@@ -54,21 +54,23 @@ class Cell:
 
 
 def expect_available(
-    option: str, asked: Sequence[Any] | None, there: Collection, have: str
+    option: str, asked: Sequence[Any] | None, available: Collection, have: str
 ) -> None:
     """Refuse what was asked for and is not there.
 
     Args:
         option: Its name.
         asked: Its values.
-        there: What it may be.
+        available: What it may be.
         have: What there is instead, in words.
 
     Raises:
         UsageError: A value that it cannot be.
     """
-    if absent := sorted(set(asked or ()) - set(there)):
-        meant = did_you_mean(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
+    if absent := sorted(set(asked or ()) - set(available)):
+        meant = (
+            did_you_mean(str(absent[0]), map(str, available)) if isinstance(absent[0], str) else ""
+        )
         raise UsageError(f"{option} {' '.join(map(str, absent))}: {have}{meant}")
 
 

@@ -137,7 +137,7 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
         measured = network is not None and can_run(OURS.get(row.method))
         steps = columns[row.dataset, row.network] if measured else row.cells
         lines.append(Line(row, tuple(sorted(steps)), network))
-    there = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
+    printed = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
     for key, network in fitting.items():
         every = tuple(sorted(columns.get(key, table.steps)))
         lines += [
@@ -145,7 +145,7 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
             for measure in table.measures
             for method in table.methods
             for pictures in table.pictures
-            if (*key, method, measure, pictures) not in there
+            if (*key, method, measure, pictures) not in printed
         ]
     return lines
 

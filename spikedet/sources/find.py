@@ -167,8 +167,8 @@ def _add_folder(collected: Collected, folder: Path, options: FindOptions) -> Non
         real = os.path.realpath(folder)
         apart = {*map(os.path.realpath, options.without), *map(str, Path(real).parents)} - {real}
         places = folders_below(folder, apart)
-    there = (file for place in places for file in place.iterdir())
-    files = sorted(f for f in there if not f.name.startswith(".") and not f.is_dir())
+    entries = (file for place in places for file in place.iterdir())
+    files = sorted(f for f in entries if not f.name.startswith(".") and not f.is_dir())
     if _add_known(collected, files, str(folder)) == 0:
         deeper = (
             "" if options.recursive else "; those of the folders in it are read with --recursive"

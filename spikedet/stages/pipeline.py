@@ -401,15 +401,15 @@ def is_finished(out: Path, resume: bool, command: str) -> bool:
         TrainingError: `out` exists, but was made by another command, or `resume` is False.
         WeightsError: `out` cannot be read.
     """
-    there = next((path for path in (out, last_file(out)) if path.exists()), None)
-    if there is None or (resume and there != out and layers_file(out).is_file()):
+    existing = next((path for path in (out, last_file(out)) if path.exists()), None)
+    if existing is None or (resume and existing != out and layers_file(out).is_file()):
         return False
-    if resume and there == out:
+    if resume and existing == out:
         before = str(load(out).origin.get("command"))
         if _without_resume(before) == _without_resume(command):
             delete_resume_files(out)
             return True
-    raise TrainingError(f"{there} exists already; choose another --out")
+    raise TrainingError(f"{existing} exists already; choose another --out")
 
 
 def _without_resume(command: str) -> list[str]:

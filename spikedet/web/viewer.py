@@ -236,12 +236,12 @@ class Viewer:
         """
         self._expect_steps(T)
         if layer not in self.layers:
-            there = list_choices(layer, self.layers)
-            raise UsageError(f"no layer {layer[:80]!r}; expected one of {there}")
+            known = list_choices(layer, self.layers)
+            raise UsageError(f"no layer {layer[:80]!r}; expected one of {known}")
         steps: list[Tensor] = []
         total: list[Tensor] = []
 
-        def heard(now: Any, node: Any, inputs: Any, sent: Tensor) -> None:
+        def on_node(now: Any, node: Any, inputs: Any, sent: Tensor) -> None:
             if node.name != layer:
                 return
             fired = sent.float().sign().abs()
@@ -250,7 +250,7 @@ class Viewer:
             total.append(fired.sum(0))
 
         begin = time.monotonic()
-        with watching(self._network.graph, heard):
+        with watching(self._network.graph, on_node):
             for _ in self._network.anytime(self._input(picture), T, CHUNK):
                 self._expect_time(begin)
         channels = torch.stack(total).sum(0) / T

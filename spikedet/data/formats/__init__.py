@@ -70,10 +70,10 @@ def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
     for source in sources(paths, task):
         usual = source.usual_split(test)
         if usual is None:
-            there = ", ".join(source.splits) or "none"
+            available = ", ".join(source.splits) or "none"
             raise DataError(
                 f"{source.paths[0]}: no default split to {'measure' if test else 'train'} on among "
-                f"{there}; name one with --split"
+                f"{available}; name one with --split"
             )
         splits.append(usual)
     return "+".join(dict.fromkeys(splits))
@@ -102,14 +102,16 @@ def read_boxes(
     Raises:
         DataError: Something is missing or damaged, or of a class that is not among `names`.
     """
-    there = [source for source in sources(paths, "detection", places) if isinstance(source, Boxes)]
+    data_sets = [
+        source for source in sources(paths, "detection", places) if isinstance(source, Boxes)
+    ]
     wanted = split.split("+")
-    lost = [part for part in wanted if not any(source.has(part) for source in there)]
-    if len(there) > 1 and lost:
+    lost = [part for part in wanted if not any(source.has(part) for source in data_sets)]
+    if len(data_sets) > 1 and lost:
         raise DataError(f"--split {split}: no data set here has {lost[0]}")
     samples: list[Sample] = []
-    for source in there:
-        parts = [part for part in wanted if len(there) == 1 or source.has(part)]
+    for source in data_sets:
+        parts = [part for part in wanted if len(data_sets) == 1 or source.has(part)]
         if not parts:
             raise DataError(f"{source.paths[0]}: --split {split} names none of its splits")
         left = None if limit is None else limit - len(samples)
@@ -119,7 +121,7 @@ def read_boxes(
         if samples[0].names != samples[-1].names:
             raise DataError(
                 f"{source.paths[0]}: has the classes {list_names(samples[-1].names)}, but "
-                f"{there[0].paths[0]} has {list_names(samples[0].names)}; "
+                f"{data_sets[0].paths[0]} has {list_names(samples[0].names)}; "
                 "name all classes with --names"
             )
     return samples

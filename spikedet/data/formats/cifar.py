@@ -30,16 +30,18 @@ class Cifar(Classes):
         from torchvision import datasets
 
         folder = self.paths[0]
-        there = [folder.name] if folder.name in ARCHIVES else _inside(folder)
-        if len(there) > 1:
-            raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
+        data_sets = [folder.name] if folder.name in ARCHIVES else _inside(folder)
+        if len(data_sets) > 1:
+            raise DataError(
+                f"{folder}: two data sets; name one of them, as in {folder / data_sets[0]}"
+            )
         if split not in ("train", "test"):
             meant = did_you_mean(split, ("train", "test"))
             raise DataError(
                 f"{folder}: CIFAR has no split {shorten(split)!r}; expected train or test{meant}"
             )
         root = folder.parent if folder.name in ARCHIVES else folder
-        kind = getattr(datasets, KINDS[there[0]])
+        kind = getattr(datasets, KINDS[data_sets[0]])
         try:
             read = kind(str(root), train=split == "train", download=False)
         except RuntimeError:

@@ -62,12 +62,12 @@ class Instances(Boxes):
         for part in split.split("+"):
             file = self._file(part)
             coco = _load(file)
-            there = _names_of(coco, file)
-            if own not in (None, there):
+            classes = _names_of(coco, file)
+            if own not in (None, classes):
                 raise DataError(
                     f"{file}: its classes differ from those of the other splits; expected the same"
                 )
-            own = there
+            own = classes
             left = None if limit is None else limit - len(samples)
             for sample in _samples(coco, file, names or own, self._places(file), left):
                 samples.setdefault((sample.id, sample.path), sample)
@@ -79,8 +79,8 @@ class Instances(Boxes):
             return self.files[split]
         begun = [name for name in self.files if name.startswith(split)] if split else []
         if len(begun) != 1:
-            there = list_choices(split, self.files) or "none"
-            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {there}")
+            available = list_choices(split, self.files) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {available}")
         return self.files[begun[0]]
 
     def _places(self, file: Path) -> list[Path]:
@@ -128,9 +128,9 @@ def _load(file: Path) -> COCO:
         raise DataError(
             f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
         ) from None
-    for kind, there in (("images", coco.imgs), ("categories", coco.cats)):
+    for kind, by_id in (("images", coco.imgs), ("categories", coco.cats)):
         # of two with one id pycocotools takes the last, with no word
-        if any(there[entry["id"]] != entry for entry in coco.dataset[kind]):
+        if any(by_id[entry["id"]] != entry for entry in coco.dataset[kind]):
             raise DataError(f"{file}: two {kind} have the same id; expected different ids")
     return coco
 
@@ -141,12 +141,12 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
     Raises:
         DataError: None belongs to one, as where ids are text here and numbers there.
     """
-    there = coco.dataset["annotations"]
-    lost = [each for each in there if each["image_id"] not in coco.imgs]
+    annotations = coco.dataset["annotations"]
+    lost = [each for each in annotations if each["image_id"] not in coco.imgs]
     if not lost:
         return
     first = f"image_id {shorten(repr(lost[0]['image_id']))}"
-    if len(lost) == len(there):
+    if len(lost) == len(annotations):
         raise DataError(
             f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
             "of "

@@ -31,10 +31,10 @@ class Folders(Classes):
             raise DataError(f"{folder}: is a file; unpack it, and name the folder")
         place = folder / split
         if not place.is_dir():
-            there = sorted(path.name for path in folder.glob("*") if path.is_dir())
+            splits = sorted(path.name for path in folder.glob("*") if path.is_dir())
             raise DataError(
                 f"{place}: no such folder; expected {folder}/SPLIT/CLASS/pictures"
-                + (f" with --split {' or '.join(there)}" if 0 < len(there) <= 5 else "")
+                + (f" with --split {' or '.join(splits)}" if 0 < len(splits) <= 5 else "")
             )
         names = _classes(place)
         if not names:

@@ -222,9 +222,11 @@ def read_ids(folder: Path, split: str) -> list[str]:
     if not path.is_file() and (own := SPLITS / f"{folder.name}-{split}.txt").is_file():
         path = own
     if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        available = (
+            sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        )
         raise DataError(
-            f"{path}: no such split; {folder.name} has {list_choices(split, there) or 'none'}"
+            f"{path}: no such split; {folder.name} has {list_choices(split, available) or 'none'}"
         )
     ids = [line.split()[0] for line in read_lines(path) if line]
     if not ids:
@@ -324,8 +326,8 @@ def _annotations(
 def _own_names(annotations: Sequence[Annotation | DataError]) -> tuple[str, ...]:
     """VOC's classes, or those of the annotations where one of them is none of VOC's."""
     read = [each for each in annotations if isinstance(each, Annotation)]
-    there = {name for each in read for name in each.names}
-    return VOC_CLASSES if there <= set(VOC_CLASSES) else tuple(sorted(there))
+    found = {name for each in read for name in each.names}
+    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
 
 
 def _samples(
@@ -425,20 +427,20 @@ class Devkits(Boxes):
 
     def usual_split(self, test: bool) -> str | None:
         """As VOC's challenges; of one other data set `train`, and `val` or `test`."""
-        there = self.datasets
-        known = [f"{name}:{split}" for name, split in (TEST if test else TRAIN) if name in there]
+        datasets = self.datasets
+        known = [f"{name}:{split}" for name, split in (TEST if test else TRAIN) if name in datasets]
         if known:
             return "+".join(known)
-        if len(there) != 1:
+        if len(datasets) != 1:
             return None
         wanted = ("val", "test") if test else ("train", "trainval")
-        split = next((split for split in wanted if self._listed(there[0], split)), None)
-        return split and f"{there[0]}:{split}"
+        split = next((split for split in wanted if self._listed(datasets[0], split)), None)
+        return split and f"{datasets[0]}:{split}"
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
-        there = self.datasets
-        if len(there) == 1:  # whose name need not be said
-            parts = [part if ":" in part else f"{there[0]}:{part}" for part in split.split("+")]
+        datasets = self.datasets
+        if len(datasets) == 1:  # whose name need not be said
+            parts = [part if ":" in part else f"{datasets[0]}:{part}" for part in split.split("+")]
             split = "+".join(parts)
         samples = read_voc(self.devkits, split, names=names, limit=limit)
         expect_names(samples[0].names, self.paths[0])

@@ -72,9 +72,9 @@ class Labels(Boxes):
         title = f"{root.absolute().name}-{split}"
         sizes = headers(pictures, title, root)
         labels = [label_of(picture) for picture in pictures]
-        there = [label for label in labels if os.path.exists(label)]
+        existing = [label for label in labels if os.path.exists(label)]
         kind = f"{title}-keypoints" if self._given("kpt_shape") else title
-        rows = dict(zip(there, read_each(there, self._rows, kind, root), strict=True))
+        rows = dict(zip(existing, read_each(existing, self._rows, kind, root), strict=True))
         samples, problems, turned = [], [], []
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
             objects = rows.get(label, [])
@@ -92,7 +92,7 @@ class Labels(Boxes):
                 turned.append(picture.name)
         if problems:
             raise first_error(problems)
-        if not there:
+        if not existing:
             raise DataError(
                 f"{labels[0]}: no such label file; all {len(labels)} label files of {split} are "
                 "missing; expected them in `labels` beside `images`, or beside the pictures"
@@ -143,8 +143,8 @@ class Labels(Boxes):
         """The pictures of one split."""
         entries = self._entry(KEYS.get(split, ""))
         if not entries:
-            there = list_choices(split, self.splits) or "none"
-            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {there}")
+            available = list_choices(split, self.splits) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {available}")
         for entry in entries:
             place = self._resolved(entry)
             if place is None:
