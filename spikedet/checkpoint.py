@@ -95,13 +95,13 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         half: Store tensors with two or more dimensions in half precision.
     """
     tensors = {}
-    whole = _whole(checkpoint)
+    integers = _integer_weights(checkpoint)
     for name, tensor in checkpoint.tensors.items():
-        if name in whole:
-            tensors[name] = whole[name].numbers.contiguous()
-            tensors[name + SCALE] = whole[name].scale.contiguous()
-            if bool((whole[name].amplitude != 1).any()):
-                tensors[name + AMPLITUDE] = whole[name].amplitude.contiguous()
+        if name in integers:
+            tensors[name] = integers[name].numbers.contiguous()
+            tensors[name + SCALE] = integers[name].scale.contiguous()
+            if bool((integers[name].amplitude != 1).any()):
+                tensors[name + AMPLITUDE] = integers[name].amplitude.contiguous()
             continue
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
@@ -113,7 +113,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
 
 
-def _whole(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:
+def _integer_weights(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:
     """The weights of a spiking network that are exactly integers times scales, by name."""
     if checkpoint.stage != "snn" or checkpoint.graph is None:
         return {}
@@ -121,12 +121,12 @@ def _whole(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:
         rounder = Rounder(restore_graph(checkpoint))
     except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
-    wholes = {f"{node}.weight": whole for node, whole in rounder.integer_weights().items()}
+    weights = {f"{node}.weight": weight for node, weight in rounder.integer_weights().items()}
     return {
-        name: whole
-        for name, whole in wholes.items()
+        name: weight
+        for name, weight in weights.items()
         if name in checkpoint.tensors
-        and torch.equal(whole.value(), checkpoint.tensors[name].detach().cpu().float())
+        and torch.equal(weight.value(), checkpoint.tensors[name].detach().cpu().float())
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from spikedet.errors import UsageError, shorten
 
-NUMBERS = {"int": ("a whole number", Integral), "float": ("a number", Real)}
+NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
@@ -313,11 +313,11 @@ class EndToEnd:
         T is the last of them.
 
         Raises:
-            UsageError: A number in `also` is not a whole number from 1 to T - 1.
+            UsageError: A number in `also` is not an integer from 1 to T - 1.
         """
         for steps in self.also or ():
             if type(steps) is not int or not 1 <= steps < T:
-                right = f"whole numbers from 1 to {T - 1}" if T > 1 else "none, as T is 1"
+                right = f"integers from 1 to {T - 1}" if T > 1 else "none, as T is 1"
                 raise UsageError(
                     f"outputs after {steps!r} steps cannot be trained in a network for T={T}; "
                     f"expected {right}"

@@ -14,11 +14,11 @@ MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
 
 def time_steps(text: str) -> int:
-    """A whole number of time steps, 1 to `MOST_STEPS`."""
+    """Parse a number of time steps, 1 to `MOST_STEPS`."""
     number = text.strip()
     steps = int(number) if number.isdecimal() and len(number) < 9 else 0
     if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"T is {text!r}; expected a whole number from 1 to {MOST_STEPS}")
+        raise ValueError(f"T is {text!r}; expected an integer from 1 to {MOST_STEPS}")
     return steps
 
 

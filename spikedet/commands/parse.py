@@ -136,7 +136,7 @@ class Option:
             except ValueError:
                 value = float("nan")
             if violated_limits(value, self.more) or value != value or abs(value) == float("inf"):
-                noun = "a whole number" if self.type is int else "a number"
+                noun = "an integer" if self.type is int else "a number"
                 raise ValueError(f"{text!r} is not {describe_limits(self.more, noun)}")
             return value
         value = self.type(text)

@@ -51,7 +51,7 @@ def engine(default: str = "auto") -> Any:
 
 
 def expect_half(options: Any) -> None:
-    """Refuse `--half` of an engine that computes in whole numbers.
+    """Refuse `--half` of an engine that computes in integers.
 
     Raises:
         UsageError: It says which.

@@ -148,7 +148,7 @@ def convert(
     method = method or ("two-stage" if epochs else "stage2")
     recipe = named(method)
     if type(T) is not int or T < 1:
-        raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+        raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
     _expect_training(method, recipe, epochs, end_to_end, loss, distill)
     if end_to_end is None:
         end_to_end = 200 if recipe.end_to_end and loss is not None else 0

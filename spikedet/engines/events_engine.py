@@ -64,7 +64,7 @@ class EventsEngine(IntegerEngine):
         """The name of the kernels, and one line for each layer that they do not support."""
         sizes = {name: self.graph.shapes[name] for name in self._currents}
         plan = self.plan(sizes)
-        return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
+        return [f"integers, {plan.kernels} kernels", *plan.describe()]
 
     def simulate(self, pictures, parts, each_step, on_counts=None, on_spikes=None):
         """Like `IntegerEngine.simulate`, one picture at a time, so that events fit the cache."""

@@ -16,7 +16,7 @@ class ReferenceEngine(IntegerEngine):
 
     def describe(self) -> list[str]:
         """How it computes."""
-        return ["whole numbers, by torch"]
+        return ["integer arithmetic by torch"]
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
         return Reference(self.program, currents, batch)

@@ -62,7 +62,7 @@ from spikedet.neurons.layers import MeanOverTime
 FORMAT = "spikedet-int8-1"
 FLOATS = (*WEIGHTED, *MOVES, *AVERAGES, Add, Subtract, Scale, Shift, nn.MaxPool1d, nn.MaxPool2d)
 ROUNDED = (
-    "the file starts at the picture in float32; its first layers are rounded to whole numbers "
+    "the file starts at the picture in float32; its first layers are rounded to integers "
     "once, and a program that sums them in another order may round a current to its neighbour"
 )
 

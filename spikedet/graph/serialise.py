@@ -97,7 +97,7 @@ def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
     """Check sizes that torch itself checks only when it runs.
 
     Raises:
-        ValueError: A size is not a whole number, is too small, or is missing for a dimension, or
+        ValueError: A size is not an integer, is too small, or is missing for a dimension, or
             the mode of up-sampling or padding is not supported.
     """
     dims = getattr(module, "dimensions", 1 if kind.endswith("1d") else 2)

@@ -142,7 +142,7 @@ class SpikingNetwork(nn.Module):
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
         super().__init__()
         if type(T) is not int or T < 1:
-            raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+            raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
@@ -165,7 +165,7 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not a whole number of 1 or more, or there are no pictures.
+            UsageError: T is not an integer of 1 or more, or there are no pictures.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])

@@ -1,4 +1,4 @@
-"""Networks whose weights are whole numbers: rounding, training, files."""
+"""Networks whose weights are integers: rounding, training, files."""
 
 import copy
 
@@ -21,7 +21,7 @@ from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 
 def numbers(graph):
-    """All whole numbers of a graph, and the scales of its neurons."""
+    """All integers of a graph, and the scales of its neurons."""
     tensors = {}
     for name, op in compile_integers(graph).ops.items():
         if isinstance(op, Weighted):
