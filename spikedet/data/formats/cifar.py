@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, in the original files, read by torchvision."""
+"""CIFAR-10 and CIFAR-100 in their original files, read by torchvision."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ KINDS = dict(zip(ARCHIVES, ("CIFAR10", "CIFAR100"), strict=True))
 
 
 class Cifar(Classes):
-    """The folder of the files, or the one that it is in."""
+    """The folder with the CIFAR files, or the folder that contains it."""
 
     @property
     def splits(self) -> list[str]:
+        """`train` and `test`."""
         return ["train", "test"]
 
     def usual_split(self, test: bool) -> str | None:
+        """See `Source.usual_split`."""
         return "test" if test else "train"
 
     def read(self, split: str) -> Labelled:
+        """See `Classes.read`. Pictures are [3, 32, 32] uint8 RGB."""
         import torch
         from torchvision import datasets
 
@@ -60,7 +63,7 @@ class Cifar(Classes):
 
 
 def _inside(folder: Path) -> list[str]:
-    """Which of the data sets a folder holds."""
+    """The CIFAR data sets in a folder, unpacked or as an archive."""
     return [
         name
         for name, archive in ARCHIVES.items()
@@ -69,7 +72,7 @@ def _inside(folder: Path) -> list[str]:
 
 
 def fits(path: Path) -> bool:
-    """Whether a folder is or holds one of the data sets."""
+    """Whether a folder is a CIFAR data set or contains one."""
     return path.name in ARCHIVES or bool(_inside(path))
 
 

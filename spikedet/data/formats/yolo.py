@@ -1,15 +1,15 @@
-"""YOLO labels: a text file beside each picture, and ultralytics' `data.yaml`.
+"""YOLO labels: a text file for each picture, described by ultralytics' `data.yaml`.
 
-    names: [circle, square]        or {0: circle, 1: square}; or none, and --names says them
-    path: shapes                   where the rest is; the folder of this file if left out
+    names: [circle, square]        or {0: circle, 1: square}; without it, use --names
+    path: shapes                   base folder of the next entries; default: the folder of the file
     train: images/train            a folder, a text file with one picture a line, or a list of such
     val: images/val
 
-The label file of `.../images/train/1.jpg` is `.../labels/train/1.txt`, one object a line: number of
-the class, then centre x, centre y, width and height as parts of the picture's, or the corners of a
-polygon. A picture without one has no objects. A folder with `images` and `labels` needs no
-`data.yaml`. ultralytics' own reader is not asked: it writes beside the labels, and mends pictures
-in place.
+The label file of `.../images/train/1.jpg` is `.../labels/train/1.txt`. It has one line for each
+object: the class number, then x and y of the centre, width and height as fractions of the picture
+size, or the corners of a polygon. A picture without a label file has no objects. A folder with
+`images` and `labels` needs no `data.yaml`. ultralytics' own reader is not used, because it writes
+files next to the labels and repairs pictures in place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BEYOND = 0.01  # of a picture's side that a label may reach beyond it, as in ult
 
 
 class Labels(Boxes):
-    """What a `data.yaml` describes."""
+    """The data that a `data.yaml` describes, or a folder with `images` and `labels`."""
 
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         super().__init__(paths, places)
@@ -49,17 +49,20 @@ class Labels(Boxes):
 
     @property
     def splits(self) -> list[str]:
-        """Those that have pictures."""
+        """Names of the splits that have pictures."""
         return [split for split in SPLITS if self._entry(split)]
 
     def usual_split(self, test: bool) -> str | None:
+        """See `Source.usual_split`. To measure, it is `val`, or else `test`."""
         wanted = ("val", "test") if test else ("train",)
         return next((split for split in wanted if self._entry(split)), None)
 
     def has(self, part: str) -> bool:
+        """Whether the description has this split."""
         return bool(self._entry(KEYS.get(part, "")))
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        """See `Boxes.read`."""
         own = self._names()
         if own is None:
             if names is None:
@@ -107,11 +110,12 @@ class Labels(Boxes):
         return samples
 
     def _given(self, key: str) -> Any:
-        """A value of the description, None where it says null."""
+        """A value of the description. None if it is missing or null."""
         value = self.data.get(key)
         return None if value in NOTHING else value
 
     def _names(self) -> tuple[str, ...] | None:
+        """The class names of the description. None if it has none."""
         names = self._given("names")
         if not names:
             return None
@@ -134,7 +138,7 @@ class Labels(Boxes):
         return names
 
     def _entry(self, split: str) -> list[str]:
-        """What the description says of a split."""
+        """The files and folders of a split in the description."""
         values = (self._given(key) for key in SPLITS.get(split, ()))
         value: str | list[Any] = next(filter(None, values), [])
         return [value] if isinstance(value, str) else [str(each) for each in value]
@@ -160,7 +164,7 @@ class Labels(Boxes):
             yield from pictures
 
     def _listed(self, place: Path) -> list[Path]:
-        """The pictures that a text file names, or the one that it is."""
+        """The pictures that a text file lists, or the picture itself."""
         if is_picture(place):
             return [place]
         pictures = []
@@ -173,7 +177,7 @@ class Labels(Boxes):
         return pictures
 
     def _roots(self) -> list[Path]:
-        """Where the entries of a description may be meant from, the most likely first."""
+        """Folders that entries of the description may be relative to, the most likely one first."""
         beside = self.path.parent if self.described else self.path
         path = self._given("path")
         if not path:
@@ -181,14 +185,14 @@ class Labels(Boxes):
         return [beside / path, beside.parent / path, Path(path), beside]
 
     def _resolved(self, entry: str) -> Path | None:
-        """The file or folder of an entry; ultralytics forgives `../` in front of it, too."""
+        """Find the file or folder of an entry. As in ultralytics, `../` may be left out."""
         tries = [entry] + ([entry[3:]] if entry.startswith("../") else [])
         places = (root / each for each in tries for root in self._roots())
         path = next(filter(os.path.exists, places), None)
         return path and Path(os.path.normpath(path))
 
     def _rows(self, path: Path) -> list[list[float]]:
-        """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
+        """Read a label file: class number, and edges x1 y1 x2 y2 as fractions of the sides."""
         keypoints = bool(self._given("kpt_shape"))
         if not path.is_file():  # a pipe would wait for somebody to write into it
             raise DataError(f"{path}: is not a file; expected labels")
@@ -210,7 +214,11 @@ class Labels(Boxes):
 
 
 def _row(label: float, values: Sequence[float]) -> list[float]:
-    """Class and edges of one line; a ValueError where it is none."""
+    """Convert the numbers of one line to the class number and the edges of the box.
+
+    Raises:
+        ValueError: The numbers are not a label.
+    """
     numbers = np.array(values)
     if len(numbers) % 2 or len(numbers) < 4 or label < 0 or label != int(label):
         raise ValueError
@@ -236,7 +244,7 @@ def _sample(
     names: tuple[str, ...],
     label: Path,
 ) -> Sample:
-    """A sample from the rows of its label file."""
+    """Make a sample from the rows of its label file."""
     for number, *_ in objects:
         if number >= len(own):
             raise DataError(
@@ -257,12 +265,12 @@ def _sample(
 
 
 def _relative(picture: Path, root: Path) -> str:
-    """A picture's path below a folder, without its ending."""
+    """The path of a picture relative to a folder, without suffix."""
     return Path(os.path.relpath(picture, root)).with_suffix("").as_posix()
 
 
 def label_of(picture: Path) -> Path:
-    """The label file of a picture: `labels` in place of the last `images` of its path."""
+    """Path of the label file of a picture: the last `images` in its path becomes `labels`."""
     parts = list(picture.absolute().parent.parts)
     if "images" not in parts:
         return picture.with_suffix(".txt")
@@ -272,7 +280,7 @@ def label_of(picture: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
+    """Read a `data.yaml`. Values stay texts, so that a class can be called `no` or `007`."""
     if path.exists() and not path.is_file():  # a pipe would wait for somebody to write into it
         raise DataError(f"{path}: is not a file; expected names, train and val")
     try:
@@ -287,7 +295,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _bare(folder: Path) -> dict[str, Any]:
-    """What a `data.yaml` would say of a folder with pictures in `images` and labels in `labels`."""
+    """Make the description of a folder that has `images` and `labels` but no `data.yaml`."""
     data: dict[str, Any] = {}
     for split, keys in SPLITS.items():
         tries = [path for key in keys for path in (f"images/{key}", f"{key}/images")]
@@ -301,7 +309,7 @@ def _bare(folder: Path) -> dict[str, Any]:
 
 
 def _description_in(path: Path) -> Path | None:
-    """The `data.yaml` that a path is or holds."""
+    """Find the `data.yaml` of a path: the file itself, or a file in the folder."""
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None
     if not path.is_dir():
@@ -321,7 +329,7 @@ def _description_in(path: Path) -> Path | None:
 
 
 def fits(path: Path) -> bool:
-    """Whether a file is a `data.yaml`, or a folder holds one, or `images` and `labels`."""
+    """Whether a file is a `data.yaml`, or a folder has one, or has `images` and `labels`."""
     if _description_in(path):
         return True
     pairs = [(path / "images", path / "labels")]
