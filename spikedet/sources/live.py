@@ -223,7 +223,7 @@ class Address:
         if scheme.startswith("rtsp"):
             options["rtsp_transport"] = "tcp"
         if scheme.startswith("http"):
-            options |= {"reconnect": "1", "reconnect_delay_max": "4"}  # videos continue at their position
+            options |= {"reconnect": "1", "reconnect_delay_max": "4"}  # videos continue
         try:
             return av.open(
                 self.address, options=options, timeout=self.timeout, metadata_errors="replace"

@@ -31,7 +31,7 @@ from spikedet.errors import DataError, list_choices, shorten
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-ORDER = {False: ("train",), True: ("val", "valid", "test")}  # of the usual splits, by test
+ORDER = {False: ("train",), True: ("val", "valid", "test")}  # usual splits: to train, to measure
 
 
 class Instances(Boxes):
@@ -137,7 +137,7 @@ def _load(file: Path) -> COCO:
             f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
         ) from None
     for kind, by_id in (("images", coco.imgs), ("categories", coco.cats)):
-        # of two with one id pycocotools takes the last, with no word
+        # if two entries share an id, pycocotools takes the last one without a warning
         if any(by_id[entry["id"]] != entry for entry in coco.dataset[kind]):
             raise DataError(f"{file}: two {kind} have the same id; expected different ids")
     return coco

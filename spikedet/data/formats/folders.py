@@ -42,9 +42,9 @@ class Folders(Classes):
         names = _classes(place)
         if not names:
             raise DataError(f"{place}: no class folders here; expected {place}/CLASS/pictures")
-        for other in SPLITS:  # one that was unpacked in part has fewer
+        for other in SPLITS:  # a split that is only partly unpacked has fewer classes
             others = _classes(folder / other)
-            if set(others) & set(names):  # else it is no class folders, as in Tiny-ImageNet
+            if set(others) & set(names):  # otherwise it has no class folders, as in Tiny-ImageNet
                 expect_classes(names, others, place, f"{folder / other} has")
         labels, sources = [], []
         for label, name in enumerate(names):

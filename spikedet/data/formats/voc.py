@@ -91,7 +91,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise DataError(f"{path}: annotation is missing; expected a VOC XML file here") from None
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: not readable as VOC XML ({shorten(error)})") from None
-    except (LookupError, ValueError) as error:  # what Python has no or another decoder for
+    except (LookupError, ValueError) as error:  # an unknown or a wrong encoding
         raise DataError(
             f"{path}: its encoding is not readable ({shorten(error)}); expected VOC XML in UTF-8"
         ) from None

@@ -35,7 +35,7 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 KEYS = {key: split for split, keys in SPLITS.items() for key in keys}
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # beside labels without a data.yaml
 NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
-BEYOND = 0.01  # of a picture's side that a label may reach beyond it, as in ultralytics
+BEYOND = 0.01  # fraction of the side that a label may exceed, as in ultralytics
 
 
 class Labels(Boxes):
