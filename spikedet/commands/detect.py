@@ -196,7 +196,7 @@ class _Strips:
             UsageError: It would be written over an input.
         """
         from spikedet.detection.draw import draw
-        from spikedet.outputs.names import numbered, stem_of
+        from spikedet.outputs.names import frame_suffix, stem_of
         from spikedet.plots import About, pictures, write
 
         if frame.video:
@@ -204,7 +204,7 @@ class _Strips:
                 self.left_out.add(frame.source)
                 print(f"warning: {frame.source}: --strip is not for videos", file=sys.stderr)
             return
-        end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
+        end = f"{frame_suffix(frame)}-strip-T{steps[-1].T}.png"
         path = self.names.new(self.folder, stem_of(frame), end)
         self.names.expect_free(path.with_suffix(".csv"))
         small, scale = pictures.shrink(frame.picture)

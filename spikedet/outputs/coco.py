@@ -14,14 +14,14 @@ from spikedet.sources import Frame
 
 
 class CocoResults:
-    """A file of results, one entry an object, with the file of each beside COCO's own keys.
+    """A JSON file of results in COCO's format, with the source file of each object as extra keys.
 
-    Without `annotations` the first picture is 1, the next 2 and so on, and categories count from 1
-    in the order of the class names.
+    Without `annotations`, picture ids count from 1 in the order of the frames, and category ids
+    count from 1 in the order of the class names.
 
     Args:
-        path: To write.
-        annotations: An `instances_*.json`, whose numbers of pictures and classes are taken.
+        path: File to write.
+        annotations: An `instances_*.json` file. Its picture ids and category ids are used.
 
     Raises:
         DataError: `annotations` cannot be read.
@@ -38,8 +38,8 @@ class CocoResults:
         """Append the objects of a frame.
 
         Raises:
-            DataError: The picture or a class is not among the annotations.
-            OSError: The disk is full.
+            DataError: The picture or a class is not in the annotations.
+            OSError: The file cannot be written, for example because the disk is full.
         """
         self._pictures += 1
         image = self._pictures
@@ -53,6 +53,7 @@ class CocoResults:
             self._file.add(json_text(entry))
 
     def _numbers_of(self, names: Sequence[str]) -> list[int]:
+        """The category ids of class names."""
         if self._categories is None:
             return list(range(1, len(names) + 1))
         missing = [name for name in names if name not in self._categories]
@@ -61,12 +62,12 @@ class CocoResults:
         return [self._categories[name] for name in names]
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete the file."""
         self._file.close()
 
 
 def _numbers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of the images by file name and of the categories by name."""
+    """Read the picture ids by file name and the category ids by class name."""
     try:
         content: Any = json.loads(path.read_bytes())
         images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
