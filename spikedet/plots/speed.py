@@ -1,4 +1,4 @@
-"""Plots of the time that networks take."""
+"""Plots of the computing time of networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ TITLE = "Time over that of the float32 network"
 
 
 def passes(rows: Rows, about: About, floats: Collection[str] = (), form: str = "png") -> bytes:
-    """Passes over T, a line for each engine; a panel for each batch and number of threads.
+    """Plot the computing time over T, in passes of the float network, with a line for each engine.
+
+    There is a panel for each batch size and number of threads.
 
     Args:
-        rows: With `name`, `engine`, `T`, `batch`, `threads` and `passes`.
-        about: What they are of.
-        floats: Names of networks without time, which are lines across.
+        rows: Rows with `name`, `engine`, `T`, `batch`, `threads` and `passes`.
+        about: Caption.
+        floats: Names of the float networks, which are drawn as horizontal lines.
         form: `png` or `svg`.
+
+    Returns:
+        Data in this format.
     """
     groups = group_by([{**row, "panel": (row["batch"], row["threads"])} for row in rows], "panel")
     across = min(2, len(groups))
@@ -40,7 +45,7 @@ def passes(rows: Rows, about: About, floats: Collection[str] = (), form: str = "
 
 
 def _panel(axes: Axes, rows: Rows, floats: Collection[str]) -> None:
-    """Lines of one panel, both axes logarithmic."""
+    """Draw the lines of one panel. Both axes are logarithmic."""
     named = [{**row, "line": f"{row['name']}, {row['engine']}"} for row in rows]
     spiking = [row for row in named if row["name"] not in floats]
     for label, own in group_by(spiking, "line").items():
