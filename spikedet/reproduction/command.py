@@ -136,10 +136,10 @@ class Options(shared.Measured):
 
 
 def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
-    """The task that is meant: by the name, or else by the checkpoints, or else by the pictures.
+    """Find the task of a table or figure: by its name, else by the checkpoints, else by the data.
 
     Raises:
-        UsageError: The checkpoints are not of one task, or not of that of the name.
+        UsageError: The checkpoints have different tasks, or another task than the table or figure.
     """
     from spikedet import task_registry
     from spikedet.checkpoint import load

@@ -1,4 +1,4 @@
-"""The paper's detection results: table X, figures 8 and 9, and its ablations with a detector."""
+"""The paper's detection results: table X, figures 8 and 9, and ablations with a detector."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from spikedet.reproduction import sparsity
 from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment, expect_available
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
-EPOCHS = 2  # of stage I, where it must be run
-# Of each method. `quantised` is the stage-I network, the ceiling of stage II; `layer-wise` is
-# `two-stage` as in the paper, without the end-to-end pass.
+EPOCHS = 2  # epochs of stage I, if it must be run
+# T of each method. `quantised` is the stage-I network, the upper limit for stage II. `layer-wise`
+# is `two-stage` as in the paper, without the end-to-end pass.
 STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
     "table10": {
         "float": (None,),
-        "float-leaky": (None,),  # what spiking-yolo is made from
+        "float-leaky": (None,),  # the float network of spiking-yolo
         "copy": (8, 20, 40, 60),
         "spiking-yolo": (8, 20, 40, 60),
         "quantised": (4, 8, 20),
@@ -48,15 +48,15 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
             )
         },
     },
-    # the end-to-end pass sees all training pictures: their number would mean nothing
+    # without the end-to-end pass, which uses all training pictures
     "table6": {LAYER_WISE: (8,)},
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
-# Networks are made for these T unless --made-for names others. A row of another T is read out from
-# a run of the next greater one, after the greatest that network runs on, as spikedet detect does.
+# Networks are made for these T, or for those of --made-for. A row with another T uses the network
+# of the next larger T, or else that of the largest T, like spikedet detect.
 MADE_FOR = (4, 8, 20)
-ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
-LONG: dict[str, Sequence[int | None]] = {  # on --long-limit pictures
+ANY_T = ("spiking-yolo",)  # its network does not depend on T
+LONG: dict[str, Sequence[int | None]] = {  # measured on --long-limit pictures
     "float": (None,),
     "float-leaky": (None,),
     **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
@@ -70,10 +70,10 @@ SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
 def make(options: Any, models: list[Path]) -> None:
-    """Make `options.name`.
+    """Make the table or figure `options.name`.
 
     Raises:
-        UsageError: More than one float checkpoint.
+        UsageError: There are several float checkpoints, or an option has no effect here.
     """
     from spikedet.checkpoint import identity
 
@@ -94,7 +94,7 @@ def make(options: Any, models: list[Path]) -> None:
     if leaky is None and options.name != "sparsity":
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
-    assert source is not None  # it comes with the package
+    assert source is not None  # the package contains it
     folder = options.out / f"detector-{identity(source)[:8]}"
     experiment = Experiment(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "sparsity":
@@ -106,10 +106,10 @@ def make(options: Any, models: list[Path]) -> None:
 
 
 def cells(options: Any) -> list[Cell]:
-    """Rows of `options.name`, cheap ones first: those of --T and --methods, with the float network.
+    """The rows of `options.name` that `--T` and `--methods` select, in ascending order of T.
 
     Raises:
-        UsageError: A method or T of which it has no row.
+        UsageError: There is no row with this method or T.
     """
     planned = [(m, t, options.limit) for m, steps in STEPS[options.name].items() for t in steps]
     if options.name == "table10" and (not options.T or max(options.T) >= 500):
@@ -130,7 +130,7 @@ def cells(options: Any) -> list[Cell]:
     have = f"{options.name} has no such row; it has {rows}"
     expect_available("--methods", options.methods, {method for method, *_ in planned}, have)
     expect_available("--T", options.T, {T for _, T, _ in planned}, have)
-    runs: dict[Any, list[int]] = {}  # what is read out from one run
+    runs: dict[Any, list[int]] = {}  # the T that are measured in one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
             runs.setdefault((method, made_for(options, method, T), limit), []).append(T)
@@ -160,7 +160,7 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
 
 
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
-    """A line of the CSV file `name`."""
+    """Make a row of the CSV file `name`."""
     method = cell.method if cell.end_to_end else LAYER_WISE
     line: dict[str, Any] = {"method": method, "T": cell.T or ""}
     line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
@@ -174,7 +174,7 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]) -> None:
-    """The picture of a table or figure, beside its CSV file."""
+    """Write the plot of a table or figure next to its CSV file."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
 
@@ -200,12 +200,12 @@ def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]
 
 
 def table(options: Any, experiment: Experiment) -> None:
-    """Measure the rows that were asked for, and write all there are of a table, after each."""
+    """Measure the selected rows. After each of them, write all rows of the table that exist."""
     wanted = cells(options)
     everything = cells(replace(options, T=None, methods=None))
     measured: dict[Cell, dict[str, Any] | None] = {}
     for cell in everything:
-        with contextlib.suppress(UsageError):  # of weights that were made in another way
+        with contextlib.suppress(UsageError):  # the weights were made with other settings
             measured[cell] = experiment.row(cell, make=False)
     for cell in wanted:
         measured[cell] = experiment.row(cell)
@@ -218,7 +218,7 @@ def table(options: Any, experiment: Experiment) -> None:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Print measured values, the paper's in brackets, in percent."""
+    """Print the rows in percent, with the paper's values in brackets."""
     print(f"\n{'method':14}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
     for line in lines:
         text = f"{line['method']:14}{line['T'] or '-':>5}{line['images']:>8}"
@@ -231,7 +231,7 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 
 def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
-    """Figure 8: detections after several time steps of one run, float first."""
+    """Make figure 8: the detections of the float network, and after several steps of one run."""
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
     from spikedet.plots.figure import About
@@ -241,7 +241,7 @@ def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
     shown: list[tuple[str, list[Detections]]] = []
     lines: list[dict[str, Any]] = []
     truth = Predictor(experiment.model, device=options.device)(picture)
-    assert not isinstance(truth, list)  # of one picture
+    assert not isinstance(truth, list)  # a single picture gives no list
     shown.append(("float", [truth]))
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
@@ -276,12 +276,12 @@ def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
 
 
 def without_picture(detections: Detections) -> Detections:
-    """The same detections on an empty canvas."""
+    """The same detections on an empty picture."""
     return replace(detections, picture=np.full_like(detections.picture, 245))
 
 
 def count_found(detections, truth) -> int:
-    """How many objects of `truth` are found: same class, IoU of at least 0.5."""
+    """Count the objects of `truth` with a detection of the same class and IoU of 0.5 or more."""
     import torch
     from torchvision.ops import box_iou
 

@@ -1,7 +1,7 @@
 """The effect of a penalty on spikes in the end-to-end pass: accuracy, energy and time.
 
-For every weight of the penalty a pass begins with the same spiking network and trains it with whole
-weights; then accuracy or AP, firing rate, energy and time are measured.
+For each weight of the penalty, an end-to-end pass with integer weights starts from the same spiking
+network. Then accuracy or AP, firing rate, energy and time are measured.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ NOT_OURS = ("methods", "made_for", "long_limit", "leaky", "picture", "boxes_only
 
 
 def make(options: Any, experiment: Experiment, value: str) -> None:
-    """Measure the curve; `sparsity.csv` and `sparsity.png` are written after every row.
+    """Measure all rows. `sparsity.csv` and `sparsity.png` are written after every row.
 
     Args:
-        options: Of spikedet reproduce, with `split`.
-        experiment: Of the float network.
-        value: What is measured of each network: `AP` or `top1`.
+        options: Options of spikedet reproduce, with `split`.
+        experiment: Experiment of the float network.
+        value: Measure of each network: `AP` or `top1`.
 
     Raises:
-        UsageError: No T, or several; options that mean nothing here.
+        UsageError: There is not exactly one T, or an option has no effect here.
     """
     refuse(options, NOT_OURS, "has no effect on sparsity")
     if len(options.T or ()) != 1:
@@ -52,13 +52,13 @@ def make(options: Any, experiment: Experiment, value: str) -> None:
 
 
 def line_of(cell: Cell, experiment: Experiment, value: str) -> dict[str, Any]:
-    """One row: everything that is measured of the network of a penalty, or of that before."""
+    """Measure one row: the network of a penalty, or the network before the passes."""
     from spikedet.checkpoint import load
 
     row = experiment.row(cell)
     limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
     energy = experiment.energy(replace(cell, limit=limit))
-    assert row is not None and energy is not None  # they were made
+    assert row is not None and energy is not None  # `make` is True
     line: dict[str, Any] = {"sparsity": "" if cell.penalty is None else cell.penalty}
     line |= {"T": cell.T, "engine": row["engine"], value: row[value], "images": row["images"]}
     line |= {"spike_rate": row["spike_rate"], "energy": energy["totals"]["ours"]["ratio"]["mean"]}
@@ -75,7 +75,7 @@ def line_of(cell: Cell, experiment: Experiment, value: str) -> dict[str, Any]:
 def plot(
     lines: Sequence[dict[str, Any]], experiment: Experiment, options: Any, value: str
 ) -> bytes:
-    """The curve as PNG."""
+    """Plot the rows. Returns PNG data."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
 
@@ -88,7 +88,7 @@ def plot(
 
 
 def show(lines: Sequence[dict[str, Any]], value: str) -> None:
-    """Print the rows, in percent of the float network where a part is told."""
+    """Print the rows. Energy is in percent of the float network."""
     timed = "passes" in lines[0]
     print(f"\n{'sparsity':>10}{value:>8}{'spikes':>8}{'energy':>8}" + f"{'passes':>8}" * timed)
     for line in lines:

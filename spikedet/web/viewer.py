@@ -223,7 +223,7 @@ class Viewer:
 
     @torch.inference_mode()
     def spikes(self, picture: np.ndarray, T: int, layer: str) -> Spikes:
-        """Record the spikes of a layer. Only the torch engine can show them.
+        """Record the spikes of a layer. The torch engine always runs the network for this.
 
         Args:
             picture: [H, W, 3] uint8 BGR.
