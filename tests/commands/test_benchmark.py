@@ -161,7 +161,7 @@ def test_files_are_written_whole_or_not_at_all(classifier, tmp_path, monkeypatch
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(speed, "drawn", fail)
+    monkeypatch.setattr(speed, "render", fail)
     words = [*classifier, "--T", 4, "--engines", "torch", "--rounds", 1]
     files = ["--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv"]
     files += ["--plot", tmp_path / "b.png"]

@@ -98,7 +98,7 @@ def texts(monkeypatch):
 
     for module in (measures, analysis, pictures):
         monkeypatch.setattr(module, "png", spy)
-    monkeypatch.setattr(speed, "drawn", lambda drawn, form: spy(drawn))
+    monkeypatch.setattr(speed, "render", lambda drawn, form: spy(drawn))
     return words
 
 
@@ -187,7 +187,8 @@ def test_no_display_is_needed():
     code = (
         "from spikedet.plots import figure, measures, analysis, pictures\n"
         "import sys; assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert figure.png(figure.new('', 'x', 'y', figure.About('w', 'd'))[0])[1:4] == b'PNG'"
+        "drawn, _ = figure.new_figure('', 'x', 'y', figure.About('w', 'd'))\n"
+        "assert figure.png(drawn)[1:4] == b'PNG'"
     )
     environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)

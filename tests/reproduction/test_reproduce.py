@@ -191,9 +191,11 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
 
 
 def test_figure8_follows_one_run(place, monkeypatch):
-    said, below = [], pictures.below
+    captions, add_caption = [], pictures.add_caption
     monkeypatch.setattr(
-        pictures, "below", lambda figure, about: (said.append(about.line()), below(figure, about))
+        pictures,
+        "add_caption",
+        lambda figure, about: (captions.append(about.line()), add_caption(figure, about)),
     )
     reproduce.run(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
@@ -201,7 +203,7 @@ def test_figure8_follows_one_run(place, monkeypatch):
         ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
     drawn = plt.imread(place / "results/figure8.png")
-    (line,) = said
+    (line,) = captions
     assert line.startswith("T=2, 4; bus.jpg; from float.safetensors; ") and line.endswith(
         spikedet.__version__
     )
