@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 
 
 def with_config(known: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
-    """The options of the `--config` file that the words of a command line name, as words.
+    """Convert the options of a `--config` file to command-line arguments.
 
-    The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
-    options without dashes. `true` and `false` switch, a list gives several values, and what is
-    `null` counts as left out.
+    The file is YAML. It has a section for each command (`train:`, `finetune:`) with its options,
+    without dashes. `true` and `false` set flags, a list gives several values, and `null` leaves an
+    option out.
 
     Args:
         known: The options of the command.
-        words: Of the command line; what they say wins, where they come after the words of the file.
+        words: The command-line arguments. They override the file if they come after its arguments.
         command: Name of the command.
 
+    Returns:
+        Arguments to put before `words`.
+
     Raises:
-        UsageError: No such file, not YAML of that form, or an option that the command has not.
+        UsageError: The file does not exist or does not have this form, or the command does not have
+            an option.
     """
     path = _named(words)
     if path is None:
@@ -47,7 +51,7 @@ def with_config(known: Sequence[Option], words: Sequence[str], command: str) -> 
 
 
 def _named(words: Sequence[str]) -> Path | None:
-    """The file that the last `--config` names; what is wrong with it the parser says."""
+    """The file of the last `--config`. The parser reports errors in it later."""
     path = None
     for word, after in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
@@ -57,7 +61,7 @@ def _named(words: Sequence[str]) -> Path | None:
 
 
 def _option_words(known: Sequence[Option], name: str, value: Any) -> list[str]:
-    """One option of a `--config` file as on a command line."""
+    """Convert one option of a `--config` file to command-line arguments."""
     options = {each.word: each for each in known if not each.more.get("positional")}
     word = f"--{name.replace('_', '-')}"
     if word not in options or word == "--config":

@@ -62,7 +62,7 @@ _run_as: list[str] = ["spikedet"]
 
 
 def module_of(name: str) -> ModuleType:
-    """The file of a command, which is imported only when it is called.
+    """Import the module of a command.
 
     Raises:
         UsageError: There is no such command.
@@ -76,10 +76,10 @@ def module_of(name: str) -> ModuleType:
 
 
 def parsed(name: str, words: Sequence[Any]) -> Any:
-    """The options of a command that some words give.
+    """Parse the options of a command.
 
     Raises:
-        UsageError: They are none of its options, or with a value that one cannot have.
+        UsageError: An option does not exist, or has an impossible value.
     """
     return _parsed(module_of(name), list(map(str, words)), f"spikedet {name}")
 
@@ -92,14 +92,14 @@ def _parsed(command: Any, words: Sequence[str], prog: str) -> Any:
 
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
-    """Run a command; the process ends with its exit code.
+    """Run a command, and end the process with its exit code.
 
     Args:
-        name: Of the command; the first of the words if left out.
-        words: Of the command line; those of this process if left out.
+        name: Name of the command. None: the first of `words`.
+        words: Command-line arguments. None: those of this process.
 
     Raises:
-        SystemExit: It is done.
+        SystemExit: Always, with the exit code.
     """
     words = list(sys.argv[1:] if words is None else words)
     if name is None:
@@ -124,20 +124,20 @@ def overview() -> str:
 
 
 def command_line() -> str:
-    """The command as it was given, for the record; folders are cut to their names."""
+    """The command line as it was given, for records. Folders are shortened to their names."""
     return " ".join(Path(word).name if word.startswith("/") else word for word in _run_as)
 
 
 def progress(*args: Any, **options: Any) -> Bar:
-    """A bar on standard error, see `terminal.Bar`; where that is no terminal, a line a minute."""
+    """Make a progress bar on standard error (see `terminal.Bar`)."""
     return Bar(*args, **options)
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep large blocks for the next tensor, which saves their page faults.
+    """Make glibc keep large freed blocks for the next tensor, which saves page faults.
 
     Element-wise operations on large tensors run up to three times as fast. Other C libraries are
-    left as they are.
+    not changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -146,9 +146,9 @@ def keep_freed_memory() -> None:
 
 
 def _end_in_order() -> None:
-    """Let SIGTERM end a command as Ctrl-C does: what is done is written, temporaries are deleted.
+    """Make SIGTERM end a command like Ctrl-C: results are written, temporary files deleted.
 
-    Loader processes, to which it is sent to end them, inherit that.
+    Loader processes inherit this. They are ended with SIGTERM too.
     """
 
     def end(*_: Any) -> None:
@@ -159,14 +159,15 @@ def _end_in_order() -> None:
 
 
 def run(command: Any, words: Sequence[str], prog: str) -> None:
-    """Parse and run, turn an expected error into one sentence and an exit code.
+    """Parse the options and run a command. Turn expected errors into a message and an exit code.
 
     Args:
-        command: Gives the module of the command, or an object like one: `Options`, `run`,
-            `__doc__`, `MORE` where `--help-all` says more than that, and `SEVERAL` where processes
-            that torchrun starts share the work, which else would each do the same.
-        words: Of its options.
-        prog: What it is called.
+        command: Function that returns the module of the command, or an object like it. It has
+            `Options`, `run`, `__doc__`, perhaps `MORE` (further text for `--help-all`), and perhaps
+            `SEVERAL` (True if several processes of torchrun share the work; otherwise they are
+            refused).
+        words: Command-line arguments of the command.
+        prog: Name of the program for messages and help.
     """
     keep_freed_memory()
     _end_in_order()

@@ -24,7 +24,7 @@ COMMON = "common"  # the group of what every command has, behind all others
 
 
 def grouped(known: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options by the heading that they stand under, the main ones first."""
+    """Group options by their heading in the help. The main options come first."""
     groups: dict[str, list[Option]] = {}
     for each in known:
         groups.setdefault(each.more["group"], []).append(each)
@@ -33,10 +33,10 @@ def grouped(known: Sequence[Option]) -> dict[str, list[Option]]:
 
 
 def read(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    """What tyro makes of the words.
+    """Parse command-line arguments with tyro.
 
     Raises:
-        UsageError: In one sentence what tyro prints in a box.
+        UsageError: The arguments are wrong. The message is tyro's, in one sentence.
     """
     for each in known:
         if each.flag and any(word.partition("=")[0] in (each.word, each.off) and "=" in word
@@ -57,7 +57,7 @@ def read(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
 
 @contextlib.contextmanager
 def columns(number: str) -> Iterator[None]:
-    """Another width of the terminal."""
+    """Set the width of the terminal inside the `with` block."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = number
     try:
@@ -70,7 +70,7 @@ def columns(number: str) -> Iterator[None]:
 
 
 def by_tyro(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    """The values of some words, or tyro's own messages and help, printed."""
+    """Parse command-line arguments with tyro, which prints its own messages and help."""
     import tyro
 
     groups = {
@@ -89,7 +89,7 @@ def by_tyro(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
 
 
 def _field(each: Option) -> tuple[Any, Any]:
-    """Type and field of an option, as tyro takes them."""
+    """The type and the field of an option for tyro."""
     import tyro
     from tyro.constructors import PrimitiveConstructorSpec
 
@@ -139,7 +139,7 @@ def _field(each: Option) -> tuple[Any, Any]:
 
 
 def _metavar(each: Option) -> str:
-    """What the help calls a value."""
+    """The name of the value of an option in the help."""
     if each.choices:
         return "{" + ",".join(each.choices) + "}"
     if each.type in (int, float):
@@ -151,7 +151,7 @@ def _metavar(each: Option) -> str:
 
 
 def sentence(printed: str) -> str:
-    """One sentence of what tyro prints in a box about wrong words."""
+    """Shorten tyro's message about wrong arguments to one sentence."""
     lines = [line.strip("│").rstrip() for line in printed.splitlines()]
     title = lines[0].strip("╭╮─ ") if lines else ""
     sections: list[list[str]] = [[]]
@@ -180,7 +180,7 @@ def sentence(printed: str) -> str:
 
 
 def shown_as(value: Any) -> str:
-    """A default in the help."""
+    """The text for a default in the help."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "off" if value is None else str(value)
