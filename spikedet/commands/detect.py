@@ -143,7 +143,7 @@ def run(options: Options) -> int:
 
 
 def _save(options: Options):
-    """What is to be written."""
+    """The outputs to write."""
     from spikedet.commands.result import head
     from spikedet.outputs import Save
 
@@ -161,7 +161,7 @@ def _detect(
     options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
     failures: Failures, strips: _Strips | None,
 ) -> None:  # fmt: skip
-    """Detect in every frame, print and write."""
+    """Detect objects in every frame; print and write them."""
     tracker, tracked = None, ""
     for frame in shown(sources, "detect"):
         if options.track and frame.video and tracked != frame.source:
@@ -181,7 +181,7 @@ def _detect(
 
 
 class _Strips:
-    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes beside it."""
+    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes as CSV."""
 
     def __init__(self, options: Options, detector: Predictor, inputs: Sequence[Path]):
         from spikedet.outputs.names import Names
@@ -190,10 +190,10 @@ class _Strips:
         self.left_out: set[str] = set()
 
     def write(self, frame: Frame, steps: Sequence[Detections]) -> None:
-        """A strip of a picture; that videos have none is said once for each.
+        """Write the strip of a picture. For a video, print a warning once.
 
         Raises:
-            UsageError: It would be written over an input.
+            UsageError: The strip would overwrite an input.
         """
         from spikedet.detection.draw import draw
         from spikedet.outputs.names import frame_suffix, stem_of
@@ -234,7 +234,7 @@ class _Strips:
 def _detections(
     options: Options, detector: Predictor, frame: Frame, tracker: Tracker | None
 ) -> list[Detections]:
-    """The detections of a frame, after each step or the last."""
+    """Detect objects in a frame: after each step, or after the last step only."""
     from spikedet.detection.track import LOW
 
     conf = options.conf if tracker is None else min(options.conf, LOW)
@@ -252,7 +252,7 @@ def _detections(
 
 
 def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
-    """A line an object; of films with the time, and none where there is nothing."""
+    """Yield a line for each object. For videos, it contains the time."""
     for number, (name, score, box) in enumerate(
         zip(detections.classes, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     ):
@@ -264,7 +264,7 @@ def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
-    """What was done, and where it is."""
+    """Describe what was done and where the results are."""
     counts = outputs.counts
     seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
     seen += [_count(counts.frames, "frame")] if counts.frames else []

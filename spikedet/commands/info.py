@@ -63,7 +63,7 @@ def run(options: Options) -> None:
 
 
 def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """What there is to say about a checkpoint, by name.
+    """Collect the properties of a checkpoint by name.
 
     Args:
         checkpoint: The checkpoint.
@@ -99,16 +99,16 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 
 
 def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of `weights/results` that were measured of some weights, most pictures first.
+    """Find the rows of `weights/results` that were measured with some weights, most pictures first.
 
     Args:
-        identity: Of their file, see `checkpoint.identity`.
-        stage: Theirs; rows of others may have been made of the same file.
-        folder: In place of that.
+        identity: Identity of the weights file (see `checkpoint.identity`).
+        stage: Stage of the weights. Rows of other stages may be made from the same file.
+        folder: Folder to read. None: `weights/results`.
 
     Returns:
-        `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (the fingerprint of the
-        pictures), `engine` and `file` of each.
+        For each row `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (fingerprint of
+        the pictures), `engine` and `file`.
     """
     from spikedet import resources
 
@@ -131,10 +131,10 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
 
 
 def by_layer(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
-    """Thresholds of each layer of neurons, and spikes per neuron and step on one picture.
+    """The threshold and the firing rate (spikes per neuron and step) of each layer on one picture.
 
     Raises:
-        UsageError: The network is no spiking one, or no picture fits it.
+        UsageError: The network is not spiking, or no example picture fits it.
     """
     import spikedet
     from spikedet.detection.ultra import SAMPLE
@@ -156,14 +156,14 @@ def by_layer(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
 
 
 def graph_of(checkpoint: Checkpoint) -> Graph | None:
-    """The graph of a checkpoint, None where the file has none, as old float networks."""
+    """The graph of a checkpoint. None if the file has no graph (old float networks)."""
     from spikedet.checkpoint import restore_graph
 
     return None if checkpoint.graph is None else restore_graph(checkpoint)
 
 
 def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
-    """Number of layers that have thresholds, least and greatest of them."""
+    """The number of layers with thresholds, and the smallest and the largest threshold."""
     thresholds = [t for name, t in checkpoint.tensors.items() if name.endswith("threshold")]
     if not thresholds:
         return None
@@ -173,14 +173,19 @@ def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
 
 
 def named(model: dict[str, Any]) -> str:
-    """What a network description calls its network."""
+    """The name of the network in a network description."""
     name = model.get("arch") or model.get("yaml_file") or "described by layers"
     more = [f"{key} {model[key]}" for key in ("width", "scale", "activation") if model.get(key)]
     return ", ".join([shorten(name), *map(shorten, more)])
 
 
 def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
-    """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
+    """Check which engines can run a spiking graph.
+
+    Returns:
+        For each engine, how it runs the graph or why it cannot; and for each `engine, layer`, why
+        the engine leaves the layer to torch.
+    """
     from spikedet.engines import registry
 
     reasons: dict[str, str] = {}
@@ -199,7 +204,7 @@ def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _row(row: dict[str, Any]) -> str:
-    """What was measured, as a few words."""
+    """Describe a measured row in a few words."""
     values = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in VALUES if name in row)
     T = f"T={row['T']}: " if row["T"] else ""
     rate = row["spike_rate"]
@@ -208,7 +213,7 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def text(value: Any) -> str:
-    """A value as a few words."""
+    """Convert a value to a short text."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return f"\n{' ' * 14}".join(map(_row, value))
     if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:

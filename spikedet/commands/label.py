@@ -59,10 +59,10 @@ class Options(parse.Options):
 
 
 def new_names(options: Options) -> dict[str, str]:
-    """What `--voc` and `--rename` ask for.
+    """The new class names by old class name, from `--voc` and `--rename`.
 
     Raises:
-        UsageError: Not of the form OLD=NEW.
+        UsageError: An argument does not have the form OLD=NEW.
     """
     names = dict(COCO_NAMES) if options.voc else {}
     for pair in options.rename:
@@ -74,10 +74,10 @@ def new_names(options: Options) -> dict[str, str]:
 
 
 def class_names(teachers: list, names: dict[str, str], options: Options) -> list[str]:
-    """The classes that can be found, in order.
+    """The names of all classes that can be found, in order.
 
     Raises:
-        UsageError: One that is renamed or asked for and no detector knows.
+        UsageError: A renamed or requested class is not known to any detector.
     """
     available = dict.fromkeys(name for teacher in teachers for name in teacher.names)
     for old in (pair.partition("=")[0] for pair in options.rename):
@@ -98,7 +98,7 @@ def class_names(teachers: list, names: dict[str, str], options: Options) -> list
 
 
 def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> dict:
-    """What makes the boxes what they are."""
+    """The settings that determine the boxes. They must be equal in a resumed run."""
     from spikedet.checkpoint import sha256
 
     digests = {}
