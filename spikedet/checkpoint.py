@@ -92,7 +92,8 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     Args:
         checkpoint: The checkpoint.
         path: File to write.
-        half: Store tensors with two or more dimensions in half precision.
+        half: Store tensors with two or more dimensions in half precision, except those with values
+            too large for it.
     """
     tensors = {}
     integers = _integer_weights(checkpoint)
@@ -106,11 +107,17 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             exact = tensor.ndim < 2 or name.endswith(FULL_PRECISION)
-            tensor = tensor.to(torch.float32 if exact or not half else torch.float16)
+            tensor = tensor.float() if exact or not half else _halved(tensor.float())
         tensors[name] = tensor.contiguous().clone()
     header = {k: v for k, v in vars(checkpoint).items() if k != "tensors"}
     metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
     write_atomic(Path(path), _ordered(save_tensors(tensors, metadata)))
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """A tensor in half precision, or as it is if one of its values is too large for that."""
+    half = tensor.half()
+    return half if bool(half.isfinite().all()) else tensor
 
 
 def _integer_weights(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:

@@ -332,11 +332,15 @@ class EndToEnd:
 
 @dataclass
 class Plan:
-    """Settings of stage II, and the seed that chooses its pictures."""
+    """Settings of stage II, the seed that chooses its pictures, and the kind of the neurons.
+
+    `neuron` is a name in `neurons.registry`.
+    """
 
     layers: LayerWise = field(default_factory=LayerWise)
     end: EndToEnd = field(default_factory=EndToEnd)
     seed: int = 0
+    neuron: str = "neuron"
 
 
 def impossible(settings: Any) -> tuple[str, Any, str] | None:

@@ -225,6 +225,13 @@ class Task(ABC):
         """The stride: the input side must be a multiple of it. `head` is from `head_of`."""
         return 1
 
+    def expect_side(self, head: dict[str, Any], side: int) -> None:  # noqa: B027
+        """Check that the loss on annotations can be computed for pictures of this side in pixels.
+
+        Raises:
+            TrainingError: The pictures are too small.
+        """
+
     # ------------------------------------------------------------------ samples, loss and measure
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import random
@@ -279,6 +280,11 @@ def expect_same_run(folder: Path, checkpoint: Checkpoint) -> None:
     expect_alike(folder, begun, wanted)
 
 
+def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are read from a file: lists for tuples, and text for all keys."""
+    return json.loads(json.dumps(settings, default=str))
+
+
 def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Check that the settings of two runs are equal.
 
@@ -290,6 +296,7 @@ def expect_alike(place: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
     Raises:
         TrainingError: There is a difference. The message names the first one.
     """
+    begun, wanted = as_stored(begun), as_stored(wanted)
     for key in {**begun, **wanted}:
         before, now = begun.get(key), wanted.get(key)
         if before != now:
@@ -427,8 +434,8 @@ def parameter_groups(
     """Parameter groups for an optimiser. Only weights decay, not biases, norms and thresholds.
 
     Args:
-        network: The network. Parameters whose name ends in `threshold` are a separate group.
-            Each parameter is listed with its name, for `restore_optimizer`.
+        network: The network. Parameters whose name ends in `threshold` are a separate group. No
+            group is empty. Each parameter is listed with its name, for `restore_optimizer`.
         rate: Learning rate.
         decay: Weight decay.
         threshold_rate: Learning rate of the thresholds, as a fraction of `rate`.
@@ -442,13 +449,10 @@ def parameter_groups(
             thresholds.append(named)
         else:
             (weights if parameter.ndim > 1 else plain).append(named)
+    own = rate * threshold_rate
     groups = [
         {"params": weights, "lr": rate, "weight_decay": decay, "param_group": "weight"},
         {"params": plain, "lr": rate, "weight_decay": 0.0, "param_group": "plain"},
+        {"params": thresholds, "lr": own, "weight_decay": 0.0, "param_group": "threshold"},
     ]
-    if thresholds:
-        rate = rate * threshold_rate
-        groups.append(
-            {"params": thresholds, "lr": rate, "weight_decay": 0.0, "param_group": "threshold"}
-        )
-    return groups
+    return [group for group in groups if group["params"]]

@@ -51,6 +51,12 @@ def test_half_precision_spares_thresholds_potentials_and_biases(tmp_path, checkp
     assert torch.equal(again["weight"], checkpoint.tensors["weight"].half().float())
 
 
+def test_weights_too_large_for_half_precision_stay_as_they_are(tmp_path, checkpoint):
+    checkpoint.tensors["weight"][0, 0] = 1e5
+    save(checkpoint, tmp_path / "w", half=True)
+    assert torch.equal(load(tmp_path / "w").tensors["weight"], checkpoint.tensors["weight"])
+
+
 def test_the_command_that_halves(tmp_path, checkpoint, small_net, pictures, monkeypatch):
     checkpoint = with_graph(checkpoint, spiking_copy(quantised(small_net, [pictures], 8)))
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"

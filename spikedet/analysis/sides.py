@@ -75,7 +75,7 @@ class StepLoop(nn.Module):
         for node in self.graph.of((Temporal,)):
             assert isinstance(node.module, Temporal)
             state: _SteppingNeuron | _Stepping = _Stepping(node.module)
-            if isinstance(node.module, IFNeuron):
+            if type(node.module) is IFNeuron:
                 state = _SteppingNeuron(node.module)
             self.graph.replace(node.name, state)
             self.states.append(state)
@@ -157,7 +157,7 @@ class _Peer(IFNeuron):
 
         super().__init__(ours.threshold, ours.initial, ours.slope, ours.folded)
         theta = ours.threshold.unique().tolist()
-        if ours.slope or len(theta) > 1:
+        if ours.signed or len(theta) > 1:
             raise UsageError(
                 "SpikingJelly supports only one threshold per layer, and no negative spikes"
             )

@@ -53,6 +53,11 @@ def run(options: Options) -> None:
             raise WeightsError(
                 f"{path}: its tensors have other names or shapes than those of {options.weights[0]}"
             )
+        if checkpoint.graph != first.graph:
+            raise WeightsError(
+                f"{path}: its layers have other settings than those of {options.weights[0]}; "
+                "expected passes that started from one network"
+            )
     means = {
         name: torch.stack([each.tensors[name].float() for each in checkpoints]).mean(0)
         for name in shapes

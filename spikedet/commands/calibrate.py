@@ -69,7 +69,9 @@ def run(options: Options) -> None:
             "--teacher"
         )
     if checkpoint.stage == "snn":
-        refuse(options, LAYERS, "spiking weights only continue with the end-to-end pass")
+        refuse(
+            options, (*LAYERS, "neuron"), "spiking weights only continue with the end-to-end pass"
+        )
     expect_halves(options)
     if options.end.get("steps") == 0:
         useless = (*END, "unlabelled", "teacher")

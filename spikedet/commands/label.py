@@ -101,12 +101,13 @@ def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> 
     """The settings that determine the boxes. They must be equal in a resumed run."""
     from spikedet.checkpoint import sha256
 
-    digests = {}
+    weights = []  # several may have one name, such as best.safetensors
     for path in options.weights:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        digests[path.name] = {file.name: sha256(file) for file in files}
+        names_of = {file: file.relative_to(path.parent).as_posix() for file in files}
+        weights.append({name: sha256(file) for file, name in names_of.items()})
     return {
-        "weights": digests,
+        "weights": weights,
         "classes": classes,
         "rename": names,
         **{key: getattr(options, key) for key in ("conf", "iou", "one_class", "mirror", "imgsz")},
@@ -136,6 +137,8 @@ def run(options: Options) -> int:
     views = teachers + [label.mirrored(teacher) for teacher in teachers if options.mirror]
     failed = 0
     names_of = {path: path.relative_to(options.folder).as_posix() for path in paths}
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    journal.forget_changed({names_of[path]: size for path, size in sizes.items()})
     left = {path: name for path, name in names_of.items() if name not in journal.done}
     done = len(names_of) - len(left)
     counted = {"unit": "picture", "total": len(names_of), "initial": done}
@@ -150,7 +153,7 @@ def run(options: Options) -> int:
         objects = label.fuse(by_view)
         if options.one_class is not None:
             objects = label.remove_duplicates(objects, options.one_class)
-        journal.add(name, picture.shape[1], picture.shape[0], objects)
+        journal.add(name, picture.shape[1], picture.shape[0], objects, sizes[path])
     entries = [journal.done[name] for name in names_of.values() if name in journal.done]
     info = {"description": "labelled by detectors", "command": command_line(), **settings}
     results = label.coco(entries, classes, info)

@@ -183,6 +183,13 @@ class StageTwoOptions(Options):
         shown="default: count",
         group=GROUP_TWO,
     )
+    neuron: str = option(
+        Plan.neuron,
+        "neurons of the spiking network: ordinary ones, or ones that take back spikes that were "
+        "too many",
+        choices=("neuron", "correcting"),
+        group=GROUP_TWO,
+    )
 
 
 END = tuple(name for name in names_of("EndToEnd") if name != "end_to_end")
@@ -213,7 +220,7 @@ def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
     """
     layers = _of_task("LayerWise", task, options.layer_wise)
     layers = replace(layers, coarse=not options.no_coarse, fine=not options.no_fine)
-    return Plan(layers, _of_task("EndToEnd", task, options.end), seed)
+    return Plan(layers, _of_task("EndToEnd", task, options.end), seed, options.neuron)
 
 
 class Shown(Watcher):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spikedet.conversion.distill import ROUND, distill, relative_adam, warm_cosine
+from spikedet.conversion.distill import distill, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
 from spikedet.graph.graph import Graph
@@ -208,12 +208,9 @@ class StageTraining:
             The result of `distill`.
         """
 
-        def batches(first: int) -> Iterator[tuple[Any, ...]]:
-            done = 0
-            while done < ROUND:
-                for parts in self.source:
-                    yield parts
-                    done += 1
+        def endless() -> Iterator[tuple[Any, ...]]:
+            while True:
+                yield from self.source
 
         def value(parts: tuple[Any, ...]) -> Tensor:
             spiking.chunk = len(parts[0]) * spiking.T
@@ -233,6 +230,7 @@ class StageTraining:
             ]
             return sum(each) / len(each)
 
+        drawn = endless()  # of all rounds: they see every batch, however many there are
         chunk, steps = spiking.chunk, options.read_after(spiking.T)
         kept, before = copy.deepcopy(spiking.graph), mean_distance()
         with Bar(total=options.steps, desc="end to end", shown=self.progress) as bar:
@@ -241,7 +239,7 @@ class StageTraining:
                 bar.set_postfix_str(f"loss {now:.3f}", refresh=False)
                 bar.update()
 
-            spikes = distill(spiking, batches, value, options, on_step=on_step)
+            spikes = distill(spiking, lambda first: drawn, value, options, on_step=on_step)
         spiking.chunk = chunk
         if not options.sparsity and not mean_distance() <= before:
             spiking.graph = kept

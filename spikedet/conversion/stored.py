@@ -147,7 +147,7 @@ class StoredOutputs:
             return stored.cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
         self.shapes[site.node.name] = spikes.shape
-        signs = [spikes > 0, spikes < 0] if site.neuron.slope else [spikes.bool()]
+        signs = [spikes > 0, spikes < 0] if site.neuron.signed else [spikes.bool()]
         bits = torch.stack(signs)
         if self._channels_last(bits.ndim - 1, m):
             bits = bits.permute(0, 1, 3, 4, 2).contiguous()
@@ -167,7 +167,7 @@ class StoredOutputs:
             unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
             return torch.from_numpy(stored).to(device).float() * unit
         assert isinstance(maker, IFNeuron)
-        signs = 2 if maker.slope else 1
+        signs = 2 if maker.signed else 1
         bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
         bits = bits.to(device)
         if self._channels_last(len(shape), m):
@@ -175,7 +175,7 @@ class StoredOutputs:
             spikes = bits.view(signs, frames, *size, channels).float().permute(0, 1, 4, 2, 3)
         else:
             spikes = bits.view(signs, *shape).float()
-        spikes = spikes[0] - spikes[1] if maker.slope else spikes[0]
+        spikes = spikes[0] - spikes[1] if maker.signed else spikes[0]
         return maker.scale_spikes(spikes)
 
 
@@ -194,5 +194,5 @@ def fire(
     Returns:
         Spikes [T*B, C, ...], -1, 0 or 1, and potentials [B, C, ...].
     """
-    start = site.neuron.first_potential(current, batch)
-    return site.neuron.fire(current, start, T, alpha)
+    spikes, state = site.neuron.fire(current, site.neuron.start(current, batch), T, alpha)
+    return spikes, state if isinstance(state, Tensor) else state[0]

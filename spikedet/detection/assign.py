@@ -7,15 +7,36 @@ each stride gets the objects in its own range of sizes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikedet.detection.ultra import DetectionLoss, TaskAlignedAssigner, make_anchors
+from spikedet.errors import TrainingError
 
 # Side of an object, in strides: the square root of its area, from and up to.
 RANGE = (3.5, 12.0)
+CANDIDATES = 10  # predictions that ultralytics' loss assigns to an object at most
+
+
+def expect_places(strides: Sequence[float], side: int) -> None:
+    """Check that pictures are large enough for the loss.
+
+    Args:
+        strides: Output strides of the network.
+        side: Side of the pictures in pixels.
+
+    Raises:
+        TrainingError: There are fewer than `CANDIDATES` predictions for a picture.
+    """
+    places = sum((side // int(stride)) ** 2 for stride in strides)
+    if places < CANDIDATES:
+        raise TrainingError(
+            f"pictures of {side} pixels have {places} places for predictions; expected "
+            f"{CANDIDATES} or more; use larger pictures"
+        )
 
 
 class SizedAssigner(TaskAlignedAssigner):

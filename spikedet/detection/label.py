@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.files import read_lines
+from spikedet.files import read_lines, write_atomic
 
 LEAST_OVERLAP = 0.5  # smallest IoU of two boxes of a class that are the same object
 
@@ -223,12 +223,24 @@ class Journal:
                 "another --out"
             )
         whole = "".join(line + "\n" for line in lines)
-        path.write_text(whole, encoding="utf-8")
+        write_atomic(path, whole.encode())
 
-    def add(self, file_name: str, width: int, height: int, objects: Sequence[Object]) -> None:
-        """Store the results of one picture."""
+    def forget_changed(self, sizes: Mapping[str, int]) -> None:
+        """Forget the results of pictures that are not there, or whose files have other sizes now.
+
+        Args:
+            sizes: Bytes of each picture file, by the name of the picture.
+        """
+        known = {name: entry for name, entry in self.done.items() if name in sizes}
+        self.done = {n: e for n, e in known.items() if e.get("bytes", sizes[n]) == sizes[n]}
+
+    def add(
+        self, file_name: str, width: int, height: int, objects: Sequence[Object], size: int
+    ) -> None:
+        """Store the results of one picture, whose file has `size` bytes."""
         rows = [[o.name, round(o.score, 4), [round(v, 2) for v in o.box]] for o in objects]
-        entry = {"file_name": file_name, "width": width, "height": height, "objects": rows}
+        entry = {"file_name": file_name, "width": width, "height": height, "bytes": size}
+        entry["objects"] = rows
         self.done[file_name] = entry
         new = not self.path.exists() or not self.path.stat().st_size
         self.path.parent.mkdir(parents=True, exist_ok=True)

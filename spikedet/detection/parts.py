@@ -3,6 +3,9 @@
 Normally all threads share every operation, and wait for each other some hundred times in a step. If
 other programs use the same cores, one thread is always late, and a step takes many times as long.
 With one part of the batch for each thread, the threads wait for each other only once in a step.
+
+The order in which the threads update the statistics of batch norm, draw the noise of quantisers,
+and add gradients is not fixed. So two runs with the same seed differ a little.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.formats import read_boxes
+from spikedet.detection.assign import expect_places
 from spikedet.detection.defaults import PROTOCOL
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.measure import measure
@@ -66,6 +67,9 @@ class Detection(Task):
     def stride(self, head: dict[str, Any]) -> int:
         return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
 
+    def expect_side(self, head: dict[str, Any], side: int) -> None:
+        expect_places(head["strides"], side)
+
     def read(self, source: Source) -> BoxSamples:
         return BoxSamples(
             read_boxes(
@@ -88,7 +92,7 @@ class Detection(Task):
         raw, targets = outputs
         total = distillation_loss(raw, targets)
         if end.truth:
-            detector = GraphDetector(network, checkpoint.head, len(checkpoint.names)).eval()
+            detector = GraphDetector(network, checkpoint.head, len(checkpoint.names))
             detector.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
             total = total + end.truth * detector.loss(batch, raw)[0].sum() / len(batch["img"])
         return total

@@ -175,9 +175,13 @@ def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[s
     ids = ("\n".join(annotations) + "\n").encode()
     files = {out / "Annotations" / f"{stem}.xml": xml for stem, xml in annotations.items()}
     links = {out / "JPEGImages" / f"{stem}.jpg": path for stem, path in pictures.items()}
-    for path, content in {**files, listed: ids}.items():
-        if path.exists() and path.read_bytes() != content:
-            raise DataError(f"{path}: exists already, with other content; choose another --out")
+    other = [listed] if listed.exists() and listed.read_bytes() != ids else []
+    for path, content in files.items():
+        # a killed run leaves the beginning of a file
+        if path.exists() and not content.startswith(path.read_bytes()):
+            other.append(path)
+    if other:
+        raise DataError(f"{other[0]}: exists already, with other content; choose another --out")
     for link, picture in links.items():
         if os.path.lexists(link) and os.path.realpath(link) != str(picture):
             raise DataError(f"{link}: exists already, as another picture; choose another --out")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spikedet.detection.assign import expect_places
 from spikedet.detection.data import Sample
 from spikedet.detection.defaults import MOST
 from spikedet.detection.model import Detector, GraphDetector
@@ -51,7 +52,6 @@ from spikedet.training import (
 )
 
 log = logging.getLogger(__name__)
-CANDIDATES = 10  # predictions that ultralytics' loss assigns to an object at most
 
 
 class SampleDataset(YOLODataset):
@@ -162,7 +162,7 @@ class Trainer(DetectionTrainer):
             raise UsageError("parts of a batch are for CPUs only; leave parts out")
         stride = int(network.stride.max())
         expect_growth("the training", settings.grow_from, settings.imgsz, stride)
-        _expect_places(network, settings.grow_from or settings.imgsz)
+        expect_places(network.stride.tolist(), settings.grow_from or settings.imgsz)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
         expect_fresh(folder, resume)
@@ -372,7 +372,8 @@ class Trainer(DetectionTrainer):
             self.ema.ema.load_state_dict(state["ema"])
             self.ema.updates = state["updates"]
             restore_optimizer(self.optimizer, state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # that of a run on a CPU is empty
+                self.scaler.load_state_dict(state["scaler"])
             self.best_fitness = state["best_fitness"]
         except (KeyError, ValueError, RuntimeError):
             raise TrainingError(
@@ -394,21 +395,6 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """Do nothing: each epoch was already measured on the tuning pictures."""
-
-
-def _expect_places(network: Detector | GraphDetector, side: int) -> None:
-    """Check that the pictures are large enough for the loss.
-
-    Raises:
-        TrainingError: There are fewer than `CANDIDATES` predictions for a picture.
-    """
-    places = sum((side // int(stride)) ** 2 for stride in network.stride)
-    if places < CANDIDATES:
-        raise TrainingError(
-            f"pictures of {side} pixels have {places} places for predictions; expected "
-            f"{CANDIDATES} "
-            "or more; use larger pictures"
-        )
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -157,7 +157,11 @@ class Run:
             layer.step_mass = means.masses[name].ctypes.data
 
     def _state(self, stage: Stage) -> np.ndarray:
-        """The state of a layer between two parts: potentials, or counts and their maxima."""
+        """The state of a layer between two parts.
+
+        Potentials, with the counts of neurons that correct themselves; of pooling, counts and their
+        maxima.
+        """
         name = stage.op.name
         if name not in self.state:
             channels, height, width = self.plan.maps[name]
@@ -168,7 +172,8 @@ class Run:
                 size = rows * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:
-                shape = (self.batch, height, width, stage.kernel.padded)
+                kept = 2 if stage.kernel.negative == 2 else 1
+                shape = (self.batch, height, width, kept * stage.kernel.padded)
                 self.state[name] = np.zeros(shape, np.int32)
         return self.state[name]
 

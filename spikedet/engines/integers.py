@@ -13,7 +13,8 @@ s too. Each value is rounded once, half to even:
 s is the smallest number with 8 significant bits for which all weights fit into int8. It is about
 max |w a| / 127 of the channel (see `currents.scales_of`). If a spike is added to a current without
 a weighted layer (a shortcut), it gets the 32-bit weight theta / s. With a slope a, a neuron sends a
-negative spike at u <= -round(theta / a s), or at u < 0 if a = 1.
+negative spike at u <= -round(theta / a s), or at u < 0 if a = 1. A neuron that corrects itself
+sends one at u < 0, if it has sent more positive than negative spikes.
 
 Between neurons the values are the integers 0/1 or -1/0/1. After average pooling they are sums of
 windows, and the divisor is folded into the next weights. A sum of spikes with different thresholds
@@ -43,6 +44,7 @@ from spikedet.engines.program import INT32, Current, Move, Neuron, NoIntegers, P
 from spikedet.engines.signals import SpikeSignals, Term
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.time import CONSTANT, phases
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.functional import NO_SLOPE
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, per_channel
 from spikedet.neurons.slope import Slope
@@ -104,7 +106,7 @@ class _Compiler:
 
     def _neuron(self, node: Node) -> None:
         (source,) = node.inputs
-        if type(node.module) is not IFNeuron:
+        if type(node.module) not in (IFNeuron, CorrectingNeuron):
             kind = type(node.module).__name__
             raise self.signals.refuse(node.name, f"a neuron of another kind ({kind})")
         if self.when[source] == CONSTANT:
@@ -165,7 +167,10 @@ class _Compiler:
         if initial.ndim < 2:
             start = start.expand(len(scale)).contiguous()
         low = up = None
-        if not bool(own.depth.isnan().all()):
+        corrects = isinstance(node.module, CorrectingNeuron)
+        if corrects:
+            low, up = torch.full_like(threshold, -1), threshold.clone()
+        elif not bool(own.depth.isnan().all()):
             signed = ~own.depth.isnan()
             depth = whole(own.depth.nan_to_num(0.0)).clamp(min=1)
             at_once = torch.where(own.slope == 1, torch.ones_like(depth), depth)
@@ -175,7 +180,7 @@ class _Compiler:
         highest = threshold if up is None else torch.maximum(threshold, up)
         far = start.abs() if start.ndim == 1 else start.flatten(1).abs().amax(1)
         limit = highest + far + 1
-        neuron = Neuron(node.name, (), whole(bias), threshold, start, low, up, scale)
+        neuron = Neuron(node.name, (), whole(bias), threshold, start, low, up, scale, corrects)
         return neuron, limit
 
     def _add_neuron(self, neuron: Neuron, most: float) -> None:

@@ -47,7 +47,7 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 class LayerStruct(Structure):
     _fields_ = [
         *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
-        *_fields(c_int32, "zero_row window_most by_step initial_each signed_ after_number"),
+        *_fields(c_int32, "zero_row window_most by_step initial_each negative after_number"),
         ("after", c_void_p),
         *_fields(c_int32, "slide slide_lead"),
         *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),

@@ -232,7 +232,7 @@ class Plan:
         layer, keep = stage.kernel, stage.arrays
         bases = [self.maps[list(self.tensors)[source.tensor]] for source in sources]
         times = [self.most[source.tensor] for source in sources]
-        if op.low is None and (slide := slide_of(sources, bases, times)):
+        if (op.low is None or op.corrects) and (slide := slide_of(sources, bases, times)):
             layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
@@ -312,7 +312,7 @@ class Plan:
             "initial": pad(initial, padded, 0),
         }
         if op.low is not None and op.up is not None:
-            layer.signed_ = 1
+            layer.negative = 2 if op.corrects else 1
             values["low"] = pad(op.low.numpy(), padded, -NEVER - 1)
             values["up"] = pad(op.up.numpy(), padded, 0)
         for name, value in values.items():

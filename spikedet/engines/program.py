@@ -116,6 +116,7 @@ class Neuron(Op):
         low, up: For signed spikes: a negative spike at u <= low, then u += up; [C] int32 each. None
             if spikes are 0/1.
         scale: Value of the integer 1, [C] float64.
+        corrects: A negative spike is sent only after more positive than negative ones.
     """
 
     bias: Tensor
@@ -124,6 +125,7 @@ class Neuron(Op):
     low: Tensor | None
     up: Tensor | None
     scale: Tensor
+    corrects: bool = False
 
 
 @dataclass

@@ -105,28 +105,30 @@ def _weighted(like: WeightedLayer, x: Tensor, weight: Tensor) -> Tensor:
     return function(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
 
 
-def _fire(
-    op: Neuron, current: Tensor, batch: int, steps: int, memory: Any
-) -> tuple[Tensor, Tensor]:
-    """Spikes [steps*B, C, ...] and the potentials after them."""
+def _fire(op: Neuron, current: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
+    """Spikes [steps*B, C, ...], and the potentials and counts of spikes after them."""
 
     def each(value: Tensor) -> Tensor:
         return per_channel(value.to(current), current.ndim)
 
-    u = memory
-    if u is None:
+    if memory is None:
         u = each(op.initial).expand(batch, *current.shape[1:])
+        sent = torch.zeros_like(u)
+    else:
+        u, sent = memory
     spikes = []
     for now in current.split(batch):
         u = u + now + each(op.bias)
         above = (u >= each(op.threshold)).to(current.dtype)
         below = torch.zeros_like(above)
         if op.low is not None and op.up is not None:
-            below = (u <= each(op.low)).to(current.dtype)
+            under = u <= each(op.low)
+            below = (under & (sent > 0) if op.corrects else under).to(current.dtype)
             u = u + below * each(op.up)
         u = u - above * each(op.threshold)
         spikes.append(above - below)
-    return torch.cat(spikes), u
+        sent = sent + spikes[-1]
+    return torch.cat(spikes), (u, sent)
 
 
 def _pool(op: Pool, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:

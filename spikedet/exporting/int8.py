@@ -174,7 +174,8 @@ class _File:
             tensors["scale"] = op.scale
             if op.low is not None and op.up is not None:
                 tensors |= {"low": op.low, "up": op.up}
-            return self._add(op.name, "neuron", inputs, tensors)
+            kind = "correcting_neuron" if op.corrects else "neuron"
+            return self._add(op.name, kind, inputs, tensors)
         if isinstance(op, Weighted):
             return self._weighted(op.name, op.like, inputs, op.weight)
         if isinstance(op, Times):

@@ -25,6 +25,7 @@ from spikedet.exporting.registry import refuse
 from spikedet.exporting.source import Source
 from spikedet.graph.graph import Node
 from spikedet.graph.time import CONSTANT
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 
 FORMS = ("unrolled", "step")
@@ -61,7 +62,7 @@ def build(source: Source, form: str | None = None) -> tuple[bytes, list[str]]:
 
 def _is_known(node: Node) -> bool:
     if isinstance(node.module, IFNeuron):
-        return type(node.module) is IFNeuron
+        return type(node.module) in (IFNeuron, CorrectingNeuron)
     return isinstance(node.module, KNOWN)
 
 
@@ -85,10 +86,10 @@ class _Whole(Builder):
         step = self.fire(node, len(shape))
         constant = self.when[node.inputs[0]] == CONSTANT
         currents = [x] * T if constant else self.steps(x)
-        potential = self.initial(node)
+        state = tuple(self.start(node).values())
         sent = []
         for current in currents:
-            spikes, potential = step(potential, current)
+            spikes, state = step(state, current)
             sent.append(spikes)
         return self.op("Concat", *sent, axis=0) if T > 1 else sent[0]
 
@@ -141,18 +142,20 @@ class _Step(Builder):
         self.states.append({"name": name, "next": f"{name}_next", "shape": [None, *shape[1:]]})
         return self.op("Where", self.first, start, name)
 
-    def hand_on(self, value: str) -> None:
-        """Set the new value of the state that `state` returned last."""
-        state = self.states[-1]
+    def hand_on(self, value: str, place: int = -1) -> None:
+        """Set the new value of a state, counted from the last one that `state` returned."""
+        state = self.states[place]
         self.taken.add(state["next"])
         self.nodes.append(helper.make_node("Identity", [value], [state["next"]], state["next"]))
         self.later.append(self._value(state["next"], tuple(state["shape"][1:])))
 
     def neuron(self, node: Node, x: str) -> str:
         shape = self.graph.shapes[node.name]
-        potential = self.state(node, "potential", shape, self.initial(node))
-        spikes, potential = self.fire(node, len(shape))(potential, x)
-        self.hand_on(potential)
+        start = self.start(node)
+        before = tuple(self.state(node, kind, shape, value) for kind, value in start.items())
+        spikes, after = self.fire(node, len(shape))(before, x)
+        for place, value in enumerate(after, -len(after)):
+            self.hand_on(value, place)
         return spikes
 
     def counted(self, node: Node, x: str) -> str:

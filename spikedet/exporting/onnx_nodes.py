@@ -7,7 +7,7 @@ Every node of the graph becomes a few ONNX nodes with its name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -46,9 +46,12 @@ from spikedet.graph.operations import (
     WeightedLayer,
 )
 from spikedet.graph.time import phases
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.functional import NO_SLOPE
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
+
+State: TypeAlias = tuple[str, ...]  # names of the values that neurons keep between time steps
 
 OPSET, IR = 18, 10
 KNOWN = (
@@ -364,9 +367,18 @@ class Builder:
         initial, ndim = self.graph.neuron(node.name).initial, len(self.graph.shapes[node.name])
         return self.constant(self.channels(initial, ndim), "initial")
 
-    def fire(self, node: Node, ndim: int) -> Callable[[str, str], tuple[str, str]]:
-        """A function for one time step of neurons: (potential, current) -> (output, potential)."""
+    def start(self, node: Node) -> dict[str, str]:
+        """The state of neurons before the first step: potentials, and counts if they have them."""
+        state = {"potential": self.initial(node)}
+        if isinstance(node.module, CorrectingNeuron):
+            state["counts"] = self.number(0.0)
+        return state
+
+    def fire(self, node: Node, ndim: int) -> Callable[[State, str], tuple[str, State]]:
+        """A function for one time step of neurons: (state, current) -> (output, state)."""
         module = self.graph.neuron(node.name)
+        if isinstance(module, CorrectingNeuron):
+            return self._correct(module, ndim)
         theta = module.threshold.detach()
         threshold = self.constant(self.channels(theta, ndim), "threshold")
         slope = torch.tensor(module.slope, dtype=torch.float32)
@@ -381,8 +393,8 @@ class Builder:
         if bool(linear.any()):
             whether = self.constant(self.channels(linear, ndim) == 1, "linear")
 
-        def step(potential: str, current: str) -> tuple[str, str]:
-            u = self.op("Add", potential, current)
+        def step(state: State, current: str) -> tuple[str, State]:
+            u = self.op("Add", state[0], current)
             fired = self.cast(self.op("GreaterOrEqual", u, threshold))
             after = self.op("Sub", u, self.op("Mul", fired, threshold))
             if signed:
@@ -394,7 +406,26 @@ class Builder:
                 after = self.op("Add", after, self.op("Mul", below, up))
                 fired = self.op("Sub", fired, below)
             sent = fired if module.folded else self.op("Mul", fired, threshold)
-            return sent, after
+            return sent, (after,)
+
+        return step
+
+    def _correct(
+        self, module: CorrectingNeuron, ndim: int
+    ) -> Callable[[State, str], tuple[str, State]]:
+        """`fire` of neurons that correct themselves. The state is potentials and counts."""
+        threshold = self.constant(self.channels(module.threshold.detach(), ndim), "threshold")
+
+        def step(state: State, current: str) -> tuple[str, State]:
+            potential, counts = state
+            u = self.op("Add", potential, current)
+            above = self.cast(self.op("GreaterOrEqual", u, threshold))
+            below = self.op("Less", u, self.number(0.0))
+            below = self.op("And", below, self.op("Greater", counts, self.number(0.0)))
+            fired = self.op("Sub", above, self.cast(below))
+            change = self.op("Mul", fired, threshold)
+            sent = fired if module.folded else change
+            return sent, (self.op("Sub", u, change), self.op("Add", counts, fired))
 
         return step
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+NEURONS = ("neuron", "correcting_neuron")
+
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read the header and the tensors of a file.
@@ -99,7 +101,7 @@ def _over_time(
         values = dict(known)
         _through(header["steps"], values, own, state, given)
         for node in header["steps"]:
-            if node["op"] == "neuron":
+            if node["op"] in NEURONS:
                 spikes.setdefault(node["name"], []).append(values[node["name"]])
         for node in means:
             name, weights = node["name"], own[node["name"]]["weights"]
@@ -159,8 +161,8 @@ def compute(
     op, x = node["op"], inputs[0]
     if op == "round":
         return rounded(x, own)
-    if op == "neuron":
-        return fired(x, own, state)
+    if op in NEURONS:
+        return fired(x, own, state, corrects=op == "correcting_neuron")
     if "weight" in own:
         return weighted(x, node, own)
     if op == "times":
@@ -202,15 +204,26 @@ def rounded(x: np.ndarray, own: dict[str, np.ndarray]) -> np.ndarray:
     return np.rint(np.clip(x * inverse, -limit, limit)).astype(np.int32)
 
 
-def fired(x: np.ndarray, own: dict[str, np.ndarray], state: dict) -> np.ndarray:
-    """Spikes (0/1, or -1/0/1) of neurons with soft reset. The potentials are in `state`."""
+def fired(
+    x: np.ndarray, own: dict[str, np.ndarray], state: dict, corrects: bool = False
+) -> np.ndarray:
+    """Spikes (0/1, or -1/0/1) of neurons with soft reset.
+
+    `state` holds the potentials. With `corrects` it also holds the sum of the spikes so far, and a
+    negative spike is sent only where that sum is above 0.
+    """
     value = {name: broadcast(tensor, x.ndim) for name, tensor in own.items()}
     u = state.get("u", value["initial"]) + x + value["bias"]
     above = u >= value["threshold"]
     below = u <= value["low"] if "low" in own else np.zeros_like(above)
+    if corrects:
+        below = below & (state.get("sent", 0) > 0)
     u = u - above * value["threshold"]
     state["u"] = u + below * value["up"] if "low" in own else u
-    return above.astype(np.int32) - below
+    spikes = above.astype(np.int32) - below
+    if corrects:
+        state["sent"] = state.get("sent", 0) + spikes
+    return spikes
 
 
 def weighted(x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray]) -> np.ndarray:

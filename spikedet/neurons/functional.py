@@ -29,6 +29,12 @@ With a = 1 (the neuron of a linear bottleneck) the second threshold is 0: s[t] =
 potential then ends between 0 and theta, like that of a ReLU neuron. With an initial potential of
 theta / 2 the rates are therefore rounded to the nearest level on both sides. With a threshold of
 -theta, negative rates would be one level too small.
+
+The neuron that corrects itself is such a neuron with a = 1, but it sends a negative spike only
+after more positive than negative ones. So it takes back spikes that were too many, and its rate is
+never negative (see `neurons.correcting`):
+
+    s[t] = -1 if u[t] < 0 and s[1] + ... + s[t-1] > 0, and then u[t] = u[t] + theta
 """
 
 from __future__ import annotations
@@ -50,6 +56,7 @@ def integrate_and_fire(
     steps: int,
     dtype: torch.dtype | None = None,
     slope: float | Tensor = 0.0,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run neurons over T time steps, without gradients (eq 2-4, and eq 22 with a slope).
 
@@ -63,6 +70,8 @@ def integrate_and_fire(
         dtype: Type of the spikes. None: the type of `current`. 0 and 1 are exact in every type.
         slope: Slope a of the negative side, 0..1, a number or broadcastable to [B, C, ...]. With 0
             there are no negative spikes.
+        counts: For neurons that correct themselves (their slope is 1): positive minus negative
+            spikes before the first step, [B, C, ...] float32. They are updated in place.
 
     Returns:
         Spikes [T*B, C, ...], which are 0 or 1 (with a slope -1, 0 or 1), and the potentials after
@@ -74,10 +83,11 @@ def integrate_and_fire(
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
     size = pictures_per_pass(u)
-    parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1))
-    for v, potentials, s in zip(*parts, strict=True):
+    sent = [None] * -(-batch // size) if counts is None else counts.split(size)
+    parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1), sent)
+    for v, potentials, s, c in zip(*parts, strict=True):
         if signed(slope):
-            _advance_signed(v, potentials, threshold, s, slope)
+            _advance_signed(v, potentials, threshold, s, slope, c)
         else:
             _advance(v, potentials, threshold, s)
     return spikes, u
@@ -97,13 +107,18 @@ def _advance(currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor) -> 
 
 
 def _advance_signed(
-    currents: Tensor, u: Tensor, threshold: Tensor, spikes: Tensor, slope: float | Tensor
+    currents: Tensor,
+    u: Tensor,
+    threshold: Tensor,
+    spikes: Tensor,
+    slope: float | Tensor,
+    counts: Tensor | None,
 ) -> None:
     """Like `_advance`, for neurons with a second, lower threshold."""
     above, below = torch.empty_like(u), torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
-        _fire_signed(u, threshold, slope, above, below)
+        _fire_signed(u, threshold, slope, above, below, counts)
         spikes[t] = above.sub_(below)
 
 
@@ -113,11 +128,17 @@ def signed(slope: float | Tensor) -> bool:
 
 
 def _fire_signed(
-    u: Tensor, threshold: Tensor, slope: float | Tensor, above: Tensor, below: Tensor
+    u: Tensor,
+    threshold: Tensor,
+    slope: float | Tensor,
+    above: Tensor,
+    below: Tensor,
+    counts: Tensor | None = None,
 ) -> None:
     """Set `above` and `below` to 1 where `u` reaches that threshold, else to 0; reset `u`.
 
-    All tensors are float32 and are changed in place.
+    With `counts`, `below` is 1 only where a count is above 0, and the counts are updated. All
+    tensors are float32 and are changed in place.
     """
     torch.ge(u, threshold, out=above)
     if isinstance(slope, Tensor):
@@ -129,6 +150,9 @@ def _fire_signed(
             torch.lt(u, torch.zeros_like(depth), out=below)
         else:
             torch.le(u, -depth, out=below)
+    if counts is not None:
+        below.mul_(torch.gt(counts, 0, out=torch.empty_like(counts)))
+        counts.add_(above).sub_(below)
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
 
 
@@ -161,6 +185,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         steps: int,
         alpha: float,
         slope: float | Tensor,
+        counts: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         batch = len(potential)
         ctx.constant, ctx.steps, ctx.alpha, ctx.slope = len(current) == batch, steps, alpha, slope
@@ -168,9 +193,9 @@ class _IntegrateAndFire(torch.autograd.Function):
         near = _empty_spikes(current, batch, steps, torch.bool)
         near_below = torch.empty_like(near) if signed(slope) else None
         u = potential.clone()
-        rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, near_below)
-        for potentials, currents, fired, inside, below in rows:
-            _advance_watched(potentials, currents, fired, inside, below, threshold, alpha, slope)
+        rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, near_below, counts)
+        for *tensors, sent in rows:
+            _advance_watched(*tensors, threshold, alpha, slope, None if sent is None else sent[0])
         ctx.save_for_backward(near, threshold, near_below)
         ctx.current_dtype = current.dtype
         return spikes, u
@@ -190,7 +215,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         )
         for grads, sent, current, inside, below in rows:
             _retreat(grads, sent, current, inside, below, threshold, ctx.alpha, ctx.slope)
-        return grad_current.to(ctx.current_dtype), grad, None, None, None, None
+        return grad_current.to(ctx.current_dtype), grad, None, None, None, None, None
 
 
 def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Any]]:
@@ -230,6 +255,7 @@ def _advance_watched(
     threshold: Tensor,
     alpha: float,
     slope: float | Tensor,
+    counts: Tensor | None,
 ) -> None:
     """Update the potentials [1, B, C, ...], compute spikes and windows [T, B, C, ...], in place."""
     u = potentials[0]
@@ -240,8 +266,11 @@ def _advance_watched(
         near[t] = _within(u, low, high, one, other)
         if near_below is not None:
             # the same window around the lower threshold, which is 0 or -theta / slope
-            near_below[t] = _within(_depth(u, threshold, slope), low, high, one, other)
-            _fire_signed(u, threshold, slope, one, other)
+            inside = _within(_depth(u, threshold, slope), low, high, one, other)
+            near_below[t] = (
+                inside if counts is None else inside.mul_(torch.gt(counts, 0, out=other))
+            )
+            _fire_signed(u, threshold, slope, one, other, counts)
             spikes[t] = one.sub_(other)
             continue
         fired = torch.ge(u, threshold, out=one)
@@ -292,6 +321,7 @@ def integrate_and_fire_surrogate(
     steps: int,
     alpha: float = 1.0,
     slope: float | Tensor = 0.0,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Like `integrate_and_fire`, but with gradients through time (eq 20, 21).
 
@@ -303,11 +333,13 @@ def integrate_and_fire_surrogate(
         steps: Number of time steps T.
         alpha: Width of the windows of the surrogate gradient, in units of the threshold.
         slope: Slope of the negative side, as for `integrate_and_fire`.
+        counts: Counts of neurons that correct themselves, as for `integrate_and_fire`. They are
+            updated in place.
 
     Returns:
         Spikes and final potentials. They equal those of `integrate_and_fire`.
     """
-    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope)
+    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope, counts)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

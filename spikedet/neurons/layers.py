@@ -92,22 +92,32 @@ class IFNeuron(Temporal):
         self.spike_dtype: torch.dtype | None = None  # that of the current
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
-        """See `Temporal.advance`. The state is the potentials, [B, C, ...]."""
-        potential = self.first_potential(x, batch) if memory is None else memory
-        spikes, potential = self.fire(x, potential, steps)
-        return self.scale_spikes(spikes), potential
+        """See `Temporal.advance`. The state is that of `fire`."""
+        state = self.start(x, batch) if memory is None else memory
+        spikes, state = self.fire(x, state, steps)
+        return self.scale_spikes(spikes), state
+
+    @property
+    def signed(self) -> bool:
+        """Whether it can send negative spikes."""
+        return bool(self.slope)
+
+    def start(self, current: Tensor, batch: int) -> Any:
+        """The state before the first step, for currents [.., C, ...] (see `fire`)."""
+        return self.first_potential(current, batch)
 
     def fire(
-        self, current: Tensor, potential: Tensor, steps: int, alpha: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the spikes (-1, 0 or 1) of some steps, and the potentials after them (eq 2-4).
+        self, current: Tensor, state: Any, steps: int, alpha: float = 1.0
+    ) -> tuple[Tensor, Any]:
+        """Compute the spikes (-1, 0 or 1) of some steps, and the state after them (eq 2-4).
 
         Args:
             current: [steps*B, C, ...], or [B, C, ...] if constant over time.
-            potential: Potentials before these steps, [B, C, ...].
+            state: The state before these steps: the potentials, [B, C, ...].
             steps: Number of time steps.
             alpha: Width of the surrogate gradient, in units of the threshold.
         """
+        potential: Tensor = state
         threshold = per_channel(self.threshold, current.ndim)
         slope = broadcast_slope(self.slope, current)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from spikedet.errors import UsageError, list_choices
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
 
-NEURONS: dict[str, type[IFNeuron]] = {"neuron": IFNeuron}
+NEURONS: dict[str, type[IFNeuron]] = {"neuron": IFNeuron, "correcting": CorrectingNeuron}
 
 
 def register(name: str, neuron: type[IFNeuron]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ class CocoResults:
 
     def __init__(self, path: Path, annotations: Path | None = None):
         self._file: EntryFile = json_list(path)
-        self._images, self._categories = None, None
+        self._images: dict[str, list[tuple[tuple[str, ...], int]]] | None = None
+        self._categories: dict[str, int] | None = None
+        self._sources: dict[int, str] = {}  # source by image id
         if annotations is not None:
             self._images, self._categories = _numbers(annotations)
         self._pictures = 0
@@ -38,19 +41,36 @@ class CocoResults:
         """Append the objects of a frame.
 
         Raises:
-            DataError: The picture or a class is not in the annotations.
+            DataError: The picture or a class is not in the annotations, or several images could be the
+                picture.
             OSError: The file cannot be written, for example because the disk is full.
         """
         self._pictures += 1
-        image = self._pictures
-        if self._images is not None:
-            name = Path(frame.source).name
-            if name not in self._images:
-                raise DataError(f"{frame.source}: is not among the images of the annotations")
-            image = self._images[name]
+        image = self._pictures if self._images is None else self._image_of(frame.source)
         for entry in detections.to_coco(image, self._numbers_of(detections.names)):
             entry |= {"file_name": frame.source, "frame": frame.index}
             self._file.add(json_text(entry))
+
+    def _image_of(self, source: str) -> int:
+        """The id of the image of a file. Of several, the one that shares the longest end of its path."""
+        assert self._images is not None
+        parts = Path(os.path.abspath(source)).parts
+        candidates = self._images.get(parts[-1], [])
+        if len(candidates) > 1:
+            candidates = [(path, number) for path, number in candidates if parts[-len(path) :] == path]
+            longest = max((len(path) for path, _ in candidates), default=0)
+            candidates = [(path, number) for path, number in candidates if len(path) == longest]
+        if not candidates:
+            raise DataError(f"{source}: is not among the images of the annotations")
+        if len(candidates) > 1:
+            raise DataError(f"{source}: two images of the annotations have this name")
+        number = candidates[0][1]
+        other = self._sources.setdefault(number, source)
+        if other != source:
+            raise DataError(
+                f"{source}: {other} has this name too, and the annotations have it once"
+            )
+        return number
 
     def _numbers_of(self, names: Sequence[str]) -> list[int]:
         """The category ids of class names."""
@@ -66,13 +86,18 @@ class CocoResults:
         self._file.close()
 
 
-def _numbers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Read the picture ids by file name and the category ids by class name."""
+def _numbers(
+    path: Path,
+) -> tuple[dict[str, list[tuple[tuple[str, ...], int]]], dict[str, int]]:
+    """Read the paths and ids of images by file name, and the category ids by class name."""
+    images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     try:
         content: Any = json.loads(path.read_bytes())
-        images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+        for image in content["images"]:
+            way = Path(image["file_name"]).parts
+            images.setdefault(way[-1], []).append((way, image["id"]))
         return images, {category["name"]: category["id"] for category in content["categories"]}
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise DataError(f"{path}: expected COCO's annotations with images and categories") from None

@@ -25,7 +25,8 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
         half: Store the weights in half precision.
 
     Raises:
-        UsageError: `network` is not a spiking network.
+        UsageError: `network` is not a spiking network, or it computes in bfloat16, which rounded
+            its weights.
         WeightsError: The network returns something other than dictionaries, lists and tuples of
             tensors.
         OSError: The file cannot be written.
@@ -36,6 +37,11 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
     if not isinstance(network, SpikingNetwork):
         raise UsageError(
             f"a {type(network).__name__} cannot be saved; expected what spikedet.convert returns"
+        )
+    if network.in_bfloat16:
+        raise UsageError(
+            "this network computes in bfloat16, which rounded its weights to 8 bits; to save it, "
+            "load it again with half=False"
         )
     checkpoint = of_graph(
         network.graph,

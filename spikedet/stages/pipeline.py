@@ -32,12 +32,14 @@ from spikedet.networks import (
     teacher_of,
 )
 from spikedet.neurons.layers import SpikingMaxPool
+from spikedet.neurons.registry import named
 from spikedet.precision import layout
 from spikedet.settings import Plan, StageOne, expect_limits, expect_pooling
 from spikedet.stages import stage_two
 from spikedet.stages.stage_one import FineTuning, untuned
 from spikedet.stages.watcher import Watcher
 from spikedet.task import Samples, Task
+from spikedet.training import as_stored
 
 # what the record of weights goes on to say after another end-to-end pass
 RECORD = (
@@ -132,7 +134,7 @@ class Calibration:
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
         if self.checkpoint.stage != "snn":  # its layers are calibrated already
-            agreed |= vars(self.plan.layers)
+            agreed |= {**vars(self.plan.layers), "neuron": self.plan.neuron}
         return agreed
 
     def _resumed_network(self) -> tuple[Graph, dict[str, Any]]:
@@ -143,7 +145,9 @@ class Calibration:
                 f"{path}: belongs to an interrupted run; add --resume, or choose another --out"
             )
         reached = load(path)
-        before, now = reached.origin.get("run", {}), self._resume_settings()
+        before, now = reached.origin.get("run", {}), as_stored(self._resume_settings())
+        if "neuron" in now:  # an older version had no other
+            before = {"neuron": Plan.neuron, **before}
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(
@@ -161,7 +165,9 @@ class Calibration:
         layers = self.plan.layers
         pictures = next(iter(self.train.pick(2).pictures(checkpoint, 2)))
         initial, shift = self.method.initial, self.method.shift
-        network = stage_two.copied(self.task, checkpoint, initial, shift, pictures)
+        network = stage_two.copied(
+            self.task, checkpoint, initial, shift, pictures, self.plan.neuron
+        )
         origin = {**self.origin, "coarse": layers.coarse, "fine": layers.fine}
         return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
 
@@ -354,6 +360,7 @@ def expect_plan(plan: Plan, pooling: str | None) -> None:
     expect_limits(plan.layers)
     expect_limits(plan.end)
     expect_pooling(pooling)
+    named(plan.neuron)
 
 
 def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:

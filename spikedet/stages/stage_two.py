@@ -55,6 +55,7 @@ def copied(
     initial: float = 0.5,
     shift: bool = False,
     pictures: Tensor | None = None,
+    neuron: str = "neuron",
 ) -> Graph:
     """Copy the weights and thresholds of stage I into a spiking graph, without calibration (eq 16).
 
@@ -64,6 +65,7 @@ def copied(
         initial: Initial potential in units of the threshold.
         shift: Add theta / (2 T) to every current (see `shift_currents`).
         pictures: Pictures for the check of the copy, [B, 3, H, W]. None: noise.
+        neuron: Name of a neuron in `neurons.registry`.
 
     Raises:
         WeightsError: The checkpoint is of another stage, or see `networks.graph_of`.
@@ -72,7 +74,8 @@ def copied(
     expect_stage(checkpoint, "qc")
     pooling = pooling_of(checkpoint.model)
     graph = graph_of(task, checkpoint)
-    return spiking_copy(graph, checkpoint.time_steps, initial, shift, pooling, pictures=pictures)
+    T = checkpoint.time_steps
+    return spiking_copy(graph, T, initial, shift, pooling, neuron, pictures)
 
 
 def layer_wise(
@@ -139,6 +142,7 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
     Raises:
         UsageError: The size is larger than that of the network, not a multiple of its stride, too
             small for its layers, or another size when each neuron has its own initial potential.
+        TrainingError: The size is too small for the loss.
     """
     size = plan.end.grow_from
     if size in (None, checkpoint.imgsz):
@@ -155,6 +159,8 @@ def expect_end_size(task: Task, checkpoint: Checkpoint, plan: Plan, network: Gra
             "only, "
             f"but grow_from of the end-to-end pass is {size}; leave it out"
         )
+    if plan.end.truth:
+        task.expect_side(checkpoint.head, size)
     with fitting(f"the end-to-end pass was told to grow from {size}"), torch.no_grad():
         channels = network.shapes[INPUT][1]
         graph_of(task, checkpoint)(torch.zeros(1, channels, size, size))

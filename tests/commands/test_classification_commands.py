@@ -711,8 +711,13 @@ def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
     other.T = 4
     other.tensors.pop("fc.bias")
     save(other, tmp_path / "fewer.safetensors")
+    other = load(both[0])
+    options = next(node[3] for node in other.graph["nodes"] if node[1] == "neuron")
+    options["folded"] = not options["folded"]
+    save(other, tmp_path / "changed.safetensors")
     for words, code, message in (
         (both, 6, "exists already"),
+        ([both[0], tmp_path / "changed.safetensors"], 4, "its layers have other settings than"),
         (both[:1], 2, "expected two checkpoints or more"),
         ([both[0], tmp_path / "eight.safetensors"], 4, "made for T=8; expected T=4"),
         ([both[0], tmp_path / "fewer.safetensors"], 4, "other names or shapes than"),

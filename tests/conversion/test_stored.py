@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from spikedet.conversion.stored import StoredOutputs
-from support.engines import NETWORKS, spiking
+from support.engines import CORRECTING, NETWORKS, spiking
 
 
-@pytest.mark.parametrize("slope", [None, 0.2])
+@pytest.mark.parametrize("slope", [None, 0.2, CORRECTING])
 @pytest.mark.parametrize("name", ["max_pool", "linear", "one_dimension"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_spikes_come_back(name, layout, slope):
@@ -20,7 +20,7 @@ def test_spikes_come_back(name, layout, slope):
             continue
         current = stored.run(site, stored.sources(site, 0))
         neuron = site.node.module
-        spikes, _ = neuron.fire(current, neuron.first_potential(current, 3), 5)
+        spikes, _ = neuron.fire(current, neuron.start(current, 3), 5)
         stored.advance(index)
         if site.node.name in stored.outputs:
             unpacked = stored.unpack(site.node.name, 0)

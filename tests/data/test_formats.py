@@ -141,6 +141,11 @@ def test_usual_splits_of_voc(tmp_path):
     assert shared.usual_split([tmp_path / "both"], "detection") == "VOC2007:train"
 
 
+def test_a_limit_that_the_first_split_fills(tmp_path):
+    write_coco(tmp_path)
+    assert len(read_boxes([tmp_path], "train+val", limit=12)) == 12
+
+
 def test_a_file_is_its_own_split(tmp_path):
     write_coco(tmp_path)
     path = tmp_path / "annotations/instances_train.json"

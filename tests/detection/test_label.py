@@ -100,14 +100,14 @@ def test_boxes_of_the_mirrored_picture_are_of_the_picture():
 def test_a_journal_goes_on_behind_a_line_that_was_cut(tmp_path):
     path, settings = tmp_path / "deep/journal", {"conf": 0.1, "one": None}
     journal = Journal(path, settings, False)
-    journal.add("a.jpg", 4, 3, [Object("cat", 0.123456, (0.0, 1.0, 2.0, 2.99999))])
-    journal.add("b/c.jpg", 4, 3, [])
+    journal.add("a.jpg", 4, 3, [Object("cat", 0.123456, (0.0, 1.0, 2.0, 2.99999))], 9)
+    journal.add("b/c.jpg", 4, 3, [], 9)
     whole = path.read_text()
     path.write_text(whole[:-7])
     again = Journal(path, settings, True)
     assert list(again.done) == ["a.jpg"]
     assert again.done["a.jpg"]["objects"] == [["cat", 0.1235, [0.0, 1.0, 2.0, 3.0]]]
-    again.add("b/c.jpg", 4, 3, [])
+    again.add("b/c.jpg", 4, 3, [], 9)
     assert path.read_text() == whole
     with pytest.raises(TrainingError, match="holds a run; add --resume"):
         Journal(path, settings, False)
@@ -122,7 +122,7 @@ def test_a_journal_cut_in_its_first_line_begins_anew(tmp_path):
     (tmp_path / "journal").write_text('{"conf": 0.')
     journal = Journal(tmp_path / "journal", {"conf": 0.1}, True)
     assert journal.done == {}
-    journal.add("a.jpg", 4, 3, [])
+    journal.add("a.jpg", 4, 3, [], 9)
     assert list(Journal(tmp_path / "journal", {"conf": 0.1}, True).done) == ["a.jpg"]
 
 
@@ -223,6 +223,51 @@ def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     assert len(content["images"]) == 3 and len(content["annotations"]) == 6
     assert command(monkeypatch, "label", *WORDS) == 6  # what is finished is not written over
     assert "out.json exists already" in capsys.readouterr().err
+
+
+def test_a_picture_that_was_exchanged_meanwhile_is_looked_at_again(folder, monkeypatch):
+    monkeypatch.setattr(Bright, "broken", 3)
+    assert command(monkeypatch, "label", *WORDS) == 130
+    monkeypatch.setattr(Bright, "broken", None)
+    assert cv2.imwrite("in/a.jpg", np.zeros((8, 8, 3), np.uint8))
+    (folder / "in/c.jpg").unlink()
+    assert command(monkeypatch, "label", *WORDS, "--resume") == 0
+    content = json.loads((folder / "out.json").read_text())
+    sizes = {row["file_name"]: (row["width"], row["height"]) for row in content["images"]}
+    assert sizes == {"a.jpg": (8, 8), "sub/b.jpg": (60, 40)}
+    names = {row["id"]: row["file_name"] for row in content["images"]}
+    cats = [row for row in content["annotations"] if row["category_id"] == 1]
+    assert [names[row["image_id"]] for row in cats] == ["sub/b.jpg"]
+
+
+def test_a_run_of_other_weights_of_the_same_name_does_not_go_on(folder, monkeypatch, capsys):
+    for name in ("one", "two", "three"):
+        (folder / name).mkdir()
+        (folder / name / "best.onnx").write_text(name)
+    out = ["in", "--out", "out.json", "--weights"]
+    monkeypatch.setattr(Bright, "broken", 2)
+    assert command(monkeypatch, "label", *out, "one/best.onnx", "two/best.onnx") == 130
+    monkeypatch.setattr(Bright, "broken", None)
+    for others in (["three/best.onnx", "two/best.onnx"], ["two/best.onnx"]):
+        assert command(monkeypatch, "label", *out, *others, "--resume") == 6
+        assert "belongs to a run with other weights" in capsys.readouterr().err
+    assert command(monkeypatch, "label", *out, "one/best.onnx", "two/best.onnx", "--resume") == 0
+
+
+def test_what_a_journal_holds_survives_a_kill_while_it_is_mended(tmp_path, monkeypatch):
+    path = tmp_path / "journal"
+    journal = Journal(path, {}, False)
+    journal.add("a.jpg", 4, 3, [], 9)
+    with path.open("a") as file:
+        file.write('{"file_name')
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("os.replace", kill)
+        Journal(path, {}, True)
+    assert list(Journal(path, {}, True).done) == ["a.jpg"]
 
 
 def test_a_damaged_picture_does_not_end_the_run(folder, monkeypatch, capsys):

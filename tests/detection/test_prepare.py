@@ -338,3 +338,15 @@ def test_an_import_writes_over_nothing(boxes, monkeypatch, capsys, path):
     assert f"{path}: exists already" in capsys.readouterr().err
     assert [p for p in (boxes / "to").rglob("*") if p.is_file()] == [kept]
     assert kept.read_text() == "mine"
+
+
+def test_an_import_that_was_killed_can_be_repeated(boxes, monkeypatch):
+    """Whatever it left: the beginning of a file, and some files of those that it writes."""
+    assert command(monkeypatch, "import-boxes", *LIST) == 0
+    whole = {path: path.read_bytes() for path in (boxes / "to").rglob("*") if path.is_file()}
+    (boxes / "to/ImageSets/Main/train.txt").unlink()
+    (boxes / "to/JPEGImages/b.jpg").unlink()
+    path = boxes / "to/Annotations/b.xml"
+    path.write_bytes(path.read_bytes()[:40])
+    assert command(monkeypatch, "import-boxes", *LIST) == 0
+    assert {path: path.read_bytes() for path in whole} == whole

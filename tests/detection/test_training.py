@@ -60,7 +60,7 @@ def test_pictures_with_too_few_places_for_the_loss_are_refused(settings, sides, 
 
 
 def test_a_last_batch_that_norms_cannot_take_is_one_sentence(sides, tmp_path, monkeypatch):
-    monkeypatch.setattr("spikedet.detection.train.CANDIDATES", 1)  # as networks of stride 8 have it
+    monkeypatch.setattr("spikedet.detection.assign.CANDIDATES", 1)  # as if it had a stride of 8
     run = trainer(sides, tmp_path / "run", imgsz=32, batch=len(sides[0]) - 1)
     with pytest.raises(TrainingError, match="single value per channel; change batch"):
         run.train()
@@ -600,6 +600,7 @@ def test_pictures_of_the_end_to_end_pass_grow(stages_done, devkit, monkeypatch):
         return outputs[0]["scores"].square().mean()  # the detector's own loss wants more anchors
 
     monkeypatch.setattr(DETECTION, "loss", watched)
+    monkeypatch.setattr("spikedet.detection.assign.CANDIDATES", 1)
     converted(stages_done, devkit, "two-stage", "--stage1", stages_done / "qc.safetensors",
               "--end-grow-from", 32, "--end-batch", 3, "--end-to-end", 4)  # fmt: skip
     sides = (64, 32, 32, 64, 64, 64)  # of the batch that judges before, of four steps, after

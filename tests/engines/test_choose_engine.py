@@ -55,6 +55,12 @@ def test_a_number_format_asks_for_torch(path):
         spikedet.load(path, engine="fast")
 
 
+def test_weights_that_bfloat16_rounded_are_not_saved(path, tmp_path):
+    with pytest.raises(UsageError, match="rounded its weights to 8 bits; to save it, load it"):
+        spikedet.save(spikedet.load(path, half=True), tmp_path / "again.safetensors")
+    assert not (tmp_path / "again.safetensors").exists()
+
+
 @needs_kernels
 def test_gradients_and_watchers_are_torch_s(path, batches):
     snn = spikedet.load(path)

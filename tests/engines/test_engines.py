@@ -22,6 +22,7 @@ from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork, watching
 from support.engines import (
     CONVOLUTIONS,
+    CORRECTING,
     KERNELS,
     NETWORKS,
     Joined,
@@ -46,7 +47,7 @@ def test_convolutions(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("slope", [0.0, 0.1, 1.0, (0.0, 0.3, 1.0, 0.5, 0.0, 0.1)])
+@pytest.mark.parametrize("slope", [0.0, 0.1, 1.0, (0.0, 0.3, 1.0, 0.5, 0.0, 0.1), CORRECTING])
 @pytest.mark.parametrize("each_channel", [False, True])
 @pytest.mark.parametrize("free", [False, True])
 def test_thresholds_slopes_and_initial_potentials(slope, each_channel, free):
@@ -77,12 +78,12 @@ def test_random_networks(seed):
         channels = wide
     network = nn.Sequential(*layers, nn.Conv2d(channels, 4, 1))
     pictures = torch.rand(pick(1, 3), 3, 28, 24)
-    expect_equal(spiking(network, pictures, 4, pick(0.0, 0.2)), pictures, pick(1, 5))
+    expect_equal(spiking(network, pictures, 4, pick(0.0, 0.2, CORRECTING)), pictures, pick(1, 5))
 
 
 @needs_kernels
 @pytest.mark.parametrize("each_channel", [False, True])
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("slope", [0.0, 0.2, CORRECTING])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, slope, each_channel):
     torch.manual_seed(3)
@@ -92,7 +93,7 @@ def test_networks(name, slope, each_channel):
 
 
 @needs_kernels
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("slope", [0.0, 0.2, CORRECTING])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parts_of_a_pass(name, slope):
     """What goes on from one part to the next: potentials, counts, means."""

@@ -8,7 +8,7 @@ from torch import nn
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, Window
-from support.engines import Layer, expect_equal, needs_kernels, spiking
+from support.engines import CORRECTING, Layer, expect_equal, needs_kernels, spiking
 
 
 def slides(engine: EventsEngine) -> list[tuple[int, int]]:
@@ -27,11 +27,12 @@ def slides(engine: EventsEngine) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("channels", "size"), [(5, (11, 5)), (32, (7, 12)), (40, (5, 6)), (64, (6, 8))]
 )
-def test_no_spike_changes(kernel, padding, lead, channels, size):
+@pytest.mark.parametrize("slope", [None, CORRECTING])
+def test_no_spike_changes(kernel, padding, lead, channels, size, slope):
     torch.manual_seed(4)
     middle = nn.Conv2d(6, channels, kernel, 1, padding)
     pictures = torch.rand(3, 3, *size)
-    engine = expect_equal(spiking(Layer(middle, out=channels), pictures), pictures, 6)
+    engine = expect_equal(spiking(Layer(middle, out=channels), pictures, slope=slope), pictures, 6)
     columns = kernel if isinstance(kernel, int) else kernel[1]
     assert slides(engine) == [(columns, lead)]
 

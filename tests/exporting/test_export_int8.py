@@ -17,7 +17,7 @@ from spikedet.exporting import reference
 from spikedet.exporting.registry import ExportError
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, spiking
+from support.engines import CONVOLUTIONS, CORRECTING, NETWORKS, Joined, Layer, spiking
 from support.exported import dyadic, fresh
 from support.stages import leaves
 
@@ -50,12 +50,12 @@ def expect_equal(graph, pictures, path, steps=5):
     return header, tensors
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, CORRECTING])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, slope, tmp_path):
     torch.manual_seed(3)
     pictures = torch.rand(2, 3, 16, 16)
-    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel=slope < 1)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel=slope != 1.0)
     expect_equal(graph, pictures, tmp_path / "a.int8.safetensors")
 
 

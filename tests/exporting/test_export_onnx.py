@@ -17,7 +17,7 @@ from spikedet.graph.structure import Name
 from spikedet.neurons import registry
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork, watching
-from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, Plain, spiking
+from support.engines import CONVOLUTIONS, CORRECTING, NETWORKS, Joined, Layer, Plain, spiking
 from support.exported import dyadic, fresh
 from support.stages import leaves, quantised
 
@@ -138,7 +138,10 @@ def potentials(network, pictures, steps):
 
     def watch(running, node, inputs, output):
         if isinstance(node.module, IFNeuron):
-            now[f"{node.name}.potential"] = running.memory[node.name].clone()
+            state = running.memory[node.name]
+            potential, *counts = (state,) if isinstance(state, torch.Tensor) else state
+            now[f"{node.name}.potential"] = potential.clone()
+            now.update({f"{node.name}.counts": value.clone() for value in counts})
 
     with watching(network.graph, watch):
         for _, output in network.run(pictures, steps):
@@ -177,12 +180,12 @@ def expect_equal(graph, pictures, folder, steps=4, exact=False):
             assert same(one, wanted)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, CORRECTING])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, slope, tmp_path):
     torch.manual_seed(3)
     pictures = torch.rand(2, 3, 16, 16)
-    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel=slope < 1)
+    graph = spiking(fresh(NETWORKS[name]), pictures, 4, slope, each_channel=slope != 1.0)
     expect_equal(graph, pictures, tmp_path)
 
 

@@ -284,6 +284,24 @@ def test_coco_results_count_up_or_take_the_numbers_of_the_annotations():
         Outputs(save(coco=Path("3.json"), coco_annotations=Path("1.json")))
 
 
+def test_coco_results_of_pictures_that_have_one_name_in_several_folders():
+    names = ["a/1.png", "b/1.png", "1.png", "c/2.png"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    categories = [{"id": n, "name": name} for n, name in enumerate(NAMES)]
+    Path("a.json").write_text(json.dumps({"images": images, "categories": categories}))
+    one = found((10, 10, 40, 50, 0.9, 0))
+    with Outputs(save(coco=Path("r.json"), coco_annotations=Path("a.json"))) as outputs:
+        for name in ("in/b/1.png", "in/1.png", "in/a/1.png", "elsewhere/2.png"):
+            outputs.write(still(name), one)
+        for name in ("other/1.png", "other/2.png"):
+            with pytest.raises(DataError, match=f"{name}: .* has this name too"):
+                outputs.write(still(name), one)
+    entries = json.loads(Path("r.json").read_text())
+    assert [(e["file_name"], e["image_id"]) for e in entries] == [
+        ("in/b/1.png", 1), ("in/1.png", 2), ("in/a/1.png", 0), ("elsewhere/2.png", 3)
+    ]  # fmt: skip
+
+
 def test_yolo_labels_are_those_that_training_reads():
     with Outputs(save(yolo=True)) as outputs:
         outputs.write(still("x.png"), TWO)

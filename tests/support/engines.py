@@ -19,15 +19,21 @@ except library.NoLibrary:
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 
 
+CORRECTING = "correcting"  # in place of a slope
+
+
 def spiking(network, pictures, T=4, slope=None, each_channel=False, free=False, seed=0):
-    """The spiking graph of a float network with thresholds that make half of it fire."""
+    """The spiking graph of a float network with thresholds that make half of it fire.
+
+    With `CORRECTING` as the slope, neurons correct themselves wherever they can have to.
+    """
     torch.manual_seed(seed)
     graph = quantised(network.eval(), [pictures], T, per_channel=each_channel)
     for node in graph.of((QuantClip,)):
         node.module.threshold.data *= 0.7 + 0.3 * torch.rand(node.module.threshold.shape)
-        if slope is not None:
+        if slope not in (None, CORRECTING):
             node.module.slope = slope
-    graph = spiking_copy(graph)
+    graph = spiking_copy(graph, neuron=slope if slope == CORRECTING else "neuron")
     for node in graph.of((IFNeuron,)):
         shape = graph.shapes[node.name][1:] if free else node.module.initial.shape
         spread = node.module.threshold.max() * torch.rand(shape)

@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import albumentations
 import pytest
 import torch
 
@@ -63,18 +62,6 @@ def same_run(one, other):
 # ---------------------------------------------------------------------- detectors
 
 
-@pytest.fixture
-def drawing(monkeypatch):
-    """Let the augmentation library, which seldom does something, do it to every other picture."""
-    for kind in (albumentations.Blur, albumentations.ToGray):
-        build = kind.__init__
-
-        def often(self, *args, build=build, **options):
-            build(self, *args, **{**options, "p": 0.5})
-
-        monkeypatch.setattr(kind, "__init__", often)
-
-
 SETTINGS = {"epochs": 3, "close_mosaic": 1, "ema_tau": 20, "batch": 8, "mixup": 0.3}
 
 
@@ -120,6 +107,15 @@ def test_a_resumed_detector_is_the_uninterrupted_one(
     torch.manual_seed(99)
     detectors.trainer(sides, tmp_path / "run", resume=True, **settings).train()
     same_run(uninterrupted[workers, cache], tmp_path / "run")
+
+
+def test_a_run_begun_on_a_cpu_goes_on_where_losses_are_scaled(sides, tmp_path, monkeypatch):
+    """As on a GPU, whose scaler finds no state in that of a CPU."""
+    detectors.trainer(sides, tmp_path / "run", epochs=1).train()
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr("torch.amp.GradScaler", lambda *_, **__: scaler("cpu", enabled=True))
+    detectors.trainer(sides, tmp_path / "run", resume=True, epochs=2).train()
+    assert epochs_done(tmp_path / "run") == (2, 2)
 
 
 @pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors", "state.pt"])

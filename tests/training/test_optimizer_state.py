@@ -1,13 +1,15 @@
 """States of optimisers are loaded by the names of parameters, not by their places."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from spikedet.conversion.distill import relative_adam
-from spikedet.training import parameter_groups, restore_optimizer
+from spikedet.errors import TrainingError
+from spikedet.training import expect_alike, parameter_groups, restore_optimizer
 
 
 def network(*names):
@@ -60,6 +62,21 @@ def test_a_state_of_other_parameters_is_refused(make, names):
     saved = filled(make(before), before)
     with pytest.raises((KeyError, ValueError)):
         restore_optimizer(make(after), saved.state_dict())
+
+
+def test_a_network_without_biases_has_no_empty_group():
+    before, after = (nn.Sequential(nn.Linear(3, 3, bias=False)) for _ in range(2))
+    saved = filled(sgd(before), before)
+    assert [group["param_group"] for group in saved.param_groups] == ["weight"]
+    restored = sgd(after)
+    restore_optimizer(restored, saved.state_dict())
+    assert len(moments(restored, after)) == 1
+
+
+def test_settings_are_compared_as_files_store_them():
+    expect_alike(Path("run"), {"names": {"0": "a"}, "also": [1]}, {"names": {0: "a"}, "also": (1,)})
+    with pytest.raises(TrainingError, match=r"also=\[1\]; this run has also=\[2\]"):
+        expect_alike(Path("run"), {"also": [1]}, {"also": (2,)})
 
 
 def test_a_state_without_names_is_loaded_by_place_or_refused():

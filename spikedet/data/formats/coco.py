@@ -72,6 +72,8 @@ class Instances(Boxes):
                 )
             own = classes
             left = None if limit is None else limit - len(samples)
+            if left == 0:
+                break
             for sample in _samples(coco, file, names or own, self._places(file), left):
                 samples.setdefault((sample.id, sample.path), sample)
         return list(samples.values())

@@ -43,7 +43,7 @@ struct sd_layer {
     int32_t window_most;   // the most events that a window can hold
     int32_t by_step;       // of a pool: the maximum in every step
     int32_t initial_each;  // the initial potentials are [height, width, padded]
-    int32_t signed_;
+    int32_t negative;  // 0: spikes of 1 alone, 1: of -1 as well, 2: -1 only to take back one of 1
     int32_t after_number;  // layers that must be complete before this one writes,
     const int32_t* after;  // as they use what is in its memory until then
     // Columns of a window that slides along the row, 0 for none: an output is complete when the
@@ -52,11 +52,12 @@ struct sd_layer {
     const struct sd_source* sources;
     const void* weights;  // [rows, padded] in the order of `sd_order`
     const int32_t *bias, *threshold, *initial;  // [padded]
-    const int32_t *low, *up;                    // signed: fires down at u <= low, then u += up
+    const int32_t *low, *up;  // with spikes of -1: fires down at u <= low, then u += up
     const float *inverse, *limit;               // of a constant current: steps a unit, largest
     // of this run:
     const float* current;    // [B, height, width, channels]
-    int32_t* state;          // [B, height, width, padded]; null if nothing goes on after this part
+    int32_t* state;          // [B, height, width, padded], twice where spikes are taken back: then
+                             // their counts are behind; null if nothing goes on after this part
     int16_t* counts;         // of a pool: [B, height, ...], as state
     float* mean;             // [steps or 1, B, height, width, padded]; null for none
     const float* step_mass;  // [steps]

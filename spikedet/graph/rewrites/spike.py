@@ -12,8 +12,9 @@ from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
 from spikedet.graph.structure import rename
-from spikedet.graph.time import STEPWISE, expect_steps_apart, phases, readouts
-from spikedet.neurons.layers import MeanOverTime, SpikingMaxPool
+from spikedet.graph.time import CONSTANT, STEPWISE, expect_steps_apart, phases, readouts
+from spikedet.neurons.correcting import CorrectingNeuron
+from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
 from spikedet.neurons.registry import named
 
@@ -29,6 +30,9 @@ def make_spiking(
     after the last neurons read the mean over time. If the network returns the output of neurons
     directly, it is their mean over time.
 
+    Layers of neurons that do not need to correct themselves are ordinary ones: those with a
+    constant current, and those of a leaky ReLU.
+
     Args:
         graph: Stage-I graph with folded batch norm.
         initial: Initial potential in units of the threshold (1/2: eq 16).
@@ -38,7 +42,7 @@ def make_spiking(
     Raises:
         ConversionError: An operation cannot be converted. The message names it.
     """
-    make = named(neuron)
+    make, when = named(neuron), phases(graph)
     expect_steps_apart(graph)
     for node in graph.of(ACTIVATIONS):
         if not isinstance(node.module, QuantClip):
@@ -48,7 +52,9 @@ def make_spiking(
         channels = graph.shapes[node.inputs[0]][1]
         threshold = node.module.threshold.detach().abs().clamp(min=1e-6)
         start = (threshold * initial).expand(channels)
-        graph.replace(node.name, make(threshold, start, node.module.slope))
+        slope = node.module.slope
+        ordinary = make is CorrectingNeuron and (when[node.inputs[0]] == CONSTANT or slope)
+        graph.replace(node.name, (IFNeuron if ordinary else make)(threshold, start, slope))
     when = phases(graph)
     for node in graph.of((nn.MaxPool1d, nn.MaxPool2d)):
         if when[node.name] == STEPWISE:

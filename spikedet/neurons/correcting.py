@@ -1,0 +1,79 @@
+"""Neurons that take back spikes (signed neurons with memory).
+
+An ordinary neuron cannot take back a spike. If the current is positive at first and negative
+later, it has sent too many spikes, and its potential ends below 0. This is one case of the residual
+error that stage II reduces. A neuron that corrects itself sends a spike of -1 in this case:
+
+    s[t] = -1 if u[t] < 0 and it has sent more positive than negative spikes;  u[t] = u[t] + theta
+
+Its rate is never negative, like that of a ReLU. In return it sends more spikes, and it needs a
+counter beside its potential. A chip must support spikes of -1.
+
+Source: Wang et al., "Signed Neuron with Memory: Towards Simple, Accurate and High-Efficient ANN-SNN
+Conversion", IJCAI 2022. This neuron is not in the paper of the two-stage method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
+from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.slope import Slope
+
+
+class CorrectingNeuron(IFNeuron):
+    """A layer of integrate-and-fire neurons that take back spikes that were too many.
+
+    Spikes are -1, 0 or 1. The sum of the spikes of a neuron is never negative.
+
+    Args:
+        threshold, initial, folded: See `IFNeuron`.
+        slope: 0. A leaky ReLU has other neurons with negative spikes.
+
+    Shape:
+        current [T*B, C, ...], or [B, C, ...] if constant over time -> spikes [T*B, C, ...]
+
+    Raises:
+        ValueError: A threshold is not above 0, or the slope is not 0.
+    """
+
+    def __init__(
+        self,
+        threshold: Tensor,
+        initial: Tensor | None = None,
+        slope: Slope = 0.0,
+        folded: bool = True,
+    ):
+        super().__init__(threshold, initial, slope, folded)
+        if self.slope:
+            raise ValueError(f"a neuron that corrects itself has slope 0, not {slope}")
+
+    @property
+    def signed(self) -> bool:
+        """True: it can send negative spikes."""
+        return True
+
+    def start(self, current: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """The state before the first step: potentials and counts of 0, [B, C, ...] each."""
+        potential = self.first_potential(current, batch)
+        return potential, torch.zeros_like(potential)
+
+    def fire(
+        self, current: Tensor, state: Any, steps: int, alpha: float = 1.0
+    ) -> tuple[Tensor, Any]:
+        """See `IFNeuron.fire`. The state is potentials and counts."""
+        potential, counts = state[0], state[1].clone()
+        threshold = per_channel(self.threshold, current.ndim)
+        if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
+            spikes, potential = integrate_and_fire_surrogate(
+                current, potential, threshold, steps, alpha, 1.0, counts
+            )
+        else:
+            spikes, potential = integrate_and_fire(
+                current, potential, threshold, steps, self.spike_dtype, 1.0, counts
+            )
+        return spikes, (potential, counts)
