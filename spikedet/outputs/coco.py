@@ -41,8 +41,8 @@ class CocoResults:
         """Append the objects of a frame.
 
         Raises:
-            DataError: The picture or a class is not in the annotations, or several images could be the
-                picture.
+            DataError: The picture or a class is not in the annotations, or several images could
+                be the picture.
             OSError: The file cannot be written, for example because the disk is full.
         """
         self._pictures += 1
@@ -52,19 +52,19 @@ class CocoResults:
             self._file.add(json_text(entry))
 
     def _image_of(self, source: str) -> int:
-        """The id of the image of a file. Of several, the one that shares the longest end of its path."""
+        """The id of the image of a file. Of several images, the longest matching path wins."""
         assert self._images is not None
         parts = Path(os.path.abspath(source)).parts
-        candidates = self._images.get(parts[-1], [])
-        if len(candidates) > 1:
-            candidates = [(path, number) for path, number in candidates if parts[-len(path) :] == path]
-            longest = max((len(path) for path, _ in candidates), default=0)
-            candidates = [(path, number) for path, number in candidates if len(path) == longest]
-        if not candidates:
+        images = self._images.get(parts[-1], [])
+        if len(images) > 1:
+            images = [(path, number) for path, number in images if parts[-len(path) :] == path]
+            longest = max((len(path) for path, _ in images), default=0)
+            images = [(path, number) for path, number in images if len(path) == longest]
+        if not images:
             raise DataError(f"{source}: is not among the images of the annotations")
-        if len(candidates) > 1:
+        if len(images) > 1:
             raise DataError(f"{source}: two images of the annotations have this name")
-        number = candidates[0][1]
+        number = images[0][1]
         other = self._sources.setdefault(number, source)
         if other != source:
             raise DataError(
