@@ -21,7 +21,7 @@ from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError
 from spikedet.methods import label
-from spikedet.settings import option
+from spikedet.settings import Plan, option
 from spikedet.terminal import Table, note
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ read after each of them.
 
 --compare prints one table of all stages: the float network, and then for each T the copied float
 weights without fine-tuning, the stage-I network, the stage-I weights copied into spiking neurons
-(stage I alone), and stages I + II. --T then selects some of the T.
+(stage I alone), and stages I + II. --T then selects some of the T. If one of the networks has
+neurons that take back spikes, stage I alone is also measured with such neurons.
 
 --plots draws curves, the confusion matrix, the reliability diagram, and the results by class and by
 size. Each plot has a CSV file with its numbers. Spiking weights are then measured at T = 1, 2, 4
@@ -178,6 +179,8 @@ def planned_rows(options: Options) -> list[Planned]:
     floats = [(source, digest) for source, digest, _ in loaded if source.stage == "float"]
     copies = options.compare and {"float", "qc"} <= stages
     samples = threshold_samples(options, task, loaded[0][0].names) if copies else None
+    correcting = any(is_correcting(checkpoint) for checkpoint, *_ in loaded)
+    neurons = (Plan.neuron, "correcting") if correcting else (Plan.neuron,)
     rows: list[Planned] = []
     for checkpoint, digest, wanted in loaded:
         steps = sorted(set(wanted)) if wanted and checkpoint.stage == "snn" else None
@@ -187,10 +190,14 @@ def planned_rows(options: Options) -> list[Planned]:
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 rows.append(Planned("copied weights", copied, source_digest, None))
         method = label(checkpoint.stage, checkpoint.origin)
+        method += ", correcting" if is_correcting(checkpoint) else ""
         rows.append(Planned(method, checkpoint, digest, steps))
         if options.compare and checkpoint.stage == "qc":
-            alone = spiking_checkpoint(checkpoint, stage_two.copied(task, checkpoint), {})
-            rows.append(Planned("stage I alone", alone, digest, None))
+            for neuron in neurons:
+                copied = stage_two.copied(task, checkpoint, neuron=neuron)
+                alone = spiking_checkpoint(checkpoint, copied, {})
+                kind = "" if neuron == Plan.neuron else f", {neuron}"
+                rows.append(Planned(f"stage I alone{kind}", alone, digest, None))
     if "copied weights" not in {row.method for row in rows}:
         refuse(
             options,
@@ -198,6 +205,12 @@ def planned_rows(options: Options) -> list[Planned]:
             "has no effect without a row of copied weights (see --compare)",
         )
     return rows
+
+
+def is_correcting(checkpoint: Checkpoint) -> bool:
+    """Whether a spiking network has neurons that take back spikes."""
+    nodes = (checkpoint.graph or {}).get("nodes", ())
+    return any(kind == "correcting" for _, kind, *_ in nodes)
 
 
 def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:

@@ -13,6 +13,7 @@ that comes with ultralytics. It prints the thresholds and the spike rate of each
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         "origin": {key: value for key, value in checkpoint.origin.items() if key not in NOT_SHOWN},
     }
     if checkpoint.stage == "snn" and graph is not None:
+        entries["neurons"] = neurons(graph)
         entries["engines"], entries["left_out"] = engines(graph)
     entries["measured"] = measured(identity_checkpoint(path), checkpoint.stage)
     return entries
@@ -170,6 +172,13 @@ def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
     least = min(float(t.min()) for t in thresholds)
     greatest = max(float(t.max()) for t in thresholds)
     return {"layers": len(thresholds), "least": least, "greatest": greatest}
+
+
+def neurons(graph: Graph) -> dict[str, int]:
+    """Number of layers of neurons of each kind, by its name in `neurons.registry`."""
+    from spikedet.neurons.layers import IFNeuron
+
+    return dict(Counter(node.kind for node in graph.of((IFNeuron,))))
 
 
 def named(model: dict[str, Any]) -> str:

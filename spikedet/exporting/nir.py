@@ -30,6 +30,7 @@ from spikedet.graph.operations import (
     Squeeze,
     Subtract,
 )
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, per_channel
 
 OUTPUT = "output"
@@ -174,6 +175,8 @@ class _Translated:
 
     def _neuron(self, node: Node, sources: list[str], shape: tuple[int, ...]) -> list[str]:
         module = node.module
+        if isinstance(module, CorrectingNeuron):
+            raise _Refused("neurons that take back spikes")
         if type(module) is not IFNeuron:
             raise _Refused(f"a neuron of another kind ({type(module).__name__})")
         if module.slope != 0:

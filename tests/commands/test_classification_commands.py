@@ -25,7 +25,7 @@ from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import analyze
 from spikedet.commands.main import parsed
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
-from spikedet.methods import METHODS
+from spikedet.methods import METHODS, label
 from spikedet.pictures import read_picture
 from spikedet.released import released
 from spikedet.settings import Plan
@@ -233,6 +233,30 @@ def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatc
     answers = [line.split(".png: ")[1].split(", ") for line in lines]
     assert len(answers) == 3
     assert all({answer[0] for answer in answered} == set(CLASSES) for answered in answers)
+
+
+def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(runs, tmp_path, monkeypatch):
+    files, out = [weights(runs, "float"), weights(runs, "qc")], tmp_path / "snn.safetensors"
+    words = ["--weights", files[1], "--data", runs / "data", "--teacher", files[0], *STAGE_TWO]
+    words += ["--neuron", "correcting", "--end-to-end", 3, "--out", out]
+    assert command(monkeypatch, "calibrate", *words) == 0
+    (tmp_path / "out.last.safetensors").unlink(missing_ok=True)
+    graph = networks.restore(CLASSIFICATION, load(out)).network.graph
+    assert "correcting" in {node.kind for node in graph}
+    more = ["--compare", "--data", runs / "data", "--json", tmp_path / "rows.json"]
+    assert command(monkeypatch, "evaluate", "--weights", *files, out, *more) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["method"] for row in rows] == [
+        "float", "copied weights", "stage I, quantised", "stage I alone",
+        "stage I alone, correcting", load_label(out) + ", correcting",
+    ]  # fmt: skip
+    words = ["--weights", out, "--data", runs / "data", "--teacher", files[0]]
+    words += ["--neuron", "correcting", "--out", tmp_path / "more.safetensors"]
+    assert command(monkeypatch, "calibrate", *words) == 2  # the neurons are those of the file
+
+
+def load_label(path):
+    return label("snn", load(path).origin)
 
 
 def test_evaluate_compares_all_stages(runs, tmp_path, monkeypatch, capsys):

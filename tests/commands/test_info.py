@@ -34,6 +34,7 @@ def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
     assert result["parameters"] == sum(t.numel() for t in floats)
     assert result["sha256"] == sha256(SPIKING) and result["engines"]["torch"]
     shown = " ".join(capsys.readouterr().out.split())
+    assert result["neurons"] == {"neuron": len(thresholds)}
     assert f"T 4 thresholds {result['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
 

@@ -14,7 +14,7 @@ from spikedet.exporting.registry import ExportError
 from spikedet.neurons.functional import integrate_and_fire
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import Joined, Plain, spiking
+from support.engines import CORRECTING, Joined, Plain, spiking
 from support.exported import fresh
 from support.stages import seen_in
 
@@ -245,5 +245,6 @@ def test_what_nir_cannot_say_is_refused_node_by_node(tmp_path, small_net, pictur
     cut = Plain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(3, 2, 1, count_include_pad=False),
                 nn.Conv2d(4, 2, 1))  # fmt: skip
     assert "cut at the border" in refused(cut, pictures, path)[1]
+    assert "neurons that take back spikes" in refused(plain, pictures, path, CORRECTING)[1]
     with pytest.raises(ExportError, match="holds spiking networks"):
         spikedet.export(prepare(small_net, pictures[:1]), path)

@@ -152,11 +152,19 @@ def test_files_keep_them(tmp_path, half):
         assert torch.equal(again(pictures), network(pictures))
 
 
-def test_convert_makes_them():
+@pytest.mark.parametrize("int8", [False, True])
+def test_convert_makes_them(tmp_path, int8):
     torch.manual_seed(6)
     pictures = [torch.rand(8, 3, 16, 16) for _ in range(3)]
-    snn = spikedet.convert(
-        fresh(NETWORKS["max_pool"]), pictures, 4, neuron=CORRECTING, progress=False, layer_steps=5
-    )
+    options = {"neuron": CORRECTING, "progress": False, "layer_steps": 5, "end_to_end": 5}
+    snn = spikedet.convert(fresh(NETWORKS["max_pool"]), pictures, 4, int8=int8, **options)
     assert [type(node.module) for node in snn.graph.of((IFNeuron,))][1] is CorrectingNeuron
-    assert bool(torch.isfinite(snn(pictures[0])).all())
+    spikedet.save(snn, tmp_path / "a.safetensors")
+    outputs = {}
+    for engine in ("torch", "integers"):
+        again = spikedet.load(tmp_path / "a.safetensors", engine=engine)
+        outputs[engine] = again(pictures[0])
+    with torch.no_grad():
+        assert torch.equal(outputs["torch"], snn(pictures[0]))
+    if int8:  # nothing is rounded further, but for the currents of the first layer
+        assert torch.allclose(outputs["torch"], outputs["integers"], atol=1e-3)
