@@ -76,7 +76,7 @@ def load(
 
     Raises:
         WeightsError: The file is missing, damaged, or not a checkpoint of spikedet.
-        UsageError: T is not a whole number of 1 or more, the device or the engine does not exist,
+        UsageError: T is not an integer of 1 or more, the device or the engine does not exist,
             or the engine cannot run these weights.
 
     Examples:

@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from spikedet.engines.program import NoIntegers
-from spikedet.engines.rounding import Rounder, Whole
+from spikedet.engines.rounding import IntegerWeight, Rounder
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 from spikedet.graph.graph import Graph
@@ -96,13 +96,13 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
             too large for it.
     """
     tensors = {}
-    whole = _whole(checkpoint)
+    integers = _integer_weights(checkpoint)
     for name, tensor in checkpoint.tensors.items():
-        if name in whole:
-            tensors[name] = whole[name].numbers.contiguous()
-            tensors[name + SCALE] = whole[name].scale.contiguous()
-            if bool((whole[name].amplitude != 1).any()):
-                tensors[name + AMPLITUDE] = whole[name].amplitude.contiguous()
+        if name in integers:
+            tensors[name] = integers[name].numbers.contiguous()
+            tensors[name + SCALE] = integers[name].scale.contiguous()
+            if bool((integers[name].amplitude != 1).any()):
+                tensors[name + AMPLITUDE] = integers[name].amplitude.contiguous()
             continue
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
@@ -120,7 +120,7 @@ def _halved(tensor: Tensor) -> Tensor:
     return half if bool(half.isfinite().all()) else tensor
 
 
-def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
+def _integer_weights(checkpoint: Checkpoint) -> dict[str, IntegerWeight]:
     """The weights of a spiking network that are exactly integers times scales, by name."""
     if checkpoint.stage != "snn" or checkpoint.graph is None:
         return {}
@@ -128,12 +128,12 @@ def _whole(checkpoint: Checkpoint) -> dict[str, Whole]:
         rounder = Rounder(restore_graph(checkpoint))
     except (NoIntegers, WeightsError):  # what is damaged is refused when it is read
         return {}
-    wholes = {f"{node}.weight": whole for node, whole in rounder.whole().items()}
+    weights = {f"{node}.weight": weight for node, weight in rounder.integer_weights().items()}
     return {
-        name: whole
-        for name, whole in wholes.items()
+        name: weight
+        for name, weight in weights.items()
         if name in checkpoint.tensors
-        and torch.equal(whole.value(), checkpoint.tensors[name].detach().cpu().float())
+        and torch.equal(weight.value(), checkpoint.tensors[name].detach().cpu().float())
     }
 
 
@@ -310,8 +310,8 @@ def stored_in_half(path: Path) -> bool:
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """A hash (12 hexadecimal digits) of the tensors of a network."""
-    there = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in there.items()})
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    data = save_tensors({name: tensor.contiguous().clone() for name, tensor in on_cpu.items()})
     return hashlib.sha256(data).hexdigest()[:12]
 
 
@@ -358,7 +358,7 @@ def _multiplied(path: Path, name: str, tensors: dict[str, Tensor]) -> Tensor:
         fits = factor.ndim <= numbers.ndim and all(f in (1, n) for f, n in sizes)
         if not fits or not factor.is_floating_point() or not bool((factor != 0).all()):
             raise WeightsError(f"{path}: the scales of {name[:80]} do not fit its shape")
-    value = Whole(numbers, scale, amplitude).value()
+    value = IntegerWeight(numbers, scale, amplitude).value()
     if numbers.dtype != torch.int8 or not bool(value.isfinite().all()):
         raise WeightsError(f"{path}: {name[:80]} is not a valid int8 weight")
     return value

@@ -8,11 +8,11 @@ from spikedet.errors import UsageError
 
 
 def expect_counts(**values: int | None) -> None:
-    """Check that values are whole numbers of 1 or more. None is allowed.
+    """Check that values are integers of 1 or more. None is allowed.
 
     Raises:
-        UsageError: A value is not a whole number of 1 or more. The message names it.
+        UsageError: A value is not an integer of 1 or more. The message names it.
     """
     for name, value in values.items():
         if value is not None and not (isinstance(value, Integral) and value >= 1):
-            raise UsageError(f"{name} is {value!r}; expected a whole number of 1 or more")
+            raise UsageError(f"{name} is {value!r}; expected an integer of 1 or more")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 LONGEST = 2000  # characters; a longer message is cut
 
 
-def cut(text: object, most: int = 80) -> str:
+def shorten(text: object, most: int = 80) -> str:
     """Shorten a text to about `most` characters by leaving out its middle."""
     text = str(text)
     if len(text) <= most:
@@ -16,7 +16,7 @@ def cut(text: object, most: int = 80) -> str:
     return f"{text[: most // 2]}...{text[-(most // 2) :]} ({len(text):,} characters)"
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The message of an exception, short enough to be quoted in one of our messages.
 
     Messages of our own exceptions are returned unchanged. For exceptions of other libraries it is
@@ -25,17 +25,17 @@ def said(error: BaseException) -> str:
     if isinstance(error, SpikedetError):
         return str(error)
     lines = (line.strip() for line in str(error).splitlines())
-    return cut(next(filter(None, lines), type(error).__name__), 200)
+    return shorten(next(filter(None, lines), type(error).__name__), 200)
 
 
-def nearest(text: str, words: Iterable[str]) -> str:
+def did_you_mean(text: str, words: Iterable[str]) -> str:
     """The question `(did you mean WORD?)` for the most similar word, or an empty text."""
     known = {word.lower(): word for word in words}
     matches = difflib.get_close_matches(str(text)[:100].lower(), known, 1)
-    return f" (did you mean {cut(known[matches[0]])}?)" if matches else ""
+    return f" (did you mean {shorten(known[matches[0]])}?)" if matches else ""
 
 
-def among(text: str, words: Iterable[str]) -> str:
+def list_choices(text: str, words: Iterable[str]) -> str:
     """A list of the known words, with a question if one of them is similar to `text`.
 
     Examples:
@@ -44,7 +44,7 @@ def among(text: str, words: Iterable[str]) -> str:
         'torch, events (did you mean events?)'
     """
     words = list(words)
-    return ", ".join(cut(word, 40) for word in words) + nearest(text, words)
+    return ", ".join(shorten(word, 40) for word in words) + did_you_mean(text, words)
 
 
 class SpikedetError(Exception):
@@ -58,7 +58,7 @@ class SpikedetError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return cut(super().__str__(), LONGEST)
+        return shorten(super().__str__(), LONGEST)
 
 
 class UsageError(SpikedetError):
@@ -104,7 +104,7 @@ MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_al
 
 def resource_error(error: BaseException) -> SpikedetError | None:
     """Convert an out-of-memory error of torch to a `ResourceError`; None for other errors."""
-    reason = said(error) if str(error).strip() else "no reason given"
+    reason = message_of(error) if str(error).strip() else "no reason given"
     if "DataLoader worker" in str(error) or "/torch_" in str(error):
         return ResourceError(
             "the system ended a loader process, or the shared memory is too small "

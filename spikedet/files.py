@@ -1,4 +1,4 @@
-"""Read and write files. After an interrupted write there is the old or the new file, never half."""
+"""Read and write files. After an interrupted write, the file is either the old or the new one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spikedet.errors import DataError, UsageError, cut
+from spikedet.errors import DataError, UsageError, shorten
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ def expect_writable(path: Path) -> Path:
         UsageError: The path is a folder, or no file can be written there.
     """
     if os.path.isdir(path):
-        raise UsageError(f"{cut(path)}: is a folder; expected the name of a file to write")
+        raise UsageError(f"{shorten(path)}: is a folder; expected the name of a file to write")
     _expect_room(path, path.absolute().parent)
     return path
 
@@ -96,10 +96,10 @@ def expect_folder(path: Path) -> Path:
 
 
 def _expect_room(path: Path, folder: Path) -> None:
-    """Refuse a folder in which no file can be made, by making one that has no name."""
+    """Check that a file can be created in a folder, by creating one without a name."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UsageError(
-            f"{cut(path)}: the name has more than {LONGEST_NAME} bytes; choose a shorter one"
+            f"{shorten(path)}: the name has more than {LONGEST_NAME} bytes; choose a shorter one"
         )
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -110,17 +110,18 @@ def _expect_room(path: Path, folder: Path) -> None:
         why = ""
     except OSError as error:  # `os.access` says that root may write to /proc
         why = f" ({error.strerror.lower()})" if error.strerror else ""
-    raise UsageError(f"{cut(path)}: {cut(folder)} is not a folder that can be written to{why}")
+    raise UsageError(
+        f"{shorten(path)}: {shorten(folder)} is not a folder that can be written to{why}"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: a temporary file beside it, flushed to disk, then renamed.
+    """Write `data` to `path`: write a temporary file, flush it to disk, and rename it.
 
     The first write to a folder deletes temporary files that killed processes left there.
 
     Raises:
-        OSError: The folder cannot be created, or the file written; it names `path`, whatever call
-            failed, as that of a full disk names nothing.
+        OSError: The folder or the file cannot be written. The error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +141,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every `OSError` of the system name `path`: that of a full disk names nothing.
+    """Add `path` to every `OSError` inside the block. The error of a full disk has no name.
 
     Raises:
-        OSError: With the name.
+        OSError: The error with the name.
     """
     try:
         yield
@@ -155,7 +156,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """A new file beside `path` and its name, locked while it is open; deleted after an error."""
+    """Create a temporary file next to `path`, locked while open and deleted after an error."""
     begins = os.fsdecode(os.fsencode(path.name)[:TEMPORARY])
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{begins}.", suffix=ENDING)
@@ -171,7 +172,7 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _lock(handle: int, *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed or its process ends; False where that cannot be."""
+    """Lock an open file until it is closed. False if it cannot be locked."""
     if fcntl is None:
         return False
     try:
@@ -182,7 +183,7 @@ def _lock(handle: int, *, wait: bool = False) -> bool:
 
 
 def _is(name: str, handle: int) -> bool:
-    """Whether a name is that of an open file."""
+    """Whether a name still belongs to an open file."""
     try:
         return os.path.samestat(os.stat(name, follow_symlinks=False), os.fstat(handle))
     except FileNotFoundError:
@@ -190,9 +191,9 @@ def _is(name: str, handle: int) -> bool:
 
 
 def _delete_leftovers(folder: Path) -> None:
-    """Delete temporary files of killed processes, once in a process and folder.
+    """Delete temporary files of killed processes, once per process and folder.
 
-    A process that still writes has its file locked, or has written to it within `STALE` seconds.
+    Files of running processes are locked, or were changed within the last `STALE` seconds.
     """
     place = os.path.realpath(folder)
     if fcntl is None or place in _cleaned:
@@ -212,17 +213,17 @@ def _delete_leftovers(folder: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows under the names of all their columns, atomically.
+    """Write rows as CSV, atomically. The columns are all keys of the rows.
 
-    A run that an earlier version began may have rows with fewer.
+    Rows may have different keys, for example if an earlier version wrote some of them.
 
     Args:
         path: The file.
-        rows: May be none.
-        columns: That come first, also without rows.
+        rows: The rows. There may be none.
+        columns: Columns to put first. They are written even without rows.
 
     Raises:
-        OSError: As `write_atomic`.
+        OSError: See `write_atomic`.
     """
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(chain(columns, *rows))), lineterminator="\n")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, list_choices
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def named(name: str) -> Method:
         UsageError: There is no such method. The message lists the names.
     """
     if name not in METHODS:
-        raise UsageError(f"method {name!r}; expected one of {among(name, METHODS)}")
+        raise UsageError(f"method {name!r}; expected one of {list_choices(name, METHODS)}")
     return METHODS[name]
 
 

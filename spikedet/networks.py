@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import UsageError, WeightsError, said
+from spikedet.errors import UsageError, WeightsError, message_of
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED
 from spikedet.graph.record import record
@@ -59,7 +59,7 @@ def _described(task: Task, checkpoint: Checkpoint) -> nn.Module:
         return task.network(checkpoint.model, len(checkpoint.names))
     except Exception as error:
         raise WeightsError(
-            f"the network description in the weights is damaged: {said(error)}"
+            f"the network description in the weights is damaged: {message_of(error)}"
         ) from None
 
 
@@ -192,7 +192,7 @@ def fitting(size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise UsageError(f"{size}, which the network cannot take: {said(error)}") from None
+        raise UsageError(f"{size}, which the network cannot take: {message_of(error)}") from None
 
 
 def expect_task(task: Task, checkpoint: Checkpoint) -> None:

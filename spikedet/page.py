@@ -26,10 +26,10 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 class Page:
-    """A page that grows from the top.
+    """An HTML page. New parts are added at the end.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
     """
 
     def __init__(self, title: str):
@@ -37,15 +37,15 @@ class Page:
         self._parts: list[str] = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str, level: int = 2) -> None:
-        """A heading of level 2 or 3."""
+        """Add a heading of level 2 or 3."""
         self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self._parts.append(f"<p>{escape(text)}</p>")
 
     def facts(self, values: Mapping[str, Any]) -> None:
-        """A table of names and values; those that are None are left out."""
+        """Add a table of names and values, without values that are None."""
         rows = [
             f"<tr><th>{escape(str(name))}</th><td>{escape(shown(value))}</td></tr>"
             for name, value in values.items()
@@ -54,12 +54,12 @@ class Page:
         self._parts.append(f"<table>{''.join(rows)}</table>")
 
     def table(self, rows: Sequence[Mapping[str, Any]], title: str = "", most: int = 200) -> None:
-        """A table under the names of all columns.
+        """Add a table. Its columns are all keys of the rows.
 
         Args:
-            rows: Of the table.
-            title: Folds it up under this title; it is shown in any case without.
-            most: Rows; how many more there are is said.
+            rows: Rows of the table.
+            title: Title of a table that is collapsed at first. Empty: the table is visible at once.
+            most: Largest number of rows. The page says how many more there are.
         """
         columns = list(dict.fromkeys(name for row in rows for name in row))
         head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
@@ -73,12 +73,12 @@ class Page:
         self._parts.append(html)
 
     def picture(self, data: bytes, suffix: str, caption: str) -> None:
-        """A picture, inside of the page.
+        """Add a picture. Its data are stored in the page.
 
         Args:
-            data: Its file.
-            suffix: Ending of its name, one of `TYPES`.
-            caption: Below it.
+            data: Content of the picture file.
+            suffix: Suffix of the file, a key of `TYPES`.
+            caption: Text below the picture.
         """
         text = base64.b64encode(data).decode()
         source, words = f"data:{TYPES[suffix.lower()]};base64,{text}", escape(caption)
@@ -87,7 +87,7 @@ class Page:
         )
 
     def html(self) -> bytes:
-        """The page as a file; it allows a browser neither scripts nor addresses."""
+        """The page as HTML. It forbids the browser to run scripts and to load other addresses."""
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         head = (
             '<meta charset="utf-8">'
@@ -101,7 +101,7 @@ class Page:
 
 
 def shown(value: Any) -> str:
-    """A value as text: numbers with four digits, lists with commas."""
+    """Convert a value to text: numbers with four digits, lists with commas."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from spikedet.errors import PictureError, said
+from spikedet.errors import PictureError, message_of
 
 HEIC = {".heic", ".heif", ".hif"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -46,16 +46,16 @@ FRAME_SECONDS = 0.1  # of a frame that does not say how long it is shown, as bro
 
 
 class UnknownFormat(PictureError):
-    """A file that is no picture of any format that can be read."""
+    """The file is not a picture in a readable format."""
 
 
 class Part(NamedTuple):
     """One of the pictures in a file.
 
     Attributes:
-        picture: [H, W, 3] uint8, BGR.
-        seconds: How long an animation shows it; None of a picture that stands.
-        total: Pictures in the file.
+        picture: [H, W, 3] uint8 BGR.
+        seconds: Seconds for which an animation shows it. None if the file is not an animation.
+        total: Number of pictures in the file.
     """
 
     picture: np.ndarray
@@ -64,11 +64,12 @@ class Part(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of its picture before it is decoded.
+    """The properties of a picture that are known before it is decoded.
 
     Attributes:
-        width, height: Pixels, as a viewer shows it.
-        turn: Its rotation tag, 1 (as stored) to 8; from 5 on width and height change places.
+        width, height: Size in pixels, as a viewer shows the picture.
+        turn: Rotation tag (EXIF orientation), 1 to 8. From 5 on, the stored width and height are
+            swapped.
     """
 
     width: int
@@ -77,14 +78,14 @@ class Header(NamedTuple):
 
     @property
     def stored(self) -> tuple[int, int]:
-        """Width and height of the pixels as they are stored."""
+        """Width and height of the stored pixels."""
         size = self.width, self.height
         return size[::-1] if self.turn >= 5 else size
 
 
 @functools.cache
 def reads_heic() -> bool:
-    """Whether HEIC pictures can be read: where pillow-heif is installed."""
+    """Whether HEIC pictures can be read. This needs pillow-heif."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -94,17 +95,17 @@ def reads_heic() -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture that can be read, by its name."""
+    """Whether the name of a file is that of a readable picture."""
     suffix = path.suffix.lower()
     return suffix in SUFFIXES or (suffix in HEIC and reads_heic())
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file whose size is known and not too large, its pixels not yet decoded.
+    """Open a picture file and check its size. Its pixels are not decoded yet.
 
     Raises:
-        PictureError: As `read_picture`, there and in what is done with it.
+        PictureError: See `read_picture`. Also raised for errors of Pillow inside the `with` block.
     """
     if not os.path.exists(path):  # which raises of no name, however long or odd
         problem = "a link that leads nowhere" if os.path.islink(path) else "no such picture"
@@ -131,11 +132,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise PictureError(f"{path}: does not fit into memory") from None
     except _DAMAGED as error:
-        raise PictureError(f"{path}: truncated or damaged picture ({said(error)})") from None
+        raise PictureError(f"{path}: truncated or damaged picture ({message_of(error)})") from None
 
 
 def _what_else(path: Path) -> str:
-    """What a file is that Pillow does not know."""
+    """Describe a file that Pillow does not recognise."""
     with path.open("rb") as file:
         start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:
@@ -145,11 +146,11 @@ def _what_else(path: Path) -> str:
 
 
 def read_header(path: str | Path) -> Header:
-    """Size and rotation of a picture, without decoding it.
+    """Read the size and the rotation of a picture, without decoding it.
 
     Raises:
-        PictureError: Missing, no picture, or larger than 120 megapixels; one that is cut off behind
-            its header is not noticed.
+        PictureError: The file is missing, not a picture, or larger than 120 megapixels. A file that
+            is cut short after its header is not noticed.
     """
     path = Path(path)
     with _opened(path) as picture:
@@ -160,7 +161,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _turn_of(picture: Image.Image, path: Path) -> int:
-    """The rotation tag of a picture, 1 where there is none that can be read."""
+    """The rotation tag of a picture. 1 if there is none, or if it is not readable."""
     try:
         if picture.format == "PNG" and "exif" not in picture.info and not _has_late_tags(path):
             tags = Image.Image.getexif(picture)  # that of PNG decodes it to look behind the pixels
@@ -173,7 +174,7 @@ def _turn_of(picture: Image.Image, path: Path) -> int:
 
 
 def _has_late_tags(path: Path) -> bool:
-    """Whether a PNG has tags behind its pixels, where some programs put them."""
+    """Whether a PNG has tags after its pixels. Some programs write them there."""
     behind = False
     with path.open("rb") as file:
         file.seek(8)
@@ -210,7 +211,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 
 def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 BGR of an opened picture."""
+    """Convert an opened picture to [H, W, 3] uint8 BGR."""
     deep = picture.mode == "RGB" and ";16" in str(getattr(picture, "tile", ""))
     picture.load()
     turn = _turn_of(picture, path)
@@ -221,7 +222,7 @@ def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
 
 
 def _of_twelve_bits(path: Path, turn: int) -> np.ndarray | None:
-    """A picture of 16 bits a colour whose values are of 12: Pillow keeps the upper four of them."""
+    """Read a 16-bit colour picture with 12-bit values. Pillow would keep only 4 bits of them."""
     import cv2
 
     data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -234,19 +235,21 @@ def _of_twelve_bits(path: Path, turn: int) -> np.ndarray | None:
 
 
 def read_parts(path: str | Path) -> Iterator[Part]:
-    """Every picture of a file: frames of an animation, pages of a TIFF, else the only one.
+    """Read every picture of a file.
 
-    Each is read as by `read_picture`. Smaller copies of a page, which a TIFF may hold, are left
-    out.
+    These are the frames of an animation, the pages of a TIFF, or the only picture.
+
+    Each is read like in `read_picture`. Smaller copies of a page in a TIFF are left out.
 
     Args:
         path: The file.
 
     Returns:
-        An iterator, which reads each picture when it is asked for.
+        An iterator that reads each picture when it is needed.
 
     Raises:
-        PictureError: As `read_picture`; behind the last part that can be read where a file is cut.
+        PictureError: See `read_picture`. If a file is cut short, it is raised after the last
+            readable picture.
     """
     path = Path(path)
     with _opened(path) as picture:
@@ -271,7 +274,7 @@ def read_parts(path: str | Path) -> Iterator[Part]:
 
 
 def _has_trailer(path: Path) -> bool:
-    """Whether a GIF goes on to its last byte."""
+    """Whether a GIF ends with its trailer byte, so that it is complete."""
     with path.open("rb") as file:
         file.seek(max(0, os.path.getsize(path) - 4096))
         return file.read().rstrip(b"\0\r\n ").endswith(b";")
@@ -279,7 +282,7 @@ def _has_trailer(path: Path) -> bool:
 
 @contextmanager
 def from_loader() -> Iterator[None]:
-    """Let an error of a picture be one sentence, where a loader process sends its whole traceback.
+    """Shorten the picture errors of loader processes to one sentence, without the traceback.
 
     Raises:
         PictureError: A picture cannot be decoded.
@@ -292,7 +295,7 @@ def from_loader() -> Iterator[None]:
 
 
 def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of any Pillow mode."""
+    """Convert a Pillow image of any mode to [H, W, 3] uint8 RGB."""
     if picture.mode in {"I;16", "I;16B", "I;16L", "I", "F"}:
         values = np.asarray(picture)
         tops = (1, 255) if picture.mode == "F" else (4095,)
@@ -310,10 +313,10 @@ def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8 BGR of a path or an array.
+    """Convert a path or an array to a picture, [H, W, 3] uint8 BGR.
 
     Raises:
-        PictureError: A picture that cannot be read, or an array that is no picture.
+        PictureError: The picture cannot be read, or the array is not a picture.
     """
     if not isinstance(source, np.ndarray):
         return read_picture(source)
@@ -330,17 +333,18 @@ def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
 def pictures_in(
     folder: Path, deep: bool = False, apart: Sequence[Path] = ()
 ) -> tuple[list[Path], PictureError | None]:
-    """The pictures of a folder in the order of their names, each once.
+    """Find the pictures in a folder, sorted by name. Each occurs once.
 
-    Hidden files are left out: macOS puts a `._a.jpg` beside `a.jpg` where it writes to other disks.
+    Hidden files are left out. For example, macOS writes `._a.jpg` next to `a.jpg` on other disks.
 
     Args:
         folder: The folder.
-        deep: Look into its sub-folders and links to folders as well, into each folder once.
-        apart: Folders that are not looked into, whatever links lead there; those above neither.
+        deep: Also search subfolders and links to folders. Each folder is searched once.
+        apart: Folders that are not searched, even through links. Folders above them are not
+            searched through links either.
 
     Returns:
-        Paths, and an error that counts and names the pictures that cannot be read, or None.
+        Paths, and an error that counts and names the unreadable pictures, or None.
     """
     inside = _files_below(folder, apart) if deep else folder.iterdir()
     files = [path for path in inside if not path.name.startswith(".")]
@@ -362,9 +366,9 @@ def _files_below(folder: Path, apart: Sequence[Path]) -> Iterator[Path]:
 
 
 def folders_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
-    """A folder and all in it, through links as well, each once, hidden ones left out.
+    """Yield a folder and all folders in it, also through links. Each occurs once.
 
-    Of what is no folder there is none.
+    Hidden folders are left out. If the path is not a folder, nothing is yielded.
     """
     seen = set() if seen is None else seen
     real = os.path.realpath(folder)
@@ -378,10 +382,10 @@ def folders_below(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """Files that a glob pattern matches; where it says `**` each folder is looked into once.
+    """Files that a glob pattern matches. For `**`, each folder is searched once.
 
-    Links to folders are followed. `glob` alone goes round in a link to a folder above, and gives a
-    picture in there forty times and more.
+    Links to folders are followed. `glob` alone would follow a link to a parent folder again and
+    again, and return a picture more than forty times.
     """
     parts = Path(pattern).parts
     if "**" not in parts:
@@ -398,15 +402,15 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def find_pictures(sources: Sequence[str]) -> tuple[list[Path], list[PictureError]]:
-    """Files behind the arguments of a command.
+    """Find the picture files that the arguments of a command name.
 
     Args:
-        sources: Each a file, a folder (its pictures by name, not those of sub-folders) or a glob
-            pattern. A file that exists is a file, whatever characters its name has.
+        sources: Each is a file, a folder (its pictures by name, without subfolders) or a glob
+            pattern. An existing file is taken as it is, even if its name looks like a pattern.
 
     Returns:
-        Paths, each once, in order; and one error for each source that gave nothing, or that holds
-        pictures which cannot be read.
+        Paths in order, each once, and one error for each source without pictures or with unreadable
+        pictures.
     """
     paths: dict[Path, None] = {}
     errors = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from spikedet.errors import UsageError, among, cut
+from spikedet.errors import UsageError, list_choices, shorten
 
 
 def has_bfloat16() -> bool:
@@ -41,9 +41,9 @@ def present_device(name: str) -> str:
 def no_device(name: str) -> str:
     """The message for a device that does not exist. It lists the devices of this machine."""
     count = torch.cuda.device_count()
-    there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+    devices = ["cpu", *(f"cuda:{number}" for number in range(count))]
     counted = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
-    return f"{cut(name)!r}: this machine has {counted}; expected {among(name, there)}"
+    return f"{shorten(name)!r}: this machine has {counted}; expected {list_choices(name, devices)}"
 
 
 def full_precision() -> None:

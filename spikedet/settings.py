@@ -1,9 +1,9 @@
 """Options as fields of dataclasses, and the options that all tasks share.
 
-An option is one field. It holds the default, the help text and the limits. From it come the check
-of a value (`wrong`) and the option on the command line (`spikedet.commands`). A task defines its
-own defaults and its own further options in subclasses, in its module `defaults`. These modules
-import nothing large.
+An option is one field. It holds the default, the help text and the limits. `violated_limits` checks
+values with it, and `spikedet.commands` makes an option of the command line from it. A task defines
+its own defaults and further options in subclasses, in its module `defaults`. These modules import
+nothing large.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from spikedet.errors import UsageError, cut
+from spikedet.errors import UsageError, shorten
 
-NUMBERS = {"int": ("a whole number", Integral), "float": ("a number", Real)}
+NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
@@ -57,11 +57,11 @@ def option(
 
 def redefined(options: type, name: str, default: Any) -> Any:
     """Repeat an option of the base dataclass `options` with another default."""
-    (there,) = (each for each in fields(options) if each.name == name)
-    return field(default=default, metadata=there.metadata)
+    (original,) = (each for each in fields(options) if each.name == name)
+    return field(default=default, metadata=original.metadata)
 
 
-def wrong(value: Any, limits: Any) -> str | None:
+def violated_limits(value: Any, limits: Any) -> str | None:
     """Describe the allowed values if `value` is outside the limits of its option, else None.
 
     Args:
@@ -79,10 +79,10 @@ def wrong(value: Any, limits: Any) -> str | None:
     low = value > above if above is not None else least is None or value >= least
     if low and value <= (math.inf if most is None else most) and value != math.inf:
         return None
-    return bounds(limits, "a number")
+    return describe_limits(limits, "a number")
 
 
-def bounds(limits: Any, kind: str) -> str:
+def describe_limits(limits: Any, kind: str) -> str:
     """Describe the limits of an option in words, for example `a number between 0 and 1`."""
     least, above, most = (limits.get(name) for name in ("least", "above", "most"))
     if above is not None:
@@ -313,11 +313,11 @@ class EndToEnd:
         T is the last of them.
 
         Raises:
-            UsageError: A number in `also` is not a whole number from 1 to T - 1.
+            UsageError: A number in `also` is not an integer from 1 to T - 1.
         """
         for steps in self.also or ():
             if type(steps) is not int or not 1 <= steps < T:
-                right = f"whole numbers from 1 to {T - 1}" if T > 1 else "none, as T is 1"
+                right = f"integers from 1 to {T - 1}" if T > 1 else "none, as T is 1"
                 raise UsageError(
                     f"outputs after {steps!r} steps cannot be trained in a network for T={T}; "
                     f"expected {right}"
@@ -350,10 +350,10 @@ def impossible(settings: Any) -> tuple[str, Any, str] | None:
         # types are text here, see `annotations` above; None is right where they say so
         noun, number = NUMBERS.get(str(each.type).removesuffix(" | None"), ("", None))
         if number is not None and value is not None and not isinstance(value, number):
-            return each.name, value, bounds(each.metadata, noun)
-        right = wrong(value, each.metadata)
+            return each.name, value, describe_limits(each.metadata, noun)
+        right = violated_limits(value, each.metadata)
         if right is not None:
-            return each.name, value, bounds(each.metadata, noun) if noun else right
+            return each.name, value, describe_limits(each.metadata, noun) if noun else right
     return None
 
 
@@ -369,7 +369,7 @@ def expect_limits(settings: Any, **words: str) -> None:
     """
     if problem := impossible(settings):
         name, value, right = problem
-        raise UsageError(f"{words.get(name, name)} is {cut(repr(value))}; expected {right}")
+        raise UsageError(f"{words.get(name, name)} is {shorten(repr(value))}; expected {right}")
     if isinstance(settings, EndToEnd) and settings.int8 and settings.batch_norm:
         raise UsageError("the end-to-end pass cannot have both int8 and batch_norm; choose one")
 
@@ -380,8 +380,8 @@ def expect_pooling(pooling: str | None) -> None:
     Raises:
         UsageError: There is no such mode. The message lists the modes.
     """
-    if right := wrong(pooling, {"choices": POOLINGS}):
-        raise UsageError(f"pooling is {cut(repr(pooling))}; expected {right}")
+    if right := violated_limits(pooling, {"choices": POOLINGS}):
+        raise UsageError(f"pooling is {shorten(repr(pooling))}; expected {right}")
 
 
 def world_size() -> int:

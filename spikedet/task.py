@@ -65,7 +65,7 @@ class Samples(ABC):
 
     @abstractmethod
     def augmented(
-        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
+        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, for_evaluation: bool = False
     ) -> Iterator[dict[str, Any]]:
         """Yield training batches of the end-to-end pass without end.
 
@@ -73,8 +73,8 @@ class Samples(ABC):
             checkpoint: Checkpoint of the network.
             end: Settings of the end-to-end pass, with the batch size.
             seed: Seed of the order and the augmentation.
-            judging: The pictures are used for the tuning loss. Then they are not degraded (for
-                example, by JPEG compression).
+            for_evaluation: True if the pictures are used for the tuning loss. Then they are not
+                degraded (for example, by JPEG compression).
 
         Yields:
             Dicts with `img` [B, 3, H, W], and further keys for `Task.loss`.

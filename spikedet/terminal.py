@@ -26,7 +26,7 @@ _nowhere: Any = None
 
 @contextlib.contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
-    """Without bars, notes and standard output in the `with` block, if `quiet`."""
+    """Show no bars, notes and standard output inside the `with` block, if `quiet` is True."""
     global _quiet, _nowhere
     if not quiet:
         yield
@@ -42,42 +42,42 @@ def quietly(quiet: bool) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line on standard error that is no error: results alone go to standard output."""
+    """Print a line on standard error that is not an error. Standard output is only for results."""
     if not _quiet:
         print(text, file=sys.stderr)
 
 
 def close_bars() -> None:
-    """Close bars that an error left open, which have taken the cursor."""
+    """Close bars that were left open by an error, so that the cursor is visible again."""
     while _bars:
         _bars[-1].close()
 
 
 def console(stream: Any) -> Any:
-    """A console of rich's that writes to a stream, without colours where these are not wanted."""
+    """Make a rich console that writes to a stream, with colours unless `NO_COLOR` is set."""
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 
 
 class Bar:
-    """Progress on standard error: a bar, or a line a minute where that is no terminal.
+    """Progress on standard error: a bar, or one line per minute without a terminal.
 
-    Iterate over it, or call `update`; `with` closes it.
+    Iterate over it, or call `update`. Use `with` to close it.
 
     Args:
-        items: Whose number is counted as they are gone through.
-        desc: What is done.
-        total: How many there are; that of the items if they know it.
-        unit: What one is called.
-        initial: How many were done before. They do not count towards the rate.
-        leave: Whether it stays when it is closed.
-        unit_scale: Whether numbers are bytes.
-        shown: Whether anything is shown at all.
+        items: Items to iterate over and count.
+        desc: Description of the work.
+        total: Total number. None: the length of `items` if it is known.
+        unit: Unit of the count.
+        initial: Number that was done before. It does not count towards the rate.
+        leave: Whether the bar stays visible after it is closed.
+        unit_scale: True if the numbers are bytes.
+        shown: False to show nothing.
 
     Attributes:
-        n: How many are done.
-        unit: As given.
+        n: Number done so far.
+        unit: Unit of the count.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Bar:
         self._start = time.monotonic()  # not before rich was imported, which may take its time
 
     def state(self) -> str:
-        """`12 of 64 pictures, 3.2 a second, 0:16 left`."""
+        """The progress as text, such as `12 of 64 pictures, 3.2 a second, 0:16 left`."""
         what = _bytes(self.n) if self._bytes else str(self.n)
         if self.total is not None:
             what += f" of {_bytes(self.total) if self._bytes else self.total}"
@@ -137,7 +137,7 @@ class Bar:
         return what + (f", {self._more}" if self._more else "")
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Add to the number done so far."""
         self.n += count
         if self._progress is not None:
             self._progress.update(
@@ -151,7 +151,7 @@ class Bar:
         note(f"{self.desc}: {self.state()}")
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """What stands behind the numbers."""
+        """Set the text after the numbers."""
         self._more = text
         if self._progress is not None:
             self._progress.update(self._task, state=self.state())
@@ -161,7 +161,7 @@ class Bar:
         print(text)  # which rich puts there
 
     def close(self) -> None:
-        """The last state is shown, and stays if it shall."""
+        """Show the last state. The bar stays visible if `leave` is True."""
         if self not in _bars:
             return
         _bars.remove(self)
@@ -184,11 +184,11 @@ class Bar:
 
 
 class Table:
-    """Rows under a head, printed as they come.
+    """A table whose rows are printed one after the other.
 
     Args:
-        columns: Title and width in letters of each.
-        left: How many of them, from the first on, begin at the left; numbers end at the right.
+        columns: Title and width in characters of each column.
+        left: Number of left-aligned columns, from the first on. The others are right-aligned.
     """
 
     def __init__(self, columns: Sequence[tuple[str, int]], left: int = 1):
@@ -201,7 +201,7 @@ class Table:
         self._stacked = self._console is not None and sum(self.widths) > self._console.width
 
     def head(self) -> None:
-        """Print the titles; where the columns have no room these stand beside each value."""
+        """Print the titles. On a narrow terminal, each row has them next to its values."""
         if not self._stacked:
             self._print(self.titles, "bold")
 
@@ -233,9 +233,9 @@ class Table:
 
 
 def beside(head: str, text: str) -> str:
-    """Text beside its head, its lines under each other; on a terminal they fit its width.
+    """Put text to the right of a heading, wrapped to the width of the terminal.
 
-    Where the terminal leaves no room beside the head the text stands below it.
+    If the terminal is too narrow, the text is below the heading.
     """
     lines, indent = [line.strip() for line in text.splitlines()] or [""], len(head)
     if sys.stdout.isatty():
@@ -248,7 +248,7 @@ def beside(head: str, text: str) -> str:
 
 
 def fitted(widths: Sequence[int], most: int) -> list[int]:
-    """Widths of columns that together are no wider than `most`: the widest give way first."""
+    """Reduce the widths of columns to at most `most` in total. The widest columns shrink first."""
     fit = list(widths)
     while sum(fit) > most and max(fit) > NARROWEST:
         fit[fit.index(max(fit))] -= 1

@@ -93,8 +93,8 @@ def check_devices(device: str) -> None:
     if device == "cpu":
         return
     numbers = device_numbers(device).split(",")
-    there = torch.cuda.device_count()
-    if not all(n.isdecimal() and int(n) < there for n in numbers):
+    count = torch.cuda.device_count()
+    if not all(n.isdecimal() and int(n) < count for n in numbers):
         raise UsageError(no_device(device))
     if len(set(numbers)) < len(numbers):
         raise UsageError(f"device {device!r} names a device twice; expected each once")

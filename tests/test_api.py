@@ -229,10 +229,10 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"T": 0}, UsageError, "T is 0; expected a whole number of 1 or more"),
+        ({"T": 0}, UsageError, "T is 0; expected an integer of 1 or more"),
         ({"T": 2.5}, UsageError, "T is 2.5; expected"),
-        ({"seed": -1}, UsageError, "seed is -1; expected a whole number between 0 and 2147483647"),
-        ({"seed": (1 << 32) + 5}, UsageError, "seed is 4294967301; expected a whole number"),
+        ({"seed": -1}, UsageError, "seed is -1; expected an integer between 0 and 2147483647"),
+        ({"seed": (1 << 32) + 5}, UsageError, "seed is 4294967301; expected an integer"),
         ({"method": "best"}, UsageError, "method 'best'; expected one of copy"),
         ({"neuron": "lif"}, UsageError, "neuron 'lif'; expected one of neuron"),
         ({"epochs": 2, "method": "copy"}, UsageError, "has no stage I; leave epochs out"),
@@ -247,7 +247,7 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"batches": ["text"]}, DataError, "a batch without an input"),
         ({"network": nn.Sequential(nn.Conv2d(1, 2, 3))}, ConversionError, "no activation to"),
         ({"network": nn.Sequential(nn.ReLU())}, ConversionError, "no weights; there is nothing"),
-        ({"batch": 0}, UsageError, "batch is 0; expected a whole number of 1 or more"),
+        ({"batch": 0}, UsageError, "batch is 0; expected an integer of 1 or more"),
         ({"rate": "fast"}, UsageError, "rate is 'fast'; expected a number of 0 or more"),
         ({"end_to_end": 1, "int8": True, "end_batch_norm": True}, UsageError, "choose one"),
     ],
@@ -291,8 +291,8 @@ def test_what_the_command_refuses_is_refused_alike(network, batches, word, name,
 @pytest.mark.parametrize(
     ("plan", "pooling", "sentence"),
     [
-        (Plan(LayerWise(steps=-1)), None, "steps is -1; expected a whole number of 0 or more"),
-        (Plan(LayerWise(patience="x")), None, "patience is 'x'; expected a whole number$"),
+        (Plan(LayerWise(steps=-1)), None, "steps is -1; expected an integer of 0 or more"),
+        (Plan(LayerWise(patience="x")), None, "patience is 'x'; expected an integer$"),
         (Plan(end=EndToEnd(rate=0)), None, "rate is 0; expected a number above 0"),
         (Plan(end=EndToEnd(int8=True, batch_norm=True)), None, "choose one"),
         (Plan(), "often", "pooling is 'often'; expected count or step"),

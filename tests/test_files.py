@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from spikedet.errors import DataError, cut
+from spikedet.errors import DataError, shorten
 from spikedet.files import write_atomic, write_csv
 from support.commands import run_as_command
 
@@ -61,7 +61,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch, capsys, step):
 
 
 def test_what_a_file_holds_is_not_echoed_whole():
-    assert cut("x" * 80) == "x" * 80
-    assert cut("a" * 50 + "b" * 50) == "a" * 40 + "..." + "b" * 40 + " (100 characters)"
+    assert shorten("x" * 80) == "x" * 80
+    assert shorten("a" * 50 + "b" * 50) == "a" * 40 + "..." + "b" * 40 + " (100 characters)"
     message = str(DataError(f"where: {'x' * 10_000_000} is none"))
     assert len(message) < 2100 and message.startswith("where: xx") and "(10,000,0" in message

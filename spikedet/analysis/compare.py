@@ -41,7 +41,7 @@ class Reference:
         self.activations: list[Tensor] = []
         self.results: list[Tensor] = []
 
-    def see(self, pictures: Tensor) -> None:
+    def run(self, pictures: Tensor) -> None:
         """Run the network on pictures [B, C, H, W]."""
         names = [node.name for node in self.quantisers]
         values = outputs(self.graph, names + self.readouts, pictures)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spikedet.errors import UsageError, said
+from spikedet.errors import UsageError, message_of
 
 REST = 0.02  # seconds until torch's threads leave their busy loop
 NEEDED = "needs onnx and onnxruntime; pip install 'spikedet[export]'"
@@ -62,7 +62,9 @@ def quantised(model: bytes, pictures: Sequence[Tensor]) -> bytes:
                 weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
         except Exception as error:  # theirs are of many kinds
-            raise UsageError(f"onnxruntime does not quantise this network: {said(error)}") from None
+            raise UsageError(
+                f"onnxruntime does not quantise this network: {message_of(error)}"
+            ) from None
         return done.read_bytes()
 
 

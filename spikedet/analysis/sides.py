@@ -108,7 +108,7 @@ class _SteppingNeuron(IFNeuron):
             u = u + current
             spikes = (u >= threshold).to(current.dtype)
             self.memory = u - threshold * spikes
-        return self.on_wire(spikes)
+        return self.scale_spikes(spikes)
 
 
 class _Stepping(nn.Module):
@@ -170,4 +170,4 @@ class _Peer(IFNeuron):
             currents = currents.expand(steps, *currents.shape[1:])
         self.theirs.v = self.first_potential(x, batch) if memory is None else memory
         spikes = self.theirs(currents)
-        return self.on_wire(spikes.flatten(0, 1)), self.theirs.v
+        return self.scale_spikes(spikes.flatten(0, 1)), self.theirs.v

@@ -20,7 +20,7 @@ from spikedet.classification.transforms import augmentation, view
 from spikedet.data.formats import Classes, recognise
 from spikedet.data.formats.folders import FORMAT as folders_format
 from spikedet.data.formats.folders import expect_classes, pictures_of
-from spikedet.errors import DataError, UsageError, said
+from spikedet.errors import DataError, UsageError, message_of
 from spikedet.pictures import from_loader, read_picture
 from spikedet.settings import EndToEnd
 from spikedet.task import Samples as TaskSamples
@@ -161,10 +161,10 @@ class Samples(TaskSamples, Dataset):
         return batches(self, checkpoint.model, checkpoint.imgsz, batch)
 
     def augmented(
-        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
+        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, for_evaluation: bool = False
     ) -> Iterator[dict[str, Any]]:
         assert isinstance(end, ClassifierPass)
-        jpeg = 0 if judging else end.jpeg
+        jpeg = 0 if for_evaluation else end.jpeg
         return augmented(
             self, checkpoint.model, checkpoint.imgsz, end.batch, seed, end.workers, jpeg
         )
@@ -232,7 +232,7 @@ def download(name: str, folder: Path) -> Path:
     try:
         dataset = kinds[name](str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: {name} could not be downloaded ({said(error)})") from None
+        raise DataError(f"{folder}: {name} could not be downloaded ({message_of(error)})") from None
     return Path(folder) / dataset.base_folder
 
 

@@ -71,7 +71,7 @@ class Options(shared.TrainingData):
 
 
 def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
-    """The released spiking weights of a task for T, and of its stage I and float network."""
+    """The released spiking weights of a task for T, with their stage-I and float weights."""
     from spikedet.released import default_weights
 
     path = default_weights(T, task)
@@ -81,15 +81,15 @@ def shipped(T: int | None, task: str) -> tuple[Path, Path | None, Path | None]:
 
 
 def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | None]:
-    """Spiking, stage-I and float checkpoint of one network description."""
+    """Load the spiking, the stage-I and the float checkpoint. They are of one network."""
     from spikedet import task_registry
     from spikedet.checkpoint import load as load_checkpoint
     from spikedet.networks import expect_same_network, expect_stage
 
     weights, *others = options.weights, options.stage1, options.source
     if weights is None:
-        weights, *there = shipped(options.T, task_registry.of_data(options.data))
-        others = [other or own for other, own in zip(others, there, strict=True)]
+        weights, *defaults = shipped(options.T, task_registry.of_data(options.data))
+        others = [other or own for other, own in zip(others, defaults, strict=True)]
     spiking = load_checkpoint(weights)
     expect_stage(spiking, "snn")
     pooling = spiking.model.get("spike_pooling", "count")
@@ -108,7 +108,7 @@ def load(options: Options) -> tuple[Checkpoint, Checkpoint | None, Checkpoint | 
 
 
 def samples(options: Options, task: Task, checkpoint: Checkpoint) -> Samples:
-    """The pictures to run on."""
+    """Read the pictures to run on."""
     read = shared.read(options, task, shared.split(options, task.name), names=checkpoint.names)
     if options.all:
         refuse(options, ["tuning"], "--all uses all pictures, so there are no tuning pictures")
@@ -123,7 +123,11 @@ def compare(
     pictures: Samples,
     T: int,
 ) -> tuple[dict[str, Comparison], ReadoutError]:
-    """Run all networks: comparisons by name, and the error of stage I to the float network."""
+    """Run all networks on the pictures.
+
+    Returns:
+        Comparisons by name of the network, and the error of stage I to the float network.
+    """
     import torch
 
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
@@ -147,7 +151,7 @@ def compare(
             batch = batch.to(options.device, memory_format=torch.channels_last)
             for reference in (stage1, source):
                 if reference is not None:
-                    reference.see(batch)
+                    reference.run(batch)
             if stage1 and source:
                 between.add(stage1.results, source.results)
             for comparison in comparisons.values():
@@ -157,7 +161,7 @@ def compare(
 
 
 def residual_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
-    """Figure 4: means over the pictures, and the worst picture."""
+    """Rows of figure 4: the mean over the pictures, and the worst picture."""
     rows = []
     for network, comparison in comparisons.items():
         for name, layer in comparison.layers.items():
@@ -169,7 +173,7 @@ def residual_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
 
 
 def similarity_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
-    """Figure 5b: mean cosine over the pictures."""
+    """Rows of figure 5b: the mean cosine similarity over the pictures."""
     return [
         {"network": network, "layer": name, "T": T, "cosine": mean(layer.cosine)}
         | {"images": len(layer.cosine)}
@@ -180,7 +184,7 @@ def similarity_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
 
 
 def layer_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
-    """Error of every layer and readout before and after stage II."""
+    """Rows with the error of every layer and readout before and after stage II."""
     if len(comparisons) < 2:
         return []
     before, after = (layer_errors(comparison, T) for comparison in comparisons.values())
@@ -191,14 +195,14 @@ def layer_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
 
 
 def layer_errors(comparison: Comparison, T: int) -> dict[str, float]:
-    """Error of every layer and readout to stage I."""
+    """The error of every layer and readout to stage I."""
     errors = {name: mean(layer.error) for name, layer in comparison.layers.items()}
     last = comparison.to_stage1[T].each()
     return errors | dict(zip(comparison.readouts, last, strict=True))
 
 
 def rate_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
-    """Spikes per neuron and step of each layer, and its error to stage I where that is known."""
+    """Rows with the firing rate of each layer (spikes per neuron and step), and its error."""
     return [
         {"network": network, "layer": name, "T": T, "rate": mean(layer.rate)}
         | {"error": mean(layer.error) if layer.error else None, "images": len(layer.rate)}
@@ -209,7 +213,7 @@ def rate_rows(comparisons: dict[str, Comparison], T: int) -> Rows:
 
 def raster_rows(options: Options, comparison: Comparison, pictures: Samples,
                 checkpoint: Checkpoint, T: int) -> Rows:  # fmt: skip
-    """Spikes of some neurons at `--place` of the first picture."""
+    """Rows with the spikes of some neurons at the position `--place` of the first picture."""
     from spikedet.analysis.raster import raster
 
     first = next(iter(pictures.pictures(checkpoint, 1))).to(options.device)
@@ -218,7 +222,7 @@ def raster_rows(options: Options, comparison: Comparison, pictures: Samples,
 
 
 def gap_rows(comparisons: dict[str, Comparison], between: ReadoutError, T: int) -> Rows:
-    """Figure 5c: error of the outputs after each step, and of stage I, which has no steps."""
+    """Rows of figure 5c: the error of the outputs after each step, and that of stage I."""
     rows = []
     for network, comparison in comparisons.items():
         gaps = {"float": comparison.to_float, "stage I": comparison.to_stage1}
@@ -234,7 +238,7 @@ def gap_rows(comparisons: dict[str, Comparison], between: ReadoutError, T: int) 
 
 
 def periodic_rows(T: int) -> Rows:
-    """Figure 5a."""
+    """Rows of figure 5a."""
     from spikedet.analysis.residual import periodic
 
     return [

@@ -128,7 +128,7 @@ def _benchmark(options: Options) -> None:
 
 
 def _measure(timed: Timed, threads: Sequence[int], folder: Path, lines: list[dict]) -> None:
-    """Time everything, for each number of threads and pictures at once; adds to `lines`."""
+    """Time everything for each number of threads and each batch size. Add rows to `lines`."""
     import torch
 
     from spikedet.analysis import timing
@@ -161,7 +161,7 @@ def _measure(timed: Timed, threads: Sequence[int], folder: Path, lines: list[dic
 
 
 def _tell(rows: Sequence[Row], cpu: bool, table: Table, lines: list[dict]) -> None:
-    """Show rows, and add them to those that are written."""
+    """Print rows, and append them to `lines`."""
     from spikedet.analysis.timing import FLOATS
     from spikedet.engines import library
 
@@ -211,7 +211,7 @@ def _measure_memory(timed: Timed, lines: list[dict]) -> None:
 
 
 def _write(options: Options, timed: Timed, lines: list[dict], machine: str) -> None:
-    """The files that were asked for, each whole or not at all."""
+    """Write the requested files, each atomically."""
     from spikedet.files import write_atomic, write_csv
 
     write_json(options, lines)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def refuse(options: Options, names: Sequence[str], why: str) -> None:
-    """Refuse options that would be ignored; those of a `--config` file may be for other methods.
+    """Refuse options that would be ignored. Options of a `--config` file are not checked.
 
     Args:
-        options: Those that were parsed.
-        names: Of options.
-        why: They would be ignored.
+        options: Parsed options.
+        names: Names of the options to refuse.
+        why: Reason why they would be ignored, for the message.
 
     Raises:
         UsageError: One of them is on the command line.
@@ -31,22 +31,22 @@ def refuse(options: Options, names: Sequence[str], why: str) -> None:
 
 
 def expect_new(path: Path) -> None:
-    """Refuse to write over what took hours to make.
+    """Check that a file does not exist, because its content took hours to make.
 
     Raises:
-        TrainingError: There is such a file.
+        TrainingError: The file exists.
     """
     if path.exists():
         raise TrainingError(f"{path} exists already; choose another --out")
 
 
 def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:
-    """Say so where released weights are measured on what they were trained on.
+    """Warn if released weights are measured on pictures that they were trained on.
 
     Args:
-        task: Of the weights.
-        samples: What they are measured on.
-        digests: SHA-256 of the weights.
+        task: Task of the weights.
+        samples: Samples to measure on.
+        digests: SHA-256 of the weights files.
     """
     from spikedet.checkpoint import identity
     from spikedet.released import all_released

@@ -80,7 +80,7 @@ def run(options: Options) -> int:
 
 
 def entry_of(frame: Frame, T: int | None, pairs: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """What JSON says of a frame: classes and their probabilities, the most probable first."""
+    """Make the JSON entry of a frame: its most probable classes with their probabilities."""
     classes = [{"class": name, "probability": value} for name, value in pairs]
     return {
         "file": frame.source, "frame": frame.index, "time": round(frame.time, 6), "T": T,

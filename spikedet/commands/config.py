@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedet import resources
-from spikedet.errors import UsageError, nearest
+from spikedet.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from spikedet.commands.parse import Option
 
 
-def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
-    """The options of the `--config` file that the words of a command line name, as words.
+def with_config(known: Sequence[Option], words: Sequence[str], command: str) -> list[str]:
+    """Convert the options of a `--config` file to command-line arguments.
 
-    The file is YAML: a section for each command (`train:`, `finetune:`), in it the command's
-    options without dashes. `true` and `false` switch, a list gives several values, and what is
-    `null` counts as left out.
+    The file is YAML. It has a section for each command (`train:`, `finetune:`) with its options,
+    without dashes. `true` and `false` set flags, a list gives several values, and `null` leaves an
+    option out.
 
     Args:
-        there: The options of the command.
-        words: Of the command line; what they say wins, where they come after the words of the file.
+        known: The options of the command.
+        words: The command-line arguments. They override the file if they come after its arguments.
         command: Name of the command.
 
+    Returns:
+        Arguments to put before `words`.
+
     Raises:
-        UsageError: No such file, not YAML of that form, or an option that the command has not.
+        UsageError: The file does not exist or does not have this form, or the command does not have
+            an option.
     """
     path = _named(words)
     if path is None:
@@ -39,7 +43,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
     before = []
     for name, value in options.items():
         try:
-            before += _option_words(there, str(name), value)
+            before += _option_words(known, str(name), value)
         except UsageError as error:
             raise UsageError(f"{path}: {command} {error}") from None
     # a list ends where the next option begins
@@ -47,7 +51,7 @@ def with_config(there: Sequence[Option], words: Sequence[str], command: str) -> 
 
 
 def _named(words: Sequence[str]) -> Path | None:
-    """The file that the last `--config` names; what is wrong with it the parser says."""
+    """The file of the last `--config`. The parser reports errors in it later."""
     path = None
     for word, after in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
@@ -56,12 +60,12 @@ def _named(words: Sequence[str]) -> Path | None:
     return path
 
 
-def _option_words(there: Sequence[Option], name: str, value: Any) -> list[str]:
-    """One option of a `--config` file as on a command line."""
-    options = {each.word: each for each in there if not each.more.get("positional")}
+def _option_words(known: Sequence[Option], name: str, value: Any) -> list[str]:
+    """Convert one option of a `--config` file to command-line arguments."""
+    options = {each.word: each for each in known if not each.more.get("positional")}
     word = f"--{name.replace('_', '-')}"
     if word not in options or word == "--config":
-        raise UsageError(f"has no option {name!r}{nearest(word, options)}")
+        raise UsageError(f"has no option {name!r}{did_you_mean(word, options)}")
     option = options[word]
     if value is None:
         return []

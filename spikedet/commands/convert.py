@@ -85,10 +85,10 @@ class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
 
 
 def expect_used(options: Options, method: Method) -> None:
-    """Refuse options that this method would ignore, or that make another method of it.
+    """Refuse options that this method would ignore, or that would change it to another method.
 
     Raises:
-        UsageError: Names the option.
+        UsageError: The message names the option.
     """
     name = options.method
     training = [n for n in names_of() if n not in ("seed", "device", "imgsz")]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
-from spikedet.errors import DataError, UsageError, among, cut
+from spikedet.errors import DataError, UsageError, list_choices, shorten
 from spikedet.files import expect_folder
 from spikedet.settings import option
 from spikedet.terminal import note
@@ -129,8 +129,8 @@ def run(options: Options) -> int:
         )
     unknown = [name for name in options.classes or () if name not in detector.names]
     if unknown:
-        known = among(unknown[0], detector.names)
-        raise UsageError(f"unknown class {cut(unknown[0])!r}; these weights know {known}")
+        known = list_choices(unknown[0], detector.names)
+        raise UsageError(f"unknown class {shorten(unknown[0])!r}; these weights know {known}")
     failures = Failures()
     sources = opened(options, options.sources or [SAMPLE], failures, [options.out])
     strips = _Strips(options, detector, sources.files) if options.strip else None
@@ -143,7 +143,7 @@ def run(options: Options) -> int:
 
 
 def _save(options: Options):
-    """What is to be written."""
+    """The outputs to write."""
     from spikedet.commands.result import head
     from spikedet.outputs import Save
 
@@ -161,7 +161,7 @@ def _detect(
     options: Options, detector: Predictor, sources: Sources, outputs: Outputs,
     failures: Failures, strips: _Strips | None,
 ) -> None:  # fmt: skip
-    """Detect in every frame, print and write."""
+    """Detect objects in every frame; print and write them."""
     tracker, tracked = None, ""
     for frame in shown(sources, "detect"):
         if options.track and frame.video and tracked != frame.source:
@@ -181,7 +181,7 @@ def _detect(
 
 
 class _Strips:
-    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes beside it."""
+    """Writes the time-step strip of each picture, `NAME-strip-T8.png`, and its boxes as CSV."""
 
     def __init__(self, options: Options, detector: Predictor, inputs: Sequence[Path]):
         from spikedet.outputs.names import Names
@@ -190,13 +190,13 @@ class _Strips:
         self.left_out: set[str] = set()
 
     def write(self, frame: Frame, steps: Sequence[Detections]) -> None:
-        """A strip of a picture; that videos have none is said once for each.
+        """Write the strip of a picture. For a video, print a warning once.
 
         Raises:
-            UsageError: It would be written over an input.
+            UsageError: The strip would overwrite an input.
         """
         from spikedet.detection.draw import draw
-        from spikedet.outputs.names import numbered, stem_of
+        from spikedet.outputs.names import frame_suffix, stem_of
         from spikedet.plots import About, pictures, write
 
         if frame.video:
@@ -204,10 +204,10 @@ class _Strips:
                 self.left_out.add(frame.source)
                 print(f"warning: {frame.source}: --strip is not for videos", file=sys.stderr)
             return
-        end = f"{numbered(frame)}-strip-T{steps[-1].T}.png"
+        end = f"{frame_suffix(frame)}-strip-T{steps[-1].T}.png"
         path = self.names.new(self.folder, stem_of(frame), end)
         self.names.expect_free(path.with_suffix(".csv"))
-        small, scale = pictures.shrunk(frame.picture)
+        small, scale = pictures.shrink(frame.picture)
         titled = [
             (
                 f"t={one.T}, {_count(len(one), 'object')}",
@@ -234,7 +234,7 @@ class _Strips:
 def _detections(
     options: Options, detector: Predictor, frame: Frame, tracker: Tracker | None
 ) -> list[Detections]:
-    """The detections of a frame, after each step or the last."""
+    """Detect objects in a frame: after each step, or after the last step only."""
     from spikedet.detection.track import LOW
 
     conf = options.conf if tracker is None else min(options.conf, LOW)
@@ -252,7 +252,7 @@ def _detections(
 
 
 def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
-    """A line an object; of films with the time, and none where there is nothing."""
+    """Yield a line for each object. For videos, it contains the time."""
     for number, (name, score, box) in enumerate(
         zip(detections.classes, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     ):
@@ -264,7 +264,7 @@ def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
 
 
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
-    """What was done, and where it is."""
+    """Describe what was done and where the results are."""
     counts = outputs.counts
     seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
     seen += [_count(counts.frames, "frame")] if counts.frames else []

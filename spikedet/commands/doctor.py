@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
-from spikedet.errors import SpikedetError, said
+from spikedet.errors import SpikedetError, message_of
 from spikedet.settings import option
 from spikedet.terminal import beside, console
 
@@ -52,13 +52,13 @@ class Options(parse.Options):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        state: `ok`, `-` (missing, and only some need it) or `!!` (needed).
-        text: What is there.
-        advice: What to do, empty where there is nothing to do.
+        name: Subject of the check.
+        state: `ok`, `-` (missing, but only some commands need it) or `!!` (missing and needed).
+        text: What was found.
+        advice: What to do. Empty if there is nothing to do.
     """
 
     name: str
@@ -82,11 +82,11 @@ def run(options: Options) -> int:
 
 
 def show(finding: Finding, wide: int) -> None:
-    """Print a finding as text that fits the terminal, and below it what to do.
+    """Print a finding, and its advice below it, wrapped to the terminal.
 
     Args:
-        finding: Its state is coloured on a terminal.
-        wide: Letters of the column of names.
+        finding: The finding. Its state is coloured on a terminal.
+        wide: Width of the column of names in characters.
     """
     advice = f"\n-> {finding.advice}" if finding.advice else ""
     lines = beside(f"{finding.state:>2}  {finding.name:{wide}}", finding.text + advice)
@@ -97,7 +97,7 @@ def show(finding: Finding, wide: int) -> None:
 
 
 def examine(options: Options) -> Iterator[Finding]:
-    """All that can be looked at; what fails in an unforeseen way is a finding as well."""
+    """Run all checks. A check that fails unexpectedly gives a finding too."""
     yield from _packages()
     looks: list[tuple[str, Callable[[], Finding]]] = [
         ("weights", lambda: _weights(options.weights)),
@@ -115,12 +115,12 @@ def examine(options: Options) -> Iterator[Finding]:
             yield look()
         except Exception as error:  # a broken installation may fail anywhere
             yield Finding(
-                name, BAD, f"{type(error).__name__}: {said(error)}", "install spikedet again"
+                name, BAD, f"{type(error).__name__}: {message_of(error)}", "install spikedet again"
             )
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the package, of Python, the system, and of what is needed; None if missing."""
+    """Versions of spikedet, Python, the system and the required packages. None if missing."""
     system: dict[str, str | None] = {
         "spikedet": _version("spikedet"),
         "Python": platform.python_version(),
@@ -294,7 +294,7 @@ def _memory() -> Finding:
 
 
 def free_memory() -> int | None:
-    """Bytes that a new program can have: of the system, or of its control group; None: unknown."""
+    """Free memory in bytes, of the system or of the control group. None if it is not known."""
     limits = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

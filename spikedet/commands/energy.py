@@ -50,13 +50,13 @@ class Options(shared.TestData):
 
 
 def statistics(values: Tensor) -> dict[str, float | None]:
-    """Mean and standard deviation over pictures; the deviation of one picture is None."""
+    """Mean and standard deviation over the pictures. The deviation of a single picture is None."""
     deviation = values.std().item() if len(values) > 1 else None
     return {"mean": values.mean().item(), "std": deviation}
 
 
 def energies(cost: Cost, reference: int, options: Options) -> dict[str, Any]:
-    """Totals of both accountings, and of the float network."""
+    """The total energy by both accountings, and that of the float network."""
     import torch
 
     from spikedet.analysis.operations import picojoules as energy
@@ -95,7 +95,7 @@ def by_layer(cost: Cost) -> dict[str, Any]:
 
 
 def pair(value: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
-    """`mean +- deviation`."""
+    """Format a value as `mean +- deviation`."""
     deviation = "-" if value["std"] is None else f"{value['std'] * scale:.{digits}f}"
     return f"{value['mean'] * scale:.{digits}f} +- {deviation}"
 
@@ -130,7 +130,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def float_multiplies(task: Task, path: Path, spiking: Path, checkpoint: Checkpoint) -> int:
-    """Multiply-accumulates of the float network of spiking weights, for one picture."""
+    """Multiply-accumulates of the float network for one picture."""
     import torch
 
     from spikedet.analysis.operations import multiply_accumulates

@@ -86,10 +86,11 @@ class Planned(NamedTuple):
     """A network to measure.
 
     Attributes:
-        method: What tables call it.
+        method: Name of the method in tables.
         checkpoint: Its weights.
-        digest: Identity of the file that they are of.
-        steps: Time steps, with a row for each; None for one row, of its own T.
+        digest: Identity of the weights file.
+        steps: Time steps to measure, with one row for each. None: one row with the T of the
+            weights.
     """
 
     method: str
@@ -99,12 +100,15 @@ class Planned(NamedTuple):
 
 
 def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
-    """Weights to measure, the identity of their files, and the time steps to run them with.
+    """Load the weights to measure.
 
-    Those are None for its own T.
+    Returns:
+        For each: the checkpoint, the identity of its file, and the time steps to run (None: its own
+            T).
 
     Raises:
-        UsageError: --T where none of the weights run with it.
+        UsageError: There are no weights for a T of `--T`, or the weights are not spiking but `--T`
+            or `--engine` is given.
     """
     from spikedet import task_registry
     from spikedet.checkpoint import identity, load
@@ -125,10 +129,10 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
             steps = plotting.readouts(checkpoint.time_steps)
         loaded.append((checkpoint, identity(path), steps))
     if options.T and options.compare:
-        there = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
-        if not set(options.T) <= set(there):
+        available = sorted({checkpoint.T for checkpoint, *_ in loaded if checkpoint.T})
+        if not set(options.T) <= set(available):
             raise UsageError(
-                f"--T: the weights of --compare are for T={', '.join(map(str, there))}"
+                f"--T: the weights of --compare are for T={', '.join(map(str, available))}"
             )
         loaded = [item for item in loaded if item[0].T in (None, *options.T)]
     elif all(checkpoint.stage != "snn" for checkpoint, *_ in loaded):
@@ -139,7 +143,7 @@ def chosen(options: Options) -> list[tuple[Checkpoint, str, list[int] | None]]:
 
 
 def file_names(options: Options) -> dict[str, str]:
-    """Names of the files of weights, by their identity."""
+    """Names of the weights files by their identity."""
     from spikedet import task_registry
     from spikedet.checkpoint import identity
     from spikedet.released import all_released
@@ -149,11 +153,11 @@ def file_names(options: Options) -> dict[str, str]:
 
 
 def planned_rows(options: Options) -> list[Planned]:
-    """Everything to measure, in the order of the table.
+    """List everything to measure, in the order of the table.
 
     Raises:
-        WeightsError: Weights of different tasks or classes.
-        UsageError: An option that says nothing about these rows.
+        WeightsError: The weights have different tasks or classes.
+        UsageError: An option has no effect on these rows.
     """
     from spikedet import task_registry
     from spikedet.errors import WeightsError
@@ -210,7 +214,7 @@ def is_correcting(checkpoint: Checkpoint) -> bool:
 
 
 def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:
-    """Training pictures that give the thresholds of copied weights."""
+    """Read the training pictures from which the thresholds of copied weights are estimated."""
     if options.threshold_split:
         return shared.read(options, task, options.threshold_split, names=names)
     samples = shared.read(options, task, shared.usual_split(options.data, task.name), names=names)
@@ -259,10 +263,10 @@ def run(options: Options) -> None:
 
 
 def expect_of_task(options: Options, task: Task) -> None:
-    """Refuse options that the task has not, and areas that bound nothing.
+    """Refuse options of other tasks, and impossible areas.
 
     Raises:
-        UsageError: Names the option.
+        UsageError: The message names the option.
     """
     for name in ("classes", "areas", "bootstrap"):
         if getattr(options, name) and task.name != "detection":
@@ -274,14 +278,14 @@ def expect_of_task(options: Options, task: Task) -> None:
 
 
 def areas_of(options: Options) -> dict[str, tuple[float, ...]]:
-    """The areas that were asked for, if any, as measures and rows have them."""
+    """The keyword argument `areas` for measures, if areas were requested."""
     return {"areas": tuple(options.areas)} if options.areas else {}
 
 
 def measure(
     task: Task, runner: Any, samples: Samples, row: Planned, options: Options
 ) -> list[tuple[dict[str, Any], float | None]]:
-    """What `Task.measure` gives of a network, its progress shown."""
+    """Run `Task.measure` with a progress bar."""
     longest = row.steps[-1] if row.steps else row.checkpoint.T
     title = row.method if longest is None else f"{row.method} T={longest}"
     details = {"details": True} if options.plots else {}
@@ -301,13 +305,13 @@ def measure(
 def entry_of(
     row: Planned, T: int | None, values: dict[str, Any], run_on: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of the table as JSON has it.
+    """Make a row of the table for JSON.
 
     Args:
         row: The network.
         T: Time steps of the row.
-        values: What was measured.
-        run_on: What ran the network, on what.
+        values: Measured values.
+        run_on: Engine and data of the measurement.
     """
     per_class = values.pop("per_class", None)
     entry = {"stage": row.checkpoint.stage, "method": row.method, "T": T, **values}
@@ -325,7 +329,7 @@ def write_plots(
     details: dict[tuple[str, int | None], dict[str, Any]],
     data: str,
 ) -> None:
-    """Write the plots of `--plots` and say so."""
+    """Write the plots of `--plots`, and print their folder."""
     from spikedet.plots import About
 
     weights = sorted({entry["weights"] or entry["weights_sha256"][:8] for entry in entries})
@@ -334,10 +338,10 @@ def write_plots(
 
 
 def use_engine(runner: Any, options: Options) -> str:
-    """Let the engine that was asked for run spiking weights; its name, said on standard error.
+    """Choose the engine for spiking weights, and print it on standard error. Returns its name.
 
-    Tables of reference numbers are float32 by torch, so that torch computes in bfloat16 for
-    `--half` alone, also where `auto` takes it.
+    torch computes in float32 unless `--half` is given, even if `auto` chooses torch, because tables
+    of reference values are in float32.
     """
     if runner.stage != "snn":
         return "torch"
@@ -350,7 +354,7 @@ def use_engine(runner: Any, options: Options) -> str:
 
 
 def begin_table(options: Options, task: Task) -> Table:
-    """Print the head of the table, and how torch computes where it does."""
+    """Print the head of the table, and the precision of torch if it is used."""
     if options.engine == "torch" or options.half:
         print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
     columns = [("", 20), ("T", 5), *((name, 11) for name in task.columns)]
@@ -374,5 +378,5 @@ def show(table: Table, entry: dict[str, Any], columns: Sequence[str], classes: b
 
 
 def none_if_undefined(value: Any) -> Any:
-    """NaN, which JSON cannot hold, becomes None."""
+    """Replace NaN by None, because JSON has no NaN."""
     return None if value != value else value

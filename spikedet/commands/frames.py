@@ -19,7 +19,7 @@ NAMED = 3  # of the files that are left alone, in a line
 
 @dataclass(kw_only=True)
 class FrameOptions(parse.Options):
-    """How sources are read."""
+    """Options of commands that read frames."""
 
     recursive: bool = option(False, "also read the folders inside a folder", group="source")
     frame_rate: float = option(
@@ -29,7 +29,7 @@ class FrameOptions(parse.Options):
 
 
 class Failures:
-    """What could not be read or written: each is told and counted."""
+    """Prints and counts the files and frames that could not be read or written."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,13 +42,13 @@ class Failures:
 def opened(
     options: FrameOptions, words: Sequence[str], failures: Failures, without: Sequence[Path] = ()
 ) -> Sources:
-    """What some words name; files of folders that are no pictures are counted and named.
+    """Open sources of frames, and report files in folders that are not pictures.
 
     Args:
-        options: Of the command.
-        words: As `spikedet.sources.open_sources` takes them.
-        failures: Told of what cannot be read.
-        without: Folders that are not looked into.
+        options: Options of the command.
+        words: Sources, see `spikedet.sources.open_sources`.
+        failures: Receives the errors.
+        without: Folders that are not searched.
     """
     from spikedet.sources import open_sources
 
@@ -62,7 +62,7 @@ def opened(
 
 
 def shown(sources: Sources, what: str) -> Iterable[Frame]:
-    """Frames, with a bar on a terminal: of how many pictures, or of how many seconds of a film."""
+    """Yield the frames with a progress bar, which counts pictures or seconds of a video."""
     from spikedet.commands.main import progress
 
     if not sys.stderr.isatty():
@@ -77,14 +77,14 @@ def shown(sources: Sources, what: str) -> Iterable[Frame]:
 
 
 def where(frame: Frame) -> str:
-    """What a line about a frame begins with: its source, with the time in a film or the page."""
+    """The start of a line about a frame: its source, with the time in a video or the page."""
     if frame.video:
         return f"{frame.source} {frame.time:.2f} s"
     return frame.source if frame.total == 1 else f"{frame.source} page {frame.index + 1}"
 
 
 def _ignored(files: Sequence[Path]) -> str:
-    """How many files in folders were left alone, and their names."""
+    """The sentence that counts and names the ignored files."""
     names = ", ".join(path.name for path in files[:NAMED])
     more = ", ..." if len(files) > NAMED else ""
     counted = "1 file is" if len(files) == 1 else f"{len(files)} files are"

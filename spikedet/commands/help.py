@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 WIDTH = 100  # of a page of help, in characters
 
 
-def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
-    """Print the help: what people need first, on a screen, or everything; the process ends.
+def show_help(known: Sequence[Option], prog: str, texts: Sequence[str], everything: bool) -> None:
+    """Print the help (all of it, or the main options only) and end the process.
 
     Raises:
-        SystemExit: It is printed.
+        SystemExit: Always, after the help is printed.
     """
-    groups = [title for title in words.grouped(there) if title]
+    groups = [title for title in words.grouped(known) if title]
     columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     for text in filter(None, map(str.strip, texts)):
         print(_filled(text, columns) + "\n")
-    shown = [each for each in there if everything or not each.more["group"]]
+    shown = [each for each in known if everything or not each.more["group"]]
     printed = _Printed(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
     with (
         words.columns(str(columns)),
@@ -47,19 +47,19 @@ def show_help(there: Sequence[Option], prog: str, texts: Sequence[str], everythi
 
 
 def _filled(text: str, columns: int) -> str:
-    """Text whose paragraphs are as wide as the terminal; what is indented stays as it is."""
+    """Wrap the paragraphs of a text to the width of the terminal, except indented lines."""
     parts = text.split("\n\n")
     return "\n\n".join(p if p.startswith(" ") else _wrapped(p, columns) for p in parts)
 
 
 def _wrapped(text: str, columns: int, indent: str = "") -> str:
-    """Text in lines that are no wider, all but the first one indented."""
+    """Wrap a text. All lines but the first are indented."""
     wide = max(20, columns)
     return textwrap.fill(text, wide, subsequent_indent=indent, break_on_hyphens=False)
 
 
 class _Printed(io.TextIOWrapper):
-    """Keeps what is printed, with the colours that standard output would have."""
+    """Stores what is printed, with the colours of standard output."""
 
     def isatty(self) -> bool:
         assert sys.__stdout__ is not None

@@ -77,10 +77,10 @@ def run(options: Options) -> None:
 
 
 def expect_one_source(options: Options) -> None:
-    """Refuse boxes from nowhere or several places, and options of another source than theirs.
+    """Check that there is exactly one source of boxes, and no option of another source.
 
     Raises:
-        UsageError: Names the options.
+        UsageError: The message names the options.
     """
     sources = {"list": options.boxes, "xml": options.xml, "coco": options.coco}
     if sum(source is not None for source in sources.values()) != 1:
@@ -96,10 +96,10 @@ def expect_one_source(options: Options) -> None:
 
 
 def pictures_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """The JPEG files of some folders and those inside, by their names without ending.
+    """Find the JPEG files in folders and their subfolders, by name without suffix.
 
     Raises:
-        DataError: There are none, or two that differ have one name.
+        DataError: There are no pictures, or two different pictures have the same name.
     """
     pictures: dict[str, Path] = {}
     for path in (p for folder in folders for p in sorted(folder.rglob("*"))):
@@ -116,7 +116,7 @@ def pictures_of(folders: Sequence[Path]) -> dict[str, Path]:
 def annotated(
     options: Options, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Name and VOC XML of each annotated picture, None where no object has a VOC class."""
+    """Yield the name and the VOC XML of each picture. It is None without a VOC object."""
     from spikedet.detection import to_voc
 
     if options.boxes:

@@ -100,7 +100,7 @@ def run(options: Options) -> None:
         )
     network = task.network(description, len(names))
     described = f"{options.model or 'its own description'} with {len(names)} classes"
-    left = state.put(network, state.tensors(read, options.state), options.state, described)
+    left = state.load_into(network, state.tensors(read, options.state), options.state, described)
     if trained is not None:
         ultralytics_checkpoint.expect_same_layers(trained, network, options.state)
     expect_convertible(task, description, len(names), imgsz)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
 from spikedet.commands.result import write_json
-from spikedet.errors import UsageError, cut
+from spikedet.errors import UsageError, shorten
 from spikedet.settings import option
 from spikedet.terminal import Table, beside
 
@@ -64,7 +64,7 @@ def run(options: Options) -> None:
 
 
 def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """What there is to say about a checkpoint, by name.
+    """Collect the properties of a checkpoint by name.
 
     Args:
         checkpoint: The checkpoint.
@@ -101,16 +101,16 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 
 
 def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of `weights/results` that were measured of some weights, most pictures first.
+    """Find the rows of `weights/results` that were measured with some weights, most pictures first.
 
     Args:
-        identity: Of their file, see `checkpoint.identity`.
-        stage: Theirs; rows of others may have been made of the same file.
-        folder: In place of that.
+        identity: Identity of the weights file (see `checkpoint.identity`).
+        stage: Stage of the weights. Rows of other stages may be made from the same file.
+        folder: Folder to read. None: `weights/results`.
 
     Returns:
-        `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (the fingerprint of the
-        pictures), `engine` and `file` of each.
+        For each row `T`, the value (`AP` or `top1`), `spike_rate`, `images`, `data` (fingerprint of
+        the pictures), `engine` and `file`.
     """
     from spikedet import resources
 
@@ -133,10 +133,10 @@ def measured(identity: str, stage: str, folder: Path | None = None) -> list[dict
 
 
 def by_layer(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
-    """Thresholds of each layer of neurons, and spikes per neuron and step on one picture.
+    """The threshold and the firing rate (spikes per neuron and step) of each layer on one picture.
 
     Raises:
-        UsageError: The network is no spiking one, or no picture fits it.
+        UsageError: The network is not spiking, or no example picture fits it.
     """
     import spikedet
     from spikedet.detection.ultra import SAMPLE
@@ -158,14 +158,14 @@ def by_layer(checkpoint: Checkpoint, path: Path) -> list[dict[str, Any]]:
 
 
 def graph_of(checkpoint: Checkpoint) -> Graph | None:
-    """The graph of a checkpoint, None where the file has none, as old float networks."""
+    """The graph of a checkpoint. None if the file has no graph (old float networks)."""
     from spikedet.checkpoint import restore_graph
 
     return None if checkpoint.graph is None else restore_graph(checkpoint)
 
 
 def thresholds_of(checkpoint: Checkpoint) -> dict[str, float] | None:
-    """Number of layers that have thresholds, least and greatest of them."""
+    """The number of layers with thresholds, and the smallest and the largest threshold."""
     thresholds = [t for name, t in checkpoint.tensors.items() if name.endswith("threshold")]
     if not thresholds:
         return None
@@ -182,14 +182,19 @@ def neurons(graph: Graph) -> dict[str, int]:
 
 
 def named(model: dict[str, Any]) -> str:
-    """What a network description calls its network."""
+    """The name of the network in a network description."""
     name = model.get("arch") or model.get("yaml_file") or "described by layers"
     more = [f"{key} {model[key]}" for key in ("width", "scale", "activation") if model.get(key)]
-    return ", ".join([cut(name), *map(cut, more)])
+    return ", ".join([shorten(name), *map(shorten, more)])
 
 
 def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
-    """Why each engine runs a spiking graph, or does not; and `engine, layer`: why it leaves it."""
+    """Check which engines can run a spiking graph.
+
+    Returns:
+        For each engine, how it runs the graph or why it cannot; and for each `engine, layer`, why
+        the engine leaves the layer to torch.
+    """
     from spikedet.engines import registry
 
     reasons: dict[str, str] = {}
@@ -208,7 +213,7 @@ def engines(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _row(row: dict[str, Any]) -> str:
-    """What was measured, as a few words."""
+    """Describe a measured row in a few words."""
     values = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in VALUES if name in row)
     T = f"T={row['T']}: " if row["T"] else ""
     rate = row["spike_rate"]
@@ -217,16 +222,16 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def text(value: Any) -> str:
-    """A value as a few words."""
+    """Convert a value to a short text."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return f"\n{' ' * 14}".join(map(_row, value))
     if isinstance(value, dict) and value.keys() == {"layers", "least", "greatest"}:
         return f"{value['least']:.3g} to {value['greatest']:.3g} in {value['layers']} layers"
     if isinstance(value, dict):
         return "\n".join(
-            f"{'' if n == 0 else ' ' * 14}{key}: {cut(item, 200)}"
+            f"{'' if n == 0 else ' ' * 14}{key}: {shorten(item, 200)}"
             for n, (key, item) in enumerate(value.items())
         )
     if isinstance(value, list):
-        return cut(f"{len(value)}: {', '.join(map(str, value))}", 400)
-    return f"{value:,}" if isinstance(value, int) else cut(value, 200)
+        return shorten(f"{len(value)}: {', '.join(map(str, value))}", 400)
+    return f"{value:,}" if isinstance(value, int) else shorten(value, 200)

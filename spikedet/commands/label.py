@@ -24,7 +24,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
-from spikedet.errors import DataError, PictureError, UsageError, among, cut
+from spikedet.errors import DataError, PictureError, UsageError, list_choices, shorten
 from spikedet.settings import option
 
 
@@ -59,10 +59,10 @@ class Options(parse.Options):
 
 
 def new_names(options: Options) -> dict[str, str]:
-    """What `--voc` and `--rename` ask for.
+    """The new class names by old class name, from `--voc` and `--rename`.
 
     Raises:
-        UsageError: Not of the form OLD=NEW.
+        UsageError: An argument does not have the form OLD=NEW.
     """
     names = dict(COCO_NAMES) if options.voc else {}
     for pair in options.rename:
@@ -73,29 +73,32 @@ def new_names(options: Options) -> dict[str, str]:
     return names
 
 
-def known(teachers: list, names: dict[str, str], options: Options) -> list[str]:
-    """The classes that can be found, in order.
+def class_names(teachers: list, names: dict[str, str], options: Options) -> list[str]:
+    """The names of all classes that can be found, in order.
 
     Raises:
-        UsageError: One that is renamed or asked for and no detector knows.
+        UsageError: A renamed or requested class is not known to any detector.
     """
-    there = dict.fromkeys(name for teacher in teachers for name in teacher.names)
+    available = dict.fromkeys(name for teacher in teachers for name in teacher.names)
     for old in (pair.partition("=")[0] for pair in options.rename):
-        if old not in there:
+        if old not in available:
             raise UsageError(
-                f"--rename: no detector knows {cut(old)!r}; they know {among(old, there)}"
+                f"--rename: no detector knows {shorten(old)!r}; "
+                f"they know {list_choices(old, available)}"
             )
-    classes = list(dict.fromkeys(names.get(name, name) for name in there))
+    classes = list(dict.fromkeys(names.get(name, name) for name in available))
     if options.voc:
         classes = [name for name in VOC_CLASSES if name in classes]
     for name in options.classes or ():
         if name not in classes:
-            raise UsageError(f"unknown class {cut(name)!r}; there are {among(name, classes)}")
+            raise UsageError(
+                f"unknown class {shorten(name)!r}; there are {list_choices(name, classes)}"
+            )
     return [name for name in classes if not options.classes or name in options.classes]
 
 
 def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> dict:
-    """What makes the boxes what they are."""
+    """The settings that determine the boxes. They must be equal in a resumed run."""
     from spikedet.checkpoint import sha256
 
     weights = []  # several may have one name, such as best.safetensors
@@ -127,7 +130,7 @@ def run(options: Options) -> int:
         for path in options.weights
     ]
     names = new_names(options)
-    classes = known(teachers, names, options)
+    classes = class_names(teachers, names, options)
     settings = settings_of(options, names, classes)
     partial = options.out.with_name(options.out.name + ".partial")
     journal = label.Journal(partial, settings, options.resume)
@@ -146,10 +149,10 @@ def run(options: Options) -> int:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        by_view = [label.renamed(view(picture), names, classes) for view in views]
+        by_view = [label.rename_classes(view(picture), names, classes) for view in views]
         objects = label.fuse(by_view)
         if options.one_class is not None:
-            objects = label.without_doubles(objects, options.one_class)
+            objects = label.remove_duplicates(objects, options.one_class)
         journal.add(name, picture.shape[1], picture.shape[0], objects, sizes[path])
     entries = [journal.done[name] for name in names_of.values() if name in journal.done]
     info = {"description": "labelled by detectors", "command": command_line(), **settings}

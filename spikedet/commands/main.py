@@ -18,7 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from spikedet import __version__
-from spikedet.errors import LONGEST, SpikedetError, UsageError, cut, nearest, resource_error
+from spikedet.errors import (
+    LONGEST,
+    SpikedetError,
+    UsageError,
+    did_you_mean,
+    resource_error,
+    shorten,
+)
 from spikedet.settings import world_size
 from spikedet.terminal import Bar, close_bars, quietly
 
@@ -55,24 +62,24 @@ _run_as: list[str] = ["spikedet"]
 
 
 def module_of(name: str) -> ModuleType:
-    """The file of a command, which is imported only when it is called.
+    """Import the module of a command.
 
     Raises:
         UsageError: There is no such command.
     """
     if name not in COMMANDS:
-        hint = nearest(name, COMMANDS) or "; see spikedet --help"
-        raise UsageError(f"no command {cut(name)!r}{hint}")
+        hint = did_you_mean(name, COMMANDS) or "; see spikedet --help"
+        raise UsageError(f"no command {shorten(name)!r}{hint}")
     entry = COMMANDS[name]
     file = entry[1] if isinstance(entry, tuple) else name
     return import_module(file if "." in file else HERE + file)
 
 
 def parsed(name: str, words: Sequence[Any]) -> Any:
-    """The options of a command that some words give.
+    """Parse the options of a command.
 
     Raises:
-        UsageError: They are none of its options, or with a value that one cannot have.
+        UsageError: An option does not exist, or has an impossible value.
     """
     return _parsed(module_of(name), list(map(str, words)), f"spikedet {name}")
 
@@ -85,14 +92,14 @@ def _parsed(command: Any, words: Sequence[str], prog: str) -> Any:
 
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
-    """Run a command; the process ends with its exit code.
+    """Run a command, and end the process with its exit code.
 
     Args:
-        name: Of the command; the first of the words if left out.
-        words: Of the command line; those of this process if left out.
+        name: Name of the command. None: the first of `words`.
+        words: Command-line arguments. None: those of this process.
 
     Raises:
-        SystemExit: It is done.
+        SystemExit: Always, with the exit code.
     """
     words = list(sys.argv[1:] if words is None else words)
     if name is None:
@@ -117,20 +124,20 @@ def overview() -> str:
 
 
 def command_line() -> str:
-    """The command as it was given, for the record; folders are cut to their names."""
+    """The command line as it was given, for records. Folders are shortened to their names."""
     return " ".join(Path(word).name if word.startswith("/") else word for word in _run_as)
 
 
 def progress(*args: Any, **options: Any) -> Bar:
-    """A bar on standard error, see `terminal.Bar`; where that is no terminal, a line a minute."""
+    """Make a progress bar on standard error (see `terminal.Bar`)."""
     return Bar(*args, **options)
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep large blocks for the next tensor, which saves their page faults.
+    """Make glibc keep large freed blocks for the next tensor, which saves page faults.
 
     Element-wise operations on large tensors run up to three times as fast. Other C libraries are
-    left as they are.
+    not changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -139,9 +146,9 @@ def keep_freed_memory() -> None:
 
 
 def _end_in_order() -> None:
-    """Let SIGTERM end a command as Ctrl-C does: what is done is written, temporaries are deleted.
+    """Make SIGTERM end a command like Ctrl-C: results are written, temporary files deleted.
 
-    Loader processes, to which it is sent to end them, inherit that.
+    Loader processes inherit this. They are ended with SIGTERM too.
     """
 
     def end(*_: Any) -> None:
@@ -152,14 +159,15 @@ def _end_in_order() -> None:
 
 
 def run(command: Any, words: Sequence[str], prog: str) -> None:
-    """Parse and run, turn an expected error into one sentence and an exit code.
+    """Parse the options and run a command. Turn expected errors into a message and an exit code.
 
     Args:
-        command: Gives the module of the command, or an object like one: `Options`, `run`,
-            `__doc__`, `MORE` where `--help-all` says more than that, and `SEVERAL` where processes
-            that torchrun starts share the work, which else would each do the same.
-        words: Of its options.
-        prog: What it is called.
+        command: Function that returns the module of the command, or an object like it. It has
+            `Options`, `run`, `__doc__`, perhaps `MORE` (further text for `--help-all`), and perhaps
+            `SEVERAL` (True if several processes of torchrun share the work; otherwise they are
+            refused).
+        words: Command-line arguments of the command.
+        prog: Name of the program for messages and help.
     """
     keep_freed_memory()
     _end_in_order()
@@ -195,7 +203,7 @@ def run(command: Any, words: Sequence[str], prog: str) -> None:
         if error.strerror is None:
             raise
         name = error.filename2 or error.filename
-        name = f"{cut(name, LONGEST)}: " if name else ""
+        name = f"{shorten(name, LONGEST)}: " if name else ""
         print(f"error: {name}{error.strerror}", file=sys.stderr)
         code = 1
     sys.exit(code)

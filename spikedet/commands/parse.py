@@ -1,19 +1,19 @@
 """Parse the command line into a dataclass of options (with tyro, see `words`).
 
-A command's options are a dataclass whose fields are made by `spikedet.settings.option`; further
-keys of that say how the command line has them:
+The fields of the dataclass are made by `spikedet.settings.option`. These further keys of it
+describe the option on the command line:
 
-    name        what it is called, where not as its field, with underscores
+    name        name with underscores, if it differs from the name of the field
     aliases     other names, with their dashes
-    positional  it is given without its name
-    metavar     what the help calls its value
-    shown       what the help says of its default, where that is not the default itself
-    pair        a boolean is switched off as well, by `--no-NAME`; None where it may be either
-    nargs       a list has exactly so many values
-    check       called with the value that counts, once all words are read; returns it, or raises
-                UsageError: of devices, and of what is to be written
+    positional  the value is given without the name
+    metavar     name of the value in the help
+    shown       text for the default in the help, if it is not the default itself
+    pair        a flag also has `--no-NAME`; its value is None if neither is given
+    nargs       exact number of values of a list
+    check       function that checks the final value after all arguments are parsed; it returns
+                the value or raises UsageError
 
-A field made by `several` stands for the options of another dataclass; its value is a dict of those
+A field made by `several` has the options of another dataclass. Its value is a dict of the options
 that were given.
 """
 
@@ -30,29 +30,29 @@ from spikedet.commands import kinds
 from spikedet.commands.config import with_config
 from spikedet.commands.help import show_help
 from spikedet.commands.words import COMMON, read, shown_as
-from spikedet.errors import UsageError, cut, nearest
+from spikedet.errors import UsageError, did_you_mean, shorten
 from spikedet.files import expect_folder, expect_writable
-from spikedet.settings import bounds, option, wrong
+from spikedet.settings import describe_limits, option, violated_limits
 
 
 def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:
-    """An option that names a file to write, which is refused where none can be."""
+    """Make an option for a file to write. It is refused if the file cannot be written."""
     return option(default, help, check=expect_writable, **more)
 
 
 def written_folder(default: Any = MISSING, help: str = "", **more: Any) -> Any:
-    """An option that names a folder to write to, which is refused where nothing can be in it."""
+    """Make an option for a folder to write to. It is refused if the folder cannot be written to."""
     return option(default, help, check=expect_folder, **more)
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Base of the options of every command.
+    """Base class of the options of every command.
 
     Attributes:
-        given: Names of those that stand on the command line, not in a `--config` file.
+        given: Names of the options on the command line, without those of a `--config` file.
         command: Name of the command.
-        json: A command with results of its own defines it anew, and writes them itself.
+        json: File for the results as JSON. Commands that write it themselves redefine this field.
     """
 
     quiet: bool = option(
@@ -75,22 +75,22 @@ class Options:
 
 
 def several(options: type) -> Any:
-    """A field that stands for the options of a dataclass, see there."""
+    """Make a field with the options of a dataclass (see the module)."""
     return field(default_factory=dict, metadata={"options": options})
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option as the command line has it.
+    """An option on the command line.
 
     Attributes:
-        name: What it is called, with underscores.
-        field: Of the dataclass.
-        type: Of one value.
-        many: Whether it is a list.
-        default: MISSING where it must be given.
-        more: Metadata of its field.
-        part: The field that it is collected in, see `several`.
+        name: Name with underscores.
+        field: Name of the field in the dataclass.
+        type: Type of one value.
+        many: Whether the value is a list.
+        default: Default value. MISSING if the option is required.
+        more: Metadata of the field.
+        part: Field of `several` that collects the value, or empty.
     """
 
     name: str
@@ -103,17 +103,17 @@ class Option:
 
     @property
     def word(self) -> str:
-        """On the command line."""
+        """The option on the command line, such as `--name`."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def off(self) -> str:
-        """What switches it off; empty where nothing does."""
+        """The argument that switches a flag off. Empty if there is none."""
         return "--no-" + self.word[2:] if self.flag and self.pair else ""
 
     @property
     def flag(self) -> bool:
-        """Whether it has no value."""
+        """Whether the option has no value."""
         return self.type is bool
 
     @property
@@ -122,10 +122,10 @@ class Option:
         return self.more.get("pair", self.default is not False)
 
     def parse(self, text: str) -> Any:
-        """A value.
+        """Parse a value.
 
         Raises:
-            ValueError: In one sentence.
+            ValueError: The text is not a value of this option. The message is one sentence.
         """
         kind = self.more.get("kind")
         if kind:
@@ -135,23 +135,25 @@ class Option:
                 value = self.type(text)
             except ValueError:
                 value = float("nan")
-            if wrong(value, self.more) or value != value or abs(value) == float("inf"):
-                noun = "a whole number" if self.type is int else "a number"
-                raise ValueError(f"{text!r} is not {bounds(self.more, noun)}")
+            if violated_limits(value, self.more) or value != value or abs(value) == float("inf"):
+                noun = "an integer" if self.type is int else "a number"
+                raise ValueError(f"{text!r} is not {describe_limits(self.more, noun)}")
             return value
         value = self.type(text)
-        if right := wrong(value, self.more):
-            raise ValueError(f"{cut(repr(text))}; expected {right}{nearest(text, self.choices)}")
+        if right := violated_limits(value, self.more):
+            raise ValueError(
+                f"{shorten(repr(text))}; expected {right}{did_you_mean(text, self.choices)}"
+            )
         return value
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts that it may be, where that is a matter of choice."""
+        """The allowed texts. Empty if any text is allowed."""
         return self.more.get("choices", ())
 
 
 def options_of(options: type, part: str = "") -> list[Option]:
-    """All options of a dataclass: those that must be given first, then its own, `--config` last."""
+    """List all options of a dataclass: required ones first, then its own, `--config` last."""
     all_options = []
     hints = typing.get_type_hints(options)
     own = list(vars(options).get("__annotations__", {}))
@@ -186,24 +188,24 @@ def partial(
     without: Sequence[str] = (),
     checks: Mapping[str, Any] | None = None,
 ) -> type:
-    """The options of one task or another, each None until it is given.
+    """Make a dataclass with the options of several tasks. Options that are not given are None.
 
     Args:
-        name: Of the dataclass that is made.
+        name: Name of the new dataclass.
         options: The dataclass of each task.
-        usual: Defaults of each task that are not as there.
-        without: Names that are left out.
-        checks: The `check` of some.
+        usual: Defaults of a task that differ from those in its dataclass.
+        without: Names of options to leave out.
+        checks: The `check` of some options.
 
     Returns:
-        A dataclass; the help shows the defaults of all tasks.
+        The dataclass. The help shows the defaults of all tasks.
     """
-    there: dict[str, dict[str, Option]] = {}
+    by_field: dict[str, dict[str, Option]] = {}
     for task, kind in options.items():
         for each in options_of(kind):
-            there.setdefault(each.field, {})[task] = each
+            by_field.setdefault(each.field, {})[task] = each
     members = []
-    for key, of_tasks in there.items():
+    for key, of_tasks in by_field.items():
         if key in without:
             continue
         first = next(iter(of_tasks.values()))
@@ -224,31 +226,31 @@ def partial(
 def parse(
     options: type, words: Sequence[str], prog: str, description: str = "", more: str = ""
 ) -> Any:
-    """The options that some words give.
+    """Parse command-line arguments.
 
     Args:
-        options: The dataclass, based on `Options`.
-        words: Of the command line.
-        prog: What the help calls the command.
-        description: What the help says of it.
-        more: What `--help-all` says besides.
+        options: Dataclass of the options, a subclass of `Options`.
+        words: Command-line arguments.
+        prog: Name of the program in the help.
+        description: Description of the command in the help.
+        more: Further text for `--help-all`.
 
     Raises:
-        UsageError: Words that are none of its options, a value that one cannot have.
-        SystemExit: The help was asked for, and is printed.
+        UsageError: An option does not exist, or has an impossible value.
+        SystemExit: The help was requested and is printed.
     """
-    there = options_of(options)
+    known = options_of(options)
     for help in ("-h", "--help", "--help-all"):
         if help in words:
             everything = help == "--help-all"
-            show_help(there, prog, [description, *([more] if everything else [])], everything)
-    before = with_config(there, list(words), prog.rpartition(" ")[2])
-    values = vars(read(there, [*before, *words], prog))
+            show_help(known, prog, [description, *([more] if everything else [])], everything)
+    before = with_config(known, list(words), prog.rpartition(" ")[2])
+    values = vars(read(known, [*before, *words], prog))
     for group in [v for v in values.values() if hasattr(v, "in_group")]:
         values = {**values, **vars(group)}
-    named = given_of(there, [*before, *words])
+    named = given_of(known, [*before, *words])
     settings: dict[str, Any] = {}
-    for each in there:
+    for each in known:
         value = values[each.name]
         if each.flag and each.name not in named:
             value = each.default
@@ -259,14 +261,14 @@ def parse(
         elif value is not None:
             settings.setdefault(each.part, {})[each.field] = value
     command = prog.rpartition(" ")[2]
-    return options(**settings, given=given_of(there, words), command=command)
+    return options(**settings, given=given_of(known, words), command=command)
 
 
 def _checked(each: Option, value: Any) -> Any:
-    """A value as the `check` of its option returns it.
+    """Apply the `check` of an option to its value.
 
     Raises:
-        UsageError: As there, with the option.
+        UsageError: The value is wrong. The message names the option.
     """
     try:
         return each.more["check"](value)
@@ -274,11 +276,11 @@ def _checked(each: Option, value: Any) -> Any:
         raise UsageError(f"{each.word}: {error}") from None
 
 
-def given_of(there: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
-    """Names of the options among some words."""
+def given_of(known: Sequence[Option], words: Sequence[str]) -> frozenset[str]:
+    """Names of the options that occur in command-line arguments."""
     names = {
         word: each.name
-        for each in there
+        for each in known
         for word in (each.word, each.off, *each.more.get("aliases", ()))
     }
     firsts = {word.partition("=")[0].replace("_", "-") for word in words}

@@ -22,15 +22,15 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def readouts(T: int) -> list[int]:
-    """Time steps of the curve over T of one run: 1, 2, 4 ... and T."""
+    """Time steps for the curve over T of one run: 1, 2, 4, ... and T."""
     return sorted({*(1 << n for n in range(T.bit_length()) if 1 << n < T), T})
 
 
 def labels(rows: Sequence[tuple[str, int | None, str]]) -> list[str]:
-    """What networks are called in plots: their methods, with their files where these are the same.
+    """Names of networks for plots: their methods, with the file name if methods are equal.
 
     Args:
-        rows: Method, T and name of the file of each.
+        rows: Method, T and file name of each network.
     """
     same = Counter((method, T) for method, T, _ in rows)
     return [
@@ -45,13 +45,13 @@ def evaluation(
     """Write all plots of measured networks, each with its numbers as CSV.
 
     Args:
-        folder: Where they go.
-        entries: Rows of the table, as JSON has them.
-        details: Rows of further tables by name, of a method and T each.
-        about: What they are of; T is that of each plot.
+        folder: Folder for the plots.
+        entries: Rows of the table, as in the JSON output.
+        details: Rows of further tables by name, for each method and T.
+        about: Caption. Each plot gets its own T.
 
     Returns:
-        The plots.
+        Paths of the plots.
     """
     from spikedet.plots import measures, write
 
@@ -81,14 +81,17 @@ def tables_of_networks(
     draw_classes: Draw,
     weights: Mapping[tuple[str, int | None], str | None],
 ) -> list[Path]:
-    """Write a plot of each table that a network was measured in; see `evaluation`.
+    """Write a plot of each further table of each network (see `evaluation`).
 
     Args:
-        folder: Where they go.
-        details: As in `evaluation`.
-        about: As in `evaluation`.
-        draw_classes: Draws the measure of each class.
-        weights: Name of the file of each method and T, None where it is not known.
+        folder: Folder for the plots.
+        details: See `evaluation`.
+        about: See `evaluation`.
+        draw_classes: Function that draws the measure of each class.
+        weights: File name for each method and T. None if it is not known.
+
+    Returns:
+        Paths of the plots.
     """
     from spikedet.plots import measures, write
 
@@ -110,14 +113,14 @@ def tables_of_networks(
 
 
 def over_time_steps(folder: Path, entries: Entries, value: str, about: About) -> Path:
-    """Write the plot of a measured value over T, that of the float network beside it."""
+    """Write the plot of a measured value over T, with the value of the float network."""
     from spikedet.plots import measures, write
 
     source = next((e[value] for e in entries if e["stage"] == "float"), None)
 
     def draw(rows: Any, about: About) -> bytes:
         timed = [row for row in rows if row["T"] is not None]
-        return measures.over(timed, "T", value, f"{value} over T", source, about)
+        return measures.value_curves(timed, "T", value, f"{value} over T", source, about)
 
     keys = [key for key in ("method", "T", *entries[0]) if key not in ("per_class", "areas")]
     table = [{key: entry.get(key) for key in dict.fromkeys(keys)} for entry in entries]
@@ -125,7 +128,7 @@ def over_time_steps(folder: Path, entries: Entries, value: str, about: About) ->
 
 
 def class_rows(entries: Entries) -> list[dict[str, Any]]:
-    """AP of each class, of detectors."""
+    """Rows with the AP of each class."""
     return [
         {"method": entry["method"], "T": entry["T"], "class": name, "AP": value}
         for entry in entries
@@ -134,7 +137,7 @@ def class_rows(entries: Entries) -> list[dict[str, Any]]:
 
 
 def size_rows(entries: Entries) -> list[dict[str, Any]]:
-    """AP by the size of objects, of detectors."""
+    """Rows with the AP by object size."""
     return [
         {"method": entry["method"], "T": entry["T"], "size": size, "AP": entry[key]}
         for entry in entries
@@ -144,15 +147,15 @@ def size_rows(entries: Entries) -> list[dict[str, Any]]:
 
 
 def slug(text: str) -> str:
-    """Words as part of a file's name."""
+    """Convert words to a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """Rows of a training's `results.csv`.
+    """Read the rows of a training's `results.csv`.
 
     Raises:
-        DataError: No such file, no table, or no row in it.
+        DataError: The file does not exist, is not a table, or has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -168,21 +171,21 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 
 def of_run(folder: Path, T: int | None = None, data: str = "") -> About:
-    """What the curves of a training are of."""
+    """The caption for the curves of a training."""
     from spikedet.plots import About
 
     return About(f"{folder.resolve().name}/best.safetensors", data or "training pictures", T)
 
 
 def training(folder: Path, train: Sized, tune: Sized, split: str, T: int | None = None) -> None:
-    """Draw `curves.png` of the `results.csv` of a training (`curves-T8.png` of stage I); say so.
+    """Plot `results.csv` of a training as `curves.png` (stage I: `curves-T8.png`).
 
     Args:
-        folder: Of the run.
-        train: Samples that it was trained on.
-        tune: Samples that chose the best epoch.
-        split: That they are of.
-        T: Of stage I.
+        folder: Folder of the run.
+        train: Training samples.
+        tune: Tuning samples, which chose the best epoch.
+        split: Split of the samples.
+        T: T of stage I. None for a float network.
     """
     from spikedet.files import write_atomic
     from spikedet.plots import measures

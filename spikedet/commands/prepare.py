@@ -62,7 +62,7 @@ def run(options: Options) -> int:
 
 
 def cifar(name: str, folder: Path) -> int:
-    """Download CIFAR and print what it holds; returns the exit code."""
+    """Download CIFAR and print what was downloaded. Returns the exit code."""
     from spikedet.classification.data import download, read
 
     files = download(name, folder)
@@ -73,7 +73,7 @@ def cifar(name: str, folder: Path) -> int:
 
 
 def check(folder: Path) -> int:
-    """Print what every split holds; returns the exit code."""
+    """Print the content of every split. Returns the exit code."""
     from spikedet.detection.prepare import check_split
 
     devkit = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
@@ -103,7 +103,7 @@ def check(folder: Path) -> int:
 
 
 def fetch(archive: Archive, folder: Path, server: str, keep: bool) -> None:
-    """Download and unpack one archive, unless all it brings is there."""
+    """Download and unpack one archive, unless its content exists already."""
     from spikedet.detection.prepare import check_split, download, unpack
 
     dataset = folder / "VOCdevkit" / archive.dataset

@@ -55,10 +55,10 @@ def run(options: Options) -> None:
 
 
 def report(folder: Path) -> Page:
-    """The page of a run.
+    """Make the page of a run.
 
     Raises:
-        DataError: No such folder, or nothing of a run in it.
+        DataError: The folder does not exist, or has no files of a run.
     """
     from spikedet.page import Page
     from spikedet.plots.figure import PACKAGE
@@ -89,11 +89,11 @@ def report(folder: Path) -> Page:
 
 
 def _files(folder: Path, level: int = 0) -> Iterator[Path]:
-    """Files of a run, those of its own folder first; hidden ones are no part of it."""
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    yield from (path for path in there if path.is_file())
+    """Yield the files of a run, first those of the folder itself. Hidden files are left out."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    yield from (path for path in entries if path.is_file())
     if level < LEVELS:
-        for path in there:
+        for path in entries:
             if path.is_dir() and not path.is_symlink():
                 yield from _files(path, level + 1)
 
@@ -103,7 +103,7 @@ def _named(folder: Path, path: Path) -> str:
 
 
 def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str, Any]]:
-    """What was run: the facts of the weights, with the command and the settings of each."""
+    """Add the facts of the weights, with the command and the settings of each."""
     from spikedet.checkpoint import load
     from spikedet.commands.info import facts, text
 
@@ -130,7 +130,7 @@ def _weights(page: Page, folder: Path, paths: list[Path]) -> dict[Path, dict[str
 
 
 def _training(page: Page, folder: Path, path: Path, about: dict[Path, dict[str, Any]]) -> None:
-    """Curves, settings and the best rows of a training."""
+    """Add the curves, the settings and the best rows of a training."""
     from spikedet.commands.plotting import of_run, read_log
     from spikedet.plots import measures
 
@@ -155,7 +155,7 @@ def _training(page: Page, folder: Path, path: Path, about: dict[Path, dict[str, 
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The settings of a training, from the state that it resumes from."""
+    """Read the settings of a training from its state file."""
     from spikedet.training import read_state
 
     if not path.is_file():
@@ -170,7 +170,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _rows(page: Page, folder: Path, paths: list[Path]) -> list[str]:
-    """Rows that commands wrote as JSON."""
+    """Add the rows of JSON files."""
     left_out, begun = [], False
     for path in paths:
         content: Any = None
@@ -196,7 +196,7 @@ def _rows(page: Page, folder: Path, paths: list[Path]) -> list[str]:
 
 
 def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is the same in all rows, but for what was measured."""
+    """The fields that are equal in all rows, except measured values."""
     first = rows[0]
     return {
         name: value
@@ -206,7 +206,7 @@ def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _plots(page: Page, folder: Path, pictures: list[Path], tables: list[Path]) -> list[str]:
-    """Plots with their numbers, then tables that have no plot."""
+    """Add the plots with their numbers, then tables without a plot."""
     left_out, shown = [], 0
     pictures = [p for p in pictures if not (p.with_name(LOG).is_file() and _of_log(p))]
     beside = {table.with_suffix("") for table in tables}
@@ -232,7 +232,7 @@ def _of_log(path: Path) -> bool:
 
 
 def _numbers(page: Page, folder: Path, path: Path) -> list[str]:
-    """A table; its name where it cannot be shown."""
+    """Add a table. Return its name if it cannot be shown."""
     name = _named(folder, path)
     try:
         if path.stat().st_size > LARGEST:

@@ -21,13 +21,13 @@ def head(command: str, T: Any = None) -> dict[str, Any]:
 
 
 def write_json(options: Options, results: Result | Sequence[Result]) -> None:
-    """Write the results of a command to `--json`: one object, or a list of them.
+    """Write the results of a command to `--json`, as one object or a list of objects.
 
-    Each gets the fields of `head`, in front; T is its own where it has one.
+    The fields of `head` are put first. If a result has its own T, that one is kept.
 
     Args:
-        options: Of the command; `json` is the file, None for none.
-        results: With the fields of the command.
+        options: Options of the command. `json` is the file. None: write nothing.
+        results: Results with the fields of the command.
     """
     from spikedet.files import write_atomic
 
@@ -44,10 +44,10 @@ def write_json(options: Options, results: Result | Sequence[Result]) -> None:
 
 
 def writes_own(options: type) -> bool:
-    """Whether the command with these options writes `--json` itself: it says what that holds."""
+    """Whether the command with these options writes `--json` itself."""
     return "json" in vars(options).get("__annotations__", {})
 
 
 def headed(command: str, result: Result) -> dict[str, Any]:
-    """A result behind the fields that every one has."""
+    """Put the common fields before those of a result."""
     return {**head(command), **result}

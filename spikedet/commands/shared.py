@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds
 from spikedet.commands.parse import Options
 from spikedet.data import formats
-from spikedet.data.samples import listed
+from spikedet.data.samples import list_names
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
 from spikedet.settings import option
@@ -29,19 +29,19 @@ GROUP = "data"
 
 
 def device() -> Any:
-    """`--device` of a command that runs networks on a single one."""
+    """Make the option `--device` of a command that uses one device."""
     return option("cpu", "cpu or cuda:N", check=kinds.device)
 
 
 def half(default: bool | None) -> Any:
-    """`--half/--no-half`; None chooses by the CPU."""
+    """Make the option `--half/--no-half`. None: bfloat16 if the CPU is fast at it."""
     chosen = " (default: only if the CPU is fast at it)" if default is None else ""
     help = f"let torch compute the spiking layers in bfloat16{chosen}"
     return option(default, help, pair=True, group="speed")
 
 
 def engine(default: str = "auto") -> Any:
-    """`--engine` of a command that runs a spiking network."""
+    """Make the option `--engine` of a command that runs a spiking network."""
     return option(
         default,
         "engine for spiking weights: auto (fastest that works here), events, torch (float32 "
@@ -51,10 +51,10 @@ def engine(default: str = "auto") -> Any:
 
 
 def expect_half(options: Any) -> None:
-    """Refuse `--half` of an engine that computes in whole numbers.
+    """Refuse `--half` with an engine that computes in integers.
 
     Raises:
-        UsageError: It says which.
+        UsageError: The message names the engine.
     """
     if options.half and options.engine not in ("auto", "torch"):
         raise UsageError(
@@ -63,17 +63,17 @@ def expect_half(options: Any) -> None:
 
 
 def batch(default: int | None, help: str = "pictures in a batch") -> Any:
-    """`--batch` of a command that trains nothing."""
+    """Make the option `--batch` of a command without training."""
     return option(default, help, least=1)
 
 
 def steps(help: str = "time steps (default: the T of the weights)") -> Any:
-    """`--T`, which may be left out."""
+    """Make the optional option `--T`."""
     return option(None, help, kind=kinds.time_steps)
 
 
 def unlabelled() -> Any:
-    """`--unlabelled`, of commands that distil."""
+    """Make the option `--unlabelled` of commands that distil."""
     return option(
         None, "folders of more pictures, used for distillation without labels", group="classifiers"
     )
@@ -97,7 +97,7 @@ def _split(tasks: Sequence[str] = tuple(SETTINGS), test: bool = False) -> Any:
 
 @dataclass(kw_only=True)
 class Classified(Options):
-    """Data of classifiers; a split that is not given is that of the data, see `split`."""
+    """Data options of classifiers. The default of `--split` depends on the data (see `split`)."""
 
     data: list[Path] = _data(["classification"])
     split: str | None = _split(["classification"])
@@ -108,7 +108,7 @@ class Classified(Options):
 
 @dataclass(kw_only=True)
 class Measured(Classified):
-    """Data of either task, to be measured."""
+    """Data options of commands that measure, for both tasks."""
 
     data: list[Path] = _data()
     split: str | None = _split(test=True)
@@ -117,7 +117,7 @@ class Measured(Classified):
 
 @dataclass(kw_only=True)
 class Own(Options):
-    """What data of detectors may need besides."""
+    """Further data options for detectors."""
 
     names: list[str] | None = option(
         None,
@@ -132,12 +132,12 @@ class Own(Options):
 
 @dataclass(kw_only=True)
 class TestData(Own, Measured):
-    """Data of either task that are one's own, to be measured."""
+    """Data options of commands that measure on your own data, for both tasks."""
 
 
 @dataclass(kw_only=True)
 class TrainingData(Own, Classified):
-    """Data of either task, to be trained on."""
+    """Data options of commands that train, for both tasks."""
 
     data: list[Path] = _data()
     split: str | None = _split()
@@ -150,16 +150,16 @@ class TrainingData(Own, Classified):
 
 
 def split(options: Any, task: str, *, test: bool = False) -> str:
-    """The split that was asked for, or the usual one of the data.
+    """The value of `--split`, or the usual split of the data.
 
-    To test on class folders it is `val` where no folder has the usual one and all have that, as
-    ImageNet's.
+    To measure on class folders, the usual split is `val` if no folder has `test` and all have
+    `val`, as in ImageNet.
     """
     return options.split or usual_split(options.data, task, test=test)
 
 
 def usual_split(data: Sequence[Path], task: str, *, test: bool = False) -> str:
-    """The split of some data that is trained on, or measured."""
+    """The split of data that is used to train or to measure if none is given."""
     if task == "detection":
         return formats.usual_split(data, task, test)
     settings = SETTINGS[task]
@@ -176,13 +176,14 @@ def read(
     limit: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Samples:
-    """Annotated samples of `--data`, as `Task.read` gives them.
+    """Read the annotated samples of `--data` (see `Task.read`).
 
-    One line on standard error says what they are.
+    A line on standard error describes them.
 
     Raises:
-        DataError: As there, and where the folders are for another task.
-        UsageError: `--names` that are not those of the weights, or options of another task.
+        DataError: See `Task.read`, or a folder has data for another task.
+        UsageError: `--names` differs from the names of the weights, or an option is for another
+            task.
     """
     expect_data(task, options.data)
     own_names = class_names(getattr(options, "names", None))
@@ -193,26 +194,26 @@ def read(
                 raise UsageError(f"--{name} is no option of {task.name}")
     if own_names and names and own_names != tuple(names):
         raise UsageError(
-            f"--names {listed(own_names)}: the weights have the classes {listed(names)}; leave "
-            "--names out"
+            f"--names {list_names(own_names)}: the weights have the classes {list_names(names)}; "
+            "leave --names out"
         )
-    there = {format.name: format for format in map(formats.recognise, options.data) if format}
-    if images and not any(format.elsewhere for format in there.values()):
+    found = {format.name: format for format in map(formats.recognise, options.data) if format}
+    if images and not any(format.elsewhere for format in found.values()):
         raise UsageError(
-            f"--images: is for COCO files; {' and '.join(there)} data has its pictures in fixed "
+            f"--images: is for COCO files; {' and '.join(found)} data has its pictures in fixed "
             "places"
         )
     samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
     classes = samples.names
     note(
-        f"{', '.join(map(str, options.data))}: {' and '.join(there)}, {len(samples)} pictures of "
-        f"{split}, {len(classes)} classes: {listed(classes)}"
+        f"{', '.join(map(str, options.data))}: {' and '.join(found)}, {len(samples)} pictures of "
+        f"{split}, {len(classes)} classes: {list_names(classes)}"
     )
     return samples
 
 
 def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names of `--names`: as they are, or one a line of a single file."""
+    """The class names of `--names`: the names themselves, or the lines of a single file."""
     if not words:
         return None
     where = "--names"
@@ -225,7 +226,7 @@ def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
 def samples(
     options: Any, task: Task, names: tuple[str, ...] | None = None
 ) -> tuple[Samples, Samples]:
-    """Training samples of `TrainingData`, and those kept aside for every choice."""
+    """The training samples and the tuning samples of `TrainingData`."""
     all_samples = read(options, task, split(options, task.name), options.limit, names)
     train, tune = all_samples.split_off_tuning(getattr(options, "tuning", None))
     unlabelled = getattr(options, "unlabelled", None)

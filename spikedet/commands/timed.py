@@ -32,20 +32,20 @@ COUNTED = 8  # of them whose spikes are counted, and that tell int8 the ranges o
 
 
 class Timed:
-    """The sides of a benchmark.
+    """The networks and pictures of a benchmark.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
 
     Attributes:
-        runs: What is timed, called with pictures [B, ...], by its row; all but int8, whose threads
-            are chosen when it is made.
-        files: Weights of each.
+        runs: Function of pictures [B, ...] to time, for each row of the table. int8 is added later,
+            because its number of threads is fixed when it is built.
+        files: Weights file of each row.
         size: Input side in pixels.
 
     Raises:
-        WeightsError: Weights of unlike tasks or of a wrong stage.
-        UsageError: An engine that does not run here, or a size that the network cannot take.
+        WeightsError: The weights have different tasks or a wrong stage.
+        UsageError: An engine does not work here, or the network cannot take the size.
     """
 
     def __init__(self, options: Options):
@@ -87,7 +87,7 @@ class Timed:
         self.files[subject] = path
 
     def _add_spiking(self, T: int) -> None:
-        """Every engine that was asked for, and other programs."""
+        """Add the requested engines and other programs for T."""
         weights, name = self.options.weights, self.task.name
         path = weights or default_weights(T, name)
         for engine in self.options.engines:
@@ -111,7 +111,7 @@ class Timed:
     # ------------------------------------------------------------------ int8
 
     def int8(self, pictures: Tensor, folder: Path) -> Path | None:
-        """The float network in int8 as a file in a folder; None, and a sentence, where none is."""
+        """Write the float network in int8 to a folder. None if this is not possible."""
         try:
             if self.options.device != "cpu":
                 raise UsageError("onnxruntime runs only on the CPU here")
@@ -132,7 +132,7 @@ class Timed:
         return path
 
     def all_runs(self, int8: Path | None, threads: int) -> dict[Subject, Callable[[Tensor], Any]]:
-        """What is timed with so many threads: float networks first."""
+        """The functions to time with this number of threads. Float networks come first."""
         runs = dict(self.runs)
         if int8 is not None:
             runs[Subject(INT8, "onnxruntime")] = int8_float.Int8Float(int8.read_bytes(), threads)
@@ -142,7 +142,7 @@ class Timed:
     # ------------------------------------------------------------------ pictures, and their spikes
 
     def pictures(self) -> Tensor:
-        """Pictures [N, 3, H, W] as the network takes them, at least the largest batch."""
+        """The pictures as input of the network, [N, 3, H, W]. A batch has at most N."""
         largest = max(self.options.batch)
         count = max(largest, min(MOST, self.options.rounds * largest))
         if self.options.data is None and self.task.name != "detection":
@@ -168,13 +168,13 @@ class Timed:
         return view(self.reference.runner.description, self.size)(rgb)
 
     def about_pictures(self) -> str:
-        """What the pictures are, in a few words."""
+        """A short description of the pictures."""
         if self.options.data is not None:
             return f"pictures of {self.options.data.resolve().name}"
         return "one street picture" if self.task.name == "detection" else "noise"
 
     def work(self, pictures: Tensor) -> dict[Subject, Work]:
-        """Spikes and additions of each spiking network, counted on the first pictures."""
+        """Count the spikes and additions of each spiking network on the first pictures."""
         some = pictures[:COUNTED].to(self.options.device).split(1)
         known: dict[tuple[int, int], Work] = {}
         number = len(self.networks)
@@ -188,14 +188,14 @@ class Timed:
 
 
 def picture_paths(data: Path | None, most: int) -> list[Path]:
-    """Pictures of `--data`: those of VOC2007's train split, or of a folder and those in it.
+    """Find the pictures of `--data`: VOC2007's train split, or a folder and its subfolders.
 
     Args:
-        data: The folder; None for the picture that ultralytics brings.
-        most: No more than so many.
+        data: The folder. None: the example picture of ultralytics.
+        most: Largest number of pictures.
 
     Raises:
-        DataError: No such folder, or no pictures in it.
+        DataError: The folder does not exist, or has no pictures.
     """
     if data is None:
         from spikedet.detection.ultra import SAMPLE
@@ -222,6 +222,6 @@ def picture_paths(data: Path | None, most: int) -> list[Path]:
 
 
 def _sorted(folders: list[str], names: list[str]) -> list[str]:
-    """Names of files in their order; folders are put into theirs."""
+    """Sort the file names of a folder in place, and its subfolders."""
     folders.sort()
     return sorted(names)

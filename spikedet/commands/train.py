@@ -64,10 +64,10 @@ class Options(shared.TrainingData):
 
 
 def expect_used(options: Options) -> None:
-    """Refuse options of distillation and of layers to begin with where there is neither.
+    """Refuse options of distillation without a teacher, and of pretrained layers without weights.
 
     Raises:
-        UsageError: Names the option.
+        UsageError: The message names the option.
     """
     if options.teacher is None:
         why = "has no effect without --teacher"

@@ -1,7 +1,7 @@
 """Options of training and of both stages of the conversion.
 
-Those that depend on the task are the fields of its `Settings` and its `StageTwo`: what is not given
-is as the task has it.
+Options that depend on the task are the fields of its `Settings` and `StageTwo`. The default of an
+option is that of the task.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ GROUP_ONE, GROUP_TWO = "stage I", "stage II"
 
 
 def run_folder() -> Any:
-    """`--out` of a training."""
+    """Make the option `--out` of a training."""
     return written_folder(help="folder to write the run to")
 
 
 def network_file(help: str) -> Any:
-    """`--model` of a training from fresh weights."""
+    """Make the option `--model` of a training with new weights."""
     ours = resources.folder("configs") / "models/tiny-yolo.yaml"
     return option(ours, help, shown="default: our tiny YOLO")
 
 
 def resume(help: str = "continue an interrupted run") -> Any:
-    """`--resume`."""
+    """Make the option `--resume`."""
     return option(False, help)
 
 
@@ -53,13 +53,14 @@ def training(
     usual: dict[str, dict[str, Any]] | None = None,
     without: Sequence[str] = (),
 ) -> Any:
-    """A field with the options of the training settings of every task; a dict of those given.
+    """Make a field with the training settings of every task.
+
+    The value of the field is a dict of the options that were given.
 
     Args:
-        stage_one: The defaults that are shown are those of stage I, whose side is that of weights.
-        usual: The tasks that there are, with those defaults of each that are not as in its
-            settings.
-        without: Settings that have no option.
+        stage_one: Show the defaults of stage I in the help.
+        usual: For each supported task, the defaults that differ from its settings.
+        without: Settings without an option.
     """
     if usual is None:
         usual = {task: _stage_one(task) if stage_one else {} for task in SETTINGS}
@@ -69,7 +70,7 @@ def training(
 
 
 def names_of(part: str = "Settings") -> list[str]:
-    """Names of the options of all tasks, of `Settings` or another dataclass of theirs."""
+    """Names of the options of all tasks, for `Settings` or another dataclass of the tasks."""
     dataclasses = (getattr(kinds, part) for kinds in SETTINGS.values())
     return list(dict.fromkeys(each.name for kind in dataclasses for each in options_of(kind)))
 
@@ -82,39 +83,39 @@ def training_settings(
     folded: bool | None = None,
     usual: dict[str, Any] | None = None,
 ) -> Any:
-    """The settings of a task.
+    """Make the training settings of a task.
 
     Args:
-        values: Those that `training` parsed.
-        task: Its name.
-        stage_one: What was not given is as stage I has it.
-        folded: Whether that has no batch norm; as usual when None.
-        usual: What was not given, where it is not as in the settings of the task.
+        values: Values from `training`.
+        task: Name of the task.
+        stage_one: Use the defaults of stage I.
+        folded: Whether batch norm is folded before stage I. None: the default.
+        usual: Defaults that differ from the settings of the task.
 
     Raises:
-        UsageError: An option of another task.
+        UsageError: An option belongs to another task.
     """
     usual = _stage_one(task, folded) if stage_one else usual or {}
     return _of_task("Settings", task, {**usual, **values})
 
 
 def _of_task(part: str, task: str, values: Mapping[str, Any]) -> Any:
-    """A dataclass of a task with these values.
+    """Make a dataclass of a task with these values.
 
     Raises:
-        UsageError: One that the task has not.
+        UsageError: The task does not have an option.
     """
     kinds = {name: getattr(settings, part) for name, settings in SETTINGS.items()}
     words = {each.field: each.word for kind in kinds.values() for each in options_of(kind)}
-    there = {each.field for each in options_of(kinds[task])}
+    known = {each.field for each in options_of(kinds[task])}
     for name in values:
-        if name not in there:
+        if name not in known:
             raise UsageError(f"{words[name]} is no option of {task}")
     return kinds[task](**values)
 
 
 def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
-    """What stage I has that is not as in the settings of a task."""
+    """The defaults of stage I that differ from the settings of a task."""
     settings = SETTINGS[task]
     folded = settings.StageOne().fold_first if folded is None else folded
     rate = settings.STAGE_ONE_RATE["folded" if folded else "unfolded"]
@@ -125,7 +126,7 @@ def _stage_one(task: str, folded: bool | None = None) -> dict[str, Any]:
 
 
 def _of_tasks(part: str) -> Any:
-    """A field with the options of a dataclass that each task has."""
+    """Make a field with the options of a dataclass that each task has."""
     return several(partial(part, {task: getattr(kinds, part) for task, kinds in SETTINGS.items()}))
 
 
@@ -143,15 +144,15 @@ class StageOneOptions(Options):
 
 
 def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageOne:
-    """The `StageOne` of a task.
+    """Make the `StageOne` of a task.
 
     Args:
-        options: Those of it.
-        task: Its name; what was not given is as there.
-        qcfs: Train as QCFS does, whatever a `--config` file says of our stage I.
+        options: Parsed options.
+        task: Name of the task. It gives the defaults.
+        qcfs: Train like QCFS. Then stage-I options of a `--config` file are ignored.
 
     Raises:
-        UsageError: Noise or distillation for QCFS, or teachers where nothing is distilled.
+        UsageError: Noise or distillation is given for QCFS, or a teacher without distillation.
     """
     stage_one = _of_task("StageOne", task, options.stage_one)
     if qcfs:
@@ -195,10 +196,10 @@ END = tuple(name for name in names_of("EndToEnd") if name != "end_to_end")
 
 
 def expect_halves(options: StageTwoOptions) -> None:
-    """Refuse options of the halves of layer-wise calibration that are left out.
+    """Refuse options of coarse or fine calibration if it is left out.
 
     Raises:
-        UsageError: Names the option.
+        UsageError: The message names the option.
     """
     if options.no_fine:
         refuse(options, FINE, "has no effect with --no-fine")
@@ -207,15 +208,15 @@ def expect_halves(options: StageTwoOptions) -> None:
 
 
 def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
-    """What stage II shall do.
+    """Make the plan of stage II.
 
     Args:
-        options: Those of it.
-        task: Its name; what was not given is as there.
-        seed: Which pictures are drawn.
+        options: Parsed options.
+        task: Name of the task. It gives the defaults.
+        seed: Seed for drawing the pictures.
 
     Raises:
-        UsageError: An option of another task.
+        UsageError: An option belongs to another task.
     """
     layers = _of_task("LayerWise", task, options.layer_wise)
     layers = replace(layers, coarse=not options.no_coarse, fine=not options.no_fine)
@@ -223,14 +224,14 @@ def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
 
 
 class Shown(Watcher):
-    """Progress of both stages as bars and lines."""
+    """Shows the progress of both stages as bars and lines."""
 
     def __init__(self, T: int):
         self.T = T
         self.bar: Any = None
 
     def _open(self, desc: str, unit: str, total: int, done: int) -> None:
-        """Open the bar, once `done` are done. Their time is not known: they do not count."""
+        """Open a bar. The first `done` steps do not count towards the rate."""
         if self.bar is None or self.bar.unit != unit:
             self.close()
             self.bar = progress(desc=f"{desc} T={self.T}", unit=unit, total=total, initial=done)
@@ -259,7 +260,7 @@ class Shown(Watcher):
 
 
 def is_finished(out: Path, resume: bool) -> bool:
-    """Whether `--resume` has nothing to do, which is said; refuses what would be written over."""
+    """Whether `--resume` has nothing to do. Refuse to overwrite results of other commands."""
     from spikedet.stages import pipeline
 
     done = pipeline.is_finished(out, resume, command_line())

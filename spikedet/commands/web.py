@@ -60,10 +60,10 @@ class Options(parse.Options):
 
 
 def reference_of(detector: Predictor, options: Options) -> Predictor | None:
-    """The float network to show beside a spiking one; without --float the released one, if any.
+    """Load the float network to show beside the spiking one. Default: the released one, if any.
 
     Raises:
-        WeightsError: Those of --float are not of the same network.
+        WeightsError: The weights of `--float` are of another network.
     """
     from spikedet.checkpoint import load
     from spikedet.detection.predict import Predictor
@@ -86,10 +86,10 @@ def reference_of(detector: Predictor, options: Options) -> Predictor | None:
 
 
 def expect_spiking_detector(path: Path) -> None:
-    """Refuse weights that the page cannot show: boxes step by step are all that it has.
+    """Check that the page can show the weights, which must be those of a spiking detector.
 
     Raises:
-        UsageError: They are of a classifier, or have no time steps.
+        UsageError: The weights are of a classifier, or have no time steps.
     """
     from spikedet.checkpoint import load
 

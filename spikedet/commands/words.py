@@ -23,22 +23,22 @@ GROUPS = (  # in this order, others behind them
 COMMON = "common"  # the group of what every command has, behind all others
 
 
-def grouped(there: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options by the heading that they stand under, the main ones first."""
+def grouped(known: Sequence[Option]) -> dict[str, list[Option]]:
+    """Group options by their heading in the help. The main options come first."""
     groups: dict[str, list[Option]] = {}
-    for each in there:
+    for each in known:
         groups.setdefault(each.more["group"], []).append(each)
     order = ("", *GROUPS, *(title for title in groups if title != COMMON), COMMON)
     return dict(sorted(groups.items(), key=lambda item: order.index(item[0])))
 
 
-def read(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    """What tyro makes of the words.
+def read(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+    """Parse command-line arguments with tyro.
 
     Raises:
-        UsageError: In one sentence what tyro prints in a box.
+        UsageError: The arguments are wrong. The message is tyro's, in one sentence.
     """
-    for each in there:
+    for each in known:
         if each.flag and any(word.partition("=")[0] in (each.word, each.off) and "=" in word
                              for word in words):  # fmt: skip
             raise UsageError(f"{each.word}: takes no value")
@@ -50,14 +50,14 @@ def read(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
             contextlib.redirect_stderr(printed),
             contextlib.redirect_stdout(printed),
         ):
-            return by_tyro(there, words, prog)
+            return by_tyro(known, words, prog)
     except SystemExit:
         raise UsageError(sentence(raw.getvalue().decode())) from None
 
 
 @contextlib.contextmanager
 def columns(number: str) -> Iterator[None]:
-    """Another width of the terminal."""
+    """Set the width of the terminal inside the `with` block."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = number
     try:
@@ -69,13 +69,13 @@ def columns(number: str) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def by_tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
-    """The values of some words, or tyro's own messages and help, printed."""
+def by_tyro(known: Sequence[Option], words: Sequence[str], prog: str) -> Any:
+    """Parse command-line arguments with tyro, which prints its own messages and help."""
     import tyro
 
     groups = {
         title: [(each.name, *_field(each)) for each in members]
-        for title, members in grouped(there).items()
+        for title, members in grouped(known).items()
     }
     main = groups.pop("", [])
     for title, members in groups.items():
@@ -89,7 +89,7 @@ def by_tyro(there: Sequence[Option], words: Sequence[str], prog: str) -> Any:
 
 
 def _field(each: Option) -> tuple[Any, Any]:
-    """Type and field of an option, as tyro takes them."""
+    """The type and the field of an option for tyro."""
     import tyro
     from tyro.constructors import PrimitiveConstructorSpec
 
@@ -139,7 +139,7 @@ def _field(each: Option) -> tuple[Any, Any]:
 
 
 def _metavar(each: Option) -> str:
-    """What the help calls a value."""
+    """The name of the value of an option in the help."""
     if each.choices:
         return "{" + ",".join(each.choices) + "}"
     if each.type in (int, float):
@@ -151,7 +151,7 @@ def _metavar(each: Option) -> str:
 
 
 def sentence(printed: str) -> str:
-    """One sentence of what tyro prints in a box about wrong words."""
+    """Shorten tyro's message about wrong arguments to one sentence."""
     lines = [line.strip("│").rstrip() for line in printed.splitlines()]
     title = lines[0].strip("╭╮─ ") if lines else ""
     sections: list[list[str]] = [[]]
@@ -180,7 +180,7 @@ def sentence(printed: str) -> str:
 
 
 def shown_as(value: Any) -> str:
-    """A default in the help."""
+    """The text for a default in the help."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "off" if value is None else str(value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spikedet.conversion.stored import Site, Stored
+from spikedet.conversion.stored import Site, StoredOutputs
 from spikedet.errors import ConversionError
 from spikedet.graph.graph import INPUT, Graph
 
 
-def own_bias(student: Stored, site: Site) -> nn.Parameter:
+def own_bias(student: StoredOutputs, site: Site) -> nn.Parameter:
     """Find the bias [C] that changes the current into the neurons of `site`, and of no others.
 
     If several layers feed the neurons, as at the end of a residual block, it is the bias of the
@@ -49,7 +49,7 @@ def shift_currents(graph: Graph, T: int) -> None:
     Raises:
         ConversionError: A layer has no bias of its own (see `own_bias`).
     """
-    student = Stored(graph, [torch.zeros(graph.shapes[INPUT])], T)
+    student = StoredOutputs(graph, [torch.zeros(graph.shapes[INPUT])], T)
     for site in student.sites:
         if site.is_neuron:
             own_bias(student, site).data += site.neuron.threshold / (2 * T)

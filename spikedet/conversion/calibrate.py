@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikedet.conversion.bias import own_bias
-from spikedet.conversion.stored import Site, Stored, fire
-from spikedet.errors import UsageError, among
+from spikedet.conversion.stored import Site, StoredOutputs, fire
+from spikedet.errors import UsageError, list_choices
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import mean_over_time, per_channel
@@ -87,8 +87,8 @@ def calibrate(
     expect_limits(options)
     pictures = [*fit, *held_out]
     numbers = range(len(fit)), range(len(fit), len(pictures))
-    student = Stored(spiking, pictures, T)
-    teacher = Stored(quantized, pictures, None)
+    student = StoredOutputs(spiking, pictures, T)
+    teacher = StoredOutputs(quantized, pictures, None)
     pairs = list(zip(student.sites, teacher.sites, strict=True))
     chosen = choose(student.names, options.layers)
     reports = []
@@ -96,7 +96,7 @@ def calibrate(
     for index, (site, truth) in enumerate(pairs):
         if site.node.name in chosen:
             if options.per_neuron:
-                student.free_every_neuron(site)
+                student.expand_initial_potentials(site)
             targets = [teacher.target(truth, m) for m in range(len(pictures))]
             free = [module for module in site.layers if module not in fixed]
             layer = _Layer(student, site, free, targets, options)
@@ -119,7 +119,9 @@ def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:
         return set(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"no layer is named {pattern!r}; there are {among(pattern, names)}")
+            raise UsageError(
+                f"no layer is named {pattern!r}; there are {list_choices(pattern, names)}"
+            )
     return {name for name in names if any(fnmatchcase(name, p) for p in patterns)}
 
 
@@ -128,7 +130,7 @@ class _Layer:
 
     def __init__(
         self,
-        student: Stored,
+        student: StoredOutputs,
         site: Site,
         free: list[WeightedLayer],
         targets: list[Tensor],

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from spikedet.conversion.calibrate import LayerReport, calibrate
 from spikedet.conversion.copied import spiking_copy
-from spikedet.conversion.lessons import (
+from spikedet.conversion.stage_training import (
     Batches,
     Distance,
-    Guide,
-    Lessons,
+    FloatTeacher,
     Loss,
-    distance_of,
-    home_of,
+    StageTraining,
+    default_distance,
+    device_of_weights,
 )
 from spikedet.conversion.thresholds import thresholds_by
 from spikedet.engines.rounding import Rounder
@@ -148,7 +148,7 @@ def convert(
     method = method or ("two-stage" if epochs else "stage2")
     recipe = named(method)
     if type(T) is not int or T < 1:
-        raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+        raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
     _expect_training(method, recipe, epochs, end_to_end, loss, distill)
     if end_to_end is None:
         end_to_end = 200 if recipe.end_to_end and loss is not None else 0
@@ -177,17 +177,23 @@ def convert(
         )
     if recipe.plain:
         stage_one = stage_one.plain()
-    where = torch.device(present_device(str(device))) if device is not None else home_of(network)
+    where = (
+        torch.device(present_device(str(device)))
+        if device is not None
+        else device_of_weights(network)
+    )
     source = Batches(batches, where)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         example = source.first()
-        guide = Guide(network, example)
-        graph = guide.prepared(fold=fold_first or not epochs).to(where)
+        teacher = FloatTeacher(network, example)
+        graph = teacher.prepared(fold=fold_first or not epochs).to(where)
         _quantise(graph, source, T, recipe, stage_one)
-        lessons = Lessons(guide, source, loss, distance or distance_of(guide, source), progress)
+        training = StageTraining(
+            teacher, source, loss, distance or default_distance(teacher, source), progress
+        )
         if epochs:
-            lessons.finetune(graph, stage_one.distill, epochs, rate)
+            training.finetune(graph, stage_one.distill, epochs, rate)
             fold_batch_norm(graph)
         graph.eval().requires_grad_(False)
         spiking = spiking_copy(
@@ -199,7 +205,7 @@ def convert(
             Rounder(spiking).write()
         converted, spikes = SpikingNetwork(spiking, T), {}
         if end.steps:
-            spikes = lessons.end_to_end(converted, source.groups(layer_wise)[1], end)
+            spikes = training.end_to_end(converted, source.groups(layer_wise)[1], end)
     converted.requires_grad_(False).eval()
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,

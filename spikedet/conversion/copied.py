@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikedet.conversion.bias import shift_currents
-from spikedet.conversion.stored import Site, Stored
+from spikedet.conversion.stored import Site, StoredOutputs
 from spikedet.errors import ConversionError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.spike import make_spiking
@@ -71,7 +71,10 @@ def expect_faithful(quantised: Graph, spiking: Graph, pictures: Tensor, steps: i
         ConversionError: A layer receives another current. The message names it.
     """
     batch = len(pictures)
-    student, teacher = Stored(spiking, [pictures], steps), Stored(quantised, [pictures], None)
+    student, teacher = (
+        StoredOutputs(spiking, [pictures], steps),
+        StoredOutputs(quantised, [pictures], None),
+    )
     weights = torch.ones(steps, device=pictures.device)
     for index, (site, truth) in enumerate(zip(student.sites, teacher.sites, strict=True)):
         sent = student.sources(site, 0)

@@ -120,7 +120,7 @@ class _Pass:
         self.spiking, self.loss, self.options = spiking, loss, options
         self.rounder = Rounder(spiking.graph) if options.int8 else None
         if self.rounder is not None:
-            self.rounder.spread()
+            self.rounder.expand_parameters()
         self.operations = Operations(spiking.graph) if options.sparsity else None
         self.operations_seen: list[float] = []  # of each step
 

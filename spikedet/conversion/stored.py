@@ -51,7 +51,7 @@ class Site:
         return self.node.inputs[0] if self.is_neuron else self.node.name
 
 
-class Stored:
+class StoredOutputs:
     """A graph with the stored outputs of its neurons for all pictures. It runs layer by layer.
 
     With T, the outputs are spikes, packed eight to a byte. Without T, they are levels of the
@@ -65,7 +65,7 @@ class Stored:
         self.neurons = graph.of(ACTIVATIONS)
         ends = [graph.node(name) for name in readouts(graph)]
         self.sites = [self._site(node) for node in [*self.neurons, *ends]]
-        self.kept: dict[str, list[np.ndarray]] = {}
+        self.outputs: dict[str, list[np.ndarray]] = {}
         self.shapes: dict[str, torch.Size] = {}  # of what is kept
 
     @property
@@ -100,7 +100,7 @@ class Stored:
         results = self.graph.run(site.segment, values, [site.value], now)
         return results[site.value]
 
-    def free_every_neuron(self, site: Site) -> None:
+    def expand_initial_potentials(self, site: Site) -> None:
         """Give each neuron of a site its own initial potential, [C, H, W]."""
         if site.is_neuron:
             initial = site.neuron.initial
@@ -129,9 +129,9 @@ class Stored:
         site = self.sites[index]
         if site.is_neuron:
             name = site.node.name
-            self.kept[name] = [self.pack(site, m) for m in range(len(self.pictures))]
+            self.outputs[name] = [self.pack(site, m) for m in range(len(self.pictures))]
         needed = {n for later in self.sites[index + 1 :] for n in later.sources}
-        self.kept = {n: v for n, v in self.kept.items() if n in needed}
+        self.outputs = {n: v for n, v in self.outputs.items() if n in needed}
 
     def pack(self, site: Site, m: int) -> np.ndarray:
         """Compute the outputs of neurons for batch `m`, and pack them for storage.
@@ -158,7 +158,7 @@ class Stored:
 
     def unpack(self, name: str, m: int) -> Tensor:
         """The stored output of neurons for batch `m`, as the next layers read it."""
-        stored, shape = self.kept[name][m], self.shapes[name]
+        stored, shape = self.outputs[name][m], self.shapes[name]
         device = self.pictures[m].device
         maker = self.graph.module(name)
         if self.T is None and not isinstance(maker, QuantClip):
@@ -176,7 +176,7 @@ class Stored:
         else:
             spikes = bits.view(signs, *shape).float()
         spikes = spikes[0] - spikes[1] if maker.signed else spikes[0]
-        return maker.on_wire(spikes)
+        return maker.scale_spikes(spikes)
 
 
 def fire(

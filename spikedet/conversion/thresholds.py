@@ -22,7 +22,7 @@ from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import leak
 from spikedet.neurons.quantize import levels
-from spikedet.neurons.slope import spread
+from spikedet.neurons.slope import broadcast_slope
 
 # Number of pre-activations that are sampled from each layer (from each channel) in each batch.
 SAMPLE, CHANNEL_SAMPLE = 20_000, 500
@@ -31,7 +31,7 @@ POSITIONS = 256  # positions per picture that are sampled for the maximum of eac
 
 
 @torch.no_grad()
-def look(
+def sample_activations(
     graph: Graph, batches: Iterable[Tensor], sample: Callable[[Tensor, nn.Module], Tensor]
 ) -> dict[str, list[Tensor]]:
     """Run a graph on batches and apply `sample` to the input of every activation.
@@ -79,7 +79,7 @@ def estimate_thresholds(
         chosen = torch.randint(len(values), (count,), generator=generator)
         return values[chosen.to(values.device)].float()
 
-    seen = look(graph, batches, sample)
+    seen = sample_activations(graph, batches, sample)
     return {
         node.name: best_threshold(torch.cat(seen[node.name]), steps, node.module, per_channel)
         for node in graph.of(ACTIVATIONS)
@@ -105,7 +105,7 @@ def best_threshold(
         pictures.
     """
     truth = values.clamp(min=0) if activation is None else activation(values.clone())
-    slope = spread(leak(activation), values) if activation is not None else 0.0
+    slope = broadcast_slope(leak(activation), values) if activation is not None else 0.0
     each = per_channel and values.ndim > 1
     top = largest(truth if each else truth.flatten())
     # the largest first: it is taken where several do equally well
@@ -145,7 +145,7 @@ def largest_activations(
         values = currents.transpose(0, 1).flatten(1).float()
         return torch.stack([values.amin(1), values.amax(1)])
 
-    seen = look(graph, batches, extremes)
+    seen = sample_activations(graph, batches, extremes)
     maxima = {}
     for node in graph.of(ACTIVATIONS):
         activations = node.module(torch.cat(seen[node.name]))
@@ -176,7 +176,7 @@ def channel_maxima(
         places = torch.randint(values.shape[1], (count,), generator=generator)
         return values[:, places.to(values.device)].float()
 
-    seen = look(graph, batches, sample)
+    seen = sample_activations(graph, batches, sample)
     return {
         node.name: _largest(node.module(torch.cat(seen[node.name], 1).T).abs().T, percentile)
         for node in graph.of(ACTIVATIONS)

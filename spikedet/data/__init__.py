@@ -1,1 +1,1 @@
-"""Annotated pictures, whatever format they come in; knows no network."""
+"""Annotated pictures in any format. This package does not depend on networks."""

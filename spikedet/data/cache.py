@@ -29,20 +29,22 @@ def read_each(
     place: Path,
     cache: Path | None = None,
 ) -> list[Any]:
-    """What `read` makes of every file, from the cache where it is the same file, unchanged.
+    """Apply `read` to every file. Results of unchanged files come from a cache.
 
-    That is so where its times, size and number in the file system are; the time at which its
-    content or attributes were last changed among them, as copies may keep that of the content.
+    A file is unchanged if its modification time, its status change time, its size and its inode
+    number are equal. The status change time is needed because copies may keep the modification
+    time.
 
     Args:
         paths: The files.
-        read: Gives what JSON can hold; a `DataError` is kept in its place, and not in the cache.
-        name: Of the cache file, for people.
-        place: The folder that the files belong to, which tells it from those of others.
-        cache: Where it is; `cache_folder()` by default.
+        read: Function of a path. Its result must be storable as JSON. A `DataError` is returned in
+            place of the result, and is not cached.
+        name: Start of the name of the cache file.
+        place: Folder that the files belong to. Each folder has its own cache file.
+        cache: Folder of the cache. None: `cache_folder()`.
 
     Returns:
-        For each file the value, or the error.
+        For each file the result, or the error.
     """
     key = hashlib.sha256(f"{os.path.realpath(place)} {name}".encode(errors="replace")).hexdigest()
     stored = (cache or cache_folder()) / f"{name[:80]}-{key[:12]}.json"
@@ -76,7 +78,7 @@ def _store(path: Path, entries: dict[str, Any]) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """What `_store` wrote; nothing where anything else is there."""
+    """Read a file of `_store`. Empty if the file is missing, damaged or of another version."""
     try:
         data = path.read_bytes() if path.is_file() else b""
         mark, text = data[: len(_mark(b""))], data[len(_mark(b"")) :]
@@ -86,5 +88,5 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _mark(text: bytes) -> bytes:
-    """A first line that damaged entries, or those of another version, do not have."""
+    """The first line of a cache file: its version and a checksum."""
     return f"{VERSION} {hashlib.sha256(text).hexdigest()}\n".encode()

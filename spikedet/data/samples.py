@@ -8,25 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedet.errors import DataError, among, cut
+from spikedet.errors import DataError, list_choices, shorten
 
 MOST_LETTERS = 255  # of a class name; the name of a folder is no longer
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated picture.
+    """One annotated picture with N objects.
 
     Attributes:
-        id: `<dataset>/<picture id>`, for instance `VOC2007/000005`.
-        path: The picture.
-        width, height: Pixels of the picture as a viewer shows it.
-        boxes: [N, 4] float32, x1 y1 x2 y2, 0-based edges in these pixels.
+        id: `<dataset>/<picture id>`, for example `VOC2007/000005`.
+        path: The picture file.
+        width, height: Size of the picture in pixels, as a viewer shows it.
+        boxes: [N, 4] float32: x1 y1 x2 y2, 0-based edges in these pixels.
         labels: [N] int64, indices into the class names.
-        difficult: [N] bool, objects that count neither as found nor as missed.
-        crowd: [N] bool, boxes around many objects; what is detected in one is no false alarm.
-        areas: [N] float64, square pixels that say whether an object is small, medium or large:
-            those of the boxes, where no annotation says another.
+        difficult: [N] bool. Difficult objects count neither as found nor as missed.
+        crowd: [N] bool. A crowd box contains many objects. Detections in it are not false
+            positives.
+        areas: [N] float64, areas in square pixels that decide whether an object is small, medium or
+            large. Default: the areas of the boxes.
         names: Class names.
     """
 
@@ -49,35 +50,42 @@ class Sample:
 
 
 def areas_of(boxes: np.ndarray) -> np.ndarray:
-    """Areas [N] float64 of boxes [N, 4], square pixels."""
+    """Areas [N] float64 of boxes [N, 4], in square pixels."""
     x1, y1, x2, y2 = boxes.astype(np.float64).T
     return (x2 - x1) * (y2 - y1)
 
 
 def number_of(name: str, names: Sequence[str], where: Path | str) -> int:
-    """Label of a class name.
+    """The label of a class name.
+
+    Args:
+        name: Class name.
+        names: Known class names in the order of the labels.
+        where: Place of the class name, for the message.
 
     Raises:
-        DataError: It is none of `names`; says where it stands.
+        DataError: The class is unknown.
     """
     if name not in names:
         raise DataError(
-            f"{where}: unknown class {cut(name)!r}; known classes are {among(name, names)}"
+            f"{where}: unknown class {shorten(name)!r}; "
+            f"known classes are {list_choices(name, names)}"
         )
     return names.index(name)
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """Class names for a message, not more than so many, none at full length if it is long."""
-    shown = ", ".join(cut(name, 40) for name in names[:most])
+def list_names(names: Sequence[str], most: int = 8) -> str:
+    """List class names for a message: at most `most` names, and long names are shortened."""
+    shown = ", ".join(shorten(name, 40) for name in names[:most])
     return shown + (", ..." if len(names) > most else "")
 
 
 def expect_names(names: Sequence[str], where: Path | str) -> tuple[str, ...]:
-    """Class names that can be told apart.
+    """Check that class names are usable, and return them as a tuple.
 
     Raises:
-        DataError: There are none, an empty one, one of more than `MOST_LETTERS`, or one twice.
+        DataError: There are no names, a name is empty or has more than `MOST_LETTERS` characters,
+            or two names are equal.
     """
     names = tuple(names)
     if not names or not all(names):
@@ -85,16 +93,16 @@ def expect_names(names: Sequence[str], where: Path | str) -> tuple[str, ...]:
     longest = max(names, key=len)
     if len(longest) > MOST_LETTERS:  # tables, drawings and files could not show them
         raise DataError(
-            f"{where}: the class name {cut(longest, 40)!r} is too long; expected at most "
+            f"{where}: the class name {shorten(longest, 40)!r} is too long; expected at most "
             f"{MOST_LETTERS} characters"
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{where}: two classes have the name {cut(twice)!r}")
+        raise DataError(f"{where}: two classes have the name {shorten(twice)!r}")
     return names
 
 
-def first_of(problems: Sequence[Exception]) -> DataError:
-    """The first of several problems, with the number of the others."""
+def first_error(problems: Sequence[Exception]) -> DataError:
+    """Make an error of the first of several errors and the number of the others."""
     more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
     return DataError(f"{problems[0]}{more}")

@@ -1,8 +1,8 @@
-"""Convert boxes to the pixels of the picture files, if annotations are for another size.
+"""Convert boxes to the pixels of the picture files, if the annotations are for another size.
 
-Pictures are resized without their annotations, or annotated as they are stored and not as their
-rotation tag shows them. Their headers say their true size; boxes are carried over where it is plain
-how, and the annotations refused where it is not.
+This is needed if pictures were resized without their annotations, or if boxes are in stored pixels
+and not in the pixels that a viewer shows (rotation tag). The size is read from the header of the
+file. If it is not clear how the boxes must be changed, the annotations are refused.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from pathlib import Path
 import numpy as np
 
 from spikedet.data.cache import read_each
-from spikedet.data.samples import Sample, first_of
-from spikedet.errors import DataError, cut
+from spikedet.data.samples import Sample, first_error
+from spikedet.errors import DataError, shorten
 from spikedet.pictures import Header, read_header
 
 
 def headers(
     paths: Sequence[Path], name: str, place: Path, cache: Path | None = None
 ) -> list[Header | DataError]:
-    """Size and rotation of every picture, or what is wrong with it; kept as of `read_each`."""
+    """Read the size and the rotation of every picture, or its error. The results are cached.
+
+    See `read_each` for the arguments.
+    """
     entries = read_each(paths, read_header, f"{name}-headers", place, cache)
     return [each if isinstance(each, DataError) else Header(*each) for each in entries]
 
 
-def on_pictures(
+def fit_to_pictures(
     samples: Sequence[Sample], name: str, place: Path, cache: Path | None = None
 ) -> list[Sample]:
-    """Samples with the size of their pictures as they are shown, and boxes in these pixels.
+    """Give samples the size of their pictures, and convert their boxes to these pixels.
 
-    A size of 0 x 0 is none. Boxes of another size are scaled where one picture can be a scaled copy
-    of the other, and turned where it is that of the stored pixels; a warning says of how many
-    pictures.
+    An annotated size of 0 x 0 means that the size is unknown. If the annotated size is a scaled
+    picture size, the boxes are scaled. If it is the size of the stored pixels, the boxes are
+    rotated. A warning counts the changed pictures.
 
     Args:
-        samples: With sizes and boxes as annotated.
-        name: Of what was read, for the warning.
-        place: The folder that it belongs to.
-        cache: Folder for what headers say.
+        samples: Samples with the annotated sizes and boxes.
+        name: Name of the data, for the warnings.
+        place: Folder that the data belong to.
+        cache: Folder for the cache of the headers. None: `cache_folder()`.
 
     Raises:
-        DataError: A picture that is missing or cannot be read, or one whose size has nothing to do
-            with that of its annotation.
+        DataError: A picture is missing or unreadable, or its size does not fit its annotation.
     """
     adjusted, problems = [], []
     changes: dict[str, list[str]] = {}
@@ -63,7 +65,7 @@ def on_pictures(
             sizes = f"{fitted.width} x {fitted.height}, not {sample.width} x {sample.height}"
             changes.setdefault(change, []).append(f"{sample.path.name}: {sizes}")
     if problems:
-        raise first_of(problems)
+        raise first_error(problems)
     for change, pictures in changes.items():
         warnings.warn(f"{name}: {_counted(len(pictures))} {change} ({pictures[0]})", stacklevel=2)
     tagged = [
@@ -77,7 +79,7 @@ def on_pictures(
 
 
 def warn_of_tags(name: str, pictures: Sequence[str]) -> None:
-    """Say that boxes were taken as those of the pictures as they are shown."""
+    """Warn that boxes were taken as boxes of the rotated pictures."""
     warnings.warn(
         f"{name}: {_counted(len(pictures))} with a rotation tag; the boxes are read as boxes of "
         f"the rotated picture, as a viewer shows it ({pictures[0]})",
@@ -90,7 +92,7 @@ def _counted(count: int) -> str:
 
 
 def _is_ambiguous(sample: Sample, header: Header) -> bool:
-    """Whether a tag turns or mirrors a picture, and the annotated size is of either way round."""
+    """Whether a picture has a rotation tag, and the annotated size fits with and without it."""
     if header.turn == 1:
         return False
     annotated, shown = (sample.width, sample.height), (header.width, header.height)
@@ -99,7 +101,7 @@ def _is_ambiguous(sample: Sample, header: Header) -> bool:
 
 
 def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
-    """A sample on its picture, and what was done to it, in words."""
+    """Fit one sample to its picture. Returns the sample and a description of the change."""
     size, annotated = (header.width, header.height), (sample.width, sample.height)
     if annotated == size:
         return sample, None
@@ -111,35 +113,35 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
         return _scaled(sample, size), change
     if header.turn >= 5 and _is_scaled(annotated, header.stored):
         change = "with a rotation tag that the annotations ignore; the boxes are rotated too"
-        return turned(_scaled(sample, header.stored), header.turn), change
+        return rotate_sample(_scaled(sample, header.stored), header.turn), change
     raise DataError(
         f"{sample.path}: has {size[0]} x {size[1]} pixels, but its annotation is for "
-        f"{cut(annotated[0])} x {cut(annotated[1])}, which is another shape; use the annotation "
-        "of this picture"
+        f"{shorten(annotated[0])} x {shorten(annotated[1])}, which is another shape; use the "
+        "annotation of this picture"
     )
 
 
 def _is_scaled(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether both sizes can be of one picture at two scales, sides rounded up or down."""
+    """Whether two sizes can be those of one picture at two scales, with sides rounded."""
     low = max((b - 1) / a if a > 0 else np.inf for a, b in zip(one, other, strict=True))
     high = min((b + 1) / a if a > 0 else 0.0 for a, b in zip(one, other, strict=True))
     return low < high
 
 
 def _scaled(sample: Sample, size: tuple[int, int]) -> Sample:
-    """A sample of a picture that is resized to `size`."""
+    """Scale a sample to a picture that was resized to `size`."""
     scale = np.array([size[0] / sample.width, size[1] / sample.height] * 2)
     boxes = (sample.boxes * scale).astype(np.float32)
     areas = sample.areas * (scale[0] * scale[1])
     return replace(sample, width=size[0], height=size[1], boxes=boxes, areas=areas)
 
 
-def turned(sample: Sample, turn: int) -> Sample:
-    """A sample of stored pixels as a viewer shows its picture.
+def rotate_sample(sample: Sample, turn: int) -> Sample:
+    """Convert a sample from stored pixels to the pixels that a viewer shows.
 
     Args:
-        sample: Boxes in stored pixels, whose size it has.
-        turn: The rotation tag, 1 to 8.
+        sample: Sample with boxes and size in stored pixels.
+        turn: Rotation tag (EXIF orientation), 1 to 8.
     """
     width, height = sample.width, sample.height
     x1, y1, x2, y2 = sample.boxes.T

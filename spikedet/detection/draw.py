@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from spikedet.errors import cut
+from spikedet.errors import shorten
 
 if TYPE_CHECKING:
     from spikedet.detection.boxes import Detections
@@ -88,7 +88,7 @@ def _text_of(detections: Detections, number: int) -> str:
     known = detections.number_of(number)
     name = detections.names[detections.labels[number]]
     name += f" #{known}" if known else ""
-    return f"{cut(' '.join(name.split()), LONGEST)} {detections.scores[number]:.2f}"
+    return f"{shorten(' '.join(name.split()), LONGEST)} {detections.scores[number]:.2f}"
 
 
 @functools.lru_cache(32)

@@ -93,7 +93,7 @@ def _mean(objects: list[Object], views: int) -> Object:
     return Object(objects[0].name, float(scores.sum()) / views, tuple(box.tolist()))
 
 
-def without_doubles(objects: Iterable[Object], overlap: float) -> list[Object]:
+def remove_duplicates(objects: Iterable[Object], overlap: float) -> list[Object]:
     """Keep only the object with the highest score where objects of any classes overlap more."""
     kept: list[Object] = []
     for candidate in sorted(objects, key=lambda o: -o.score):
@@ -102,7 +102,7 @@ def without_doubles(objects: Iterable[Object], overlap: float) -> list[Object]:
     return kept
 
 
-def renamed(
+def rename_classes(
     objects: Iterable[Object], names: Mapping[str, str], classes: Sequence[str] | None
 ) -> list[Object]:
     """Rename the classes of objects, and keep only some classes.

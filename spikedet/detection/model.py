@@ -17,7 +17,7 @@ from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import Conv, Detect, DetectionLoss, DetectionModel, stock_description
-from spikedet.errors import UsageError, WeightsError, among, nearest, said
+from spikedet.errors import UsageError, WeightsError, did_you_mean, list_choices, message_of
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
@@ -66,14 +66,14 @@ class Head(Detect):
         Raises:
             UsageError: The network has no output of this stride.
         """
-        there = [int(stride) for stride in self.stride]
+        own = [int(stride) for stride in self.stride]
         for stride in strides:
-            if stride not in there:
+            if stride not in own:
                 raise UsageError(
                     f"stride {stride}: expected an output stride of the network: "
-                    f"{', '.join(map(str, there))}"
+                    f"{', '.join(map(str, own))}"
                 )
-        names = (f"model.{self.i}.cv{part}.{there.index(s)}." for s in strides for part in (2, 3))
+        names = (f"model.{self.i}.cv{part}.{own.index(s)}." for s in strides for part in (2, 3))
         return tuple(names)
 
 
@@ -280,7 +280,7 @@ def read_description(
     if not file.is_file():
         stock = stock_description(file.name) if file.name == str(path) else None
         if stock is None:
-            meant = nearest(file.stem, resources.configs("models"))
+            meant = did_you_mean(file.stem, resources.configs("models"))
             raise UsageError(
                 f"{path}: no such network description; expected a file, a name such as tiny-yolo, "
                 f"or a name of ultralytics such as yolov8n.yaml{meant}"
@@ -291,7 +291,9 @@ def read_description(
     if width is not None:
         scales = description.get("scales") or {}
         if width not in scales:
-            raise UsageError(f"width {width!r}: {path} has {among(width, scales) or 'no widths'}")
+            raise UsageError(
+                f"width {width!r}: {path} has {list_choices(width, scales) or 'no widths'}"
+            )
         description["scale"] = width
     if activation is not None:
         description["activation"] = activation
@@ -310,7 +312,7 @@ def build(description: dict[str, Any], classes: int) -> Detector:
     try:
         return Detector(dict(description), classes)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"the network description cannot be built: {said(error)}") from error
+        raise UsageError(f"the network description cannot be built: {message_of(error)}") from error
     finally:
         Conv.default_act = usual
 

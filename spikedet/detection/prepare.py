@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from spikedet.data.formats.voc import files_of, read_annotation, read_ids
-from spikedet.errors import DataError, cut, said
+from spikedet.errors import DataError, message_of, shorten
 
 SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC"
 BLOCK = 1 << 20
@@ -171,7 +171,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(target)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{archive}: cannot be unpacked ({said(error)})") from None
+        raise DataError(f"{archive}: cannot be unpacked ({message_of(error)})") from None
 
 
 def _expect_inside(member: tarfile.TarInfo) -> None:
@@ -183,7 +183,7 @@ def _expect_inside(member: tarfile.TarInfo) -> None:
     for kind in (PurePosixPath, PureWindowsPath):
         path = kind(member.name)
         if not member.isfile() or path.anchor or ".." in path.parts:
-            raise tarfile.TarError(f"{cut(member.name)}: no plain file inside of the folder")
+            raise tarfile.TarError(f"{shorten(member.name)}: no plain file inside of the folder")
 
 
 class SplitCheck(NamedTuple):

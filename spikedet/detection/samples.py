@@ -52,6 +52,6 @@ class BoxSamples(Samples, Sequence[Sample]):
         return (pictures for pictures, _ in batches(self._samples, checkpoint.imgsz, batch))
 
     def augmented(
-        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, judging: bool = False
+        self, checkpoint: Checkpoint, end: EndToEnd, seed: int, for_evaluation: bool = False
     ) -> Iterator[dict[str, Any]]:
         return augmented(self._samples, checkpoint.imgsz, end.batch, seed, end.workers)

@@ -280,11 +280,11 @@ class Trainer(DetectionTrainer):
         batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes
         batch = super().preprocess_batch(batch)
         if self.teacher is not None:
-            batch["teacher"] = self._taught, self.distill
+            batch["teacher"] = self._teacher_outputs, self.distill
         return batch
 
     @torch.no_grad()
-    def _taught(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _teacher_outputs(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """Raw outputs of the teacher. On a CPU they are in bfloat16, like the network."""
         assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"

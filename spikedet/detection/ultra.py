@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from spikedet.errors import UsageError, WeightsError, said
+from spikedet.errors import UsageError, WeightsError, message_of
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_OFFLINE"] = "true"
@@ -85,7 +85,7 @@ def foreign_detector(path: Path) -> YOLO:
         names = detector.names  # which loads an exported form
     except Exception as error:  # whatever its bytes make of the reader
         raise WeightsError(
-            f"{path}: not a detector that ultralytics can read ({said(error)})"
+            f"{path}: not a detector that ultralytics can read ({message_of(error)})"
         ) from None
     if detector.task != "detect" or not names:
         raise WeightsError(f"{path}: a network for {detector.task!r}; expected a detector")

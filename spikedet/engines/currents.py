@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedet.engines.program import Move, Plus, Pool, Sums, Times, Weighted
+from spikedet.engines.signals import SpikeSignals
 from spikedet.engines.weights import (
     by_outputs,
     factor_of,
@@ -18,7 +19,6 @@ from spikedet.engines.weights import (
     most_sum,
     times_inputs,
 )
-from spikedet.engines.wires import Wires
 from spikedet.graph.graph import Node
 from spikedet.graph.operations import AVERAGES, MOVES, WEIGHTED, Add, Scale, Shift, Subtract
 from spikedet.graph.time import CONSTANT
@@ -28,7 +28,7 @@ LARGEST = 127  # largest integer weight
 COARSEST = 2**20  # largest integer threshold, potential or bias
 
 
-class Mixed(Exception):
+class MixedScales(Exception):
     """Several channels of neurons meet in one channel of a layer, so they need one scale."""
 
 
@@ -116,11 +116,11 @@ class Currents:
         rounding: The rounding of all weights in the tree.
     """
 
-    def __init__(self, wires: Wires, node: Node, labels: int):
-        self.wires, self.neuron = wires, node
-        self.graph, self.emit = wires.graph, wires.emit
+    def __init__(self, signals: SpikeSignals, node: Node, labels: int):
+        self.signals, self.neuron = signals, node
+        self.graph, self.emit = signals.graph, signals.emit
         self.least = torch.zeros(labels, dtype=torch.float64)
-        channels = wires.graph.shapes[node.name][1]
+        channels = signals.graph.shapes[node.name][1]
         self.bias = torch.zeros(channels, dtype=torch.float64)
         constant, least = torch.zeros_like(self.bias), torch.zeros_like(self.least)
         self.rounding = Rounding(node.name, labels, [], [], constant, least)
@@ -135,10 +135,10 @@ class Currents:
             near: Whether only sums and factors lie between the node and the neurons. Then its
                 constants can be added to the bias of the neurons.
         """
-        if self.wires.is_wire(name):
-            return self._wire(name, label, factor)
-        if name not in self.graph or self.wires.when[name] == CONSTANT:
-            raise self.wires.refuse(name, "a current that has no time steps")
+        if self.signals.is_spikes(name):
+            return self._spikes(name, label, factor)
+        if name not in self.graph or self.signals.when[name] == CONSTANT:
+            raise self.signals.refuse(name, "a current that has no time steps")
         node = self.graph.node(name)
         module = node.module
         if isinstance(module, Add | Subtract):
@@ -158,15 +158,15 @@ class Currents:
             return self._average(node, label, factor)
         if isinstance(module, SpikingMaxPool):
             return self._pooled(node, label, factor)
-        raise self.wires.refuse(name, f"a {node.kind}")
+        raise self.signals.refuse(name, f"a {node.kind}")
 
     # ------------------------------------------------------------------ leaves
 
-    def _wire(self, name: str, label: Tensor, factor: Tensor) -> Tree:
+    def _spikes(self, name: str, label: Tensor, factor: Tensor) -> Tree:
         """Spikes that are added to the current without a weighted layer."""
         labels, factors = self._channels(label), self._factors(label, factor)
-        terms = self.wires.terms(name)
-        each = [self.wires.each_channel(name, term.amplitude) for term in terms]
+        terms = self.signals.terms(name)
+        each = [self.signals.each_channel(name, term.amplitude) for term in terms]
         for amplitude in each:  # 20 bits are enough for what is not multiplied
             needed = (amplitude / factors).abs() / COARSEST
             self._need(labels, needed)
@@ -177,7 +177,7 @@ class Currents:
             for term, amplitude in zip(terms, each, strict=True):
                 whole = (amplitude / self._scale(scales, labels, factors)).round()
                 op = Times(f"{self.neuron.name}:{name}", (term.op,), whole.to(torch.int32))
-                largest = self.wires.largest[term.op] * whole.abs().max().item()
+                largest = self.signals.largest[term.op] * whole.abs().max().item()
                 parts.append(self.emit(op, largest))
             return self._added(parts)
 
@@ -189,20 +189,20 @@ class Currents:
         if module.bias is not None:
             bias = module.bias.detach().double().cpu()
         offset = per_channel(bias, label.ndim).expand(label.shape)
-        if not self.wires.is_wire(source):
+        if not self.signals.is_spikes(source):
             by = factor_of(module)
             if by is None:
-                raise self.wires.refuse(
+                raise self.signals.refuse(
                     node.name, "a layer whose input is not spikes (a linear bottleneck)"
                 )
             by = per_channel(by, label.ndim).expand(label.shape)
             inner = self.tree(source, label, factor / by, near)
             return self._shifted(node, inner, offset, label, factor, near)
         if isinstance(module, nn.Linear) and label.ndim != 2:
-            raise self.wires.refuse(node.name, "a linear layer that is applied at several places")
+            raise self.signals.refuse(node.name, "a linear layer that is applied at several places")
         labels, factors = self._channels(label), self._factors(label, factor)
-        terms = self.wires.terms(source)
-        amplitudes = [self.wires.each_channel(source, term.amplitude) for term in terms]
+        terms = self.signals.terms(source)
+        amplitudes = [self.signals.each_channel(source, term.amplitude) for term in terms]
         self.rounding.parts.append(Part(node.name, labels, factors, amplitudes))
         weights = [times_inputs(module, amplitude) for amplitude in amplitudes]
         for weight in weights:
@@ -214,7 +214,7 @@ class Currents:
                 whole = by_outputs(module, weight, 1 / scale).round()
                 whole = whole.clamp(-LARGEST, LARGEST).to(torch.int8)
                 op = Weighted(f"{self.neuron.name}:{node.name}", (term.op,), module, whole)
-                largest = self.wires.largest[term.op] * most_sum(module, whole)
+                largest = self.signals.largest[term.op] * most_sum(module, whole)
                 parts.append(self.emit(op, largest))
             return self._added(parts)
 
@@ -226,7 +226,7 @@ class Currents:
         parts = []
         for i, source in enumerate(node.inputs):
             if self.graph.shapes[source] != tuple(label.shape):
-                raise self.wires.refuse(node.name, "a sum of tensors with different shapes")
+                raise self.signals.refuse(node.name, "a sum of tensors with different shapes")
             sign = -1.0 if i and isinstance(node.module, Subtract) else 1.0
             parts.append(self.tree(source, label, factor * sign, near))
         return Tree(lambda scales: self._added([part.make(scales) for part in parts]))
@@ -258,7 +258,7 @@ class Currents:
         def make(scales: Tensor) -> str:
             source = inner.make(scales)
             whole = (offset / self._scale(scales, label, factor)).round()
-            largest = self.wires.largest[source] + whole.abs().max().item()
+            largest = self.signals.largest[source] + whole.abs().max().item()
             return self.emit(
                 Plus(f"{self.neuron.name}:{node.name}", (source,), whole.to(torch.int32)), largest
             )
@@ -279,9 +279,9 @@ class Currents:
         factors[where.flatten()] = factor.flatten()
         inside = where > 0
         if not bool((labels[where] == label)[inside].all()):
-            raise Mixed
+            raise MixedScales
         if not bool((factors[where] == factor)[inside].all()):
-            raise self.wires.refuse(node.name, "currents with different factors in one place")
+            raise self.signals.refuse(node.name, "currents with different factors in one place")
         trees = []
         for source, place in zip(node.inputs, places, strict=True):
             at = place.long()
@@ -289,19 +289,19 @@ class Currents:
 
         def make(scales: Tensor) -> str:
             inputs = tuple(tree.make(scales) for tree in trees)
-            largest = max(self.wires.largest[source] for source in inputs)
+            largest = max(self.signals.largest[source] for source in inputs)
             return self.emit(Move(f"{self.neuron.name}:{node.name}", inputs, node.module), largest)
 
         return Tree(make)
 
     def _average(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
-        times = self.wires.times(node)
+        times = self.signals.times(node)
         inner = self._of_windows(node, label, factor * times)
 
         def make(scales: Tensor) -> str:
             source = inner.make(scales)
             shape = self.graph.shapes[node.inputs[0]]
-            largest = self.wires.largest[source] * most_of(node.module, shape) * times
+            largest = self.signals.largest[source] * most_of(node.module, shape) * times
             op = Sums(f"{self.neuron.name}:{node.name}", (source,), node.module, times)
             return self.emit(op, round(largest))
 
@@ -309,14 +309,14 @@ class Currents:
 
     def _pooled(self, node: Node, label: Tensor, factor: Tensor) -> Tree:
         if not bool((factor > 0).all()):
-            raise self.wires.refuse(node.name, "max-pooling of currents with a negative factor")
+            raise self.signals.refuse(node.name, "max-pooling of currents with a negative factor")
         inner, module = self._of_windows(node, label, factor), node.module
         assert isinstance(module, SpikingMaxPool)
 
         def make(scales: Tensor) -> str:
             source = inner.make(scales)
             op = Pool(f"{self.neuron.name}:{node.name}", (source,), module)
-            return self.emit(op, self.wires.largest[source])
+            return self.emit(op, self.signals.largest[source])
 
         return Tree(make)
 
@@ -336,7 +336,7 @@ class Currents:
     def _added(self, names: list[str]) -> str:
         if len(names) == 1:
             return names[0]
-        largest = sum(self.wires.largest[name] for name in names)
+        largest = sum(self.signals.largest[name] for name in names)
         return self.emit(Plus(f"{self.neuron.name}:sum", tuple(names)), largest)
 
     def _channels(self, label: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ class Currents:
         flat = label.flatten(2)[0] if label.ndim > 2 else label[0].unsqueeze(1)
         each = flat.amax(1)
         if not bool(((flat == each.unsqueeze(1)) | (flat < 0)).all()):
-            raise Mixed
+            raise MixedScales
         return each
 
     def _factors(self, label: Tensor, factor: Tensor) -> Tensor:
@@ -358,7 +358,7 @@ class Currents:
         place = read.int().argmax(1, keepdim=True)
         each = flat.gather(1, place)
         if not bool(((flat == each) | ~read).all()):
-            raise self.wires.refuse(
+            raise self.signals.refuse(
                 self.neuron.name, "currents with different factors within one channel"
             )
         return each[:, 0]

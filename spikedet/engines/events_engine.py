@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spikedet.engines import library
 from spikedet.engines.events import Means, Run
+from spikedet.engines.integer_engine import IntegerEngine
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
-from spikedet.engines.whole import WholeEngine
 from spikedet.graph.graph import Graph
 from spikedet.graph.structure import join
 
@@ -22,7 +22,7 @@ MEMORY = 64 * 2**20  # most bytes for the events of the time steps that are comp
 MOST_STEPS = 256  # most time steps at once: each thread needs memory for every step
 
 
-class EventsEngine(WholeEngine):
+class EventsEngine(IntegerEngine):
     """Runs the integer program with compiled kernels. They add a row of weights for each spike.
 
     Args:
@@ -64,12 +64,12 @@ class EventsEngine(WholeEngine):
         """The name of the kernels, and one line for each layer that they do not support."""
         sizes = {name: self.graph.shapes[name] for name in self._currents}
         plan = self.plan(sizes)
-        return [f"whole numbers, {plan.kernels} kernels", *plan.describe()]
+        return [f"integers, {plan.kernels} kernels", *plan.describe()]
 
-    def simulate(self, pictures, parts, each_step, tell=None, show=None):
-        """Like `WholeEngine.simulate`, one picture at a time, so that events stay in the cache."""
-        if len(pictures) < 2 or each_step or show is not None:
-            yield from super().simulate(pictures, parts, each_step, tell, show)
+    def simulate(self, pictures, parts, each_step, on_counts=None, on_spikes=None):
+        """Like `IntegerEngine.simulate`, one picture at a time, so that events fit the cache."""
+        if len(pictures) < 2 or each_step or on_spikes is not None:
+            yield from super().simulate(pictures, parts, each_step, on_counts, on_spikes)
             return
         told: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
@@ -79,12 +79,12 @@ class EventsEngine(WholeEngine):
 
         parts = list(parts)
         runs = [
-            super(EventsEngine, self).simulate(picture, parts, False, tell and gather)
+            super(EventsEngine, self).simulate(picture, parts, False, on_counts and gather)
             for picture in pictures.split(1)
         ]
         for several in zip(*runs, strict=True):
             for (name, first), (counts, neurons) in told.items():
-                tell(name, first, counts, neurons)
+                on_counts(name, first, counts, neurons)
             told.clear()
             yield several[0][0], lambda reads=several: join([read() for _, read in reads])
 
@@ -96,7 +96,7 @@ class EventsEngine(WholeEngine):
         step = run.plan.memory.bytes_of_a_step[kept] * run.batch
         return max(1, min(MOST_STEPS, MEMORY // max(1, step)))
 
-    def _part(self, run, part, each_step, before, tell, show):
+    def _part(self, run, part, each_step, before, on_counts, on_spikes):
         steps, done = part.steps, part.first
         plan, batch = run.plan, run.batch
         totals: dict[Any, Any] = {}
@@ -119,20 +119,20 @@ class EventsEngine(WholeEngine):
                     later.append((base, weights, into))
                 else:
                     masses[base], sums[base] = np.ascontiguousarray(weights), into
-        kept = show is not None or bool(later)
+        kept = on_spikes is not None or bool(later)
         memory = run.advance(steps, part.last, Means(masses, sums, each_step), kept)
         for base, weights, into in later:
             values = run.dense(self.program.ops[base], memory)
             run._add_mean(base, values, weights, into, each_step)
-        if tell is not None:
+        if on_counts is not None:
             for op in self.program.neurons:
                 number = memory.fired[op.name].sum((0, 2), dtype=np.int64)
                 channels, height, width = plan.maps[op.name]
                 neurons = batch * channels * height * width
-                tell(op.name, done, torch.from_numpy(number).double(), neurons)
-        if show is not None:
+                on_counts(op.name, done, torch.from_numpy(number).double(), neurons)
+        if on_spikes is not None:
             for name in self._fire:
-                show(name, done, run.dense(self.program.ops[name], memory))
+                on_spikes(name, done, run.dense(self.program.ops[name], memory))
         plan.memory.give(memory)
         return totals
 

@@ -39,9 +39,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spikedet.engines.currents import Currents, Mixed, scales_of
+from spikedet.engines.currents import Currents, MixedScales, scales_of
 from spikedet.engines.program import INT32, Current, Move, Neuron, NoIntegers, Program, Sums
-from spikedet.engines.wires import Term, Wires
+from spikedet.engines.signals import SpikeSignals, Term
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.time import CONSTANT, phases
 from spikedet.neurons.correcting import CorrectingNeuron
@@ -68,8 +68,8 @@ def compile_integers(graph: Graph) -> Program:
 
 class _Compiler:
     def __init__(self, graph: Graph):
-        self.graph, self.wires = graph, Wires(graph)
-        self.program, self.when = self.wires.program, self.wires.when
+        self.graph, self.signals = graph, SpikeSignals(graph)
+        self.program, self.when = self.signals.program, self.signals.when
 
     def build(self) -> Program:
         for node in self.graph:
@@ -108,7 +108,7 @@ class _Compiler:
         (source,) = node.inputs
         if type(node.module) not in (IFNeuron, CorrectingNeuron):
             kind = type(node.module).__name__
-            raise self.wires.refuse(node.name, f"a neuron of another kind ({kind})")
+            raise self.signals.refuse(node.name, f"a neuron of another kind ({kind})")
         if self.when[source] == CONSTANT:
             self._constant_neuron(node, source)
         else:
@@ -119,7 +119,7 @@ class _Compiler:
         if not node.module.folded:
             theta = node.module.threshold.double().cpu().expand(shape[1])
             amplitude = per_channel(theta, len(shape)).expand(shape)
-        self.wires.known[node.name] = [Term(op.name, amplitude)]
+        self.signals.known[node.name] = [Term(op.name, amplitude)]
 
     def _constant_neuron(self, node: Node, source: str) -> None:
         own = Parameters.of(self.graph.neuron(node.name), self.graph.shapes[source][1])
@@ -128,7 +128,7 @@ class _Compiler:
         neuron, limit = self._rounded(node, own, scale, torch.zeros_like(scale))
         inverse = (1 / scale).float()
         current = Current(f"{node.name}:current", (), source, inverse, limit.float())
-        name = self.wires.emit(current, limit.max().item())
+        name = self.signals.emit(current, limit.max().item())
         self._add_neuron(replace(neuron, inputs=(name,)), limit.max().item())
 
     def _driven_neuron(self, node: Node, source: str) -> None:
@@ -136,10 +136,10 @@ class _Compiler:
         own = Parameters.of(self.graph.neuron(node.name), shape[1])
         labels = torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         try:
-            current = Currents(self.wires, node, shape[1])
+            current = Currents(self.signals, node, shape[1])
             tree = current.tree(source, labels, _ones(shape), True)
-        except Mixed:
-            current = Currents(self.wires, node, 1)
+        except MixedScales:
+            current = Currents(self.signals, node, 1)
             nothing = torch.zeros_like(labels)
             tree = current.tree(source, nothing, _ones(shape), True)
         bias = current.bias.expand(shape[1])
@@ -149,7 +149,7 @@ class _Compiler:
         neuron, _ = self._rounded(node, own, scales, bias)
         self._add_neuron(
             replace(neuron, inputs=(name,)),
-            self.wires.largest[name] + neuron.bias.abs().max().item(),
+            self.signals.largest[name] + neuron.bias.abs().max().item(),
         )
 
     def _rounded(
@@ -194,17 +194,17 @@ class _Compiler:
                 "bits hold; use the torch engine"
             )
         self.program.steps_most = min(self.program.steps_most, steps)
-        self.wires.emit(neuron, 1)
+        self.signals.emit(neuron, 1)
 
     def _mean(self, node: Node) -> None:
         (source,) = node.inputs
-        if not self.wires.is_wire(source):
-            raise self.wires.refuse(node.name, "a mean of currents over time")
+        if not self.signals.is_spikes(source):
+            raise self.signals.refuse(node.name, "a mean of currents over time")
         counted = []
-        for term in self.wires.terms(source):
+        for term in self.signals.terms(source):
             amplitude = term.amplitude
             try:
-                each = self.wires.each_channel(node.name, amplitude)
+                each = self.signals.each_channel(node.name, amplitude)
                 amplitude = per_channel(each, amplitude.ndim)
             except NoIntegers:
                 self.program.one_size = True

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from spikedet.errors import UsageError, among, said
+from spikedet.errors import UsageError, list_choices, message_of
 
 VERSION = 6  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
@@ -122,7 +122,7 @@ def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoLibrary(f"{compiler} cannot be run ({said(error)}); {HINT}") from None
+            raise NoLibrary(f"{compiler} cannot be run ({message_of(error)}); {HINT}") from None
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), "")
             raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
@@ -157,19 +157,19 @@ def kernels() -> list[str]:
     return [loaded.sd_kernels_name(i).decode() for i in range(loaded.sd_kernels_number())]
 
 
-def expect_kernels(name: str, said: str = "kernels") -> None:
+def expect_kernels(name: str, source: str = "kernels") -> None:
     """Check that this machine can run these kernels.
 
     Args:
         name: Name of the kernels.
-        said: Name of the option in the message.
+        source: Where the name comes from, for the message.
 
     Raises:
         NoLibrary: See `library`.
         UsageError: There are no such kernels. The message lists the kernels.
     """
     if name not in kernels():
-        raise UsageError(f"{said} {name!r}; this machine has {among(name, kernels())}")
+        raise UsageError(f"{source} {name!r}; this machine has {list_choices(name, kernels())}")
 
 
 def chosen() -> str:

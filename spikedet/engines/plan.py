@@ -199,15 +199,15 @@ class Plan:
         """The pieces of a value. A value that must be computed becomes a separate tensor."""
         op = self.program.ops[name]
         if name in self.tensors:
-            return [views.whole(name, self.shapes[name])]
+            return [views.identity_piece(name, self.shapes[name])]
         try:
             inputs = [self._pieces(source) for source in op.inputs]
             shapes = [self.shapes[source] for source in op.inputs]
-            return views.through(op, inputs, shapes, self.shapes[name], self.maps)
+            return views.pieces_of(op, inputs, shapes, self.shapes[name], self.maps)
         except NoView as reason:
             self.stages.append(Stage(op, None, str(reason)))
             self._new_tensor(op, self._times(op))
-            return [views.whole(name, self.shapes[name])]
+            return [views.identity_piece(name, self.shapes[name])]
 
     def _times(self, op: Op) -> int:
         """The largest integer in a value that is made of spikes."""
@@ -321,7 +321,7 @@ class Plan:
         """Pooling of counts, from events to events."""
         pieces = self._pieces(op.inputs[0])
         piece, *others = pieces
-        whole = views.whole(piece.base, self.shapes[piece.base])
+        whole = views.identity_piece(piece.base, self.shapes[piece.base])
         if others or not isinstance(piece, Piece) or piece != whole:
             raise NoView("pooling of what is put together")
         module, shape = op.module, self.shapes[op.name]

@@ -85,10 +85,10 @@ def at_once(op: Op, inputs: list[Tensor]) -> Tensor:
         return (op.module(inputs[0]) * op.times).round()
     assert isinstance(op, Move)
     if op.zeros:
-        there = iter(inputs)
+        remaining = iter(inputs)
         first = inputs[0]
         inputs = [
-            first.new_zeros(len(first), *op.zeros[i][1:]) if i in op.zeros else next(there)
+            first.new_zeros(len(first), *op.zeros[i][1:]) if i in op.zeros else next(remaining)
             for i in range(len(inputs) + len(op.zeros))
         ]
     return op.module(*inputs)

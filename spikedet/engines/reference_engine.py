@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikedet.engines.integer_engine import IntegerEngine
 from spikedet.engines.reference import Reference
-from spikedet.engines.whole import WholeEngine
 
 
-class ReferenceEngine(WholeEngine):
+class ReferenceEngine(IntegerEngine):
     """Runs the integer program in torch. It is slow, and the reference for the kernels."""
 
     def describe(self) -> list[str]:
         """How it computes."""
-        return ["whole numbers, by torch"]
+        return ["integer arithmetic by torch"]
 
     def _start(self, currents: dict[str, Tensor], batch: int) -> Reference:
         return Reference(self.program, currents, batch)
 
-    def _part(self, run, part, each_step, before, tell, show):
+    def _part(self, run, part, each_step, before, on_counts, on_spikes):
         steps, done = part.steps, part.first
         values, batch = run.advance(steps), run.batch
         totals: dict[Any, Any] = {}
@@ -35,12 +35,12 @@ class ReferenceEngine(WholeEngine):
                     total = added if total is None else total + added
                     sums.append(total)
                 totals[base, node] = torch.cat(sums) if each_step else sums[-1]
-        if tell is not None:
+        if on_counts is not None:
             for op in self.program.neurons:
                 spikes = values[op.name]
                 number = spikes.abs().reshape(steps, -1).sum(1)
-                tell(op.name, done, number, spikes.numel() // steps)
-        if show is not None:
+                on_counts(op.name, done, number, spikes.numel() // steps)
+        if on_spikes is not None:
             for name in self._fire:
-                show(name, done, values[name])
+                on_spikes(name, done, values[name])
         return totals

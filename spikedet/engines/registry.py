@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from spikedet.engines.events_engine import EventsEngine
+from spikedet.engines.integer_engine import OnCounts, OnSpikes
 from spikedet.engines.library import NoLibrary
 from spikedet.engines.program import NoIntegers
 from spikedet.engines.reference_engine import ReferenceEngine
-from spikedet.engines.whole import Show, Tell
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, list_choices
 from spikedet.graph.graph import Graph
 
 
@@ -24,10 +24,10 @@ class Engine(Protocol):
         pictures: Tensor,
         parts: Iterable[int],
         each_step: bool,
-        tell: Tell | None = None,
-        show: Show | None = None,
+        on_counts: OnCounts | None = None,
+        on_spikes: OnSpikes | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
-        """Run the graph over time (see `whole.WholeEngine.simulate`)."""
+        """Run the graph over time (see `integer_engine.IntegerEngine.simulate`)."""
 
     def describe(self) -> list[str]:
         """Describe the engine: first, a few words about how it computes; then one line `layer:
@@ -61,7 +61,7 @@ def expect_engine(name: str) -> None:
         UsageError: There is no such engine. The message lists the engines.
     """
     if name not in names():
-        raise UsageError(f"no engine {name!r}; expected {among(name, names())}")
+        raise UsageError(f"no engine {name!r}; expected {list_choices(name, names())}")
 
 
 def left_out(engine: Engine | None) -> dict[str, str]:

@@ -28,7 +28,7 @@ from spikedet.graph.operations import WEIGHTED
 
 
 @dataclass(frozen=True)
-class Whole:
+class IntegerWeight:
     """The integers of one weight tensor: weight = numbers * scale / amplitude.
 
     Attributes:
@@ -70,7 +70,7 @@ class Rounder:
             if part.node not in self.shared and len(part.amplitudes) == 1
         }
 
-    def spread(self) -> None:
+    def expand_parameters(self) -> None:
         """Expand thresholds and initial potentials to one value for each channel."""
         for rounding in self.roundings:
             neuron = self.graph.neuron(rounding.neuron)
@@ -100,32 +100,32 @@ class Rounder:
     @torch.no_grad()
     def write(self) -> None:
         """Round the tensors permanently."""
-        for tensor, value in self._halved():
+        for tensor, value in self._half_precision():
             tensor.copy_(value)
         fresh = Rounder(self.graph)  # some of these are factors of what follows
-        fresh.spread()
+        fresh.expand_parameters()
         for rounding in fresh.roundings:
             for tensor, value in fresh._of_neuron(rounding):
                 tensor.copy_(value)
 
     @torch.no_grad()
     def rounded(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each tensor of the graph with its rounded value. Call `spread` first."""
+        """Yield each tensor of the graph with its rounded value. Call `expand_parameters` first."""
         for rounding in self.roundings:
             yield from self._of_neuron(rounding)
-        yield from self._halved()
+        yield from self._half_precision()
 
     @torch.no_grad()
-    def whole(self) -> dict[str, Whole]:
+    def integer_weights(self) -> dict[str, IntegerWeight]:
         """The integers of all weights that have them, by the names of their nodes."""
         return {
-            part.node: self._whole(part, self._scales(rounding))
+            part.node: self._integer_weight(part, self._scales(rounding))
             for rounding in self.roundings
             for part in rounding.parts
             if part.node in self.parts
         }
 
-    def _halved(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _half_precision(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weights that have no integers, with their values in half precision."""
         for node in self.graph.of(WEIGHTED):
             if node.name not in self.parts:
@@ -144,9 +144,9 @@ class Rounder:
             for amplitude in part.amplitudes:
                 largest = largest_of(module, by_inputs(module, weight, amplitude))
                 need(least, part.labels, largest / part.factors.abs() / LARGEST)
-        return self._own(rounding).scales(least, self._bias(rounding))
+        return self._parameters(rounding).scales(least, self._bias(rounding))
 
-    def _own(self, rounding: Rounding) -> Parameters:
+    def _parameters(self, rounding: Rounding) -> Parameters:
         return Parameters.of(self.graph.neuron(rounding.neuron), len(rounding.constant))
 
     def _bias(self, rounding: Rounding) -> Tensor:
@@ -160,7 +160,7 @@ class Rounder:
         assert bias is not None  # or it would be no offset
         return bias
 
-    def _whole(self, part: Part, scales: Tensor) -> Whole:
+    def _integer_weight(self, part: Part, scales: Tensor) -> IntegerWeight:
         module = self.graph.weighted(part.node)
         read = part.labels >= 0
         scale = torch.where(read, scales[part.labels.clamp(min=0)] * part.factors, 1.0).float()
@@ -171,13 +171,16 @@ class Rounder:
         scale = by_outputs(module, ones, scale.double())
         amplitude = by_inputs(module, ones, amplitude.double())
         numbers = (weight * amplitude / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
-        return Whole(numbers, _narrow(scale).float(), _narrow(amplitude).float())
+        return IntegerWeight(numbers, _narrow(scale).float(), _narrow(amplitude).float())
 
     def _of_neuron(self, rounding: Rounding) -> Iterator[tuple[Tensor, Tensor]]:
         scales = self._scales(rounding)
         for part in rounding.parts:
             if part.node in self.parts:
-                yield self.graph.weighted(part.node).weight, self._whole(part, scales).value()
+                yield (
+                    self.graph.weighted(part.node).weight,
+                    self._integer_weight(part, scales).value(),
+                )
         neuron = self.graph.neuron(rounding.neuron)
         if neuron.folded:
             steps = (neuron.threshold.double().cpu() / scales).round().clamp(min=1)

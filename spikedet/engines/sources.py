@@ -79,8 +79,8 @@ def _features(leaf: Weighted | Times, piece: Elements, tensor: int, base: Shape)
     """A vector, which may be a flattened map. It is a window as large as the map."""
     channels, height, width = base
     places = np.array(piece.places)
-    there = np.flatnonzero(places >= 0)
-    c, rest = np.divmod(places[there], height * width)
+    present = np.flatnonzero(places >= 0)
+    c, rest = np.divmod(places[present], height * width)
     y, x = np.divmod(rest, width)
     weight_rows = (y * width + x) * channels + c
     if len(np.unique(weight_rows)) < len(weight_rows):
@@ -94,11 +94,11 @@ def _features(leaf: Weighted | Times, piece: Elements, tensor: int, base: Shape)
             raise NoView("flattened spikes on a shortcut")
         source.few = np.zeros((size, 1), np.int32)
         source.few_first = np.full(channels, -1, np.int32)
-        source.few[weight_rows, 0] = leaf.factor.numpy()[there]
-        source.few_first[weight_rows] = there
+        source.few[weight_rows, 0] = leaf.factor.numpy()[present]
+        source.few_first[weight_rows] = present
     else:
         source.weights = np.zeros((size, len(leaf.weight)), np.int8)
-        source.weights[weight_rows] = leaf.weight.numpy()[:, there].T
+        source.weights[weight_rows] = leaf.weight.numpy()[:, present].T
     return source
 
 

@@ -64,7 +64,7 @@ def as_map(shape: tuple[int, ...]) -> Shape:
     return channels, *([1] * (2 - len(size))), *size  # type: ignore[return-value]
 
 
-def whole(base: str, shape: tuple[int, ...]) -> Piece | Elements:
+def identity_piece(base: str, shape: tuple[int, ...]) -> Piece | Elements:
     """The piece that is the whole base, whose values are [1, ...]."""
     channels, height, width = as_map(shape)
     if len(shape) == 2:
@@ -79,7 +79,7 @@ def _same(size: int) -> Lines:
 Pieces = Sequence[Piece | Elements]
 
 
-def through(
+def pieces_of(
     op: Op,
     inputs: list[Pieces],
     shapes: list[tuple[int, ...]],
@@ -160,8 +160,8 @@ def _numbers(
         for lines in (piece.rows, piece.columns)
     )
     places = (channels * height + rows.view(-1, 1)) * width + columns
-    there = (channels >= 0) & (rows.view(-1, 1) >= 0) & (columns >= 0)
-    return torch.where(there, places, -1).double().view(shape)
+    present = (channels >= 0) & (rows.view(-1, 1) >= 0) & (columns >= 0)
+    return torch.where(present, places, -1).double().view(shape)
 
 
 def _moved(module: nn.Module, piece: Piece, shape: tuple[int, ...]) -> Piece:

@@ -62,7 +62,7 @@ from spikedet.neurons.layers import MeanOverTime
 FORMAT = "spikedet-int8-1"
 FLOATS = (*WEIGHTED, *MOVES, *AVERAGES, Add, Subtract, Scale, Shift, nn.MaxPool1d, nn.MaxPool2d)
 ROUNDED = (
-    "the file starts at the picture in float32; its first layers are rounded to whole numbers "
+    "the file starts at the picture in float32; its first layers are rounded to integers "
     "once, and a program that sums them in another order may round a current to its neighbour"
 )
 
@@ -193,11 +193,11 @@ class _File:
         if isinstance(op, Sums):
             return self._averaged(op.name, op.module, inputs, op.times, True)
         assert isinstance(op, Move)
-        there = iter(inputs)
+        remaining = iter(inputs)
         sources = [
             self._add(op.name, "zeros", inputs[:1], shape=op.zeros[i], size=list(op.zeros[i][1:]))
             if i in op.zeros
-            else next(there)
+            else next(remaining)
             for i in range(len(inputs) + len(op.zeros))
         ]
         return self._moved(op.name, op.module, sources)

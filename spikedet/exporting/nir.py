@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikedet.errors import said
+from spikedet.errors import message_of
 from spikedet.exporting.lowering import each
 from spikedet.exporting.registry import ExportError, refuse
 from spikedet.exporting.source import Source, flat_outputs
@@ -75,7 +75,7 @@ def build(source: Source) -> tuple[bytes, list[str]]:
     try:
         graph = nir.NIRGraph(translated.nodes, translated.edges, metadata=metadata)
     except ValueError as error:  # its own check of shapes
-        reason = said(error)
+        reason = message_of(error)
         raise ExportError(
             f"NIR cannot express this network, so nothing was written: {reason}"
         ) from None

@@ -229,7 +229,7 @@ def fired(
 def weighted(x: np.ndarray, node: dict[str, Any], own: dict[str, np.ndarray]) -> np.ndarray:
     """Compute a convolution or linear layer with its bias."""
     layer = {"convolution": convolution, "transposed_convolution": transposed_convolution}
-    # float64 holds all of these whole numbers, and is what numpy multiplies fast
+    # float64 holds all of these integers, and is what numpy multiplies fast
     exact = np.float64 if x.dtype.kind == "i" else x.dtype
     weight = own["weight"].astype(exact)
     result = layer.get(node["op"], linear)(x.astype(exact), weight, node).astype(x.dtype)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, list_choices
 
 if TYPE_CHECKING:
     from spikedet.exporting.source import Source
@@ -62,7 +62,9 @@ def expect_format(name: str) -> None:
         UsageError: There is no such format. The message lists the formats.
     """
     if name not in EXPORTERS:
-        raise UsageError(f"no export format {name!r}; expected one of {among(name, EXPORTERS)}")
+        raise UsageError(
+            f"no export format {name!r}; expected one of {list_choices(name, EXPORTERS)}"
+        )
 
 
 def named(name: str, path: Path) -> Exporter:

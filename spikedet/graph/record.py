@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from spikedet.errors import ConversionError, said
+from spikedet.errors import ConversionError, message_of
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
@@ -141,7 +141,7 @@ def _why(error: Exception) -> str:
             "its forward works for one batch size only; read the batch size with x.shape[0], not "
             "len(x), or flatten with x.flatten(1)"
         )
-    return f"torch.export cannot record its forward ({said(error)})"
+    return f"torch.export cannot record its forward ({message_of(error)})"
 
 
 _VIEWS = {

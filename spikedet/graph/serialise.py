@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.errors import said
+from spikedet.errors import message_of
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import KINDS, MAX_POOLS, PADDINGS, WEIGHTED, Kind, Pad, named
 from spikedet.graph.structure import from_json, names_in, to_json
@@ -53,7 +53,7 @@ def build(description: Any) -> Graph:
         AttributeError, KeyError, TypeError, IndexError, RuntimeError, ArithmeticError,
         AssertionError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
-        raise ValueError(f"the graph is damaged: {said(error)}") from None
+        raise ValueError(f"the graph is damaged: {message_of(error)}") from None
     return graph
 
 
@@ -97,7 +97,7 @@ def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
     """Check sizes that torch itself checks only when it runs.
 
     Raises:
-        ValueError: A size is not a whole number, is too small, or is missing for a dimension, or
+        ValueError: A size is not an integer, is too small, or is missing for a dimension, or
             the mode of up-sampling or padding is not supported.
     """
     dims = getattr(module, "dimensions", 1 if kind.endswith("1d") else 2)

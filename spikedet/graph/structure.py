@@ -51,7 +51,7 @@ def to_json(value: Any) -> Any:
         return {"node": value.name}
     if isinstance(value, dict):
         if not all(isinstance(key, str | int) for key in value):
-            raise TypeError("a dictionary with other keys than text and whole numbers")
+            raise TypeError("a dictionary with other keys than text and integers")
         return {"dict": [[key, to_json(item)] for key, item in value.items()]}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         items = [[key, to_json(item)] for key, item in zip(value._fields, value, strict=True)]

@@ -32,7 +32,7 @@ def read(path: Path) -> Any:
     return load_plain(path) if Path(path).suffix == ".safetensors" else load(path)
 
 
-def holder(content: Any) -> Any:
+def find_state(content: Any) -> Any:
     """The state dict or network inside the content of a file, as in {"state_dict": ...}."""
     for _ in range(8):
         inner = content if isinstance(content, dict) else {}
@@ -53,7 +53,7 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: There is no state dict, or a tensor is not a dense tensor of real numbers.
     """
-    content = holder(content)
+    content = find_state(content)
     state = _layers(content, path) if isinstance(content, Shell) else content
     if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path}: not a state dict; expected a dict from names to tensors")
@@ -70,7 +70,9 @@ def tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def put(network: nn.Module, state: dict[str, Tensor], path: Path, target: str) -> tuple[str, ...]:
+def load_into(
+    network: nn.Module, state: dict[str, Tensor], path: Path, target: str
+) -> tuple[str, ...]:
     """Copy the tensors of a state dict into a network, in the precision of the network.
 
     Prefixes of wrapped networks are removed from the names (`module.` of DataParallel, `_orig_mod.`

@@ -16,7 +16,7 @@ from torch import nn
 
 from spikedet.errors import WeightsError
 from spikedet.importing.safe_pickle import Shell
-from spikedet.importing.state import holder, walk
+from spikedet.importing.state import find_state, walk
 
 MODEL = "ultralytics.nn.tasks.DetectionModel"
 # of a layer: what differs without changing what it computes
@@ -53,7 +53,7 @@ def trained(content: Any, path: Path) -> Trained | None:
     Raises:
         WeightsError: The network has no description or no valid class names.
     """
-    network = holder(content)
+    network = find_state(content)
     if not isinstance(network, Shell) or network.kind != MODEL:
         return None
     own = vars(network)
@@ -84,15 +84,15 @@ def expect_same_layers(detector: Trained, network: nn.Module, path: Path) -> Non
     Raises:
         WeightsError: A layer differs. The message names it.
     """
-    there = dict(network.named_modules(remove_duplicate=False))
+    layers = dict(network.named_modules(remove_duplicate=False))
     assert isinstance(network.model, nn.Sequential)  # as ultralytics builds it
     head = f"model.{len(network.model) - 1}"
     shells = dict(walk(detector.network, path))
-    for name in there:
+    for name in layers:
         if name not in shells:
             raise WeightsError(f"{path}: {name} of the description is not in the network")
     for name, shell in shells.items():
-        layer = there.get(name)
+        layer = layers.get(name)
         if layer is None:
             raise WeightsError(f"{path}: {name} is not in the description of the network")
         if name in ("", head):

@@ -82,7 +82,7 @@ def integrate_and_fire(
     u = potential.clone()
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
-    size = together(u)
+    size = pictures_per_pass(u)
     sent = [None] * -(-batch // size) if counts is None else counts.split(size)
     parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1), sent)
     for v, potentials, s, c in zip(*parts, strict=True):
@@ -156,7 +156,7 @@ def _fire_signed(
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
 
 
-def together(batch: Tensor) -> int:
+def pictures_per_pass(batch: Tensor) -> int:
     """Number of pictures of [B, ...] to compute together. On a CPU, as many as fit its cache."""
     if batch.device.type != "cpu" or not batch.numel():
         return max(1, len(batch))
@@ -193,7 +193,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         near = _empty_spikes(current, batch, steps, torch.bool)
         near_below = torch.empty_like(near) if signed(slope) else None
         u = potential.clone()
-        rows = _pictures(together(u), batch, u, current, spikes, near, near_below, counts)
+        rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, near_below, counts)
         for *tensors, sent in rows:
             _advance_watched(*tensors, threshold, alpha, slope, None if sent is None else sent[0])
         ctx.save_for_backward(near, threshold, near_below)
@@ -210,7 +210,9 @@ class _IntegrateAndFire(torch.autograd.Function):
             grad_current = torch.zeros_like(grad)
         else:
             grad_current = torch.empty_like(near, dtype=ctx.current_dtype)
-        rows = _pictures(together(grad), batch, grad, grad_spikes, grad_current, near, near_below)
+        rows = _pictures(
+            pictures_per_pass(grad), batch, grad, grad_spikes, grad_current, near, near_below
+        )
         for grads, sent, current, inside, below in rows:
             _retreat(grads, sent, current, inside, below, threshold, ctx.alpha, ctx.slope)
         return grad_current.to(ctx.current_dtype), grad, None, None, None, None, None

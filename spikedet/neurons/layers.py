@@ -20,7 +20,7 @@ from spikedet.neurons.functional import (
     integrate_and_fire_surrogate,
     memory_format,
 )
-from spikedet.neurons.slope import Slope, checked, spread
+from spikedet.neurons.slope import Slope, broadcast_slope, check_slope
 from spikedet.precision import mixed
 
 
@@ -88,14 +88,14 @@ class IFNeuron(Temporal):
         if initial is None:
             initial = threshold / 2
         self.initial = nn.Parameter(initial.detach().float().clone())
-        self.slope, self.folded = checked(slope), folded
+        self.slope, self.folded = check_slope(slope), folded
         self.spike_dtype: torch.dtype | None = None  # that of the current
 
     def advance(self, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Tensor, Any]:
         """See `Temporal.advance`. The state is that of `fire`."""
         state = self.start(x, batch) if memory is None else memory
         spikes, state = self.fire(x, state, steps)
-        return self.on_wire(spikes), state
+        return self.scale_spikes(spikes), state
 
     @property
     def signed(self) -> bool:
@@ -119,7 +119,7 @@ class IFNeuron(Temporal):
         """
         potential: Tensor = state
         threshold = per_channel(self.threshold, current.ndim)
-        slope = spread(self.slope, current)
+        slope = broadcast_slope(self.slope, current)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
             return integrate_and_fire_surrogate(current, potential, threshold, steps, alpha, slope)
         return integrate_and_fire(current, potential, threshold, steps, self.spike_dtype, slope)
@@ -140,7 +140,7 @@ class IFNeuron(Temporal):
         initial = per_channel(self.initial, current.ndim).expand(batch, *current.shape[1:])
         return initial.contiguous(memory_format=memory_format(current))
 
-    def on_wire(self, spikes: Tensor) -> Tensor:
+    def scale_spikes(self, spikes: Tensor) -> Tensor:
         """The output for spikes [.., C, ...]: the spikes, or theta times them (see `folded`)."""
         if self.folded:
             return spikes

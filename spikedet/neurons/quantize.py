@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.neurons.functional import signed, together
-from spikedet.neurons.slope import Slope, checked, spread
+from spikedet.neurons.functional import pictures_per_pass, signed
+from spikedet.neurons.slope import Slope, broadcast_slope, check_slope
 
 
 class _QuantClip(torch.autograd.Function):
@@ -31,7 +31,7 @@ class _QuantClip(torch.autograd.Function):
         ctx.save_for_backward(x, threshold, keep)
         ctx.steps, ctx.slope, ctx.lag = steps, slope, lag
         y = torch.empty_like(x)
-        size = together(x)
+        size = pictures_per_pass(x)
         for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
             level = levels(x_part.float() * (1 / threshold), steps, slope, keep)
             y_part.copy_(level.mul_(threshold))
@@ -41,7 +41,7 @@ class _QuantClip(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold, keep = ctx.saved_tensors
         grad_x, grad_theta = torch.empty_like(x), torch.zeros_like(threshold)
-        size = together(x)
+        size = pictures_per_pass(x)
         parts = (x.split(size), grad.split(size), grad_x.split(size))
         for x_part, part, out in zip(*parts, strict=True):
             z, part = x_part.float() * (1 / threshold), part.float()
@@ -130,7 +130,7 @@ class QuantClip(nn.Module):
     def __init__(self, threshold: Tensor, steps: int, noise: float = 0.1, slope: Slope = 0.0):
         super().__init__()
         self.threshold = nn.Parameter(threshold.detach().float().clone())
-        self.steps, self.noise, self.slope = steps, noise, checked(slope)
+        self.steps, self.noise, self.slope = steps, noise, check_slope(slope)
         self.clips_rounded = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class QuantClip(nn.Module):
         if self.training and self.noise > 0:
             drawn = torch.empty_like(x[:1], dtype=torch.float32).uniform_()
             keep = torch.lt(drawn, self.noise, out=drawn)
-        slope = spread(self.slope, x)
+        slope = broadcast_slope(self.slope, x)
         lag = 0.5 / self.steps if self.clips_rounded and not signed(slope) else 0.0
         return _QuantClip.apply(x, threshold, self.steps, keep, slope, lag)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikedet.errors import UsageError, among
+from spikedet.errors import UsageError, list_choices
 from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
 
@@ -34,5 +34,5 @@ def named(name: str) -> type[IFNeuron]:
         UsageError: There is no such neuron. The message lists the known names.
     """
     if name not in NEURONS:
-        raise UsageError(f"neuron {name!r}; expected one of {among(name, NEURONS)}")
+        raise UsageError(f"neuron {name!r}; expected one of {list_choices(name, NEURONS)}")
     return NEURONS[name]

@@ -10,7 +10,7 @@ from torch import Tensor
 Slope = float | Sequence[float]
 
 
-def checked(slope: Slope) -> float | tuple[float, ...]:
+def check_slope(slope: Slope) -> float | tuple[float, ...]:
     """Check a slope and return it as modules store it. Equal slopes become one number.
 
     Raises:
@@ -23,7 +23,7 @@ def checked(slope: Slope) -> float | tuple[float, ...]:
     return float(each[0]) if len(set(each)) == 1 else tuple(float(value) for value in each)
 
 
-def spread(slope: float | tuple[float, ...], x: Tensor) -> float | Tensor:
+def broadcast_slope(slope: float | tuple[float, ...], x: Tensor) -> float | Tensor:
     """Convert a slope so that it broadcasts to [B, C, ...]: a number, or [1, C, 1, ...] float32."""
     if not isinstance(slope, tuple):
         return slope

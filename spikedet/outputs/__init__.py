@@ -16,7 +16,7 @@ from spikedet.detection.draw import draw
 from spikedet.errors import PictureError, UsageError
 from spikedet.files import expect_folder, write_atomic
 from spikedet.outputs.coco import CocoResults
-from spikedet.outputs.names import Names, numbered, picture_suffix, safe, stem_of
+from spikedet.outputs.names import Names, frame_suffix, picture_suffix, safe_name, stem_of
 from spikedet.outputs.text import csv_rows, csv_table, json_lines, json_list, json_text
 from spikedet.outputs.video import VideoFile
 from spikedet.sources import Frame
@@ -102,12 +102,12 @@ class Outputs:
             expect_folder(save.folder)
         for path in (save.json, save.jsonl, save.csv, save.coco):
             if path is not None:
-                self._names.take(path)
+                self._names.reserve(path)
         self._json = json_list(save.json) if save.json else None
         self._lines = json_lines(save.jsonl) if save.jsonl else None
         self._table = csv_table(save.csv) if save.csv else None
         self._coco = CocoResults(save.coco, save.coco_annotations) if save.coco else None
-        self._videos: dict[str, VideoFile] = {}  # at most one, that of the source of now
+        self._videos: dict[str, VideoFile] = {}  # at most one: that of the current source
         self._classes_known = False
 
     def write(self, frame: Frame, detections: Detections | Sequence[Detections]) -> list[Path]:
@@ -134,11 +134,11 @@ class Outputs:
         for number, one in enumerate(steps):
             one = replace(one, picture=frame.picture, file=frame.source)
             share = _share(frame, number, len(steps))
-            name = numbered(frame) + (f"-t{one.T:02}" if several and one.T else "")
+            name = frame_suffix(frame) + (f"-t{one.T:02}" if several and one.T else "")
             annotated = self._annotate(share, one, name)
             written += [annotated] if annotated else []
             self._write_parts(frame, one, name)
-            self._tell(frame, one, annotated)
+            self._append_entry(frame, one, annotated)
         self.counts.objects.update(steps[-1].classes)
         if frame.video:
             self.counts.frames += 1
@@ -163,6 +163,7 @@ class Outputs:
         return path
 
     def _video_of(self, frame: Frame) -> VideoFile:
+        """The open video file of the frame's source."""
         if frame.source not in self._videos:
             self._close_videos()
             path = self._names.new(self.save.folder, stem_of(frame), ".mp4")
@@ -179,13 +180,13 @@ class Outputs:
                 x1, y1 = np.floor(box[:2]).astype(int).clip(0)
                 x2, y2 = np.ceil(box[2:]).astype(int).clip(0, (width, height))
                 if x2 > x1 and y2 > y1:
-                    place = folder / "crops" / (safe(label) or "unnamed")
+                    place = folder / "crops" / (safe_name(label) or "unnamed")
                     path = self._names.new(place, stem, name + picture_suffix(frame))
                     self._write_picture(path, frame.picture[y1:y2, x1:x2])
         if self.save.yolo:
             if not self._classes_known:
                 names = "".join(f"{name}\n" for name in detections.names)
-                write_atomic(self._names.take(folder / "classes.txt"), names.encode())
+                write_atomic(self._names.reserve(folder / "classes.txt"), names.encode())
                 self._classes_known = True
             write_atomic(
                 self._names.new(folder / "labels", stem, name + ".txt"),
@@ -205,8 +206,8 @@ class Outputs:
         write_atomic(path, data.tobytes())
         self.counts.files += 1
 
-    def _tell(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
-        """Add the frame to the text files."""
+    def _append_entry(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
+        """Append the frame to the JSON, CSV and COCO files."""
         entry = entry_of(frame, detections, annotated)
         if self._json is not None:
             self._json.add(json_text({**self.save.head, **entry}))
@@ -274,7 +275,7 @@ def entry_of(frame: Frame, detections: Detections, annotated: Path | None = None
 
 
 def _share(frame: Frame, number: int, count: int) -> Frame:
-    """Part `number` of a video frame whose time is divided among `count` pictures."""
+    """Give picture `number` of `count` its part of the time of a video frame."""
     if count == 1 or not frame.video:
         return frame
     duration = frame.duration or 1 / 25

@@ -10,29 +10,29 @@ from typing import Any
 
 from spikedet.detection.boxes import Detections
 from spikedet.errors import DataError
-from spikedet.outputs.text import Growing, json_list, json_text
+from spikedet.outputs.text import EntryFile, json_list, json_text
 from spikedet.sources import Frame
 
 
 class CocoResults:
-    """A file of results, one entry an object, with the file of each beside COCO's own keys.
+    """A JSON file of results in COCO's format, with the source file of each object as extra keys.
 
-    Without `annotations` the first picture is 1, the next 2 and so on, and categories count from 1
-    in the order of the class names.
+    Without `annotations`, picture ids count from 1 in the order of the frames, and category ids
+    count from 1 in the order of the class names.
 
     Args:
-        path: To write.
-        annotations: An `instances_*.json`, whose numbers of pictures and classes are taken.
+        path: File to write.
+        annotations: An `instances_*.json` file. Its picture ids and category ids are used.
 
     Raises:
         DataError: `annotations` cannot be read.
     """
 
     def __init__(self, path: Path, annotations: Path | None = None):
-        self._file: Growing = json_list(path)
+        self._file: EntryFile = json_list(path)
         self._images: dict[str, list[tuple[tuple[str, ...], int]]] | None = None
         self._categories: dict[str, int] | None = None
-        self._sources: dict[int, str] = {}  # by the number of their image
+        self._sources: dict[int, str] = {}  # source by image id
         if annotations is not None:
             self._images, self._categories = _numbers(annotations)
         self._pictures = 0
@@ -41,9 +41,9 @@ class CocoResults:
         """Append the objects of a frame.
 
         Raises:
-            DataError: The picture or a class is not among the annotations, or it is not clear which
-                of their images the picture is.
-            OSError: The disk is full.
+            DataError: The picture or a class is not in the annotations, or several images could
+                be the picture.
+            OSError: The file cannot be written, for example because the disk is full.
         """
         self._pictures += 1
         image = self._pictures if self._images is None else self._image_of(frame.source)
@@ -52,19 +52,19 @@ class CocoResults:
             self._file.add(json_text(entry))
 
     def _image_of(self, source: str) -> int:
-        """The number of the image that a file is: the one with the longest end of its path."""
+        """The id of the image of a file. Of several images, the longest matching path wins."""
         assert self._images is not None
         parts = Path(os.path.abspath(source)).parts
-        there = self._images.get(parts[-1], [])
-        if len(there) > 1:
-            there = [(way, number) for way, number in there if parts[-len(way) :] == way]
-            longest = max((len(way) for way, _ in there), default=0)
-            there = [(way, number) for way, number in there if len(way) == longest]
-        if not there:
+        images = self._images.get(parts[-1], [])
+        if len(images) > 1:
+            images = [(path, number) for path, number in images if parts[-len(path) :] == path]
+            longest = max((len(path) for path, _ in images), default=0)
+            images = [(path, number) for path, number in images if len(path) == longest]
+        if not images:
             raise DataError(f"{source}: is not among the images of the annotations")
-        if len(there) > 1:
+        if len(images) > 1:
             raise DataError(f"{source}: two images of the annotations have this name")
-        number = there[0][1]
+        number = images[0][1]
         other = self._sources.setdefault(number, source)
         if other != source:
             raise DataError(
@@ -73,6 +73,7 @@ class CocoResults:
         return number
 
     def _numbers_of(self, names: Sequence[str]) -> list[int]:
+        """The category ids of class names."""
         if self._categories is None:
             return list(range(1, len(names) + 1))
         missing = [name for name in names if name not in self._categories]
@@ -81,14 +82,14 @@ class CocoResults:
         return [self._categories[name] for name in names]
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete the file."""
         self._file.close()
 
 
 def _numbers(
     path: Path,
 ) -> tuple[dict[str, list[tuple[tuple[str, ...], int]]], dict[str, int]]:
-    """Numbers of the images by their names, each with its path, and of the categories by name."""
+    """Read the paths and ids of images by file name, and the category ids by class name."""
     images: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     try:
         content: Any = json.loads(path.read_bytes())

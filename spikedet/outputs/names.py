@@ -10,20 +10,20 @@ from pathlib import Path
 from spikedet.errors import UsageError
 from spikedet.sources import Frame
 
-LONGEST = 255  # bytes of a name that most file systems allow
+LONGEST = 255  # bytes of a file name that most file systems allow
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}  # formats that are written
 
 
 class Names:
-    """Names of the files of one run.
+    """Names of the output files of one run.
 
     Args:
-        inputs: Files that are read.
+        inputs: Files that are read. They are never overwritten.
     """
 
     def __init__(self, inputs: Iterable[Path] = ()):
         self._paths = set()
-        self._files = set()  # by device and number: links, and names in other letters
+        self._files = set()  # by device and inode, to recognise links and other spellings
         self._taken: set[str] = set()
         for path in inputs:
             self._paths.add(os.path.realpath(path))
@@ -34,10 +34,10 @@ class Names:
             self._files.add((status.st_dev, status.st_ino))
 
     def expect_free(self, path: Path) -> Path:
-        """Refuse to write over an input.
+        """Check that a path is not an input, and return it.
 
         Raises:
-            UsageError: `path` is one, by whatever name.
+            UsageError: The path is an input, perhaps under another name.
         """
         same = os.path.realpath(path) in self._paths
         if not same and self._files:
@@ -50,11 +50,11 @@ class Names:
             raise UsageError(f"{path}: is one of the inputs; choose another --out")
         return path
 
-    def take(self, path: Path) -> Path:
-        """A name that the run has to itself, for a file whose name somebody chose.
+    def reserve(self, path: Path) -> Path:
+        """Reserve a name that the user chose, so that no other output of this run gets it.
 
         Raises:
-            UsageError: It is an input, or taken already.
+            UsageError: The path is an input or is reserved already.
         """
         key = _key(path)
         if key in self._taken:
@@ -63,12 +63,14 @@ class Names:
         return self.expect_free(path)
 
     def new(self, folder: Path, stem: str, end: str) -> Path:
-        """`folder/stem` with `end`; a number is put between while another output has the name.
+        """Make and reserve the name `folder/stem` + `end`.
 
-        A name that is too long for a file system loses the last letters of its stem.
+        If the name is reserved already, a number is added before `end`.
+
+        If the name is too long for a file system, the end of the stem is cut off.
 
         Raises:
-            UsageError: It is an input.
+            UsageError: The path is an input.
         """
         path, number = folder / _fitted(stem, end), 1
         while _key(path) in self._taken:
@@ -84,22 +86,22 @@ def _fitted(stem: str, end: str) -> str:
 
 
 def _key(path: Path) -> str:
-    return os.path.realpath(path).casefold()  # some file systems do not tell a.png from A.png
+    return os.path.realpath(path).casefold()  # on some file systems a.png and A.png are one file
 
 
 def stem_of(frame: Frame) -> str:
-    """What the outputs of a source are called: its file's name without ending, or its address."""
+    """Stem of the output files of a source: its file name without suffix, or its address."""
     if frame.file is None:
         name = re.sub(r"^(\w+)://([^/@]*@)?", r"\1-", frame.source)
     elif frame.source == str(frame.file):
         name = frame.file.stem
     else:  # a pattern of numbered pictures
         name = re.sub(r"%0?\d*d", "", Path(frame.source).stem)
-    return safe(name) or "frames"
+    return safe_name(name) or "frames"
 
 
-def safe(name: str) -> str:
-    """A name that a file may have everywhere, empty where nothing is left of it."""
+def safe_name(name: str) -> str:
+    """Replace characters that some file systems do not allow. The result may be empty."""
     name = os.fsencode(name)[:LONGEST].decode(errors="ignore")
     if not _odd(name):
         return name
@@ -110,10 +112,10 @@ def _odd(name: str) -> bool:
     return bool(re.search(r'[\x00-\x1f/\\:*?"<>|]', name)) or name.strip(". ") == ""
 
 
-def numbered(frame: Frame) -> str:
-    """What tells the frames of one source apart: `-000012` of a film, `-2` of the pages of a TIFF.
+def frame_suffix(frame: Frame) -> str:
+    """Number that distinguishes the frames of one source, such as `-000012` in a video.
 
-    Empty for a picture that is alone in its file.
+    The pages of a TIFF get `-1`, `-2` and so on. For a file with a single picture it is empty.
     """
     if frame.video:
         return f"-{frame.index:06}"
@@ -121,7 +123,10 @@ def numbered(frame: Frame) -> str:
 
 
 def picture_suffix(frame: Frame) -> str:
-    """Ending, and so the format, of pictures of a frame: that of its file where it is usual."""
+    """Suffix of the output pictures of a frame: that of its file if it is common, else `.png`.
+
+    Frames of videos, cameras and addresses get `.jpg`.
+    """
     if frame.file is None or frame.video:
         return ".jpg"
     suffix = frame.file.suffix

@@ -1,4 +1,4 @@
-"""The picture that the demos show: annotated pictures, spike rates and lines of numbers."""
+"""The panel that the demos show: annotated pictures, firing rates and lines of text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from PIL import Image, ImageDraw
 from spikedet.detection.draw import font_of
 
 GROUND, INK, BAR, FAINT = (24, 24, 24), (235, 235, 235), (60, 190, 250), (70, 70, 70)
-NARROWEST, WIDEST, HIGHEST = 480, 1600, 720  # pixels: of a panel, and of its pictures
-BARS, LETTERS = 64, 15  # pixels of the height of the bars, and of letters
+NARROWEST, WIDEST, HIGHEST = 480, 1600, 720  # pixels of the panel and its pictures
+BARS, LETTERS = 64, 15  # height in pixels of bars and letters
 
 
 def panel(
     pictures: Mapping[str, np.ndarray], rates: Mapping[str, float], lines: Sequence[str]
 ) -> np.ndarray:
-    """One picture of everything.
+    """Combine pictures, firing rates and text into one picture.
 
     Args:
-        pictures: By title, [H, W, 3] uint8 BGR each, beside each other.
-        rates: Spikes per neuron and step of each layer, in their order; full height is 1.
-        lines: Text below.
+        pictures: Pictures [H, W, 3] uint8 BGR by title. They are shown side by side.
+        rates: Firing rate of each layer in spikes per neuron and step, in order. Full height is 1.
+        lines: Lines of text below.
 
     Returns:
-        [H, W, 3] uint8 BGR, its size the same for the same sizes of pictures and number of lines.
+        [H, W, 3] uint8 BGR. The size depends only on the sizes of the pictures and the number of
+        lines.
     """
     shown = _row([_titled(_fitted(p, len(pictures)), title) for title, p in pictures.items()])
     width = shown.shape[1]
@@ -34,7 +35,7 @@ def panel(
 
 
 def _fitted(picture: np.ndarray, count: int) -> np.ndarray:
-    """A picture at a size at which the panel can be read."""
+    """Resize a picture so that the panel is readable."""
     height, width = picture.shape[:2]
     most = min(HIGHEST / height, WIDEST / count / width)
     scale = min(most, max(1.0, NARROWEST / count / width))
@@ -50,7 +51,7 @@ def _titled(picture: np.ndarray, title: str) -> np.ndarray:
 
 
 def _row(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures beside each other, at least as wide as a panel."""
+    """Put pictures side by side. The row is at least `NARROWEST` pixels wide."""
     width = sum(picture.shape[1] for picture in pictures)
     height = max(picture.shape[0] for picture in pictures)
     row = np.full((height, max(width, NARROWEST), 3), GROUND, np.uint8)
@@ -62,14 +63,14 @@ def _row(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def firing_rates(rates: Mapping[str, float], width: int) -> np.ndarray:
-    """A bar for each layer, the first layer on the left.
+    """Draw a bar for the firing rate of each layer, from the first layer to the last.
 
     Args:
         rates: Spikes per neuron and step of each layer.
-        width: Pixels.
+        width: Width in pixels.
 
     Returns:
-        [h, width, 3] uint8 BGR; full height is 1 spike per neuron and step.
+        [H, width, 3] uint8 BGR. Full height is 1 spike per neuron and step.
     """
     strip = np.full((BARS, width, 3), GROUND, np.uint8)
     strip[:: BARS // 4] = FAINT  # 1, 3/4, 1/2, 1/4
@@ -83,7 +84,7 @@ def firing_rates(rates: Mapping[str, float], width: int) -> np.ndarray:
 
 
 def _text(lines: Sequence[str], width: int) -> np.ndarray:
-    """Lines of text, shrunk where they are wider than they may be."""
+    """Draw lines of text. Lines that are too wide get a smaller font."""
     high = LETTERS + 6
     canvas = Image.new("RGB", (width, high * len(lines)), GROUND)
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Text files that grow entry by entry, and are complete after each entry."""
+"""Text files that are written entry by entry, and are valid after each entry."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Growing:
-    """A text file with a head and a tail; a kill or a full disk between entries leaves it whole.
+class EntryFile:
+    """A text file with a header, entries and a footer.
 
-    The file is made with the first entry, or when it is closed.
+    It is valid after every entry, even if the process is killed or the disk is full. The file is
+    created with the first entry, or when it is closed.
 
     Args:
-        path: The file; what it held is replaced.
-        head, between, tail: Text before the first entry, between two, and behind the last.
+        path: The file. An existing file is replaced.
+        head: Text before the first entry.
+        between: Text between two entries.
+        tail: Text after the last entry.
     """
 
     def __init__(self, path: Path, head: str = "", between: str = "", tail: str = ""):
@@ -34,26 +37,27 @@ class Growing:
         """Append an entry.
 
         Raises:
-            OSError: The disk is full, or the file cannot be made; what was there stays whole.
+            OSError: The file cannot be created, or the disk is full. Earlier entries stay valid.
         """
         text = (self._between if self._entries else "") + text
-        self._put(text)
+        self._append(text)
         self._entries += 1
 
     def close(self) -> None:
-        """Finish the file.
+        """Close the file. A file without entries is created now.
 
         Raises:
-            OSError: It cannot be made; not where `add` has raised already.
+            OSError: The file cannot be created. Not raised if `add` has raised already.
         """
         if self._file is None and not self._failed:
-            self._put("")
+            self._append("")
         if self._file is not None:
             file, self._file = self._file, None
             self._failed = True
             file.close()
 
-    def _put(self, text: str) -> None:
+    def _append(self, text: str) -> None:
+        """Write a text and the footer at the end of the entries."""
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,7 @@ class Growing:
             raise
 
     def _restore(self) -> None:
-        """What was there before a failed entry: its bytes lie there, only the tail is to be new."""
+        """After a failed entry, cut the file to the earlier entries and write the footer again."""
         if self._file is None:
             return
         try:
@@ -83,45 +87,45 @@ class Growing:
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all, however little the system takes at once.
+    """Write all bytes, in several calls if the system writes only a part at once.
 
     Raises:
-        OSError: The disk is full.
+        OSError: The data cannot be written, for example because the disk is full.
     """
     left = memoryview(data)
     while left:
         left = left[file.write(left) or 0 :]
 
 
-def json_list(path: Path) -> Growing:
-    """A JSON file: a list."""
-    return Growing(path, "[\n", ",\n", "\n]\n")
+def json_list(path: Path) -> EntryFile:
+    """Make a JSON file with a list of entries."""
+    return EntryFile(path, "[\n", ",\n", "\n]\n")
 
 
-def json_lines(path: Path) -> Growing:
-    """A file with one JSON value a line."""
-    return Growing(path)
+def json_lines(path: Path) -> EntryFile:
+    """Make a file with one JSON value on each line."""
+    return EntryFile(path)
 
 
-def csv_table(path: Path) -> Growing:
-    """A CSV file with a row an object."""
-    return Growing(path, csv_line(COLUMNS))
+def csv_table(path: Path) -> EntryFile:
+    """Make a CSV file with one row for each object."""
+    return EntryFile(path, csv_line(COLUMNS))
 
 
 def json_text(value: Any) -> str:
-    """JSON on one line; what is no number, infinity among it, is refused."""
+    """Convert a value to JSON on one line. NaN and infinity raise ValueError."""
     return json.dumps(value, allow_nan=False)
 
 
 def csv_line(values: Sequence[Any]) -> str:
-    """One row of a CSV file."""
+    """Convert values to one row of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()
 
 
 def csv_rows(entry: dict[str, Any]) -> str:
-    """The rows of an entry, one an object; none where there is no object."""
+    """Convert an entry (see `outputs.entry_of`) to CSV rows, one for each object."""
     before = [entry[key] for key in ("file", "frame", "time", "T")]
     rows = []
     for detection in entry["detections"]:

@@ -1,7 +1,7 @@
-"""Plots of results. Only this package draws plots; it needs no display.
+"""Plots of results. Only this package draws plots. It needs no display.
 
-Each function takes the rows of a table and returns a PNG, so that the same numbers lie beside the
-plot as CSV (`write`).
+Each function takes the rows of a table and returns PNG data. `write` stores the same rows as CSV
+next to the plot.
 """
 
 from spikedet.plots.figure import About, Draw, Rows, write

@@ -11,18 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spikedet.plots.figure import COLOURS, GREY, SCALE, About, Rows, below, by, dressed, new, png
+from spikedet.plots.figure import (
+    COLOURS,
+    GREY,
+    SCALE,
+    About,
+    Rows,
+    add_caption,
+    group_by,
+    new_figure,
+    png,
+    style_axes,
+)
 
 ALL = "all classes"
-SHARES = ("average precision", "precision and recall", "accuracy")  # panels: never below 0
-NAMED = 7  # lines that a legend names; more are grey
-WRITTEN = 12  # classes up to which a matrix has its numbers
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")  # of bars of one colour
-LETTERS = 30  # of the name of a class
-LABELLED = 40  # up to which it has their names
+SHARES = ("average precision", "precision and recall", "accuracy")  # panels whose axis starts at 0
+NAMED = 7  # most lines with a name in the legend; more lines are grey
+WRITTEN = 12  # most classes of a matrix with numbers in its cells
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")  # bars of one colour differ in these
+LETTERS = 30  # most letters of a class name
+LABELLED = 40  # most classes of a matrix with class names
 
 
-def over(
+def value_curves(
     rows: Rows,
     key: str,
     value: str,
@@ -30,35 +41,41 @@ def over(
     source: float | None,
     about: About,
 ) -> bytes:
-    """A measured value of each method over a column, as PNG.
+    """Plot a measured value over a column, with a line for each method.
 
     Args:
-        rows: With `method`, the value in 0..1 and the column.
-        key: The column: `T`, or the number of calibration pictures.
-        value: The column of the value: `AP`, `top1`.
-        title: Of the plot.
-        source: Value of the float network, a dashed line.
-        about: What stands below.
+        rows: Rows with `method`, the column `key` and the value (0..1).
+        key: Column of the horizontal axis: `T`, or the number of calibration pictures.
+        value: Column of the value, such as `AP` or `top1`.
+        title: Title of the plot.
+        source: Value of the float network, drawn as a dashed line. None: no line.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
-    figure, axes = new(title, "time steps T" if key == "T" else key, f"{value} (%)", about)
-    for method, own in by(rows, "method").items():
+    figure, axes = new_figure(title, "time steps T" if key == "T" else key, f"{value} (%)", about)
+    for method, own in group_by(rows, "method").items():
         line = sorted((row[key], 100 * row[value]) for row in own)
         axes.plot(*zip(*line, strict=True), marker="o", label=method)
     _over_steps(axes, rows, key, source)
     return png(figure)
 
 
-def trade(rows: Rows, value: str, about: About) -> bytes:
-    """What fewer spikes cost and save: a measured value over the energy, as PNG.
+def energy_trade_off(rows: Rows, value: str, about: About) -> bytes:
+    """Plot a measured value over the energy, for different penalties on spikes.
 
     Args:
-        rows: With `sparsity` (empty for the network before), `energy` as a part of the float
-            network's, the value in 0..1, and `passes` where time was measured.
-        value: Its column.
-        about: What stands below.
+        rows: Rows with `sparsity` (empty for the network before the training), `energy` as a
+            fraction of the float network, the value (0..1), and `passes` if time was measured.
+        value: Column of the value.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
     title = f"{value} and energy with a penalty on spikes"
-    figure, axes = new(title, "energy, % of the float network", f"{value} (%)", about)
+    figure, axes = new_figure(title, "energy, % of the float network", f"{value} (%)", about)
     line = sorted((100 * row["energy"], 100 * row[value]) for row in rows if row["sparsity"] != "")
     if line:
         axes.plot(*zip(*line, strict=True), marker="o", label="trained with the penalty")
@@ -76,59 +93,73 @@ def trade(rows: Rows, value: str, about: About) -> bytes:
 
 
 def sizes(rows: Rows, about: About) -> bytes:
-    """AP of small, medium and large objects over T; bars where there is one T.
+    """Plot the AP of small, medium and large objects: lines over T, or bars for a single T.
 
     Args:
-        rows: With `method`, `T`, `size` and `AP`, None where no such object is annotated.
-        about: What they are of.
+        rows: Rows with `method`, `T`, `size` and `AP`. AP is None if no such object is annotated.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
     known = [row for row in rows if row["AP"] is not None]
     if len({row["T"] for row in known}) > 1 and len({row["method"] for row in known}) == 1:
         shown = [{**row, "method": row["size"]} for row in known if row["T"] is not None]
-        return over(shown, "T", "AP", "AP by size of the objects", None, about)
-    figure, axes = new("AP by size of the objects", "", "AP (%)", about)
-    _bars(axes, list(by(rows, "size")), _by_network(rows, "size", "AP"))
+        return value_curves(shown, "T", "AP", "AP by size of the objects", None, about)
+    figure, axes = new_figure("AP by size of the objects", "", "AP (%)", about)
+    _bars(axes, list(group_by(rows, "size")), _by_network(rows, "size", "AP"))
     return png(figure)
 
 
 def classes(rows: Rows, about: About, value: str = "AP", title: str = "") -> bytes:
-    """A measured value of each class, a bar for each method, as PNG.
+    """Plot a measured value of each class, with a bar for each method.
 
     Args:
-        rows: With `method`, `T`, `class` and the value in 0..1, None where undefined.
-        about: What stands below.
-        value: Its column.
-        title: Of the plot.
+        rows: Rows with `method`, `T`, `class` and the value (0..1, None if undefined).
+        about: Caption.
+        value: Column of the value.
+        title: Title of the plot.
+
+    Returns:
+        PNG data.
     """
-    names = list(by(rows, "class"))
+    names = list(group_by(rows, "class"))
     wide = min(40.0, max(6.0, 2 + 0.45 * len(names)))
-    figure, axes = new(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
+    figure, axes = new_figure(title or f"{value} by class", "", f"{value} (%)", about, (wide, 4.4))
     _bars(axes, names, _by_network(rows, "class", value))
     axes.tick_params("x", labelsize="small", labelrotation=90)
     return png(figure)
 
 
 def precision_recall(rows: Rows, about: About) -> bytes:
-    """Precision over recall of each class at IoU 0.5.
+    """Plot precision over recall for each class at IoU 0.5.
 
     Args:
-        rows: With `class` (one of them `ALL`), `recall` and `precision`.
-        about: What they are of.
+        rows: Rows with `class` (`ALL` for the mean), `recall` and `precision`.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
-    figure, axes = new("Precision and recall at IoU 0.5", "recall", "precision", about)
+    figure, axes = new_figure("Precision and recall at IoU 0.5", "recall", "precision", about)
     _lines(axes, rows, "recall", "precision")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     return png(figure)
 
 
 def f1(rows: Rows, about: About) -> bytes:
-    """F1 of each class over the confidence threshold, at IoU 0.5; where the mean is best.
+    """Plot F1 over the confidence threshold for each class at IoU 0.5, and mark the best mean F1.
 
     Args:
-        rows: With `class` (one of them `ALL`), `confidence` and `f1`.
-        about: What they are of.
+        rows: Rows with `class` (`ALL` for the mean), `confidence` and `f1`.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
-    figure, axes = new("F1 over the confidence threshold, IoU 0.5", "confidence", "F1", about)
+    figure, axes = new_figure(
+        "F1 over the confidence threshold, IoU 0.5", "confidence", "F1", about
+    )
     _lines(axes, rows, "confidence", "f1")
     best = max((row for row in rows if row["class"] == ALL), key=lambda row: row["f1"])
     axes.axvline(best["confidence"], color="black", linewidth=0.8, linestyle=":")
@@ -138,21 +169,24 @@ def f1(rows: Rows, about: About) -> bytes:
     return png(figure)
 
 
-def short(name: str) -> str:
-    """The name of a class as plots have room for it."""
+def short_name(name: str) -> str:
+    """Shorten a class name to at most `LETTERS` characters."""
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
 
 
 def confusion(rows: Rows, about: About) -> bytes:
-    """What each class is taken for: counts, shaded by their share of the class.
+    """Plot a confusion matrix. The colour shows the share of the true class.
 
     Args:
-        rows: With `truth`, `predicted` and `count`.
-        about: What they are of.
+        rows: Rows with `truth`, `predicted` and `count`.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
-    truths, answers = list(by(rows, "truth")), list(by(rows, "predicted"))
+    truths, answers = list(group_by(rows, "truth")), list(group_by(rows, "predicted"))
     names = list(dict.fromkeys([*truths, *answers]))
-    if "background" in names:  # comes last
+    if "background" in names:  # the last one
         names = [*(name for name in names if name != "background"), "background"]
     place = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)))
@@ -160,12 +194,14 @@ def confusion(rows: Rows, about: About) -> bytes:
         counts[place[row["truth"]], place[row["predicted"]]] += row["count"]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(14.0, max(5.0, 2.5 + 0.36 * len(names)))
-    figure, axes = new("Confusion matrix", "predicted", "true class", about, (side + 1, side))
+    figure, axes = new_figure(
+        "Confusion matrix", "predicted", "true class", about, (side + 1, side)
+    )
     axes.grid(visible=False)
     shown = axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
     if len(names) <= LABELLED:
-        labels = [*map(short, names)]
+        labels = [*map(short_name, names)]
         axes.set_xticks(range(len(names)), labels, rotation=90)
         axes.set_yticks(range(len(names)), labels)
     if len(names) <= WRITTEN:
@@ -176,12 +212,15 @@ def confusion(rows: Rows, about: About) -> bytes:
 
 
 def reliability(rows: Rows, about: About) -> bytes:
-    """How often answers of each score are right, and how many answers have it.
+    """Plot the share of correct answers over their score, and the number of answers.
 
     Args:
-        rows: Of each bin `low`, `high`, `count`, the mean `score` and the share that is `right`,
-            None in an empty bin.
-        about: What they are of.
+        rows: A row for each bin with `low`, `high`, `count`, the mean `score`, and the share of
+            correct answers `right`. The last two are None for an empty bin.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
     known = [row for row in rows if row["count"]]
     total = sum(row["count"] for row in known)
@@ -189,7 +228,7 @@ def reliability(rows: Rows, about: About) -> bytes:
     figure = Figure(figsize=(6, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for axes in (upper, lower):
-        dressed(axes)
+        style_axes(axes)
     upper.set(title=f"Reliability of scores: calibration error {error:.3f}", ylabel="share right")
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8, label="score = share right")
     upper.plot([r["score"] for r in known], [r["right"] for r in known], "o-", color=COLOURS[0])
@@ -200,17 +239,22 @@ def reliability(rows: Rows, about: About) -> bytes:
     lower.bar(middle, [row["count"] for row in rows], 0.9 * width, color=COLOURS[0])
     lower.set(xlabel="score", ylabel="answers", yscale="log" if total else "linear")
     if total:
-        lower.set_ylim(bottom=0.5)  # one answer is seen as well
-    below(figure, about)
+        lower.set_ylim(bottom=0.5)  # so that a single answer is visible
+    add_caption(figure, about)
     return png(figure)
 
 
 def training(rows: Rows, about: About) -> bytes:
-    """Every column of a training's `results.csv` over the epochs, like ones in one panel.
+    """Plot the columns of a training's `results.csv` over the epochs.
+
+    Similar columns share a panel.
 
     Args:
-        rows: With `epoch`; the other columns are numbers.
-        about: What they are of.
+        rows: Rows with `epoch`. The other columns are numbers.
+        about: Caption.
+
+    Returns:
+        PNG data.
     """
     columns = [name for name in rows[0] if name != "epoch" and _numbers(rows, name)]
     panels: dict[str, list[str]] = {}
@@ -222,9 +266,11 @@ def training(rows: Rows, about: About) -> bytes:
     plots = figure.subplots(down, across, squeeze=False).flatten()
     epochs = [float(row["epoch"]) for row in rows]
     for axes, (title, names) in zip(plots, panels.items(), strict=False):
-        dressed(axes)
+        style_axes(axes)
         for name in names:
-            label = name.removeprefix("metrics/").removesuffix("(B)")  # of boxes, in ultralytics
+            label = name.removeprefix("metrics/").removesuffix(
+                "(B)"
+            )  # ultralytics marks boxes with (B)
             axes.plot(epochs, [float(row[name]) for row in rows], marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -233,12 +279,12 @@ def training(rows: Rows, about: About) -> bytes:
         axes.legend(fontsize="x-small")
     for axes in plots[len(panels) :]:
         axes.axis("off")
-    below(figure, about)
+    add_caption(figure, about)
     return png(figure)
 
 
 def _panel(name: str) -> str:
-    """Under which heading a column of `results.csv` is drawn."""
+    """The title of the panel for a column of `results.csv`."""
     lower = name.lower()
     for sign, title in {
         "loss": "loss", "map": "average precision", "precision": "precision and recall",
@@ -251,6 +297,7 @@ def _panel(name: str) -> str:
 
 
 def _numbers(rows: Rows, name: str) -> bool:
+    """Whether a column has finite numbers only."""
     try:
         return all(math.isfinite(float(row[name])) for row in rows)
     except (KeyError, TypeError, ValueError):
@@ -258,11 +305,11 @@ def _numbers(rows: Rows, name: str) -> bool:
 
 
 def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
-    """A line for each class, and a thick one for all; where there are many, these are grey."""
-    groups = by(rows, "class")
+    """Draw a line for each class and a thick line for the mean. Many classes are drawn in grey."""
+    groups = group_by(rows, "class")
     many = len(groups) - 1 > NAMED
     for name, own in groups.items():
-        how: dict[str, Any] = {"label": short(name)}
+        how: dict[str, Any] = {"label": short_name(name)}
         if name == ALL:
             how |= {"color": "black", "linewidth": 2.5, "linestyle": "-", "zorder": 3}
         elif many:
@@ -273,7 +320,7 @@ def _lines(axes: Axes, rows: Rows, x: str, y: str) -> None:
 
 
 def _by_network(rows: Rows, name: str, value: str) -> dict[tuple[str, int | None], dict[str, Any]]:
-    """Values by name, of each method and T."""
+    """The values by name, for each method and T."""
     networks: dict[tuple[str, int | None], dict[str, Any]] = {}
     for row in rows:
         networks.setdefault((row["method"], row["T"]), {})[row[name]] = row[value]
@@ -287,14 +334,14 @@ def _named(method: str, T: int | None) -> str:
 def _bars(
     axes: Axes, names: Sequence[str], bars: Mapping[tuple[str, int | None], Mapping[str, Any]]
 ) -> None:
-    """Groups of bars in percent; where a value is undefined for all, the name says so.
+    """Draw groups of bars in percent. The label of a group without any value says `(none)`.
 
-    A method has one colour; its time steps differ by their hatching.
+    A method has one colour. Its time steps differ in the hatching.
 
     Args:
-        axes: Where to draw.
-        names: Of the groups.
-        bars: Values in 0..1 by name, of each method and T.
+        axes: Plot to draw into.
+        names: Names of the groups.
+        bars: Values (0..1) by name, for each method and T.
     """
     methods = list(dict.fromkeys(method for method, _ in bars))
     times = sorted({T for _, T in bars if T is not None})
@@ -310,14 +357,16 @@ def _bars(
             edgecolor="white", linewidth=0,  # of the hatching
         )  # fmt: skip
     empty = {n for n in names if all(values.get(n) is None for values in bars.values())}
-    shown = [short(name) + (" (none)" if name in empty else "") for name in names]
+    shown = [short_name(name) + (" (none)" if name in empty else "") for name in names]
     axes.set_xticks(np.arange(len(names)), shown)
     axes.grid(axis="x", visible=False)
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
+    axes.legend(
+        fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)
+    )  # to the right of the bars
 
 
 def _over_steps(axes: Axes, rows: Rows, key: str, source: float | None) -> None:
-    """Ticks at the values that there are, and the float network's line."""
+    """Set a tick at each value of the column, and draw the line of the float network."""
     if source is not None:
         axes.axhline(100 * source, color="black", linestyle="--", label="float")
     ticks = sorted({row[key] for row in rows})

@@ -1,4 +1,4 @@
-"""Pictures side by side: the detections after each time step."""
+"""Plots of pictures side by side, such as the detections after each time step."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from spikedet.plots.figure import About, below, png
+from spikedet.plots.figure import About, add_caption, png
 
-Titled = tuple[str, np.ndarray]  # a title, and a picture [H, W, 3] uint8 BGR
-COLUMNS = 5  # of a strip
-WIDEST = 480  # pixels of a picture
+Titled = tuple[str, np.ndarray]  # title and picture [H, W, 3] uint8 BGR
+COLUMNS = 5  # most columns of a strip
+WIDEST = 480  # most pixels of a side
 
 
 def strip(pictures: Sequence[Titled], about: About, side: int = 300) -> bytes:
-    """The time-step strip of one picture: a panel a step, as PNG.
+    """Plot the detections of one picture after each time step, with a panel for each step.
 
     Args:
-        pictures: After each step, with what was found drawn into them.
-        about: What stands below.
-        side: Width of each panel in pixels.
+        pictures: Title and picture for each step. The detections are drawn into the pictures.
+        about: Caption.
+        side: Width of a panel in pixels.
+
+    Returns:
+        PNG data.
     """
     rows = [pictures[n : n + COLUMNS] for n in range(0, len(pictures), COLUMNS)]
     return grid(rows, about, side)
 
 
 def grid(rows: Sequence[Sequence[Titled]], about: About, side: int = 240) -> bytes:
-    """Rows of pictures, as PNG.
+    """Plot rows of pictures.
 
     Args:
-        rows: Pictures with their titles.
-        about: What stands below.
-        side: Width of each picture in pixels.
+        rows: Rows of pictures with their titles.
+        about: Caption.
+        side: Width of a picture in pixels.
+
+    Returns:
+        PNG data.
     """
     columns = max(map(len, rows))
     height, width = rows[0][0][1].shape[:2]
@@ -43,16 +49,20 @@ def grid(rows: Sequence[Sequence[Titled]], about: About, side: int = 240) -> byt
     table = figure.subplots(len(rows), columns, squeeze=False)
     for line, pictures in zip(table, rows, strict=True):
         for axes, (title, picture) in zip(line, pictures, strict=False):
-            axes.imshow(shrunk(picture)[0][..., ::-1])
+            axes.imshow(shrink(picture)[0][..., ::-1])
             axes.set_title(title, fontsize=8)
         for axes in line:
             axes.axis("off")
-    below(figure, about)
+    add_caption(figure, about)
     return png(figure)
 
 
-def shrunk(picture: np.ndarray) -> tuple[np.ndarray, float]:
-    """A picture [H, W, 3] no larger than it is shown, and by how much it shrank."""
+def shrink(picture: np.ndarray) -> tuple[np.ndarray, float]:
+    """Shrink a picture [H, W, 3] to at most `WIDEST` pixels.
+
+    Returns:
+        The picture, and the scale factor (1 if the picture is unchanged).
+    """
     height, width = picture.shape[:2]
     scale = min(1.0, WIDEST / max(height, width))
     if scale == 1:

@@ -14,6 +14,7 @@ from spikedet.commands.checks import refuse
 from spikedet.errors import DataError, UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.reproduction import sparsity
+from spikedet.reproduction.experiment import Cell, Experiment, expect_available
 from spikedet.reproduction.tables import (
     COSTS,
     END,
@@ -26,7 +27,6 @@ from spikedet.reproduction.tables import (
     planned,
     wanted,
 )
-from spikedet.reproduction.workshop import Cell, Workshop, expect_there
 
 UNITS = {"top1": "top-1 accuracy, %", "relative_loss": "(float - spiking) / float, %"}
 UNITS |= {"gsop": "synaptic operations, GSOP x 1e-3", "energy": "energy, uJ, paper's accounting"}
@@ -42,19 +42,19 @@ FIGURES = ("figure4", "figure5")
 
 
 def make(options: Any, models: list[Path]) -> None:
-    """Make `options.name` with the float networks of these checkpoints.
+    """Make the table or figure `options.name` with these float checkpoints.
 
     Raises:
-        UsageError: Two checkpoints of one network and data set, or a method that there is not.
-        DataError: None of the data folders holds the classes of a network.
+        UsageError: Two checkpoints have the same network and data set, or an option has no effect.
+        DataError: No data folder has the classes of a network.
     """
     options = replace(options, split=shared.split(options, "classification", test=True))
     refuse(options, DETECTORS, f"has no effect on {options.name} of classifiers")
     networks = networks_of(options, models)
     if options.name == "sparsity":
         for network in networks:
-            out = options.out if len(networks) == 1 else network.shop.out
-            sparsity.make(replace(options, out=out), network.shop, "top1")
+            out = options.out if len(networks) == 1 else network.experiment.out
+            sparsity.make(replace(options, out=out), network.experiment, "top1")
     elif options.name in FIGURES:
         analyse(options, networks)
     else:
@@ -62,7 +62,11 @@ def make(options: Any, models: list[Path]) -> None:
 
 
 def networks_of(options: Any, models: list[Path]) -> list[Network]:
-    """The networks of these float checkpoints; that of the released classifier without any."""
+    """Make the networks of float checkpoints. Without checkpoints, the released classifier is used.
+
+    Raises:
+        UsageError: Two checkpoints have the same network and data set.
+    """
     from spikedet.checkpoint import identity, load
     from spikedet.released import released
 
@@ -70,26 +74,26 @@ def networks_of(options: Any, models: list[Path]) -> list[Network]:
     networks: list[Network] = []
     for path in models or ([shipped] if shipped else []):
         checkpoint = load(path)
-        name, dataset = described(checkpoint)
+        name, dataset = describe(checkpoint)
         place = dataset.replace(" ", "-")
         leaky = checkpoint.model.get("activation") == "leaky"
         folder = f"{place}-{name}{'-leaky' if leaky else ''}-{identity(path)[:8]}"
-        shop = Workshop(
+        experiment = Experiment(
             options,
             options.out / folder.lower(),
             None if path == shipped else path,
             "classification",
             folders_of(options, path, checkpoint.names),
-            levels=4 if dataset.startswith("CIFAR") else 8,  # as its authors set it
+            levels=4 if dataset.startswith("CIFAR") else 8,  # as in the publication of QCFS
         )
         if any((n.name, n.dataset, n.leaky) == (name, dataset, leaky) for n in networks):
             raise UsageError(f"{path}: a second {name} for {dataset}; give one at a time")
-        networks.append(Network(name, dataset, leaky, shop))
+        networks.append(Network(name, dataset, leaky, experiment))
     return networks
 
 
-def described(checkpoint: Any) -> tuple[str, str]:
-    """Name of the network, and of the data set by the number of its classes."""
+def describe(checkpoint: Any) -> tuple[str, str]:
+    """The name of the network and of its data set. The data set is found by its classes."""
     from spikedet.classification.models import FOREIGN
 
     arch, width = checkpoint.model["arch"], checkpoint.model.get("width", 1.0)
@@ -104,7 +108,11 @@ def described(checkpoint: Any) -> tuple[str, str]:
 
 
 def folders_of(options: Any, path: Path, names: tuple[str, ...]) -> list[Path]:
-    """The data folders that hold the classes of a network."""
+    """The data folders that have the classes of a network.
+
+    Raises:
+        DataError: No folder has them.
+    """
     from spikedet.classification import data
 
     folders = [f for f in options.data if data.read([f], options.split).names == names]
@@ -117,35 +125,46 @@ def folders_of(options: Any, path: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def value(line: Line, cell: Cell | None, make: bool = True) -> tuple[float | None, dict[str, Any]]:
-    """What a cell holds, in the unit of its table, and the row that it comes from.
+    """The value of a cell in the unit of its table, and the row of results that it comes from.
 
-    None where it cannot be measured, or without `make` was not yet.
+    The value is None if it cannot be measured. Without `make`, it is also None if it was not
+    measured yet.
     """
     if cell is None or line.network is None:
         return None, {}
-    shop, measure = line.network.shop, line.row.measure
+    experiment, measure = line.network.experiment, line.row.measure
     if measure in COSTS:
         limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
         if cell.method == "float":
-            return None, {}  # filled in from what is counted beside the spiking network
-        energy = shop.energy(replace(cell, limit=limit), make)
+            return None, {}  # filled in from the results of the spiking network
+        energy = experiment.energy(replace(cell, limit=limit), make)
         return (cost(energy, measure), energy) if energy else (None, {})
-    row = shop.row(cell, make)
+    row = experiment.row(cell, make)
     if row is None:
         return None, {}
     if measure == "relative_loss":
-        float_row = shop.row(Cell("float", None, cell.limit, cell.pictures))
+        float_row = experiment.row(Cell("float", None, cell.limit, cell.pictures))
         source = None if float_row is None else float_row["top1"]
         return (100 * (source - row["top1"]) / source if source else None), row
     return 100 * row["top1"], row
 
 
 def cost(energy: dict[str, Any], measure: str, statistic: str = "mean") -> float | None:
-    """GSOP x 1e-3, uJ or % of what spikedet energy wrote; None for the deviation of one picture."""
+    """Read a value from the results of spikedet energy.
+
+    Args:
+        energy: Results of spikedet energy.
+        measure: `gsop` (GSOP x 1e-3), `energy` (uJ) or `ratio` (%), with the suffix `_ours` for our
+            accounting.
+        statistic: `mean` or `std`.
+
+    Returns:
+        The value. None for the standard deviation of a single picture.
+    """
     totals = energy["totals"]
     kind, _, ours = measure.partition("_")
     accounting = totals["ours" if ours else "paper"]
-    if measure == "gsop":  # multiply-accumulates are the same in all pictures
+    if measure == "gsop":  # multiply-accumulates are equal for all pictures
         part, unit = totals["accumulates"], 1e-6
     elif kind == "energy":
         part, unit = accounting["pJ"], 1e-6
@@ -158,7 +177,7 @@ def cost(energy: dict[str, Any], measure: str, statistic: str = "mean") -> float
 
 
 def source_cost(energy: dict[str, Any], measure: str) -> float:
-    """The same of the float network."""
+    """Read the value of the float network from the results of spikedet energy. See `cost`."""
     reference = energy["totals"]["float"]
     if measure == "gsop":
         return reference["multiply_accumulates"] * 1e-6
@@ -166,12 +185,12 @@ def source_cost(energy: dict[str, Any], measure: str) -> float:
 
 
 def measure(options: Any, networks: Sequence[Network]) -> None:
-    """Measure what is asked for of the given networks, few time steps first.
+    """Measure the selected cells of a table, with small T first.
 
-    All that is known of the table is written after each, and printed at the end.
+    All known values are written after each cell, and printed at the end.
 
     Raises:
-        UsageError: A T of which the table has no column, or a method of which it has no row.
+        UsageError: The table has no row for the networks or for a method, or no column for a T.
     """
     lines = planned(TABLES[options.name], networks)
     if options.model and not any(line.network for line in lines):
@@ -184,38 +203,38 @@ def measure(options: Any, networks: Sequence[Network]) -> None:
         if not (T is None and line.row.measure == "relative_loss")
     }
     rows = {OURS.get(line.row.method, "") for line in lines if line.network}
-    known = {"float"} | set(filter(can_run, rows))  # the float network is measured in any case
+    known = {"float"} | set(filter(can_run, rows))  # the float network is always measured
     have = f"expected some of {', '.join(sorted(known))}"
-    expect_there("--methods", options.methods, known, have)
+    expect_available("--methods", options.methods, known, have)
     columns = {T for _, T in entries if T is not None}
     have = f"{options.name} has no such column; it has {', '.join(map(str, sorted(columns)))}"
-    expect_there("--T", options.T, columns, have)
+    expect_available("--T", options.T, columns, have)
     cells = {(number, T): cell_of(options, lines[number], T) for number, T in entries}
     asked = {(n, T) for (n, T), cell in cells.items() if cell and wanted(options, lines[n], T)}
     for number, T in sorted(entries, key=lambda key: (key in asked, key[1] or 0)):
         line, make = lines[number], (number, T) in asked
         try:
             amount, row = value(line, cells[number, T], make)
-        except UsageError:  # of weights that were made in another way
+        except UsageError:  # the weights were made with other settings
             if make:
                 raise
             continue
         if amount is None:
             continue
-        entries[number, T] |= filled(amount, row)
+        entries[number, T] |= measured_fields(amount, row)
         if line.row.measure in COSTS:
             deviation = cost(row, line.row.measure, "std")
             entries[number, T]["std"] = "" if deviation is None else deviation
-            for other, same in enumerate(lines):  # the float network's, whatever the method
+            for other, same in enumerate(lines):  # the value of the float network, for every method
                 if (same.network, same.row.measure) == (line.network, line.row.measure):
-                    entries[other, None] |= filled(source_cost(row, line.row.measure), row)
+                    entries[other, None] |= measured_fields(source_cost(row, line.row.measure), row)
         write(options, entries)
     write(options, entries)
     show(options, lines, entries)
 
 
 def entry(line: Line, T: int | None) -> dict[str, Any]:
-    """A line of the CSV file, before it is measured."""
+    """Make a row of the CSV file before it is measured."""
     row = line.row
     method = OURS.get(row.method, row.method) if T is not None else "float"
     printed = row.source if T is None else row.cells.get(T, NOT_PRINTED)
@@ -232,15 +251,15 @@ def entry(line: Line, T: int | None) -> dict[str, Any]:
     return fields | {"paper_value": published.number(printed)}
 
 
-def filled(amount: float, row: dict[str, Any]) -> dict[str, Any]:
-    """What is measured of a line of the CSV file: the value in its unit, accuracies in 0..1."""
+def measured_fields(amount: float, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a CSV row for a measured value, in its unit. Accuracies are in 0..1."""
     accuracy = {key: row.get(key, "") for key in ("top1", "top5")}
-    engine = row.get("engine", "torch")  # which counts operations as well
+    engine = row.get("engine", "torch")  # which also counts operations
     return {"value": amount, **accuracy, "engine": engine, "images": row["images"]}
 
 
 def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
-    """`NAME.csv`, and `NAME.png` where there is a curve to draw."""
+    """Write `NAME.csv`, and `NAME.png` if there are accuracies to plot."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
 
@@ -262,12 +281,12 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
     title = f"{options.name}, {curves[0]['images']} pictures"
     data = ", ".join(dict.fromkeys(str(e["dataset"]) for e in curves))
     about = About(f"networks of {options.name}.csv", data, sorted({e["T"] for e in curves}))
-    picture = measures.over(curves, key, "top1", title, source, about)
+    picture = measures.value_curves(curves, key, "top1", title, source, about)
     write_atomic(options.out / f"{options.name}.png", picture)
 
 
 def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]) -> None:
-    """Print a line for each row, a column for each T: measured, and the paper's in brackets."""
+    """Print a line for each row and a column for each T, with the paper's values in brackets."""
     steps = sorted({T for _, T in entries if T is not None})
     for name in dict.fromkeys(line.row.measure for line in lines):
         heads = [f"T={T}" if T else "T not printed" for T in steps]
@@ -297,7 +316,7 @@ def show(options: Any, lines: Sequence[Line], entries: dict[Any, dict[str, Any]]
 
 
 def shown(entry: dict[str, Any] | None) -> str:
-    """A cell as text."""
+    """Convert a cell to text."""
     if entry is None:
         return "-"
     amount = entry["value"]
@@ -307,10 +326,10 @@ def shown(entry: dict[str, Any] | None) -> str:
 
 
 def analyse(options: Any, networks: Sequence[Network]) -> None:
-    """Figures 4 and 5: spikedet analyze on each network, of which the paper prints no numbers.
+    """Make figure 4 or 5: run spikedet analyze for each network.
 
     Raises:
-        UsageError: An option that has no effect on them.
+        UsageError: An option has no effect on these figures.
     """
     why = "figures 4 and 5 compare the same networks on tuning pictures"
     refuse(options, ["methods", "half", "engine"], why)
@@ -318,14 +337,27 @@ def analyse(options: Any, networks: Sequence[Network]) -> None:
     ran = False
     for network in networks:
         for T in options.T or ANALYSED_STEPS:
-            shop = network.shop
-            weights = shop.weights(Cell("two-stage", T, options.limit, options.pictures))
-            folder = shop.out / f"analysis-T{T}"
-            words = ["--weights", weights, "--stage1", shop.stage_one(T), "--float", shop.model]
-            words += [*shop.training(), "--T", T, "--limit", options.limit or ANALYSED_PICTURES]
-            shop.run("analyze", *words, "--out", folder)
+            experiment = network.experiment
+            weights = experiment.weights(Cell("two-stage", T, options.limit, options.pictures))
+            folder = experiment.out / f"analysis-T{T}"
+            words = [
+                "--weights",
+                weights,
+                "--stage1",
+                experiment.stage_one(T),
+                "--float",
+                experiment.model,
+            ]
+            words += [
+                *experiment.training(),
+                "--T",
+                T,
+                "--limit",
+                options.limit or ANALYSED_PICTURES,
+            ]
+            experiment.run("analyze", *words, "--out", folder)
             for name in names:
-                target = options.out / f"{options.name}-{name}-{shop.out.name}-T{T}"
+                target = options.out / f"{options.name}-{name}-{experiment.out.name}-T{T}"
                 for ending in (".csv", ".png"):
                     content = (folder / f"{name}{ending}").read_bytes()
                     write_atomic(target.with_name(target.name + ending), content)

@@ -136,28 +136,28 @@ class Options(shared.Measured):
 
 
 def task_of(name: str, models: list[Path], folders: list[Path]) -> str:
-    """The task that is meant: by the name, or else by the checkpoints, or else by the pictures.
+    """Find the task of a table or figure: by its name, else by the checkpoints, else by the data.
 
     Raises:
-        UsageError: The checkpoints are not of one task, or not of that of the name.
+        UsageError: The checkpoints have different tasks, or another task than the table or figure.
     """
     from spikedet import task_registry
     from spikedet.checkpoint import load
     from spikedet.networks import expect_stage
 
-    there = [task for task, names in NAMES.items() if name in names]
-    if not models and len(there) > 1:
+    tasks = [task for task, names in NAMES.items() if name in names]
+    if not models and len(tasks) > 1:
         return task_registry.of_data(folders)
     for path in models:
         checkpoint = load(path)
         expect_stage(checkpoint, "float")
-        if checkpoint.task not in there:
+        if checkpoint.task not in tasks:
             raise UsageError(
                 f"{path}: these weights are for {checkpoint.task}, but {name} is for "
-                f"{' or '.join(there)}"
+                f"{' or '.join(tasks)}"
             )
-        there = [checkpoint.task]
-    return there[0]
+        tasks = [checkpoint.task]
+    return tasks[0]
 
 
 def run(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""The paper's detection results: table X, figures 8 and 9, and its ablations with a detector."""
+"""The paper's detection results: table X, figures 8 and 9, and ablations with a detector."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
 from spikedet.reproduction import sparsity
-from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop, expect_there
+from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment, expect_available
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
-EPOCHS = 2  # of stage I, where it must be run
-# Of each method. `quantised` is the stage-I network, the ceiling of stage II; `layer-wise` is
-# `two-stage` as in the paper, without the end-to-end pass.
+EPOCHS = 2  # epochs of stage I, if it must be run
+# T of each method. `quantised` is the stage-I network, the upper limit for stage II. `layer-wise`
+# is `two-stage` as in the paper, without the end-to-end pass.
 STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
     "table10": {
         "float": (None,),
-        "float-leaky": (None,),  # what spiking-yolo is made from
+        "float-leaky": (None,),  # the float network of spiking-yolo
         "copy": (8, 20, 40, 60),
         "spiking-yolo": (8, 20, 40, 60),
         "quantised": (4, 8, 20),
@@ -48,15 +48,15 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
             )
         },
     },
-    # the end-to-end pass sees all training pictures: their number would mean nothing
+    # without the end-to-end pass, which uses all training pictures
     "table6": {LAYER_WISE: (8,)},
     "figure9": {"float": (None,), "spiking-yolo": (30,), "stage1": (30,), "two-stage": (30,)},
 }
-# Networks are made for these T unless --made-for names others. A row of another T is read out from
-# a run of the next greater one, after the greatest that network runs on, as spikedet detect does.
+# Networks are made for these T, or for those of --made-for. A row with another T uses the network
+# of the next larger T, or else that of the largest T, like spikedet detect.
 MADE_FOR = (4, 8, 20)
-ANY_T = ("spiking-yolo",)  # nothing in its network depends on T
-LONG: dict[str, Sequence[int | None]] = {  # on --long-limit pictures
+ANY_T = ("spiking-yolo",)  # its network does not depend on T
+LONG: dict[str, Sequence[int | None]] = {  # measured on --long-limit pictures
     "float": (None,),
     "float-leaky": (None,),
     **{method: (8,) for method in ("copy", "stage1", "quantised", "two-stage")},
@@ -70,10 +70,10 @@ SHOWN_STEPS = (2, 5, 8, 12, 20, 40, 100)
 
 
 def make(options: Any, models: list[Path]) -> None:
-    """Make `options.name`.
+    """Make the table or figure `options.name`.
 
     Raises:
-        UsageError: More than one float checkpoint.
+        UsageError: There are several float checkpoints, or an option has no effect here.
     """
     from spikedet.checkpoint import identity
 
@@ -81,7 +81,9 @@ def make(options: Any, models: list[Path]) -> None:
         raise UsageError(f"--model names {len(models)} checkpoints; expected one detector")
     if options.name == "figure8":
         refuse(options, ["limit"], "figure8 shows one picture")
-        expect_there("--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}")
+        expect_available(
+            "--methods", options.methods, DRAWN, f"figure8 can draw {', '.join(DRAWN)}"
+        )
     else:
         refuse(options, ["picture", "boxes_only"], "only figure8 draws a picture")
     if options.name != "table10":
@@ -92,22 +94,22 @@ def make(options: Any, models: list[Path]) -> None:
     if leaky is None and options.name != "sparsity":
         print("no --leaky: the Spiking-YOLO rows are made from the float network itself")
     source = model or released("float")
-    assert source is not None  # it comes with the package
+    assert source is not None  # the package contains it
     folder = options.out / f"detector-{identity(source)[:8]}"
-    shop = Workshop(options, folder, model, "detection", options.data, EPOCHS)
+    experiment = Experiment(options, folder, model, "detection", options.data, EPOCHS)
     if options.name == "sparsity":
-        sparsity.make(replace(options, leaky=None), shop, "AP")
+        sparsity.make(replace(options, leaky=None), experiment, "AP")
     elif options.name == "figure8":
-        steps_of_one_picture(options, shop)
+        steps_of_one_picture(options, experiment)
     else:
-        table(options, shop)
+        table(options, experiment)
 
 
 def cells(options: Any) -> list[Cell]:
-    """Rows of `options.name`, cheap ones first: those of --T and --methods, with the float network.
+    """The rows of `options.name` that `--T` and `--methods` select, in ascending order of T.
 
     Raises:
-        UsageError: A method or T of which it has no row.
+        UsageError: There is no row with this method or T.
     """
     planned = [(m, t, options.limit) for m, steps in STEPS[options.name].items() for t in steps]
     if options.name == "table10" and (not options.T or max(options.T) >= 500):
@@ -126,9 +128,9 @@ def cells(options: Any) -> list[Cell]:
         for method, steps in STEPS[options.name].items()
     )
     have = f"{options.name} has no such row; it has {rows}"
-    expect_there("--methods", options.methods, {method for method, *_ in planned}, have)
-    expect_there("--T", options.T, {T for _, T, _ in planned}, have)
-    runs: dict[Any, list[int]] = {}  # what is read out from one run
+    expect_available("--methods", options.methods, {method for method, *_ in planned}, have)
+    expect_available("--T", options.T, {T for _, T, _ in planned}, have)
+    runs: dict[Any, list[int]] = {}  # the T that are measured in one run
     for method, T, limit in planned:
         if T is not None and method != "quantised":
             runs.setdefault((method, made_for(options, method, T), limit), []).append(T)
@@ -152,13 +154,13 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
     """T that the network of a row is made for."""
     if T is None:
         return None
-    there = options.made_for or MADE_FOR
-    greater = [] if method in ANY_T else [t for t in there if t >= T]
-    return min(greater, default=max(there))
+    trained = options.made_for or MADE_FOR
+    greater = [] if method in ANY_T else [t for t in trained if t >= T]
+    return min(greater, default=max(trained))
 
 
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
-    """A line of the CSV file `name`."""
+    """Make a row of the CSV file `name`."""
     method = cell.method if cell.end_to_end else LAYER_WISE
     line: dict[str, Any] = {"method": method, "T": cell.T or ""}
     line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
@@ -171,8 +173,8 @@ def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     return line | {f"AP_{key}": value for key, value in classes.items()}
 
 
-def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> None:
-    """The picture of a table or figure, beside its CSV file."""
+def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]) -> None:
+    """Write the plot of a table or figure next to its CSV file."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
 
@@ -180,7 +182,7 @@ def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> Non
     floats = [line["AP"] for line in lines if line["method"] == "float"]
     images = lines[0]["images"]
     steps = sorted({line["T"] for line in lines if line["T"]})
-    about = About(f"from {shop.model.name}", f"{options.split}, {images} pictures", steps)
+    about = About(f"from {experiment.model.name}", f"{options.split}, {images} pictures", steps)
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         bars = [
@@ -194,29 +196,29 @@ def plot(options: Any, shop: Workshop, lines: list[Row], rows: list[Row]) -> Non
         key = "calibration_pictures" if name == "table6" else "T"
         title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
         source = floats[0] if floats else None
-        write_atomic(path, measures.over(spiking, key, "AP", title, source, about))
+        write_atomic(path, measures.value_curves(spiking, key, "AP", title, source, about))
 
 
-def table(options: Any, shop: Workshop) -> None:
-    """Measure the rows that were asked for, and write all there are of a table, after each."""
+def table(options: Any, experiment: Experiment) -> None:
+    """Measure the selected rows. After each of them, write all rows of the table that exist."""
     wanted = cells(options)
     everything = cells(replace(options, T=None, methods=None))
     measured: dict[Cell, dict[str, Any] | None] = {}
     for cell in everything:
-        with contextlib.suppress(UsageError):  # of weights that were made in another way
-            measured[cell] = shop.row(cell, make=False)
+        with contextlib.suppress(UsageError):  # the weights were made with other settings
+            measured[cell] = experiment.row(cell, make=False)
     for cell in wanted:
-        measured[cell] = shop.row(cell)
-        there = dict.fromkeys([*everything, *wanted])
-        rows = [(c, row) for c in there if (row := measured.get(c))]
+        measured[cell] = experiment.row(cell)
+        ordered = dict.fromkeys([*everything, *wanted])
+        rows = [(c, row) for c in ordered if (row := measured.get(c))]
         lines = [entry(options.name, *pair) for pair in rows]
         write_csv(options.out / f"{options.name}.csv", lines)
-        plot(options, shop, lines, [row for _, row in rows])
+        plot(options, experiment, lines, [row for _, row in rows])
     show(lines)
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Print measured values, the paper's in brackets, in percent."""
+    """Print the rows in percent, with the paper's values in brackets."""
     print(f"\n{'method':14}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
     for line in lines:
         text = f"{line['method']:14}{line['T'] or '-':>5}{line['images']:>8}"
@@ -228,8 +230,8 @@ def show(lines: list[dict[str, Any]]) -> None:
     print("In brackets: the paper's table X, of another training and evaluation protocol.")
 
 
-def steps_of_one_picture(options: Any, shop: Workshop) -> None:
-    """Figure 8: detections after several time steps of one run, float first."""
+def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
+    """Make figure 8: the detections of the float network, and after several steps of one run."""
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
     from spikedet.plots.figure import About
@@ -238,29 +240,33 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
     picture, T = options.picture or SAMPLE, max(options.T or SHOWN_STEPS)
     shown: list[tuple[str, list[Detections]]] = []
     lines: list[dict[str, Any]] = []
-    truth = Predictor(shop.model, device=options.device)(picture)
-    assert not isinstance(truth, list)  # of one picture
+    truth = Predictor(experiment.model, device=options.device)(picture)
+    assert not isinstance(truth, list)  # a single picture gives no list
     shown.append(("float", [truth]))
     for method in options.methods or ("spiking-yolo", "stage1", "two-stage"):
         own = made_for(options, method, T)
-        weights = shop.weights(Cell.of(method, T, None, options.pictures, made_for=own))
+        weights = experiment.weights(Cell.of(method, T, None, options.pictures, made_for=own))
         half = options.half if options.half or options.engine == "torch" else None
         detector = Predictor(weights, own, options.device, half, options.engine)
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
             {"method": method, "T": f.T, "weights_for_T": own, "engine": detector.engine,
-             "objects": len(f), "float_objects": len(truth), "found_of_float": agreeing(f, truth)}
+             "objects": len(f), "float_objects": len(truth),
+             "found_of_float": count_found(f, truth)}
             for f in steps
         ]  # fmt: skip
     write_csv(options.out / "figure8.csv", lines)
     if options.boxes_only:
-        shown = [(method, [emptied(detections) for detections in steps]) for method, steps in shown]
+        shown = [
+            (method, [without_picture(detections) for detections in steps])
+            for method, steps in shown
+        ]
     titled = [
         [(method if f.T is None else f"{method}, t={f.T}", f.plot()) for f in steps]
         for method, steps in shown
     ]
-    about = About(f"from {shop.model.name}", Path(picture).name, options.T or SHOWN_STEPS)
+    about = About(f"from {experiment.model.name}", Path(picture).name, options.T or SHOWN_STEPS)
     write_atomic(options.out / "figure8.png", grid(titled, about))
     for line in lines:
         print(
@@ -269,13 +275,13 @@ def steps_of_one_picture(options: Any, shop: Workshop) -> None:
         )
 
 
-def emptied(detections: Detections) -> Detections:
-    """The same detections on an empty canvas."""
+def without_picture(detections: Detections) -> Detections:
+    """The same detections on an empty picture."""
     return replace(detections, picture=np.full_like(detections.picture, 245))
 
 
-def agreeing(detections, truth) -> int:
-    """How many objects of `truth` are found: same class, IoU of at least 0.5."""
+def count_found(detections, truth) -> int:
+    """Count the objects of `truth` with a detection of the same class and IoU of 0.5 or more."""
     import torch
     from torchvision.ops import box_iou
 

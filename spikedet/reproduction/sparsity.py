@@ -1,7 +1,7 @@
 """The effect of a penalty on spikes in the end-to-end pass: accuracy, energy and time.
 
-For every weight of the penalty a pass begins with the same spiking network and trains it with whole
-weights; then accuracy or AP, firing rate, energy and time are measured.
+For each weight of the penalty, an end-to-end pass with integer weights starts from the same spiking
+network. Then accuracy or AP, firing rate, energy and time are measured.
 """
 
 from __future__ import annotations
@@ -13,75 +13,82 @@ from typing import Any
 from spikedet.commands.checks import refuse
 from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
-from spikedet.reproduction.workshop import Cell, Workshop
+from spikedet.reproduction.experiment import Cell, Experiment
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 ENERGY_PICTURES = 200
 NOT_OURS = ("methods", "made_for", "long_limit", "leaky", "picture", "boxes_only", "half")
 
 
-def make(options: Any, shop: Workshop, value: str) -> None:
-    """Measure the curve; `sparsity.csv` and `sparsity.png` are written after every row.
+def make(options: Any, experiment: Experiment, value: str) -> None:
+    """Measure all rows. `sparsity.csv` and `sparsity.png` are written after every row.
 
     Args:
-        options: Of spikedet reproduce, with `split`.
-        shop: Of the float network.
-        value: What is measured of each network: `AP` or `top1`.
+        options: Options of spikedet reproduce, with `split`.
+        experiment: Experiment of the float network.
+        value: Measure of each network: `AP` or `top1`.
 
     Raises:
-        UsageError: No T, or several; options that mean nothing here.
+        UsageError: There is not exactly one T, or an option has no effect here.
     """
     refuse(options, NOT_OURS, "has no effect on sparsity")
     if len(options.T or ()) != 1:
         raise UsageError("sparsity measures one T: use --T 8")
     if not options.end_to_end:
         raise UsageError("sparsity trains in the end-to-end pass: --end-to-end must be 1 or more")
-    if shop.task == "detection" and not shop.data[0].is_dir():
+    if experiment.task == "detection" and not experiment.data[0].is_dir():
         raise UsageError(
-            f"{shop.data[0]}: sparsity measures time on pictures; expected a folder of pictures"
+            f"{experiment.data[0]}: sparsity measures time on pictures; "
+            "expected a folder of pictures"
         )
     (T,) = options.T
     lines: list[dict[str, Any]] = []
     for penalty in (None, *(options.sparsity or WEIGHTS)):
         cell = Cell("two-stage", T, options.limit, options.pictures, penalty=penalty)
-        lines.append(line_of(cell, shop, value))
+        lines.append(line_of(cell, experiment, value))
         write_csv(options.out / "sparsity.csv", lines)
-        write_atomic(options.out / "sparsity.png", plot(lines, shop, options, value))
+        write_atomic(options.out / "sparsity.png", plot(lines, experiment, options, value))
     show(lines, value)
 
 
-def line_of(cell: Cell, shop: Workshop, value: str) -> dict[str, Any]:
-    """One row: everything that is measured of the network of a penalty, or of that before."""
+def line_of(cell: Cell, experiment: Experiment, value: str) -> dict[str, Any]:
+    """Measure one row: the network of a penalty, or the network before the passes."""
     from spikedet.checkpoint import load
 
-    row = shop.row(cell)
+    row = experiment.row(cell)
     limit = ENERGY_PICTURES if cell.limit is None else min(cell.limit, ENERGY_PICTURES)
-    energy = shop.energy(replace(cell, limit=limit))
-    assert row is not None and energy is not None  # they were made
+    energy = experiment.energy(replace(cell, limit=limit))
+    assert row is not None and energy is not None  # `make` is True
     line: dict[str, Any] = {"sparsity": "" if cell.penalty is None else cell.penalty}
     line |= {"T": cell.T, "engine": row["engine"], value: row[value], "images": row["images"]}
     line |= {"spike_rate": row["spike_rate"], "energy": energy["totals"]["ours"]["ratio"]["mean"]}
-    if shop.task == "detection":
-        speed = shop.speed(cell)
+    if experiment.task == "detection":
+        speed = experiment.speed(cell)
         assert speed is not None
         line |= {"timed_engine": speed["engine"], "ms": speed["ms"], "passes": speed["passes"]}
-    line["kept"] = "" if cell.penalty is None else load(shop.weights(cell)).origin["end_to_end"]
+    line["kept"] = (
+        "" if cell.penalty is None else load(experiment.weights(cell)).origin["end_to_end"]
+    )
     return line
 
 
-def plot(lines: Sequence[dict[str, Any]], shop: Workshop, options: Any, value: str) -> bytes:
-    """The curve as PNG."""
+def plot(
+    lines: Sequence[dict[str, Any]], experiment: Experiment, options: Any, value: str
+) -> bytes:
+    """Plot the rows. Returns PNG data."""
     from spikedet.plots import measures
     from spikedet.plots.figure import About
 
     about = About(
-        f"from {shop.model.name}", f"{options.split}, {lines[0]['images']} pictures", options.T
+        f"from {experiment.model.name}",
+        f"{options.split}, {lines[0]['images']} pictures",
+        options.T,
     )
-    return measures.trade(lines, value, about)
+    return measures.energy_trade_off(lines, value, about)
 
 
 def show(lines: Sequence[dict[str, Any]], value: str) -> None:
-    """Print the rows, in percent of the float network where a part is told."""
+    """Print the rows. Energy is in percent of the float network."""
     timed = "passes" in lines[0]
     print(f"\n{'sparsity':>10}{value:>8}{'spikes':>8}{'energy':>8}" + f"{'passes':>8}" * timed)
     for line in lines:

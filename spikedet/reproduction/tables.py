@@ -1,4 +1,4 @@
-"""The content of the paper's classification tables, and the parts that given networks allow."""
+"""The rows of the paper's classification tables, and the rows that given networks can fill."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED, Row
 from spikedet.methods import METHODS
-from spikedet.reproduction.workshop import LAYER_WISE, Cell, Workshop
+from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment
 
-END = " + end to end"  # the pass after stage II, which the paper has not
-OURS = {  # what spikedet convert calls the paper's methods, and our own
+END = " + end to end"  # the pass after stage II, which the paper does not have
+OURS = {  # names of the paper's methods, and of our own, in spikedet convert
     "RMP": "rmp",
     "OPT": "opt",
     "CAP": "cap",
@@ -27,7 +27,7 @@ OURS = {  # what spikedet convert calls the paper's methods, and our own
     f"Stage-I + Stage-II{END}": "two-stage",
     "Stage-I + CC": "stage1-coarse",
     "Stage-I + FC": "stage1-fine",
-    "QC-ANN": "quantised",  # the stage-I network itself, the ceiling of stage II
+    "QC-ANN": "quantised",  # the stage-I network, the upper limit for stage II
 }
 COMPARED = ("RMP", "OPT", "CAP", "OPI", "QCFS", "QC-ANN", "Ours", f"Ours{END}")
 STAGES = ("Baseline", "Stage-I", "Stage-II", "Stage-I + Stage-II", f"Stage-I + Stage-II{END}")
@@ -37,32 +37,33 @@ COSTS = ("gsop", "energy", "ratio", "energy_ours", "ratio_ours")
 
 @dataclass(frozen=True)
 class Network:
-    """A float classifier that was given.
+    """A float classifier from the command line.
 
     Attributes:
-        name: As in `configs/models`, with the width where it is not 1.
-        dataset: `CIFAR-10`, `CIFAR-100`, `ImageNet`, or with how many classes it has.
-        leaky: Its activation is the leaky ReLU of table IX.
-        shop: Makes its weights and rows.
+        name: Name in `configs/models`, with the width if it is not 1.
+        dataset: `CIFAR-10`, `CIFAR-100`, `ImageNet`, or the number of its classes.
+        leaky: Whether its activation is the leaky ReLU of table IX.
+        experiment: Makes its weights and rows.
     """
 
     name: str
     dataset: str
     leaky: bool
-    shop: Workshop
+    experiment: Experiment
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, and what else is measured for the networks that were given.
+    """A table of the paper, and further rows that are measured for given networks.
 
     Attributes:
-        rows: As printed.
-        steps: Columns of rows that the paper has not.
-        methods: The paper's names of methods that are measured even where it prints no row.
-        fits: Whether a network belongs in it.
-        measures: What is measured of each.
-        pictures: Numbers of calibration pictures, of table VI.
+        rows: Rows that the paper prints.
+        steps: Columns (T) of rows that the paper does not have.
+        methods: The paper's names of the methods that are measured, even if the paper has no such
+            row.
+        fits: Function that tells whether a network belongs to the table.
+        measures: Measures of each network.
+        pictures: Numbers of calibration pictures (table VI).
     """
 
     rows: Sequence[Row]
@@ -118,7 +119,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """A row of what is printed: the paper's, if there is one, and the network to measure."""
+    """A row to print: the paper's row, and the network to measure (None if it was not given)."""
 
     row: Row
     steps: tuple[int, ...]
@@ -126,7 +127,7 @@ class Line:
 
 
 def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
-    """The paper's rows, then those that it has not, of the given networks."""
+    """The paper's rows, then further rows for the given networks."""
     fitting = {(n.dataset, n.name): n for n in networks if table.fits(n)}
     columns: dict[tuple[str, str], set[int]] = {}
     for row in table.rows:
@@ -137,7 +138,7 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
         measured = network is not None and can_run(OURS.get(row.method))
         steps = columns[row.dataset, row.network] if measured else row.cells
         lines.append(Line(row, tuple(sorted(steps)), network))
-    there = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
+    printed = {(r.dataset, r.network, r.method, r.measure, r.pictures) for r in table.rows}
     for key, network in fitting.items():
         every = tuple(sorted(columns.get(key, table.steps)))
         lines += [
@@ -145,19 +146,25 @@ def planned(table: Table, networks: Sequence[Network]) -> list[Line]:
             for measure in table.measures
             for method in table.methods
             for pictures in table.pictures
-            if (*key, method, measure, pictures) not in there
+            if (*key, method, measure, pictures) not in printed
         ]
     return lines
 
 
 def cell_of(options: Any, line: Line, T: int | None) -> Cell | None:
-    """What can be measured of a line at T (None: of its float network), if anything."""
+    """What to measure for a row at T. T is None for the float network.
+
+    Returns:
+        The cell. None if it cannot be measured.
+    """
     method = OURS.get(line.row.method)
     if line.network is None or method is None or not can_run(method):
         return None
     if T is None:
         return Cell("float", None, options.limit, options.pictures)
-    passes = options.end_to_end or line.network.shop.released("snn", T)  # which has had its own
+    passes = options.end_to_end or line.network.experiment.released(
+        "snn", T
+    )  # the released network had this pass
     if line.row.method.endswith(END) and not passes:
         return None
     pictures = options.pictures if line.row.pictures is None else line.row.pictures
@@ -165,7 +172,7 @@ def cell_of(options: Any, line: Line, T: int | None) -> Cell | None:
 
 
 def wanted(options: Any, line: Line, T: int | None) -> bool:
-    """Whether --methods and --T ask for it; float networks are measured in any case."""
+    """Whether `--methods` and `--T` select a cell. Float networks are always measured."""
     if T is None:
         return True
     asked = not options.methods or OURS.get(line.row.method) in options.methods
@@ -173,5 +180,5 @@ def wanted(options: Any, line: Line, T: int | None) -> bool:
 
 
 def can_run(method: str | None) -> bool:
-    """Whether the tools know a method."""
+    """Whether a method is implemented."""
     return method in METHODS or method in ("quantised", LAYER_WISE)

@@ -142,7 +142,7 @@ class SpikingNetwork(nn.Module):
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
         super().__init__()
         if type(T) is not int or T < 1:
-            raise UsageError(f"T is {T!r}; expected a whole number of 1 or more")
+            raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
         self.graph, self.T, self.chunk = graph, T, chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
@@ -165,7 +165,7 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not a whole number of 1 or more, or there are no pictures.
+            UsageError: T is not an integer of 1 or more, or there are no pictures.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
@@ -304,8 +304,11 @@ class SpikingNetwork(nn.Module):
         if not self._compiled.holds(self.graph):
             self.use_engine(self._wanted)  # other weights than it was compiled from
             return self._by_engine(pictures, parts, each_step)
-        tell, show = _tell(rates) if rates else None, _show(each) if each else None
-        steps = self._engine.simulate(pictures, parts, each_step, tell, show)
+        on_counts, on_spikes = (
+            _counts_callback(rates) if rates else None,
+            _spikes_callback(each) if each else None,
+        )
+        steps = self._engine.simulate(pictures, parts, each_step, on_counts, on_spikes)
         try:
             first = next(steps, None)
         except NoIntegers as error:
@@ -470,24 +473,24 @@ class SpikeRates:
         return spikes / size
 
 
-def _tell(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
+def _counts_callback(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
     """The function with which an engine reports spike counts to all `watchers`."""
 
-    def tell(name: str, first: int, counts: Tensor, neurons: int) -> None:
+    def on_counts(name: str, first: int, counts: Tensor, neurons: int) -> None:
         for rates in watchers:
             rates.add(name, first, counts, neurons)
 
-    return tell
+    return on_counts
 
 
-def _show(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
+def _spikes_callback(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
     """The function with which an engine reports spikes to all `watchers`."""
 
-    def show(name: str, first: int, spikes: Tensor) -> None:
+    def on_spikes(name: str, first: int, spikes: Tensor) -> None:
         for watcher in watchers:
             watcher.take(name, first, spikes)
 
-    return show
+    return on_spikes
 
 
 def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Find the sources of a command: files, folders, patterns, lists, cameras and addresses."""
+"""Find the sources of a command: files, folders, glob patterns, lists, cameras and addresses."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ VIDEOS |= {
 VIDEOS |= {".y4m", ".h264", ".264", ".h265", ".hevc", ".265", ".ivf", ".mxf", ".dv"}
 # Pillow knows these by name but does not decode them, or only with another program.
 _NOT_DECODED = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"}
-# Pictures that no installed library decodes, or not rightly.
+# Pictures that no installed library decodes correctly.
 _OTHER_PICTURES = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 _OTHER_PICTURES |= {".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".wmf", ".emf", ".jxl", ".exr"}
 _OTHER_PICTURES |= {".hdr", ".dpx"}
-NAMED = 3  # of files that cannot be read, in a sentence that counts them all
+NAMED = 3  # names of unreadable files in an error that counts them
 LARGEST_LIST = 64 << 20  # bytes
 
 
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
-    """Endings of the pictures that the installed libraries decode, in small letters."""
+    """File name suffixes of the pictures that the installed libraries decode, in lower case."""
     reads_heic()  # registers what pillow-heif decodes
     known = Image.registered_extensions()
     decoded = {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED}
@@ -58,12 +58,12 @@ def picture_suffixes() -> frozenset[str]:
 
 @dataclass
 class Collected:
-    """What is behind the words of a command.
+    """The sources that the arguments of a command name.
 
     Attributes:
-        sources: In order, each file once.
-        lists: Files that named others.
-        errors: What cannot be read, a sentence for each word or folder.
+        sources: The sources in order. Each file occurs once.
+        lists: List files that name other sources.
+        errors: One error for each argument or folder that cannot be read.
         ignored: Files in folders that are neither pictures nor videos.
     """
 
@@ -75,12 +75,12 @@ class Collected:
 
 @dataclass(frozen=True)
 class FindOptions:
-    """How words are understood; as `open_sources` has it.
+    """Options for finding sources (see `open_sources`).
 
     Attributes:
-        recursive: Look into the folders in a folder as well.
-        without: Folders in a folder that are left out.
-        frame_rate: Pictures a second of numbered pictures.
+        recursive: Also read the folders inside a folder.
+        without: Folders that are left out.
+        frame_rate: Frames per second of numbered pictures.
     """
 
     recursive: bool
@@ -89,7 +89,7 @@ class FindOptions:
 
 
 def find_sources(words: Sequence[str | os.PathLike], options: FindOptions) -> Collected:
-    """What is behind the words of a command; nothing is opened yet."""
+    """Find the sources that the arguments of a command name. No source is opened yet."""
     collected = Collected()
     for word in words:
         word = os.fspath(word)
@@ -106,7 +106,7 @@ def find_sources(words: Sequence[str | os.PathLike], options: FindOptions) -> Co
 
 
 def _add(collected: Collected, word: str, options: FindOptions, base: Path | None = None) -> None:
-    """Add what is behind a word; those of a list are sought beside it first."""
+    """Add the sources of one argument. Entries of a list may be relative to its folder `base`."""
     if not word:
         raise PictureError("'': is no name; expected a file, a folder, a camera or an address")
     if "\0" in word:
@@ -147,13 +147,14 @@ def _add(collected: Collected, word: str, options: FindOptions, base: Path | Non
 
 
 def _beside(base: Path | None, word: str) -> Path:
-    """A pattern of a list, beside it where its folder is there."""
+    """A pattern from a list, relative to the folder of the list if that folder exists."""
     if base is not None and (base / word).parent.is_dir():
         return base / word
     return Path(word)
 
 
 def _file(path: Path) -> Source:
+    """The source for a file, chosen by its suffix."""
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
         return Video(path)
@@ -161,14 +162,14 @@ def _file(path: Path) -> Source:
 
 
 def _add_folder(collected: Collected, folder: Path, options: FindOptions) -> None:
-    """Add the pictures and videos of a folder, by name."""
+    """Add the pictures and videos of a folder, sorted by name."""
     places: Iterable[Path] = [folder]
     if options.recursive:
         real = os.path.realpath(folder)
         apart = {*map(os.path.realpath, options.without), *map(str, Path(real).parents)} - {real}
         places = folders_below(folder, apart)
-    there = (file for place in places for file in place.iterdir())
-    files = sorted(f for f in there if not f.name.startswith(".") and not f.is_dir())
+    entries = (file for place in places for file in place.iterdir())
+    files = sorted(f for f in entries if not f.name.startswith(".") and not f.is_dir())
     if _add_known(collected, files, str(folder)) == 0:
         deeper = (
             "" if options.recursive else "; those of the folders in it are read with --recursive"
@@ -180,10 +181,10 @@ def _add_folder(collected: Collected, folder: Path, options: FindOptions) -> Non
 
 
 def _add_known(collected: Collected, files: Sequence[Path], where: str) -> int:
-    """Add the files that are pictures or videos by name; name those that cannot be read.
+    """Add the files whose suffix is that of a picture or a video. Add an error for unreadable ones.
 
     Returns:
-        Files that are pictures or videos, readable or not.
+        Number of pictures and videos, readable or not.
     """
     unreadable, known = [], 0
     for file in files:
@@ -201,7 +202,7 @@ def _add_known(collected: Collected, files: Sequence[Path], where: str) -> int:
 
 
 def _unreadable(files: Sequence[Path], where: str) -> PictureError:
-    """An error that counts and names pictures that cannot be read."""
+    """Make the error that counts and names unreadable pictures."""
     heic = [file for file in files if file.suffix.lower() in HEIC]
     kind = "HEIC " if len(heic) == len(files) else ""
     counted = f"1 {kind}picture" if len(files) == 1 else f"{len(files)} {kind}pictures"
@@ -212,7 +213,7 @@ def _unreadable(files: Sequence[Path], where: str) -> PictureError:
 
 
 def _add_pattern(collected: Collected, pattern: str) -> None:
-    """Add the files that a glob pattern matches; those of `*` as of a folder, by name."""
+    """Add the files that a glob pattern matches. A pattern without suffix acts like a folder."""
     files, errors = find_pictures([pattern])
     collected.errors += errors
     if files and not Path(pattern).suffix:
@@ -223,7 +224,7 @@ def _add_pattern(collected: Collected, pattern: str) -> None:
 
 
 def _add_list(collected: Collected, path: Path, options: FindOptions, base: Path | None) -> None:
-    """Add what a list file says, a word a line; empty lines and those with # are none."""
+    """Add the sources of a list file, one on each line. Lines that start with # are comments."""
     if base is not None:
         raise PictureError(f"{path}: is a list in a list; expected pictures and videos")
     if not path.is_file():

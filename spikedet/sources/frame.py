@@ -73,8 +73,10 @@ class File:
 
     @property
     def name(self) -> str:
+        """The path as text."""
         return str(self.path)
 
     @property
     def files(self) -> list[Path]:
+        """The file itself."""
         return [self.path]

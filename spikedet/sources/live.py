@@ -1,4 +1,4 @@
-"""Cameras and addresses. Frames that arrive during the processing of a frame are skipped."""
+"""Cameras and addresses. Frames that arrive while another frame is processed are skipped."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ import numpy as np
 from spikedet.errors import PictureError
 from spikedet.pictures import read_parts
 from spikedet.sources.frame import Frame, Problems
-from spikedet.sources.video import decoded, expect_length, reason, seconds_of, stream_of
+from spikedet.sources.video import decode_frames, expect_length, reason, seconds_of, stream_of
 
 Item = TypeVar("Item")
-Picture = tuple[np.ndarray, float]  # and when it came, in seconds of a clock
+Picture = tuple[np.ndarray, float]  # and its time of arrival in seconds
 ADDRESS = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
-# What MP4 files say that they are which are pictures: AVIF and HEIC.
+# Brands of MP4 files that are pictures: AVIF and HEIC.
 PICTURE_BRANDS = {"avif", "avis", "mif1", "msf1", "heic", "heix", "heim", "heis", "hevc", "hevx"}
 LARGEST = 256 << 20  # bytes of a picture
 TIMEOUT = 10.0  # seconds without an answer
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds before each try to connect again
-# What a stream may make FFmpeg open: no file of this machine.
+# Protocols that FFmpeg may open for a stream. Files of this machine are excluded.
 PROTOCOLS = ",".join([*SCHEMES, "tls", "crypto", "data", "httpproxy", "hls"])
 
 
@@ -43,27 +43,29 @@ class Camera:
     """A camera of this machine.
 
     Attributes:
-        device: Its number, or the path of its device.
+        device: Number of the camera, or path of its device.
     """
 
     device: int | str
 
     @property
     def name(self) -> str:
+        """`camera N`, or the path of the device."""
         return f"camera {self.device}" if isinstance(self.device, int) else self.device
 
     @property
     def files(self) -> list[Path]:
+        """Empty: a camera reads no files."""
         return []
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
-        """The newest frame each time, until the camera ends.
+        """Yield the latest frame each time, until the camera stops.
 
         Raises:
-            PictureError: It cannot be opened, or stops.
+            PictureError: The camera cannot be opened, or it has stopped.
         """
         log = cv2.utils.logging
-        before = log.setLogLevel(log.LOG_LEVEL_SILENT)  # it has several lines, ours is one
+        before = log.setLogLevel(log.LOG_LEVEL_SILENT)  # OpenCV would print several lines
         try:
             capture = cv2.VideoCapture(self.device)
         finally:
@@ -74,12 +76,12 @@ class Camera:
                 f"{self.name} cannot be opened; expected the number of a camera that is connected "
                 "and not in use, or a file"
             )
-        yield from timed(newest(captured(capture)), self.name)
+        yield from frames_with_times(latest(read_camera(capture)), self.name)
         raise PictureError(f"{self.name} gives no more pictures")
 
 
-def captured(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
-    """Pictures of a camera and when they came, in seconds of a clock; releases it at the end."""
+def read_camera(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
+    """Yield each picture of a camera with its time of arrival in seconds; release the camera."""
     try:
         while True:
             try:
@@ -93,8 +95,8 @@ def captured(capture: cv2.VideoCapture) -> Generator[Picture, None, None]:
         capture.release()
 
 
-def timed(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
-    """Frames of pictures and when they came, in seconds of a clock."""
+def frames_with_times(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
+    """Make frames from pictures and their times of arrival in seconds. The first time is 0."""
     start = None
     for index, (picture, now) in enumerate(pictures):
         start = now if start is None else start
@@ -102,17 +104,18 @@ def timed(pictures: Iterator[Picture], name: str) -> Iterator[Frame]:
 
 
 def is_camera(path: Path) -> bool:
-    """Whether a path is that of a camera's device, `/dev/video0`."""
+    """Whether a path is a camera device such as `/dev/video0`."""
     try:
         return stat.S_ISCHR(path.stat().st_mode) and path.resolve().name.startswith("video")
     except OSError:
         return False
 
 
-def newest(items: Generator[Item, None, None]) -> Iterator[Item]:
-    """Items of a generator that runs in a thread, each the newest not yet given.
+def latest(items: Generator[Item, None, None]) -> Iterator[Item]:
+    """Run a generator in a thread, and yield its latest item each time. Older items are skipped.
 
-    Whoever stops reading closes the generator; what it raises is raised behind its last item.
+    If the reader stops, the generator is closed. An error of the generator is raised after its last
+    item.
     """
     changed, ended = threading.Condition(), threading.Event()
     waiting: list[Item] = []
@@ -153,12 +156,12 @@ def newest(items: Generator[Item, None, None]) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Address:
-    """A stream or a file behind an address.
+    """A stream or a file at an address.
 
     Attributes:
-        address: http://, rtsp:// and others of `SCHEMES`.
-        waits: Seconds before each try to connect again, once a stream is lost.
-        timeout: Seconds without an answer that end a connection.
+        address: Address with one of `SCHEMES`, such as http:// or rtsp://.
+        waits: Seconds to wait before each attempt to reconnect to a lost stream.
+        timeout: Seconds without data after which a connection is ended.
     """
 
     address: str
@@ -172,17 +175,20 @@ class Address:
 
     @property
     def files(self) -> list[Path]:
+        """Empty: an address reads no files."""
         return []
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
-        """Every frame of a film, whose length is known; of a stream the newest each time.
+        """Yield all frames of a video, or the latest frames of a stream.
 
-        A stream that ends or breaks is connected to again, and its frames go on with the time that
-        has passed.
+        A video has a known length. A stream has no end.
+
+        If a stream ends or breaks, it is opened again. Its times continue with the time that has
+        passed.
 
         Raises:
-            PictureError: It cannot be opened; it is lost and does not come back; a film ends before
-                its length.
+            PictureError: The address cannot be opened, a stream is lost and cannot be opened again,
+                or a video ends before its length.
         """
         scheme = self._scheme
         if scheme not in SCHEMES:
@@ -203,19 +209,21 @@ class Address:
         if ends:
             container.close()
             return
-        yield from timed(newest(self._stream(container, problems)), self.name)
+        yield from frames_with_times(latest(self._stream(container, problems)), self.name)
 
     @property
     def _scheme(self) -> str:
+        """The scheme of the address in lower case."""
         return self.address.partition(":")[0].lower()
 
     def _connect(self) -> av.container.InputContainer:
+        """Open the address with FFmpeg."""
         options = {"protocol_whitelist": PROTOCOLS}
         scheme = self._scheme
         if scheme.startswith("rtsp"):
             options["rtsp_transport"] = "tcp"
         if scheme.startswith("http"):
-            options |= {"reconnect": "1", "reconnect_delay_max": "4"}  # of films, at their place
+            options |= {"reconnect": "1", "reconnect_delay_max": "4"}  # videos continue
         try:
             return av.open(
                 self.address, options=options, timeout=self.timeout, metadata_errors="replace"
@@ -224,9 +232,9 @@ class Address:
             raise PictureError(f"{self.name}: cannot be opened ({reason(error)})") from None
 
     def _picture(self) -> Iterator[Frame]:
-        """Frames of a picture file, animations among them, as of one on this machine.
+        """Download a picture or an animation, and yield its frames as if it were a local file.
 
-        FFmpeg gives the first frame of some and none of others.
+        FFmpeg is not used for this, because it reads only the first frame of some formats.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
@@ -241,6 +249,7 @@ class Address:
                 raise PictureError(str(error).replace(str(path), self.name)) from None
 
     def _downloaded(self) -> bytes:
+        """Download the file, at most `LARGEST` bytes."""
         parts = urllib.parse.urlsplit(self.address)
         user, _, host = parts.netloc.rpartition("@")
         request = urllib.request.Request(parts._replace(netloc=host).geturl())
@@ -259,9 +268,9 @@ class Address:
         return data
 
     def _film(self, container: av.container.InputContainer, problems: Problems) -> Iterator[Frame]:
-        """Frames of what has an end."""
+        """Yield the frames of a video."""
         last = None
-        for frame in decoded(container, self.name, problems):
+        for frame in decode_frames(container, self.name, problems):
             last = frame
             yield frame
         if last is None:
@@ -271,14 +280,14 @@ class Address:
     def _stream(
         self, first: av.container.InputContainer | None, problems: Problems
     ) -> Generator[Picture, None, None]:
-        """Pictures of what has no end, and when they came, in seconds of a clock."""
+        """Yield the pictures of a stream with their times of arrival in seconds."""
         failures, count, lost = 0, 0, False
         while True:
             try:
                 with first or self._connect() as container:
                     first = None
                     quiet = Problems()  # the first frames of a stream refer to others before them
-                    for frame in decoded(container, self.name, quiet):
+                    for frame in decode_frames(container, self.name, quiet):
                         if lost:
                             problems.add(
                                 PictureError(
@@ -306,13 +315,13 @@ class Address:
 
 
 def _ends(container: av.container.InputContainer) -> bool:
-    """Whether what is behind an address has an end: a film or an animation, no stream."""
+    """Whether the content of an address has an end: a video or an animation, not a stream."""
     animation = container.format.name in ("gif", "apng")  # which do not say their length
     return animation or bool(container.duration)
 
 
 def _is_still(container: av.container.InputContainer) -> bool:
-    """Whether it is a picture file, which Pillow reads."""
+    """Whether the content is a picture file. Pillow reads it then."""
     brand = container.metadata.get("major_brand", "")
     name = container.format.name
     return name.endswith("_pipe") or name == "image2" or brand in PICTURE_BRANDS

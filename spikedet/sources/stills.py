@@ -1,4 +1,4 @@
-"""Picture files (also animations), and numbered pictures that form a video."""
+"""Picture files, including animations, and numbered pictures that form a video."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ NUMBER = re.compile(r"%(?:0(\d{1,2}))?d")  # of `f%04d.png`
 
 @dataclass(frozen=True)
 class Picture(File):
-    """A picture file: one frame, or those of an animation, or the pages of a TIFF.
+    """A picture file. It has one frame, or the frames of an animation, or the pages of a TIFF.
 
     Attributes:
         path: The file.
-        sure: Whether its name says that it is a picture; else it may be a video.
+        sure: True if the suffix is that of a picture. Otherwise the file may also be a video.
     """
 
     sure: bool = True
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
-        """Its frames in turn.
+        """Yield the frames.
 
         Raises:
-            PictureError: It cannot be read, or is cut short: then behind its last frame.
+            PictureError: The file cannot be read, or it is cut short (raised after its last frame).
         """
         if not self.sure:
             expect_file(self.path)
@@ -53,12 +53,12 @@ class Picture(File):
 
 @dataclass(frozen=True)
 class Numbered:
-    """Numbered picture files that are the frames of a film.
+    """Numbered picture files that are the frames of a video.
 
     Attributes:
-        pattern: Their path with `%04d` or `%d` in place of the number.
-        files: Those that are there, in the order of their numbers.
-        frame_rate: Pictures a second.
+        pattern: Path with `%04d` or `%d` in place of the number.
+        files: The existing files in the order of their numbers.
+        frame_rate: Frames per second.
     """
 
     pattern: str
@@ -67,10 +67,11 @@ class Numbered:
 
     @property
     def name(self) -> str:
+        """The pattern."""
         return self.pattern
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
-        """Its frames in turn; one that is missing or damaged leaves its time empty."""
+        """Yield the frames. Missing and damaged pictures leave a gap in time."""
         numbers = [_number_of(self.pattern, path) for path in self.files]
         first, total = numbers[0], numbers[-1] - numbers[0] + 1
         missing = total - len(numbers)
@@ -91,10 +92,11 @@ class Numbered:
 
 
 def numbered(pattern: str, frame_rate: float) -> Numbered:
-    """The pictures behind a pattern such as `f%04d.png`.
+    """Find the pictures of a pattern such as `f%04d.png`.
 
     Raises:
-        PictureError: There are none, or the pattern has no number in its file's name, or several.
+        PictureError: No picture matches, or the file name in the pattern does not have exactly one
+            number.
     """
     folder, name = Path(pattern).parent, Path(pattern).name
     if len(NUMBER.findall(name)) != 1 or NUMBER.search(str(folder)):
@@ -109,12 +111,13 @@ def numbered(pattern: str, frame_rate: float) -> Numbered:
 
 
 def _expression(name: str) -> re.Pattern:
-    """What finds the names of a pattern: `f%03d.png` has f001.png and f1000.png, not f01.png."""
+    """The regular expression of a pattern. `f%03d.png` matches f1000.png, but not f01.png."""
     before, width, behind = NUMBER.split(name)
     digits = r"(0|[1-9]\d*)" if width is None else rf"(\d{{{width}}}|[1-9]\d{{{width},}})"
     return re.compile(re.escape(before) + digits + re.escape(behind))
 
 
 def _number_of(pattern: str, path: Path) -> int:
+    """The number in the name of a file. -1 if the name does not match the pattern."""
     match = _expression(Path(pattern).name).fullmatch(path.name)
     return int(match[1]) if match else -1

@@ -12,11 +12,11 @@ import numpy as np
 
 from spikedet.errors import PictureError
 from spikedet.pictures import MOST_PIXELS
+from spikedet.sources.completeness import is_complete, lacks_index
 from spikedet.sources.frame import File, Frame, Problems
-from spikedet.sources.whole import is_whole, lacks_index
 
-FRAME_RATE = 25.0  # where nobody says
-# Formats whose header says how long the video is, and whose parts do not.
+FRAME_RATE = 25.0  # frames per second, if the source does not tell
+# Formats that store the length of the video in the header, but not in their parts.
 TELLS_LENGTH = {"flv", "asf"}
 
 
@@ -29,23 +29,24 @@ class Video(File):
     """
 
     def frames(self, problems: Problems) -> Generator[Frame, None, None]:
-        """Its frames in turn; damaged ones are left out and counted.
+        """Yield the frames. Damaged frames are left out and counted.
 
         Raises:
-            PictureError: It cannot be opened, or is cut short: then behind its last frame.
+            PictureError: The file cannot be opened, or it is cut short (raised after its last
+                frame).
         """
         expect_file(self.path)
         yielded, total, last = 0, None, None
-        with opened(self.path, self.name) as container:
+        with open_video(self.path, self.name) as container:
             # sound may last longer than the pictures
             tells = container.format.name in TELLS_LENGTH and len(container.streams) == 1
             seconds = seconds_of(container) if tells else None
-            for frame in decoded(container, self.name, problems, self.path):
+            for frame in decode_frames(container, self.name, problems, self.path):
                 yielded, total, last = yielded + 1, frame.total, frame
                 yield frame
         if last is not None:
             expect_length(last, seconds)
-        if yielded and is_whole(self.path) is False:
+        if yielded and is_complete(self.path) is False:
             of = f" of {total}" if total and total > yielded else ""
             raise PictureError(f"{self.path}: is cut short; {yielded}{of} frames can be read")
         if not yielded:
@@ -53,14 +54,14 @@ class Video(File):
 
 
 def expect_length(last: Frame, seconds: float | None) -> None:
-    """Refuse a video that ends before its length.
+    """Check that a video does not end before its length.
 
     Args:
-        last: Its last frame.
-        seconds: How long it says that it is; None where it does not.
+        last: Last frame of the video.
+        seconds: Length that the file states, in seconds. None if it states no length.
 
     Raises:
-        PictureError: It ends more than half a second, and more than two frames, before that.
+        PictureError: The video ends more than half a second and more than two frames too early.
     """
     usual = last.time / last.index if last.index else 0.0
     end = last.time + max(last.duration or 0.0, usual)
@@ -69,10 +70,10 @@ def expect_length(last: Frame, seconds: float | None) -> None:
 
 
 def expect_file(path: Path) -> None:
-    """Refuse what is not a file: a pipe would wait for somebody to write into it.
+    """Check that a path is a file with content. Reading a pipe would block.
 
     Raises:
-        PictureError: Missing, empty, a folder, a pipe or a device.
+        PictureError: The path is missing or empty, or it is a folder, a pipe or a device.
     """
     if not path.exists():
         raise PictureError(f"{path}: no such video or picture")
@@ -83,14 +84,14 @@ def expect_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
-    """A video file. It cannot make FFmpeg open another file or an address.
+def open_video(path: Path, name: str) -> Iterator[av.container.InputContainer]:
+    """Open a video file with FFmpeg, which may not open other files or addresses.
 
     Raises:
-        PictureError: It cannot be opened.
+        PictureError: The file cannot be opened.
     """
     try:
-        # a playlist names others, and a name like `http:x` would be an address
+        # playlists name other files, and a name like `http:x` would be an address
         options = {"protocol_whitelist": "none"}
         with (
             path.open("rb") as file,
@@ -103,15 +104,15 @@ def opened(path: Path, name: str) -> Iterator[av.container.InputContainer]:
 
 
 def reason(error: Exception) -> str:
-    """What an error of FFmpeg says, without its function and arguments."""
+    """The message of an FFmpeg error, without function name and arguments."""
     return str(getattr(error, "strerror", None) or error).lower()
 
 
 def stream_of(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:
-    """The pictures of a container, no cover of an album.
+    """Find the video stream of a container. Album covers are only taken if nothing else exists.
 
     Raises:
-        PictureError: There are none, or they are larger than 120 megapixels.
+        PictureError: There is no video stream, or its frames have more than 120 megapixels.
     """
     streams = [s for s in container.streams.video if s.codec_context is not None]
     cover = av.stream.Disposition.attached_pic
@@ -124,31 +125,31 @@ def stream_of(container: av.container.InputContainer, name: str) -> av.video.str
             f"{name}: frames of {context.width} x {context.height} pixels are too large; expected "
             f"at most {MOST_PIXELS // 1_000_000} million pixels"
         )
-    context.options = {"max_pixels": str(MOST_PIXELS)}  # of frames that are larger than it says
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # for frames larger than the header says
     return streams[0]
 
 
 def seconds_of(container: av.container.InputContainer) -> float | None:
-    """How long a container says that it is, in seconds."""
+    """The length that a container states, in seconds. None if it states no length."""
     return container.duration / av.time_base if container.duration else None
 
 
-def decoded(
+def decode_frames(
     container: av.container.InputContainer,
     name: str,
     problems: Problems,
     file: Path | None = None,
 ) -> Iterator[Frame]:
-    """Frames of a container, each with its own time; damaged ones are left out and counted.
+    """Yield the frames of a container with their times. Damaged frames are left out and counted.
 
     Args:
-        container: Opened for reading.
-        name: Of the source.
-        problems: Takes what is met.
-        file: Path of a file.
+        container: A container that is open for reading.
+        name: Name of the source.
+        problems: Receives the errors of single frames.
+        file: Path of the file. None if the container is not a file.
 
     Raises:
-        PictureError: It holds no pictures, or too large ones.
+        PictureError: The container has no video stream, or its frames are too large.
     """
     stream = stream_of(container, name)
     total, length = stream.frames or None, seconds_of(container)
@@ -177,12 +178,12 @@ def decoded(
 
 @dataclass
 class Damage:
-    """What is wrong with a video.
+    """The damage of a video.
 
     Attributes:
-        frames: How many cannot be decoded.
-        packets: How many the file itself says are damaged.
-        stopped: Why there are no more, where it broke off.
+        frames: Number of frames that cannot be decoded.
+        packets: Number of packets that the file marks as damaged.
+        stopped: The error that ended the video early, or None.
     """
 
     frames: int = 0
@@ -193,7 +194,7 @@ class Damage:
 def raw_frames(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, damage: Damage
 ) -> Iterator[av.VideoFrame]:
-    """Frames of a container as FFmpeg gives them; what goes wrong is noted in `damage`."""
+    """Yield the frames of a container as FFmpeg decodes them. Errors are recorded in `damage`."""
     packets = container.demux(stream)
     flushed = False
     while not flushed:
@@ -215,7 +216,7 @@ def raw_frames(
 
 
 class Clock:
-    """Times of a video's frames from its first one on, which never go back."""
+    """Computes the times of frames from the first frame on. Times never decrease."""
 
     def __init__(self, stream: av.video.stream.VideoStream):
         self._usual = 1 / float(stream.average_rate) if stream.average_rate else 1 / FRAME_RATE
@@ -223,7 +224,7 @@ class Clock:
         self._last: float | None = None
 
     def at(self, raw: av.VideoFrame) -> float:
-        """Of the next frame, in seconds."""
+        """The time of the next frame in seconds."""
         last = self._last
         timestamp = None if raw.pts is None else float(raw.pts * (raw.time_base or 0))
         if timestamp is None:
@@ -236,7 +237,7 @@ class Clock:
 
 
 def upright(raw: av.VideoFrame) -> np.ndarray:
-    """[H, W, 3] uint8 BGR of a frame, turned as a viewer turns it."""
+    """Convert a frame to [H, W, 3] uint8 BGR, rotated as a viewer rotates it."""
     picture = raw.to_ndarray(format="bgr24")
     turns = round(raw.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

@@ -107,11 +107,11 @@ class Calibration:
     def _calibrate(self) -> None:
         plan, task = self.plan, self.task
         if layers_file(self.out).is_file():
-            network, origin = self._taken_up()
+            network, origin = self._resumed_network()
             layers_done = True
         else:
             layers_done = self.checkpoint.stage == "snn"
-            network, origin = self._begun()
+            network, origin = self._initial_network()
         for pool in network.only(SpikingMaxPool):
             pool.mode = self.pooling or pool.mode
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
@@ -121,14 +121,14 @@ class Calibration:
         if not layers_done:
             origin |= self._layer_wise(network)
         target = layers_file(self.out) if plan.end.steps else self.out
-        origin["run"] = self._agreed()
+        origin["run"] = self._resume_settings()
         if not layers_file(self.out).is_file() or not plan.end.steps:
             save(spiking_checkpoint(self.checkpoint, network, origin), target)
         if plan.end.steps:
             self._end_to_end(network, origin)
-        forget(self.out)
+        delete_resume_files(self.out)
 
-    def _agreed(self) -> dict[str, Any]:
+    def _resume_settings(self) -> dict[str, Any]:
         """The settings that must be equal in a resumed run."""
         agreed: dict[str, Any] = {"weights": fingerprint(self.checkpoint.tensors)}
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
@@ -137,7 +137,7 @@ class Calibration:
             agreed |= {**vars(self.plan.layers), "neuron": self.plan.neuron}
         return agreed
 
-    def _taken_up(self) -> tuple[Graph, dict[str, Any]]:
+    def _resumed_network(self) -> tuple[Graph, dict[str, Any]]:
         """The network and the origin of a run that was interrupted in its end-to-end pass."""
         path = layers_file(self.out)
         if not self.resume:
@@ -145,7 +145,7 @@ class Calibration:
                 f"{path}: belongs to an interrupted run; add --resume, or choose another --out"
             )
         reached = load(path)
-        before, now = reached.origin.get("run", {}), as_stored(self._agreed())
+        before, now = reached.origin.get("run", {}), as_stored(self._resume_settings())
         if "neuron" in now:  # an older version had no other
             before = {"neuron": Plan.neuron, **before}
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
@@ -156,7 +156,7 @@ class Calibration:
         origin = {**reached.origin, "command": self.origin.get("command")}  # as it is done now
         return graph_of(self.task, reached), origin
 
-    def _begun(self) -> tuple[Graph, dict[str, Any]]:
+    def _initial_network(self) -> tuple[Graph, dict[str, Any]]:
         """The network at the start of the run, and its origin."""
         checkpoint = self.checkpoint
         if checkpoint.stage == "snn":
@@ -177,14 +177,14 @@ class Calibration:
         if not (layers.coarse or layers.fine or layers.bias):
             return {}
         targets = self.teacher if layers.bias else None
-        reports, fitted, judges = stage_two.layer_wise(
+        reports, fitted, held_out = stage_two.layer_wise(
             self.task, self.checkpoint, network, self.train, self.plan, self.watcher.layer, targets
         )
         gains = [1 - r.after / r.before for r in reports if r.before > NO_ERROR]
         gain = sum(gains) / max(1, len(gains))
         self.watcher.say(
             f"error per layer on held-out pictures: {gain:.1%} lower on average; {fitted} fitted, "
-            f"{judges} held out"
+            f"{held_out} held out"
         )
         return {"layer_wise_gain": gain, "calibration_pictures": fitted}
 
@@ -285,7 +285,7 @@ class Conversion:
         checkpoint = with_pooling(current(self.task, checkpoint), self.pooling)
         origin = dict(self.origin)
         if self.method.finetuned and self.stage1 is not None:
-            quantised = self._given(self.stage1, checkpoint)
+            quantised = self._loaded_stage_one(self.stage1, checkpoint)
             origin |= {"levels": quantised.T, "stage1": sha256(self.stage1)}
             quantised = replace(quantised, T=self.T)
         else:
@@ -315,7 +315,7 @@ class Conversion:
         )
         calibration.run()
 
-    def _given(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    def _loaded_stage_one(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
         """Stage-I weights from a file, instead of a run of stage I."""
         ready = load(path)
         expect_stage(ready, "qc")
@@ -370,27 +370,27 @@ def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:
     return replace(checkpoint, model={**checkpoint.model, "spike_pooling": pooling})
 
 
-def beside(out: Path, ending: str) -> Path:
+def sibling_path(out: Path, ending: str) -> Path:
     """Path of a file beside `out`, with this ending."""
     return out.with_name(out.name.removesuffix(".safetensors") + ending)
 
 
 def last_file(out: Path) -> Path:
     """Path of the result of an end-to-end pass that was not kept."""
-    return beside(out, ".last.safetensors")
+    return sibling_path(out, ".last.safetensors")
 
 
 def layers_file(out: Path) -> Path:
     """Path of the network before the end-to-end pass; deleted after the pass."""
-    return beside(out, ".layers.safetensors")
+    return sibling_path(out, ".layers.safetensors")
 
 
 def state_file(out: Path) -> Path:
     """Path of the state of the end-to-end pass; deleted after the pass."""
-    return beside(out, ".state.pt")
+    return sibling_path(out, ".state.pt")
 
 
-def forget(out: Path) -> None:
+def delete_resume_files(out: Path) -> None:
     """Delete the files that an end-to-end pass would be resumed from."""
     for path in (state_file(out), layers_file(out)):
         path.unlink(missing_ok=True)
@@ -408,15 +408,15 @@ def is_finished(out: Path, resume: bool, command: str) -> bool:
         TrainingError: `out` exists, but was made by another command, or `resume` is False.
         WeightsError: `out` cannot be read.
     """
-    there = next((path for path in (out, last_file(out)) if path.exists()), None)
-    if there is None or (resume and there != out and layers_file(out).is_file()):
+    existing = next((path for path in (out, last_file(out)) if path.exists()), None)
+    if existing is None or (resume and existing != out and layers_file(out).is_file()):
         return False
-    if resume and there == out:
+    if resume and existing == out:
         before = str(load(out).origin.get("command"))
         if _without_resume(before) == _without_resume(command):
-            forget(out)
+            delete_resume_files(out)
             return True
-    raise TrainingError(f"{there} exists already; choose another --out")
+    raise TrainingError(f"{existing} exists already; choose another --out")
 
 
 def _without_resume(command: str) -> list[str]:

@@ -19,7 +19,7 @@ from spikedet.conversion.calibrate import LayerReport, calibrate, choose
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from spikedet.engines.rounding import Rounder
 from spikedet.errors import DataError, UsageError
 from spikedet.graph.graph import INPUT, Graph
@@ -120,14 +120,14 @@ def layer_wise(
         if len(batch) == size
     ]
     part = layers.held / (layers.pictures + layers.held)
-    judges = min(max(1, round(len(pictures) * part)), len(pictures) - 1)
+    count = min(max(1, round(len(pictures) * part)), len(pictures) - 1)
     target = graph_of(task, teacher or checkpoint)
     if teacher is not None:
         prepare(target, example(checkpoint.imgsz))
     target.to(device).to(memory_format=form)
-    fit, judge = pictures[:-judges], pictures[-judges:]
-    reports = calibrate(target, network, fit, judge, checkpoint.time_steps, layers, report)
-    return reports, size * len(fit), size * len(judge)
+    fit, held_out = pictures[:-count], pictures[-count:]
+    reports = calibrate(target, network, fit, held_out, checkpoint.time_steps, layers, report)
+    return reports, size * len(fit), size * len(held_out)
 
 
 def _spiking(network: Graph, checkpoint: Checkpoint, plan: Plan) -> SpikingNetwork:
@@ -180,7 +180,7 @@ def expect_layers(task: Task, checkpoint: Checkpoint, samples: Samples, plan: Pl
     """
     if plan.layers.layers is not None:
         roughly = untuned(task, checkpoint, samples.pick(1), T=1)
-        spiking = Stored(copied(task, roughly), [example(checkpoint.imgsz)], T=1)
+        spiking = StoredOutputs(copied(task, roughly), [example(checkpoint.imgsz)], T=1)
         choose(spiking.names, plan.layers.layers)
 
 
@@ -217,7 +217,7 @@ def end_to_end(
     """
     expect_end_size(task, checkpoint, plan, network)
     spiking = _spiking(network, checkpoint, plan)
-    agreed = _agreed(checkpoint, network, samples, plan, teacher)
+    agreed = _resume_settings(checkpoint, network, samples, plan, teacher)
 
     def write(reached: dict[str, Any]) -> None:
         if state is not None:
@@ -235,7 +235,7 @@ def end_to_end(
     return {**plan.end.origin(spiking.T), **spikes}
 
 
-def _agreed(
+def _resume_settings(
     checkpoint: Checkpoint,
     network: Graph,
     samples: Samples,
@@ -301,7 +301,7 @@ def tuning_loss(
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
     count = tuning_count(samples, plan) // min(plan.end.batch, len(samples))
     seed_generators(0)  # of augmentation that draws in this process
-    drawn = samples.augmented(checkpoint, plan.end, 0, judging=True)
+    drawn = samples.augmented(checkpoint, plan.end, 0, for_evaluation=True)
     batches = islice(drawn, count)
     with torch.no_grad():
         return sum(loss(batch).item() for batch in batches) / count

@@ -1,7 +1,7 @@
 """The HTTP server of the page, with Starlette. The page loads nothing from other servers.
 
-Answers are lines of JSON, sent as they are computed. A request is all that is known of a visitor:
-uploads lie in a temporary folder until their answer ends, nothing is written down.
+Responses are lines of JSON, which are sent as soon as they are computed. Nothing is stored about
+visitors: an upload lies in a temporary folder until its response ends.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, resource_error, said
-from spikedet.web.viewer import Step, Viewer, encoded, maps_of
+from spikedet.errors import SpikedetError, UsageError, message_of, resource_error
+from spikedet.web.viewer import Step, Viewer, encode, spike_maps
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
-    # what the browser refuses to load, whatever the page says: all that is not from this server
+    # the browser loads nothing from other servers
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -54,11 +54,11 @@ log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
-    """What is answered in place of a result.
+    """An error response.
 
     Args:
-        status: Of HTTP.
-        sentence: For the visitor.
+        status: HTTP status code.
+        sentence: Message for the visitor.
     """
 
     def __init__(self, status: int, sentence: str):
@@ -66,15 +66,15 @@ class Refusal(Exception):
         self.status, self.sentence = status, sentence
 
 
-class Turns:
-    """Lets so many steps of all visitors be computed at once, in the order in which they ask.
+class JobQueue:
+    """Runs the jobs of all visitors in the order in which they arrive, a limited number at once.
 
-    Each step of each answer is a job of its own, so that a long video does not hold up a picture.
-    Every answer has a context of its own: what counts spikes of one sees none of another.
+    Each time step of a response is a job of its own, so that a long video does not block a picture.
+    Each response has its own context, so that its spike counts are separate from those of others.
 
     Args:
-        at_once: Jobs at once.
-        waiting: Visitors that may wait besides.
+        at_once: Number of jobs that run at once.
+        waiting: Largest number of visitors that may wait.
     """
 
     def __init__(self, at_once: int, waiting: int):
@@ -83,10 +83,13 @@ class Turns:
 
     @contextlib.contextmanager
     def visitor(self) -> Iterator[Callable[..., Any]]:
-        """Count a visitor; gives what runs a function for it in its turn.
+        """Register a visitor inside the `with` block.
+
+        Yields:
+            A coroutine function that runs a function as a job of this visitor.
 
         Raises:
-            Refusal: Too many are there already.
+            Refusal: Too many visitors are waiting.
         """
         if self.present >= self.most:
             raise Refusal(503, f"{self.present} visitors are waiting already; try again soon")
@@ -102,20 +105,20 @@ class Turns:
             self.present -= 1
 
     def close(self) -> None:
-        """Wait for the jobs that run, and begin no other."""
+        """Wait for the running jobs. Cancel the others."""
         self._pool.shutdown(cancel_futures=True)
 
 
 def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: int) -> Starlette:
-    """The page and its answers.
+    """Make the web application.
 
     Args:
-        viewer: Looks at pictures.
-        sample: A picture to begin with.
-        hosts: Names that the page may be called by in the browser; any if None.
-        at_once: Steps that are computed at once.
+        viewer: Computes the content of the page.
+        sample: File of an example picture.
+        hosts: Host names under which the page may be opened. None: any name.
+        at_once: Number of time steps that are computed at once.
     """
-    turns = Turns(at_once, viewer.limits.waiting)
+    turns = JobQueue(at_once, viewer.limits.waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -155,8 +158,8 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
     )
 
 
-def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: Turns) -> Callable:
-    """The endpoint that answers uploads with the lines of `work`, each computed in its turn."""
+def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: JobQueue) -> Callable:
+    """Make the endpoint that answers an upload with the lines of `work`. Each line is one job."""
 
     @functools.wraps(work)
     async def endpoint(request: Request) -> Response:
@@ -174,16 +177,17 @@ def _answering(work: Callable[..., Iterator[dict]], viewer: Viewer, turns: Turns
 
 
 def _refused(_: Request, error: Exception) -> Response:
+    """Make the response for a `Refusal`."""
     assert isinstance(error, Refusal)
     return JSONResponse({"error": error.sentence}, error.status)
 
 
 class Answer(StreamingResponse):
-    """Lines of JSON as they are computed.
+    """A response with lines of JSON, sent as soon as they are computed.
 
     Args:
-        lines: Of JSON.
-        kept: What is left when they are sent, or the visitor has gone.
+        lines: Lines of JSON.
+        kept: Resources to close after the response, or after the visitor has disconnected.
     """
 
     def __init__(self, lines: AsyncIterator[bytes], kept: contextlib.ExitStack):
@@ -196,7 +200,7 @@ class Answer(StreamingResponse):
 
 
 class Guard:
-    """Adds `HEADERS`, and refuses what other pages ask the browser to send here."""
+    """Middleware that adds `HEADERS`, and refuses requests that come from other pages."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -224,7 +228,7 @@ async def _receive(request: Request, path: Path, viewer: Viewer) -> None:
     """Write an upload to a file.
 
     Raises:
-        Refusal: It is too large, empty, or comes too slowly.
+        Refusal: The upload is too large, is empty, or takes too long.
     """
     limits = viewer.limits
     most = int(limits.megabytes * 1e6)
@@ -252,24 +256,25 @@ async def _receive(request: Request, path: Path, viewer: Viewer) -> None:
 async def _lines(
     lines: Iterator[dict], call: Callable[..., Any], path: Path
 ) -> AsyncIterator[bytes]:
-    """Lines of JSON as they are computed, each in its turn; an error is the last one."""
+    """Yield lines of JSON as they are computed, each as one job. An error becomes the last line."""
     try:
         while (line := await call(next, lines, _END)) is not _END:
             yield _json(line)
     except Exception as error:
         yield _json({"error": _sentence(error, path)})
     finally:
-        # where the visitor has left it may still be at work; then it ends with that step
+        # after a disconnect a step may still run; the generator is closed after it
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
             await call(lines.close)  # type: ignore[attr-defined]
 
 
 def _json(line: dict) -> bytes:
+    """Convert a dict to one line of JSON."""
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 def _sentence(error: Exception, path: Path) -> str:
-    """What a visitor is told of an error; a bug is written to the log."""
+    """The error message for a visitor. Unexpected errors are written to the log."""
     known = error if isinstance(error, SpikedetError) else resource_error(error)
     if known is None:
         log.error("a request failed", exc_info=error)
@@ -278,10 +283,10 @@ def _sentence(error: Exception, path: Path) -> str:
 
 
 def _number(query: Any, name: str, kind: Callable[[str], Any], usual: Any) -> Any:
-    """A number of a request.
+    """Read a number from the query of a request.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The text is not a number.
     """
     text = query.get(name)
     try:
@@ -290,13 +295,14 @@ def _number(query: Any, name: str, kind: Callable[[str], Any], usual: Any) -> An
         raise UsageError(f"{name} is {text[:40]!r}; expected a number") from None
 
 
-def _asked(viewer: Viewer, query: Any) -> tuple[int, float]:
-    """T and the confidence threshold of a request."""
+def _requested(viewer: Viewer, query: Any) -> tuple[int, float]:
+    """Read T and the confidence threshold from the query of a request."""
     return _number(query, "T", int, viewer.T), _number(query, "conf", float, 0.25)
 
 
 def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, conf = _asked(viewer, query)
+    """Yield the response to `/look`: the picture, then the detections after each step."""
+    T, conf = _requested(viewer, query)
     picture = viewer.read(path)
     looks = viewer.look(picture, T, conf, query.get("float") == "1")
     yield _picture(picture, T)
@@ -308,29 +314,32 @@ def _look(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
 
 
 def _film(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, conf = _asked(viewer, query)
+    """Yield the response to `/film`: the detections in each frame of a video."""
+    T, conf = _requested(viewer, query)
     for time, seen in viewer.film(path, T, conf):
         assert seen.detections.picture is not None
         yield {"kind": "frame", "time": time, **_picture(seen.detections.picture, T), **_step(seen)}
 
 
 def _spikes(viewer: Viewer, path: Path, query: Any) -> Iterator[dict]:
-    T, _ = _asked(viewer, query)
+    """Yield the response to `/spikes`: maps of the spikes of one layer."""
+    T, _ = _requested(viewer, query)
     layer = query.get("layer", "")
-    maps = maps_of(viewer.spikes(viewer.read(path), T, layer))
+    maps = spike_maps(viewer.spikes(viewer.read(path), T, layer))
     for each in (*maps["steps"], *maps["channels"]):
         each["png"] = "data:image/png;base64," + b64encode(each["png"]).decode()
     yield {"layer": layer, "T": T, **maps}
 
 
 def _picture(picture: Any, T: int) -> dict:
-    """A picture as the page shows it, and its size, in whose pixels boxes are."""
+    """Encode a picture for the page. Boxes are in pixels of `width` x `height`."""
     height, width = picture.shape[:2]
-    data = "data:image/jpeg;base64," + b64encode(encoded(picture)).decode()
+    data = "data:image/jpeg;base64," + b64encode(encode(picture)).decode()
     return {"kind": "picture", "T": T, "width": width, "height": height, "picture": data}
 
 
 def _objects(detections: Detections) -> list[dict]:
+    """Convert detections to the objects of the JSON response."""
     labels = detections.labels.tolist()
     return [
         {**each, "label": label}
@@ -339,6 +348,7 @@ def _objects(detections: Detections) -> list[dict]:
 
 
 def _step(seen: Step) -> dict:
+    """Convert a step to its entry in the JSON response."""
     return {
         "t": seen.detections.T,
         "objects": _objects(seen.detections),
@@ -350,7 +360,7 @@ def _step(seen: Step) -> dict:
 
 
 def _about(viewer: Viewer) -> dict:
-    """What the page says of the networks, and what it may ask for."""
+    """The properties of the networks and the limits, for the page."""
     detector, reference = viewer.detector, viewer.reference
     return {
         "weights": detector.weights.name,
@@ -367,10 +377,10 @@ def _about(viewer: Viewer) -> dict:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a socket that listens on a port.
 
     Raises:
-        UsageError: The port is taken, or the address is none of this machine.
+        UsageError: The port is in use, or this machine does not have the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -384,15 +394,15 @@ def open_port(host: str, port: int) -> socket.socket:
 def http_server(
     app: Starlette, certificate: Path | None = None, key: Path | None = None
 ) -> uvicorn.Server:
-    """What serves a page.
+    """Make the HTTP server.
 
     Args:
-        app: From `application`.
-        certificate: PEM file; with it the page is served by HTTPS.
-        key: PEM file of its key, where that is not in the same file.
+        app: Application from `application`.
+        certificate: PEM file with the certificate. With it, the page is served by HTTPS.
+        key: PEM file with the private key. None: the key is in the file of the certificate.
 
     Raises:
-        UsageError: They are no certificate and its key.
+        UsageError: The files have no certificate with its key.
     """
     config = uvicorn.Config(
         app,
@@ -409,7 +419,7 @@ def http_server(
         config.load()
     except OSError as error:
         raise UsageError(
-            f"{certificate}: no certificate with its key in PEM ({said(error)})"
+            f"{certificate}: no certificate with its key in PEM ({message_of(error)})"
         ) from None
     return uvicorn.Server(config)
 

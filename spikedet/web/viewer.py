@@ -1,4 +1,4 @@
-"""Compute what the page shows for a picture or a video."""
+"""Compute the content of the page for a picture or a video."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from spikedet.analysis.estimate import EnergyEstimate
 from spikedet.detection.boxes import Detections
 from spikedet.detection.letterbox import letterbox
 from spikedet.detection.predict import Predictor
-from spikedet.errors import PictureError, UsageError, among
+from spikedet.errors import PictureError, UsageError, list_choices
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
 from spikedet.runtime.network import watching
 from spikedet.sources.frame import Problems
 from spikedet.sources.stills import Picture
 
-IOU = 0.6  # of non-maximum suppression
-CHUNK = 4  # steps computed at once: the first are seen early, all take up to a tenth longer
-MOST_MAPS = 8  # of steps, and of channels, in the pictures of a layer
+IOU = 0.6  # overlap threshold of non-maximum suppression
+CHUNK = 4  # steps computed at once; results come early, but all take up to a tenth longer
+MOST_MAPS = 8  # most maps of steps, and of channels
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a visitor may ask for.
+    """Limits for requests.
 
     Attributes:
-        megabytes: Largest upload.
-        megapixels: Largest picture, in millions of pixels.
-        T: Most time steps.
-        frames: Frames of a video that are looked at, from its first one on.
-        seconds: Longest time for an upload, and for its answer.
-        waiting: Visitors that may wait for their turn.
+        megabytes: Largest upload in MB.
+        megapixels: Largest picture in millions of pixels.
+        T: Largest number of time steps.
+        frames: Largest number of frames of a video. Later frames are not processed.
+        seconds: Longest time for an upload, and for its response.
+        waiting: Largest number of visitors that may wait.
     """
 
     megabytes: float = 20
@@ -52,13 +52,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Step:
-    """A spiking network after t time steps of a picture.
+    """The result of a spiking network after t time steps of a picture.
 
     Attributes:
-        detections: After detections.T steps, with their spike rate.
-        rates: Spikes per neuron and step of each layer so far.
+        detections: Detections after `detections.T` steps, with their spike rate.
+        rates: Firing rate of each layer so far, in spikes per neuron and step.
         seconds: Computing time so far.
-        energy: Estimated energy so far, mJ.
+        energy: Estimated energy so far in mJ.
     """
 
     detections: Detections
@@ -68,11 +68,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What the float network finds.
+class FloatResult:
+    """The result of the float network.
 
     Attributes:
-        detections: What it gives.
+        detections: Its detections.
         seconds: Computing time.
     """
 
@@ -82,11 +82,11 @@ class Beside:
 
 @dataclass(frozen=True)
 class Spikes:
-    """Spikes of a layer for one picture.
+    """The spikes of a layer for one picture.
 
     Attributes:
-        steps: Share of the channels that fire at each place in each step, [T, H, W].
-        channels: Spikes per step of each neuron, [C, H, W].
+        steps: Share of the channels that fire, for each step and position, [T, H, W].
+        channels: Firing rate of each neuron in spikes per step, [C, H, W].
     """
 
     steps: np.ndarray
@@ -94,21 +94,21 @@ class Spikes:
 
 
 class Viewer:
-    """Looks at pictures for several visitors at once; it keeps nothing of them.
+    """Runs the networks for the page. Several visitors may use it at once. It stores nothing.
 
     Args:
-        detector: Of spiking weights.
-        reference: The float network to show beside it, or None.
-        example: [H, W, 3] uint8 BGR, the picture whose operations are counted exactly for the
-            energy estimate of all others.
-        limits: What may be asked for.
+        detector: Detector with spiking weights.
+        reference: Float detector for comparison, or None.
+        example: Picture [H, W, 3] uint8 BGR. Its operations are counted exactly, and the energy
+            estimate for other pictures is based on them.
+        limits: Limits for requests. None: the default limits.
 
     Attributes:
-        layers: Names of the layers of neurons, in the order of execution.
-        float_energy: Estimated energy of the float network, mJ a picture.
+        layers: Names of the layers of neurons in the order of execution.
+        float_energy: Estimated energy of the float network in mJ per picture.
 
     Raises:
-        UsageError: The weights have no time steps.
+        UsageError: The weights are not spiking weights.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class Viewer:
 
     @property
     def T(self) -> int:
-        """Time steps where a visitor does not say."""
+        """Default number of time steps."""
         return min(self.detector.T or 1, self.limits.T)
 
     def read(self, path: Path) -> np.ndarray:
-        """A picture that was sent, [H, W, 3] uint8 BGR.
+        """Read an uploaded picture, [H, W, 3] uint8 BGR.
 
         Raises:
-            PictureError: It cannot be read, or is too large.
+            PictureError: The picture cannot be read, or is too large.
         """
         header = read_header(path)
         self._expect_small(header.width, header.height)
@@ -148,18 +148,18 @@ class Viewer:
 
     def look(
         self, picture: np.ndarray, T: int, conf: float = 0.25, beside: bool = False
-    ) -> Iterator[Step | Beside]:
-        """What the spiking network sees after each time step, then what the float network sees.
+    ) -> Iterator[Step | FloatResult]:
+        """Yield the result of the spiking network after each step, then that of the float network.
 
         Args:
             picture: [H, W, 3] uint8 BGR.
             T: Time steps.
             conf: Confidence threshold.
-            beside: Whether the float network looks as well.
+            beside: Whether to run the float network too.
 
         Raises:
-            UsageError: T or `conf` is outside of its limits, `beside` without a float network, or
-                it takes longer than the limit.
+            UsageError: T or `conf` is outside its limits, there is no float network, or the time
+                limit is exceeded.
         """
         self._expect_steps(T)
         if beside and self.reference is None:
@@ -168,7 +168,7 @@ class Viewer:
 
     def _look(
         self, picture: np.ndarray, T: int, conf: float, beside: bool
-    ) -> Iterator[Step | Beside]:
+    ) -> Iterator[Step | FloatResult]:
         begin, spent = time.monotonic(), 0.0
         with self._network.spike_rates() as rates:
             steps = self.detector.steps(picture, T, conf=conf, iou=IOU, chunk=CHUNK)
@@ -189,24 +189,24 @@ class Viewer:
             start = time.perf_counter()
             other = self.reference(picture, conf=conf, iou=IOU)
             assert isinstance(other, Detections)
-            yield Beside(other, time.perf_counter() - start)
+            yield FloatResult(other, time.perf_counter() - start)
 
     def film(self, path: Path, T: int, conf: float = 0.25) -> Iterator[tuple[float, Step]]:
-        """What is seen in each frame of a video after T steps, and the time of the frame.
+        """Yield the result after T steps for each frame of a video.
 
         Args:
             path: A video or an animation.
-            T: Time steps of each frame.
+            T: Time steps for each frame.
             conf: Confidence threshold.
 
         Yields:
-            Seconds since the first frame, and its last step.
+            Seconds since the first frame, and the last step of the frame.
 
         Raises:
-            PictureError: It cannot be read, its frames are too large, or it is damaged: then behind
-                what could be read.
-            UsageError: T or `conf` is outside of its limits, or it takes longer than the limit:
-                then behind the frames that were looked at.
+            PictureError: The video cannot be read, its frames are too large, or it is damaged.
+                Damage is raised after the readable frames.
+            UsageError: T or `conf` is outside its limits, or the time limit is exceeded. The time
+                limit is raised after a processed frame.
         """
         self._expect_steps(T)
         begin, problems = time.monotonic(), Problems()
@@ -223,25 +223,25 @@ class Viewer:
 
     @torch.inference_mode()
     def spikes(self, picture: np.ndarray, T: int, layer: str) -> Spikes:
-        """Spikes of a layer, computed by torch in any case: other engines do not show them.
+        """Record the spikes of a layer. The torch engine always runs the network for this.
 
         Args:
             picture: [H, W, 3] uint8 BGR.
             T: Time steps.
-            layer: One of `layers`.
+            layer: A name in `layers`.
 
         Raises:
-            UsageError: T is outside of its limits, no such layer, or it takes longer than the
-                limit.
+            UsageError: T is outside its limits, the layer does not exist, or the time limit is
+                exceeded.
         """
         self._expect_steps(T)
         if layer not in self.layers:
-            there = among(layer, self.layers)
-            raise UsageError(f"no layer {layer[:80]!r}; expected one of {there}")
+            known = list_choices(layer, self.layers)
+            raise UsageError(f"no layer {layer[:80]!r}; expected one of {known}")
         steps: list[Tensor] = []
         total: list[Tensor] = []
 
-        def heard(now: Any, node: Any, inputs: Any, sent: Tensor) -> None:
+        def on_node(now: Any, node: Any, inputs: Any, sent: Tensor) -> None:
             if node.name != layer:
                 return
             fired = sent.float().sign().abs()
@@ -250,14 +250,14 @@ class Viewer:
             total.append(fired.sum(0))
 
         begin = time.monotonic()
-        with watching(self._network.graph, heard):
+        with watching(self._network.graph, on_node):
             for _ in self._network.anytime(self._input(picture), T, CHUNK):
                 self._expect_time(begin)
         channels = torch.stack(total).sum(0) / T
         return Spikes(torch.cat(steps).cpu().numpy(), channels.cpu().numpy())
 
     def _input(self, picture: np.ndarray) -> Tensor:
-        """[1, 3, S, S] as the network takes it."""
+        """Convert a picture to the input of the network, [1, 3, S, S]."""
         tensor, _ = letterbox(picture, self.detector.imgsz)
         tensor = tensor[None].contiguous(memory_format=torch.channels_last)
         return tensor.to(self.detector.device)
@@ -281,44 +281,45 @@ class Viewer:
             )
 
 
-def maps_of(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
-    """Pictures of the spikes of a layer, bright where neurons fire.
-
-    Args:
-        spikes: Of a layer.
+def spike_maps(spikes: Spikes) -> dict[str, list[dict[str, Any]]]:
+    """Make pictures of the spikes of a layer. Positions with many spikes are bright.
 
     Returns:
-        `steps`, up to eight spread over time: `t` and `png`; `channels`, those up to eight that
-        fire most: `channel`, `rate` (spikes per neuron and step) and `png`.
+        A dict with two lists. `steps` has up to eight time steps, spread over the run: `t` and
+            `png`. `channels` has up to eight channels with the highest firing rates: `channel`,
+            `rate` (spikes per neuron and step) and `png`.
     """
     T = len(spikes.steps)
     chosen = sorted({round(t) for t in np.linspace(0, T - 1, min(T, MOST_MAPS))})
     brightest = float(spikes.steps.max(initial=0)) or 1.0
-    steps = [{"t": t + 1, "png": heat(spikes.steps[t] / brightest)} for t in chosen]
+    steps = [{"t": t + 1, "png": heat_map(spikes.steps[t] / brightest)} for t in chosen]
     means = spikes.channels.reshape(len(spikes.channels), -1).mean(1)
     busiest = np.argsort(-means, kind="stable")[:MOST_MAPS]
     channels = [
-        {"channel": int(c), "rate": float(means[c]), "png": heat(spikes.channels[c])}
+        {"channel": int(c), "rate": float(means[c]), "png": heat_map(spikes.channels[c])}
         for c in busiest
     ]
     return {"steps": steps, "channels": channels}
 
 
-def heat(values: np.ndarray, side: int = 160) -> bytes:
-    """A PNG of numbers 0..1 [H, W], dark to bright, each a square of pixels."""
+def heat_map(values: np.ndarray, side: int = 160) -> bytes:
+    """Convert numbers 0..1, [H, W], to a PNG from dark to bright, about `side` pixels wide."""
     scale = max(1, round(side / max(values.shape)))
     grey = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
     colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
-    return encoded(colours.repeat(scale, 0).repeat(scale, 1), ".png")
+    return encode(colours.repeat(scale, 0).repeat(scale, 1), ".png")
 
 
-def encoded(picture: np.ndarray, suffix: str = ".jpg", longest: int = 1280) -> bytes:
-    """A picture [H, W, 3] uint8 BGR as a file, shrunk where a side has more than `longest` pixels.
+def encode(picture: np.ndarray, suffix: str = ".jpg", longest: int = 1280) -> bytes:
+    """Encode a picture [H, W, 3] uint8 BGR. Larger pictures are shrunk to `longest` pixels.
 
     Args:
         picture: The picture.
         suffix: `.jpg` or `.png`.
-        longest: Pixels.
+        longest: Largest side in pixels.
+
+    Returns:
+        Data of the file.
     """
     scale = longest / max(picture.shape[:2])
     if scale < 1:

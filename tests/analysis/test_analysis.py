@@ -126,7 +126,7 @@ def compared(stages, batches, steps=T):
     comparison = Comparison(SpikingNetwork(spiking, T), steps)
     for batch in batches:
         for reference in references:
-            reference.see(batch)
+            reference.run(batch)
         comparison.add(batch, *references)
     return comparison
 

@@ -230,7 +230,7 @@ def test_spikes_accumulate_and_real_channels_of_the_same_layer_multiply(pool, sp
 class Carrying(IFNeuron):
     """Neurons whose spikes are negative and carry a threshold."""
 
-    def on_wire(self, spikes):
+    def scale_spikes(self, spikes):
         return spikes * -2.5
 
 

@@ -202,8 +202,8 @@ def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"epochs": 0}, TrainingError, "epochs is 0; expected a whole number of 1 or more"),
-        ({"batch": 0}, TrainingError, "batch is 0; expected a whole number of 1 or more"),
+        ({"epochs": 0}, TrainingError, "epochs is 0; expected an integer of 1 or more"),
+        ({"batch": 0}, TrainingError, "batch is 0; expected an integer of 1 or more"),
         ({"workers": -1}, TrainingError, "workers is -1; expected"),
         ({"clip": -1.0}, TrainingError, "clip is -1.0; expected"),
         ({"optimizer": "Adam"}, TrainingError, "optimizer is '?Adam"),

@@ -161,7 +161,7 @@ def test_files_are_written_whole_or_not_at_all(classifier, tmp_path, monkeypatch
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(speed, "drawn", fail)
+    monkeypatch.setattr(speed, "render", fail)
     words = [*classifier, "--T", 4, "--engines", "torch", "--rounds", 1]
     files = ["--json", tmp_path / "b.json", "--csv", tmp_path / "b.csv"]
     files += ["--plot", tmp_path / "b.png"]
@@ -204,8 +204,8 @@ def test_memory_that_is_not_measured_is_a_sentence(classifier, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--batch", 0], 2, "--batch: '0' is not a whole number of 1 or more"),
-        (["--threads", 0], 2, "--threads: '0' is not a whole number between 1 and 1024"),
+        (["--batch", 0], 2, "--batch: '0' is not an integer of 1 or more"),
+        (["--threads", 0], 2, "--threads: '0' is not an integer between 1 and 1024"),
         (["--engines", "fast"], 2, "no engine 'fast'; expected auto, torch, events, integers, to"),
         (["--plot", "b.jpg"], 2, "'b.jpg'; expected a name that ends in .png or .svg"),
         (["--csv", "b.txt"], 2, "cannot write to 'b.txt'; expected a name that ends in .csv"),

@@ -455,7 +455,7 @@ def test_bad_calls_of_a_classifier(runs):
     with pytest.raises(PictureError, match="expected .H, W, 3. uint8"):
         classifier(picture.astype(np.float32))
     for name in ("top", "batch", "T"):
-        with pytest.raises(UsageError, match=f"{name} is 0; expected a whole number of 1 or more"):
+        with pytest.raises(UsageError, match=f"{name} is 0; expected an integer of 1 or more"):
             classifier(picture, **{name: 0})
     with pytest.warns(UserWarning, match="calibrated for T=4, not T=2"):
         assert classifier(picture, 2).T == 2
@@ -568,7 +568,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*CONVERT, "--data", "data", "--method", "copy", "--unlabelled", "data"], 2,
          "--unlabelled: has no effect"),
         ([*GO_ON, "--end-temperature", 0.5], 2, "'0.5' is not a number of 1 or more"),
-        ([*GO_ON, "--end-jpeg", 101], 2, "--end-jpeg: '101' is not a whole number"),
+        ([*GO_ON, "--end-jpeg", 101], 2, "--end-jpeg: '101' is not an integer"),
         ([*GO_ON, "--end-to-end", 0, "--end-jpeg", 75], 2, "--end-jpeg: has no effect with"),
         ([*CONVERT, "--data", "data", "--layers", "model.3"], 2,
          "no layer is named 'model.3'; there are relu, layer1.0.relu, "),
@@ -587,7 +587,7 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TRAIN, "--out", "float", "--resume", "--epochs", 9, "--batch", 50, "--optimizer",
           "AdamW"], 6, "a run with optimizer=SGD; this run has optimizer=AdamW"),
         ([*CONVERT, "--data", "data", "--out", "damaged", "--resume"], 6, "this file is damaged"),
-        ([*TRAIN, "--epochs", 0], 2, "--epochs: '0' is not a whole number"),
+        ([*TRAIN, "--epochs", 0], 2, "--epochs: '0' is not an integer"),
         ([*TRAIN, "--device", "9"], 2, "CUDA devices; expected cpu"),
         ([*TRAIN, "--resume"], 6, "nothing to resume here"),
     ],
@@ -819,7 +819,7 @@ def test_rows_say_their_engine_and_torch_is_the_default(runs, tmp_path, monkeypa
     rows = engine_rows(monkeypatch, tmp_path / "rows.json", *words, "--engine", "auto")
     assert [row["engine"] for row in rows] == ["torch", "events"]
     shown = capsys.readouterr()
-    assert "engine events: whole numbers" in shown.err and shown.out.rstrip().endswith("events")
+    assert "engine events: integers" in shown.err and shown.out.rstrip().endswith("events")
 
 
 @needs_kernels
@@ -862,7 +862,7 @@ def test_classify_with_an_engine_and_early_exit(runs, tmp_path, monkeypatch, cap
     words = ["--weights", weights(runs, "snn"), picture, "--json", tmp_path / "found.json"]
     more = ["--engine", "integers", "--T", 12, "--patience", 2]
     assert command(monkeypatch, "classify", *words, *more) == 0
-    assert capsys.readouterr().err.endswith("engine integers: whole numbers, by torch\n")
+    assert capsys.readouterr().err.endswith("engine integers: integer arithmetic by torch\n")
     (entry,) = json.loads((tmp_path / "found.json").read_text())
     assert 3 <= entry["T"] <= 12
     assert command(monkeypatch, "classify", *words, "--every", 2) == 2

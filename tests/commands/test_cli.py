@@ -210,7 +210,7 @@ def test_another_option_that_begins_alike_is_not_a_file():
         ("train: {help: true}", "train has no option 'help'"),
         ("train: {resume: 3}", "train has resume: 3; expected true or false"),
         ("train: {epochs: true}", "train has epochs: True; expected text"),
-        ("train: {epochs: 0}", "train has epochs: '0' is not a whole number of 1 or more"),
+        ("train: {epochs: 0}", "train has epochs: '0' is not an integer of 1 or more"),
         ("train: {data: [a, {b: 1}]}", "train has data: .*; expected text"),
         ("train: {epochs: [1, 2]}", "train has epochs: .1, 2.; expected a single value"),
     ],
@@ -227,8 +227,8 @@ def test_bad_files(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["detect", "--T", 0], "--T: T is '0'; expected a whole number from 1 to 10000"),
-        (["detect", "--T", 10001], "--T: T is '10001'; expected a whole number from 1 to 10000"),
+        (["detect", "--T", 0], "--T: T is '0'; expected an integer from 1 to 10000"),
+        (["detect", "--T", 10001], "--T: T is '10001'; expected an integer from 1 to 10000"),
         (["detect", "--T"], "--T: expected a value"),
         (["detect", "--conf", 3], "--conf: '3' is not a number between 0 and 1"),
         (["detect", "--conf", "nan"], "--conf: 'nan' is not a number between 0 and 1"),
@@ -249,7 +249,7 @@ def test_bad_files(tmp_path, text, words):
         (["train", "--data", "d", "--out", "o", "--optimizer", "sgd"],
          "--optimizer: 'sgd'; expected SGD or AdamW (did you mean SGD?)"),
         (["train", "--data", "d", "--out", "o", "--jpeg", 101],
-         "--jpeg: '101' is not a whole number between 0 and 100"),
+         "--jpeg: '101' is not an integer between 0 and 100"),
         (["energy", "--data", "d", "--pj-ac", 0], "--pj-ac: '0' is not a number above 0"),
         (["evaluate", "--data", "d", "--areas", 1], "--areas: expected a value"),
         (["detec"], "no command 'detec' (did you mean detect?)"),
@@ -448,7 +448,7 @@ def test_json_is_written_to_names_in_json_only():
 @pytest.mark.parametrize("words", [["--pictures", "0"], ["--held", "-1"], ["--end-to-end", "-3"]])
 def test_numbers_that_stage_two_cannot_do(words):
     least = 0 if words[0] == "--end-to-end" else 1
-    with pytest.raises(UsageError, match=f"is not a whole number of {least} or more"):
+    with pytest.raises(UsageError, match=f"is not an integer of {least} or more"):
         parsed("calibrate", ["--weights", "w", "--data", "d", "--out", "o", *words])
 
 

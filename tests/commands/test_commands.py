@@ -197,7 +197,7 @@ def test_two_inputs_of_one_name_give_two_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--T", "0", "bus.jpg"], 2, "T is '0'; expected a whole number from 1 to 10000"),
+        (["--T", "0", "bus.jpg"], 2, "T is '0'; expected an integer from 1 to 10000"),
         (["--T", "two", "bus.jpg"], 2, "T is 'two'"),
         (["--conf", "7", "bus.jpg"], 2, "not a number between 0 and 1"),
         (["--classes", "zebra", "--", "bus.jpg"], 2, "unknown class 'zebra'"),

@@ -71,7 +71,7 @@ def test_a_folder_of_results(tmp_path, monkeypatch):
     about = About("w", "val", 8)
 
     def draw(rows, about):
-        return measures.over(rows, "T", "AP", "AP over T", None, about)
+        return measures.value_curves(rows, "T", "AP", "AP over T", None, about)
 
     write(folder / "in", "AP-over-T", rows, draw, about)
     (folder / "rows.json").write_text(json.dumps([{**row, "per_class": {}} for row in rows]))

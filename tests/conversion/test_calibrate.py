@@ -15,7 +15,7 @@ from spikedet.conversion.batch_norm import beside_batch_norm
 from spikedet.conversion.calibrate import _Layer, calibrate
 from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from spikedet.conversion.thresholds import estimate_thresholds
 from spikedet.errors import TrainingError, UsageError
 from spikedet.graph.graph import Graph
@@ -314,7 +314,10 @@ def divergence(rates, targets):
 
 def test_kl_is_blind_to_a_constant_that_is_added_and_mse_is_not(stages, batches):
     quantised, spiking = stages
-    student, teacher = Stored(spiking, batches[:1], T), Stored(quantised, batches[:1], None)
+    student, teacher = (
+        StoredOutputs(spiking, batches[:1], T),
+        StoredOutputs(quantised, batches[:1], None),
+    )
     site, theta = student.sites[0], student.sites[0].node.module.threshold
     target = teacher.target(teacher.sites[0], 0).float() / T
 

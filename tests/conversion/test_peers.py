@@ -16,7 +16,7 @@ from spikedet.commands.main import parsed
 from spikedet.conversion.bias import own_bias, shift_currents
 from spikedet.conversion.calibrate import calibrate
 from spikedet.conversion.prepare import prepare
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from spikedet.conversion.thresholds import (
     channel_maxima,
     estimate_thresholds,
@@ -217,9 +217,9 @@ def test_the_shift_reaches_every_neuron_once(arch):
     """Residual sums have two layers of which one is changed; signed neurons of bottlenecks too."""
     picture = torch.rand(2, 3, 16, 16)
     network = spiking_copy(quantised(classifier(arch), [picture], T), initial=0.0)
-    before = Stored(copy.deepcopy(network), [picture], T)
+    before = StoredOutputs(copy.deepcopy(network), [picture], T)
     shift_currents(network, T)
-    after = Stored(network, [picture], T)
+    after = StoredOutputs(network, [picture], T)
     for index, (old, new) in enumerate(zip(before.sites, after.sites, strict=True)):
         tensors = before.sources(old, 0)
         change = after.run(new, tensors) - before.run(old, tensors)
@@ -251,7 +251,7 @@ def test_a_layer_that_two_neurons_read_has_no_place_for_a_current():
 
 def test_own_bias_is_that_of_the_last_layer():
     picture = torch.rand(1, 3, 16, 16)
-    student = Stored(prepare(classifier("resnet20"), picture), [picture], None)
+    student = StoredOutputs(prepare(classifier("resnet20"), picture), [picture], None)
     joins = [site for site in student.sites if len(site.layers) == 2]
     assert joins and all(isinstance(site.node.module, ACTIVATIONS) for site in joins)
     assert all(own_bias(student, site) is site.layers[0].bias for site in joins)

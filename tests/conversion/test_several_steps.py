@@ -39,7 +39,7 @@ def test_steps_that_are_read_out():
 
 @pytest.mark.parametrize("steps", [0, 4, 5, 1.0, True, "2"])
 def test_steps_that_cannot_be(batches, steps):
-    with pytest.raises(UsageError, match="expected whole numbers from 1 to 3"):
+    with pytest.raises(UsageError, match="expected integers from 1 to 3"):
         spikedet.convert(
             network(), batches[:2], 4, layer_steps=0, end_to_end=1, end_also=[steps], progress=False
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from support.engines import CORRECTING, NETWORKS, spiking
 
 
@@ -14,7 +14,7 @@ def test_spikes_come_back(name, layout, slope):
     torch.manual_seed(0)
     pictures = torch.rand(3, 3, 16, 16).contiguous(memory_format=layout)
     graph = spiking(NETWORKS[name], pictures, slope=slope)
-    stored = Stored(graph, [pictures], 5)
+    stored = StoredOutputs(graph, [pictures], 5)
     for index, site in enumerate(stored.sites):
         if not site.is_neuron:
             continue
@@ -22,9 +22,9 @@ def test_spikes_come_back(name, layout, slope):
         neuron = site.node.module
         spikes, _ = neuron.fire(current, neuron.start(current, 3), 5)
         stored.advance(index)
-        if site.node.name in stored.kept:
+        if site.node.name in stored.outputs:
             unpacked = stored.unpack(site.node.name, 0)
-            assert torch.equal(unpacked, neuron.on_wire(spikes))
+            assert torch.equal(unpacked, neuron.scale_spikes(spikes))
             if unpacked.ndim == 4:
                 assert unpacked.is_contiguous(memory_format=layout)
-            assert stored.kept[site.node.name][0].nbytes <= -(-2 * spikes.numel() // 8)
+            assert stored.outputs[site.node.name][0].nbytes <= -(-2 * spikes.numel() // 8)

@@ -18,7 +18,7 @@ from spikedet.data import formats
 from spikedet.data.formats import read_boxes, recognise
 from spikedet.data.formats.voc import VOC_CLASSES, parse_annotation
 from spikedet.data.samples import Sample
-from spikedet.data.sizes import turned
+from spikedet.data.sizes import rotate_sample
 from spikedet.detection.boxes import Detections
 from spikedet.detection.data import split_off_tuning
 from spikedet.detection.defaults import TUNING
@@ -417,7 +417,7 @@ def test_boxes_are_turned_as_pixels_are(turn):
     rows, columns = np.flatnonzero(shown.max(1)), np.flatnonzero(shown.max(0))
     box = np.array([[8, 5, 40, 20]], np.float32)
     labels, difficult = np.zeros(1, np.int64), np.zeros(1, bool)
-    sample = turned(Sample("a/b", None, 60, 40, box, labels, difficult), turn)
+    sample = rotate_sample(Sample("a/b", None, 60, 40, box, labels, difficult), turn)
     assert (sample.width, sample.height) == shown.shape[::-1]
     assert sample.boxes.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]]
 

@@ -132,7 +132,7 @@ def test_fresh_heads_of_the_command(devkit, tmp_path, monkeypatch, capsys):
     assert changed == {"14.cv2.1", "14.cv3.1"}
     assert command(monkeypatch, "train", *words, "--fresh-heads", 32, "--out", tmp_path / "c") == 2
     assert "--fresh-heads: has no effect" in capsys.readouterr().err
-    for wrong, sentence in ((8, ": 16, 32"), (0, "not a whole number of 1 or more")):
+    for wrong, sentence in ((8, ": 16, 32"), (0, "not an integer of 1 or more")):
         out = tmp_path / f"d{wrong}"
         assert command(monkeypatch, "train", *again, "--fresh-heads", wrong, "--out", out) == 2
         assert sentence in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from spikedet.detection import label
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc
-from spikedet.detection.label import Journal, Object, coco, fuse, iou, mirrored, renamed
+from spikedet.detection.label import Journal, Object, coco, fuse, iou, mirrored, rename_classes
 from spikedet.detection.ultra import foreign_detector
 from spikedet.errors import DataError, TrainingError, WeightsError
 from spikedet.released import released
@@ -69,16 +69,16 @@ def test_of_two_groups_the_nearer_takes_a_box():
 
 def test_one_object_of_two_classes():
     objects = [Object("cat", 0.4, CAT), Object("dog", 0.5, CAT), Object("cat", 0.3, FAR)]
-    assert [each.name for each in label.without_doubles(objects, 0.8)] == ["dog", "cat"]
-    assert len(label.without_doubles(objects, 1.0)) == 3
-    assert label.without_doubles([], 0.8) == []
+    assert [each.name for each in label.remove_duplicates(objects, 0.8)] == ["dog", "cat"]
+    assert len(label.remove_duplicates(objects, 1.0)) == 3
+    assert label.remove_duplicates([], 0.8) == []
 
 
 def test_new_names_and_the_classes_that_are_kept():
     objects = [Object("couch", 0.4, CAT), Object("giraffe", 0.5, FAR)]
-    assert [o.name for o in renamed(objects, {"couch": "sofa"}, None)] == ["sofa", "giraffe"]
-    assert [o.name for o in renamed(objects, {"couch": "sofa"}, ["sofa"])] == ["sofa"]
-    assert renamed(objects, {}, []) == []
+    assert [o.name for o in rename_classes(objects, {"couch": "sofa"}, None)] == ["sofa", "giraffe"]
+    assert [o.name for o in rename_classes(objects, {"couch": "sofa"}, ["sofa"])] == ["sofa"]
+    assert rename_classes(objects, {}, []) == []
 
 
 def bright(picture):

@@ -141,7 +141,7 @@ def threads():
 
 
 def test_parts_that_cannot_be(sides, tmp_path, monkeypatch):
-    with pytest.raises(TrainingError, match="parts is 0; expected a whole number of 1 or more"):
+    with pytest.raises(TrainingError, match="parts is 0; expected an integer of 1 or more"):
         trainer(sides, tmp_path / "run", parts=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="for CPUs only"):

@@ -20,7 +20,7 @@ from spikedet.commands import calibrate, convert, kinds
 from spikedet.commands.main import parsed
 from spikedet.commands.training import plan
 from spikedet.conversion import distill as distillation
-from spikedet.conversion.stored import Stored
+from spikedet.conversion.stored import StoredOutputs
 from spikedet.detection import loader, model
 from spikedet.detection.data import read_voc
 from spikedet.detection.defaults import Settings
@@ -168,8 +168,8 @@ def test_nothing_to_resume(sides, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"epochs": 0}, "epochs is 0; expected a whole number of 1 or more"),
-        ({"batch": -1}, "batch is -1; expected a whole number of 1 or more"),
+        ({"epochs": 0}, "epochs is 0; expected an integer of 1 or more"),
+        ({"batch": -1}, "batch is -1; expected an integer of 1 or more"),
         ({"mosaic": 2.0}, "mosaic is 2.0; expected a number between 0 and 1"),
         ({"optimizer": "Adam"}, "optimizer is 'Adam'; expected SGD or AdamW"),
     ],
@@ -578,7 +578,7 @@ def test_what_the_end_to_end_pass_of_a_detector_cannot_take(
 def test_layers_are_known_by_name_before_stage_one(sides, stages_done):
     floating = load(stages_done / "float.safetensors")
     network = stage_two.copied(DETECTION, load(stages_done / "qc.safetensors"))
-    names = Stored(network, [torch.zeros(1, 3, 64, 64)], 4).names
+    names = StoredOutputs(network, [torch.zeros(1, 3, 64, 64)], 4).names
     assert len(set(names)) == len(names) > 9
 
     def expect(name):

@@ -14,7 +14,7 @@ from spikedet.runtime.choose import choose_engine
 from spikedet.runtime.network import watching
 
 try:
-    FASTEST = f"events: whole numbers, {library.kernels()[0]} kernels"
+    FASTEST = f"events: integers, {library.kernels()[0]} kernels"
 except library.NoLibrary:
     FASTEST = ""
 needs_kernels = pytest.mark.skipif(not FASTEST, reason="no compiled kernels")
@@ -120,7 +120,7 @@ def test_the_environment_names_the_kernels(name, path, batches, monkeypatch):
     wanted = spikedet.load(path)(batches[0])
     monkeypatch.setenv("SPIKEDET_KERNELS", name)
     snn = spikedet.load(path)
-    assert snn.engine_reason == f"whole numbers, {name} kernels" and library.chosen() == name
+    assert snn.engine_reason == f"integers, {name} kernels" and library.chosen() == name
     assert torch.equal(snn(batches[0]), wanted)
     monkeypatch.setenv("SPIKEDET_KERNELS", "")
     assert library.chosen() == library.kernels()[0]

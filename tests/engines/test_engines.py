@@ -1,4 +1,4 @@
-"""Engines in whole numbers: kernels against the reference, to the last spike."""
+"""Integer engines: kernels against the reference, to the last spike."""
 
 import copy
 import pickle
@@ -198,7 +198,7 @@ def test_readouts_after_every_step_are_those_of_runs_of_their_own(joined):
 @needs_kernels
 def test_joined_branches_need_no_reference(joined):
     graph, pictures = joined
-    assert EventsEngine(graph).describe() == [f"whole numbers, {KERNELS[0]} kernels"]
+    assert EventsEngine(graph).describe() == [f"integers, {KERNELS[0]} kernels"]
 
 
 @needs_kernels
@@ -207,7 +207,7 @@ def test_the_network_runs_by_an_engine(small_net, pictures):
     network = SpikingNetwork(graph, 6, chunk=8)
     with network.spike_rates() as by_torch:
         plain = network(pictures)
-    assert network.use_engine() == f"events: whole numbers, {KERNELS[0]} kernels"
+    assert network.use_engine() == f"events: integers, {KERNELS[0]} kernels"
     with network.spike_rates() as rates:
         whole = network(pictures)
     assert (plain - whole).abs().mean() < 0.1 * plain.std()
@@ -274,7 +274,7 @@ def test_steps_and_batches_that_make_no_sense(small_net, pictures, engine):
             lambda T=T: list(network.run(pictures, T)),
             lambda T=T: list(network.anytime(pictures, T)),
         ):
-            with pytest.raises(UsageError, match="T is .*; expected a whole number of 1 or more"):
+            with pytest.raises(UsageError, match="T is .*; expected an integer of 1 or more"):
                 call()
     with pytest.raises(UsageError, match="steps is 0"):
         list(network.run(pictures, 4, 0))

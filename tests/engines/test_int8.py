@@ -1,4 +1,4 @@
-"""Networks whose weights are whole numbers: rounding, training, files."""
+"""Networks whose weights are integers: rounding, training, files."""
 
 import copy
 
@@ -21,7 +21,7 @@ from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 
 def numbers(graph):
-    """All whole numbers of a graph, and the scales of its neurons."""
+    """All integers of a graph, and the scales of its neurons."""
     tensors = {}
     for name, op in compile_integers(graph).ops.items():
         if isinstance(op, Weighted):
@@ -68,7 +68,7 @@ def test_rounded_networks_compile_to_the_same_numbers(name, each_channel):
     Rounder(graph).write()
     assert all(torch.equal(state[key], value) for key, value in graph.state_dict().items())
     expect_same(numbers(graph), after)
-    for node, whole in Rounder(graph).whole().items():
+    for node, whole in Rounder(graph).integer_weights().items():
         assert torch.equal(whole.value(), graph.module(node).weight), node
         shared = name in ("joined", "pre_activation")  # several layers have one scale
         assert whole.numbers.abs().max() == 127 or (shared and whole.numbers.any())
@@ -118,7 +118,7 @@ def test_shortcuts_are_rounded_by_the_engine_alone():
 def test_weights_are_those_of_before_behind_the_block(small_net, pictures):
     graph = spiking(small_net, pictures)
     rounder = Rounder(graph)
-    rounder.spread()
+    rounder.expand_parameters()
     before = copy.deepcopy(graph.state_dict())
     with rounder.applied():
         inside = copy.deepcopy(graph.state_dict())
@@ -139,7 +139,7 @@ def test_files_hold_int8_and_give_the_same_numbers(name, tmp_path):
     Rounder(graph).write()
     spikedet.save(SpikingNetwork(graph, 4), path, half=True)
     types = {name: tensor.dtype for name, tensor in load_file(path).items()}
-    whole = {f"{node}.weight" for node in Rounder(graph).whole()}
+    whole = {f"{node}.weight" for node in Rounder(graph).integer_weights()}
     assert {name for name, kind in types.items() if kind == torch.int8} == whole
     assert torch.int8 not in {tensor.dtype for tensor in load_file(plain).values()}
     loaded = spikedet.load(path, engine="integers")

@@ -80,10 +80,10 @@ def test_events_are_the_reference_to_the_last_spike(name):
     for engine in (events, reference):
         shown[engine] = {}
 
-        def show(name, first, value, into=shown[engine]):
+        def on_spikes(name, first, value, into=shown[engine]):
             into[name] = value
 
-        (output,) = [read() for _, read in engine.simulate(pictures, [4], False, None, show)]
+        (output,) = [read() for _, read in engine.simulate(pictures, [4], False, None, on_spikes)]
         assert torch.equal(output, wanted[0])
     assert shown[events].keys() == shown[reference].keys() >= spikes.keys()
     for layer, value in shown[reference].items():

@@ -59,7 +59,7 @@ def test_a_package_that_is_missing_is_named(network, tmp_path, monkeypatch):
 def test_bad_input(network, small_net, pictures, tmp_path):
     path = tmp_path / "a.safetensors"
     for T in (0, 2.5, "8"):
-        with pytest.raises(UsageError, match="T is .*expected a whole number"):
+        with pytest.raises(UsageError, match="T is .*expected an integer"):
             spikedet.export(network, path, T=T)
     with pytest.raises(UsageError, match="a SmallNet cannot be exported; expected weights"):
         spikedet.export(small_net, path)

@@ -20,7 +20,7 @@ from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.time import CONSTANT, phases, readouts
-from spikedet.neurons.functional import together
+from spikedet.neurons.functional import pictures_per_pass
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime import network as runtime
@@ -201,7 +201,7 @@ def test_threshold_gradients_over_several_chunks_of_the_cache(slope, per_channel
     x = torch.randn(5, 4, 128, 72) * 2
     grads = torch.randn_like(x)
     theta = torch.tensor([1.0, 2.0, 0.5, 1.5]) if per_channel else torch.tensor(1.25)
-    assert together(x) == 1
+    assert pictures_per_pass(x) == 1
 
     def gradients(x, grads):
         x = x.clone().requires_grad_()
@@ -498,8 +498,8 @@ def test_nothing_is_left_in_a_network_after_a_pass(small_net, pictures):
 class NegativeWire(IFNeuron):
     """What travels for a spike is -2.5."""
 
-    def on_wire(self, spikes):
-        return super().on_wire(spikes) * -2.5
+    def scale_spikes(self, spikes):
+        return super().scale_spikes(spikes) * -2.5
 
 
 @pytest.mark.parametrize("chunk", [4, 12, 100])

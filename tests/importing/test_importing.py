@@ -179,7 +179,7 @@ def plain():
 
 def expect_read(network, path):
     fresh = plain()
-    assert state.put(fresh, state.tensors(state.read(path), path), path, "it") == ()
+    assert state.load_into(fresh, state.tensors(state.read(path), path), path, "it") == ()
     for name, tensor in network.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
@@ -233,7 +233,7 @@ def test_half_precision_becomes_single(tmp_path):
     network = plain().half()
     path = saved(tmp_path / "x.pt", network.state_dict())
     fresh = plain()
-    state.put(fresh, state.tensors(state.read(path), path), path, "it")
+    state.load_into(fresh, state.tensors(state.read(path), path), path, "it")
     assert fresh.a.weight.dtype == torch.float32
     assert torch.equal(fresh.a.weight, network.a.weight.float())
 
@@ -292,11 +292,11 @@ def test_states_of_other_networks(network):
         ("n.bias", torch.tensor([1.0, float("inf")]), "x: n.bias holds a number that is not fin"),
     ]:
         with pytest.raises(WeightsError, match=words):
-            state.put(plain(), tensors | {name: tensor}, "x", "it")
+            state.load_into(plain(), tensors | {name: tensor}, "x", "it")
     with pytest.raises(WeightsError, match="does not fit it: Missing key"):
-        state.put(plain(), {"x.a.weight": WEIGHT, "y.a.weight": WEIGHT}, "x", "it")
+        state.load_into(plain(), {"x.a.weight": WEIGHT, "y.a.weight": WEIGHT}, "x", "it")
     with pytest.raises(WeightsError, match="does not fit it: Missing key"):
-        state.put(plain(), {"weight": WEIGHT}, "x", "it")
+        state.load_into(plain(), {"weight": WEIGHT}, "x", "it")
 
 
 # ------------------------------------------------------------------------------ torchvision's own
@@ -315,7 +315,7 @@ def test_a_state_of_each_classifier_comes_out_with_equal_outputs(tmp_path, name)
     source = torchvision.models.get_model(name, weights=None, num_classes=3, **more).eval()
     path = saved(tmp_path / "x.pth", source.state_dict())
     network = build(foreign(name), 3).eval()
-    left = state.put(network, state.tensors(state.read(path), path), path, name)
+    left = state.load_into(network, state.tensors(state.read(path), path), path, name)
     heads = {"googlenet": {"aux1", "aux2"}, "inception_v3": {"AuxLogits"}}
     assert {key.partition(".")[0] for key in left} == heads.get(name, set())
     side = 96
@@ -335,7 +335,7 @@ def test_the_older_names_of_published_densenets():
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     network = build(foreign("densenet121"), 3)
-    assert state.put(network, older, "x", "it") == ()
+    assert state.load_into(network, older, "x", "it") == ()
     for name, tensor in source.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
 
@@ -343,4 +343,6 @@ def test_the_older_names_of_published_densenets():
 def test_auxiliary_names_of_other_networks_are_not_left_out():
     tensors = torchvision.models.alexnet(num_classes=3).state_dict()
     with pytest.raises(WeightsError, match="Unexpected key.*aux1.x"):
-        state.put(build(foreign("alexnet"), 3), tensors | {"aux1.x": torch.ones(1)}, "x", "it")
+        state.load_into(
+            build(foreign("alexnet"), 3), tensors | {"aux1.x": torch.ones(1)}, "x", "it"
+        )

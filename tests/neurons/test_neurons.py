@@ -7,7 +7,7 @@ from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.functional import (
     integrate_and_fire,
     integrate_and_fire_surrogate,
-    together,
+    pictures_per_pass,
 )
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, mean_over_time
 from spikedet.runtime.network import SpikingNetwork
@@ -132,7 +132,7 @@ def test_surrogate_gradient_over_several_chunks_of_the_cache(slope):
     current = torch.randn(2 * 3, 4, 128, 72).requires_grad_()  # 36,864 of 65,536 elements each
     u0 = torch.rand(3, 4, 128, 72).requires_grad_()
     theta, weight = torch.tensor(0.8), torch.randn_like(current)
-    assert together(u0) == 1
+    assert pictures_per_pass(u0) == 1
     spikes, u = integrate_and_fire_surrogate(current, u0, theta, 2, 1.0, slope)
     whole = torch.autograd.grad((spikes * weight).sum() + u.sum(), [current, u0])
     for b in range(3):

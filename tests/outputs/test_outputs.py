@@ -18,7 +18,7 @@ from spikedet.detection.draw import draw
 from spikedet.detection.track import Tracker
 from spikedet.errors import DataError, PictureError, UsageError
 from spikedet.outputs import Outputs, Save, VideoFile, entry_of
-from spikedet.outputs.names import Names, safe
+from spikedet.outputs.names import Names, safe_name
 from spikedet.sources import Frame, open_sources
 
 NAMES = ("cat", "dog", "a/b: *")
@@ -386,7 +386,7 @@ def test_a_long_name_keeps_its_end():
     ],
 )
 def test_safe_names(name, expected):
-    assert safe(name) == expected
+    assert safe_name(name) == expected
 
 
 def test_names_of_cameras_addresses_and_sequences():

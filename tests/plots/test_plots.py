@@ -57,7 +57,7 @@ EVERY = {
          for t in (1, 2, 8) for s in ("small", "large")],
     ),
     "over": (
-        lambda rows, about: measures.over(rows, "T", "AP", "AP over T", 0.5, about),
+        lambda rows, about: measures.value_curves(rows, "T", "AP", "AP over T", 0.5, about),
         [{"method": "snn", "T": t, "AP": t / 9} for t in (1, 2, 8)],
     ),
     "training": (
@@ -98,7 +98,7 @@ def texts(monkeypatch):
 
     for module in (measures, analysis, pictures):
         monkeypatch.setattr(module, "png", spy)
-    monkeypatch.setattr(speed, "drawn", lambda drawn, form: spy(drawn))
+    monkeypatch.setattr(speed, "render", lambda drawn, form: spy(drawn))
     return words
 
 
@@ -169,14 +169,14 @@ def test_a_strip_has_a_panel_a_step(texts):
 
 
 def test_pictures_are_shrunk_and_say_by_how_much():
-    small, scale = pictures.shrunk(np.zeros((960, 240, 3), np.uint8))
+    small, scale = pictures.shrink(np.zeros((960, 240, 3), np.uint8))
     assert small.shape == (480, 120, 3) and scale == 0.5
-    assert pictures.shrunk(small)[1] == 1.0
+    assert pictures.shrink(small)[1] == 1.0
 
 
 def test_colours_are_told_apart_by_everybody():
     """Okabe and Ito's; lines beyond them differ in their dashes."""
-    drawn, axes = figure.new("", "", "", ABOUT)
+    drawn, axes = figure.new_figure("", "", "", ABOUT)
     for n in range(10):
         axes.plot([0, 1], [n, n])
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
@@ -187,7 +187,8 @@ def test_no_display_is_needed():
     code = (
         "from spikedet.plots import figure, measures, analysis, pictures\n"
         "import sys; assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert figure.png(figure.new('', 'x', 'y', figure.About('w', 'd'))[0])[1:4] == b'PNG'"
+        "drawn, _ = figure.new_figure('', 'x', 'y', figure.About('w', 'd'))\n"
+        "assert figure.png(drawn)[1:4] == b'PNG'"
     )
     environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)

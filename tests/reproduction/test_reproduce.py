@@ -18,7 +18,7 @@ from spikedet.plots import pictures
 from spikedet.released import released_leaky
 from spikedet.reproduction import command as reproduce
 from spikedet.reproduction import detection
-from spikedet.reproduction.workshop import Cell, Workshop
+from spikedet.reproduction.experiment import Cell, Experiment
 from support.devkits import add, annotation
 from support.places import BUS, ROOT
 
@@ -63,7 +63,7 @@ def test_a_row_is_made_once_and_stands_beside_the_papers(place, monkeypatch, cap
     def nothing(self, tool, *words):
         raise AssertionError(f"{tool} was run again")
 
-    monkeypatch.setattr(Workshop, "run", nothing)
+    monkeypatch.setattr(Experiment, "run", nothing)
     before = (place / "results/table10.csv").read_text()
     reproduce.run(args)
     assert (place / "results/table10.csv").read_text() == before
@@ -100,7 +100,7 @@ def test_a_penalty_on_spikes(place, monkeypatch, capsys):
     (weights,) = place.glob("results/*/weights/*sparsity-50-T2.safetensors")
     assert load(weights).origin["int8"]
     assert "before" in capsys.readouterr().out
-    monkeypatch.setattr(Workshop, "run", lambda *words: pytest.fail(f"run again: {words}"))
+    monkeypatch.setattr(Experiment, "run", lambda *words: pytest.fail(f"run again: {words}"))
     reproduce.run(args)
 
 
@@ -122,8 +122,8 @@ def test_a_penalty_is_of_one_T(place, words, said):
 
 @pytest.mark.slow
 def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
-    commands, run = [], Workshop.run
-    monkeypatch.setattr(Workshop, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
+    commands, run = [], Experiment.run
+    monkeypatch.setattr(Experiment, "run", lambda self, *w: (commands.append(w[0]), run(self, *w)))
     args = parsed(place, "table10", "--methods", "spiking-yolo", "--T", 20, 8)
     reproduce.run(args)
     assert commands == ["convert", "evaluate"]
@@ -136,7 +136,7 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
     reproduce.run(args)  # only this one is measured, beside the others
     assert commands == ["convert", "evaluate", "evaluate"]
     assert (place / "results/table10.csv").read_text().startswith(before)
-    monkeypatch.setattr(Workshop, "run", None)
+    monkeypatch.setattr(Experiment, "run", None)
     for T in ([8], [20, 40]):
         args.T = T
         reproduce.run(args)  # nothing is made again, and no row is lost
@@ -148,7 +148,7 @@ def test_rows_of_one_network_are_read_out_from_one_run(place, monkeypatch):
 def test_rows_of_other_pictures_are_not_taken_for_those_asked_for(place, monkeypatch):
     words = ("table10", "--methods", "float")
     reproduce.run(parsed(place, *words))
-    monkeypatch.setattr(Workshop, "run", None)
+    monkeypatch.setattr(Experiment, "run", None)
     reproduce.run(parsed(place, *words))
     with pytest.raises(DataError, match="nowhere: no such folder"):
         reproduce.run(parsed(place, *words, "--data", place / "nowhere"))
@@ -168,9 +168,11 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     assert checkpoint == ["copy", "4", "4", "0"]
     reproduce.run(parsed(place, *words, 2))  # nothing to it
     with monkeypatch.context() as patched:
-        patched.setattr(Workshop, "run", lambda *_: None)  # killed before it wrote any weights
+        patched.setattr(Experiment, "run", lambda *_: None)  # killed before it wrote any weights
         one, two = (
-            Workshop(parsed(place, *words, n), place, place / "float.safetensors", "detection", [])
+            Experiment(
+                parsed(place, *words, n), place, place / "float.safetensors", "detection", []
+            )
             for n in (1, 2)
         )
         cell = Cell("stage2", 4, None, 256)
@@ -182,16 +184,18 @@ def test_weights_of_other_settings_are_not_taken_for_those_asked_for(place, monk
     checkpoint.tensors = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
     save(checkpoint, other)
     folders = []
-    monkeypatch.setattr(detection, "table", lambda args, shop: folders.append(shop.out))
+    monkeypatch.setattr(detection, "table", lambda args, experiment: folders.append(experiment.out))
     for path in (place / "float.safetensors", other):
         reproduce.run(parsed(place, *words, 2, "--model", path))
     assert len(set(folders)) == 2
 
 
 def test_figure8_follows_one_run(place, monkeypatch):
-    said, below = [], pictures.below
+    captions, add_caption = [], pictures.add_caption
     monkeypatch.setattr(
-        pictures, "below", lambda figure, about: (said.append(about.line()), below(figure, about))
+        pictures,
+        "add_caption",
+        lambda figure, about: (captions.append(about.line()), add_caption(figure, about)),
     )
     reproduce.run(parsed(place, "figure8", "--methods", "spiking-yolo", "--T", 2, 4))
     lines = list(csv.DictReader((place / "results/figure8.csv").open()))
@@ -199,7 +203,7 @@ def test_figure8_follows_one_run(place, monkeypatch):
         ("spiking-yolo", "2", "20"), ("spiking-yolo", "4", "20"),
     ]  # fmt: skip
     drawn = plt.imread(place / "results/figure8.png")
-    (line,) = said
+    (line,) = captions
     assert line.startswith("T=2, 4; bus.jpg; from float.safetensors; ") and line.endswith(
         spikedet.__version__
     )
@@ -291,8 +295,10 @@ def test_spiking_yolo_starts_from_the_released_leaky_network(place, monkeypatch,
     commands = []
     args = parsed(place, "table10", "--T", 20)
     models = [place / "float.safetensors"] if own else []
-    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
-    monkeypatch.setattr(detection, "table", lambda args, shop: shop.weights(spiking_yolo))
+    monkeypatch.setattr(Experiment, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(
+        detection, "table", lambda args, experiment: experiment.weights(spiking_yolo)
+    )
     spiking_yolo = Cell("spiking-yolo", 20, None, 256)
     detection.make(args, models)
     ((tool, *words),) = commands
@@ -330,7 +336,7 @@ def test_agreement_with_the_float_network(detected, objects):
         return Detections(boxes, np.ones(len(listed), np.float32), labels, VOC_CLASSES)
 
     truth = detections([("bus", (0, 0, 100, 100))])
-    assert detection.agreeing(detections(detected), truth) == objects
+    assert detection.count_found(detections(detected), truth) == objects
 
 
 def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):
@@ -347,15 +353,15 @@ def test_rows_of_each_engine_are_kept_apart(place, monkeypatch):
         return [row | named]
 
     weights = place / "float.safetensors"
-    monkeypatch.setattr(Workshop, "measured", measured)
-    monkeypatch.setattr(Workshop, "weights", lambda self, cell, make=True: weights)
-    monkeypatch.setattr(Workshop, "pictures", lambda self, limit: "these")
+    monkeypatch.setattr(Experiment, "measure", measured)
+    monkeypatch.setattr(Experiment, "weights", lambda self, cell, make=True: weights)
+    monkeypatch.setattr(Experiment, "pictures", lambda self, limit: "these")
 
     def row(engine, cell):
         options = parsed(place, "table10", "--engine", engine)
         options.split = "VOC2007:train"
-        shop = Workshop(options, place / "out", weights, "detection", options.data)
-        return shop.row(cell)["engine"]
+        experiment = Experiment(options, place / "out", weights, "detection", options.data)
+        return experiment.row(cell)["engine"]
 
     spiking, plain = Cell("two-stage", 8, None, 16), Cell("float", None, None, 16)
     assert [row(engine, spiking) for engine in ("torch", "events", "integers")] == [

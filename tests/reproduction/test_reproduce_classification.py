@@ -18,7 +18,7 @@ from spikedet.commands.main import parsed as parsed_words
 from spikedet.errors import DataError, UsageError
 from spikedet.reproduction import classification, tables
 from spikedet.reproduction import command as reproduce
-from spikedet.reproduction.workshop import Cell, Workshop
+from spikedet.reproduction.experiment import Cell, Experiment
 from spikedet.stages.pipeline import layers_file
 
 NAMES = published.CLASSES["CIFAR-10"]
@@ -71,7 +71,7 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
         runs.append(tool)
         module_of(tool).run(parsed_words(tool, words))
 
-    monkeypatch.setattr(Workshop, "run", run)
+    monkeypatch.setattr(Experiment, "run", run)
     args.epochs, args.pictures, args.layer_steps, args.end_to_end = 1, 2, 1, 0
     reproduce.run(args)
     assert runs == ["evaluate", "finetune", "convert", "evaluate"]
@@ -99,8 +99,8 @@ def test_a_row_is_run_once_and_the_others_are_not_run(place, tmp_path, monkeypat
 
 
 def network(name, dataset="CIFAR-10", leaky=False, released=None):
-    shop = SimpleNamespace(released=lambda stage, T: released)
-    return tables.Network(name, dataset, leaky, shop)
+    experiment = SimpleNamespace(released=lambda stage, T: released)
+    return tables.Network(name, dataset, leaky, experiment)
 
 
 def cells_of(name, networks):
@@ -178,7 +178,7 @@ def test_a_method_that_the_tools_have_not_is_not_run(monkeypatch):
     assert methods == {"copy", "stage1", "two-stage"}
 
 
-class Shop:
+class FakeExperiment:
     """Rows that are there already."""
 
     def row(self, cell, make=True):
@@ -202,10 +202,10 @@ class Shop:
 
 def measured(tmp_path, name, *words):
     args = parsed_words("reproduce", [name, "--data", "d", "--out", str(tmp_path), *words])
-    rows = replace(network("resnet20", "CIFAR-100"), shop=Shop())
+    rows = replace(network("resnet20", "CIFAR-100"), experiment=FakeExperiment())
     classification.measure(args, [rows])
     lines = [x for x in lines_of(tmp_path / f"{name}.csv") if x["network"] == "resnet20"]
-    return rows.shop, {
+    return rows.experiment, {
         (x["measure"], x["T"]): x["value"] for x in lines if x["paper_method"] == "Ours"
     }
 
@@ -217,8 +217,8 @@ def test_relative_loss(tmp_path):
 
 
 def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
-    shop, values = measured(tmp_path, "table7", "--T", "2", "--methods", "layer-wise")
-    assert shop.limit == 1024
+    experiment, values = measured(tmp_path, "table7", "--T", "2", "--methods", "layer-wise")
+    assert experiment.limit == 1024
     numbers = {key: float(value) for key, value in values.items() if value != "not run"}
     wanted = {("top1", ""): 80, ("top1", "2"): 60, ("gsop", ""): 100, ("gsop", "2"): 35}
     wanted |= {("energy", ""): 460, ("energy", "2"): 31.5, ("ratio", "2"): 6.85}
@@ -244,7 +244,7 @@ def test_energy_by_both_accountings_beside_the_float_network(tmp_path, capsys):
 def test_names_of_networks(classes, more, wanted):
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
     checkpoint = Checkpoint("float", "classification", description(**more), names, 8, {})
-    assert classification.described(checkpoint) == wanted
+    assert classification.describe(checkpoint) == wanted
 
 
 def test_a_table_without_a_network_of_its_own_is_the_published_one(place, tmp_path, capsys):
@@ -290,9 +290,9 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{name}{ending}").write_text(name)
 
-    monkeypatch.setattr(Workshop, "run", run)
-    monkeypatch.setattr(Workshop, "weights", lambda self, cell: f"{cell.method}-T{cell.T}")
-    monkeypatch.setattr(Workshop, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
+    monkeypatch.setattr(Experiment, "run", run)
+    monkeypatch.setattr(Experiment, "weights", lambda self, cell: f"{cell.method}-T{cell.T}")
+    monkeypatch.setattr(Experiment, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
     reproduce.run(parsed(place, tmp_path, "figure5", "--T", 4))
     ((tool, words),) = commands
     assert tool == "analyze" and words[:4] == ["--weights", "two-stage-T4", "--stage1", "stage1-T4"]
@@ -304,10 +304,10 @@ def test_figures_of_the_analysis(place, tmp_path, monkeypatch):
 
 def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(Experiment, "run", lambda self, *words: commands.append(words))
     args = parsed(place, tmp_path, "table2")
-    shop = Workshop(args, tmp_path, args.model[0], "classification", args.data, levels=4)
-    shop.weights(Cell("qcfs", 8, None, 256))
+    experiment = Experiment(args, tmp_path, args.model[0], "classification", args.data, levels=4)
+    experiment.weights(Cell("qcfs", 8, None, 256))
     (first, *finetune), (second, *convert) = commands
     assert (first, second) == ("finetune", "convert")
     text = " ".join(map(str, finetune))
@@ -318,13 +318,13 @@ def test_weights_of_qcfs_are_trained_as_its_authors_do(place, tmp_path, monkeypa
 
 def test_an_end_to_end_pass_that_was_killed_goes_on(place, tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(Workshop, "run", lambda self, *words: commands.append(words))
-    monkeypatch.setattr(Workshop, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
+    monkeypatch.setattr(Experiment, "run", lambda self, *words: commands.append(words))
+    monkeypatch.setattr(Experiment, "stage_one", lambda self, T, make=True: f"stage1-T{T}")
     args = parsed(place, tmp_path, "table2")
-    shop = Workshop(args, tmp_path, args.model[0], "classification", args.data)
-    path = shop.weights(Cell("two-stage", 8, None, 256))
+    experiment = Experiment(args, tmp_path, args.model[0], "classification", args.data)
+    path = experiment.weights(Cell("two-stage", 8, None, 256))
     layers_file(path).touch()
-    shop.weights(Cell("two-stage", 8, None, 256))
+    experiment.weights(Cell("two-stage", 8, None, 256))
     assert ["--resume" in words for words in commands] == [False, True]
 
 

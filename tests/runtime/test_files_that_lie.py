@@ -223,7 +223,7 @@ ODD = {
     "of five dimensions": lambda x: torch.ones(1, 1, 1, 1, 1),
     "complex": lambda x: torch.ones_like(x, dtype=torch.complex64),
     "of one more": lambda x: torch.ones(x.numel() + 1),
-    "of whole numbers": lambda x: torch.ones_like(x, dtype=torch.int64),
+    "of integers": lambda x: torch.ones_like(x, dtype=torch.int64),
     "of bytes": lambda x: torch.ones_like(x, dtype=torch.uint8),
     "transposed": lambda x: torch.ones(*x.shape, 2),
 }

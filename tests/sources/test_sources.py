@@ -15,10 +15,10 @@ from PIL import Image
 
 from spikedet.errors import PictureError, UsageError
 from spikedet.sources import live, open_sources
+from spikedet.sources.completeness import PACKET, is_complete
 from spikedet.sources.find import picture_suffixes
 from spikedet.sources.frame import Problems
-from spikedet.sources.live import Address, newest
-from spikedet.sources.whole import PACKET, is_whole
+from spikedet.sources.live import Address, latest
 from support.media import animation, shade, write_video
 
 
@@ -92,12 +92,12 @@ def test_a_telephone_held_upright(here):
 )
 def test_a_cut_video_is_read_as_far_as_it_goes_and_said_to_be_cut(here, name, codec, options):
     write_video(name, np.arange(60) / 25, 2.4, codec, options)
-    assert is_whole(here / name) is (None if name == "v.ts" else True)
+    assert is_complete(here / name) is (None if name == "v.ts" else True)
     assert read(name)[1].errors == []
     data = (here / name).read_bytes()
     (here / name).write_bytes(data[: len(data) * 7 // 10])
     frames, sources = read(name)
-    assert 20 < len(frames) < 60 and is_whole(here / name) is False
+    assert 20 < len(frames) < 60 and is_complete(here / name) is False
     said = str(sources.errors[-1])
     assert f"{name}: is cut short; {len(frames)}" in said
     assert "of 60" in said or name in ("v.mkv", "v.ts")
@@ -473,7 +473,7 @@ def test_what_comes_meanwhile_is_skipped():
             yield number
             given.release()
 
-    frames = newest(items())
+    frames = latest(items())
     may.release()
     assert next(frames) == 0
     for _ in range(4):
@@ -490,7 +490,7 @@ def test_what_a_thread_raises_is_raised_behind_its_last_item():
         yield 1
         raise PictureError("lost")
 
-    frames = newest(items())
+    frames = latest(items())
     with pytest.raises(PictureError, match="lost"):
         assert [next(frames), next(frames)] == [1, None]
 

@@ -9,7 +9,7 @@ from spikedet.commands.main import main, run
 
 BAD = [
     (["--T", "0"], 2, "T is '0'"),
-    (["--limit", "0"], 2, "'0' is not a whole number of 1 or more"),
+    (["--limit", "0"], 2, "'0' is not an integer of 1 or more"),
     (["--weights", "gone.safetensors"], 4, "gone.safetensors: no such weights"),
     (["--weights", "FLOAT"], 4, "these are float weights; expected snn weights"),
     (["--split", "VOC2007:test"], 3, "no such split; VOC2007 has val"),

@@ -45,10 +45,10 @@ def ran(engine, pictures, parts, each_step=False):
     """Outputs after each part, and the spikes of each layer and step."""
     counts = {}
 
-    def tell(name, first, number, neurons):
+    def on_counts(name, first, number, neurons):
         counts.setdefault(name, []).extend(number.tolist())
 
-    outputs = [read() for _, read in engine.simulate(pictures, parts, each_step, tell)]
+    outputs = [read() for _, read in engine.simulate(pictures, parts, each_step, on_counts)]
     return outputs, counts
 
 

@@ -11,7 +11,16 @@ from spikedet.errors import PictureError, UsageError
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_picture
 from spikedet.released import released
-from spikedet.web.viewer import Beside, Limits, Spikes, Step, Viewer, encoded, heat, maps_of
+from spikedet.web.viewer import (
+    FloatResult,
+    Limits,
+    Spikes,
+    Step,
+    Viewer,
+    encode,
+    heat_map,
+    spike_maps,
+)
 from support.media import write_video
 
 T = 4
@@ -37,7 +46,7 @@ def viewer(street):
 
 def test_steps_are_those_of_the_detector(viewer, street):
     *steps, other = viewer.look(street, T, 0.25, beside=True)
-    assert [step.detections.T for step in steps] == [1, 2, 3, 4] and isinstance(other, Beside)
+    assert [step.detections.T for step in steps] == [1, 2, 3, 4] and isinstance(other, FloatResult)
     alone = list(viewer.detector.steps(street, T, conf=0.25))
     for step, detections in zip(steps, alone, strict=True):
         assert isinstance(step, Step)
@@ -99,7 +108,7 @@ def test_pictures_of_spikes():
     steps, channels = np.zeros((20, 2, 3), np.float32), np.zeros((9, 2, 3), np.float32)
     steps[19, 0, 1] = 0.5
     channels[4, 1, 2] = 0.6
-    maps = maps_of(Spikes(steps, channels))
+    maps = spike_maps(Spikes(steps, channels))
     assert [each["t"] for each in maps["steps"]] == [1, 4, 6, 9, 12, 15, 17, 20]
     assert [each["channel"] for each in maps["channels"]] == [4, 0, 1, 2, 3, 5, 6, 7]
     assert maps["channels"][0]["rate"] == pytest.approx(0.1)
@@ -107,15 +116,15 @@ def test_pictures_of_spikes():
     assert last.shape == (2 * 53, 3 * 53, 3)
     bright = last.reshape(2, 53, 3, 53, 3).sum(-1).mean((1, 3))
     assert bright.argmax() == 1  # row 0, column 1
-    assert len(maps_of(Spikes(np.zeros((1, 2, 2)), np.zeros((3, 2, 2))))["channels"]) == 3
-    assert heat(np.full((500, 4), 2.0))  # larger than asked for, and above one
+    assert len(spike_maps(Spikes(np.zeros((1, 2, 2)), np.zeros((3, 2, 2))))["channels"]) == 3
+    assert heat_map(np.full((500, 4), 2.0))  # larger than asked for, and above one
 
 
 @pytest.mark.parametrize(
     ("shape", "shown"), [((30, 2000), (19, 1280)), ((50, 40), (50, 40)), ((4000, 1), (1280, 1))]
 )
 def test_large_pictures_are_shrunk(shape, shown):
-    data = encoded(np.zeros((*shape, 3), np.uint8))
+    data = encode(np.zeros((*shape, 3), np.uint8))
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2] == shown
 
 

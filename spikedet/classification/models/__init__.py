@@ -27,7 +27,7 @@ import torchvision
 from torch import nn
 
 from spikedet.classification.models import mobilenet, resnet, resnext, vgg
-from spikedet.errors import UsageError, among, cut
+from spikedet.errors import UsageError, list_choices, shorten
 
 KEYS = ("task", "arch", "form", "width", "activation", "pooling", "spike_pooling", "mean", "std")
 FORMS = ("cifar", "imagenet")
@@ -114,7 +114,9 @@ def expect_valid(description: dict[str, Any]) -> None:
     """
     for key in description:
         if key not in KEYS:
-            raise UsageError(f"{key}: no such key in a classifier; there are {among(key, KEYS)}")
+            raise UsageError(
+                f"{key}: no such key in a classifier; there are {list_choices(key, KEYS)}"
+            )
     arch = description.get("arch")
     if isinstance(arch, str) and arch.startswith(FOREIGN):
         if arch not in TORCHVISION:
@@ -160,7 +162,7 @@ def expect_colours(description: dict[str, Any]) -> None:
 def _expect(key: str, value: Any, known: tuple[str, ...], arch: str | None = None) -> None:
     if value not in known:
         owner = f"{arch} has" if arch else "there are" if len(known) > 1 else "there is"
-        raise UsageError(f"{key}: {cut(value)}; {owner} {among(value, known)}")
+        raise UsageError(f"{key}: {shorten(value)}; {owner} {list_choices(value, known)}")
 
 
 def _is_number(value: Any) -> bool:

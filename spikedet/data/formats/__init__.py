@@ -1,6 +1,6 @@
-"""The formats of annotated pictures. The format is recognised from the files at a path.
+"""Formats of annotated pictures. The format of a path is recognised from its files.
 
-A new one is a file here with a `FORMAT`, and its name in `FORMATS`.
+To add a format, write a module in this package with a `FORMAT`, and add the module to `FORMATS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spikedet.data.formats import cifar, coco, folders, voc, yolo
 from spikedet.data.formats.base import Boxes, Classes, Format, Labelled, Source
-from spikedet.data.samples import Sample, expect_names, listed
+from spikedet.data.samples import Sample, expect_names, list_names
 from spikedet.errors import DataError
 
 # The first that fits is taken: folders of splits may hold any of those before them.
@@ -18,26 +18,29 @@ FORMATS: tuple[Format, ...] = tuple(module.FORMAT for module in (voc, yolo, coco
 
 
 def recognise(path: Path) -> Format | None:
-    """The format of the data at a path, None where it is none that is known."""
+    """Find the format of the data at a path. None if no format fits."""
     return next((format for format in FORMATS if format.fits(Path(path))), None)
 
 
 def sources(paths: Sequence[Path], task: str, places: Sequence[Path] = ()) -> list[Source]:
-    """The data at several paths.
+    """Find the data at several paths.
 
     Args:
         paths: Files or folders.
-        task: What is to be learned from them.
-        places: Folders that hold the pictures of annotations without.
+        task: `detection` or `classification`.
+        places: Folders with the pictures, for formats that store annotations without pictures.
+
+    Returns:
+        A source for each path. Paths of one format that can be merged share one source.
 
     Raises:
-        DataError: One that is of no format, or for another task.
+        DataError: A path has no known format, or its format is for another task.
     """
     groups: list[tuple[Format, list[Path]]] = []
     for path in map(Path, paths):
         format = recognise(path)
         if format is None or format.task != task:
-            raise DataError(f"{path}: {_nothing(path, format, task)}")
+            raise DataError(f"{path}: {_why_unusable(path, format, task)}")
         own = next((group for known, group in groups if known is format and format.merges), None)
         if own is None:
             groups.append((format, [path]))
@@ -46,8 +49,8 @@ def sources(paths: Sequence[Path], task: str, places: Sequence[Path] = ()) -> li
     return [format.source(group, places) for format, group in groups]
 
 
-def _nothing(path: Path, format: Format | None, task: str) -> str:
-    """Why there are no such data."""
+def _why_unusable(path: Path, format: Format | None, task: str) -> str:
+    """Explain why a path has no data for a task."""
     if format is not None:
         return f"{format.name}, which is for {format.task}; the network is for {task}"
     if not path.exists():
@@ -61,19 +64,27 @@ def _nothing(path: Path, format: Format | None, task: str) -> str:
 
 
 def usual_split(paths: Sequence[Path], task: str, test: bool) -> str:
-    """The split that is trained on or measured where none is named.
+    """Find the split that is used if none is named.
+
+    Args:
+        paths: Files or folders.
+        task: `detection` or `classification`.
+        test: True for the split to measure on, False for the split to train on.
+
+    Returns:
+        The splits of all sources, joined by +.
 
     Raises:
-        DataError: None is usual, or there are no such data.
+        DataError: A source has no usual split, or a path has no data for the task.
     """
     splits: list[str] = []
     for source in sources(paths, task):
         usual = source.usual_split(test)
         if usual is None:
-            there = ", ".join(source.splits) or "none"
+            available = ", ".join(source.splits) or "none"
             raise DataError(
                 f"{source.paths[0]}: no default split to {'measure' if test else 'train'} on among "
-                f"{there}; name one with --split"
+                f"{available}; name one with --split"
             )
         splits.append(usual)
     return "+".join(dict.fromkeys(splits))
@@ -87,29 +98,32 @@ def read_boxes(
     limit: int | None = None,
     places: Sequence[Path] = (),
 ) -> list[Sample]:
-    """Pictures with boxes, of any formats.
+    """Read pictures with boxes, in any formats.
 
     Args:
         paths: Files or folders.
-        split: Splits joined by +; of several data each takes the parts that can be its own.
-        names: The classes, in the order of the labels; those of the data when None.
-        limit: Only the first so many.
-        places: Folders of pictures, for formats that may have them elsewhere.
+        split: Splits, joined by +. If there are several data sets, each reads the splits that it
+            has.
+        names: Class names in the order of the labels. None: the class names of the data.
+        limit: Largest number of pictures. None: all pictures.
+        places: Folders with the pictures, for formats that store annotations without pictures.
 
     Returns:
-        Samples, each with the class names that its labels index.
+        Samples. Each has the class names that its labels refer to.
 
     Raises:
-        DataError: Something is missing or damaged, or of a class that is not among `names`.
+        DataError: Something is missing or damaged, or an object has a class that is not in `names`.
     """
-    there = [source for source in sources(paths, "detection", places) if isinstance(source, Boxes)]
+    data_sets = [
+        source for source in sources(paths, "detection", places) if isinstance(source, Boxes)
+    ]
     wanted = split.split("+")
-    lost = [part for part in wanted if not any(source.has(part) for source in there)]
-    if len(there) > 1 and lost:
+    lost = [part for part in wanted if not any(source.has(part) for source in data_sets)]
+    if len(data_sets) > 1 and lost:
         raise DataError(f"--split {split}: no data set here has {lost[0]}")
     samples: list[Sample] = []
-    for source in there:
-        parts = [part for part in wanted if len(there) == 1 or source.has(part)]
+    for source in data_sets:
+        parts = [part for part in wanted if len(data_sets) == 1 or source.has(part)]
         if not parts:
             raise DataError(f"{source.paths[0]}: --split {split} names none of its splits")
         left = None if limit is None else limit - len(samples)
@@ -118,8 +132,9 @@ def read_boxes(
         samples += source.read("+".join(parts), names, left)
         if samples[0].names != samples[-1].names:
             raise DataError(
-                f"{source.paths[0]}: has the classes {listed(samples[-1].names)}, but "
-                f"{there[0].paths[0]} has {listed(samples[0].names)}; name all classes with --names"
+                f"{source.paths[0]}: has the classes {list_names(samples[-1].names)}, but "
+                f"{data_sets[0].paths[0]} has {list_names(samples[0].names)}; "
+                "name all classes with --names"
             )
     return samples
 

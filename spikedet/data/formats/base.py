@@ -12,11 +12,11 @@ from spikedet.data.samples import Sample
 
 
 class Source(ABC):
-    """Data of one format, of which a split can be read.
+    """Data of one format. It has one or more splits.
 
-    Attributes:
-        paths: As they were given.
-        places: Folders of its pictures that were given beside it, where a format looks in them.
+    Args:
+        paths: Files or folders of the data.
+        places: Further folders with its pictures, for formats that look for pictures there.
     """
 
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
@@ -25,14 +25,14 @@ class Source(ABC):
     @property
     @abstractmethod
     def splits(self) -> list[str]:
-        """The splits there are, as `--split` names them."""
+        """Names of the splits, as in `--split`."""
 
     @abstractmethod
     def usual_split(self, test: bool) -> str | None:
-        """The split that is trained on, or measured; None where none is the usual one."""
+        """The usual split to measure on (`test`) or to train on. None if there is none."""
 
     def has(self, part: str) -> bool:
-        """Whether a part of `--split` can be one of these data."""
+        """Whether a part of `--split` can be a split of these data."""
         return ":" not in part
 
 
@@ -41,15 +41,16 @@ class Boxes(Source):
 
     @abstractmethod
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
-        """Annotated pictures.
+        """Read annotated pictures.
 
         Args:
             split: Splits of these data, joined by +.
-            names: The classes, in the order of the labels; those of the data when None.
-            limit: Only the first so many.
+            names: Class names in the order of the labels. None: the class names of the data.
+            limit: Largest number of pictures. None: all pictures.
 
         Raises:
-            DataError: Something is missing or damaged, or of a class that is not among `names`.
+            DataError: Something is missing or damaged, or an object has a class that is not in
+                `names`.
         """
 
 
@@ -58,8 +59,8 @@ class Labelled(NamedTuple):
 
     Attributes:
         names: Class names.
-        labels: Number of the class of each picture.
-        sources: A file, or the picture itself [3, H, W] uint8 RGB, for each.
+        labels: Class number of each picture.
+        sources: Each picture as a file, or as an array [3, H, W] uint8 RGB.
     """
 
     names: tuple[str, ...]
@@ -72,25 +73,25 @@ class Classes(Source):
 
     @abstractmethod
     def read(self, split: str) -> Labelled:
-        """Labelled pictures of one split.
+        """Read the labelled pictures of one split.
 
         Raises:
-            DataError: Nothing of that kind there, or damaged.
+            DataError: The split is missing, empty or damaged.
         """
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way of keeping annotated pictures.
+    """A format of annotated pictures.
 
     Attributes:
-        name: For messages.
-        task: What can be learned from it: `detection` or `classification`.
-        fits: Whether a file or a folder is of this format.
-        source: Its data, from paths that fit, several of which it can merge, and the folders that
-            `--images` names.
-        merges: Whether several paths are one source.
-        elsewhere: Whether pictures may be in folders that `--images` names.
+        name: Name for messages.
+        task: Task that the data are for: `detection` or `classification`.
+        fits: Function that tells whether a file or folder has this format.
+        source: Function that makes the source. Its arguments are paths that fit (several only if
+            `merges`), and the folders of `--images`.
+        merges: Whether several paths can form one source.
+        elsewhere: Whether the pictures can be in the folders of `--images`.
     """
 
     name: str

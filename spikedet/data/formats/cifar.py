@@ -1,11 +1,11 @@
-"""CIFAR-10 and CIFAR-100, in the original files, read by torchvision."""
+"""CIFAR-10 and CIFAR-100 in their original files, read by torchvision."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from spikedet.data.formats.base import Classes, Format, Labelled
-from spikedet.errors import DataError, cut, nearest
+from spikedet.errors import DataError, did_you_mean, shorten
 
 # Folders of the files, and the archives that they are in.
 ARCHIVES = {
@@ -16,30 +16,35 @@ KINDS = dict(zip(ARCHIVES, ("CIFAR10", "CIFAR100"), strict=True))
 
 
 class Cifar(Classes):
-    """The folder of the files, or the one that it is in."""
+    """The folder with the CIFAR files, or the folder that contains it."""
 
     @property
     def splits(self) -> list[str]:
+        """`train` and `test`."""
         return ["train", "test"]
 
     def usual_split(self, test: bool) -> str | None:
+        """See `Source.usual_split`."""
         return "test" if test else "train"
 
     def read(self, split: str) -> Labelled:
+        """See `Classes.read`. Pictures are [3, 32, 32] uint8 RGB."""
         import torch
         from torchvision import datasets
 
         folder = self.paths[0]
-        there = [folder.name] if folder.name in ARCHIVES else _inside(folder)
-        if len(there) > 1:
-            raise DataError(f"{folder}: two data sets; name one of them, as in {folder / there[0]}")
-        if split not in ("train", "test"):
-            meant = nearest(split, ("train", "test"))
+        data_sets = [folder.name] if folder.name in ARCHIVES else _inside(folder)
+        if len(data_sets) > 1:
             raise DataError(
-                f"{folder}: CIFAR has no split {cut(split)!r}; expected train or test{meant}"
+                f"{folder}: two data sets; name one of them, as in {folder / data_sets[0]}"
+            )
+        if split not in ("train", "test"):
+            meant = did_you_mean(split, ("train", "test"))
+            raise DataError(
+                f"{folder}: CIFAR has no split {shorten(split)!r}; expected train or test{meant}"
             )
         root = folder.parent if folder.name in ARCHIVES else folder
-        kind = getattr(datasets, KINDS[there[0]])
+        kind = getattr(datasets, KINDS[data_sets[0]])
         try:
             read = kind(str(root), train=split == "train", download=False)
         except RuntimeError:
@@ -58,7 +63,7 @@ class Cifar(Classes):
 
 
 def _inside(folder: Path) -> list[str]:
-    """Which of the data sets a folder holds."""
+    """The CIFAR data sets in a folder, unpacked or as an archive."""
     return [
         name
         for name, archive in ARCHIVES.items()
@@ -67,7 +72,7 @@ def _inside(folder: Path) -> list[str]:
 
 
 def fits(path: Path) -> bool:
-    """Whether a folder is or holds one of the data sets."""
+    """Whether a folder is a CIFAR data set or contains one."""
     return path.name in ARCHIVES or bool(_inside(path))
 
 

@@ -1,12 +1,12 @@
-"""COCO: `instances_*.json`, read by pycocotools, and the pictures that it names.
+"""COCO annotations: `instances_*.json`, read by pycocotools, and the pictures that it lists.
 
     FOLDER/annotations/instances_SPLIT.json     pictures in FOLDER/SPLIT, FOLDER/images/SPLIT,
                                                 FOLDER/images or FOLDER, or in --images
-    FOLDER/SPLIT/_annotations.coco.json         pictures beside it
+    FOLDER/SPLIT/_annotations.coco.json         pictures in the same folder
 
-A file is its own split; of a folder the splits are the names of its files. Boxes around a crowd are
-kept apart: they are not trained on, and evaluation ignores them as COCO's does. Objects are small,
-medium or large by the area that the file says.
+A single file is one split. In a folder, each file is a split, named after the file. Crowd boxes are
+stored separately: they are not used for training, and the evaluation ignores them like COCO's.
+Whether an object is small, medium or large depends on the `area` of its annotation.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
-from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, among, cut
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.sizes import fit_to_pictures
+from spikedet.errors import DataError, list_choices, shorten
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-ORDER = {False: ("train",), True: ("val", "valid", "test")}  # of the usual splits, by test
+ORDER = {False: ("train",), True: ("val", "valid", "test")}  # usual splits: to train, to measure
 
 
 class Instances(Boxes):
-    """One `instances_*.json`, or those of a folder."""
+    """One `instances_*.json` file, or all such files in a folder."""
 
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         super().__init__(paths, places)
@@ -44,30 +44,33 @@ class Instances(Boxes):
 
     @property
     def splits(self) -> list[str]:
+        """The names of the splits (see the module)."""
         return list(self.files)
 
     def usual_split(self, test: bool) -> str | None:
-        """That of a file; of a folder the one whose name begins like a usual one."""
+        """The split of the file; of a folder, the first split that starts with a usual name."""
         if self.path.is_file():
             return _split_of(self.path)
         matching = (s for wanted in ORDER[test] for s in self.files if s.startswith(wanted))
         return next(matching, None)
 
     def has(self, part: str) -> bool:
+        """Whether a split name starts with this name."""
         return any(name.startswith(part) for name in self.files)
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        """See `Boxes.read`."""
         samples: dict[tuple[str, Path], Sample] = {}  # a.jpg and a.png have one id
         own: tuple[str, ...] | None = None
         for part in split.split("+"):
             file = self._file(part)
             coco = _load(file)
-            there = _names_of(coco, file)
-            if own not in (None, there):
+            classes = _names_of(coco, file)
+            if own not in (None, classes):
                 raise DataError(
                     f"{file}: its classes differ from those of the other splits; expected the same"
                 )
-            own = there
+            own = classes
             left = None if limit is None else limit - len(samples)
             if left == 0:
                 break
@@ -76,17 +79,17 @@ class Instances(Boxes):
         return list(samples.values())
 
     def _file(self, split: str) -> Path:
-        """The file of a split, whose name it may begin: `train` is `train2017`."""
+        """The file of a split. The start of its name is enough: `train` finds `train2017`."""
         if split in self.files:
             return self.files[split]
         begun = [name for name in self.files if name.startswith(split)] if split else []
         if len(begun) != 1:
-            there = among(split, self.files) or "none"
-            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+            available = list_choices(split, self.files) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {available}")
         return self.files[begun[0]]
 
     def _places(self, file: Path) -> list[Path]:
-        """Folders where the pictures of a file may be."""
+        """Folders that may contain the pictures of a file."""
         split = _split_of(file)
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         bare = re.sub(r"\d+$", "", split)
@@ -95,7 +98,7 @@ class Instances(Boxes):
 
 
 def _files_of(path: Path) -> dict[str, Path]:
-    """Files by their splits."""
+    """The annotation files of a path, by split."""
     if path.is_file():
         return {_split_of(path): path}
     patterns = ("annotations/instances_*.json", "instances_*.json", "*/_annotations.coco.json")
@@ -104,14 +107,19 @@ def _files_of(path: Path) -> dict[str, Path]:
 
 
 def _split_of(file: Path) -> str:
-    """`val2017` of `instances_val2017.json`; the folder of `_annotations.coco.json`."""
+    """The split of a file: `val2017` for `instances_val2017.json`, else the name of its folder."""
     if file.name == "_annotations.coco.json":
         return file.absolute().parent.name
     return file.stem.removeprefix("instances_")
 
 
 def _load(file: Path) -> COCO:
-    """A file as pycocotools has it."""
+    """Read a file with pycocotools.
+
+    Raises:
+        DataError: The file is missing or damaged, has no COCO annotations, or two entries share an
+            id.
+    """
     from pycocotools.coco import COCO
 
     if file.exists() and not file.is_file():  # a pipe would wait for somebody to write into it
@@ -125,30 +133,31 @@ def _load(file: Path) -> COCO:
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not readable as JSON ({cut(error)})") from None
+        raise DataError(f"{file}: not readable as JSON ({shorten(error)})") from None
     except (AssertionError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{file}: not COCO's annotations; expected images, annotations with boxes, categories"
         ) from None
-    for kind, there in (("images", coco.imgs), ("categories", coco.cats)):
-        # of two with one id pycocotools takes the last, with no word
-        if any(there[entry["id"]] != entry for entry in coco.dataset[kind]):
+    for kind, by_id in (("images", coco.imgs), ("categories", coco.cats)):
+        # if two entries share an id, pycocotools takes the last one without a warning
+        if any(by_id[entry["id"]] != entry for entry in coco.dataset[kind]):
             raise DataError(f"{file}: two {kind} have the same id; expected different ids")
     return coco
 
 
 def _warn_of_lost(coco: COCO, file: Path) -> None:
-    """Say how many annotations belong to no picture of their file.
+    """Warn about annotations whose picture is not in the file.
 
     Raises:
-        DataError: None belongs to one, as where ids are text here and numbers there.
+        DataError: No annotation belongs to a picture of the file. This happens if ids are texts in
+            one list and numbers in the other.
     """
-    there = coco.dataset["annotations"]
-    lost = [each for each in there if each["image_id"] not in coco.imgs]
+    annotations = coco.dataset["annotations"]
+    lost = [each for each in annotations if each["image_id"] not in coco.imgs]
     if not lost:
         return
-    first = f"image_id {cut(repr(lost[0]['image_id']))}"
-    if len(lost) == len(there):
+    first = f"image_id {shorten(repr(lost[0]['image_id']))}"
+    if len(lost) == len(annotations):
         raise DataError(
             f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
             "of "
@@ -160,7 +169,7 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
 
 
 def _names_of(coco: COCO, file: Path) -> tuple[str, ...]:
-    """Class names in the order of their numbers."""
+    """Class names in the order of the category ids."""
     try:
         ordered = [coco.cats[number]["name"] for number in sorted(coco.cats)]
     except (KeyError, TypeError):
@@ -171,7 +180,7 @@ def _names_of(coco: COCO, file: Path) -> tuple[str, ...]:
 def _samples(
     coco: COCO, file: Path, names: Sequence[str], places: Sequence[Path], limit: int | None
 ) -> list[Sample]:
-    """Samples of a file, in the order of its pictures."""
+    """Make the samples of a file, in the order of its pictures."""
     images = list(coco.imgs.values())[:limit]
     if not images:
         raise DataError(f"{file}: this file lists no pictures")
@@ -188,8 +197,8 @@ def _samples(
         except DataError as error:
             problems.append(error)
     if problems:
-        raise first_of(problems)
-    samples = on_pictures(samples, _split_of(file), place)
+        raise first_error(problems)
+    samples = fit_to_pictures(samples, _split_of(file), place)
     beyond = []
     for sample in samples:
         size = np.array([sample.width, sample.height])
@@ -208,7 +217,7 @@ def _samples(
 
 
 def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Path]) -> Path:
-    """The folder that holds the pictures: the first place that has the first of them."""
+    """Find the folder with the pictures: the first of `places` that has the first picture."""
     try:
         first = str(images[0]["file_name"])
     except KeyError:
@@ -217,7 +226,7 @@ def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Pat
     if folder is None:
         tried = ", ".join(dict.fromkeys(str(place) for place in places if place.is_dir()))
         raise DataError(
-            f"{file}: its picture {cut(first)} is not in {tried}; name its folder with --images"
+            f"{file}: its picture {shorten(first)} is not in {tried}; name its folder with --images"
         )
     return folder
 
@@ -230,12 +239,12 @@ def _sample(
     place: Path,
     file: Path,
 ) -> Sample:
-    """A sample with size and boxes as annotated."""
+    """Make a sample with the annotated size and boxes."""
     try:
         name = str(image["file_name"])
         size = int(image.get("width") or 0), int(image.get("height") or 0)
         stem = Path(name).with_suffix("").as_posix()
-        where = f"{file}: {cut(name)}"
+        where = f"{file}: {shorten(name)}"
         rows, numbers, crowd, areas = [], [], [], []
         for one in objects:
             x, y, width, height = (float(value) for value in one["bbox"])
@@ -250,8 +259,8 @@ def _sample(
                 raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{file}: {cut(json.dumps(image))}: a size, a box, an area or a category is missing or "
-            "makes no sense; expected bbox as x, y, width, height in pixels"
+            f"{file}: {shorten(json.dumps(image))}: a size, a box, an area or a category is "
+            "missing or makes no sense; expected bbox as x, y, width, height in pixels"
         ) from None
     boxes = np.array(rows, np.float64).reshape(-1, 4)
     return Sample(
@@ -269,7 +278,7 @@ def _sample(
 
 
 def fits(path: Path) -> bool:
-    """Whether a file is JSON, or a folder holds COCO's annotations."""
+    """Whether a file is JSON, or a folder has COCO annotations."""
     if path.is_file():
         return path.suffix.lower() == ".json"
     return path.is_dir() and bool(_files_of(path))

@@ -1,12 +1,12 @@
-"""PASCAL VOC: a `VOCdevkit` of one or more data sets, of VOC's classes or others.
+"""PASCAL VOC: a `VOCdevkit` with one or more data sets, with VOC's classes or others.
 
-    VOCdevkit/DATASET/JPEGImages/ID.jpg      or another picture, `.JPG` or `.png`
+    VOCdevkit/DATASET/JPEGImages/ID.jpg      or another picture, such as `.JPG` or `.png`
     VOCdevkit/DATASET/Annotations/ID.xml
     VOCdevkit/DATASET/ImageSets/Main/SPLIT.txt
 
-It is read in place and never written to. Boxes are kept as edges in 0-based pixels: VOC's inclusive
-1-based `xmin ymin xmax ymax` become `xmin-1 ymin-1 xmax ymax`, so width and height are plain
-differences.
+Nothing is written to this folder. Boxes are stored as edges in 0-based pixels. VOC's `xmin ymin
+xmax ymax` are 1-based and inclusive; they become `xmin-1 ymin-1 xmax ymax`. So the width is x2 - x1
+and the height is y2 - y1.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from spikedet import resources
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
-from spikedet.data.sizes import on_pictures
-from spikedet.errors import DataError, among, cut
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.sizes import fit_to_pictures
+from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import read_lines
 from spikedet.pictures import HEIC, is_picture
 
@@ -58,13 +58,13 @@ VOC_CLASSES = (
 
 
 class Annotation(NamedTuple):
-    """What a VOC XML says.
+    """The content of a VOC XML file.
 
     Attributes:
-        width, height: Pixels; 0 where it does not know.
-        boxes: [x1, y1, x2, y2] of each object, 0-based edges.
-        names: Its class.
-        difficult: Whether it is.
+        width, height: Size of the picture in pixels. 0 if the file does not give it.
+        boxes: Box of each object, [x1, y1, x2, y2], 0-based edges in pixels.
+        names: Class name of each object.
+        difficult: Whether each object is marked as difficult.
     """
 
     width: int
@@ -78,10 +78,10 @@ class Annotation(NamedTuple):
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of a VOC XML.
+    """Read the root element of a VOC XML file.
 
     Raises:
-        DataError: No such file, or not XML in an encoding that is read.
+        DataError: The file does not exist, is not XML, or has an unknown encoding.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: is not a file; expected a VOC XML file here")
@@ -90,10 +90,10 @@ def parse_xml(path: Path) -> ElementTree.Element:
     except FileNotFoundError:
         raise DataError(f"{path}: annotation is missing; expected a VOC XML file here") from None
     except ElementTree.ParseError as error:
-        raise DataError(f"{path}: not readable as VOC XML ({cut(error)})") from None
-    except (LookupError, ValueError) as error:  # what Python has no or another decoder for
+        raise DataError(f"{path}: not readable as VOC XML ({shorten(error)})") from None
+    except (LookupError, ValueError) as error:  # an unknown or a wrong encoding
         raise DataError(
-            f"{path}: its encoding is not readable ({cut(error)}); expected VOC XML in UTF-8"
+            f"{path}: its encoding is not readable ({shorten(error)}); expected VOC XML in UTF-8"
         ) from None
 
 
@@ -102,13 +102,13 @@ MARKS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": 
 
 
 def parse_annotation(path: Path) -> Annotation:
-    """Read one VOC annotation, of any classes.
+    """Read one VOC annotation with any classes.
 
-    A box may reach one pixel beyond its picture (VOC 2012 has such boxes); it is clipped.
+    A box that reaches one pixel beyond its picture is clipped. VOC 2012 has such boxes.
 
     Raises:
-        DataError: No such file, not VOC XML, a box that is upside down or lies outside its picture,
-            an object of which nobody can say whether it is difficult.
+        DataError: The file does not exist or is not VOC XML, a box is upside down or lies outside
+            its picture, or `difficult` of an object is not 0 or 1.
     """
     root = parse_xml(path)
     boxes, names, difficult = [], [], []
@@ -127,7 +127,7 @@ def parse_annotation(path: Path) -> Annotation:
             if not np.isfinite(box).all():
                 raise ValueError
             x1, y1, x2, y2 = box
-            where = f"{path}: box of {cut(name)} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+            where = f"{path}: box of {shorten(name)} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             if x2 < x1 or y2 < y1:
                 raise DataError(f"{where} is upside down; expected xmin <= xmax and ymin <= ymax")
             box = [x1 - 1, y1 - 1, x2, y2]
@@ -136,7 +136,7 @@ def parse_annotation(path: Path) -> Annotation:
             mark = item.findtext("difficult", "").strip()
             if mark.lower() not in MARKS:
                 raise DataError(
-                    f"{path}: difficult is {cut(repr(mark))} in an object; expected 0 or 1"
+                    f"{path}: difficult is {shorten(repr(mark))} in an object; expected 0 or 1"
                 )
             difficult.append(MARKS[mark.lower()])
     except (ValueError, OverflowError):
@@ -148,7 +148,11 @@ def parse_annotation(path: Path) -> Annotation:
 
 
 def _clipped(box: Sequence[float], width: int, height: int, where: str) -> list[float]:
-    """Edges [x1, y1, x2, y2] of a box that reaches at most one pixel beyond its picture."""
+    """Clip a box [x1, y1, x2, y2] that reaches at most one pixel beyond its picture.
+
+    Raises:
+        DataError: The box lies outside the picture.
+    """
     x1, y1, x2, y2 = box
     # part of it must be inside, or nothing is left after clipping
     inside = -1 <= x1 <= width - 1 and 1 <= x2 <= width + 1
@@ -160,17 +164,17 @@ def _clipped(box: Sequence[float], width: int, height: int, where: str) -> list[
 def read_annotation(
     path: Path, names: Sequence[str] = VOC_CLASSES
 ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
-    """Read one VOC annotation of known classes.
+    """Read one VOC annotation with known classes.
 
     Args:
         path: The XML file.
-        names: Known classes, in the order of the labels.
+        names: Known class names in the order of the labels.
 
     Returns:
         Width and height in pixels, boxes [N, 4] float32, labels [N] int64, difficult [N] bool.
 
     Raises:
-        DataError: As `parse_annotation`, or an unknown class.
+        DataError: See `parse_annotation`, or an object has an unknown class.
     """
     annotation = parse_annotation(path)
     return annotation.width, annotation.height, *_arrays(annotation, names, path)
@@ -179,7 +183,7 @@ def read_annotation(
 def _arrays(
     annotation: Annotation, names: Sequence[str], where: Path | str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [N, 4] float32, labels [N] int64, difficult [N] bool."""
+    """Convert an annotation to boxes [N, 4] float32, labels [N] int64 and difficult [N] bool."""
     return (
         np.array(annotation.boxes, np.float32).reshape(-1, 4),
         np.array([number_of(name, names, where) for name in annotation.names], np.int64),
@@ -194,7 +198,7 @@ def parse_splits(splits: str) -> list[tuple[str, str]]:
     """`VOC2007:train+VOC2012:trainval` -> [("VOC2007", "train"), ("VOC2012", "trainval")].
 
     Raises:
-        DataError: The list is not of that form.
+        DataError: The text does not have this form.
     """
     pairs = []
     for part in splits.split("+"):
@@ -209,21 +213,28 @@ def parse_splits(splits: str) -> list[tuple[str, str]]:
 
 
 def read_ids(folder: Path, split: str) -> list[str]:
-    """Picture ids of `folder/ImageSets/Main/<split>.txt`, in its order.
+    """Read the picture ids of `folder/ImageSets/Main/<split>.txt`, in order.
 
-    Splits that data sets do not bring are those of `configs/splits`: `spikedet-val`, the pictures
-    that the released detectors were measured on, and `spikedet-train`, which they were trained on
-    (or, of VOC 2007, chosen by).
+    Splits that the data set does not have are read from `configs/splits`. `spikedet-val` lists the
+    pictures that the released detectors were measured on. `spikedet-train` lists those that they
+    were trained on, or in VOC 2007 chosen with.
 
-    VOC 2012 holds copies of VOC 2007 pictures under ids `2007_NNNNNN`; those are dropped, because
-    some of them are evaluation pictures of the other year.
+    VOC 2012 contains copies of VOC 2007 pictures, with the ids `2007_NNNNNN`. They are left out,
+    because some of them are evaluation pictures of VOC 2007.
+
+    Raises:
+        DataError: The split does not exist or is empty.
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file() and (own := SPLITS / f"{folder.name}-{split}.txt").is_file():
         path = own
     if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such split; {folder.name} has {among(split, there) or 'none'}")
+        available = (
+            sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        )
+        raise DataError(
+            f"{path}: no such split; {folder.name} has {list_choices(split, available) or 'none'}"
+        )
     ids = [line.split()[0] for line in read_lines(path) if line]
     if not ids:
         raise DataError(f"{path}: the split is empty; expected one picture id a line")
@@ -233,14 +244,14 @@ def read_ids(folder: Path, split: str) -> list[str]:
 
 
 def is_copy_of_2007(number: str) -> bool:
-    """Whether a picture of VOC 2012 is one of VOC 2007, by its id."""
+    """Whether a picture id of VOC 2012 belongs to a copy of a VOC 2007 picture."""
     return re.fullmatch(r"2007_\d{6}", number) is not None
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Names of the picture files of a data set, by picture id.
+    """Find the names of the picture files of a data set, by picture id.
 
-    Of several with one id `ID.jpg` is the picture.
+    If several files have the same id, the picture is `ID.jpg`.
     """
     images = folder / "JPEGImages"
     entries = sorted(entry.name for entry in os.scandir(images)) if images.is_dir() else []
@@ -268,18 +279,20 @@ def read_voc(
     """Read annotated pictures.
 
     Args:
-        devkits: One `VOCdevkit` folder or several; a data set is taken from the first that has it.
-        splits: For instance `VOC2007:train+VOC2012:trainval`.
-        names: Known classes; when None VOC's if all are among them, else those there are, sorted.
-        limit: Only the first so many pictures.
-        cache: Folder for parsed annotations; `cache_folder()` by default.
+        devkits: One or more `VOCdevkit` folders. A data set is read from the first folder that has
+            it.
+        splits: Splits, such as `VOC2007:train+VOC2012:trainval`.
+        names: Known class names. None: VOC's classes if all objects have one of them, else the
+            classes of the objects, sorted.
+        limit: Largest number of pictures. None: all pictures.
+        cache: Folder for parsed annotations. None: `cache_folder()`.
 
     Returns:
-        Samples in the order of the split files, each picture once.
+        Samples in the order of the split files. Each picture occurs once.
 
     Raises:
-        DataError: A missing folder, split, annotation or picture, or a damaged annotation. When
-            several are wrong, the first is named and the others are counted.
+        DataError: A folder, split, annotation or picture is missing, or an annotation is damaged.
+            If there are several errors, the message has the first one and counts the others.
     """
     devkits = [devkits] if isinstance(devkits, str | Path) else list(devkits)
     parts: list[tuple[Path, str, list[str]]] = []
@@ -303,7 +316,7 @@ def read_voc(
     for (folder, split, ids), parsed in zip(parts, read, strict=True):
         left = None if limit is None else limit - len(samples)
         own = _samples(folder, split, ids[:left], parsed[:left], tuple(names))
-        fitted = on_pictures(own, f"{folder.name}-{split}", folder, cache)
+        fitted = fit_to_pictures(own, f"{folder.name}-{split}", folder, cache)
         pairs = zip(own, fitted, strict=True)
         samples += [_checked(two) if one.width == 0 else two for one, two in pairs]
     return samples
@@ -312,7 +325,7 @@ def read_voc(
 def _annotations(
     folder: Path, split: str, ids: list[str], cache: Path | None
 ) -> list[Annotation | DataError]:
-    """Annotations of one data set, or what is wrong with them."""
+    """Read the annotations of one data set. A damaged annotation gives its error."""
     place = folder / "Annotations"
     paths = [place / f"{name}.xml" for name in ids]
     entries = read_each(paths, parse_annotation, f"{folder.name}-{split}", folder, cache)
@@ -320,10 +333,10 @@ def _annotations(
 
 
 def _own_names(annotations: Sequence[Annotation | DataError]) -> tuple[str, ...]:
-    """VOC's classes, or those of the annotations where one of them is none of VOC's."""
+    """VOC's class names if all objects have one of them, else their own classes, sorted."""
     read = [each for each in annotations if isinstance(each, Annotation)]
-    there = {name for each in read for name in each.names}
-    return VOC_CLASSES if there <= set(VOC_CLASSES) else tuple(sorted(there))
+    found = {name for each in read for name in each.names}
+    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
 
 
 def _samples(
@@ -333,7 +346,7 @@ def _samples(
     parsed: Sequence[Annotation | DataError],
     names: tuple[str, ...],
 ) -> list[Sample]:
-    """Samples of one data set, with sizes and boxes as annotated."""
+    """Make the samples of one data set, with the annotated sizes and boxes."""
     files, images, annotations = files_of(folder), folder / "JPEGImages", folder / "Annotations"
     samples, problems = [], []
     for name, annotation in zip(ids, parsed, strict=True):
@@ -350,12 +363,12 @@ def _samples(
             continue
         samples.append(Sample(f"{folder.name}/{name}", picture, *size, *arrays, names=names))
     if problems:
-        raise first_of(problems)
+        raise first_error(problems)
     return samples
 
 
 def _checked(sample: Sample) -> Sample:
-    """A sample whose boxes lie in its picture, as those of annotations without a size may not."""
+    """Clip the boxes of a sample to its picture. Annotations without a size may need this."""
     limit = [sample.width, sample.height] * 2
     if (sample.boxes >= 0).all() and (sample.boxes <= limit).all():
         return sample
@@ -371,7 +384,7 @@ def _checked(sample: Sample) -> Sample:
 
 
 def _datasets(folder: Path) -> list[str]:
-    """Data sets of a devkit."""
+    """Names of the data sets in a devkit."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else ()
     return [path.name for path in inside if path.is_dir() and _is_dataset(path)]
 
@@ -381,14 +394,14 @@ def _is_dataset(folder: Path) -> bool:
 
 
 def fits(path: Path) -> bool:
-    """Whether a folder is a devkit, or a data set in one."""
+    """Whether a folder is a devkit, or a data set in a devkit."""
     return path.is_dir() and (
         _is_dataset(path) or bool(_datasets(path)) or any(p.is_dir() for p in path.glob("VOC*"))
     )
 
 
 class Devkits(Boxes):
-    """One `VOCdevkit` or several."""
+    """One or more `VOCdevkit` folders."""
 
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         super().__init__(paths, places)
@@ -398,13 +411,13 @@ class Devkits(Boxes):
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the data sets there are."""
+        """Names of the data sets."""
         named = [Path(os.path.abspath(path)).name for path in self.paths if _is_dataset(path)]
         return named or sorted({name for devkit in self.devkits for name in _datasets(devkit)})
 
     @property
     def splits(self) -> list[str]:
-        """Those of all data sets, without the lists of single classes (`cat_train`)."""
+        """Splits of all data sets, without the lists of single classes (`cat_train`)."""
         lists = (
             (dataset, path.stem)
             for dataset in self.datasets
@@ -414,29 +427,35 @@ class Devkits(Boxes):
         return [f"{dataset}:{split}" for dataset, split in lists if "_" not in split]
 
     def has(self, part: str) -> bool:
+        """See `Source.has`. With a single data set, its name may be left out."""
         return ":" in part or (len(self.datasets) == 1 and self._listed(self.datasets[0], part))
 
     def _listed(self, dataset: str, split: str) -> bool:
-        """Whether one of the devkits has a list of this split."""
+        """Whether one of the devkits has a file for this split."""
         places = (devkit / dataset / "ImageSets" / "Main" for devkit in self.devkits)
         return any((place / f"{split}.txt").is_file() for place in places)
 
     def usual_split(self, test: bool) -> str | None:
-        """As VOC's challenges; of one other data set `train`, and `val` or `test`."""
-        there = self.datasets
-        known = [f"{name}:{split}" for name, split in (TEST if test else TRAIN) if name in there]
+        """The split of VOC's challenges. See `Source.usual_split`.
+
+        For a single other data set, it is `train` or else `trainval`. To measure, it is `val` or
+        else `test`.
+        """
+        datasets = self.datasets
+        known = [f"{name}:{split}" for name, split in (TEST if test else TRAIN) if name in datasets]
         if known:
             return "+".join(known)
-        if len(there) != 1:
+        if len(datasets) != 1:
             return None
         wanted = ("val", "test") if test else ("train", "trainval")
-        split = next((split for split in wanted if self._listed(there[0], split)), None)
-        return split and f"{there[0]}:{split}"
+        split = next((split for split in wanted if self._listed(datasets[0], split)), None)
+        return split and f"{datasets[0]}:{split}"
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
-        there = self.datasets
-        if len(there) == 1:  # whose name need not be said
-            parts = [part if ":" in part else f"{there[0]}:{part}" for part in split.split("+")]
+        """See `Boxes.read`. With a single data set, its name may be left out of `split`."""
+        datasets = self.datasets
+        if len(datasets) == 1:  # whose name need not be said
+            parts = [part if ":" in part else f"{datasets[0]}:{part}" for part in split.split("+")]
             split = "+".join(parts)
         samples = read_voc(self.devkits, split, names=names, limit=limit)
         expect_names(samples[0].names, self.paths[0])

@@ -1,15 +1,15 @@
-"""YOLO labels: a text file beside each picture, and ultralytics' `data.yaml`.
+"""YOLO labels: a text file for each picture, described by ultralytics' `data.yaml`.
 
-    names: [circle, square]        or {0: circle, 1: square}; or none, and --names says them
-    path: shapes                   where the rest is; the folder of this file if left out
+    names: [circle, square]        or {0: circle, 1: square}; without it, use --names
+    path: shapes                   base folder of the next entries; default: the folder of the file
     train: images/train            a folder, a text file with one picture a line, or a list of such
     val: images/val
 
-The label file of `.../images/train/1.jpg` is `.../labels/train/1.txt`, one object a line: number of
-the class, then centre x, centre y, width and height as parts of the picture's, or the corners of a
-polygon. A picture without one has no objects. A folder with `images` and `labels` needs no
-`data.yaml`. ultralytics' own reader is not asked: it writes beside the labels, and mends pictures
-in place.
+The label file of `.../images/train/1.jpg` is `.../labels/train/1.txt`. It has one line for each
+object: the class number, then x and y of the centre, width and height as fractions of the picture
+size, or the corners of a polygon. A picture without a label file has no objects. A folder with
+`images` and `labels` needs no `data.yaml`. ultralytics' own reader is not used, because it writes
+files next to the labels and repairs pictures in place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import yaml
 
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_of, number_of
+from spikedet.data.samples import Sample, expect_names, first_error, number_of
 from spikedet.data.sizes import headers, warn_of_tags
-from spikedet.errors import DataError, among, cut
+from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import read_lines
 from spikedet.pictures import is_picture, pictures_in
 
@@ -35,11 +35,11 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 KEYS = {key: split for split, keys in SPLITS.items() for key in keys}
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # beside labels without a data.yaml
 NOTHING = ("", "~", "null", "Null", "NULL")  # in YAML
-BEYOND = 0.01  # of a picture's side that a label may reach beyond it, as in ultralytics
+BEYOND = 0.01  # fraction of the side that a label may exceed, as in ultralytics
 
 
 class Labels(Boxes):
-    """What a `data.yaml` describes."""
+    """The data that a `data.yaml` describes, or a folder with `images` and `labels`."""
 
     def __init__(self, paths: Sequence[Path], places: Sequence[Path] = ()):
         super().__init__(paths, places)
@@ -49,17 +49,20 @@ class Labels(Boxes):
 
     @property
     def splits(self) -> list[str]:
-        """Those that have pictures."""
+        """Names of the splits that have pictures."""
         return [split for split in SPLITS if self._entry(split)]
 
     def usual_split(self, test: bool) -> str | None:
+        """See `Source.usual_split`. To measure, it is `val`, or else `test`."""
         wanted = ("val", "test") if test else ("train",)
         return next((split for split in wanted if self._entry(split)), None)
 
     def has(self, part: str) -> bool:
+        """Whether the description has this split."""
         return bool(self._entry(KEYS.get(part, "")))
 
     def read(self, split: str, names: Sequence[str] | None, limit: int | None) -> list[Sample]:
+        """See `Boxes.read`."""
         own = self._names()
         if own is None:
             if names is None:
@@ -72,9 +75,9 @@ class Labels(Boxes):
         title = f"{root.absolute().name}-{split}"
         sizes = headers(pictures, title, root)
         labels = [label_of(picture) for picture in pictures]
-        there = [label for label in labels if os.path.exists(label)]
+        existing = [label for label in labels if os.path.exists(label)]
         kind = f"{title}-keypoints" if self._given("kpt_shape") else title
-        rows = dict(zip(there, read_each(there, self._rows, kind, root), strict=True))
+        rows = dict(zip(existing, read_each(existing, self._rows, kind, root), strict=True))
         samples, problems, turned = [], [], []
         for picture, header, label in zip(pictures, sizes, labels, strict=True):
             objects = rows.get(label, [])
@@ -91,8 +94,8 @@ class Labels(Boxes):
             if header.turn > 1 and objects:
                 turned.append(picture.name)
         if problems:
-            raise first_of(problems)
-        if not there:
+            raise first_error(problems)
+        if not existing:
             raise DataError(
                 f"{labels[0]}: no such label file; all {len(labels)} label files of {split} are "
                 "missing; expected them in `labels` beside `images`, or beside the pictures"
@@ -107,11 +110,12 @@ class Labels(Boxes):
         return samples
 
     def _given(self, key: str) -> Any:
-        """A value of the description, None where it says null."""
+        """A value of the description. None if it is missing or null."""
         value = self.data.get(key)
         return None if value in NOTHING else value
 
     def _names(self) -> tuple[str, ...] | None:
+        """The class names of the description. None if it has none."""
         names = self._given("names")
         if not names:
             return None
@@ -119,9 +123,8 @@ class Labels(Boxes):
             numbers = sorted(names, key=lambda key: (len(key), key))
             if numbers != [str(number) for number in range(len(names))]:
                 raise DataError(
-                    f"{self.path}: class numbers {cut(', '.join(numbers))}; expected each number "
-                    "from "
-                    f"0 to {len(names) - 1} once"
+                    f"{self.path}: class numbers {shorten(', '.join(numbers))}; expected each "
+                    f"number from 0 to {len(names) - 1} once"
                 )
             names = [names[number] for number in numbers]
         if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
@@ -129,11 +132,13 @@ class Labels(Boxes):
         names = expect_names([name.strip() for name in names], self.path)
         count = self.data.get("nc")
         if count and count != str(len(names)):
-            raise DataError(f"{self.path}: nc is {cut(count)}, but there are {len(names)} names")
+            raise DataError(
+                f"{self.path}: nc is {shorten(count)}, but there are {len(names)} names"
+            )
         return names
 
     def _entry(self, split: str) -> list[str]:
-        """What the description says of a split."""
+        """The files and folders of a split in the description."""
         values = (self._given(key) for key in SPLITS.get(split, ()))
         value: str | list[Any] = next(filter(None, values), [])
         return [value] if isinstance(value, str) else [str(each) for each in value]
@@ -142,12 +147,12 @@ class Labels(Boxes):
         """The pictures of one split."""
         entries = self._entry(KEYS.get(split, ""))
         if not entries:
-            there = among(split, self.splits) or "none"
-            raise DataError(f"{self.path}: no split {cut(split)!r}; there are {there}")
+            available = list_choices(split, self.splits) or "none"
+            raise DataError(f"{self.path}: no split {shorten(split)!r}; there are {available}")
         for entry in entries:
             place = self._resolved(entry)
             if place is None:
-                raise DataError(f"{self.path}: {split}: {cut(entry)}: no such file or folder")
+                raise DataError(f"{self.path}: {split}: {shorten(entry)}: no such file or folder")
             if place.is_dir():
                 pictures, unreadable = pictures_in(place, deep=True)
                 if unreadable:
@@ -159,7 +164,7 @@ class Labels(Boxes):
             yield from pictures
 
     def _listed(self, place: Path) -> list[Path]:
-        """The pictures that a text file names, or the one that it is."""
+        """The pictures that a text file lists, or the picture itself."""
         if is_picture(place):
             return [place]
         pictures = []
@@ -167,12 +172,12 @@ class Labels(Boxes):
             tries = [place.parent / line, *(root / line for root in self._roots()), Path(line)]
             picture = next(filter(os.path.exists, tries), None)
             if picture is None:
-                raise DataError(f"{place}: {cut(line)}: no such picture")
+                raise DataError(f"{place}: {shorten(line)}: no such picture")
             pictures.append(picture)
         return pictures
 
     def _roots(self) -> list[Path]:
-        """Where the entries of a description may be meant from, the most likely first."""
+        """Folders that entries of the description may be relative to, the most likely one first."""
         beside = self.path.parent if self.described else self.path
         path = self._given("path")
         if not path:
@@ -180,14 +185,14 @@ class Labels(Boxes):
         return [beside / path, beside.parent / path, Path(path), beside]
 
     def _resolved(self, entry: str) -> Path | None:
-        """The file or folder of an entry; ultralytics forgives `../` in front of it, too."""
+        """Find the file or folder of an entry. As in ultralytics, `../` may be left out."""
         tries = [entry] + ([entry[3:]] if entry.startswith("../") else [])
         places = (root / each for each in tries for root in self._roots())
         path = next(filter(os.path.exists, places), None)
         return path and Path(os.path.normpath(path))
 
     def _rows(self, path: Path) -> list[list[float]]:
-        """Objects of a label file: class, then edges x1 y1 x2 y2 as parts of the picture."""
+        """Read a label file: class number, and edges x1 y1 x2 y2 as fractions of the sides."""
         keypoints = bool(self._given("kpt_shape"))
         if not path.is_file():  # a pipe would wait for somebody to write into it
             raise DataError(f"{path}: is not a file; expected labels")
@@ -200,8 +205,8 @@ class Labels(Boxes):
                 row = _row(label, values[:4] if keypoints else values)
             except (ValueError, OverflowError):
                 raise DataError(
-                    f"{path}: line {number}: {cut(line)!r}; expected a class number and four parts "
-                    "of the picture, or a polygon's corners, each of 0 to 1"
+                    f"{path}: line {number}: {shorten(line)!r}; expected a class number and four "
+                    "parts of the picture, or a polygon's corners, each of 0 to 1"
                 ) from None
             if row not in rows:  # as ultralytics, which takes an object twice for a slip
                 rows.append(row)
@@ -209,7 +214,11 @@ class Labels(Boxes):
 
 
 def _row(label: float, values: Sequence[float]) -> list[float]:
-    """Class and edges of one line; a ValueError where it is none."""
+    """Convert the numbers of one line to the class number and the edges of the box.
+
+    Raises:
+        ValueError: The numbers are not a label.
+    """
     numbers = np.array(values)
     if len(numbers) % 2 or len(numbers) < 4 or label < 0 or label != int(label):
         raise ValueError
@@ -235,7 +244,7 @@ def _sample(
     names: tuple[str, ...],
     label: Path,
 ) -> Sample:
-    """A sample from the rows of its label file."""
+    """Make a sample from the rows of its label file."""
     for number, *_ in objects:
         if number >= len(own):
             raise DataError(
@@ -256,12 +265,12 @@ def _sample(
 
 
 def _relative(picture: Path, root: Path) -> str:
-    """A picture's path below a folder, without its ending."""
+    """The path of a picture relative to a folder, without suffix."""
     return Path(os.path.relpath(picture, root)).with_suffix("").as_posix()
 
 
 def label_of(picture: Path) -> Path:
-    """The label file of a picture: `labels` in place of the last `images` of its path."""
+    """Path of the label file of a picture: the last `images` in its path becomes `labels`."""
     parts = list(picture.absolute().parent.parts)
     if "images" not in parts:
         return picture.with_suffix(".txt")
@@ -271,7 +280,7 @@ def label_of(picture: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """A `data.yaml`, every value as it is written: a class may be called `no` or `007`."""
+    """Read a `data.yaml`. Values stay texts, so that a class can be called `no` or `007`."""
     if path.exists() and not path.is_file():  # a pipe would wait for somebody to write into it
         raise DataError(f"{path}: is not a file; expected names, train and val")
     try:
@@ -286,7 +295,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _bare(folder: Path) -> dict[str, Any]:
-    """What a `data.yaml` would say of a folder with pictures in `images` and labels in `labels`."""
+    """Make the description of a folder that has `images` and `labels` but no `data.yaml`."""
     data: dict[str, Any] = {}
     for split, keys in SPLITS.items():
         tries = [path for key in keys for path in (f"images/{key}", f"{key}/images")]
@@ -300,7 +309,7 @@ def _bare(folder: Path) -> dict[str, Any]:
 
 
 def _description_in(path: Path) -> Path | None:
-    """The `data.yaml` that a path is or holds."""
+    """Find the `data.yaml` of a path: the file itself, or a file in the folder."""
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None
     if not path.is_dir():
@@ -320,7 +329,7 @@ def _description_in(path: Path) -> Path | None:
 
 
 def fits(path: Path) -> bool:
-    """Whether a file is a `data.yaml`, or a folder holds one, or `images` and `labels`."""
+    """Whether a file is a `data.yaml`, or a folder has one, or has `images` and `labels`."""
     if _description_in(path):
         return True
     pairs = [(path / "images", path / "labels")]

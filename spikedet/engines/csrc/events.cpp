@@ -217,7 +217,7 @@ int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
     return 1;
 }
 
-// The events of a tensor as whole numbers [B, steps, height, width, channels].
+// The events of a tensor as integers [B, steps, height, width, channels].
 void sd_unpack(const sd_tensor* tensor, int32_t batch, int32_t steps, int16_t* values) {
     const int64_t wide = (int64_t)tensor->width * tensor->channels;
     const int64_t rows = (int64_t)batch * steps * tensor->height;

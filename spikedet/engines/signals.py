@@ -36,7 +36,7 @@ class Term:
     amplitude: Tensor
 
 
-class Wires:
+class SpikeSignals:
     """Values that are made only of spikes, and the operations that compute them.
 
     Attributes:
@@ -70,7 +70,7 @@ class Wires:
             )
         return name
 
-    def is_wire(self, name: str) -> bool:
+    def is_spikes(self, name: str) -> bool:
         """Whether a value is made only of spikes, without weights and constants."""
         if name not in self.graph or self.when[name] == CONSTANT:
             return False
@@ -79,7 +79,7 @@ class Wires:
             return True
         if isinstance(module, (*WEIGHTED, Shift)):
             return False
-        return all(self.is_wire(source) for source in self.graph.edges[name])
+        return all(self.is_spikes(source) for source in self.graph.edges[name])
 
     def terms(self, name: str) -> list[Term]:
         """The terms of a value that is made of spikes."""
@@ -131,20 +131,20 @@ class Wires:
             raise self.refuse(node.name, f"up-sampling by {node.module.mode}")
         terms = []
         for k in range(max(len(own) for own in inputs)):
-            there = [own[k] if k < len(own) else None for own in inputs]
+            present = [own[k] if k < len(own) else None for own in inputs]
             zeros = {
                 i: self.graph.shapes[source]
-                for i, (source, term) in enumerate(zip(node.inputs, there, strict=True))
+                for i, (source, term) in enumerate(zip(node.inputs, present, strict=True))
                 if term is None
             }
             amplitudes = [
                 torch.ones(self.graph.shapes[source], dtype=torch.float64)
                 if term is None
                 else term.amplitude
-                for source, term in zip(node.inputs, there, strict=True)
+                for source, term in zip(node.inputs, present, strict=True)
             ]
             amplitude = node.module(*amplitudes)
-            ops = tuple(term.op for term in there if term is not None)
+            ops = tuple(term.op for term in present if term is not None)
             move = Move(node.name, ops, node.module, zeros)
             op = self.emit(move, max(self.largest[source] for source in ops))
             terms.append(Term(op, amplitude))

@@ -22,8 +22,8 @@ from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
 
 NOT_HERE = "the integer engines run on the CPU only; use the torch engine on other devices"
-Tell = Callable[[str, int, Tensor, int], None]
-Show = Callable[[str, int, Tensor], None]
+OnCounts = Callable[[str, int, Tensor, int], None]
+OnSpikes = Callable[[str, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Part:
     last: bool
 
 
-class WholeEngine:
+class IntegerEngine:
     """A spiking graph, compiled once to an integer program. Several threads may use it.
 
     Attributes:
@@ -87,8 +87,8 @@ class WholeEngine:
         pictures: Tensor,
         parts: Iterable[int],
         each_step: bool,
-        tell: Tell | None = None,
-        show: Show | None = None,
+        on_counts: OnCounts | None = None,
+        on_spikes: OnSpikes | None = None,
     ) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Run the time steps in parts; yield the number of steps so far and a readout function.
 
@@ -99,10 +99,10 @@ class WholeEngine:
             parts: Number of time steps of each part.
             each_step: The readout function returns the means after each step of the last part
                 instead, [steps*B, ...].
-            tell: Function that is called after every part for each layer of neurons: with its name,
-                the first step, the number of spikes in each step [steps], and the number of neurons
-                of all pictures.
-            show: Function that is called after every part for each layer of neurons and each
+            on_counts: Function that is called after every part for each layer of neurons: with its
+                name, the first step, the number of spikes in each step [steps], and the number of
+                neurons of all pictures.
+            on_spikes: Function that is called after every part for each layer of neurons and each
                 pooling of spikes: with its name, the first step, and its spikes [steps*B, ...].
 
         Raises:
@@ -119,11 +119,11 @@ class WholeEngine:
         totals: dict[Any, Any] = {}
         done = 0
         for steps, last in _with_last(parts):
-            at_once = steps if each_step else self._at_once(run, show is not None)
+            at_once = steps if each_step else self._at_once(run, on_spikes is not None)
             for number, final in _with_last(_even(steps, at_once)):
                 part = Part(done, number, last and final)
                 with torch.no_grad():  # never over a yield: it would hold for the caller as well
-                    totals = self._part(run, part, each_step, totals, tell, show)
+                    totals = self._part(run, part, each_step, totals, on_counts, on_spikes)
                 done += number
 
             def read(sums: dict[Any, Any] = totals, steps: int = steps) -> Any:
@@ -224,8 +224,8 @@ class WholeEngine:
         part: Part,
         each_step: bool,
         before: dict[str, Any],
-        tell: Tell | None,
-        show: Show | None,
+        on_counts: OnCounts | None,
+        on_spikes: OnSpikes | None,
     ) -> dict[str, Any]:
         """Run the next time steps. `before` is the result of the part before.
 

@@ -45,14 +45,14 @@ class Batches:
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        there = False
+        found = False
         for batch in self.batches:
             parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             if not parts or not isinstance(parts[0], Tensor) or parts[0].ndim < 2:
                 raise DataError("a batch without an input; expected a tensor [B, ...] first")
-            there = True
+            found = True
             yield tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, parts)
-        if not there:
+        if not found:
             raise DataError("no batches; expected two pictures or more")
 
     def first(self) -> Tensor:
@@ -92,20 +92,20 @@ class Batches:
             raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
         size = min(options.batch, fit, len(together) // 2)
         groups = [group for group in together.split(size) if len(group) == size]
-        judges = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
-        return groups[:-judges], groups[-judges:]
+        count = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
+        return groups[:-count], groups[-count:]
 
 
-class Guide:
+class FloatTeacher:
     """The float network: the source of the graph, and the teacher of both stages."""
 
     def __init__(self, network: nn.Module, example: Tensor):
         self.network = network
-        home = home_of(network)
+        device = device_of_weights(network)
         if isinstance(network, Graph):
             self.graph = copy.deepcopy(network)
         else:
-            self.graph = record(network, example.to(home))
+            self.graph = record(network, example.to(device))
         self.graph.requires_grad_(False)
         self.folded: Graph | None = None
 
@@ -121,7 +121,7 @@ class Guide:
         return self.folded(pictures)
 
 
-def home_of(network: nn.Module) -> torch.device:
+def device_of_weights(network: nn.Module) -> torch.device:
     """The device of a network.
 
     Raises:
@@ -134,13 +134,13 @@ def home_of(network: nn.Module) -> torch.device:
         raise ConversionError(f"{name}: no weights; there is nothing to convert") from None
 
 
-def distance_of(guide: Guide, source: Batches) -> Distance:
+def default_distance(teacher: FloatTeacher, source: Batches) -> Distance:
     """The default distance: mean squared difference, divided by the variance of each output."""
     with torch.no_grad():
-        outputs = tree_leaves(guide(source.first()))
+        outputs = tree_leaves(teacher(source.first()))
     scales = [x.float().var().clamp(min=1e-12) for x in outputs if isinstance(x, Tensor)]
 
-    def apart(results: Any, wanted: Any) -> Tensor:
+    def distance(results: Any, wanted: Any) -> Tensor:
         pairs = zip(tree_leaves(results), tree_leaves(wanted), strict=True)
         tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
         errors = [
@@ -149,22 +149,22 @@ def distance_of(guide: Guide, source: Batches) -> Distance:
         ]
         return torch.stack(errors).mean()
 
-    return apart
+    return distance
 
 
 @dataclass
-class Lessons:
+class StageTraining:
     """The training of both stages.
 
     Attributes:
-        guide: The float network, used as teacher.
+        teacher: The float network.
         source: Batches to train on.
         loss: Loss of the outputs and the other items of a batch. None: only the distance is used.
         distance: Distance between the outputs and those of the teacher.
         progress: Show progress bars.
     """
 
-    guide: Guide
+    teacher: FloatTeacher
     source: Batches
     loss: Loss | None
     distance: Distance
@@ -187,7 +187,7 @@ class Lessons:
                     output = graph(parts[0])
                     value = torch.zeros(())
                     if weight:
-                        value = weight * self.distance(output, self.guide(parts[0]))
+                        value = weight * self.distance(output, self.teacher(parts[0]))
                     if self.loss is not None:
                         value = value + self.loss(output, *parts[1:])
                     _step(optimiser, value)
@@ -196,11 +196,11 @@ class Lessons:
         graph.eval()
 
     def end_to_end(
-        self, spiking: SpikingNetwork, judges: list[Tensor], options: EndToEnd
+        self, spiking: SpikingNetwork, held_out: list[Tensor], options: EndToEnd
     ) -> dict[str, float]:
         """Run the end-to-end pass, in place.
 
-        The result is kept only if it lowers the distance to the teacher on the pictures `judges`.
+        The result is kept only if it lowers the distance to the teacher on the pictures `held_out`.
         With a penalty on spikes the result is always kept, because fewer spikes may increase the
         distance.
 
@@ -214,25 +214,25 @@ class Lessons:
 
         def value(parts: tuple[Any, ...]) -> Tensor:
             spiking.chunk = len(parts[0]) * spiking.T
-            wanted, values = self.guide(parts[0]), []
+            wanted, values = self.teacher(parts[0]), []
             for output in spiking.after(parts[0], steps):
-                apart = self.distance(output, wanted)
+                distance = self.distance(output, wanted)
                 own = [] if self.loss is None else [self.loss(output, *parts[1:])]
-                values.append(sum(own, apart))
+                values.append(sum(own, distance))
             return sum(values[1:], values[0]) / len(values)
 
         @torch.no_grad()
-        def apart() -> float:
+        def mean_distance() -> float:
             each = [
-                self.distance(output, self.guide(x)).item()
-                for x in judges
+                self.distance(output, self.teacher(x)).item()
+                for x in held_out
                 for output in spiking.after(x, steps)
             ]
             return sum(each) / len(each)
 
         drawn = endless()  # of all rounds: they see every batch, however many there are
         chunk, steps = spiking.chunk, options.read_after(spiking.T)
-        kept, before = copy.deepcopy(spiking.graph), apart()
+        kept, before = copy.deepcopy(spiking.graph), mean_distance()
         with Bar(total=options.steps, desc="end to end", shown=self.progress) as bar:
 
             def on_step(step: int, now: float) -> None:
@@ -241,7 +241,7 @@ class Lessons:
 
             spikes = distill(spiking, lambda first: drawn, value, options, on_step=on_step)
         spiking.chunk = chunk
-        if not options.sparsity and not apart() <= before:
+        if not options.sparsity and not mean_distance() <= before:
             spiking.graph = kept
         return spikes
 

@@ -1,4 +1,7 @@
-"""Make weights and rows with the other commands, each only once."""
+"""Make the weights and the results of one float network by running other commands.
+
+Each command runs only once: its output is stored, and reused in later runs.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.errors import SpikedetError, UsageError, nearest
+from spikedet.errors import SpikedetError, UsageError, did_you_mean
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
 
-SOURCES = ("float", "float-leaky")  # networks that are given
+SOURCES = ("float", "float-leaky")  # float networks
 LAYER_WISE = "layer-wise"  # the row of `two-stage` as in the paper, without the end-to-end pass
 
 
@@ -24,12 +27,15 @@ class Cell:
     """One row to measure: a method at T, on the first `limit` pictures.
 
     Attributes:
-        pictures: That calibrate it.
-        end_to_end: Whether it has this pass, where the method does.
-        made_for: T that its network is made for, if not T.
-        steps: All T of rows that are read out from one run of that network; T alone if empty.
-        penalty: Weight of a penalty on spikes, in a pass of whole weights that begins with this
-            network; None for none.
+        method: Name of the method (see `methods`), or `float`, `float-leaky` or `quantised`.
+        T: Time steps. None for a float network.
+        limit: Number of pictures to measure on. None: all.
+        pictures: Number of calibration pictures.
+        end_to_end: Whether to run the end-to-end pass, if the method has one.
+        made_for: T that the network is made for. None: T.
+        steps: All T that are measured in one run of this network. Empty: only T.
+        penalty: Weight of the penalty on spikes in an end-to-end pass with integer weights, which
+            starts from this network. None: no such pass.
     """
 
     method: str
@@ -43,49 +49,53 @@ class Cell:
 
     @classmethod
     def of(cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any) -> Cell:
-        """Of a row's name: a method, or `LAYER_WISE`; the rest as of a cell."""
+        """Make a cell from the name of a row: a method, or `LAYER_WISE`."""
         method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
         return cls(method, T, limit, pictures, passes, **options)
 
     @property
     def weights_T(self) -> int | None:
-        """T that its network is made for."""
+        """T that the network is made for."""
         return self.made_for or self.T
 
 
-def expect_there(option: str, asked: Sequence[Any] | None, there: Collection, have: str) -> None:
-    """Refuse what was asked for and is not there.
+def expect_available(
+    option: str, asked: Sequence[Any] | None, available: Collection, have: str
+) -> None:
+    """Check that requested values are available.
 
     Args:
-        option: Its name.
-        asked: Its values.
-        there: What it may be.
-        have: What there is instead, in words.
+        option: Name of the option, for the message.
+        asked: Requested values. None: no values.
+        available: Available values.
+        have: Description of the available values, for the message.
 
     Raises:
-        UsageError: A value that it cannot be.
+        UsageError: A value is not available.
     """
-    if absent := sorted(set(asked or ()) - set(there)):
-        meant = nearest(str(absent[0]), map(str, there)) if isinstance(absent[0], str) else ""
+    if absent := sorted(set(asked or ()) - set(available)):
+        meant = (
+            did_you_mean(str(absent[0]), map(str, available)) if isinstance(absent[0], str) else ""
+        )
         raise UsageError(f"{option} {' '.join(map(str, absent))}: {have}{meant}")
 
 
-def note_of(path: Path) -> Path:
-    """Where it stands how weights, or the folder of a run, were made."""
+def note_path(path: Path) -> Path:
+    """Path of the note that describes how weights, or the folder of a run, were made."""
     return path.with_name(path.name + ".txt")
 
 
-class Workshop:
-    """Makes weights and rows of one float network.
+class Experiment:
+    """Makes weights and rows of results for one float network.
 
     Args:
-        options: Of spikedet reproduce, with `split`.
-        out: Folder of `weights` and `rows`.
-        model: Float checkpoint; the released one of the task if None.
-        task: Its task.
+        options: Options of spikedet reproduce, with `split`.
+        out: Folder with the subfolders `weights` and `rows`.
+        model: Float checkpoint. None: the released checkpoint of the task.
+        task: Name of the task.
         data: Folders of the data set.
-        epochs: Of stage I, those of spikedet finetune if None.
-        levels: L of QCFS, the steps that its network is quantised to.
+        epochs: Epochs of stage I. None: the default of spikedet finetune.
+        levels: L of QCFS, the number of quantisation steps.
     """
 
     def __init__(
@@ -105,7 +115,7 @@ class Workshop:
             model is not None,
         )
         source = model or self.released("float")
-        assert source is not None  # the released one comes with the package
+        assert source is not None  # the package contains the released one
         self.model: Path = source
         self._pictures: dict[int | None, str] = {}
 
@@ -113,9 +123,9 @@ class Workshop:
         """Print a command and run it.
 
         Raises:
-            SpikedetError: It failed; it has said why.
+            SpikedetError: The command failed. It has printed the reason itself.
         """
-        # not among what is noted: it makes no other network
+        # not part of the note, because the weights do not depend on the device
         none = self.options.device == "cpu" or "spiking-yolo" in words  # which trains nothing
         device = [] if none else ["--device", self.options.device]
         quiet = ["--quiet"] if getattr(self.options, "quiet", False) else []
@@ -126,40 +136,40 @@ class Workshop:
             raise SpikedetError(f"spikedet {tool} ended with exit code {done.returncode}")
 
     def released(self, stage: str, T: int | None = None) -> Path | None:
-        """Released weights, where the rows are of the released float network."""
+        """The released weights of a stage and T. None if there are none, or for an own network."""
         from spikedet.released import released
 
         return None if self.own_model else released(stage, T, self.task)
 
     def training(self) -> list[Any]:
-        """Options that say what to train on."""
+        """Command-line options for the training pictures."""
         options = self.options
         words = ["--data", *self.data]
         words += ["--split", options.train_split] if options.train_split else []
         return [*words, "--tuning", options.tuning] if options.tuning else words
 
     @staticmethod
-    def begun(path: Path) -> bool:
-        """Whether a conversion to these weights was killed in its end-to-end pass."""
+    def has_unfinished_pass(path: Path) -> bool:
+        """Whether the conversion to these weights was interrupted in its end-to-end pass."""
         from spikedet.stages.pipeline import layers_file
 
         return layers_file(path).exists()
 
     def weights(self, cell: Cell, make: bool = True) -> Path:
-        """Weights of a row; without `make` only where they are, or would be.
+        """Path of the weights of a row. With `make`, make them if they do not exist.
 
         Raises:
-            UsageError: They are there, or begun, and were made in another way.
+            UsageError: The weights exist, or were started, with other settings.
         """
         if cell.method in SOURCES:
             return Path(self.model if cell.method == "float" else self.options.leaky)
         T = cell.weights_T
-        assert T is not None  # of all but float networks
+        assert T is not None  # only float networks have no T
         if cell.method == "quantised":
             return self.stage_one(T, make)
         options = self.options
         if cell.penalty is not None:
-            return self.sparser(cell, make)
+            return self.sparse_weights(cell, make)
         usual = cell.pictures == options.pictures and cell.end_to_end
         ready = self.released("snn", cell.weights_T)
         if cell.method == "two-stage" and usual and ready:
@@ -183,27 +193,27 @@ class Workshop:
                 "--end-to-end",
                 options.end_to_end if cell.end_to_end and cell.pictures else 0,
             ]
-        return self.ensured(path, [*words, *self.training()], make, self.begun(path))
+        return self.ensure(path, [*words, *self.training()], make, self.has_unfinished_pass(path))
 
-    def sparser(self, cell: Cell, make: bool = True) -> Path:
-        """Weights of a pass with a penalty on spikes."""
+    def sparse_weights(self, cell: Cell, make: bool = True) -> Path:
+        """Path of the weights after an end-to-end pass with a penalty on spikes. See `weights`."""
         path = self.out / "weights" / f"{self.name(cell)}.safetensors"
         make = make and not path.is_file()
         words = ["calibrate", "--weights", self.weights(replace(cell, penalty=None), make)]
         words += ["--teacher", self.model, "--T", cell.T, "--end-to-end", self.options.end_to_end]
         words += ["--end-int8", "--end-sparsity", f"{cell.penalty:g}", *self.training()]
-        return self.ensured(path, words, make, self.begun(path))
+        return self.ensure(path, words, make, self.has_unfinished_pass(path))
 
     def stage_one(self, T: int, make: bool = True) -> Path:
-        """Stage-I weights for T."""
+        """Path of the stage-I weights for T."""
         return self.released("qc", T) or self.finetuned(f"stage1-T{T}", T, make)
 
     def qcfs(self, make: bool = True) -> Path:
-        """The network of QCFS, quantised to `levels`."""
+        """Path of the weights of QCFS, quantised to `levels`."""
         return self.finetuned(f"qcfs-L{self.levels}", self.levels, make, "--qcfs")
 
     def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
-        """Weights of a run of spikedet finetune."""
+        """Path of the weights of a run of spikedet finetune."""
         from spikedet.training import epochs_done
 
         folder = self.out / "weights" / name
@@ -211,16 +221,22 @@ class Workshop:
         words += ["--epochs", self.epochs] if self.epochs else []
         done, asked = epochs_done(folder)
         make = make and not done == asked > 0
-        self.ensured(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
+        self.ensure(folder, [*words, *self.training()], make, (folder / "state.pt").is_file())
         return folder / "best.safetensors"
 
-    def ensured(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
-        """`out`, which a command makes now, or has made; what it was told stands beside it.
+    def ensure(self, out: Path, words: Sequence[Any], make: bool, begun: bool) -> Path:
+        """Return `out`. With `make`, run the command that makes it, and note the command.
+
+        Args:
+            out: File or folder that the command makes.
+            words: The command without `--out`.
+            make: Whether to run the command.
+            begun: Whether the command was interrupted. Then it is resumed.
 
         Raises:
-            UsageError: It is there, or begun, and was made in another way.
+            UsageError: `out` exists, or was started, with another command.
         """
-        command, note = " ".join(map(self.described, words)), note_of(out)
+        command, note = " ".join(map(self.describe_argument, words)), note_path(out)
         before = note.read_text().strip() if note.is_file() else None
         if before != command and (before is not None or out.exists()):
             was = f"was made with '{before}'" if before else "exists, but not from this command"
@@ -230,15 +246,16 @@ class Workshop:
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
             except SpikedetError:
-                if not out.exists() and not self.begun(out):
-                    note.unlink()  # nothing was begun that it would tell about
+                if not out.exists() and not self.has_unfinished_pass(out):
+                    note.unlink()  # nothing was started
                 raise
         return out
 
-    def described(self, word: Any) -> str:
-        """A word of a command wherever files lie: paths by name, weights from outside by content.
+    def describe_argument(self, word: Any) -> str:
+        """An argument of a command as text that does not depend on where files are.
 
-        What lies in this folder has a note of its own.
+        Files in the folder of the experiment are described by their name, because they have notes.
+        Other files are described by name and content.
         """
         from spikedet.checkpoint import sha256
 
@@ -248,46 +265,49 @@ class Workshop:
         return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
 
     def name(self, cell: Cell) -> str:
-        """Of the files of a row."""
+        """File name of a row, without suffix."""
         pictures = "" if cell.pictures == self.options.pictures else f"-{cell.pictures}-pictures"
         layers = "" if cell.end_to_end else "-layer-wise"
         sparse = "" if cell.penalty is None else f"-sparsity-{cell.penalty:g}"
         return f"{cell.method}{pictures}{layers}{sparse}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What spikedet evaluate measures of a row; without `make` None where it did not yet.
+        """The results of spikedet evaluate for a row. With `make`, measure missing ones.
 
-        Rows of each engine are kept in files of their own; a row that names none is torch's.
+        The rows of each engine are stored in separate files. Rows without an engine are of torch.
+
+        Returns:
+            The results. None if they do not exist and `make` is False.
         """
         steps = cell.steps or (cell.T,)
         spiking = cell.method not in (*SOURCES, "quantised")
         engine = self.options.engine if spiking and not self.options.half else "torch"
         other = "" if engine == "torch" else f"-{engine}"
-        path = self.place(cell, "-half" if self.options.half else other)
-        rows = {row["T"]: row for row in self.read(path, cell) or []}
+        path = self.result_path(cell, "-half" if self.options.half else other)
+        rows = {row["T"]: row for row in self.load_result(path, cell) or []}
         if cell.T not in rows and make:
             words: list[Any] = ["--half"] if self.options.half else []
             words += ["--engine", engine] if other else []
             if spiking:
                 words += ["--T", *(T for T in steps if T not in rows)]
-            rows |= {row["T"]: row for row in self.measured("evaluate", cell, path, *words)}
-            self.keep(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
+            rows |= {row["T"]: row for row in self.measure("evaluate", cell, path, *words)}
+            self.store_result(path, sorted(rows.values(), key=lambda row: row["T"] or 0))
         measured = rows.get(cell.T)
         return None if measured is None else {"engine": "torch", **measured}
 
     def energy(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What spikedet energy counts of a row; without `make` None where it did not yet."""
-        path = self.place(cell, f"-energy-at-{cell.T}")
-        entry = self.read(path, cell)
+        """The results of spikedet energy for a row. See `row`."""
+        path = self.result_path(cell, f"-energy-at-{cell.T}")
+        entry = self.load_result(path, cell)
         if entry is None and make:
-            entry = self.measured("energy", cell, path, "--T", cell.T, "--float", self.model)
-            self.keep(path, entry)
+            entry = self.measure("energy", cell, path, "--T", cell.T, "--float", self.model)
+            self.store_result(path, entry)
         return entry
 
     def speed(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
-        """What spikedet benchmark times of a row, on this machine; None as for a row."""
-        path = self.place(cell, f"-speed-at-{cell.T}")
-        entry = self.read(path, cell)
+        """The results of spikedet benchmark for a row, on this machine. See `row`."""
+        path = self.result_path(cell, f"-speed-at-{cell.T}")
+        entry = self.load_result(path, cell)
         if entry is None and make:
             written = path.with_suffix(".new.json")
             words = ["--weights", self.weights(cell), "--float", self.model, "--T", cell.T]
@@ -297,22 +317,23 @@ class Workshop:
             assert shown is not None  # it was measured
             known = {name: shown[name] for name in ("weights_sha256", "data")}
             entry = {**rows["spikedet"], **known}
-            self.keep(path, entry)
+            self.store_result(path, entry)
         return entry
 
-    def place(self, cell: Cell, ending: str) -> Path:
-        """Where what is measured of the weights of a row is kept."""
+    def result_path(self, cell: Cell, ending: str) -> Path:
+        """Path of the stored results of a row."""
         limit = [] if cell.limit is None else [cell.limit]
         name = "-".join(map(str, [self.name(cell), self.options.split.replace(":", "."), *limit]))
         return self.out / "rows" / f"{name}{ending}.json"
 
-    def read(self, path: Path, cell: Cell) -> Any:
-        """What is kept there of the weights of a row, None if it is of other weights.
+    def load_result(self, path: Path, cell: Cell) -> Any:
+        """Read stored results of the weights of a row. None if they are of other weights.
 
-        What was measured of weights that were deleted since counts, if they would be made alike.
+        Results of weights that were deleted later are valid if the weights would be made by the
+        same command.
 
         Raises:
-            UsageError: It is of other pictures than those of --data.
+            UsageError: The results were measured on other pictures than those of --data.
         """
         from spikedet.checkpoint import identity
 
@@ -324,7 +345,7 @@ class Workshop:
         if weights.is_file():
             stands = first["weights_sha256"] == identity(weights)
         else:
-            stands = note_of(weights).is_file() or note_of(weights.parent).is_file()
+            stands = note_path(weights).is_file() or note_path(weights.parent).is_file()
         if stands and first["data"] != self.pictures(cell.limit):
             raise UsageError(
                 f"{path}: measured on other pictures than those of --data; choose another --out"
@@ -332,7 +353,7 @@ class Workshop:
         return content if stands else None
 
     def pictures(self, limit: int | None) -> str:
-        """Fingerprint of the pictures that are measured on."""
+        """Fingerprint of the pictures to measure on."""
         from spikedet import task_registry
         from spikedet.checkpoint import load
         from spikedet.task import Source
@@ -343,8 +364,8 @@ class Workshop:
             self._pictures[limit] = samples.fingerprint()
         return self._pictures[limit]
 
-    def measured(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
-        """What a command that measures the weights of a row writes as JSON, beside `path`."""
+    def measure(self, tool: str, cell: Cell, path: Path, *words: Any) -> Any:
+        """Run a command that measures the weights of a row, and return its JSON results."""
         path.parent.mkdir(parents=True, exist_ok=True)
         limit = [] if cell.limit is None else ["--limit", cell.limit]
         arguments = [
@@ -359,7 +380,7 @@ class Workshop:
         self.run(tool, *arguments, *limit, *words, "--json", written)
         return json.loads(written.read_text())
 
-    def keep(self, path: Path, content: Any) -> None:
-        """Put what was measured there, with what was there before, in the place of both."""
+    def store_result(self, path: Path, content: Any) -> None:
+        """Write results to `path`, and delete the file of the command."""
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
         path.with_suffix(".new.json").unlink()

@@ -1,4 +1,4 @@
-"""Check whether a video file is complete, from the sizes of its parts that it contains."""
+"""Check whether a video file is complete. The sizes of its parts are stored in the file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import BinaryIO
 PACKET = 188  # bytes of one of MPEG-TS
 
 
-def is_whole(path: Path) -> bool | None:
-    """Whether a file is as long as its parts say.
+def is_complete(path: Path) -> bool | None:
+    """Whether a file is as long as the sizes of its parts say.
 
     Args:
-        path: MP4, MOV, AVI, Matroska, WebM, or MPEG-TS, whose packets have one length.
+        path: MP4, MOV, AVI, Matroska, WebM or MPEG-TS file. Packets of MPEG-TS have a fixed size.
 
     Returns:
-        False where it was cut, True where not, None where its format does not say.
+        False if the file is cut short, True if it is complete, None if its format does not tell.
     """
     end = os.path.getsize(path)
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def is_whole(path: Path) -> bool | None:
 
 
 def lacks_index(path: Path) -> bool:
-    """Whether an MP4 or MOV file ends before the index without which nothing of it can be read."""
+    """Whether an MP4 or MOV file ends before its index. Such a file cannot be read at all."""
     end = os.path.getsize(path)
     with path.open("rb") as file:
         if file.read(8)[4:] != b"ftyp":
@@ -44,8 +44,8 @@ def lacks_index(path: Path) -> bool:
         return b"moov" not in [name for name, _ in _boxes_of(file, end)]
 
 
-def whole_pieces(path: Path) -> int:
-    """Bytes of an MP4 that is written in pieces up to the end of its last whole one, 0 of none."""
+def complete_length(path: Path) -> int:
+    """Number of bytes up to the end of the last complete fragment of a fragmented MP4, or 0."""
     end, keep = os.path.getsize(path), 0
     with path.open("rb") as file:
         for name, after in _boxes_of(file, end):
@@ -55,11 +55,12 @@ def whole_pieces(path: Path) -> int:
 
 
 def _boxes(file: BinaryIO, end: int) -> bool:
+    """Whether all boxes of an MP4 or MOV file end within the file."""
     return all(after <= end for _, after in _boxes_of(file, end))
 
 
 def _boxes_of(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
-    """Of MP4 and MOV: name of each box, and the place behind it, where the next one begins."""
+    """Yield the name and the end position of each box of an MP4 or MOV file."""
     place = 0
     while place + 8 <= end:
         file.seek(place)
@@ -76,7 +77,7 @@ def _boxes_of(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _chunks(file: BinaryIO, end: int) -> bool:
-    """Of AVI: RIFF, a size, and so on for each gigabyte."""
+    """Check an AVI file: chunks of a RIFF header, a size and data, up to one gigabyte each."""
     place = 0
     while place + 8 <= end:
         file.seek(place)
@@ -89,7 +90,7 @@ def _chunks(file: BinaryIO, end: int) -> bool:
 
 
 def _elements(file: BinaryIO, end: int) -> bool | None:
-    """Of Matroska and WebM: an element with the header, one with all the rest."""
+    """Check a Matroska or WebM file: an element with the header, and one with the rest."""
     place = 0
     while place < end:
         file.seek(place)
@@ -102,7 +103,7 @@ def _elements(file: BinaryIO, end: int) -> bool | None:
 
 
 def _number(file: BinaryIO, place: int) -> tuple[int | None, int]:
-    """A number of variable length of EBML, None for `unknown`; and the place behind it."""
+    """Read an EBML number of variable length. Returns it (None if unknown) and its end position."""
     file.seek(place)
     first = file.read(1)
     if not first or not first[0]:
