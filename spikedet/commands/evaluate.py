@@ -194,8 +194,8 @@ def planned_rows(options: Options) -> list[Planned]:
         rows.append(Planned(method, checkpoint, digest, steps))
         if options.compare and checkpoint.stage == "qc":
             for neuron in neurons:
-                copied = stage_two.copied(task, checkpoint, neuron=neuron)
-                alone = spiking_checkpoint(checkpoint, copied, {})
+                network = stage_two.copied(task, checkpoint, neuron=neuron)
+                alone = spiking_checkpoint(checkpoint, network, {})
                 kind = "" if neuron == Plan.neuron else f", {neuron}"
                 rows.append(Planned(f"stage I alone{kind}", alone, digest, None))
     if "copied weights" not in {row.method for row in rows}:

@@ -106,8 +106,9 @@ class _Compiler:
 
     def _neuron(self, node: Node) -> None:
         (source,) = node.inputs
-        if type(node.module) not in (IFNeuron, CorrectingNeuron):
-            kind = type(node.module).__name__
+        module = self.graph.neuron(node.name)
+        if type(module) not in (IFNeuron, CorrectingNeuron):
+            kind = type(module).__name__
             raise self.signals.refuse(node.name, f"a neuron of another kind ({kind})")
         if self.when[source] == CONSTANT:
             self._constant_neuron(node, source)
@@ -116,8 +117,8 @@ class _Compiler:
         (op,) = [op for op in self.program.neurons if op.name == node.name]
         shape = self.graph.shapes[node.name]
         amplitude = _ones(shape)
-        if not node.module.folded:
-            theta = node.module.threshold.double().cpu().expand(shape[1])
+        if not module.folded:
+            theta = module.threshold.double().cpu().expand(shape[1])
             amplitude = per_channel(theta, len(shape)).expand(shape)
         self.signals.known[node.name] = [Term(op.name, amplitude)]
 

@@ -194,8 +194,11 @@ class _IntegrateAndFire(torch.autograd.Function):
         near_below = torch.empty_like(near) if signed(slope) else None
         u = potential.clone()
         rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, near_below, counts)
-        for *tensors, sent in rows:
-            _advance_watched(*tensors, threshold, alpha, slope, None if sent is None else sent[0])
+        for potentials, currents, fired, inside, below, sent in rows:
+            _advance_watched(
+                potentials, currents, fired, inside, below, threshold, alpha, slope,
+                None if sent is None else sent[0],
+            )  # fmt: skip
         ctx.save_for_backward(near, threshold, near_below)
         ctx.current_dtype = current.dtype
         return spikes, u
