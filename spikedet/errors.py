@@ -39,8 +39,8 @@ def list_choices(text: str, words: Iterable[str]) -> str:
     """A list of the known words, with a question if one of them is similar to `text`.
 
     Examples:
-        >>> from spikedet.errors import among
-        >>> among("evnts", ["torch", "events"])
+        >>> from spikedet.errors import list_choices
+        >>> list_choices("evnts", ["torch", "events"])
         'torch, events (did you mean events?)'
     """
     words = list(words)
