@@ -26,7 +26,7 @@ from pathlib import Path
 
 from spikedet.errors import UsageError, list_choices, message_of
 
-VERSION = 6  # version of the interface, `sd_version` in the library
+VERSION = 7  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "kernels.inc", "events.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 CHOICE = "SPIKEDET_KERNELS"  # environment variable with the name of the kernels

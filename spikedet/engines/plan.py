@@ -47,9 +47,9 @@ from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
 
-CODES = 2**16  # most neurons in a row of a map, so that an event fits into 16 bits
+CODES = 2**16  # most events that a row of a map can name with 16 bits
 SMALL = 24_000  # most bytes of weights stored as int16: they stay in the L1 cache and add faster
-# (with those of negative spikes twice as many: sliding windows are slow with int8)
+SMALL_SLIDING = 48_000  # the same where a window slides over signed events: int8 is slow there
 NEVER = 2**31 - 1  # threshold of padding channels, which never fire
 
 
@@ -173,7 +173,8 @@ class Plan:
         if channels * width * most >= CODES:
             raise NoIntegers(
                 f"{name}: a row of {width} places with {channels} channels is longer than the "
-                "events engine can name; use smaller pictures or the torch engine"
+                "events engine can name (half as many if there are negative spikes); use smaller "
+                "pictures or the torch engine"
             )
 
     def _neuron(self, op: Neuron) -> Stage:
@@ -228,7 +229,11 @@ class Plan:
         layer, keep = stage.kernel, stage.arrays
         bases = [self.maps[list(self.tensors)[source.tensor]] for source in sources]
         times = [self.most[source.tensor] for source in sources]
-        if (op.low is None or op.corrects) and (slide := slide_of(sources, bases, times)):
+        coded = [  # shapes with the codes of a column in place of the channels
+            (self.signs[source.tensor] * base[0], *base[1:])
+            for source, base in zip(sources, bases, strict=True)
+        ]
+        if (op.low is None or op.corrects) and (slide := slide_of(sources, coded, times)):
             layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
@@ -262,7 +267,8 @@ class Plan:
             raise NoView("weights of more than 2 GiB")
         layer.zero_row, layer.window_most = total, most
         signed = any(self.signs[source.tensor] == 2 for source in sources)
-        layer.wide = int(2 * weights.size <= SMALL * (2 if signed else 1))
+        small = SMALL_SLIDING if layer.slide and signed else SMALL
+        layer.wide = int(2 * weights.size <= small)
         weights = weights[:, self._order(padded)]
         layer.weights = pointer(weights.astype(np.int16 if layer.wide else np.int8), keep)
         layer.sources_number = len(sources)

@@ -26,7 +26,8 @@ def slide_of(
 
     Args:
         sources: All inputs of the layer.
-        bases: (C, H, W) of the tensor of each input.
+        bases: (codes, H, W) of the tensor of each input: its channels, twice as many if it has
+            negative spikes.
         most: How often an event of each input can occur in one time step.
     """
     windows = {source.window for source in sources}

@@ -139,7 +139,8 @@ NAMES = {  # an option of names in each command that has it: what is wrong, what
     "save": ("picturs", "pictures"), "method": ("two-stge", "two-stage"),
     "format": ("onx", "onnx"), "form": ("stepp", "step"), "device": ("cuda1", "cuda:1"),
     "optimizer": ("adam", "AdamW"), "augment": ("crops", "crop"), "loss": ("msee", "mse"),
-    "pooling": ("counts", "count"), "neuron": ("corecting", "correcting"), "years": ("2021", "2012"),
+    "pooling": ("counts", "count"), "years": ("2021", "2012"),
+    "neuron": ("corecting", "correcting"),
 }  # fmt: skip
 FREE = {  # texts that are no names out of a few, or of what a file holds, and tested with that
     "sources", "classes", "split", "threshold_split", "train_split", "names", "rename", "server",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.sliding import slide_of
@@ -37,6 +38,41 @@ def test_no_spike_changes(kernel, padding, lead, channels, size, slope):
     assert slides(engine) == [(columns, lead)]
 
 
+class Stem(nn.Module):
+    """A window over tensors of which one has negative spikes, and the other has not or has."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv2d(6, 6, 3, 1, 1)
+        self.third, self.joined = nn.Conv2d(6, 6, 3, 1, 1), joined
+        self.both, self.other = nn.Conv2d(12, 8, 3, 1, 1), nn.Conv2d(6, 8, 3, 1, 1)
+        self.one, self.last = nn.Conv2d(6, 8, 3, 1, 1), nn.Conv2d(8, 3, 1)
+        self.end = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))  # a constant current: no negative spikes
+        y = F.relu(self.second(x))
+        z = F.relu(self.third(y))
+        if self.joined == "sum":
+            now = self.one(x) + self.other(y)
+        else:
+            pair = {"plain first": (x, y), "signed first": (y, x), "both signed": (y, z)}
+            now = self.both(torch.cat(pair[self.joined], 1))
+        return self.last(F.relu(now)), self.end(z)
+
+
+@needs_kernels
+@pytest.mark.parametrize("joined", ["plain first", "signed first", "both signed", "sum"])
+def test_windows_over_tensors_of_unlike_signs(joined):
+    torch.manual_seed(4)
+    pictures = torch.rand(2, 3, 12, 10)
+    engine = expect_equal(
+        spiking(Stem(joined), pictures, slope=CORRECTING), pictures, 6, negative=True
+    )
+    widths = slides(engine)
+    assert ((3, 1) in widths[-1:]) == (joined == "both signed"), widths
+
+
 @needs_kernels
 @pytest.mark.parametrize(
     ("middle", "slope"),
@@ -48,7 +84,7 @@ def test_no_spike_changes(kernel, padding, lead, channels, size, slope):
         (nn.Conv2d(6, 8, 1), 0.0),
         (nn.Conv2d(6, 6, 3, 1, 1, groups=6), 0.0),
         (nn.ConvTranspose2d(6, 8, 3, 1, 1), 0.0),
-        (nn.Conv2d(6, 8, 3, 1, 1), 0.1),  # signed spikes
+        (nn.Conv2d(6, 8, 3, 1, 1), 0.1),  # of a leaky ReLU
     ],
 )
 def test_other_layers_do_not_slide(middle, slope):

@@ -52,8 +52,11 @@ def ran(engine, pictures, parts, each_step=False):
     return outputs, counts
 
 
-def expect_equal(graph, pictures, steps=4):
-    """Every spike of every neuron is the reference's, of all kernels; so are the outputs."""
+def expect_equal(graph, pictures, steps=4, negative=False):
+    """Every spike of every neuron is the reference's, of all kernels; so are the outputs.
+
+    With `negative`, neurons that correct themselves must have done so.
+    """
     reference = ReferenceEngine(graph)
     _, currents = reference._before_time(pictures)
     wanted = reference._start(currents, len(pictures)).advance(steps)
@@ -66,6 +69,8 @@ def expect_equal(graph, pictures, steps=4):
             spikes = run.dense(op, memory)
             assert torch.equal(spikes, wanted[op.name]), op.name
             assert 0 < spikes.abs().mean() < 1, f"{op.name} says nothing or everything"
+        corrected = [wanted[op.name] for op in reference.program.neurons if op.corrects]
+        assert not negative or all(bool((spikes < 0).any()) for spikes in corrected)
         for a, b in zip(output, ran(engine, pictures, [steps])[0][0], strict=True):
             assert torch.equal(a, b)
     return engine

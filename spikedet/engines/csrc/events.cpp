@@ -184,7 +184,7 @@ struct Team {
 
 extern "C" {
 
-int32_t sd_version() { return 6; }
+int32_t sd_version() { return 7; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
