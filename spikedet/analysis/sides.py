@@ -112,7 +112,7 @@ class _SteppingNeuron(IFNeuron):
 
 
 class _Stepping(nn.Module):
-    """Pooling of counts, or a mean over time, that computes one time step in each call."""
+    """A module that depends on time, but is no ordinary neuron, one time step in each call."""
 
     def __init__(self, ours: Temporal):
         super().__init__()

@@ -125,8 +125,8 @@ def convert(
         end_also: Numbers of time steps below T. The end-to-end pass also trains the outputs after
             these steps, so that one network works for several T, for example `snn(x, T=4)`.
         pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
-        neuron: Name of a neuron in `neurons.registry`. The default is integrate-and-fire with soft
-            reset.
+        neuron: `neuron` for integrate-and-fire with soft reset, `correcting` for neurons that also
+            take back spikes (see `neurons.correcting`), or a name in `neurons.registry`.
         seed: Seed of all random numbers.
         device: Device for the work and the result, such as `cpu` or `cuda:0`. None: the device of
             `network`.

@@ -147,7 +147,7 @@ class StoredOutputs:
             return stored.cpu().numpy()
         spikes, _ = fire(site, self.run(site, self.sources(site, m)), self.batch, self.T)
         self.shapes[site.node.name] = spikes.shape
-        signs = [spikes > 0, spikes < 0] if site.neuron.signed else [spikes.bool()]
+        signs = [spikes > 0, spikes < 0] if _signs(site.neuron) == 2 else [spikes.bool()]
         bits = torch.stack(signs)
         if self._channels_last(bits.ndim - 1, m):
             bits = bits.permute(0, 1, 3, 4, 2).contiguous()
@@ -167,7 +167,7 @@ class StoredOutputs:
             unit = per_channel(maker.threshold.abs(), len(shape)) / maker.steps
             return torch.from_numpy(stored).to(device).float() * unit
         assert isinstance(maker, IFNeuron)
-        signs = 2 if maker.signed else 1
+        signs = _signs(maker)
         bits = torch.from_numpy(np.unpackbits(stored, count=signs * shape.numel()))
         bits = bits.to(device)
         if self._channels_last(len(shape), m):
@@ -175,8 +175,13 @@ class StoredOutputs:
             spikes = bits.view(signs, frames, *size, channels).float().permute(0, 1, 4, 2, 3)
         else:
             spikes = bits.view(signs, *shape).float()
-        spikes = spikes[0] - spikes[1] if maker.signed else spikes[0]
+        spikes = spikes[0] - spikes[1] if signs == 2 else spikes[0]
         return maker.scale_spikes(spikes)
+
+
+def _signs(neuron: IFNeuron) -> int:
+    """Bits for each spike: 2 if it may be -1. A registered neuron may send what it likes."""
+    return 2 if neuron.signed or type(neuron) is not IFNeuron else 1
 
 
 def fire(

@@ -1,10 +1,10 @@
 """One run of the `events` engine: for each spike, one row of integer weights is added.
 
 Between layers there are only events: for every time step and every row of a map, a list of the
-neurons that fired. For each position and each time step, a kernel collects the events in its
-window. It adds their rows of weights in registers, computes which neurons fire, and appends the
-indices of these neurons to the list. Operations without a kernel run in the reference code between
-two kernel calls.
+neurons that fired, and of the signs of their spikes. For each position and each time step, a kernel
+collects the events in its window. It adds their rows of weights in registers, computes which
+neurons fire, and appends the indices of these neurons to the list. Operations without a kernel run
+in the reference code between two kernel calls.
 """
 
 from __future__ import annotations

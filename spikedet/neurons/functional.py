@@ -116,9 +116,10 @@ def _advance_signed(
 ) -> None:
     """Like `_advance`, for neurons with a second, lower threshold."""
     above, below = torch.empty_like(u), torch.empty_like(u)
+    spare = None if counts is None else torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
-        _fire_signed(u, threshold, slope, above, below, counts)
+        _fire_signed(u, threshold, slope, above, below, counts, spare)
         spikes[t] = above.sub_(below)
 
 
@@ -134,11 +135,12 @@ def _fire_signed(
     above: Tensor,
     below: Tensor,
     counts: Tensor | None = None,
+    spare: Tensor | None = None,
 ) -> None:
     """Set `above` and `below` to 1 where `u` reaches that threshold, else to 0; reset `u`.
 
-    With `counts`, `below` is 1 only where a count is above 0, and the counts are updated. All
-    tensors are float32 and are changed in place.
+    With `counts`, `below` is 1 only where a count is above 0, and the counts are updated; `spare`
+    is overwritten. All tensors are float32 and are changed in place.
     """
     torch.ge(u, threshold, out=above)
     if isinstance(slope, Tensor):
@@ -151,7 +153,7 @@ def _fire_signed(
         else:
             torch.le(u, -depth, out=below)
     if counts is not None:
-        below.mul_(torch.gt(counts, 0, out=torch.empty_like(counts)))
+        below.mul_(torch.gt(counts, 0, out=spare))
         counts.add_(above).sub_(below)
     u.addcmul_(above, threshold, value=-1).addcmul_(below, depth)
 
@@ -264,6 +266,7 @@ def _advance_watched(
     u = potentials[0]
     low, high = threshold * (1 - alpha / 2), threshold * (1 + alpha / 2)
     one, other = torch.empty_like(u), torch.empty_like(u)
+    spare = None if counts is None else torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
         near[t] = _within(u, low, high, one, other)
@@ -273,7 +276,7 @@ def _advance_watched(
             near_below[t] = (
                 inside if counts is None else inside.mul_(torch.gt(counts, 0, out=other))
             )
-            _fire_signed(u, threshold, slope, one, other, counts)
+            _fire_signed(u, threshold, slope, one, other, counts, spare)
             spikes[t] = one.sub_(other)
             continue
         fired = torch.ge(u, threshold, out=one)

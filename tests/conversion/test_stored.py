@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spikedet.conversion.stored import StoredOutputs
+from spikedet.neurons.layers import IFNeuron
 from support.engines import CORRECTING, NETWORKS, spiking
 
 
@@ -28,3 +29,22 @@ def test_spikes_come_back(name, layout, slope):
             if unpacked.ndim == 4:
                 assert unpacked.is_contiguous(memory_format=layout)
             assert stored.outputs[site.node.name][0].nbytes <= -(-2 * spikes.numel() // 8)
+
+
+class Negative(IFNeuron):
+    """A registered neuron that does not say that it sends spikes of -1."""
+
+    def fire(self, current, state, steps, alpha=1.0):
+        spikes, state = super().fire(current, state, steps, alpha)
+        return -spikes, state
+
+
+def test_negative_spikes_of_registered_neurons_come_back():
+    torch.manual_seed(0)
+    pictures = torch.rand(3, 3, 16, 16)
+    graph = spiking(NETWORKS["linear"], pictures)
+    first = graph.of((IFNeuron,))[0]
+    graph.replace(first.name, Negative(first.module.threshold, first.module.initial))
+    stored = StoredOutputs(graph, [pictures], 5)
+    stored.advance(0)
+    assert stored.unpack(first.name, 0).unique().tolist() == [-1, 0]

@@ -517,6 +517,8 @@ def test_a_pass_killed_after_its_layers_is_resumed(stages_done, devkit, monkeypa
         patched.setattr("spikedet.terminal.Bar.update", stop)
         calibrated("--out", killed)
     assert torch.load(killed.with_suffix(".state.pt"), weights_only=True)["step"] == 1
+    with pytest.raises(TrainingError, match="a run with other neuron; choose another --out"):
+        calibrated("--out", killed, "--resume", "--neuron", "correcting")
     calibrated("--out", killed, "--resume")
     calibrated("--out", whole)
     last = ".last.safetensors"

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spikedet
-from spikedet.errors import UsageError
+from spikedet.errors import ConversionError, UsageError
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
@@ -115,6 +115,9 @@ def test_only_neurons_that_may_have_to_correct_themselves_do():
     graph = spiking_copy(quantised(network, [pictures], 4), neuron=CORRECTING)
     kinds = [type(node.module) for node in graph.of((IFNeuron,))]
     assert kinds == [IFNeuron, IFNeuron, CorrectingNeuron]
+    leaky = Plain(*layers[:2], nn.Conv2d(4, 4, 1), nn.LeakyReLU(0.1), nn.Conv2d(4, 2, 1)).eval()
+    with pytest.raises(ConversionError, match="leaky ReLU cannot take back spikes"):
+        spiking_copy(quantised(leaky, [pictures], 4), neuron=CORRECTING)
     with pytest.raises(UsageError, match="neuron 'corect'.*correcting"):
         make_spiking(copy.deepcopy(graph), neuron="corect")
 

@@ -30,8 +30,8 @@ def make_spiking(
     after the last neurons read the mean over time. If the network returns the output of neurons
     directly, it is their mean over time.
 
-    Layers of neurons that do not need to correct themselves are ordinary ones: those with a
-    constant current, and those of a leaky ReLU.
+    With `correcting`, layers with a constant current stay ordinary, because they need no
+    correction, and so do those of a leaky ReLU, which have negative spikes of another kind.
 
     Args:
         graph: Stage-I graph with folded batch norm.
@@ -40,7 +40,8 @@ def make_spiking(
         neuron: Name of a neuron in `neurons.registry`.
 
     Raises:
-        ConversionError: An operation cannot be converted. The message names it.
+        ConversionError: An operation cannot be converted. The message names it. Or all neurons that
+            could correct themselves are those of a leaky ReLU.
     """
     make, when = named(neuron), phases(graph)
     expect_steps_apart(graph)
@@ -55,6 +56,12 @@ def make_spiking(
         slope = node.module.slope
         ordinary = make is CorrectingNeuron and (when[node.inputs[0]] == CONSTANT or slope)
         graph.replace(node.name, (IFNeuron if ordinary else make)(threshold, start, slope))
+    leaky = any(neuron.signed for neuron in graph.only(IFNeuron))
+    if make is CorrectingNeuron and leaky and not graph.of((CorrectingNeuron,)):
+        raise ConversionError(
+            "the neurons of a leaky ReLU cannot take back spikes, and this network has no others "
+            "that need it; leave the neurons as they are by default"
+        )
     when = phases(graph)
     for node in graph.of((nn.MaxPool1d, nn.MaxPool2d)):
         if when[node.name] == STEPWISE:
