@@ -1,7 +1,6 @@
 """Makes the pictures of the README and of these pages: python docs/figures.py
 
 cat-steps.jpg     what the released detector sees after 4, 8, 12 and 20 steps of one run on cat.jpg
-twelve.jpg        what it sees after 20 steps on the twelve pictures of pictures/twelve
 ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
 passes.svg        time over T, in passes of the float network, from weights/results/speed.csv
 neuron.svg        potential and spikes of one integrate-and-fire neuron
@@ -22,7 +21,6 @@ PICTURES = ROOT / "docs" / "pictures"
 TABLE = ROOT / "weights" / "results" / "table10.csv"
 SPEED = ROOT / "weights" / "results" / "speed.csv"
 STEPS = (4, 8, 12, 20)
-PANEL = 300, 210  # pixels of a panel of twelve.jpg, width and height
 DATA = "1,000 pictures of VOC2007:val; released detector, and others of its size; spikedet"
 CURVES = {  # method in the table: label, colour
     "two-stage": ("spiking, stages I + II", "#d62728"),
@@ -45,19 +43,6 @@ def steps(detector, picture: Path) -> np.ndarray:
             panels.append(panel)
     rows = [np.hstack(panels[:2]), np.hstack(panels[2:])]
     return np.vstack(rows)
-
-
-def twelve(detector, folder: Path) -> np.ndarray:
-    """The pictures of a folder with their detections, four in a row; [H, W, 3] uint8 BGR."""
-    panels = []
-    for path in sorted(folder.glob("*.jpg")):
-        panel = detector(path).plot()
-        scale = min(PANEL[0] / panel.shape[1], PANEL[1] / panel.shape[0])
-        panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        wide, high = PANEL[0] - panel.shape[1], PANEL[1] - panel.shape[0]
-        sides = high // 2, high - high // 2, wide // 2, wide - wide // 2
-        panels.append(cv2.copyMakeBorder(panel, *sides, cv2.BORDER_CONSTANT, value=(255,) * 3))
-    return np.vstack([np.hstack(panels[start : start + 4]) for start in range(0, len(panels), 4)])
 
 
 def ap_over_T() -> tuple[float, dict[str, list[tuple[int, float]]]]:
@@ -200,8 +185,5 @@ if __name__ == "__main__":
     passes(PICTURES / "passes.svg")
     drawings(PICTURES)
     # as `spikedet detect` on the events engine, which these are equal to on every machine
-    detector = spikedet.load(T=20, engine="integers")
-    strip = steps(detector, PICTURES / "cat.jpg")
+    strip = steps(spikedet.load(T=20, engine="integers"), PICTURES / "cat.jpg")
     cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    sheet = twelve(detector, PICTURES / "twelve")
-    cv2.imwrite(str(PICTURES / "twelve.jpg"), sheet, [cv2.IMWRITE_JPEG_QUALITY, 85])
