@@ -339,7 +339,8 @@ def _in_order_of(
     saved = {
         name: (number, group)
         for group in state["param_groups"]
-        for name, number in zip(group.get("param_names", ()), group["params"], strict=False)
+        if "param_names" in group
+        for name, number in zip(group["param_names"], group["params"], strict=True)
     }
     if not saved and by_place:
         return state

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikedet.neurons.functional import integrate_and_fire, integrate_and_fire_surrogate
-from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.layers import IFNeuron
 from spikedet.neurons.slope import Slope
 
 
@@ -67,13 +66,5 @@ class CorrectingNeuron(IFNeuron):
     ) -> tuple[Tensor, Any]:
         """See `IFNeuron.fire`. The state is potentials and counts."""
         potential, counts = state[0], state[1].clone()
-        threshold = per_channel(self.threshold, current.ndim)
-        if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
-            spikes, potential = integrate_and_fire_surrogate(
-                current, potential, threshold, steps, alpha, 1.0, counts
-            )
-        else:
-            spikes, potential = integrate_and_fire(
-                current, potential, threshold, steps, self.spike_dtype, 1.0, counts
-            )
+        spikes, potential = self._integrate(current, potential, steps, alpha, 1.0, counts)
         return spikes, (potential, counts)

@@ -117,12 +117,25 @@ class IFNeuron(Temporal):
             steps: Number of time steps.
             alpha: Width of the surrogate gradient, in units of the threshold.
         """
-        potential: Tensor = state
+        return self._integrate(current, state, steps, alpha, broadcast_slope(self.slope, current))
+
+    def _integrate(
+        self,
+        current: Tensor,
+        potential: Tensor,
+        steps: int,
+        alpha: float,
+        slope: float | Tensor,
+        counts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes and potentials, with the surrogate gradient if one is needed."""
         threshold = per_channel(self.threshold, current.ndim)
-        slope = broadcast_slope(self.slope, current)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
-            return integrate_and_fire_surrogate(current, potential, threshold, steps, alpha, slope)
-        return integrate_and_fire(current, potential, threshold, steps, self.spike_dtype, slope)
+            return integrate_and_fire_surrogate(
+                current, potential, threshold, steps, alpha, slope, counts
+            )
+        dtype = self.spike_dtype
+        return integrate_and_fire(current, potential, threshold, steps, dtype, slope, counts)
 
     def first_potential(self, current: Tensor, batch: int) -> Tensor:
         """The potentials before the first step, [B, C, ...], for currents [.., C, ...].
