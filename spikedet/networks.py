@@ -21,6 +21,7 @@ from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.serialise import describe
+from spikedet.methods import label
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 from spikedet.upgrade import upgraded
@@ -257,6 +258,18 @@ def with_graph(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:
 def spiking_checkpoint(checkpoint: Checkpoint, graph: Graph, origin: dict[str, Any]) -> Checkpoint:
     """Make the checkpoint of a spiking graph that was made from a stage-I checkpoint."""
     return with_graph(replace(checkpoint, stage="snn", origin=origin), graph)
+
+
+def is_correcting(checkpoint: Checkpoint) -> bool:
+    """Whether the network is spiking and has neurons that take back spikes."""
+    nodes = (checkpoint.graph or {}).get("nodes", ())
+    return any(kind == "correcting" for _, kind, *_ in nodes)
+
+
+def method_name(checkpoint: Checkpoint) -> str:
+    """The name of a network in tables: its method, and whether its neurons take back spikes."""
+    kind = ", correcting" if is_correcting(checkpoint) else ""
+    return label(checkpoint.stage, checkpoint.origin) + kind
 
 
 def pooling_of(description: dict[str, Any]) -> str:

@@ -20,8 +20,7 @@ from spikedet.commands import parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import UsageError
-from spikedet.methods import label
-from spikedet.settings import option
+from spikedet.settings import Plan, option
 from spikedet.terminal import Table
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ split. It writes these tables, each as a CSV file and a plot:
     raster      spikes of some neurons of each layer, at one place of the
                 first picture
 """
-ALONE = "stage I alone"
 ENDINGS = (".csv", ".png")
 Rows = list[dict[str, Any]]
 
@@ -131,7 +129,7 @@ def compare(
     import torch
 
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
-    from spikedet.networks import restore
+    from spikedet.networks import is_correcting, method_name, restore, spiking_checkpoint
     from spikedet.runtime.network import SpikingNetwork
     from spikedet.stages import stage_two
 
@@ -141,10 +139,14 @@ def compare(
         return restore(task, checkpoint).to(options.device).network
 
     stage1, source = (None if o is None else Reference(restored(o)) for o in others)
-    comparisons = {label(spiking.stage, spiking.origin): Comparison(restored(spiking), T)}
-    if others[0] is not None and ALONE not in comparisons:
-        copied = SpikingNetwork(stage_two.copied(task, others[0]), T).to(options.device)
-        comparisons = {ALONE: Comparison(copied, T), **comparisons}
+    comparisons = {method_name(spiking): Comparison(restored(spiking), T)}
+    if others[0] is not None:
+        neuron = "correcting" if is_correcting(spiking) else Plan.neuron
+        graph = stage_two.copied(task, others[0], neuron=neuron)
+        alone = method_name(spiking_checkpoint(others[0], graph, {"method": "stage1"}))
+        if alone not in comparisons:
+            copied = SpikingNetwork(graph, T).to(options.device)
+            comparisons = {alone: Comparison(copied, T), **comparisons}
     between = ReadoutError()
     with progress(total=len(pictures), desc=f"T={T}", unit="picture", leave=False) as bar:
         for batch in pictures.pictures(spiking, options.batch):
@@ -257,8 +259,8 @@ def mean(values: list[float]) -> float:
 def show(tables: dict[str, Rows]) -> None:
     """Print a line for each layer and network."""
     cosines = {(r["network"], r["layer"]): r["cosine"] for r in tables["similarity"]}
-    own = tables["residual"][-1]["network"]
-    errors = {r["layer"]: {ALONE: r["before"], own: r["after"]} for r in tables["layers"]}
+    first, last = (tables["residual"][index]["network"] for index in (0, -1))
+    errors = {r["layer"]: {first: r["before"], last: r["after"]} for r in tables["layers"]}
     width = max(len(row["network"]) for row in tables["residual"]) + 2
     columns = [("RPE", 8), ("worst", 8), ("cosine", 8), ("error", 10)]
     table = Table([("", width), ("layer", 26), *columns], left=2)

@@ -20,7 +20,6 @@ from spikedet.commands.checks import refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError
-from spikedet.methods import label
 from spikedet.settings import Plan, option
 from spikedet.terminal import Table, note
 
@@ -161,7 +160,7 @@ def planned_rows(options: Options) -> list[Planned]:
     """
     from spikedet import task_registry
     from spikedet.errors import WeightsError
-    from spikedet.networks import spiking_checkpoint
+    from spikedet.networks import is_correcting, method_name, spiking_checkpoint
     from spikedet.stages import stage_one, stage_two
 
     loaded = chosen(options)
@@ -189,15 +188,12 @@ def planned_rows(options: Options) -> list[Planned]:
                 plain = stage_one.untuned(task, source, samples, checkpoint.time_steps)
                 copied = spiking_checkpoint(plain, stage_two.copied(task, plain), {})
                 rows.append(Planned("copied weights", copied, source_digest, None))
-        method = label(checkpoint.stage, checkpoint.origin)
-        method += ", correcting" if is_correcting(checkpoint) else ""
-        rows.append(Planned(method, checkpoint, digest, steps))
+        rows.append(Planned(method_name(checkpoint), checkpoint, digest, steps))
         if options.compare and checkpoint.stage == "qc":
             for neuron in neurons:
                 network = stage_two.copied(task, checkpoint, neuron=neuron)
-                alone = spiking_checkpoint(checkpoint, network, {})
-                kind = "" if neuron == Plan.neuron else f", {neuron}"
-                rows.append(Planned(f"stage I alone{kind}", alone, digest, None))
+                alone = spiking_checkpoint(checkpoint, network, {"method": "stage1"})
+                rows.append(Planned(method_name(alone), alone, digest, None))
     if "copied weights" not in {row.method for row in rows}:
         refuse(
             options,
@@ -205,12 +201,6 @@ def planned_rows(options: Options) -> list[Planned]:
             "has no effect without a row of copied weights (see --compare)",
         )
     return rows
-
-
-def is_correcting(checkpoint: Checkpoint) -> bool:
-    """Whether a spiking network has neurons that take back spikes."""
-    nodes = (checkpoint.graph or {}).get("nodes", ())
-    return any(kind == "correcting" for _, kind, *_ in nodes)
 
 
 def threshold_samples(options: Options, task: Task, names: tuple[str, ...]) -> Samples:

@@ -17,7 +17,14 @@ from spikedet.errors import UsageError
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
 from spikedet.reproduction import sparsity
-from spikedet.reproduction.experiment import LAYER_WISE, Cell, Experiment, expect_available
+from spikedet.reproduction.experiment import (
+    CORRECTING,
+    LAYER_WISE,
+    Cell,
+    Experiment,
+    expect_available,
+)
+from spikedet.settings import Plan
 
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
 EPOCHS = 2  # epochs of stage I, if it must be run
@@ -31,6 +38,7 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
         "spiking-yolo": (8, 20, 40, 60),
         "quantised": (4, 8, 20),
         "stage1": (8, 20, 40, 60),
+        CORRECTING: (4, 8, 20),
         "two-stage": (4, 8, 16, 20, 32, 40, 60),
     },
     "figure7": {
@@ -40,6 +48,7 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
             for method in (
                 "copy",
                 "stage1",
+                CORRECTING,
                 "stage2",
                 "stage1-coarse",
                 "stage1-fine",
@@ -161,12 +170,13 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
 
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     """Make a row of the CSV file `name`."""
-    method = cell.method if cell.end_to_end else LAYER_WISE
-    line: dict[str, Any] = {"method": method, "T": cell.T or ""}
+    line: dict[str, Any] = {"method": cell.row, "T": cell.T or ""}
     line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
     line["calibration_pictures"] = row["calibration_pictures"]
     line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
-    printed = None if cell.T is None else TABLE_10.get((cell.method, cell.T))
+    printed = None
+    if cell.T is not None and cell.neuron == Plan.neuron:
+        printed = TABLE_10.get((cell.method, cell.T))
     published: Sequence[float | str] = printed or [""] * len(MEASURES)
     line |= {f"paper_{measure}": v for measure, v in zip(MEASURES, published, strict=True)}
     classes = row["per_class"] if name == "figure9" else {}

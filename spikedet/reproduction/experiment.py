@@ -17,9 +17,11 @@ from typing import Any
 from spikedet.errors import SpikedetError, UsageError, did_you_mean
 from spikedet.files import write_atomic
 from spikedet.methods import METHODS
+from spikedet.settings import Plan
 
 SOURCES = ("float", "float-leaky")  # float networks
 LAYER_WISE = "layer-wise"  # the row of `two-stage` as in the paper, without the end-to-end pass
+CORRECTING = "stage1-correcting"  # the row of `stage1` with neurons that take back spikes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Cell:
         steps: All T that are measured in one run of this network. Empty: only T.
         penalty: Weight of the penalty on spikes in an end-to-end pass with integer weights, which
             starts from this network. None: no such pass.
+        neuron: Neurons of a network that is made: a name in `neurons.registry`.
     """
 
     method: str
@@ -46,12 +49,23 @@ class Cell:
     made_for: int | None = None
     steps: tuple[int, ...] = field(default=(), compare=False)
     penalty: float | None = None
+    neuron: str = Plan.neuron
 
     @classmethod
     def of(cls, row: str, T: int | None, limit: int | None, pictures: int, **options: Any) -> Cell:
-        """Make a cell from the name of a row: a method, or `LAYER_WISE`."""
-        method, passes = ("two-stage", False) if row == LAYER_WISE else (row, True)
-        return cls(method, T, limit, pictures, passes, **options)
+        """Make a cell from the name of a row: a method, `LAYER_WISE` or `CORRECTING`."""
+        if row == LAYER_WISE:
+            return cls("two-stage", T, limit, pictures, end_to_end=False, **options)
+        if row == CORRECTING:
+            return cls("stage1", T, limit, pictures, neuron="correcting", **options)
+        return cls(row, T, limit, pictures, **options)
+
+    @property
+    def row(self) -> str:
+        """The name of the row, from which `of` makes the cell."""
+        if self.neuron != Plan.neuron:
+            return f"{self.method}-{self.neuron}"
+        return self.method if self.end_to_end else LAYER_WISE
 
     @property
     def weights_T(self) -> int | None:
@@ -178,6 +192,7 @@ class Experiment:
         make = make and not path.is_file()
         model = options.leaky if cell.method == "spiking-yolo" and options.leaky else self.model
         words = ["convert", "--model", model, "--method", cell.method, "--T", cell.weights_T]
+        words += ["--neuron", cell.neuron] if cell.neuron != Plan.neuron else []
         if cell.method.startswith(("stage1", "two")):
             words += ["--stage1", self.stage_one(T, make)]
         if cell.method == "qcfs":
@@ -269,7 +284,8 @@ class Experiment:
         pictures = "" if cell.pictures == self.options.pictures else f"-{cell.pictures}-pictures"
         layers = "" if cell.end_to_end else "-layer-wise"
         sparse = "" if cell.penalty is None else f"-sparsity-{cell.penalty:g}"
-        return f"{cell.method}{pictures}{layers}{sparse}-T{cell.weights_T or 0}"
+        neuron = "" if cell.neuron == Plan.neuron else f"-{cell.neuron}"
+        return f"{cell.method}{neuron}{pictures}{layers}{sparse}-T{cell.weights_T or 0}"
 
     def row(self, cell: Cell, make: bool = True) -> dict[str, Any] | None:
         """The results of spikedet evaluate for a row. With `make`, measure missing ones.

@@ -28,6 +28,7 @@ from spikedet.networks import (
     expect_same_network,
     expect_stage,
     graph_of,
+    is_correcting,
     spiking_checkpoint,
     teacher_of,
 )
@@ -133,9 +134,10 @@ class Calibration:
         agreed: dict[str, Any] = {"weights": fingerprint(self.checkpoint.tensors)}
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
-        if self.checkpoint.stage != "snn":  # its layers are calibrated already
-            agreed |= {**vars(self.plan.layers), "neuron": self.plan.neuron}
-        return agreed
+        if self.checkpoint.stage == "snn":  # its layers are calibrated already
+            kind = "correcting" if is_correcting(self.checkpoint) else Plan.neuron
+            return agreed | {"neuron": kind}
+        return agreed | {**vars(self.plan.layers), "neuron": self.plan.neuron}
 
     def _resumed_network(self) -> tuple[Graph, dict[str, Any]]:
         """The network and the origin of a run that was interrupted in its end-to-end pass."""
@@ -146,8 +148,7 @@ class Calibration:
             )
         reached = load(path)
         before, now = reached.origin.get("run", {}), as_stored(self._resume_settings())
-        if "neuron" in now:  # an older version had no other
-            before = {"neuron": Plan.neuron, **before}
+        before = {"neuron": Plan.neuron, **before}  # an older version had no other
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(

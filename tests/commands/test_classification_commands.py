@@ -26,6 +26,7 @@ from spikedet.commands import analyze
 from spikedet.commands.main import parsed
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS, label
+from spikedet.networks import spiking_checkpoint
 from spikedet.pictures import read_picture
 from spikedet.released import released
 from spikedet.settings import Plan
@@ -235,7 +236,9 @@ def test_imagenet_form_from_pictures_of_any_size_to_classes(tmp_path, monkeypatc
     assert all({answer[0] for answer in answered} == set(CLASSES) for answered in answers)
 
 
-def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(runs, tmp_path, monkeypatch):
+def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(
+    runs, tmp_path, monkeypatch, capsys
+):
     files, out = [weights(runs, "float"), weights(runs, "qc")], tmp_path / "snn.safetensors"
     words = ["--weights", files[1], "--data", runs / "data", "--teacher", files[0], *STAGE_TWO]
     words += ["--neuron", "correcting", "--end-to-end", 3, "--out", out]
@@ -250,9 +253,35 @@ def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(runs, tmp_pat
         "float", "copied weights", "stage I, quantised", "stage I alone",
         "stage I alone, correcting", load_label(out) + ", correcting",
     ]  # fmt: skip
+    tables = tmp_path / "tables"
+    words = ["--weights", out, "--stage1", files[1], "--data", runs / "data"]
+    assert command(monkeypatch, "analyze", *words, "--out", tables) == 0
+    with (tables / "residual.csv").open() as file:
+        compared = [row["network"] for row in csv.DictReader(file)]
+    assert [*dict.fromkeys(compared)] == [row["method"] for row in rows[-2:]]
     words = ["--weights", out, "--data", runs / "data", "--teacher", files[0]]
     words += ["--neuron", "correcting", "--out", tmp_path / "more.safetensors"]
     assert command(monkeypatch, "calibrate", *words) == 2  # the neurons are those of the file
+    begun = tmp_path / "begun.safetensors"  # a copy with ordinary neurons, stopped in its pass
+    source = load(files[1])
+    copies = {
+        kind: spiking_checkpoint(source, stage_two.copied(CLASSIFICATION, source, neuron=kind), {})
+        for kind in ("neuron", "correcting")
+    }
+    for kind, checkpoint in copies.items():
+        save(checkpoint, tmp_path / f"{kind}.safetensors")
+    words = ["--data", runs / "data", "--teacher", files[0], "--end-to-end", 3, "--out", begun]
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_two, "end_to_end", stop)
+        ordinary = ["--weights", tmp_path / "neuron.safetensors"]
+        assert command(monkeypatch, "calibrate", *ordinary, *words) == 130
+    words += ["--weights", tmp_path / "correcting.safetensors", "--resume"]
+    assert command(monkeypatch, "calibrate", *words) == 6
+    assert "a run with other neuron" in capsys.readouterr().err
 
 
 def load_label(path):

@@ -233,7 +233,7 @@ def test_cells_of_every_table():
         *((m, 8, 200) for m in ("copy", "stage1", "quantised", "two-stage")),
         *((m, None, limit) for m in ("float", "float-leaky") for limit in (None, 200)),
     }  # fmt: skip
-    runs = {(c.method, c.made_for, c.steps, c.limit) for c in table}
+    runs = {(c.row, c.made_for, c.steps, c.limit) for c in table}
     assert runs == {
         *((m, None, (), limit) for m in ("float", "float-leaky") for limit in (None, 200)),
         *(("quantised", t, (), None) for t in (4, 8, 20)), ("quantised", 8, (), 200),
@@ -241,12 +241,14 @@ def test_cells_of_every_table():
         *((m, 8, (8,), 200) for m in ("copy", "stage1", "two-stage")),
         ("two-stage", 20, (16, 20, 32, 40, 60), None),
         *((m, 8, (8,), None) for m in ("copy", "stage1")),
+        *(("stage1-correcting", t, (t,), None) for t in (4, 8, 20)),
         *((m, 20, (20, 40, 60), None) for m in ("copy", "stage1")),
         ("spiking-yolo", 20, (8, 20, 40, 60), None), ("spiking-yolo", 20, (500, 2000), 200),
     }  # fmt: skip
     assert len(table) == len(set(table))
     ablation = {(c.method, c.T) for c in planned("figure7")}
     assert len(ablation) == 1 + 6 * 3 and ("stage1-coarse", 4) in ablation
+    assert len(planned("figure7")) == 1 + 8 * 3
     counted = [(c.pictures, c.end_to_end) for c in planned("table6")]
     assert counted == [(count, False) for count in detection.CALIBRATION_PICTURES]
     assert {c.T for c in planned("figure9")} == {None, 30}
@@ -264,6 +266,29 @@ def test_cells_of_every_table():
             planned("figure7", *words)
     with pytest.raises(UsageError, match="--methods quantised: table10 has no such row"):
         planned("table10", "--methods", "quantised", "--T", "4", "--made-for", "8")
+
+
+def test_a_row_with_neurons_that_take_back_spikes(place, monkeypatch):
+    for row in {row for rows in detection.STEPS.values() for row in rows}:
+        assert Cell.of(row, 8, None, 256).row == row
+    commands = []
+    monkeypatch.setattr(Experiment, "run", lambda self, *words: commands.append(words))
+    args = parsed(place, "table10")
+    experiment = Experiment(args, place, place / "float.safetensors", "detection", [])
+    names = [
+        experiment.weights(Cell.of(row, 8, None, 256)).name
+        for row in ("stage1", "stage1-correcting")
+    ]
+    assert names == ["stage1-T8.safetensors", "stage1-correcting-T8.safetensors"]
+    neurons = [w[w.index("--neuron") + 1] for w in commands if "--neuron" in w]
+    assert neurons == ["correcting"]
+    row = dict.fromkeys((*detection.MEASURES, "engine", "calibration_pictures", "images"))
+    lines = [
+        detection.entry("table10", Cell.of(name, 20, None, 256), row)
+        for name in ("stage1", "stage1-correcting")
+    ]
+    assert [line["method"] for line in lines] == ["stage1", "stage1-correcting"]
+    assert [line["paper_AP"] for line in lines] == [TABLE_10["stage1", 20][0], ""]
 
 
 def test_ap_of_every_class_is_written_and_drawn(place):
