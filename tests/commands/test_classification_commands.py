@@ -262,6 +262,12 @@ def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(
     words = ["--weights", out, "--data", runs / "data", "--teacher", files[0]]
     words += ["--neuron", "correcting", "--out", tmp_path / "more.safetensors"]
     assert command(monkeypatch, "calibrate", *words) == 2  # the neurons are those of the file
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for T in (4, 20, 3):  # more steps than it was made for only make it more accurate
+            Classifier(out, T)(noise)
+    assert ["T=3" in str(each.message) for each in told] == [True]
     begun = tmp_path / "begun.safetensors"  # a copy with ordinary neurons, stopped in its pass
     source = load(files[1])
     copies = {
