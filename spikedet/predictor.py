@@ -75,7 +75,7 @@ class BasePredictor:
                 weights = f"{self.weights.name}: {self.runner.stage} weights"
                 warnings.warn(f"{weights}; T={T} is ignored", stacklevel=3)
             return made_for
-        fits = T in (made_for, *self._also_for) or (self._can_run_longer and T > made_for)
+        fits = T in (made_for, *self._also_for) or (self._can_run_longer and made_for < T)
         if not fits and T not in self._told:
             self._told.add(T)
             warnings.warn(
