@@ -6,6 +6,7 @@ passes.svg        time over T, in passes of the float network, from weights/resu
 neuron.svg        potential and spikes of one integrate-and-fire neuron
 quantise.svg      ReLU beside the quantise-clip activations of stage I
 residual.svg      the same mean current in two orders, and what the neuron makes of them
+correcting.svg    an ordinary neuron, and one that takes back a spike, with the same currents
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ STEPS = (4, 8, 12, 20)
 DATA = "1,000 pictures of VOC2007:val; released detector, and others of its size; spikedet"
 CURVES = {  # method in the table: label, colour
     "two-stage": ("spiking, stages I + II", "#d62728"),
-    "stage1": ("spiking, stage I alone", "#1f77b4"),
+    "stage1-correcting": ("spiking, stage I alone, neurons take back spikes", "#ff7f0e"),
+    "stage1": ("spiking, stage I alone, ordinary neurons", "#1f77b4"),
     "copy": ("spiking, copied weights", "#7f7f7f"),
     "spiking-yolo": ("spiking, Spiking-YOLO", "#2ca02c"),
 }
@@ -65,25 +67,30 @@ def told(base: float, points: dict[str, list[tuple[int, float]]]) -> str:
     return f"AP in percent; float: {base:.1f}; " + "; ".join(curves)
 
 
-def neuron(currents: list[float], threshold: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Potentials before the reset [T] and spikes [T] of one neuron that starts at threshold / 2."""
+def neuron(currents: list[float], kind: str = "neuron") -> tuple[np.ndarray, np.ndarray]:
+    """Potentials before the reset [T] and spikes [T] of one neuron with the threshold 1.
+
+    Its potential starts at 0.5. `kind` is a name in `neurons.registry`.
+    """
     import torch
 
-    from spikedet.neurons.functional import integrate_and_fire
+    from spikedet.neurons.registry import named
 
-    theta = torch.tensor(threshold)
-    potential, before, spikes = torch.full((1, 1), threshold / 2), [], []
+    layer = named(kind)(torch.tensor(1.0), torch.tensor([0.5])).requires_grad_(False)
+    first = torch.full((1, 1), currents[0])
+    state, before, spikes = layer.start(first, 1), [], []
     for current in currents:
+        potential = state[0] if isinstance(state, tuple) else state
         before.append(float(potential) + current)
-        fired, potential = integrate_and_fire(torch.full((1, 1), current), potential, theta, 1)
+        fired, state = layer.fire(torch.full((1, 1), current), state, 1)
         spikes.append(float(fired))
     return np.array(before), np.array(spikes)
 
 
 def _bars(axes, before: np.ndarray, spikes: np.ndarray, title: str) -> None:
-    """Potentials as bars under the threshold, red where the neuron fires."""
+    """Potentials as bars under the threshold: red for a spike, violet for one of -1."""
     steps_ = np.arange(1, len(before) + 1)
-    colours = ["#d62728" if fired else "#9ecae1" for fired in spikes]
+    colours = [{1: "#d62728", 0: "#9ecae1", -1: "#9467bd"}[fired] for fired in spikes]
     axes.bar(steps_, before, color=colours, width=0.6)
     axes.axhline(1, color="black", linestyle="--", linewidth=1)
     axes.axhline(0, color="black", linewidth=0.6)
@@ -122,6 +129,15 @@ def drawings(folder: Path) -> None:
     pair[0].set(ylabel="potential u")
     _save(figure, folder / "residual.svg", "the mean current is 0.5 in both")
 
+    figure, pair = pyplot.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
+    currents = [0.9, 0.9, -0.8, -0.6]
+    for axes, kind in zip(pair, ("neuron", "correcting"), strict=True):
+        before, spikes = neuron(currents, kind)
+        name = {"neuron": "ordinary", "correcting": "takes back spikes"}[kind]
+        _bars(axes, before, spikes, f"{name}\nsum of the spikes: {spikes.sum():.0f}")
+    pair[0].set(ylabel="potential u", ylim=(-1.3, 1.7))
+    _save(figure, folder / "correcting.svg", f"currents {currents}")
+
 
 def _pyplot():
     import matplotlib
@@ -147,7 +163,7 @@ def plot(path: Path) -> None:
     axes.axhline(base, color="black", linestyle="--", label=f"float network, {base:.1f}")
     for name, (label, colour) in CURVES.items():
         axes.plot(*zip(*points[name], strict=True), "o-", color=colour, label=label)
-    axes.set(xlabel="time steps T", ylabel="AP, percent", ylim=(0, 32), xlim=(0, 62))
+    axes.set(xlabel="time steps T", ylabel="AP, percent", ylim=(0, base + 3), xlim=(0, 62))
     axes.set_xticks([4, 8, 16, 20, 32, 40, 60])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves
