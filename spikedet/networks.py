@@ -22,6 +22,7 @@ from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.serialise import describe
 from spikedet.methods import label
+from spikedet.neurons.registry import NEURONS
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
 from spikedet.upgrade import upgraded
@@ -260,10 +261,30 @@ def spiking_checkpoint(checkpoint: Checkpoint, graph: Graph, origin: dict[str, A
     return with_graph(replace(checkpoint, stage="snn", origin=origin), graph)
 
 
+def neuron_kinds(checkpoint: Checkpoint) -> list[str]:
+    """The kinds of neurons in a checkpoint, sorted: names in `neurons.registry`."""
+    nodes = (checkpoint.graph or {}).get("nodes")
+    named = (
+        [node for node in nodes if isinstance(node, list | tuple)]
+        if isinstance(nodes, list | tuple)
+        else []
+    )
+    found = {node[1] for node in named if len(node) > 1 and isinstance(node[1], str)}
+    return sorted(found & set(NEURONS))
+
+
 def is_correcting(checkpoint: Checkpoint) -> bool:
     """Whether the network is spiking and has neurons that take back spikes."""
-    nodes = (checkpoint.graph or {}).get("nodes", ())
-    return any(kind == "correcting" for _, kind, *_ in nodes)
+    return "correcting" in neuron_kinds(checkpoint)
+
+
+def can_run_longer(graph: Graph) -> bool:
+    """Whether a spiking network may run for more steps than it was made for, without loss.
+
+    This holds for neurons that take back spikes: with more steps their rates approach the
+    activations before rounding.
+    """
+    return any(node.kind == "correcting" for node in graph)
 
 
 def method_name(checkpoint: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from spikedet.checkpoint import load
 from spikedet.counts import expect_counts
 from spikedet.engines.registry import AUTO, TORCH
-from spikedet.networks import current, is_correcting, restore
+from spikedet.networks import can_run_longer, current, restore
 from spikedet.precision import present_device
 from spikedet.runtime.choose import choose_engine
 from spikedet.task import Task
@@ -24,6 +24,7 @@ class BasePredictor:
         imgsz: Input side in pixels.
         stride: The input side is a multiple of this number.
         why_engine: One sentence: which engine runs the network, and why.
+        can_run_longer: Whether the network may also run for more steps than it was made for.
     """
 
     task: Task
@@ -48,7 +49,7 @@ class BasePredictor:
         self._told: set[int] = set()
         also_for = loaded.origin.get("also_for")
         self._also_for = also_for if isinstance(also_for, list) else []
-        self._can_run_longer = is_correcting(loaded)
+        self.can_run_longer = loaded.stage == "snn" and can_run_longer(self.runner.network.graph)
         self.T = self._time_steps(T)
 
     @property
@@ -62,11 +63,7 @@ class BasePredictor:
         return getattr(self.runner.network, "in_bfloat16", False)
 
     def _time_steps(self, T: int | None) -> int | None:
-        """The T to run with. Warns once if the weights were not made for this T.
-
-        Neurons that take back spikes come closer to stage I with every step, so networks of such
-        neurons also fit a larger T.
-        """
+        """The T to run with. Warns once if the weights were not made for this T."""
         expect_counts(T=T)
         made_for = self.runner.T if self.runner.stage == "snn" else None
         if T is None or made_for is None:
@@ -75,7 +72,7 @@ class BasePredictor:
                 weights = f"{self.weights.name}: {self.runner.stage} weights"
                 warnings.warn(f"{weights}; T={T} is ignored", stacklevel=3)
             return made_for
-        fits = T in (made_for, *self._also_for) or (self._can_run_longer and made_for < T)
+        fits = T in (made_for, *self._also_for) or (self.can_run_longer and made_for < T)
         if not fits and T not in self._told:
             self._told.add(T)
             warnings.warn(

@@ -280,7 +280,7 @@ def show(tables: dict[str, Rows]) -> None:
     for row in tables["gap"]:
         if row["T"] == last:
             name = f"{row['network']} to {row['reference']}"
-            print(f"outputs, T={last}: {name:28} error {row['error']:.4f}")
+            print(f"outputs, T={last}: {name:38} error {row['error']:.4f}")
 
 
 def run(options: Options) -> None:

@@ -111,7 +111,9 @@ class Source:
             T = calibrated_for
         elif T is None:
             T = calibrated_for
-        elif calibrated_for not in (None, T):
+        elif calibrated_for not in (None, T) and not (
+            calibrated_for < T and networks.can_run_longer(graph)
+        ):
             notes.append(
                 f"the network was calibrated for T={calibrated_for}, not T={T}; "
                 "expect lower accuracy"

@@ -29,7 +29,8 @@ from spikedet.settings import Plan
 SPLIT = "VOC2007:spikedet-val"  # held out from the released networks in the official data too
 EPOCHS = 2  # epochs of stage I, if it must be run
 # T of each method. `quantised` is the stage-I network, the upper limit for stage II. `layer-wise`
-# is `two-stage` as in the paper, without the end-to-end pass.
+# is `two-stage` as in the paper, without the end-to-end pass. `stage1-correcting` is `stage1` with
+# neurons that take back spikes.
 STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
     "table10": {
         "float": (None,),
@@ -38,7 +39,7 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
         "spiking-yolo": (8, 20, 40, 60),
         "quantised": (4, 8, 20),
         "stage1": (8, 20, 40, 60),
-        CORRECTING: (4, 8, 20),
+        CORRECTING: (4, 8, 20, 40, 60),
         "two-stage": (4, 8, 16, 20, 32, 40, 60),
     },
     "figure7": {
@@ -63,7 +64,7 @@ STEPS: dict[str, Mapping[str, Sequence[int | None]]] = {
 }
 # Networks are made for these T, or for those of --made-for. A row with another T uses the network
 # of the next larger T, or else that of the largest T, like spikedet detect.
-MADE_FOR = (4, 8, 20)
+MADE_FOR = (4, 8)
 ANY_T = ("spiking-yolo",)  # its network does not depend on T
 LONG: dict[str, Sequence[int | None]] = {  # measured on --long-limit pictures
     "float": (None,),
@@ -170,12 +171,16 @@ def made_for(options: Any, method: str, T: int | None) -> int | None:
 
 def entry(name: str, cell: Cell, row: dict[str, Any]) -> dict[str, Any]:
     """Make a row of the CSV file `name`."""
-    line: dict[str, Any] = {"method": cell.row, "T": cell.T or ""}
+    correcting = row["method"].endswith(", correcting")  # released networks may be
+    method = cell.row_name
+    if correcting and cell.neuron == Plan.neuron:
+        method += "-correcting"
+    line: dict[str, Any] = {"method": method, "T": cell.T or ""}
     line["weights_for_T"], line["engine"] = cell.made_for or "", row["engine"]
     line["calibration_pictures"] = row["calibration_pictures"]
     line |= {measure: row[measure] for measure in MEASURES} | {"images": row["images"]}
     printed = None
-    if cell.T is not None and cell.neuron == Plan.neuron:
+    if cell.T is not None and not correcting:
         printed = TABLE_10.get((cell.method, cell.T))
     published: Sequence[float | str] = printed or [""] * len(MEASURES)
     line |= {f"paper_{measure}": v for measure, v in zip(MEASURES, published, strict=True)}
@@ -229,9 +234,9 @@ def table(options: Any, experiment: Experiment) -> None:
 
 def show(lines: list[dict[str, Any]]) -> None:
     """Print the rows in percent, with the paper's values in brackets."""
-    print(f"\n{'method':14}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
+    print(f"\n{'method':22}{'T':>5}{'images':>8}" + "".join(f"{m:>16}" for m in MEASURES))
     for line in lines:
-        text = f"{line['method']:14}{line['T'] or '-':>5}{line['images']:>8}"
+        text = f"{line['method']:22}{line['T'] or '-':>5}{line['images']:>8}"
         for name in MEASURES:
             paper = line[f"paper_{name}"]
             ours = "-" if line[name] is None else f"{100 * line[name]:.1f}"
@@ -242,8 +247,10 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
     """Make figure 8: the detections of the float network, and after several steps of one run."""
+    from spikedet.checkpoint import load
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
+    from spikedet.networks import is_correcting
     from spikedet.plots.figure import About
     from spikedet.plots.pictures import grid
 
@@ -258,6 +265,7 @@ def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
         weights = experiment.weights(Cell.of(method, T, None, options.pictures, made_for=own))
         half = options.half if options.half or options.engine == "torch" else None
         detector = Predictor(weights, own, options.device, half, options.engine)
+        method += "-correcting" if is_correcting(load(weights)) else ""
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [
@@ -280,7 +288,7 @@ def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
     write_atomic(options.out / "figure8.png", grid(titled, about))
     for line in lines:
         print(
-            f"{line['method']:14} t={line['T']:<4} {line['objects']} objects, "
+            f"{line['method']:22} t={line['T']:<4} {line['objects']} objects, "
             f"{line['found_of_float']} of the float network's {line['float_objects']}"
         )
 

@@ -61,7 +61,7 @@ class Cell:
         return cls(row, T, limit, pictures, **options)
 
     @property
-    def row(self) -> str:
+    def row_name(self) -> str:
         """The name of the row, from which `of` makes the cell."""
         if self.neuron != Plan.neuron:
             return f"{self.method}-{self.neuron}"

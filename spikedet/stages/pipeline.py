@@ -28,7 +28,7 @@ from spikedet.networks import (
     expect_same_network,
     expect_stage,
     graph_of,
-    is_correcting,
+    neuron_kinds,
     spiking_checkpoint,
     teacher_of,
 )
@@ -135,8 +135,7 @@ class Calibration:
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
         if self.checkpoint.stage == "snn":  # its layers are calibrated already
-            kind = "correcting" if is_correcting(self.checkpoint) else Plan.neuron
-            return agreed | {"neuron": kind}
+            return agreed | {"neurons": neuron_kinds(self.checkpoint)}
         return agreed | {**vars(self.plan.layers), "neuron": self.plan.neuron}
 
     def _resumed_network(self) -> tuple[Graph, dict[str, Any]]:
@@ -148,7 +147,10 @@ class Calibration:
             )
         reached = load(path)
         before, now = reached.origin.get("run", {}), as_stored(self._resume_settings())
-        before = {"neuron": Plan.neuron, **before}  # an older version had no other
+        if "neuron" in now:  # an older version had no other
+            before = {"neuron": Plan.neuron, **before}
+        if "neurons" in now:  # an older version did not store them
+            before = {"neurons": neuron_kinds(reached), **before}
         other = ", ".join(key for key in now | before if now.get(key) != before.get(key))
         if other:
             raise TrainingError(

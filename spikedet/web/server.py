@@ -365,7 +365,8 @@ def _about(viewer: Viewer) -> dict:
     return {
         "weights": detector.weights.name,
         "engine": detector.why_engine,
-        "made_for": detector.T,
+        "made_for": detector.runner.T,
+        "can_run_longer": detector.can_run_longer,
         "T": viewer.T,
         "imgsz": detector.imgsz,
         "names": detector.names,

@@ -21,7 +21,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 
 pytestmark = pytest.mark.skipif(
-    not list((ROOT / "weights").glob("tiny-yolo-s-snn-T20.safetensors")),
+    not list((ROOT / "weights").glob("tiny-yolo-s-snn-T8.safetensors")),
     reason="no spiking weights are released yet",
 )
 
@@ -213,9 +213,9 @@ def test_bad_arguments(bus, tmp_path, arguments, code, words):
 
 
 def test_another_T_warns_and_runs(bus, tmp_path):
-    done = run("detect", "--T", 12, "bus.jpg", cwd=tmp_path)
+    done = run("detect", "--T", 3, "bus.jpg", cwd=tmp_path)
     assert done.returncode == 0
-    assert "calibrated for T=20, not T=12" in done.stderr
+    assert "calibrated for T=4, not T=3" in done.stderr
 
 
 @pytest.mark.slow
@@ -226,11 +226,11 @@ def test_evaluate_on_a_devkit_of_one_picture(bus, tmp_path):
     add(tmp_path / "devkit", "VOC2007", "1", annotation(*boxes, size=(810, 1080)), "val")
     add(tmp_path / "devkit", "VOC2007", "2", annotation(), "val")
     shutil.copy(BUS, tmp_path / "devkit/VOC2007/JPEGImages/1.jpg")
-    done = run("evaluate", "--data", "devkit", "--T", 8, 20, "--json", "rows.json", cwd=tmp_path)
+    done = run("evaluate", "--data", "devkit", "--T", 4, 8, "--json", "rows.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["stage"], row["T"], row["images"]) for row in rows] == [
-        ("snn", 8, 2), ("snn", 20, 2),
+        ("snn", 4, 2), ("snn", 8, 2),
     ]  # fmt: skip
     for row in rows:
         assert row["AP50"] > 0.4 and 0 < row["spike_rate"] < 1 and row["AP_small"] is None

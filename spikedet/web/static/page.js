@@ -252,7 +252,8 @@ async function again() {
   say("looking ...");
   const done = await alone((signal) => (isVideo(file) ? film(file, signal) : look(file, signal)));
   if (done && !isVideo(file)) {
-    const other = Number($("T").value) !== about.made_for;
+    const T = Number($("T").value);
+    const other = about.can_run_longer ? T < about.made_for : T !== about.made_for;
     const none = chosen(shots.at(-1)?.objects ?? []).length === 0;
     const found = none ? "Nothing is found: lower the confidence, or take more time steps. " : "";
     const note = other ? ` These weights were made for T=${about.made_for} and see best there.` : "";
