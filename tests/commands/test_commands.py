@@ -85,7 +85,7 @@ def test_each_step_is_listed_and_drawn(bus, tmp_path):
         (name, t) for name in ("bus.jpg", "copy.png") for t in range(1, 9)
     ]
     (last,) = json.loads((tmp_path / "last.json").read_text())
-    assert entries[0]["detections"] == []
+    assert entries[0]["detections"] != entries[7]["detections"]
     for detection, wanted in zip(entries[7]["detections"], last["detections"], strict=True):
         assert detection["class"] == wanted["class"]
         assert np.allclose(detection["xyxy"], wanted["xyxy"], atol=0.5)
