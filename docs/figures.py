@@ -1,7 +1,6 @@
 """Makes the pictures of the README and of these pages: python docs/figures.py
 
 cat-steps.jpg     what the released detector sees after some steps of one run on cat.jpg
-examples.jpg      what it sees after 8 steps on three pictures of scikit-image
 ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
 passes.svg        time over T, in passes of the float network, from weights/results/speed.csv
 neuron.svg        potential and spikes of one integrate-and-fire neuron
@@ -46,18 +45,6 @@ def steps(detector, picture: Path) -> np.ndarray:
             panels.append(panel)
     rows = [np.hstack(panels[:2]), np.hstack(panels[2:])]
     return np.vstack(rows)
-
-
-def examples(detector) -> np.ndarray:
-    """Three pictures of scikit-image with their detections, side by side, [H, W, 3] uint8 BGR."""
-    from skimage import data
-
-    height, panels = 300, []
-    for picture in (data.chelsea(), data.astronaut(), data.coffee()):
-        drawn = detector(np.ascontiguousarray(picture[:, :, ::-1])).plot()
-        width = round(drawn.shape[1] * height / drawn.shape[0])
-        panels.append(cv2.resize(drawn, (width, height)))
-    return np.hstack(panels)
 
 
 def ap_over_T() -> tuple[float, dict[str, list[tuple[int, float]]]]:
@@ -215,7 +202,4 @@ if __name__ == "__main__":
     drawings(PICTURES)
     # as `spikedet detect` on the events engine, which these are equal to on every machine
     strip = steps(spikedet.load(T=8, engine="integers"), PICTURES / "cat.jpg")
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
-    cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, quality)
-    sheet = examples(spikedet.load(T=8, engine="integers"))
-    cv2.imwrite(str(PICTURES / "examples.jpg"), sheet, quality)
+    cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])

@@ -247,10 +247,8 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
     """Make figure 8: the detections of the float network, and after several steps of one run."""
-    from spikedet.checkpoint import load
     from spikedet.detection.predict import Predictor
     from spikedet.detection.ultra import SAMPLE
-    from spikedet.networks import is_correcting
     from spikedet.plots.figure import About
     from spikedet.plots.pictures import grid
 
@@ -265,7 +263,7 @@ def steps_of_one_picture(options: Any, experiment: Experiment) -> None:
         weights = experiment.weights(Cell.of(method, T, None, options.pictures, made_for=own))
         half = options.half if options.half or options.engine == "torch" else None
         detector = Predictor(weights, own, options.device, half, options.engine)
-        method += "-correcting" if is_correcting(load(weights)) else ""
+        method += "-correcting" if detector.can_run_longer else ""
         steps = [f for f in detector.steps(picture, T) if f.T in (options.T or SHOWN_STEPS)]
         shown.append((method, steps))
         lines += [

@@ -195,9 +195,8 @@ def figures():
 def test_the_plot_shows_the_numbers_of_the_table():
     drawn = figures()
     numbers = drawn.told(*drawn.ap_over_T())
-    assert re.search(
-        r"float: \d\d\.\d; two-stage-correcting: 4 \d\d\.\d, 8 \d\d\.\d, 16 \d\d", numbers
-    )
+    assert "float: 32.4" in numbers
+    assert "two-stage-correcting: 4 29.2, 8 31.1, 16 31.3, 20 31.3" in numbers
     text = unescape((ROOT / "docs/pictures/ap-over-T.svg").read_text())
     assert numbers in re.sub(r"\s+", " ", text)
 
