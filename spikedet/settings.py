@@ -18,6 +18,7 @@ from typing import Any
 from spikedet.errors import UsageError, shorten
 
 NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
+MOST_MARGIN = 8.0  # in thresholds, see `neurons.correcting`
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
@@ -163,6 +164,8 @@ class StageOne:
         clips_rounded: Use the gradient of QCFS (see `QuantClip`).
         fold_first: Fold batch norm before the training, not after it. Without folding, a learning
             rate ten times as high is possible, which networks with few levels need.
+        sparsity: Weight of a penalty on the synaptic operations that the spiking network will
+            cause, in units of the float network's multiplications (see `conversion.sparsity`).
     """
 
     noise: float = option(
@@ -184,6 +187,9 @@ class StageOne:
     clips_rounded: bool = False
     fold_first: bool = option(
         False, "fold batch norm before stage I, not after it", group="stage I"
+    )
+    sparsity: float = option(
+        0.0, "weight of a penalty on the synaptic operations in stage I", least=0, group="stage I"
     )
 
     def plain(self) -> StageOne:
@@ -334,13 +340,28 @@ class EndToEnd:
 class Plan:
     """Settings of stage II, the seed that chooses its pictures, and the kind of the neurons.
 
-    `neuron` is a name in `neurons.registry`.
+    Attributes:
+        layers: Settings of layer-wise calibration.
+        end: Settings of the end-to-end pass.
+        seed: Seed that chooses the pictures.
+        neuron: Neurons of the copy of a stage-I network: a name in `neurons.registry`.
+        margin: Margin of neurons that take back spikes (see `neurons.correcting`). None: that of
+            the spiking network to continue with, or 0.
     """
 
     layers: LayerWise = field(default_factory=LayerWise)
     end: EndToEnd = field(default_factory=EndToEnd)
     seed: int = 0
     neuron: str = "neuron"
+    margin: float | None = option(
+        None,
+        "neurons that take back spikes do so if their potential is lower than this many "
+        "thresholds below 0; with more of it they send fewer spikes",
+        least=0,
+        most=MOST_MARGIN,
+        shown="default: that of the spiking network, or 0",
+        group="stage II",
+    )
 
 
 def impossible(settings: Any) -> tuple[str, Any, str] | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from spikedet.checkpoint import Checkpoint
+    from spikedet.conversion.sparsity import StageOnePenalty
     from spikedet.graph.graph import Graph
     from spikedet.settings import EndToEnd
 
@@ -140,6 +141,7 @@ class Run:
         resume: Continue the run in `folder`.
         teacher: Network whose outputs are distilled, beside the task's loss.
         distill: Weight of the distillation loss.
+        penalty: Penalty on the synaptic operations of a stage-I network, beside the other losses.
     """
 
     checkpoint: Checkpoint
@@ -151,6 +153,7 @@ class Run:
     resume: bool = False
     teacher: nn.Module | None = None
     distill: float = 1.0
+    penalty: StageOnePenalty | None = None
 
 
 class Task(ABC):

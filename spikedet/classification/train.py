@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -176,7 +176,7 @@ class _Loop:
         device: torch.device,
     ):
         settings, samples, description = run.settings, run.train, run.checkpoint.model
-        teacher, distill = run.teacher, run.distill
+        teacher, distill, self.penalty = run.teacher, run.distill, run.penalty
         if settings.batch % world:
             raise UsageError(
                 f"a batch of {settings.batch} cannot be shared by {world} processes; expected a "
@@ -262,6 +262,10 @@ class _Loop:
             return loss
         return loss + self.distill * divergence(logits, wanted.float(), self.settings.temperature)
 
+    def _penalty_counted(self) -> AbstractContextManager[list[Tensor]]:
+        """Counts the operations of one run, if there is a penalty (see `StageOnePenalty`)."""
+        return nullcontext([]) if self.penalty is None else self.penalty.counted()
+
     def epoch(self, number: int) -> dict[str, float]:
         """Train one epoch; returns mean loss, training accuracy, last learning rate, seconds."""
         start = time.time()
@@ -275,11 +279,13 @@ class _Loop:
             pictures = self.whole(pictures.to(self.device, non_blocking=True))
             pictures = resized(pictures, side).contiguous(memory_format=self.layout)
             labels = labels.to(self.device, non_blocking=True)
-            with mixed(self.device.type):
+            with self._penalty_counted() as seen, mixed(self.device.type):
                 logits = self.model(pictures)
                 with torch.no_grad():
                     wanted = None if self.teacher is None else self.teacher(pictures)
             loss = self.loss(logits.float(), wanted, labels)
+            if self.penalty is not None:
+                loss = loss + self.penalty.of(seen)
             self.optimizer.zero_grad()
             loss.backward()
             if self.settings.clip:

@@ -17,7 +17,7 @@ from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line, progress
 from spikedet.commands.parse import Options, options_of, partial, several, written_folder
 from spikedet.errors import UsageError
-from spikedet.settings import POOLINGS, Plan, StageOne, option
+from spikedet.settings import POOLINGS, Plan, StageOne, option, redefined
 from spikedet.stages.watcher import Watcher
 from spikedet.task_registry import SETTINGS
 
@@ -190,6 +190,7 @@ class StageTwoOptions(Options):
         choices=("neuron", "correcting"),
         group=GROUP_TWO,
     )
+    margin: float | None = redefined(Plan, "margin", None)
 
 
 END = tuple(name for name in names_of("EndToEnd") if name != "end_to_end")
@@ -220,7 +221,8 @@ def plan(options: StageTwoOptions, task: str, seed: int = 0) -> Plan:
     """
     layers = _of_task("LayerWise", task, options.layer_wise)
     layers = replace(layers, coarse=not options.no_coarse, fine=not options.no_fine)
-    return Plan(layers, _of_task("EndToEnd", task, options.end), seed, options.neuron)
+    end = _of_task("EndToEnd", task, options.end)
+    return Plan(layers, end, seed, options.neuron, options.margin)
 
 
 class Shown(Watcher):

@@ -25,6 +25,7 @@ from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
+from spikedet.graph.rewrites.spike import expect_margin, set_margin
 from spikedet.methods import Method, named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
@@ -71,6 +72,7 @@ def convert(
     end_also: Sequence[int] | None = None,
     pooling: str = "count",
     neuron: str = "neuron",
+    margin: float = 0.0,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -127,6 +129,9 @@ def convert(
         pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
         neuron: `neuron` for integrate-and-fire with soft reset, `correcting` for neurons that also
             take back spikes (see `neurons.correcting`), or a name in `neurons.registry`.
+        margin: Margin of neurons that take back spikes, 0 to 8 thresholds. They take back a spike
+            if their potential is lower than this below 0. With a larger margin they send fewer
+            spikes, but the rates are less accurate.
         seed: Seed of all random numbers.
         device: Device for the work and the result, such as `cpu` or `cuda:0`. None: the device of
             `network`.
@@ -167,6 +172,7 @@ def convert(
     expect_limits(end, steps="end_to_end", rate="end_rate")
     end.read_after(T)
     expect_pooling(pooling)
+    expect_margin(margin, neuron)
     if end_also and not end.steps:
         raise UsageError(
             "end_also has no effect without the end-to-end pass; set end_to_end as well"
@@ -199,6 +205,8 @@ def convert(
         spiking = spiking_copy(
             graph, T, recipe.initial, recipe.shift, pooling, neuron, pictures=example[:4]
         )
+        if margin:
+            set_margin(spiking, margin)
         if recipe.calibrated:
             _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
         if int8:

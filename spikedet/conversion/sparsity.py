@@ -1,4 +1,4 @@
-"""A penalty on the synaptic operations that spikes cause.
+"""A penalty on the synaptic operations that spikes cause, for stage I and the end-to-end pass.
 
 The cost of a spike is its fan-out: the number of weights that are added for it. This costs time on
 a CPU with the events engine, and energy on a chip. A spike of a layer with many outputs can cost a
@@ -6,21 +6,28 @@ hundred times as much as a spike of the last layer. So a penalty on the spike ra
 silence the wrong neurons. The operations are counted in units of the float network's
 multiplications, so that the numbers are comparable for all networks, picture sizes and T. For
 example, 0.1 means a tenth of these multiplications in each time step.
+
+In stage I there are no spikes yet. But a quantised activation of k / T becomes k spikes in T steps,
+so the operations are known there too. Neurons that take back spikes send more spikes than that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import WEIGHTED
+from spikedet.graph.operations import NORMS, WEIGHTED
 from spikedet.graph.time import CONSTANT, STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, per_channel
+from spikedet.neurons.quantize import QuantClip
+from spikedet.precision import device_of
 from spikedet.runtime.network import Pass, watching
 
 
@@ -39,11 +46,7 @@ class Operations:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.fan_out = fan_out(graph)
-        operations = {
-            name: number * math.prod(graph.shapes[name]) for name, number in self.fan_out.items()
-        }
-        most = sum(operations.values()) or 1.0
-        self._share = {name: number / most for name, number in operations.items()}
+        self._share = _shares(graph, self.fan_out)
         self._spikes: dict[str, list[Tensor]] = {}  # a neuron in the steps of each call
         self._steps: dict[str, int] = {}
 
@@ -76,8 +79,68 @@ class Operations:
         self._steps[node.name] = self._steps.get(node.name, 0) + now.steps
 
 
+_seen: ContextVar[list[Tensor] | None] = ContextVar("operations", default=None)
+
+
+class StageOnePenalty:
+    """A penalty on the synaptic operations that a stage-I network will cause when it is spiking.
+
+    Every layer of quantisers of the graph gets a forward hook. The hook does something only inside
+    `counted`, and only in the thread of that `with` block.
+
+    Args:
+        graph: Stage-I graph, with or without batch norm.
+        weight: Weight of the penalty.
+    """
+
+    def __init__(self, graph: Graph, weight: float):
+        self.weight = weight
+        shares = _shares(graph, fan_out(graph))
+        for node in graph.of((QuantClip,)):
+            node.module.register_forward_hook(_hook(shares[node.name]))
+
+    @contextmanager
+    def counted(self) -> Iterator[list[Tensor]]:
+        """Count the operations of one run of the current thread inside the `with` block.
+
+        Yields:
+            The operations of each layer per time step, divided by the multiplications of the whole
+            float network: scalars with gradients.
+        """
+        seen: list[Tensor] = []
+        token = _seen.set(seen)
+        try:
+            yield seen
+        finally:
+            _seen.reset(token)
+
+    def of(self, seen: list[Tensor]) -> Tensor:
+        """The penalty for what `counted` has yielded, a scalar."""
+        return self.weight * torch.stack(seen).sum()
+
+
+def _hook(share: float) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A forward hook of a quantiser. It is a plain function, so copies of a graph share it."""
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen = _seen.get()
+        if seen is not None:
+            assert isinstance(module, QuantClip)
+            threshold = per_channel(module.threshold.abs().clamp(min=1e-6), output.ndim)
+            seen.append((output.float().abs() / threshold).mean() * share)
+
+    return count
+
+
+def _shares(graph: Graph, fans: dict[str, float]) -> dict[str, float]:
+    """The share of each layer in the operations of a step in which every neuron sends a spike."""
+    operations = {name: number * math.prod(graph.shapes[name]) for name, number in fans.items()}
+    most = sum(operations.values()) or 1.0
+    return {name: number / most for name, number in operations.items()}
+
+
 def fan_out(graph: Graph) -> dict[str, float]:
-    """The mean fan-out of a spike for each layer of neurons, by the name of the layer.
+    """The mean fan-out of a spike for each layer of neurons or quantisers, by its name.
 
     All weights are set to 1. Then the fan-out is the derivative of the sum of all outputs with
     respect to the spikes. This is correct for strides, borders, groups, up-sampling and
@@ -87,11 +150,11 @@ def fan_out(graph: Graph) -> dict[str, float]:
     during = [name for name in graph.edges if when[name] == STEPWISE]
     leaves: dict[str, Tensor] = {}
     total: list[Tensor] = []
-    device = next(graph.buffers()).device
+    device = device_of(graph)
 
     def call(node: Node, inputs: list[Tensor]) -> Tensor:
         module = node.module
-        if isinstance(module, IFNeuron):
+        if isinstance(module, (IFNeuron, QuantClip)):
             leaves[node.name] = torch.ones(graph.shapes[node.name], device=device)
             return leaves[node.name].requires_grad_(True)
         if isinstance(module, WEIGHTED):
@@ -103,6 +166,8 @@ def fan_out(graph: Graph) -> dict[str, float]:
             return torch.zeros_like(output)
         if isinstance(module, SpikingMaxPool):
             return module.pool(inputs[0])
+        if isinstance(module, NORMS):
+            return inputs[0]
         return module(*inputs)
 
     known = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spikedet import resources
 from spikedet.checkpoint import Checkpoint
+from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.parts import Parts
@@ -91,6 +92,7 @@ class _Trained(nn.Module):
     autocast_cpu = True
     by_size = False
     parts: Parts | None = None
+    penalty: StageOnePenalty | None = None
     criteria: list[Any] | None = None
 
     def init_criterion(self) -> DetectionLoss:
@@ -116,21 +118,28 @@ class _Trained(nn.Module):
         self, batch: dict[str, Any], criterion: Any, preds: Any = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Like `loss`, for a whole batch or for a part of one."""
-        if preds is None:
-            picture = batch["img"]
-            if picture.device.type == "cpu":
-                picture = picture.contiguous(memory_format=layout(self))
-                with mixed("cpu", self.autocast_cpu and self.training):
-                    preds = self.forward(picture)
-                preds = as_float(preds)
-            else:
-                preds = self.forward(picture)
+        added = []  # further losses, each a mean over the pictures
+        if preds is None and self.training and self.penalty is not None:
+            with self.penalty.counted() as seen:
+                preds = self._outputs(batch["img"])
+            added.append(self.penalty.of(seen))
+        elif preds is None:
+            preds = self._outputs(batch["img"])
         loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
             taught, weight = batch["teacher"]
-            apart = weight * distillation_loss(as_float(preds), taught(batch["img"]))
-            loss = torch.cat([loss, apart.view(1) * len(batch["img"])])  # theirs is a sum as well
-        return loss, items
+            added.append(weight * distillation_loss(as_float(preds), taught(batch["img"])))
+        theirs = [one.view(1) * len(batch["img"]) for one in added]  # a sum, as `loss`
+        return torch.cat([loss, *theirs]), items
+
+    def _outputs(self, picture: Tensor) -> Any:
+        """The outputs for pictures [B, 3, H, W], on CPUs in float32."""
+        if picture.device.type != "cpu":
+            return self.forward(picture)
+        picture = picture.contiguous(memory_format=layout(self))
+        with mixed("cpu", self.autocast_cpu and self.training):
+            preds = self.forward(picture)
+        return as_float(preds)
 
 
 class Detector(_Trained, DetectionModel):

@@ -151,7 +151,7 @@ class Trainer(DetectionTrainer):
         run: Run,
     ):
         settings, folder, resume = run.settings, run.folder, run.resume
-        self.teacher, self.distill = run.teacher, run.distill
+        self.teacher, self.distill, self.penalty = run.teacher, run.distill, run.penalty
         self.network, self.names = network, run.checkpoint.names
         self.samples = {"train": list(run.train), "val": list(run.tune)}
         self.settings, self.save_weights = settings, run.write
@@ -302,6 +302,7 @@ class Trainer(DetectionTrainer):
         self.ema.decay = _ramp(self.settings.ema_tau)
         if self.settings.parts > 1:  # not before the average was copied: threads cannot be
             self.network.parts = Parts(self.settings.parts)
+        self.network.penalty = self.penalty
         rank = int(os.environ.get("RANK", 0))
         if not self.start_epoch and not rank:
             self.csv.unlink(missing_ok=True)

@@ -170,7 +170,8 @@ class _Compiler:
         low = up = None
         corrects = isinstance(node.module, CorrectingNeuron)
         if corrects:
-            low, up = torch.full_like(threshold, -1), threshold.clone()
+            assert isinstance(node.module, CorrectingNeuron)
+            low, up = -1 - whole(own.theta * node.module.margin), threshold.clone()
         elif not bool(own.depth.isnan().all()):
             signed = ~own.depth.isnan()
             depth = whole(own.depth.nan_to_num(0.0)).clamp(min=1)

@@ -414,13 +414,15 @@ class Builder:
         self, module: CorrectingNeuron, ndim: int
     ) -> Callable[[State, str], tuple[str, State]]:
         """`fire` of neurons that correct themselves. The state is potentials and counts."""
-        threshold = self.constant(self.channels(module.threshold.detach(), ndim), "threshold")
+        theta = module.threshold.detach()
+        threshold = self.constant(self.channels(theta, ndim), "threshold")
+        lower = self.constant(self.channels(-module.margin * theta, ndim), "lower")
 
         def step(state: State, current: str) -> tuple[str, State]:
             potential, counts = state
             u = self.op("Add", potential, current)
             above = self.cast(self.op("GreaterOrEqual", u, threshold))
-            below = self.op("Less", u, self.number(0.0))
+            below = self.op("Less", u, lower)
             below = self.op("And", below, self.op("Greater", counts, self.number(0.0)))
             fired = self.op("Sub", above, self.cast(below))
             change = self.op("Mul", fired, threshold)

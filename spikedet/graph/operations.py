@@ -8,8 +8,8 @@ the batch, [T*B, ...].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -246,6 +246,8 @@ class Kind:
             `sized` is stored as the shape of that tensor.
         sized: Names of the tensors whose shape is an argument.
         inputs: Number of input tensors. None: any number.
+        later: More options, with their usual values. Files leave out an option with its usual
+            value, so that older versions can read them.
     """
 
     name: str
@@ -253,6 +255,7 @@ class Kind:
     options: tuple[str, ...] = ()
     sized: tuple[str, ...] = ()
     inputs: int | None = 1
+    later: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """The options from which `build` makes a module like this one, as JSON values."""
@@ -262,6 +265,9 @@ class Kind:
             if option == "bias":
                 value = value is not None
             options[option] = list(value) if isinstance(value, tuple) else value
+        for option, usual in self.later.items():
+            if getattr(module, option) != usual:
+                options[option] = getattr(module, option)
         for name in self.sized:
             options[name] = list(getattr(module, name).shape)
         return options
@@ -272,7 +278,7 @@ class Kind:
         Raises:
             TypeError, ValueError: An option does not exist or has a wrong type.
         """
-        if set(options) != {*self.options, *self.sized}:
+        if set(options) - self.later.keys() != {*self.options, *self.sized}:
             expected = ", ".join([*self.options, *self.sized]) or "none"
             raise ValueError(f"options of {self.name} are {sorted(options)}; expected {expected}")
         values = {
@@ -332,7 +338,9 @@ def named(name: str) -> Kind:
         KeyError: There is no such kind.
     """
     if name in NEURONS:
-        return Kind(name, NEURONS[name], ("slope", "folded"), ("threshold", "initial"))
+        neuron = NEURONS[name]
+        sized = ("threshold", "initial")
+        return Kind(name, neuron, neuron.SETTINGS, sized, later=neuron.LATER_SETTINGS)
     return KINDS[name]
 
 

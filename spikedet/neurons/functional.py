@@ -34,7 +34,9 @@ The neuron that corrects itself is such a neuron with a = 1, but it sends a nega
 after more positive than negative ones. So it takes back spikes that were too many, and its rate is
 never negative (see `neurons.correcting`):
 
-    s[t] = -1 if u[t] < 0 and s[1] + ... + s[t-1] > 0, and then u[t] = u[t] + theta
+    s[t] = -1 if u[t] < -m theta and s[1] + ... + s[t-1] > 0, and then u[t] = u[t] + theta
+
+The margin m is 0 or more. With a margin a neuron does not take back a spike for a small difference.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ def integrate_and_fire(
     dtype: torch.dtype | None = None,
     slope: float | Tensor = 0.0,
     counts: Tensor | None = None,
+    margin: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Run neurons over T time steps, without gradients (eq 2-4, and eq 22 with a slope).
 
@@ -72,6 +75,8 @@ def integrate_and_fire(
             there are no negative spikes.
         counts: For neurons that correct themselves (their slope is 1): positive minus negative
             spikes before the first step, [B, C, ...] float32. They are updated in place.
+        margin: For the same neurons: how far the potential must be below 0 to take back a spike, in
+            units of the threshold.
 
     Returns:
         Spikes [T*B, C, ...], which are 0 or 1 (with a slope -1, 0 or 1), and the potentials after
@@ -87,7 +92,7 @@ def integrate_and_fire(
     parts = (currents.split(size, 1), u.split(size), over_time.split(size, 1), sent)
     for v, potentials, s, c in zip(*parts, strict=True):
         if signed(slope):
-            _advance_signed(v, potentials, threshold, s, slope, c)
+            _advance_signed(v, potentials, threshold, s, slope, c, margin)
         else:
             _advance(v, potentials, threshold, s)
     return spikes, u
@@ -113,13 +118,14 @@ def _advance_signed(
     spikes: Tensor,
     slope: float | Tensor,
     counts: Tensor | None,
+    margin: float,
 ) -> None:
     """Like `_advance`, for neurons with a second, lower threshold."""
     above, below = torch.empty_like(u), torch.empty_like(u)
     spare = None if counts is None else torch.empty_like(u)
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
-        _fire_signed(u, threshold, slope, above, below, counts, spare)
+        _fire_signed(u, threshold, slope, above, below, counts, spare, margin)
         spikes[t] = above.sub_(below)
 
 
@@ -136,6 +142,7 @@ def _fire_signed(
     below: Tensor,
     counts: Tensor | None = None,
     spare: Tensor | None = None,
+    margin: float = 0.0,
 ) -> None:
     """Set `above` and `below` to 1 where `u` reaches that threshold, else to 0; reset `u`.
 
@@ -149,7 +156,7 @@ def _fire_signed(
     else:
         depth = threshold / slope
         if slope == 1:
-            torch.lt(u, torch.zeros_like(depth), out=below)
+            torch.lt(u, depth * -margin, out=below)
         else:
             torch.le(u, -depth, out=below)
     if counts is not None:
@@ -188,6 +195,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         alpha: float,
         slope: float | Tensor,
         counts: Tensor | None,
+        margin: float,
     ) -> tuple[Tensor, Tensor]:
         batch = len(potential)
         ctx.constant, ctx.steps, ctx.alpha, ctx.slope = len(current) == batch, steps, alpha, slope
@@ -199,7 +207,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         for potentials, currents, fired, inside, below, sent in rows:
             _advance_watched(
                 potentials, currents, fired, inside, below, threshold, alpha, slope,
-                None if sent is None else sent[0],
+                None if sent is None else sent[0], margin,
             )  # fmt: skip
         ctx.save_for_backward(near, threshold, near_below)
         ctx.current_dtype = current.dtype
@@ -220,7 +228,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         )
         for grads, sent, current, inside, below in rows:
             _retreat(grads, sent, current, inside, below, threshold, ctx.alpha, ctx.slope)
-        return grad_current.to(ctx.current_dtype), grad, None, None, None, None, None
+        return grad_current.to(ctx.current_dtype), grad, *[None] * 6
 
 
 def _pictures(size: int, batch: int, *tensors: Tensor | None) -> Iterator[list[Any]]:
@@ -244,11 +252,11 @@ def _within(u: Tensor, low: Tensor, high: Tensor, out: Tensor, other: Tensor) ->
     return out.mul_(other)
 
 
-def _depth(u: Tensor, threshold: Tensor, slope: float | Tensor) -> Tensor:
+def _depth(u: Tensor, threshold: Tensor, slope: float | Tensor, margin: float) -> Tensor:
     """The potential measured downwards: it equals the threshold where a negative spike is sent."""
     if isinstance(slope, Tensor):
         return torch.where(slope == 1, threshold - u, u * -slope)
-    return threshold - u if slope == 1 else u * -slope
+    return threshold * (1 - margin) - u if slope == 1 else u * -slope
 
 
 def _advance_watched(
@@ -261,6 +269,7 @@ def _advance_watched(
     alpha: float,
     slope: float | Tensor,
     counts: Tensor | None,
+    margin: float,
 ) -> None:
     """Update the potentials [1, B, C, ...], compute spikes and windows [T, B, C, ...], in place."""
     u = potentials[0]
@@ -271,12 +280,12 @@ def _advance_watched(
         u += currents[t if len(currents) > 1 else 0].float()
         near[t] = _within(u, low, high, one, other)
         if near_below is not None:
-            # the same window around the lower threshold, which is 0 or -theta / slope
-            inside = _within(_depth(u, threshold, slope), low, high, one, other)
+            # the same window around the lower threshold
+            inside = _within(_depth(u, threshold, slope, margin), low, high, one, other)
             near_below[t] = (
                 inside if counts is None else inside.mul_(torch.gt(counts, 0, out=other))
             )
-            _fire_signed(u, threshold, slope, one, other, counts, spare)
+            _fire_signed(u, threshold, slope, one, other, counts, spare, margin)
             spikes[t] = one.sub_(other)
             continue
         fired = torch.ge(u, threshold, out=one)
@@ -328,6 +337,7 @@ def integrate_and_fire_surrogate(
     alpha: float = 1.0,
     slope: float | Tensor = 0.0,
     counts: Tensor | None = None,
+    margin: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Like `integrate_and_fire`, but with gradients through time (eq 20, 21).
 
@@ -341,11 +351,13 @@ def integrate_and_fire_surrogate(
         slope: Slope of the negative side, as for `integrate_and_fire`.
         counts: Counts of neurons that correct themselves, as for `integrate_and_fire`. They are
             updated in place.
+        margin: Margin of these neurons, as for `integrate_and_fire`.
 
     Returns:
         Spikes and final potentials. They equal those of `integrate_and_fire`.
     """
-    return _IntegrateAndFire.apply(current, potential, threshold, steps, alpha, slope, counts)
+    arguments = (current, potential, threshold, steps, alpha, slope, counts, margin)
+    return _IntegrateAndFire.apply(*arguments)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -8,7 +8,7 @@ the caller passes it to the next call. So several runs may be active at the same
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class IFNeuron(Temporal):
         ValueError: A threshold is not above 0, or a slope is outside 0..1.
     """
 
+    SETTINGS: ClassVar[tuple[str, ...]] = ("slope", "folded")  # stored in files
+    LATER_SETTINGS: ClassVar[dict[str, Any]] = {}  # the same; files without them mean these values
     threshold: Tensor
 
     def __init__(
@@ -127,15 +129,18 @@ class IFNeuron(Temporal):
         alpha: float,
         slope: float | Tensor,
         counts: Tensor | None = None,
+        margin: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Spikes and potentials, with the surrogate gradient if one is needed."""
         threshold = per_channel(self.threshold, current.ndim)
         if torch.is_grad_enabled() and (current.requires_grad or potential.requires_grad):
             return integrate_and_fire_surrogate(
-                current, potential, threshold, steps, alpha, slope, counts
+                current, potential, threshold, steps, alpha, slope, counts, margin
             )
         dtype = self.spike_dtype
-        return integrate_and_fire(current, potential, threshold, steps, dtype, slope, counts)
+        return integrate_and_fire(
+            current, potential, threshold, steps, dtype, slope, counts, margin
+        )
 
     def first_potential(self, current: Tensor, batch: int) -> Tensor:
         """The potentials before the first step, [B, C, ...], for currents [.., C, ...].

@@ -22,6 +22,7 @@ from typing import Any
 from spikedet.checkpoint import Checkpoint, fingerprint, load, save, sha256
 from spikedet.errors import TrainingError
 from spikedet.graph.graph import Graph
+from spikedet.graph.rewrites.spike import expect_margin, set_margin
 from spikedet.methods import METHODS, Method
 from spikedet.networks import (
     current,
@@ -101,6 +102,8 @@ class Calibration:
     def _prepared(self) -> Calibration:
         """A copy with `method` and `pooling` applied to the plan and the checkpoint."""
         expect_plan(self.plan, self.pooling)
+        if self.checkpoint.stage == "qc":
+            expect_margin(self.plan.margin, self.plan.neuron)
         self.plan.end.read_after(self.checkpoint.time_steps)
         plan = replace(self.plan, layers=replace(self.plan.layers, bias=self.method.bias))
         return replace(self, plan=plan, checkpoint=with_pooling(self.checkpoint, self.pooling))
@@ -115,6 +118,8 @@ class Calibration:
             network, origin = self._initial_network()
         for pool in network.only(SpikingMaxPool):
             pool.mode = self.pooling or pool.mode
+        if plan.margin is not None:
+            set_margin(network, plan.margin)
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
         if self.teacher is not None:
             teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
@@ -134,6 +139,8 @@ class Calibration:
         agreed: dict[str, Any] = {"weights": fingerprint(self.checkpoint.tensors)}
         agreed |= {"data": self.train.fingerprint(), "T": self.checkpoint.T}
         agreed |= {"network": self.checkpoint.model, "seed": self.plan.seed}
+        if self.plan.margin is not None:  # older versions had none
+            agreed["margin"] = self.plan.margin
         if self.checkpoint.stage == "snn":  # its layers are calibrated already
             return agreed | {"neurons": neuron_kinds(self.checkpoint)}
         return agreed | {**vars(self.plan.layers), "neuron": self.plan.neuron}
@@ -281,6 +288,7 @@ class Conversion:
             TrainingError, DataError, UsageError: See `FineTuning.run` and `Calibration.run`.
         """
         expect_plan(self.plan, self.pooling)
+        expect_margin(self.plan.margin, self.plan.neuron)
         self.plan.end.read_after(self.T)
         expect_limits(self.options)
         checkpoint = load(self.weights)
@@ -362,6 +370,7 @@ def expect_plan(plan: Plan, pooling: str | None) -> None:
     """
     expect_limits(plan.layers)
     expect_limits(plan.end)
+    expect_limits(plan)
     expect_pooling(pooling)
     named(plan.neuron)
 

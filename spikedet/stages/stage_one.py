@@ -12,6 +12,7 @@ from torch import nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint, save
 from spikedet.conversion.prepare import prepare
+from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.conversion.thresholds import thresholds_by
 from spikedet.errors import WeightsError
 from spikedet.graph.graph import Graph
@@ -104,6 +105,8 @@ class FineTuning:
         origin = self.origin or {}
         run = {"parent": origin.get("parent"), "data": self.train.fingerprint()}
         run |= vars(self.options)
+        if not self.options.sparsity:  # as runs of older versions
+            del run["sparsity"]
         run["teacher"] = None if self.teacher is None else fingerprint(self.teacher.tensors)
         origin = {**origin, "run": run}
         made_from = current(self.task, self.checkpoint)
@@ -154,6 +157,7 @@ class FineTuning:
             resume=resume,
             teacher=guide,
             distill=options.distill,
+            penalty=StageOnePenalty(network, options.sparsity) if options.sparsity else None,
         )
         task.fit(network, run)
 

@@ -34,6 +34,7 @@ from spikedet.stages import stage_one, stage_two
 from support.classes import add_pictures
 from support.commands import command
 from support.engines import needs_kernels
+from support.stages import operations
 
 CLASSES = ("a", "b", "c")
 TRAINING = ["--epochs", 1, "--batch", 50]
@@ -748,6 +749,17 @@ def test_unlabelled_pictures_are_distilled(runs, monkeypatch, tmp_path):
     )
     assert command(monkeypatch, "finetune", *words, *more, "--out", tmp_path / "qc") == 0
     assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
+
+
+def test_a_penalty_in_stage_one(runs, monkeypatch, tmp_path):
+    words = ["--weights", weights(runs, "float"), "--T", 4, "--data", runs / "data", *TRAINING]
+    counted = []
+    for weight in (0, 100):
+        out = tmp_path / f"qc{weight}"
+        words = [*words[:8], "--sparsity", weight]
+        assert command(monkeypatch, "finetune", *words, "--out", out) == 0
+        counted.append(operations(load(out / "last.safetensors")))
+    assert counted[1] < 0.8 * counted[0]
 
 
 def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):

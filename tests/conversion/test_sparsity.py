@@ -1,14 +1,18 @@
 """The penalty on spikes: what it counts, and that it makes networks sparser."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 import spikedet
-from spikedet.conversion.sparsity import Operations, fan_out
+from spikedet.conversion.sparsity import Operations, StageOnePenalty, fan_out
 from spikedet.errors import UsageError
+from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
-from support.engines import Joined, spiking
+from support.engines import Joined, Plain, spiking
+from support.stages import quantised, spiking_copy
 
 
 def test_fan_out_of_simple_layers():
@@ -72,3 +76,72 @@ def test_weights_of_penalties(batches, weight):
         )
     with pytest.raises(UsageError, match="no effect without the end-to-end pass"):
         spikedet.convert(network, batches[:2], 2, layer_steps=0, sparsity=1.0, progress=False)
+
+
+def quantised_with(norm, pictures):
+    torch.manual_seed(2)
+    layers = [
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 1, 1),
+        nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(6, 2, 1),
+    ]  # fmt: skip
+    if not norm:
+        layers = [layer for layer in layers if not isinstance(layer, nn.BatchNorm2d)]
+    return quantised(Plain(*layers).eval(), [pictures], 8, fold=not norm).eval()
+
+
+def test_stage_one_counts_the_operations_that_its_spiking_copy_needs():
+    """Where the current is constant, each neuron sends as many spikes as its activation says."""
+    torch.manual_seed(2)
+    pictures = torch.rand(4, 3, 16, 16)
+    graph = quantised_with(False, pictures)
+    penalty = StageOnePenalty(graph, 3.0)
+    with torch.no_grad(), penalty.counted() as seen:
+        graph(pictures)
+    spiking_graph = spiking_copy(graph)
+    operations = Operations(spiking_graph)
+    with operations.counted(), SpikingNetwork(spiking_graph, 8).spike_rates() as rates:
+        SpikingNetwork(spiking_graph, 8)(pictures)
+    names = [node.name for node in graph.of((QuantClip,))]
+    fans, own = fan_out(graph), fan_out(spiking_graph)
+    assert [fans[name] for name in names] == pytest.approx([own[name] for name in names])
+    share = {n: fans[n] * torch.Size(graph.shapes[n]).numel() for n in names}
+    most = sum(share.values())
+    first = rates.by_layer()[names[0]] * share[names[0]] / most
+    assert seen[0].item() == pytest.approx(first, rel=1e-5) and seen[0] > 0
+    assert fans[names[-1]] == 0 and seen[-1] == 0  # the readout is no step
+    # the later layers do not get constant currents, so their neurons differ a little
+    assert sum(seen).item() == pytest.approx(operations.part().item(), rel=0.2)
+    assert penalty.of(seen).item() == pytest.approx(3 * sum(seen).item())
+
+
+def test_batch_norm_does_not_change_the_fan_out():
+    pictures = torch.rand(4, 3, 16, 16)
+    plain, with_norm = (quantised_with(norm, pictures) for norm in (False, True))
+    fans = [
+        [fan_out(graph)[node.name] for node in graph.of((QuantClip,))]
+        for graph in (plain, with_norm)
+    ]
+    assert fans[0] == pytest.approx(fans[1]) and fans[0][0] > 0
+
+
+def test_the_penalty_of_stage_one_lowers_activations_and_counts_in_its_own_thread_only():
+    torch.manual_seed(3)
+    pictures = torch.rand(4, 3, 16, 16)
+    graph = quantised_with(True, pictures).train()
+    penalty = StageOnePenalty(graph, 1.0)
+    optimizer = torch.optim.SGD(graph.parameters(), 0.2)
+    counted = []
+    for _ in range(20):
+        with penalty.counted() as seen, ThreadPoolExecutor(1) as other:
+            graph(pictures)
+            other.submit(graph, pictures).result()
+        assert len(seen) == 3
+        optimizer.zero_grad()
+        penalty.of(seen).backward()
+        optimizer.step()
+        counted.append(sum(seen).item())
+    assert counted[-1] < 0.8 * counted[0]
+    before = len(seen)
+    graph(pictures)
+    assert len(seen) == before

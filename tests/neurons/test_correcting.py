@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import spikedet
 from spikedet.errors import ConversionError, UsageError
 from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.graph.serialise import build, describe
 from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
 from spikedet.runtime.network import SpikingNetwork
@@ -52,8 +53,40 @@ def test_sum_of_spikes_is_the_rounded_total_at_every_step():
     assert (ordinary.cumsum(0) != wanted).double().mean() > 0.2
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.6])
-def test_gradients_are_those_of_the_definition(alpha):
+def test_a_margin_traced_by_hand():
+    # theta 1, u0 1/2, margin 1/4: u 1.5 fires, 0.5 | -0.2 is not low enough | -0.3 takes it back,
+    # 0.7 | -1.1: nothing left to take back
+    neuron = CorrectingNeuron(torch.tensor([1.0]), margin=0.25)
+    currents = torch.tensor([1.0, -0.7, -0.1, -1.8]).view(4, 1, 1)
+    spikes, (u, counts) = sent(neuron, currents, 4)
+    assert spikes.flatten().tolist() == [1, 0, -1, 0]
+    assert u.item() == pytest.approx(-1.1) and counts.item() == 0
+
+
+def test_a_margin_gives_fewer_spikes_and_bounds_the_error():
+    torch.manual_seed(7)
+    currents = 0.6 * torch.randn(40, 2, 500).clamp(-1, 1) * THETA.view(1, 2, 1)
+    total = currents.double().cumsum(0) / THETA.view(1, 2, 1)
+    numbers = []
+    for margin in (0.0, 0.25, 1.0):
+        spikes, _ = sent(CorrectingNeuron(THETA, margin=margin), currents, 40)
+        counts = spikes.double().cumsum(0)
+        apart = counts - total  # of the sum itself, not of the rounded one
+        assert bool((counts >= 0).all())
+        assert apart[counts > 0].max() <= 0.5 + margin + 1e-5
+        assert apart.min() >= -0.5 - 1e-5
+        numbers.append(spikes.abs().mean().item())
+    assert numbers[0] > 1.2 * numbers[1] > 1.2 * 1.2 * numbers[2] > 0
+
+
+@pytest.mark.parametrize("margin", [-0.1, 8.5, float("nan"), float("inf"), True, "1", None])
+def test_an_impossible_margin_is_refused(margin):
+    with pytest.raises(ValueError, match="the margin is .*; expected a number from 0 to 8"):
+        CorrectingNeuron(THETA, margin=margin)
+
+
+@pytest.mark.parametrize(("alpha", "margin"), [(1.0, 0.0), (0.6, 0.0), (1.0, 0.3), (0.6, 1.2)])
+def test_gradients_are_those_of_the_definition(alpha, margin):
     torch.manual_seed(1)
     step = step_function(alpha)
     theta = THETA.view(1, 2, 1)
@@ -65,8 +98,10 @@ def test_gradients_are_those_of_the_definition(alpha):
         for now in x.split(3):
             u = u + now
             above = step(u / theta)
-            under = ((u < 0) & (counts > 0)).float()
-            depth = step((theta - u) / theta) * (counts > 0)  # its gradient; the value is `under`
+            under = ((u < -margin * theta) & (counts > 0)).float()
+            depth = step(((1 - margin) * theta - u) / theta) * (
+                counts > 0
+            )  # its gradient; the value is `under`
             below = under + depth - depth.detach()
             spikes.append(above - below)
             counts = counts + spikes[-1].detach()
@@ -78,7 +113,7 @@ def test_gradients_are_those_of_the_definition(alpha):
         x = currents.clone().requires_grad_(True)
         start = (theta / 2).expand(3, 2, 50).clone().requires_grad_(True)
         if run is None:
-            neuron = CorrectingNeuron(THETA)
+            neuron = CorrectingNeuron(THETA, margin=margin)
             spikes, (u, _) = neuron.fire(x, (start, torch.zeros(3, 2, 50)), 6, alpha)
         else:
             spikes, u = run(x, start)
@@ -151,6 +186,7 @@ def test_files_keep_them(tmp_path, half):
     again = spikedet.load(tmp_path / "a.safetensors", engine="torch")
     kinds = [type(node.module) for node in again.graph.of((IFNeuron,))]
     assert kinds == [IFNeuron, CorrectingNeuron]
+    assert again.graph.only(CorrectingNeuron)[0].margin == 0.3
     if not half:
         assert torch.equal(again(pictures), network(pictures))
 
@@ -171,3 +207,33 @@ def test_convert_makes_them(tmp_path, int8):
         assert torch.equal(outputs["torch"], snn(pictures[0]))
     if int8:  # nothing is rounded further, but for the currents of the first layer
         assert torch.allclose(outputs["torch"], outputs["integers"], atol=1e-3)
+
+
+def test_convert_sets_the_margin():
+    torch.manual_seed(8)
+    pictures = [torch.rand(8, 3, 16, 16) for _ in range(3)]
+    options = {"progress": False, "layer_steps": 0, "margin": 0.5}
+    snn = spikedet.convert(fresh(NETWORKS["max_pool"]), pictures, 4, neuron=CORRECTING, **options)
+    assert [neuron.margin for neuron in snn.graph.only(CorrectingNeuron)] == [0.5]
+    with pytest.raises(UsageError, match="only neurons that take back spikes have a margin"):
+        spikedet.convert(fresh(NETWORKS["max_pool"]), pictures, 4, **options)
+    with pytest.raises(UsageError, match="the margin is 9; expected a number from 0 to 8"):
+        options["margin"] = 9
+        spikedet.convert(fresh(NETWORKS["max_pool"]), pictures, 4, neuron=CORRECTING, **options)
+
+
+def test_a_file_without_a_margin_means_0_and_a_bad_one_is_refused():
+    """So files of older versions are read, and older versions read files without a margin."""
+    pictures = torch.rand(2, 3, 16, 16)
+    graph = spiking(fresh(NETWORKS["max_pool"]), pictures, slope=CORRECTING)
+    (neuron,) = graph.only(CorrectingNeuron)
+    described = describe(graph)
+    (options,) = (node[3] for node in described["nodes"] if node[1] == CORRECTING)
+    assert options["margin"] == 0.3
+    options["margin"] = "much"
+    with pytest.raises(ValueError, match="the margin is much"):
+        build(described)
+    neuron.margin = 0.0
+    described = describe(graph)
+    assert not any("margin" in node[3] for node in described["nodes"])
+    assert build(described).only(CorrectingNeuron)[0].margin == 0.0

@@ -9,6 +9,7 @@ from spikedet.engines import library
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.graph.operations import QuantClip
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
 from support.stages import quantised, spiking_copy
 
@@ -25,7 +26,8 @@ CORRECTING = "correcting"  # in place of a slope
 def spiking(network, pictures, T=4, slope=None, each_channel=False, free=False, seed=0):
     """The spiking graph of a float network with thresholds that make half of it fire.
 
-    With `CORRECTING` as the slope, neurons correct themselves wherever they can have to.
+    With `CORRECTING` as the slope, neurons correct themselves wherever they can have to. Their
+    margins differ.
     """
     torch.manual_seed(seed)
     graph = quantised(network.eval(), [pictures], T, per_channel=each_channel)
@@ -34,6 +36,8 @@ def spiking(network, pictures, T=4, slope=None, each_channel=False, free=False, 
         if slope not in (None, CORRECTING):
             node.module.slope = slope
     graph = spiking_copy(graph, neuron=slope if slope == CORRECTING else "neuron")
+    for i, neuron in enumerate(graph.only(CorrectingNeuron)):
+        neuron.margin = (0.3, 0.0, 1.2)[i % 3]
     for node in graph.of((IFNeuron,)):
         shape = graph.shapes[node.name][1:] if free else node.module.initial.shape
         spread = node.module.threshold.max() * torch.rand(shape)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from spikedet.checkpoint import Checkpoint, restore_graph
 from spikedet.conversion.prepare import prepare
+from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.conversion.thresholds import estimate_thresholds, largest_activations
-from spikedet.graph.graph import Graph
+from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
@@ -19,10 +21,15 @@ from spikedet.runtime.network import SpikingNetwork, watching
 
 
 def quantised(
-    network: nn.Module, batches: Sequence[Tensor], T: int, per_channel=False, maxima=False
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    T: int,
+    per_channel=False,
+    maxima=False,
+    fold=True,
 ) -> Graph:
     """The quantised graph of a float network, thresholds estimated on some batches."""
-    graph = prepare(network, batches[0])
+    graph = prepare(network, batches[0], fold)
     if maxima:
         thresholds = largest_activations(graph, batches, per_channel)
     else:
@@ -36,6 +43,15 @@ def spiking_copy(graph: Graph, **options) -> Graph:
     spiking = copy.deepcopy(graph)
     make_spiking(spiking, **options)
     return spiking
+
+
+def operations(checkpoint: Checkpoint) -> float:
+    """Operations for noise that the spikes of a stage-I network will cause (`StageOnePenalty`)."""
+    graph = restore_graph(checkpoint).eval()
+    noise = torch.rand(4, *graph.shapes[INPUT][1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), StageOnePenalty(graph, 1.0).counted() as seen:
+        graph(noise)
+    return sum(seen).item()
 
 
 def activations(graph: Graph) -> list[str]:

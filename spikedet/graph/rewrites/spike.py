@@ -7,16 +7,21 @@ from functools import partial
 import torch
 from torch import nn
 
-from spikedet.errors import ConversionError
+from spikedet.errors import ConversionError, UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.fold_thresholds import fold_thresholds
 from spikedet.graph.structure import rename
 from spikedet.graph.time import CONSTANT, STEPWISE, expect_steps_apart, phases, readouts
-from spikedet.neurons.correcting import CorrectingNeuron
+from spikedet.neurons.correcting import CorrectingNeuron, check_margin
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
 from spikedet.neurons.registry import named
+
+NO_MARGIN = (
+    "only neurons that take back spikes have a margin, and this network has none of them; choose "
+    "the neuron 'correcting', or leave the margin out"
+)
 
 
 @torch.no_grad()
@@ -76,6 +81,44 @@ def make_spiking(
             graph.shapes[mean] = graph.shapes[name]
             graph.output = rename(graph.output, partial(_renamed, {name: mean}))
     fold_thresholds(graph)
+
+
+def set_margin(graph: Graph, margin: float) -> None:
+    """Set the margin of all neurons that take back spikes, in place.
+
+    Raises:
+        UsageError: The margin is not a number from 0 to `MOST_MARGIN`, or there are no such
+            neurons.
+    """
+    neurons = graph.only(CorrectingNeuron)
+    if not neurons:
+        raise UsageError(NO_MARGIN)
+    for neuron in neurons:
+        neuron.margin = _checked(margin)
+
+
+def _checked(margin: float) -> float:
+    try:
+        return check_margin(margin)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def expect_margin(margin: float | None, neuron: str) -> None:
+    """Check that the neurons that a network will be made of can have this margin.
+
+    Args:
+        margin: The margin. None or 0: none.
+        neuron: Name of a neuron in `neurons.registry`.
+
+    Raises:
+        UsageError: They have no margin, the margin is not a number from 0 to `MOST_MARGIN`, or
+            there is no such neuron.
+    """
+    if margin is not None:
+        _checked(margin)
+    if margin and not issubclass(named(neuron), CorrectingNeuron):
+        raise UsageError(NO_MARGIN)
 
 
 def _renamed(names: dict[str, str], name: str) -> str:
