@@ -27,6 +27,7 @@ from spikedet.commands.main import parsed
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS, label
 from spikedet.networks import spiking_checkpoint
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.pictures import read_picture
 from spikedet.released import released
 from spikedet.settings import Plan
@@ -289,6 +290,36 @@ def test_neurons_that_take_back_spikes_from_calibrate_to_the_table(
     words += ["--weights", tmp_path / "correcting.safetensors", "--resume"]
     assert command(monkeypatch, "calibrate", *words) == 6
     assert "a run with other neuron" in capsys.readouterr().err
+
+
+def test_a_margin_of_calibrate(runs, tmp_path, monkeypatch, capsys):
+    """Of a new network, kept by a second pass, changed by a third, refused elsewhere."""
+
+    def calibrated(source, name, *more):
+        words = ["--weights", source, "--data", runs / "data", "--teacher", weights(runs, "float")]
+        words += ["--end-to-end", 2, "--end-sparsity", 1, *more, "--out", tmp_path / name]
+        return command(monkeypatch, "calibrate", *words)
+
+    def margins(name):
+        graph = networks.graph_of(CLASSIFICATION, load(tmp_path / name))
+        return {neuron.margin for neuron in graph.only(CorrectingNeuron)}
+
+    few = STAGE_TWO[:-2]
+    correcting = ("--neuron", "correcting", *few)
+    assert calibrated(weights(runs, "qc"), "a", "--margin", 0.25, *correcting) == 0
+    assert calibrated(tmp_path / "a", "b") == 0
+    assert calibrated(tmp_path / "a", "c", "--margin", 0.5) == 0
+    assert calibrated(weights(runs, "qc"), "d", *correcting) == 0
+    assert [margins(name) for name in "abcd"] == [{0.25}, {0.25}, {0.5}, {0.0}]
+    capsys.readouterr()
+    for source, more in (
+        (weights(runs, "qc"), ("--margin", 0.25, *few)),
+        (weights(runs, "snn"), ("--margin", 0.25)),
+    ):
+        assert calibrated(source, "e", *more) == UsageError.exit_code
+        assert "only neurons that take back spikes have a margin" in capsys.readouterr().err
+    assert calibrated(weights(runs, "qc"), "e", "--margin", -1, *correcting) == 2
+    assert "margin" in capsys.readouterr().err and not (tmp_path / "e").exists()
 
 
 def load_label(path):
