@@ -95,6 +95,7 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     }
     if checkpoint.stage == "snn" and graph is not None:
         entries["neurons"] = neurons(graph)
+        entries["margins"] = margins(graph)
         entries["engines"], entries["left_out"] = engines(graph)
     entries["measured"] = measured(identity_checkpoint(path), checkpoint.stage)
     return entries
@@ -179,6 +180,13 @@ def neurons(graph: Graph) -> dict[str, int]:
     from spikedet.neurons.layers import IFNeuron
 
     return dict(Counter(node.kind for node in graph.of((IFNeuron,))))
+
+
+def margins(graph: Graph) -> list[float]:
+    """The margins of the neurons that take back spikes (see `neurons.correcting`), each once."""
+    from spikedet.neurons.correcting import CorrectingNeuron
+
+    return sorted({neuron.margin for neuron in graph.only(CorrectingNeuron)})
 
 
 def named(model: dict[str, Any]) -> str:

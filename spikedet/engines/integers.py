@@ -169,8 +169,7 @@ class _Compiler:
             start = start.expand(len(scale)).contiguous()
         low = up = None
         corrects = isinstance(node.module, CorrectingNeuron)
-        if corrects:
-            assert isinstance(node.module, CorrectingNeuron)
+        if isinstance(node.module, CorrectingNeuron):
             low, up = -1 - whole(own.theta * node.module.margin), threshold.clone()
         elif not bool(own.depth.isnan().all()):
             signed = ~own.depth.isnan()

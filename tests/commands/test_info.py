@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import spikedet
 from spikedet.checkpoint import load, sha256
 from spikedet.exporting import reference
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.released import released
+from spikedet.runtime.network import SpikingNetwork
 from support.commands import command
+from support.engines import CORRECTING, Joined, spiking
 
 SPIKING = released("snn", 4, "classification")
 pytestmark = pytest.mark.skipif(SPIKING is None, reason="no released weights")
@@ -34,9 +39,18 @@ def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
     assert result["parameters"] == sum(t.numel() for t in floats)
     assert result["sha256"] == sha256(SPIKING) and result["engines"]["torch"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert result["neurons"] == {"neuron": len(thresholds)}
+    assert result["neurons"] == {"neuron": len(thresholds)} and result["margins"] == []
     assert f"T 4 thresholds {result['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
+
+
+def test_info_names_margins(tmp_path, monkeypatch, capsys):
+    network = SpikingNetwork(spiking(Joined(), torch.rand(2, 3, 16, 16), slope=CORRECTING), 4)
+    spikedet.save(network, tmp_path / "a.safetensors")
+    result = told(monkeypatch, tmp_path, tmp_path / "a.safetensors")
+    margins = {neuron.margin for neuron in network.graph.only(CorrectingNeuron)}
+    assert result["margins"] == sorted(margins) and len(margins) > 1
+    assert "margins" in capsys.readouterr().out
 
 
 def test_info_says_which_layer_an_engine_does_not_take(tmp_path, monkeypatch):
