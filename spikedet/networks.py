@@ -22,6 +22,7 @@ from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.graph.serialise import describe
 from spikedet.methods import label
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.registry import NEURONS
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.task import Task
@@ -285,6 +286,11 @@ def can_run_longer(graph: Graph) -> bool:
     activations before rounding.
     """
     return any(node.kind == "correcting" for node in graph)
+
+
+def margins_of(graph: Graph) -> list[float]:
+    """The margins of the neurons that take back spikes (see `neurons.correcting`), each once."""
+    return sorted({neuron.margin for neuron in graph.only(CorrectingNeuron)})
 
 
 def method_name(checkpoint: Checkpoint) -> str:

@@ -165,7 +165,8 @@ class StageOne:
         fold_first: Fold batch norm before the training, not after it. Without folding, a learning
             rate ten times as high is possible, which networks with few levels need.
         sparsity: Weight of a penalty on the synaptic operations that the spiking network will
-            cause, in units of the float network's multiplications (see `conversion.sparsity`).
+            cause, in units of the float network's multiplications (see `conversion.sparsity`). With
+            a penalty the last epoch is the best one, because fewer spikes may cost accuracy.
     """
 
     noise: float = option(
@@ -189,12 +190,16 @@ class StageOne:
         False, "fold batch norm before stage I, not after it", group="stage I"
     )
     sparsity: float = option(
-        0.0, "weight of a penalty on the synaptic operations in stage I", least=0, group="stage I"
+        0.0,
+        "weight of a penalty on the synaptic operations in stage I; with it the last epoch is kept",
+        name="stage1_sparsity",
+        least=0,
+        group="stage I",
     )
 
     def plain(self) -> StageOne:
-        """These settings changed to those of QCFS: no noise, no distillation, its gradient."""
-        return replace(self, noise=0.0, distill=0.0, clips_rounded=True)
+        """These settings changed to those of QCFS: only its loss, no noise, its gradient."""
+        return replace(self, noise=0.0, distill=0.0, sparsity=0.0, clips_rounded=True)
 
 
 @dataclass

@@ -142,6 +142,7 @@ class Run:
         teacher: Network whose outputs are distilled, beside the task's loss.
         distill: Weight of the distillation loss.
         penalty: Penalty on the synaptic operations of a stage-I network, beside the other losses.
+            With it the last epoch is the best one.
     """
 
     checkpoint: Checkpoint

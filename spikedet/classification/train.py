@@ -56,7 +56,8 @@ def train(network: nn.Module, run: Run) -> None:
 
     The best epoch is the epoch with the best tuning accuracy. With a teacher, it is the epoch with
     the smallest tuning loss. There the accuracy on a thousand pictures is less reliable: that of a
-    quantised network can change by a point between epochs that hardly change the weights.
+    quantised network can change by a point between epochs that hardly change the weights. With a
+    penalty on operations the best epoch is the last one.
 
     Args:
         network: Float network, or network with quantisers.
@@ -236,7 +237,9 @@ class _Loop:
             group["lr"] = group["initial_lr"] * now
 
     def score(self, row: dict[str, Any]) -> float:
-        """The score of an epoch. Greater is better."""
+        """The score of an epoch. Greater is better. With a penalty it is the epoch's number."""
+        if self.penalty is not None:
+            return row["epoch"]
         return row["tuning_top1"] if self.teacher is None else -row["tuning_loss"]
 
     @torch.no_grad()
@@ -284,10 +287,8 @@ class _Loop:
                 with torch.no_grad():
                     wanted = None if self.teacher is None else self.teacher(pictures)
             loss = self.loss(logits.float(), wanted, labels)
-            if self.penalty is not None:
-                loss = loss + self.penalty.of(seen)
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss if self.penalty is None else loss + self.penalty.of(seen)).backward()
             if self.settings.clip:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
             self.optimizer.step()
@@ -301,6 +302,8 @@ class _Loop:
             )
         rate = self.schedule.get_last_lr()[0]
         row = {"rate": rate, "loss": loss, "training_top1": right}
+        if self.penalty is not None:
+            row["operations"] = self.penalty.end_epoch()
         return row | {"seconds": time.time() - start}
 
 

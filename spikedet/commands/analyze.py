@@ -129,7 +129,13 @@ def compare(
     import torch
 
     from spikedet.analysis.compare import Comparison, ReadoutError, Reference
-    from spikedet.networks import is_correcting, method_name, restore, spiking_checkpoint
+    from spikedet.networks import (
+        is_correcting,
+        margins_of,
+        method_name,
+        restore,
+        spiking_checkpoint,
+    )
     from spikedet.runtime.network import SpikingNetwork
     from spikedet.stages import stage_two
 
@@ -139,10 +145,13 @@ def compare(
         return restore(task, checkpoint).to(options.device).network
 
     stage1, source = (None if o is None else Reference(restored(o)) for o in others)
-    comparisons = {method_name(spiking): Comparison(restored(spiking), T)}
+    network = restored(spiking)
+    comparisons = {method_name(spiking): Comparison(network, T)}
     if others[0] is not None:
         neuron = "correcting" if is_correcting(spiking) else Plan.neuron
-        graph = stage_two.copied(task, others[0], neuron=neuron)
+        margins = margins_of(network.graph)
+        margin = margins[0] if len(margins) == 1 else 0.0
+        graph = stage_two.copied(task, others[0], neuron=neuron, margin=margin)
         alone = method_name(spiking_checkpoint(others[0], graph, {"method": "stage1"}))
         if alone not in comparisons:
             copied = SpikingNetwork(graph, T).to(options.device)

@@ -72,6 +72,7 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """
     from spikedet.checkpoint import identity as identity_checkpoint
     from spikedet.checkpoint import sha256, stored_in_half
+    from spikedet.networks import margins_of
 
     graph = graph_of(checkpoint)
     thresholds = thresholds_of(checkpoint)
@@ -95,7 +96,7 @@ def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     }
     if checkpoint.stage == "snn" and graph is not None:
         entries["neurons"] = neurons(graph)
-        entries["margins"] = margins(graph)
+        entries["margins"] = margins_of(graph)
         entries["engines"], entries["left_out"] = engines(graph)
     entries["measured"] = measured(identity_checkpoint(path), checkpoint.stage)
     return entries
@@ -182,13 +183,6 @@ def neurons(graph: Graph) -> dict[str, int]:
     return dict(Counter(node.kind for node in graph.of((IFNeuron,))))
 
 
-def margins(graph: Graph) -> list[float]:
-    """The margins of the neurons that take back spikes (see `neurons.correcting`), each once."""
-    from spikedet.neurons.correcting import CorrectingNeuron
-
-    return sorted({neuron.margin for neuron in graph.only(CorrectingNeuron)})
-
-
 def named(model: dict[str, Any]) -> str:
     """The name of the network in a network description."""
     name = model.get("arch") or model.get("yaml_file") or "described by layers"
@@ -240,6 +234,8 @@ def text(value: Any) -> str:
             f"{'' if n == 0 else ' ' * 14}{key}: {shorten(item, 200)}"
             for n, (key, item) in enumerate(value.items())
         )
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return ", ".join(f"{item:g}" for item in value)
     if isinstance(value, list):
         return shorten(f"{len(value)}: {', '.join(map(str, value))}", 400)
     return f"{value:,}" if isinstance(value, int) else shorten(value, 200)

@@ -152,12 +152,13 @@ def stage_one_options(options: StageOneOptions, task: str, qcfs: bool) -> StageO
         qcfs: Train like QCFS. Then stage-I options of a `--config` file are ignored.
 
     Raises:
-        UsageError: Noise or distillation is given for QCFS, or a teacher without distillation.
+        UsageError: Noise, distillation or a penalty is given for QCFS, or a teacher without
+            distillation.
     """
     stage_one = _of_task("StageOne", task, options.stage_one)
     if qcfs:
-        why = "QCFS trains without noise and distillation"
-        refuse(options, ["noise", "distill", *DISTILLED], why)
+        why = "QCFS trains without noise, distillation and penalty"
+        refuse(options, ["noise", "distill", "stage1_sparsity", *DISTILLED], why)
         return stage_one.plain()
     if not stage_one.distill:
         refuse(options, DISTILLED, "has no effect with --distill 0")

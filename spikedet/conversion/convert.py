@@ -25,7 +25,7 @@ from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
-from spikedet.graph.rewrites.spike import expect_margin, set_margin
+from spikedet.graph.rewrites.spike import expect_margin
 from spikedet.methods import Method, named
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import present_device
@@ -203,10 +203,8 @@ def convert(
             fold_batch_norm(graph)
         graph.eval().requires_grad_(False)
         spiking = spiking_copy(
-            graph, T, recipe.initial, recipe.shift, pooling, neuron, pictures=example[:4]
+            graph, T, recipe.initial, recipe.shift, pooling, neuron, example[:4], margin
         )
-        if margin:
-            set_margin(spiking, margin)
         if recipe.calibrated:
             _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
         if int8:

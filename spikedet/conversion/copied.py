@@ -26,6 +26,7 @@ def spiking_copy(
     pooling: str = "count",
     neuron: str = "neuron",
     pictures: Tensor | None = None,
+    margin: float = 0.0,
 ) -> Graph:
     """Copy the weights and thresholds of stage I into a spiking graph, without calibration (eq 16).
 
@@ -37,12 +38,13 @@ def spiking_copy(
         pooling: Max-pooling of spikes: `count` or `step`.
         neuron: Name of a neuron in `neurons.registry`.
         pictures: Pictures for the check of the copy, [B, ...] (see `expect_faithful`). None: noise.
+        margin: Margin of neurons that take back spikes.
 
     Raises:
         ConversionError: The graph cannot be converted, or the check of the copy fails.
     """
     graph = copy.deepcopy(quantised)
-    make_spiking(graph, initial, pooling, neuron)
+    make_spiking(graph, initial, pooling, neuron, margin)
     if pictures is None:
         shape = (2, *graph.shapes[INPUT][1:])
         pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0))

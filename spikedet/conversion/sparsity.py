@@ -91,10 +91,16 @@ class StageOnePenalty:
     Args:
         graph: Stage-I graph, with or without batch norm.
         weight: Weight of the penalty.
+
+    Attributes:
+        operations: Mean operations per time step of the last finished epoch (see `end_epoch`), in
+            units of the float network's multiplications. None before.
     """
 
     def __init__(self, graph: Graph, weight: float):
         self.weight = weight
+        self.operations: float | None = None
+        self._counts: list[Tensor] = []
         shares = _shares(graph, fan_out(graph))
         for node in graph.of((QuantClip,)):
             node.module.register_forward_hook(_hook(shares[node.name]))
@@ -116,7 +122,15 @@ class StageOnePenalty:
 
     def of(self, seen: list[Tensor]) -> Tensor:
         """The penalty for what `counted` has yielded, a scalar."""
-        return self.weight * torch.stack(seen).sum()
+        total = torch.stack(seen).sum()
+        self._counts.append(total.detach())
+        return self.weight * total
+
+    def end_epoch(self) -> float:
+        """Set `operations` to the mean over all runs since the last call, and return it."""
+        self.operations = torch.stack(self._counts).mean().item()
+        self._counts = []
+        return self.operations
 
 
 def _hook(share: float) -> Callable[[nn.Module, Any, Tensor], None]:

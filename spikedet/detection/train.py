@@ -334,6 +334,8 @@ class Trainer(DetectionTrainer):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write a row of the log. An error, such as a full disk, names the file."""
+        if self.penalty is not None:
+            metrics = {**metrics, "operations": self.penalty.end_epoch()}
         with naming(self.csv):
             super().save_metrics(metrics)
         log_epoch(self.save_dir, self.settings, self.epoch + 1, metrics)
@@ -342,7 +344,7 @@ class Trainer(DetectionTrainer):
         """Write the averaged weights and the state file for resuming, after each epoch."""
         network = self.ema.ema
         self.save_weights(network, self.save_dir / "last.safetensors")
-        if self.best_fitness == self.fitness:
+        if self.best_fitness == self.fitness or self.penalty is not None:
             self.save_weights(network, self.save_dir / "best.safetensors")
         state = {
             "epoch": self.epoch,

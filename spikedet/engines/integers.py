@@ -9,12 +9,13 @@ s too. Each value is rounded once, half to even:
     bias        round(b / s), b: the sum of the biases of all layers that add to the current
     threshold   max(1, round(theta / s))
     potential   round(u[0] / s)
+    margin      floor(m theta / s): a negative spike at u < -m theta, which is exact for integers u
 
 s is the smallest number with 8 significant bits for which all weights fit into int8. It is about
 max |w a| / 127 of the channel (see `currents.scales_of`). If a spike is added to a current without
 a weighted layer (a shortcut), it gets the 32-bit weight theta / s. With a slope a, a neuron sends a
-negative spike at u <= -round(theta / a s), or at u < 0 if a = 1. A neuron that corrects itself
-sends one at u < 0, if it has sent more positive than negative spikes.
+negative spike at u <= -round(theta / a s), or at u < 0 if a = 1. A neuron that corrects itself with
+the margin m sends one at u < -m theta, if it has sent more positive than negative spikes.
 
 Between neurons the values are the integers 0/1 or -1/0/1. After average pooling they are sums of
 windows, and the divisor is folded into the next weights. A sum of spikes with different thresholds
@@ -170,7 +171,10 @@ class _Compiler:
         low = up = None
         corrects = isinstance(node.module, CorrectingNeuron)
         if isinstance(node.module, CorrectingNeuron):
-            low, up = -1 - whole(own.theta * node.module.margin), threshold.clone()
+            # u < -x for an integer u; x as torch computes it
+            depth = node.module.threshold.detach().cpu().float() * node.module.margin
+            depth = (depth.double().expand(len(scale)) / scale).floor().to(torch.int32)
+            low, up = -1 - depth, threshold.clone()
         elif not bool(own.depth.isnan().all()):
             signed = ~own.depth.isnan()
             depth = whole(own.depth.nan_to_num(0.0)).clamp(min=1)

@@ -262,12 +262,12 @@ class Kind:
         options = {}
         for option in self.options:
             value = getattr(module, option)
-            if option == "bias":
-                value = value is not None
-            options[option] = list(value) if isinstance(value, tuple) else value
+            options[option] = value is not None if option == "bias" else value
         for option, usual in self.later.items():
             if getattr(module, option) != usual:
                 options[option] = getattr(module, option)
+        for option, value in options.items():
+            options[option] = list(value) if isinstance(value, tuple) else value
         for name in self.sized:
             options[name] = list(getattr(module, name).shape)
         return options

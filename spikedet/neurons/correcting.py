@@ -10,10 +10,11 @@ error that stage II reduces. A neuron that corrects itself sends a spike of -1 i
 Its rate is never negative, like that of a ReLU. In return it sends more spikes, and it needs a
 counter beside its potential. A chip must support spikes of -1.
 
-With a margin m of 0 the number of spikes is always the rounded sum of the currents. If this sum
-moves a little around half a threshold, the neuron sends a spike and takes it back again and again.
-With a larger margin it does not. Then it sends fewer spikes, but its rate may be too high by the
-margin. The margin is not in the publication.
+If all currents lie between -theta and theta, and the margin m is 0, the sum of the spikes is always
+the rounded sum of the currents, and at least 0. If this sum moves a little around half a threshold,
+the neuron sends a spike and takes it back again and again. With a larger margin it does not. Then
+it sends fewer spikes, but their sum may be too high by up to m. The margin is not in the
+publication.
 
 Source: Wang et al., "Signed Neuron with Memory: Towards Simple, Accurate and High-Efficient ANN-SNN
 Conversion", IJCAI 2022. This neuron is not in the paper of the two-stage method.

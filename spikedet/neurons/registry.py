@@ -14,7 +14,8 @@ def register(name: str, neuron: type[IFNeuron]) -> None:
 
     Args:
         name: Name of the neuron, which is also stored in files.
-        neuron: A subclass of `IFNeuron` with the same arguments and its own `fire`.
+        neuron: A subclass of `IFNeuron` with the same arguments and its own `fire`. Further
+            arguments have defaults and are named in `LATER_SETTINGS`.
 
     Raises:
         ValueError: The name or the class is registered already, or the class is not a subclass of

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedet.graph.graph import Graph
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
-
-SETTINGS = ((IFNeuron, ("slope", "folded")), (SpikingMaxPool, ("mode",)))
 
 
 class Snapshot:
@@ -38,10 +36,8 @@ class Snapshot:
                 for name, tensor in place.items():
                     self._tensors.append((place, name, tensor, *_version(tensor)))
         for module in map(graph.module, graph.edges):
-            for kind, names in SETTINGS:
-                if isinstance(module, kind):
-                    own = module.__dict__
-                    self._settings += [(own, name, own[name]) for name in names]
+            own = module.__dict__
+            self._settings += [(own, name, own[name]) for name in _settings(module)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy holds of nothing: its engine has to be compiled."""
@@ -65,6 +61,13 @@ class Snapshot:
             if now is not tensor or (now is not None and _version(now) != (pointer, version)):
                 return False
         return True
+
+
+def _settings(module: nn.Module) -> tuple[str, ...]:
+    """Names of the attributes that an engine has compiled and that are no tensors."""
+    if isinstance(module, IFNeuron):
+        return (*module.SETTINGS, *module.LATER_SETTINGS)
+    return ("mode",) if isinstance(module, SpikingMaxPool) else ()
 
 
 def _version(tensor: Tensor | None) -> tuple[int, int]:

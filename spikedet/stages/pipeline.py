@@ -118,8 +118,6 @@ class Calibration:
             network, origin = self._initial_network()
         for pool in network.only(SpikingMaxPool):
             pool.mode = self.pooling or pool.mode
-        if plan.margin is not None:
-            set_margin(network, plan.margin)
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
         if self.teacher is not None:
             teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
@@ -171,12 +169,21 @@ class Calibration:
         checkpoint = self.checkpoint
         if checkpoint.stage == "snn":
             record = {name: checkpoint.origin[name] for name in RECORD if name in checkpoint.origin}
-            return graph_of(self.task, checkpoint), {**record, **self.origin}
+            network = graph_of(self.task, checkpoint)
+            if self.plan.margin is not None:
+                set_margin(network, self.plan.margin)
+            return network, {**record, **self.origin}
         layers = self.plan.layers
         pictures = next(iter(self.train.pick(2).pictures(checkpoint, 2)))
         initial, shift = self.method.initial, self.method.shift
         network = stage_two.copied(
-            self.task, checkpoint, initial, shift, pictures, self.plan.neuron
+            self.task,
+            checkpoint,
+            initial,
+            shift,
+            pictures,
+            self.plan.neuron,
+            self.plan.margin or 0.0,
         )
         origin = {**self.origin, "coarse": layers.coarse, "fine": layers.fine}
         return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
@@ -290,7 +297,7 @@ class Conversion:
         expect_plan(self.plan, self.pooling)
         expect_margin(self.plan.margin, self.plan.neuron)
         self.plan.end.read_after(self.T)
-        expect_limits(self.options)
+        expect_limits(self.options, sparsity="stage1_sparsity")
         checkpoint = load(self.weights)
         expect_stage(checkpoint, "float")
         checkpoint = with_pooling(current(self.task, checkpoint), self.pooling)

@@ -126,7 +126,7 @@ class FineTuning:
             ConversionError: A layer cannot be converted.
         """
         task, options = self.task, self.options
-        expect_limits(options)
+        expect_limits(options, sparsity="stage1_sparsity")
         checkpoint = current(task, self.checkpoint)
         planned = self.planned()
         if resume:
@@ -138,12 +138,16 @@ class FineTuning:
         for parameter in network.parameters():
             parameter.requires_grad_(True)
         network.train()
+        penalty = StageOnePenalty(network, options.sparsity) if options.sparsity else None
 
         def write(trained: nn.Module, path: Path) -> None:
             folded = copy.deepcopy(getattr(trained, "graph", trained)).cpu().eval()
             assert isinstance(folded, Graph)
             fold_batch_norm(folded)
-            save(with_graph(planned, folded), path)
+            made = with_graph(planned, folded)
+            if penalty is not None:
+                made.origin = {**made.origin, "operations": penalty.operations}
+            save(made, path)
 
         teacher = self.teacher or (checkpoint if checkpoint.stage == "float" else None)
         guide = teacher_of(task, checkpoint, teacher) if teacher and options.distill else None
@@ -157,7 +161,7 @@ class FineTuning:
             resume=resume,
             teacher=guide,
             distill=options.distill,
-            penalty=StageOnePenalty(network, options.sparsity) if options.sparsity else None,
+            penalty=penalty,
         )
         task.fit(network, run)
 

@@ -56,6 +56,7 @@ def copied(
     shift: bool = False,
     pictures: Tensor | None = None,
     neuron: str = "neuron",
+    margin: float = 0.0,
 ) -> Graph:
     """Copy the weights and thresholds of stage I into a spiking graph, without calibration (eq 16).
 
@@ -66,6 +67,7 @@ def copied(
         shift: Add theta / (2 T) to every current (see `shift_currents`).
         pictures: Pictures for the check of the copy, [B, 3, H, W]. None: noise.
         neuron: Name of a neuron in `neurons.registry`.
+        margin: Margin of neurons that take back spikes.
 
     Raises:
         WeightsError: The checkpoint is of another stage, or see `networks.graph_of`.
@@ -75,7 +77,7 @@ def copied(
     pooling = pooling_of(checkpoint.model)
     graph = graph_of(task, checkpoint)
     T = checkpoint.time_steps
-    return spiking_copy(graph, T, initial, shift, pooling, neuron, pictures)
+    return spiking_copy(graph, T, initial, shift, pooling, neuron, pictures, margin)
 
 
 def layer_wise(

@@ -311,6 +311,7 @@ def test_a_margin_of_calibrate(runs, tmp_path, monkeypatch, capsys):
     assert calibrated(tmp_path / "a", "c", "--margin", 0.5) == 0
     assert calibrated(weights(runs, "qc"), "d", *correcting) == 0
     assert [margins(name) for name in "abcd"] == [{0.25}, {0.25}, {0.5}, {0.0}]
+    assert calibrated(weights(runs, "qc"), "f", "--margin", 0, *few) == 0  # as without it
     capsys.readouterr()
     for source, more in (
         (weights(runs, "qc"), ("--margin", 0.25, *few)),
@@ -618,6 +619,8 @@ OTHERS = "these weights are for {}; expected {} weights"
          "--resume: spiking-yolo has neither stage"),
         ([*TUNE, *QC, "--data", "data", "--distill", 2], 2, "--distill: stage-I weights cannot"),
         ([*TUNE, "--data", "data", "--qcfs", "--noise", 0], 2, "--noise: QCFS trains without"),
+        ([*TUNE, "--data", "data", "--qcfs", "--stage1-sparsity", 1], 2,
+         "--stage1-sparsity: QCFS trains without"),
         ([*GO_ON, "--pictures", 8], 2, "--pictures: spiking weights only continue"),
         ([*GO_ON, "--held", 1], 2, "--held: spiking weights only continue"),
         ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only continue"),
@@ -782,15 +785,27 @@ def test_unlabelled_pictures_are_distilled(runs, monkeypatch, tmp_path):
     assert seen.count(data.UNLABELLED) == 30 and len(seen) == 150 + 30 + 3  # tuning pictures last
 
 
-def test_a_penalty_in_stage_one(runs, monkeypatch, tmp_path):
-    words = ["--weights", weights(runs, "float"), "--T", 4, "--data", runs / "data", *TRAINING]
-    counted = []
+def test_a_penalty_in_stage_one(runs, monkeypatch, tmp_path, capsys):
+    counted, rows = [], []
     for weight in (0, 100):
         out = tmp_path / f"qc{weight}"
-        words = [*words[:8], "--sparsity", weight]
-        assert command(monkeypatch, "finetune", *words, "--out", out) == 0
-        counted.append(operations(load(out / "last.safetensors")))
+        words = ["--weights", weights(runs, "float"), "--T", 4, "--data", runs / "data"]
+        words += ["--epochs", 2, "--batch", 50, "--stage1-sparsity", weight, "--out", out]
+        assert command(monkeypatch, "finetune", *words) == 0
+        counted.append(operations(load(out / "best.safetensors")))
+        with (out / "results.csv").open() as file:
+            rows.append(list(csv.DictReader(file)))
     assert counted[1] < 0.8 * counted[0]
+    last, best = (load(out / f"{name}.safetensors") for name in ("last", "best"))
+    assert all(torch.equal(last.tensors[name], best.tensors[name]) for name in best.tensors)
+    assert "operations" not in rows[0][0]
+    seen = [float(row["operations"]) for row in rows[1]]
+    assert 0 < seen[1] < seen[0] < 1 and best.origin["operations"] == pytest.approx(seen[1])
+    assert float(rows[1][0]["loss"]) < 5 * float(rows[0][0]["loss"])  # without the penalty
+    words = ["--weights", weights(runs, "float"), "--T", 4, "--data", runs / "data", "--resume"]
+    words += ["--epochs", 3, "--batch", 50, "--stage1-sparsity", 7, "--out", out]
+    assert command(monkeypatch, "finetune", *words) == TrainingError.exit_code
+    assert "a run with sparsity=100.0; this run has sparsity=7.0" in capsys.readouterr().err
 
 
 def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):

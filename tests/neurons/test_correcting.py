@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import spikedet
+from spikedet.engines.integers import compile_integers
+from spikedet.engines.rounding import Rounder
 from spikedet.errors import ConversionError, UsageError
-from spikedet.graph.rewrites.spike import make_spiking
+from spikedet.graph.rewrites.spike import make_spiking, set_margin
 from spikedet.graph.serialise import build, describe
 from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
@@ -237,3 +239,33 @@ def test_a_file_without_a_margin_means_0_and_a_bad_one_is_refused():
     described = describe(graph)
     assert not any("margin" in node[3] for node in described["nodes"])
     assert build(described).only(CorrectingNeuron)[0].margin == 0.0
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.25, 0.77])
+def test_a_network_of_integers_needs_no_rounding_of_its_margin(margin):
+    """An integer potential is below the margin in the integers where it is below it in torch."""
+    torch.manual_seed(9)
+    pictures = torch.rand(2, 3, 16, 16)
+    graph = spiking(fresh(NETWORKS["max_pool"]), pictures, slope=CORRECTING)
+    set_margin(graph, margin)
+    Rounder(graph).write()
+    (node,) = graph.of((CorrectingNeuron,))
+    (op,) = [op for op in compile_integers(graph).neurons if op.name == node.name]
+    (module,) = graph.only(CorrectingNeuron)
+    scale = op.scale.double()
+    for channel, low in enumerate(op.low.tolist()):
+        for u, takes_back in ((low, True), (low + 1, False)):
+            x = torch.full((1, len(op.low)), float(u * scale[channel]), dtype=torch.float64).float()
+            state = (torch.zeros_like(x), torch.ones_like(x))
+            spikes, _ = module.fire(x, state, 1)
+            assert (spikes[0, channel] < 0) == takes_back, (channel, u)
+    assert margin == 0 or int(op.low.max()) < -1
+
+
+def test_a_network_in_which_nothing_has_to_correct_itself_may_have_a_margin():
+    pictures = torch.rand(2, 3, 8, 8)
+    network = Plain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    snn = spikedet.convert(
+        network, [pictures], 4, method="copy", neuron=CORRECTING, margin=0.25, progress=False
+    )
+    assert [type(node.module) for node in snn.graph.of((IFNeuron,))] == [IFNeuron]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.runtime.snapshot import Snapshot
-from support.engines import spiking
+from support.engines import CORRECTING, spiking
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def graph():
     torch.manual_seed(0)
     first = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     rest = (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    return spiking(nn.Sequential(*first, *rest), torch.rand(2, 3, 8, 8))
+    return spiking(nn.Sequential(*first, *rest), torch.rand(2, 3, 8, 8), slope=CORRECTING)
 
 
 def only(graph, kind):
@@ -52,6 +53,7 @@ CHANGES = {
     ),
     "threshold": lambda graph: only(graph, IFNeuron).module.threshold.mul_(2),
     "slope": lambda graph: setattr(only(graph, IFNeuron).module, "slope", 0.5),
+    "margin": lambda graph: setattr(only(graph, CorrectingNeuron).module, "margin", 0.7),
     "theta on the wire": lambda graph: setattr(only(graph, IFNeuron).module, "folded", False),
     "pooling": lambda graph: setattr(only(graph, SpikingMaxPool).module, "mode", "step"),
     "another operation": lambda graph: graph.replace(

@@ -26,7 +26,11 @@ NO_MARGIN = (
 
 @torch.no_grad()
 def make_spiking(
-    graph: Graph, initial: float = 0.5, pooling: str = "count", neuron: str = "neuron"
+    graph: Graph,
+    initial: float = 0.5,
+    pooling: str = "count",
+    neuron: str = "neuron",
+    margin: float = 0.0,
 ) -> None:
     """Convert a quantised graph to a spiking graph with the same weights, in place.
 
@@ -43,11 +47,14 @@ def make_spiking(
         initial: Initial potential in units of the threshold (1/2: eq 16).
         pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
         neuron: Name of a neuron in `neurons.registry`.
+        margin: Margin of neurons that take back spikes.
 
     Raises:
         ConversionError: An operation cannot be converted. The message names it. Or all neurons that
             could correct themselves are those of a leaky ReLU.
+        UsageError: See `expect_margin`.
     """
+    expect_margin(margin, neuron)
     make, when = named(neuron), phases(graph)
     expect_steps_apart(graph)
     for node in graph.of(ACTIVATIONS):
@@ -60,7 +67,10 @@ def make_spiking(
         start = (threshold * initial).expand(channels)
         slope = node.module.slope
         ordinary = make is CorrectingNeuron and (when[node.inputs[0]] == CONSTANT or slope)
-        graph.replace(node.name, (IFNeuron if ordinary else make)(threshold, start, slope))
+        made = (IFNeuron if ordinary else make)(threshold, start, slope)
+        if isinstance(made, CorrectingNeuron):
+            made.margin = float(margin)
+        graph.replace(node.name, made)
     leaky = any(neuron.signed for neuron in graph.only(IFNeuron))
     if make is CorrectingNeuron and leaky and not graph.of((CorrectingNeuron,)):
         raise ConversionError(
@@ -87,11 +97,11 @@ def set_margin(graph: Graph, margin: float) -> None:
     """Set the margin of all neurons that take back spikes, in place.
 
     Raises:
-        UsageError: The margin is not a number from 0 to `MOST_MARGIN`, or there are no such
-            neurons.
+        UsageError: The margin is not a number from 0 to `MOST_MARGIN`, or it is above 0 and there
+            are no such neurons.
     """
     neurons = graph.only(CorrectingNeuron)
-    if not neurons:
+    if margin and not neurons:
         raise UsageError(NO_MARGIN)
     for neuron in neurons:
         neuron.margin = _checked(margin)
