@@ -294,8 +294,13 @@ def margins_of(graph: Graph) -> list[float]:
 
 
 def method_name(checkpoint: Checkpoint) -> str:
-    """The name of a network in tables: its method, and whether its neurons take back spikes."""
-    kind = ", correcting" if is_correcting(checkpoint) else ""
+    """The name of a network in tables.
+
+    It is the method, with `sparse` if stage I had a penalty on operations, and `correcting` if the
+    neurons take back spikes.
+    """
+    kind = ", sparse" if checkpoint.origin.get("stage1_sparsity") else ""
+    kind += ", correcting" if is_correcting(checkpoint) else ""
     return label(checkpoint.stage, checkpoint.origin) + kind
 
 

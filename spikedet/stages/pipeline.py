@@ -46,7 +46,7 @@ from spikedet.training import as_stored
 # what the record of weights goes on to say after another end-to-end pass
 RECORD = (
     "method", "coarse", "fine", "calibration_pictures", "layer_wise_gain", "end_to_end",
-    "end_to_end_steps",
+    "end_to_end_steps", "stage1_sparsity",
 )  # fmt: skip
 NO_ERROR = 1e-9  # a smaller error cannot be improved (a first layer, whose input is constant)
 
@@ -186,6 +186,8 @@ class Calibration:
             self.plan.margin or 0.0,
         )
         origin = {**self.origin, "coarse": layers.coarse, "fine": layers.fine}
+        if penalty := checkpoint.origin.get("run", {}).get("sparsity"):
+            origin["stage1_sparsity"] = penalty
         return network, {**origin, "end_to_end": False, "calibration_pictures": 0}
 
     def _layer_wise(self, network: Graph) -> dict[str, Any]:

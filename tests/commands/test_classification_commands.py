@@ -802,6 +802,15 @@ def test_a_penalty_in_stage_one(runs, monkeypatch, tmp_path, capsys):
     seen = [float(row["operations"]) for row in rows[1]]
     assert 0 < seen[1] < seen[0] < 1 and best.origin["operations"] == pytest.approx(seen[1])
     assert float(rows[1][0]["loss"]) < 5 * float(rows[0][0]["loss"])  # without the penalty
+    read = ["--data", runs / "data", "--teacher", weights(runs, "float")]
+    again = ["--end-to-end", 2, "--end-sparsity", 1]
+    for source, name, more in (
+        (out / "best.safetensors", "a.safetensors", STAGE_TWO[:-2]),
+        (tmp_path / "a.safetensors", "b.safetensors", ()),
+    ):
+        words = ["--weights", source, *read, *again, *more, "--out", tmp_path / name]
+        assert command(monkeypatch, "calibrate", *words) == 0
+        assert networks.method_name(load(tmp_path / name)) == "stages I + II, sparse"
     words = ["--weights", weights(runs, "float"), "--T", 4, "--data", runs / "data", "--resume"]
     words += ["--epochs", 3, "--batch", 50, "--stage1-sparsity", 7, "--out", out]
     assert command(monkeypatch, "finetune", *words) == TrainingError.exit_code
