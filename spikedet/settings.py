@@ -18,7 +18,6 @@ from typing import Any
 from spikedet.errors import UsageError, shorten
 
 NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
-MOST_MARGIN = 8.0  # in thresholds, see `neurons.correcting`
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
@@ -363,7 +362,6 @@ class Plan:
         "neurons that take back spikes do so if their potential is lower than this many "
         "thresholds below 0; with more of it they send fewer spikes",
         least=0,
-        most=MOST_MARGIN,
         shown="default: that of the spiking network, or 0",
         group="stage II",
     )

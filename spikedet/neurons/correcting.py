@@ -29,7 +29,8 @@ from torch import Tensor
 
 from spikedet.neurons.layers import IFNeuron
 from spikedet.neurons.slope import Slope
-from spikedet.settings import MOST_MARGIN
+
+MOST_MARGIN = 8.0
 
 
 def check_margin(margin: float) -> float:
