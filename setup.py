@@ -7,4 +7,4 @@ from setuptools import find_namespace_packages, find_packages, setup
 
 data = ["configs", *(f"configs.{name}" for name in find_namespace_packages("configs")), "weights"]
 code = find_packages(include=["spikedet*"])
-setup(packages=[*code, "spikedet.engines.csrc", *(f"spikedet.{name}" for name in data)])
+setup(packages=[*code, "spikedet.kernels.csrc", *(f"spikedet.{name}" for name in data)])

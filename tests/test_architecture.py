@@ -11,7 +11,16 @@ from support.places import ROOT
 ORDER = ["errors", "resources", "terminal"]
 ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
 ORDER += ["pictures", "sources", "data"]
-ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
+ORDER += [
+    "kernels",
+    "neurons",
+    "graph",
+    "engines",
+    "checkpoint",
+    "importing",
+    "runtime",
+    "training",
+]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
 ORDER += ["detection", "classification", "task_registry", "exporting", "outputs", "web"]
 ORDER += ["commands", "reproduction"]
@@ -20,9 +29,10 @@ APART = [{"detection", "classification"}, {"conversion", "analysis"}]  # neither
 ONLY = {  # what a room may import of the package beside itself
     "plots": {"errors", "files", "__version__"},
     "sources": {"errors", "files", "pictures"},
-    "neurons": {"errors", "precision"},
+    "kernels": {"errors"},
+    "neurons": {"errors", "precision", "kernels"},
     "graph": {"errors", "neurons"},
-    "engines": {"errors", "neurons", "graph"},
+    "engines": {"errors", "kernels", "neurons", "graph"},
     "runtime": {"errors", "counts", "precision", "neurons", "graph", "engines", "checkpoint"},
 }
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))

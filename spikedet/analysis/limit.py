@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spikedet.analysis.operations import measure_cost
-from spikedet.engines import library
+from spikedet.kernels import library
 from spikedet.runtime.network import SpikingNetwork
 
 ROUNDS = 2_000_000  # rounds of the loop, which take some milliseconds

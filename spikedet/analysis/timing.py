@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from spikedet.analysis.limit import Work
-from spikedet.engines import library
 from spikedet.errors import UsageError
+from spikedet.kernels import library
 
 Key = TypeVar("Key", bound=Hashable)
 FLOAT = "float32"  # the float network; `passes` are relative to its time

@@ -93,8 +93,8 @@ class Options(parse.Options):
 
 
 def run(options: Options) -> None:
-    from spikedet.engines import library
     from spikedet.errors import UsageError
+    from spikedet.kernels import library
 
     try:
         with library.choosing(options.kernels):
@@ -163,7 +163,7 @@ def _measure(timed: Timed, threads: Sequence[int], folder: Path, lines: list[dic
 def _tell(rows: Sequence[Row], cpu: bool, table: Table, lines: list[dict]) -> None:
     """Print rows, and append them to `lines`."""
     from spikedet.analysis.timing import FLOATS
-    from spikedet.engines import library
+    from spikedet.kernels import library
 
     for row in rows:
         spikes, limit = row.spikes_a_second, row.limit_share

@@ -180,8 +180,8 @@ def _weights(path: Path | None) -> Finding:
 
 
 def _kernels() -> Finding:
-    from spikedet.engines.library import CHOICE, HINT, NoLibrary, chosen, kernels
     from spikedet.errors import UsageError
+    from spikedet.kernels.library import CHOICE, HINT, NoLibrary, chosen, kernels
 
     try:
         text, first = f"of the events engine: {', '.join(kernels())}", kernels()[0]

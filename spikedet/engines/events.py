@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedet.engines import library
 from spikedet.engines.layout import CURRENT, POOL, LayerStruct, RunStruct, SourceStruct
 from spikedet.engines.plan import Plan, Stage
 from spikedet.engines.program import Current, Neuron, Op, Pool
 from spikedet.engines.reference import Reference, at_once
 from spikedet.engines.views import Shape
 from spikedet.engines.workspace import Workspace
+from spikedet.kernels import library
 
 SIZE = ctypes.sizeof(LayerStruct)
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedet.engines import library
 from spikedet.engines.events import Means, Run
 from spikedet.engines.integer_engine import IntegerEngine
 from spikedet.engines.layout import LANES
 from spikedet.engines.plan import Plan
 from spikedet.graph.graph import Graph
 from spikedet.graph.structure import join
+from spikedet.kernels import library
 
 MEMORY = 64 * 2**20  # most bytes for the events of the time steps that are computed at once
 MOST_STEPS = 256  # most time steps at once: each thread needs memory for every step

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikedet.engines import library, views
+from spikedet.engines import views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
@@ -46,6 +46,7 @@ from spikedet.engines.sources import Source, Window, source_of
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
+from spikedet.kernels import library
 
 CODES = 2**16  # most events that a row of a map can name with 16 bits
 SMALL = 24_000  # most bytes of weights stored as int16: they stay in the L1 cache and add faster

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.integer_engine import OnCounts, OnSpikes
-from spikedet.engines.library import NoLibrary
 from spikedet.engines.program import NoIntegers
 from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.errors import UsageError, list_choices
 from spikedet.graph.graph import Graph
+from spikedet.kernels.library import NoLibrary
 
 
 class Engine(Protocol):

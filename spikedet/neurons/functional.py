@@ -47,7 +47,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
+from spikedet.neurons import compiled
+from spikedet.neurons.compiled import NO_SLOPE
+
 CACHED = 1 << 16  # elements of a tensor that fit into a core's cache with the intermediate results
 
 
@@ -85,6 +87,8 @@ def integrate_and_fire(
     batch = len(potential)
     spikes = _empty_spikes(current, batch, steps, dtype or current.dtype)
     u = potential.clone()
+    if compiled.advance(current, u, threshold, slope, counts, margin, spikes):
+        return spikes, u
     currents = current.unflatten(0, (-1, batch))  # [T, B, C, ...] or [1, B, C, ...]
     over_time = spikes.unflatten(0, (steps, batch))
     size = pictures_per_pass(u)
@@ -181,8 +185,9 @@ def _empty_spikes(current: Tensor, batch: int, steps: int, dtype: torch.dtype) -
 class _IntegrateAndFire(torch.autograd.Function):
     """`integrate_and_fire` with the surrogate gradient. The threshold gets no gradient.
 
-    Masks are computed as 0.0 and 1.0, and stored as bool. On a CPU, comparisons that write bool and
-    selections by bool take five times as long.
+    The windows of the surrogate gradient are stored as bytes: 1 near the threshold, 2 near the
+    lower threshold, 3 near both. Masks are computed as 0.0 and 1.0: on a CPU, comparisons that
+    write bool and selections by bool take five times as long.
     """
 
     @staticmethod
@@ -200,22 +205,24 @@ class _IntegrateAndFire(torch.autograd.Function):
         batch = len(potential)
         ctx.constant, ctx.steps, ctx.alpha, ctx.slope = len(current) == batch, steps, alpha, slope
         spikes = _empty_spikes(current, batch, steps, current.dtype)
-        near = _empty_spikes(current, batch, steps, torch.bool)
-        near_below = torch.empty_like(near) if signed(slope) else None
+        near = _empty_spikes(current, batch, steps, torch.uint8)
+        ctx.save_for_backward(near, threshold)
+        ctx.current_dtype = current.dtype
         u = potential.clone()
-        rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, near_below, counts)
-        for potentials, currents, fired, inside, below, sent in rows:
+        neurons = (threshold, slope, counts, margin)
+        if compiled.advance(current, u, *neurons, spikes, near, alpha):
+            return spikes, u
+        rows = _pictures(pictures_per_pass(u), batch, u, current, spikes, near, counts)
+        for potentials, currents, fired, inside, sent in rows:
             _advance_watched(
-                potentials, currents, fired, inside, below, threshold, alpha, slope,
+                potentials, currents, fired, inside, threshold, alpha, slope,
                 None if sent is None else sent[0], margin,
             )  # fmt: skip
-        ctx.save_for_backward(near, threshold, near_below)
-        ctx.current_dtype = current.dtype
         return spikes, u
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
-        near, threshold, near_below = ctx.saved_tensors
+        near, threshold = ctx.saved_tensors
         batch = len(near) // ctx.steps
         # in the layout of the spikes: that of grad_u is another where autograd filled it in
         grad = torch.empty_like(near[:batch], dtype=torch.float32).copy_(grad_u)
@@ -223,11 +230,12 @@ class _IntegrateAndFire(torch.autograd.Function):
             grad_current = torch.zeros_like(grad)
         else:
             grad_current = torch.empty_like(near, dtype=ctx.current_dtype)
-        rows = _pictures(
-            pictures_per_pass(grad), batch, grad, grad_spikes, grad_current, near, near_below
-        )
-        for grads, sent, current, inside, below in rows:
-            _retreat(grads, sent, current, inside, below, threshold, ctx.alpha, ctx.slope)
+        neurons = (threshold, ctx.alpha, ctx.slope)
+        if not compiled.retreat(near, grad_spikes, grad_current, grad, *neurons):
+            size = pictures_per_pass(grad)
+            rows = _pictures(size, batch, grad, grad_spikes, grad_current, near)
+            for grads, sent, current, inside in rows:
+                _retreat(grads, sent, current, inside, *neurons)
         return grad_current.to(ctx.current_dtype), grad, *[None] * 6
 
 
@@ -264,7 +272,6 @@ def _advance_watched(
     currents: Tensor,
     spikes: Tensor,
     near: Tensor,
-    near_below: Tensor | None,
     threshold: Tensor,
     alpha: float,
     slope: float | Tensor,
@@ -279,12 +286,12 @@ def _advance_watched(
     for t in range(len(spikes)):
         u += currents[t if len(currents) > 1 else 0].float()
         near[t] = _within(u, low, high, one, other)
-        if near_below is not None:
+        if signed(slope):
             # the same window around the lower threshold
             inside = _within(_depth(u, threshold, slope, margin), low, high, one, other)
-            near_below[t] = (
-                inside if counts is None else inside.mul_(torch.gt(counts, 0, out=other))
-            )
+            if counts is not None:
+                inside.mul_(torch.gt(counts, 0, out=other))
+            near[t] += inside.mul_(2).to(torch.uint8)
             _fire_signed(u, threshold, slope, one, other, counts, spare, margin)
             spikes[t] = one.sub_(other)
             continue
@@ -298,7 +305,6 @@ def _retreat(
     grad_spikes: Tensor,
     grad_currents: Tensor,
     near: Tensor,
-    near_below: Tensor | None,
     threshold: Tensor,
     alpha: float,
     slope: float | Tensor,
@@ -315,12 +321,12 @@ def _retreat(
     for t in reversed(range(len(near))):
         # dL/du = h dL/ds + (1 - theta h) dL/du[t] in a window
         sent = grad_spikes[t].float() * height
-        inside.copy_(near[t].view(torch.uint8))
+        inside.copy_(near[t] & 1 if signed(slope) else near[t])
         torch.mul(inside, -passed, out=kept).add_(1)
-        if near_below is None:
+        if not signed(slope):
             grad.mul_(kept).addcmul_(inside, sent)
         else:
-            below = near_below[t].view(torch.uint8).to(grad.dtype)
+            below = (near[t] >> 1).to(grad.dtype)
             kept.sub_(below, alpha=passed)
             grad.mul_(kept).addcmul_(inside, sent).add_(below.mul_(sent).mul_(slope))
         if len(grad_currents) == len(near):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spikedet.analysis import limit
-from spikedet.engines import library
+from spikedet.kernels import library
 from spikedet.runtime.network import SpikingNetwork
 from support.engines import KERNELS, Plain, needs_kernels, spiking
 

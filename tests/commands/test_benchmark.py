@@ -12,7 +12,7 @@ from PIL import Image
 from spikedet.analysis import sides, timing
 from spikedet.commands import timed
 from spikedet.commands.main import parsed
-from spikedet.engines import library
+from spikedet.kernels import library
 from spikedet.released import released
 from support.classes import add_pictures
 from support.commands import command

@@ -9,7 +9,7 @@ import pytest
 
 from spikedet.commands import doctor
 from spikedet.commands.main import parsed
-from spikedet.engines import library
+from spikedet.kernels import library
 from spikedet.released import released
 from support.classes import add_pictures
 from support.commands import command

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 import spikedet
-from spikedet.engines import library, registry
+from spikedet.engines import registry
 from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
+from spikedet.kernels import library
 from spikedet.released import released
 from spikedet.runtime.choose import choose_engine
 from spikedet.runtime.network import watching

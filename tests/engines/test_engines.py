@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spikedet.engines import library, registry
+from spikedet.engines import registry
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.integers import compile_integers
 from spikedet.engines.program import NoIntegers, Weighted
 from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.errors import UsageError
+from spikedet.kernels import library
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.runtime.network import SpikingNetwork, watching
 from support.engines import (

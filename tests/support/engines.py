@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spikedet.engines import library
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.graph.operations import QuantClip
+from spikedet.kernels import library
 from spikedet.neurons.correcting import CorrectingNeuron
 from spikedet.neurons.layers import IFNeuron
 from support.stages import quantised, spiking_copy

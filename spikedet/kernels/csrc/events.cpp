@@ -3,6 +3,7 @@
 // Plain C at its border, called by ctypes. Nothing is kept from one call to the next.
 #include "events.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -180,11 +181,25 @@ struct Team {
     }
 };
 
+// Items of one kernel on dense tensors, which threads share.
+struct Items {
+    void (*work)(const void*, int64_t);
+    const void* arguments;
+    int64_t number;
+    std::atomic<int64_t> next{0};
+
+    static void join(void* data) {
+        Items& items = *(Items*)data;
+        for (int64_t i; (i = items.next.fetch_add(1)) < items.number;)
+            items.work(items.arguments, i);
+    }
+};
+
 }  // namespace
 
 extern "C" {
 
-int32_t sd_version() { return 7; }
+int32_t sd_version() { return 8; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
@@ -215,6 +230,20 @@ int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
+}
+
+// How many items there are for the kernels on dense tensors (`item` of dense.h).
+int64_t sd_dense_items(const sd_dense* shape) { return dense_items(*shape); }
+
+// Run a kernel on dense tensors: 0 for sd_advance, 1 for sd_retreat, 2 for sd_quantise.
+void sd_run_dense(int32_t kind, const void* arguments, int32_t kernels, int32_t threads,
+                  sd_parallel parallel) {
+    Items items{available()[kernels]->dense[kind], arguments,
+                dense_items(*(const sd_dense*)arguments)};
+    if (threads > 1 && items.number > 1 && parallel)
+        parallel(&Items::join, &items, (unsigned)threads, 0);
+    else
+        Items::join(&items);
 }
 
 // The events of a tensor as integers [B, steps, height, width, channels].

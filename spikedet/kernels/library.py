@@ -1,4 +1,4 @@
-"""The library of compiled kernels.
+"""The library of compiled kernels: of the `events` engine, and of neurons in training.
 
 The installation builds the library if there is a C++ compiler. If the library is missing, or has
 another version than this file, it is built once in the user's cache folder. Its name depends on the
@@ -26,9 +26,17 @@ from pathlib import Path
 
 from spikedet.errors import UsageError, list_choices, message_of
 
-VERSION = 7  # version of the interface, `sd_version` in the library
-SOURCES = ("events.cpp", "kernels.inc", "events.h")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+VERSION = 8  # version of the interface, `sd_version` in the library
+SOURCES = ("events.cpp", "events.h", "kernels.inc", "dense.h", "dense.inc")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+)
 CHOICE = "SPIKEDET_KERNELS"  # environment variable with the name of the kernels
 HINT = (
     "install a C++ compiler (g++ or clang++) for the `events` engine, which is several times faster"
@@ -48,7 +56,7 @@ def library() -> ctypes.CDLL:
     """
     if os.environ.get("SPIKEDET_NO_KERNELS"):
         raise NoLibrary("SPIKEDET_NO_KERNELS is set")
-    for path in sorted(Path(__file__).parent.glob("_events*.so")):
+    for path in sorted(Path(__file__).parent.glob("_compiled*.so")):
         loaded = _opened(path)
         if loaded is not None:
             return loaded
@@ -68,7 +76,10 @@ def _opened(path: Path) -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     loaded.sd_kernels_name.restype = ctypes.c_char_p
-    loaded.sd_add.restype = ctypes.c_int64
+    loaded.sd_add.restype = loaded.sd_dense_items.restype = ctypes.c_int64
+    loaded.sd_run_dense.argtypes = (
+        ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p,
+    )  # fmt: skip
     return loaded
 
 

@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "dense.h"
+
 extern "C" {
 
 // The events of one tensor. A row is (picture, step, y). Its events are x * codes + c for a spike of
@@ -90,4 +92,5 @@ struct sd_kernels {
     void (*row)(const sd_run&, const sd_layer&, int item, void* scratch);
     int64_t (*scratch)(const sd_run&, const sd_layer&);
     int64_t (*add)(int64_t rounds);
+    void (*dense[3])(const void* arguments, int64_t item);  // sd_advance, sd_retreat, sd_quantise
 };

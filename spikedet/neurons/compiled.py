@@ -1,0 +1,314 @@
+"""Neurons and the activation of stage I by compiled kernels (`kernels/csrc/dense.h`).
+
+In a training step on a CPU, neurons by torch take about as long as the convolutions between them,
+because each operation reads and writes whole tensors. A kernel does all operations, and all time
+steps, for a few hundred neurons at a time. Its values equal those of torch to the last bit. Only
+the gradient of a threshold, which is a long sum, differs in its last digits.
+
+The kernels are used if there are any and if the tensors are of a kind that they know. Otherwise
+`usable` returns None, and torch computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikedet.kernels import library
+
+NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
+HALF = {torch.float32: 0, torch.bfloat16: 1}
+ADVANCE, RETREAT, QUANTISE = range(3)
+
+
+class DenseStruct(Structure):
+    _fields_ = [
+        ("outer", c_int64),
+        ("channels", c_int64),
+        ("inner", c_int64),
+        ("steps", c_int32),
+        ("half", c_int32),
+        ("half_out", c_int32),
+        ("negative", c_int32),
+        ("constant", c_int32),
+    ]
+
+
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+class AdvanceStruct(Structure):
+    _fields_ = [
+        ("shape", DenseStruct),
+        *_pointers("current potential counts spikes near threshold low up"),
+        *_pointers("window_low window_high depth_offset depth_factor"),
+    ]
+
+
+class RetreatStruct(Structure):
+    _fields_ = [
+        ("shape", DenseStruct),
+        *_pointers("near grad_spikes grad_current grad height slope"),
+        ("passed", c_float),
+    ]
+
+
+class QuantiseStruct(Structure):
+    _fields_ = [
+        ("shape", DenseStruct),
+        ("lag", c_float),
+        ("keep_outer", c_int64),
+        *_pointers("x y grad grad_theta keep threshold inverse slope"),
+    ]
+
+
+@cache
+def present() -> bool:
+    """Whether there are kernels."""
+    try:
+        library.library()
+    except library.NoLibrary:
+        return False
+    return True
+
+
+@dataclass
+class Places:
+    """How the kernels see tensors of one shape.
+
+    Attributes:
+        layout: Memory layout of all tensors.
+        outer, channels, inner: The sizes in memory order (see `dense.h`).
+    """
+
+    layout: torch.memory_format
+    outer: int
+    channels: int
+    inner: int
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether a tensor has the layout of the others."""
+        return x.is_contiguous(memory_format=self.layout)
+
+    def values(self, value: float | Tensor) -> Tensor:
+        """A number, or a tensor that broadcasts to [B, C, ...], as one number for each channel."""
+        if not isinstance(value, Tensor):
+            return torch.full((self.channels,), value)
+        return value.detach().float().flatten().expand(self.channels).contiguous()
+
+    def shape(self, x: Tensor, steps: int, negative: int, **more: int) -> DenseStruct:
+        """The first part of a kernel's arguments, for values like `x`."""
+        half = HALF[x.dtype]
+        sizes = (self.outer, self.channels, self.inner, steps)
+        return DenseStruct(*sizes, half=half, negative=negative, **{"half_out": half, **more})
+
+    def run(self, kind: int, arguments: Structure) -> None:
+        """Run a kernel with as many threads as torch has."""
+        library.library().sd_run_dense(
+            kind,
+            ctypes.byref(arguments),
+            library.kernels().index(library.chosen()),
+            max(1, torch.get_num_threads()),
+            library.threads_of_torch(),
+        )
+
+
+def usable(x: Tensor, batch: int, broadcast: Iterable[float | Tensor | None]) -> Places | None:
+    """Whether kernels can compute this. None if not.
+
+    Args:
+        x: The currents or pre-activations, [B, C, ...] or [T*B, C, ...].
+        batch: Batch size B.
+        broadcast: Thresholds and slopes. Kernels know one for each layer or for each channel.
+    """
+    if x.device.type != "cpu" or x.dtype not in HALF or x.ndim < 2 or not x.numel():
+        return None
+    channels = x.shape[1]
+    for value in broadcast:
+        if isinstance(value, Tensor) and not (
+            value.dtype == torch.float32
+            and (value.numel() == 1 or value.shape == (1, channels, *[1] * (x.ndim - 2)))
+        ):
+            return None
+    inner = x[0, 0].numel()
+    if x.is_contiguous():
+        layout, outer = torch.contiguous_format, batch
+    elif x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout, outer, inner = torch.channels_last, batch * inner, 1
+    else:
+        return None
+    return Places(layout, outer, channels, inner) if present() else None
+
+
+def advance(
+    current: Tensor,
+    potential: Tensor,
+    threshold: Tensor,
+    slope: float | Tensor,
+    counts: Tensor | None,
+    margin: float,
+    spikes: Tensor,
+    near: Tensor | None = None,
+    alpha: float = 1.0,
+) -> bool:
+    """Run neurons over time, if there are kernels for this (see `functional.integrate_and_fire`).
+
+    Args:
+        current: [T*B, C, ...] or [B, C, ...].
+        potential: Potentials before the first step, [B, C, ...] float32. They are updated.
+        threshold: Thresholds.
+        slope: Slope of the negative side.
+        counts: Counts of neurons that correct themselves, or None. They are updated.
+        margin: Margin of these neurons.
+        spikes: To be filled with the spikes, [T*B, C, ...].
+        near: To be filled with the windows of the surrogate gradient, [T*B, C, ...] uint8: 1 near
+            the threshold, 2 near the lower threshold, 3 near both.
+        alpha: Width of these windows, in units of the threshold.
+
+    Returns:
+        False if there are no such kernels. Then nothing was changed.
+    """
+    batch = len(potential)
+    places = usable(current, batch, (threshold, slope))
+    wanted = (potential, spikes, counts, near)
+    if places is None or not all(x is None or places.fits(x) for x in wanted):
+        return False
+    float32 = (x is None or x.dtype == torch.float32 for x in (potential, counts))
+    if not all(float32) or HALF.get(spikes.dtype, -1) < HALF[current.dtype]:
+        return False
+    if near is not None and spikes.dtype != current.dtype:
+        return False
+    theta = places.values(threshold)
+    depth, low, offset, factor = lower_threshold(theta, places.values(slope), margin)
+    kept = (theta, low, depth, theta * (1 - alpha / 2), theta * (1 + alpha / 2), offset, factor)
+    negative = 2 if counts is not None else int(bool((factor != 0).any()))
+    shape = places.shape(
+        current,
+        len(spikes) // batch,
+        negative,
+        half_out=HALF[spikes.dtype],
+        constant=int(len(current) == batch),
+    )
+    tensors = (current, potential, counts, spikes, near, *kept)
+    places.run(ADVANCE, AdvanceStruct(shape, *map(_address, tensors)))
+    return True
+
+
+def lower_threshold(
+    theta: Tensor, slope: Tensor, margin: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The lower threshold of neurons, as the kernels want it.
+
+    Args:
+        theta: Thresholds, [C].
+        slope: Slopes a, [C]; with slope 0 there is no lower threshold.
+        margin: Margin of neurons with slope 1.
+
+    Returns:
+        What a negative spike adds to the potential (theta / a); the highest potential that sends
+        one; and the offset and the factor of the potential measured downwards, which equals theta
+        where a negative spike is sent. [C] each.
+    """
+    none, flat = slope == 0, slope == 1
+    depth = theta / slope.clamp(min=NO_SLOPE)
+    # neurons with slope 1 send a negative spike below -margin theta, the others at -theta / a
+    below = torch.nextafter(depth * -margin, torch.full_like(theta, -torch.inf))
+    low = torch.where(flat, below, -depth).masked_fill(none, -torch.inf)
+    offset = torch.where(flat, theta * (1 - margin), torch.zeros_like(theta))
+    return depth.masked_fill(none, 0), low, offset, -slope
+
+
+def retreat(
+    near: Tensor,
+    grad_spikes: Tensor,
+    grad_current: Tensor,
+    grad: Tensor,
+    threshold: Tensor,
+    alpha: float,
+    slope: float | Tensor,
+) -> bool:
+    """Back-propagate through time, if there are kernels for this.
+
+    Args:
+        near: See `advance`.
+        grad_spikes: Gradient of the spikes, [T*B, C, ...].
+        grad_current: To be filled with the gradient of the currents: [T*B, C, ...], or [B, C, ...]
+            float32 for constant currents.
+        grad: Gradient of the last potentials, [B, C, ...] float32. It becomes that of the first.
+        threshold: Thresholds.
+        alpha: Width of the windows, in units of the threshold.
+        slope: Slope of the negative side.
+
+    Returns:
+        False if there are no such kernels. Then nothing was changed.
+    """
+    batch = len(grad)
+    constant = len(grad_current) == batch
+    places = usable(grad_spikes, batch, (threshold, slope))
+    if places is None or not all(map(places.fits, (near, grad_current, grad))):
+        return False
+    if not constant and grad_current.dtype != grad_spikes.dtype:
+        return False
+    slopes = places.values(slope)
+    height = 1 / (alpha * places.values(threshold))
+    negative = int(bool((slopes != 0).any()))
+    shape = places.shape(grad_spikes, len(near) // batch, negative, constant=int(constant))
+    tensors = (near, grad_spikes, grad_current, grad, height, slopes)
+    places.run(RETREAT, RetreatStruct(shape, *map(_address, tensors), 1 / alpha))
+    return True
+
+
+def quantise(
+    x: Tensor,
+    threshold: Tensor,
+    steps: int,
+    keep: Tensor | None,
+    slope: float | Tensor,
+    lag: float,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """The activation of stage I or its gradient, if there are kernels for this (see `quantize`).
+
+    Args:
+        x: Pre-activations, [B, C, ...].
+        threshold: Thresholds.
+        steps: Number of levels T.
+        keep: 1 where an element is not rounded, else 0, [1, C, ...]. None: all are rounded.
+        slope: Slope of the negative side.
+        lag: How far below a threshold the gradient ends, in units of the threshold.
+        grad: Gradient of the output, [B, C, ...]. None to compute the output.
+
+    Returns:
+        The output and None; or the gradients of x and of the threshold. None if there are no such
+        kernels.
+    """
+    places = usable(x, len(x), (threshold, slope))
+    if places is None or not all(v is None or places.fits(v) for v in (keep, grad)):
+        return None
+    if grad is not None and grad.dtype != x.dtype:
+        return None
+    theta, slopes = places.values(threshold), places.values(slope)
+    shape = places.shape(x, steps, int(isinstance(slope, Tensor) or slope != 0))
+    result, sums = torch.empty_like(x), None
+    if grad is not None:
+        items = library.library().sd_dense_items(ctypes.byref(shape))
+        sums = torch.zeros(items, places.channels)
+    tensors = (x, result, grad, sums, keep, theta, 1 / theta, slopes)
+    outer = places.outer // len(x)
+    places.run(QUANTISE, QuantiseStruct(shape, lag, outer, *map(_address, tensors)))
+    if sums is None:
+        return result, None
+    each = sums.sum(0)
+    return result, each.sum() if threshold.numel() == 1 else each
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
