@@ -347,7 +347,7 @@ def begin_table(options: Options, task: Task) -> Table:
     """Print the head of the table, and the precision of torch if it is used."""
     if options.engine == "torch" or options.half:
         print(f"spiking layers in {'bfloat16' if options.half else 'float32'}")
-    columns = [("", 28), ("T", 5), *((name, 11) for name in task.columns)]
+    columns = [("", 34), ("T", 5), *((name, 11) for name in task.columns)]
     table = Table([*columns, ("spike rate", 12), ("engine", 8)])
     table.head()
     return table
