@@ -323,6 +323,29 @@ def test_a_margin_of_calibrate(runs, tmp_path, monkeypatch, capsys):
     assert "margin" in capsys.readouterr().err and not (tmp_path / "e").exists()
 
 
+def test_a_margin_of_convert_and_of_a_resumed_run(runs, tmp_path, monkeypatch, capsys):
+    read = ["--data", runs / "data", "--pictures", 8, "--held", 4, "--layer-steps", 2]
+    read += ["--neuron", "correcting", "--end-to-end", 2]
+    words = ["--weights", weights(runs, "float"), "--stage1", weights(runs, "qc"), "--T", 2, *read]
+    out = tmp_path / "out"
+    assert command(monkeypatch, "convert", *words, "--margin", 0.5, "--out", out) == 0
+    found = networks.graph_of(CLASSIFICATION, load(out)).only(CorrectingNeuron)
+    assert {neuron.margin for neuron in found} == {0.5}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    begun = [*read, "--weights", weights(runs, "qc"), "--out", tmp_path / "begun"]
+    begun += ["--teacher", weights(runs, "float")]
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_two, "end_to_end", stop)
+        assert command(monkeypatch, "calibrate", *begun, "--margin", 0.25) == 130
+    capsys.readouterr()
+    assert command(monkeypatch, "calibrate", *begun, "--margin", 0.5, "--resume") == 6
+    assert "a run with other margin" in capsys.readouterr().err
+    assert command(monkeypatch, "calibrate", *begun, "--margin", 0.25, "--resume") == 0
+
+
 def load_label(path):
     return label("snn", load(path).origin)
 
