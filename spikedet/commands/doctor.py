@@ -184,7 +184,7 @@ def _kernels() -> Finding:
     from spikedet.kernels.library import CHOICE, HINT, NoLibrary, chosen, kernels
 
     try:
-        text, first = f"of the events engine: {', '.join(kernels())}", kernels()[0]
+        text, first = f"of the events engine and of training: {', '.join(kernels())}", kernels()[0]
         chosen_text = "" if chosen() == first else f"; {CHOICE} chooses {chosen()}"
         return Finding("kernels", OK, text + chosen_text)
     except UsageError as error:

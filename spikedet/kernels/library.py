@@ -39,7 +39,8 @@ FLAGS = (
 )
 CHOICE = "SPIKEDET_KERNELS"  # environment variable with the name of the kernels
 HINT = (
-    "install a C++ compiler (g++ or clang++) for the `events` engine, which is several times faster"
+    "install a C++ compiler (g++ or clang++) for the `events` engine, which is several times "
+    "faster, and for faster training"
 )
 
 
