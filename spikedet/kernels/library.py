@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from spikedet.errors import UsageError, list_choices, message_of
 
+log = logging.getLogger(__name__)
 VERSION = 8  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "events.h", "kernels.inc", "dense.h", "dense.inc")
 FLAGS = (
@@ -98,7 +100,10 @@ def _built() -> Path:
     )
     if compiler is None:
         raise NoLibrary(f"no C++ compiler; {HINT}")
-    content = b"".join((folder / name).read_bytes() for name in SOURCES)
+    try:
+        content = b"".join((folder / name).read_bytes() for name in SOURCES)
+    except OSError as error:
+        raise NoLibrary(f"the source code of the kernels is missing ({error})") from None
     made_of = content + repr((compiler, FLAGS, platform.machine())).encode()
     name = f"events-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
     place = _cache()
@@ -113,7 +118,10 @@ def _cache() -> Path:
     Raises:
         NoLibrary: There is no such folder.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise NoLibrary("the kernels cannot be stored: this user has no home folder") from None
     place = Path(home) / "spikedet"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,17 +136,25 @@ def _cache() -> Path:
 
 
 def _compile(compiler: str, source: Path, place: Path, name: str) -> None:
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        built = Path(folder) / name
-        command = [compiler, *FLAGS, str(source), "-o", str(built)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoLibrary(f"{compiler} cannot be run ({message_of(error)}); {HINT}") from None
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), "")
-            raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
-        os.replace(built, place / name)
+    log.warning("building the compiled kernels, which takes about a minute")
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            built = Path(folder) / name
+            _run([compiler, *FLAGS, str(source), "-o", str(built)])
+            os.replace(built, place / name)
+    except OSError as error:
+        raise NoLibrary(f"{place}: the kernels cannot be stored here ({error.strerror})") from None
+
+
+def _run(command: list[str]) -> None:
+    compiler = command[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoLibrary(f"{compiler} cannot be run ({message_of(error)}); {HINT}") from None
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), "")
+        raise NoLibrary(f"{compiler} fails ({first or done.returncode}); {HINT}")
 
 
 @cache

@@ -12,7 +12,8 @@ The kernels are used if there are any and if the tensors are of a kind that they
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from spikedet.kernels import library
 
+log = logging.getLogger(__name__)
 NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
 HALF = {torch.float32: 0, torch.bfloat16: 1}
 ADVANCE, RETREAT, QUANTISE = range(3)
@@ -72,10 +75,11 @@ class QuantiseStruct(Structure):
 
 @cache
 def present() -> bool:
-    """Whether there are kernels."""
+    """Whether there are kernels. If not, the log says why."""
     try:
         library.library()
-    except library.NoLibrary:
+    except library.NoLibrary as error:
+        log.info("neurons are computed by torch, which is slower: %s", error)
         return False
     return True
 
@@ -94,15 +98,18 @@ class Places:
     channels: int
     inner: int
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether a tensor has the layout of the others."""
-        return x.is_contiguous(memory_format=self.layout)
+    def fits(self, x: Tensor | None, shape: Sequence[int], *kinds: torch.dtype) -> bool:
+        """Whether a tensor has this shape, one of these types, and the layout of the others."""
+        if x is None:
+            return True
+        like = x.shape == torch.Size(shape) and x.dtype in kinds and _in_memory(x)
+        return like and x.is_contiguous(memory_format=self.layout)
 
     def values(self, value: float | Tensor) -> Tensor:
         """A number, or a tensor that broadcasts to [B, C, ...], as one number for each channel."""
         if not isinstance(value, Tensor):
-            return torch.full((self.channels,), value)
-        return value.detach().float().flatten().expand(self.channels).contiguous()
+            return torch.full((self.channels,), float(value), dtype=torch.float32, device="cpu")
+        return value.detach().flatten().expand(self.channels).contiguous()
 
     def shape(self, x: Tensor, steps: int, negative: int, **more: int) -> DenseStruct:
         """The first part of a kernel's arguments, for values like `x`."""
@@ -121,7 +128,13 @@ class Places:
         )
 
 
-def usable(x: Tensor, batch: int, broadcast: Iterable[float | Tensor | None]) -> Places | None:
+def _in_memory(x: Tensor) -> bool:
+    """Whether the kernels can read a tensor: its values lie in the memory of this machine."""
+    plain = type(x) in (Tensor, Parameter) and x.device.type == "cpu"
+    return plain and not (x.is_neg() or x._is_zerotensor())
+
+
+def usable(x: Tensor, batch: int, broadcast: Iterable[float | Tensor]) -> Places | None:
     """Whether kernels can compute this. None if not.
 
     Args:
@@ -129,23 +142,22 @@ def usable(x: Tensor, batch: int, broadcast: Iterable[float | Tensor | None]) ->
         batch: Batch size B.
         broadcast: Thresholds and slopes. Kernels know one for each layer or for each channel.
     """
-    if x.device.type != "cpu" or x.dtype not in HALF or x.ndim < 2 or not x.numel():
+    if not _in_memory(x) or x.dtype not in HALF or x.ndim < 2 or not x.numel() or not present():
         return None
-    channels = x.shape[1]
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return None
+    channels, inner = x.shape[1], x[0, 0].numel()
     for value in broadcast:
-        if isinstance(value, Tensor) and not (
-            value.dtype == torch.float32
-            and (value.numel() == 1 or value.shape == (1, channels, *[1] * (x.ndim - 2)))
-        ):
-            return None
-    inner = x[0, 0].numel()
+        if isinstance(value, Tensor):
+            each = (1, channels, *[1] * (x.ndim - 2))
+            known = value.numel() == 1 or value.shape == each
+            if not known or value.dtype != torch.float32 or not _in_memory(value):
+                return None
     if x.is_contiguous():
-        layout, outer = torch.contiguous_format, batch
-    elif x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        layout, outer, inner = torch.channels_last, batch * inner, 1
-    else:
-        return None
-    return Places(layout, outer, channels, inner) if present() else None
+        return Places(torch.contiguous_format, batch, channels, inner)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return Places(torch.channels_last, batch * inner, channels, 1)
+    return None
 
 
 def advance(
@@ -176,15 +188,19 @@ def advance(
     Returns:
         False if there are no such kernels. Then nothing was changed.
     """
-    batch = len(potential)
+    batch, size = len(potential), current.shape[1:]
     places = usable(current, batch, (threshold, slope))
-    wanted = (potential, spikes, counts, near)
-    if places is None or not all(x is None or places.fits(x) for x in wanted):
+    if places is None or len(spikes) % batch or len(current) not in (batch, len(spikes)):
         return False
-    float32 = (x is None or x.dtype == torch.float32 for x in (potential, counts))
-    if not all(float32) or HALF.get(spikes.dtype, -1) < HALF[current.dtype]:
+    kinds = (current.dtype, torch.bfloat16) if near is None else (current.dtype,)
+    if not (
+        places.fits(potential, (batch, *size), torch.float32)
+        and places.fits(counts, (batch, *size), torch.float32)
+        and places.fits(spikes, (len(spikes), *size), *kinds)
+        and places.fits(near, (len(spikes), *size), torch.uint8)
+    ):
         return False
-    if near is not None and spikes.dtype != current.dtype:
+    if (margin and isinstance(slope, Tensor)) or (counts is not None and slope != 1):
         return False
     theta = places.values(threshold)
     depth, low, offset, factor = lower_threshold(theta, places.values(slope), margin)
@@ -219,9 +235,11 @@ def lower_threshold(
     """
     none, flat = slope == 0, slope == 1
     depth = theta / slope.clamp(min=NO_SLOPE)
-    # neurons with slope 1 send a negative spike below -margin theta, the others at -theta / a
+    # Neurons with slope 1 send a negative spike below -margin theta, the others at -theta / a. The
+    # next number below 0 is the smallest normal one, as a processor may take smaller ones for 0.
     below = torch.nextafter(depth * -margin, torch.full_like(theta, -torch.inf))
-    low = torch.where(flat, below, -depth).masked_fill(none, -torch.inf)
+    below = below.clamp(max=-torch.finfo(torch.float32).tiny)
+    low = torch.where(flat, below, -depth).masked_fill(none, torch.nan)  # nothing is below nan
     offset = torch.where(flat, theta * (1 - margin), torch.zeros_like(theta))
     return depth.masked_fill(none, 0), low, offset, -slope
 
@@ -250,12 +268,18 @@ def retreat(
     Returns:
         False if there are no such kernels. Then nothing was changed.
     """
-    batch = len(grad)
+    batch, size = len(grad), near.shape[1:]
     constant = len(grad_current) == batch
+    kind = torch.float32 if constant else grad_spikes.dtype
     places = usable(grad_spikes, batch, (threshold, slope))
-    if places is None or not all(map(places.fits, (near, grad_current, grad))):
+    if places is None or len(near) % batch or len(grad_current) not in (batch, len(near)):
         return False
-    if not constant and grad_current.dtype != grad_spikes.dtype:
+    if not (
+        places.fits(grad_spikes, near.shape, grad_spikes.dtype)
+        and places.fits(near, near.shape, torch.uint8)
+        and places.fits(grad_current, (len(grad_current), *size), kind)
+        and places.fits(grad, (batch, *size), torch.float32)
+    ):
         return False
     slopes = places.values(slope)
     height = 1 / (alpha * places.values(threshold))
@@ -291,16 +315,16 @@ def quantise(
         kernels.
     """
     places = usable(x, len(x), (threshold, slope))
-    if places is None or not all(v is None or places.fits(v) for v in (keep, grad)):
-        return None
-    if grad is not None and grad.dtype != x.dtype:
+    if places is None or not (
+        places.fits(keep, (1, *x.shape[1:]), torch.float32) and places.fits(grad, x.shape, x.dtype)
+    ):
         return None
     theta, slopes = places.values(threshold), places.values(slope)
     shape = places.shape(x, steps, int(isinstance(slope, Tensor) or slope != 0))
     result, sums = torch.empty_like(x), None
     if grad is not None:
         items = library.library().sd_dense_items(ctypes.byref(shape))
-        sums = torch.zeros(items, places.channels)
+        sums = torch.zeros(items, places.channels, dtype=torch.float32, device="cpu")
     tensors = (x, result, grad, sums, keep, theta, 1 / theta, slopes)
     outer = places.outer // len(x)
     places.run(QUANTISE, QuantiseStruct(shape, lag, outer, *map(_address, tensors)))

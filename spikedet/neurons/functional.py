@@ -46,6 +46,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikedet.neurons import compiled
 from spikedet.neurons.compiled import NO_SLOPE
@@ -221,6 +222,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         return spikes, u
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_u: Tensor) -> tuple[Tensor | None, ...]:
         near, threshold = ctx.saved_tensors
         batch = len(near) // ctx.steps
@@ -230,6 +232,7 @@ class _IntegrateAndFire(torch.autograd.Function):
             grad_current = torch.zeros_like(grad)
         else:
             grad_current = torch.empty_like(near, dtype=ctx.current_dtype)
+        grad_spikes = grad_spikes.contiguous(memory_format=memory_format(near))
         neurons = (threshold, ctx.alpha, ctx.slope)
         if not compiled.retreat(near, grad_spikes, grad_current, grad, *neurons):
             size = pictures_per_pass(grad)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spikedet.neurons import compiled
-from spikedet.neurons.functional import pictures_per_pass, signed
+from spikedet.neurons.functional import memory_format, pictures_per_pass, signed
 from spikedet.neurons.slope import Slope, broadcast_slope, check_slope
 
 
@@ -43,8 +44,10 @@ class _QuantClip(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, threshold, keep = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=memory_format(x))
         arguments = (x, threshold, ctx.steps, keep, ctx.slope, ctx.lag, grad)
         done = compiled.quantise(*arguments)
         if done and done[1] is not None:

@@ -1,9 +1,11 @@
 """Compiled neurons and the compiled activation of stage I: equal to those of torch."""
 
 import random
+import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spikedet.errors import UsageError
 from spikedet.kernels import library
@@ -203,6 +205,138 @@ def test_other_tensors_are_computed_by_torch(change, monkeypatch):
     assert torch.equal(spikes.float(), expected)
 
 
+def refuse(monkeypatch, function):
+    """The error of torch, with kernels and without."""
+    errors = []
+    for there in (True, False):
+        with monkeypatch.context() as patched:
+            if not there:
+                patched.setattr(compiled, "present", lambda: False)
+            with pytest.raises(RuntimeError) as error:
+                function()
+            errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+def test_sizes_that_do_not_fit_are_refused_by_torch(monkeypatch):
+    """The kernels would read and write behind the end of a tensor."""
+    one = torch.tensor(1.0)
+    neuron = IFNeuron(one)
+    state = neuron.advance(torch.rand(1, 8, 16, 16), 1, 1, None)[1]
+    refuse(monkeypatch, lambda: neuron.advance(torch.rand(1, 8, 64, 64), 1, 1, state))
+    wide, small = torch.rand(4, 3, 8, 8), torch.zeros(2, 3, 4, 4)
+    refuse(monkeypatch, lambda: integrate_and_fire(wide, small, one, 2))
+    refuse(
+        monkeypatch,
+        lambda: integrate_and_fire(wide, wide[:2], one, 2, slope=1.0, counts=small),
+    )
+    refuse(monkeypatch, lambda: integrate_and_fire(wide[:3], wide[:2], one, 2))
+    keep = torch.zeros(1, 3, 5, 5)
+    refuse(monkeypatch, lambda: _QuantClip.apply(wide, one, 4, keep, 0.0, 0.0))
+
+
+def test_the_default_type_changes_nothing(both):
+    x, slope = torch.randn(4, 6, 5, 5), torch.rand(1, 6, 1, 1)
+    weights, thresholds = torch.randn_like(x), torch.ones(1, 6, 1, 1)
+
+    def run():
+        theta = thresholds.clone().requires_grad_()
+        y = _QuantClip.apply(x, theta, 4, None, 0.25, 0.0)
+        y.backward(weights)
+        spikes, after = integrate_and_fire(x, torch.zeros_like(x[:2]), thresholds, 2)
+        more, _ = integrate_and_fire(x, torch.zeros_like(x[:2]), thresholds, 2, slope=slope)
+        return y.detach(), theta.grad, spikes, after, more
+
+    expected = both(run)[0]
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            found = both(run)[1]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_number_as_slope(both):
+    x, weights = torch.randn(4, 6, 5, 5), torch.randn(4, 6, 5, 5)
+
+    def run():
+        current = x.clone().requires_grad_()
+        spikes, _ = integrate_and_fire_surrogate(
+            current, torch.zeros_like(x[:2]), torch.tensor(1.0), 2, slope=1
+        )
+        spikes.backward(weights)
+        return spikes.detach(), current.grad
+
+    for a, b in zip(*both(run), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_numbers_too_small_for_a_processor_that_skips_them(both):
+    """A neuron at rest with slope 1 stays silent when denormal numbers count as 0."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot skip them")
+    try:
+        for spikes in both(
+            lambda: integrate_and_fire(
+                torch.zeros(4, 6), torch.zeros(1, 6), torch.tensor(1.0), 4, slope=1.0
+            )[0]
+        ):
+            assert not spikes.any()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_no_lower_threshold_not_even_at_minus_infinity(both):
+    x = torch.full((2, 2), -torch.inf)
+    slope = torch.tensor([[0.0, 0.5]])
+    by_torch, by_kernels = both(
+        lambda: integrate_and_fire(x, torch.zeros(1, 2), torch.tensor(1.0), 2, slope=slope)[0]
+    )
+    assert torch.equal(by_torch, by_kernels) and not by_kernels[:, 0].any()
+
+
+def test_gradients_in_another_layout_use_the_kernels(monkeypatch):
+    """As behind a mean over a map: a gradient that is the same everywhere."""
+    ran = watch(monkeypatch)
+    x = torch.randn(4, 6, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = QuantClip(torch.tensor(1.0), 4, 0.0)(x)
+    spikes, _ = integrate_and_fire_surrogate(x, torch.zeros_like(x[:2]), torch.tensor(1.0), 2)
+    (y.mean() + spikes.mean()).backward()
+    assert sorted(ran) == sorted([compiled.QUANTISE, compiled.ADVANCE] + [1, 2])
+    assert [compiled.RETREAT, compiled.QUANTISE] == [1, 2]
+
+
+def test_there_is_no_second_derivative():
+    x = torch.rand(2, 3, requires_grad=True)
+    spikes, _ = integrate_and_fire_surrogate(x, torch.zeros(1, 3), torch.tensor(1.0), 2)
+    for y in (spikes, QuantClip(torch.tensor(1.0), 4, 0.0)(x)):
+        grad = torch.autograd.grad((y**2).sum(), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grad.sum().backward()
+
+
+def test_tensors_without_values_are_left_to_torch(monkeypatch):
+    ran = watch(monkeypatch)
+    neuron = IFNeuron(torch.tensor(1.0))
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.rand(4, 3, 5, 5))
+        assert _QuantClip.apply(fake, torch.ones(()), 4, None, 0.0, 0.0).shape == fake.shape
+    neuron.requires_grad_(False)
+    x = torch.tensor([[0.2, 0.7, 1.4]] * 4)
+    with warnings.catch_warnings():  # tracing is deprecated
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            lambda x: neuron.advance(x, 2, 2, None)[0], torch.rand(4, 3), check_trace=False
+        )
+    assert torch.equal(traced(x), neuron.advance(x, 2, 2, None)[0])
+    negative = torch._neg_view(torch.rand(4, 3))
+    spikes = neuron.advance(negative, 2, 2, None)[0]
+    assert torch.equal(spikes, neuron.advance(negative.clone().resolve_neg(), 2, 2, None)[0])
+    assert ran == [compiled.ADVANCE] * 2  # the checks, not what is checked
+
+
 def test_one_threshold_for_each_neuron_is_computed_by_torch(monkeypatch):
     ran = watch(monkeypatch)
     threshold = torch.rand(1, 6, 5, 5) + 0.5
@@ -218,6 +352,32 @@ def test_without_kernels_torch_computes(monkeypatch):
         ran = watch(monkeypatch)
         spikes = IFNeuron(torch.tensor(1.0)).advance(torch.ones(2, 3), 1, 2, None)[0]
         assert spikes.tolist() == [[1.0, 1.0, 1.0]] * 2 and not ran
+    finally:
+        library.library.cache_clear()
+        compiled.present.cache_clear()
+
+
+@pytest.mark.parametrize("broken", ["no home", "a folder that is no folder", "no source code"])
+def test_a_library_that_cannot_be_built_is_no_error(broken, tmp_path, monkeypatch):
+    def lost():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(library, "_opened", lambda path: None)  # none is there yet
+    if broken == "no home":
+        monkeypatch.setattr(library.Path, "home", lost)
+    elif broken == "no source code":
+        monkeypatch.setattr(library, "SOURCES", ("missing.cpp",))
+    else:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    library.library.cache_clear()
+    compiled.present.cache_clear()
+    try:
+        with pytest.raises(library.NoLibrary):
+            library.library()
+        spikes = IFNeuron(torch.tensor(1.0)).advance(torch.ones(2, 3), 1, 2, None)[0]
+        assert spikes.tolist() == [[1.0, 1.0, 1.0]] * 2
     finally:
         library.library.cache_clear()
         compiled.present.cache_clear()

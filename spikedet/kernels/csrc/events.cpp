@@ -195,6 +195,18 @@ struct Items {
     }
 };
 
+// Call join(data) in so many threads, or in fewer if there are no more; that does the same work.
+void together(void (*join)(void*), void* data, int threads, sd_parallel parallel) {
+    if (threads > 1 && parallel) return parallel(join, data, (unsigned)threads, 0);
+    std::vector<std::thread> others;
+    try {
+        for (int i = 1; i < threads; i++) others.emplace_back(join, data);
+    } catch (const std::system_error&) {
+    }
+    join(data);
+    for (std::thread& thread : others) thread.join();
+}
+
 }  // namespace
 
 extern "C" {
@@ -215,18 +227,7 @@ int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
     const int64_t size = work.scratch + 64;
     std::vector<char> memory(size * run->threads);
     Team team{work, memory.data(), size};
-    if (run->threads > 1 && run->parallel) {
-        run->parallel(&Team::join, &team, (unsigned)run->threads, 0);
-        return 0;
-    }
-    std::vector<std::thread> threads;
-    try {
-        for (int i = 1; i < run->threads; i++) threads.emplace_back(&Team::join, &team);
-    } catch (const std::system_error&) {
-        // fewer threads do the same
-    }
-    Team::join(&team);
-    for (std::thread& thread : threads) thread.join();
+    together(&Team::join, &team, run->threads, run->parallel);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
@@ -240,10 +241,7 @@ void sd_run_dense(int32_t kind, const void* arguments, int32_t kernels, int32_t 
                   sd_parallel parallel) {
     Items items{available()[kernels]->dense[kind], arguments,
                 dense_items(*(const sd_dense*)arguments)};
-    if (threads > 1 && items.number > 1 && parallel)
-        parallel(&Items::join, &items, (unsigned)threads, 0);
-    else
-        Items::join(&items);
+    together(&Items::join, &items, items.number > 1 ? threads : 1, parallel);
 }
 
 // The events of a tensor as integers [B, steps, height, width, channels].
