@@ -50,13 +50,29 @@ class NoLibrary(Exception):
     """There is no library of kernels. The message says why, and what would help."""
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """The library of kernels. It is built if needed.
+    """The library of kernels. It is built if needed. What was found holds for the whole process.
 
     Raises:
         NoLibrary: There is no library, and it cannot be built.
     """
+    found = found_once()
+    if isinstance(found, str):
+        raise NoLibrary(found)
+    return found
+
+
+@cache
+def found_once() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    try:
+        return _found()
+    except NoLibrary as error:
+        log.info("neurons are computed by torch, which is slower: %s", error)
+        return str(error)
+
+
+def _found() -> ctypes.CDLL:
     if os.environ.get("SPIKEDET_NO_KERNELS"):
         raise NoLibrary("SPIKEDET_NO_KERNELS is set")
     for path in sorted(Path(__file__).parent.glob("_compiled*.so")):

@@ -12,11 +12,9 @@ The kernels are used if there are any and if the tensors are of a kind that they
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Iterable, Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +23,6 @@ from torch.nn import Parameter
 
 from spikedet.kernels import library
 
-log = logging.getLogger(__name__)
 NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
 HALF = {torch.float32: 0, torch.bfloat16: 1}
 ADVANCE, RETREAT, QUANTISE = range(3)
@@ -73,15 +70,9 @@ class QuantiseStruct(Structure):
     ]
 
 
-@cache
 def present() -> bool:
     """Whether there are kernels. If not, the log says why."""
-    try:
-        library.library()
-    except library.NoLibrary as error:
-        log.info("neurons are computed by torch, which is slower: %s", error)
-        return False
-    return True
+    return not isinstance(library.found_once(), str)
 
 
 @dataclass

@@ -104,7 +104,7 @@ def test_what_whole_numbers_cannot_hold_goes_to_torch_with_one_sentence(path, ba
 
 def test_without_kernels_torch_runs_and_says_why(path, batches, monkeypatch):
     monkeypatch.setenv("SPIKEDET_NO_KERNELS", "1")
-    library.library.cache_clear()
+    library.found_once.cache_clear()
     try:
         snn = spikedet.load(path)
         assert (snn.engine, snn.engine_reason) == ("torch", "SPIKEDET_NO_KERNELS is set")
@@ -112,7 +112,7 @@ def test_without_kernels_torch_runs_and_says_why(path, batches, monkeypatch):
         with pytest.raises(UsageError, match="no kernels: SPIKEDET_NO_KERNELS is set"):
             spikedet.load(path, engine="events")
     finally:
-        library.library.cache_clear()
+        library.found_once.cache_clear()
 
 
 @needs_kernels

@@ -401,7 +401,7 @@ def test_without_a_compiler_everything_runs(small_net, pictures, monkeypatch):
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(library, "_opened", lambda path: None)
-    library.library.cache_clear()
+    library.found_once.cache_clear()
     try:
         network = SpikingNetwork(graph, 4)
         sentence = network.use_engine()
@@ -410,7 +410,7 @@ def test_without_a_compiler_everything_runs(small_net, pictures, monkeypatch):
         with pytest.raises(UsageError, match="no C..? ?compiler|no C\\+\\+ compiler"):
             network.use_engine("events")
     finally:
-        library.library.cache_clear()
+        library.found_once.cache_clear()
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):

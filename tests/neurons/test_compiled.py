@@ -346,15 +346,13 @@ def test_one_threshold_for_each_neuron_is_computed_by_torch(monkeypatch):
 
 def test_without_kernels_torch_computes(monkeypatch):
     monkeypatch.setenv("SPIKEDET_NO_KERNELS", "1")
-    library.library.cache_clear()
-    compiled.present.cache_clear()
+    library.found_once.cache_clear()
     try:
         ran = watch(monkeypatch)
         spikes = IFNeuron(torch.tensor(1.0)).advance(torch.ones(2, 3), 1, 2, None)[0]
         assert spikes.tolist() == [[1.0, 1.0, 1.0]] * 2 and not ran
     finally:
-        library.library.cache_clear()
-        compiled.present.cache_clear()
+        library.found_once.cache_clear()
 
 
 @pytest.mark.parametrize("broken", ["no home", "a folder that is no folder", "no source code"])
@@ -371,16 +369,14 @@ def test_a_library_that_cannot_be_built_is_no_error(broken, tmp_path, monkeypatc
     else:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    library.library.cache_clear()
-    compiled.present.cache_clear()
+    library.found_once.cache_clear()
     try:
         with pytest.raises(library.NoLibrary):
             library.library()
         spikes = IFNeuron(torch.tensor(1.0)).advance(torch.ones(2, 3), 1, 2, None)[0]
         assert spikes.tolist() == [[1.0, 1.0, 1.0]] * 2
     finally:
-        library.library.cache_clear()
-        compiled.present.cache_clear()
+        library.found_once.cache_clear()
 
 
 def test_kernels_that_are_not_there_are_refused(monkeypatch):
