@@ -181,7 +181,9 @@ def advance(
     """
     batch, size = len(potential), current.shape[1:]
     places = usable(current, batch, (threshold, slope))
-    if places is None or len(spikes) % batch or len(current) not in (batch, len(spikes)):
+    if places is None or not batch or len(spikes) % batch:
+        return False
+    if len(current) not in (batch, len(spikes)):
         return False
     kinds = (current.dtype, torch.bfloat16) if near is None else (current.dtype,)
     if not (
@@ -191,7 +193,7 @@ def advance(
         and places.fits(near, (len(spikes), *size), torch.uint8)
     ):
         return False
-    if (margin and isinstance(slope, Tensor)) or (counts is not None and slope != 1):
+    if (margin or counts is not None) and (isinstance(slope, Tensor) or slope != 1):
         return False
     theta = places.values(threshold)
     depth, low, offset, factor = lower_threshold(theta, places.values(slope), margin)
@@ -263,7 +265,9 @@ def retreat(
     constant = len(grad_current) == batch
     kind = torch.float32 if constant else grad_spikes.dtype
     places = usable(grad_spikes, batch, (threshold, slope))
-    if places is None or len(near) % batch or len(grad_current) not in (batch, len(near)):
+    if places is None or not batch or len(near) % batch:
+        return False
+    if len(grad_current) not in (batch, len(near)):
         return False
     if not (
         places.fits(grad_spikes, near.shape, grad_spikes.dtype)

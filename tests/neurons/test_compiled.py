@@ -235,6 +235,14 @@ def test_sizes_that_do_not_fit_are_refused_by_torch(monkeypatch):
     refuse(monkeypatch, lambda: _QuantClip.apply(wide, one, 4, keep, 0.0, 0.0))
 
 
+def test_counts_with_a_slope_for_each_channel_are_left_to_torch(monkeypatch):
+    ran = watch(monkeypatch)
+    slope, counts = torch.tensor([[1.0, 0.5]]), torch.zeros(1, 2)
+    current = torch.tensor([[1.2, 1.2], [-0.5, -3.0]])
+    integrate_and_fire(current, torch.zeros(1, 2), torch.tensor(1.0), 2, None, slope, counts)
+    assert counts.tolist() == [[0.0, 0.0]] and not ran
+
+
 def test_the_default_type_changes_nothing(both):
     x, slope = torch.randn(4, 6, 5, 5), torch.rand(1, 6, 1, 1)
     weights, thresholds = torch.randn_like(x), torch.ones(1, 6, 1, 1)
