@@ -10,17 +10,8 @@ from support.places import ROOT
 
 ORDER = ["errors", "resources", "terminal"]
 ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
-ORDER += ["pictures", "sources", "data"]
-ORDER += [
-    "kernels",
-    "neurons",
-    "graph",
-    "engines",
-    "checkpoint",
-    "importing",
-    "runtime",
-    "training",
-]
+ORDER += ["pictures", "sources", "data", "kernels"]
+ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
 ORDER += ["detection", "classification", "task_registry", "exporting", "outputs", "web"]
 ORDER += ["commands", "reproduction"]
