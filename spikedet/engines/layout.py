@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from spikedet.kernels.structs import fields
+
 LANES, LOOSE = 32, 32
 LINE = 64  # bytes of a cache line
 NEURON, CURRENT, POOL = range(3)
@@ -22,6 +24,8 @@ class TensorStruct(Structure):
         ("room", c_int64),
         ("events", c_void_p),
         ("first", c_void_p),
+        ("bits", c_void_p),
+        ("words", c_int32),
     ]
 
 
@@ -36,32 +40,35 @@ class SourceStruct(Structure):
         ("columns", c_void_p),
         ("few", c_void_p),
         ("few_first", c_void_p),
+        ("stride", c_int32),
+        ("grid_number", c_int32),
+        ("grid", c_void_p),
+        ("columns_most", c_int32),
+        ("chunks", c_int32),
+        ("row_taps", c_void_p),
+        ("tiles", c_void_p),
     ]
-
-
-def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
 
 
 class LayerStruct(Structure):
     _fields_ = [
-        *_fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
-        *_fields(c_int32, "zero_row window_most by_step initial_each negative after_number"),
+        *fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
+        *fields(c_int32, "zero_row window_most by_step initial_each negative after_number"),
         ("after", c_void_p),
-        *_fields(c_int32, "slide slide_lead"),
-        *_fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
-        *_fields(c_void_p, "current state counts mean step_mass"),
+        *fields(c_int32, "slide slide_lead pitch always"),
+        *fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
+        *fields(c_void_p, "current state counts mean step_mass"),
         ("mean_each", c_int32),
-        *_fields(c_void_p, "fired done"),
+        *fields(c_void_p, "fired done"),
     ]
 
 
 class RunStruct(Structure):
     _fields_ = [
-        *_fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
+        *fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
         ("layers", POINTER(LayerStruct)),
         ("tensors", POINTER(TensorStruct)),
-        *_fields(c_void_p, "maker parallel"),
+        *fields(c_void_p, "maker parallel"),
     ]
 
 

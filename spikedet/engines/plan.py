@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikedet.engines import views
+from spikedet.engines import matrix, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
@@ -103,6 +103,7 @@ class Plan:
         self.kernels = kernels or library.chosen()
         self.number = library.kernels().index(self.kernels)
         self.half = self.library.sd_kernels_half(self.number)
+        self.matrix = bool(self.library.sd_kernels_matrix(self.number))
         self.shapes = shapes_of(program, sizes)
         self.stages: list[Stage] = []
         self.tensors: dict[str, int] = {}  # number by operation
@@ -238,6 +239,11 @@ class Plan:
             layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
+        if self.matrix and (grids := matrix.grids_of(sources, times)):
+            layer.pitch = max(grid.pitch for grid in grids)
+            layer.always = int(matrix.ALWAYS)
+            for into, source, grid, shape in zip(structs, sources, grids, bases, strict=True):
+                matrix.fill(into, source, grid, shape[0], padded, keep)
         for source, into, base_shape, often in zip(sources, structs, bases, times, strict=True):
             signs, wide = self.signs[source.tensor], base_shape[0]
             base = total
@@ -348,6 +354,11 @@ class Plan:
         layer.sources_number, layer.sources = 1, ctypes.cast(structs, c_void_p)
         keep.append(structs)
         return Stage(op, layer, "", keep)
+
+    def has_bits(self, name: str) -> bool:
+        """Whether the kernels also write the spikes of a tensor as bits, for the matrix unit."""
+        layer = self.stages[self.tensors[name]].layer
+        return self.matrix and layer is not None and layer.kind != POOL
 
     def describe(self) -> list[str]:
         """One line for each layer that no kernel computes: its name and the reason."""

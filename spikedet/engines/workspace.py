@@ -133,11 +133,15 @@ class Memory:
         channels, _, width = self.plan.maps[name]
         return width * channels * self.plan.most[self.plan.tensors[name]] + LOOSE
 
-    def bytes(self, name: str, frames: int) -> tuple[int, int]:
-        """Bytes of a tensor's events, and of the index after them (the start of each position)."""
-        _, height, width = self.plan.maps[name]
+    def bytes(self, name: str, frames: int) -> tuple[int, int, int]:
+        """Bytes of a tensor: of its events, of the starts of each position, and of its bits."""
+        plan = self.plan
+        channels, height, width = plan.maps[name]
         rows = height * frames
-        return 2 * self.room(name) * rows, 2 * (width + 1) * rows
+        events = -(-2 * self.room(name) * rows // LINE) * LINE
+        first = -(-2 * (width + 1) * rows // LINE) * LINE
+        words = width * plan.signs[plan.tensors[name]] * words_of(channels)
+        return events, first, 4 * words * rows if plan.has_bits(name) else 0
 
     def _users(self) -> list[list[int]]:
         """The numbers of the layers that write or read the events of each tensor."""
@@ -149,6 +153,11 @@ class Memory:
                 if plan.stages[number].kernel.kind == POOL:  # means of others are the kernel's
                     users[number].append(len(plan.stages) + 2)  # behind all layers
         return users
+
+
+def words_of(channels: int) -> int:
+    """Words of 32 bits for the spikes of one position."""
+    return -(-channels // 32)
 
 
 class Workspace:
@@ -177,7 +186,8 @@ class Workspace:
         for name, number in plan.tensors.items():
             channels, height, width = plan.maps[name]
             events = start + place.starts[number]
-            first = events + memory.bytes(name, batch * steps)[0]
+            sizes = memory.bytes(name, batch * steps)
+            first = events + sizes[0]
             self.tensors[number] = TensorStruct(
                 channels,
                 height,
@@ -186,6 +196,8 @@ class Workspace:
                 memory.room(name),
                 events,
                 first,
+                first + sizes[1] if sizes[2] else None,
+                words_of(channels),
             )
         self.fired: dict[str, np.ndarray] = {}
         self.layers = (LayerStruct * max(1, len(plan.stages)))()

@@ -15,13 +15,13 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from spikedet.kernels import library
+from spikedet.kernels.structs import fields
 
 NO_SLOPE = 1e-12  # a channel with a smaller slope has no lower threshold
 HALF = {torch.float32: 0, torch.bfloat16: 1}
@@ -41,22 +41,18 @@ class DenseStruct(Structure):
     ]
 
 
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
 class AdvanceStruct(Structure):
     _fields_ = [
         ("shape", DenseStruct),
-        *_pointers("current potential counts spikes near threshold low up"),
-        *_pointers("window_low window_high depth_offset depth_factor"),
+        *fields(c_void_p, "current potential counts spikes near threshold low up"),
+        *fields(c_void_p, "window_low window_high depth_offset depth_factor"),
     ]
 
 
 class RetreatStruct(Structure):
     _fields_ = [
         ("shape", DenseStruct),
-        *_pointers("near grad_spikes grad_current grad height slope"),
+        *fields(c_void_p, "near grad_spikes grad_current grad height slope"),
         ("passed", c_float),
     ]
 
@@ -66,7 +62,7 @@ class QuantiseStruct(Structure):
         ("shape", DenseStruct),
         ("lag", c_float),
         ("keep_outer", c_int64),
-        *_pointers("x y grad grad_theta keep threshold inverse slope"),
+        *fields(c_void_p, "x y grad grad_theta keep threshold inverse slope"),
     ]
 
 

@@ -94,7 +94,7 @@ def levels(
     level.div_(steps)
     if keep is not None:
         line = torch.where(z < 0, z * slope, z) if signed(slope) else z
-        level = torch.lerp(level, line, keep)
+        level = torch.where(keep != 0, line, level)
     return level.clamp_(-1 if signed(slope) else 0, 1)
 
 

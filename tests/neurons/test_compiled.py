@@ -166,6 +166,18 @@ def test_not_a_number_stays_one(both):
     assert both(run)[1][0].isnan().any()
 
 
+def test_infinite_values_that_are_not_rounded_are_clipped(both):
+    x = torch.tensor([[torch.inf, -torch.inf, 1.0]])
+
+    def run(slope):
+        theta = torch.tensor(1.0)
+        return _QuantClip.apply(x, theta, 4, torch.ones(1, 3), slope, 0.0)
+
+    for slope, low in ((0.0, 0.0), (1.0, -1.0), (0.1, -1.0)):
+        for result in both(lambda slope=slope: run(slope)):
+            assert result.tolist() == [[1.0, low, 1.0]]
+
+
 def test_threads_change_nothing(both):
     """Sums of gradients are made in the same order by any number of threads."""
     x, weights = torch.randn(4, 24, 40, 40), torch.randn(4, 24, 40, 40)
@@ -388,6 +400,6 @@ def test_a_library_that_cannot_be_built_is_no_error(broken, tmp_path, monkeypatc
 
 
 def test_kernels_that_are_not_there_are_refused(monkeypatch):
-    monkeypatch.setenv(library.CHOICE, "mmx")
-    with pytest.raises(UsageError, match=r"SPIKEDET_KERNELS 'mmx'; this machine has "):
+    monkeypatch.setenv(library.CHOICE, "sse9")
+    with pytest.raises(UsageError, match=r"SPIKEDET_KERNELS 'sse9'; this machine has "):
         IFNeuron(torch.tensor(1.0)).advance(torch.ones(2, 3), 1, 2, None)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from spikedet.engines import matrix
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.graph.operations import QuantClip
@@ -17,6 +18,7 @@ try:
     KERNELS = library.kernels()
 except library.NoLibrary:
     KERNELS = []
+MATRIX = [("amx", True)] if "amx" in KERNELS else []  # all that it can compute, by the matrix unit
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
 
 
@@ -56,6 +58,11 @@ def ran(engine, pictures, parts, each_step=False):
     return outputs, counts
 
 
+def matrix_layers(plan):
+    """The kernel structs of the layers that a matrix unit can compute."""
+    return [stage.layer for stage in plan.stages if stage.layer is not None and stage.layer.pitch]
+
+
 def expect_equal(graph, pictures, steps=4, negative=False):
     """Every spike of every neuron is the reference's, of all kernels; so are the outputs.
 
@@ -65,9 +72,12 @@ def expect_equal(graph, pictures, steps=4, negative=False):
     _, currents = reference._before_time(pictures)
     wanted = reference._start(currents, len(pictures)).advance(steps)
     output = ran(reference, pictures, [steps])[0][0]
-    for kernels in KERNELS:
+    for kernels, always in [*((name, False) for name in KERNELS), *MATRIX]:
         engine = EventsEngine(graph, kernels)
-        run = engine._start(currents, len(pictures))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matrix, "ALWAYS", always)
+            run = engine._start(currents, len(pictures))
+        assert all(layer.always == always for layer in matrix_layers(run.plan))
         memory = run.advance(steps, kept=True)
         for op in reference.program.neurons:
             spikes = run.dense(op, memory)

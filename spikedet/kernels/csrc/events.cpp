@@ -81,7 +81,31 @@ SD_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi,bmi2")
 SD_END
 #endif
 
+// The matrix unit needs the permission of Linux, and a compiler that knows it.
+#if defined(__x86_64__) && defined(__linux__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#define SD_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+SD_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi,bmi2,amx-tile,amx-int8")
+#include "matrix.inc"
+SD_END
+#endif
+
 namespace {
+
+#ifdef SD_AMX
+// Whether there is a matrix unit for int8, and this process may use it.
+bool matrix_unit() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool there = (d >> 24 & 1) && (d >> 25 & 1);  // AMX-TILE and AMX-INT8
+    constexpr long ask = 0x1023, tile_data = 18;        // ARCH_REQ_XCOMP_PERM
+    return there && syscall(SYS_arch_prctl, ask, tile_data) == 0;
+}
+#endif
 
 // All kernels that this machine can run, the fastest first.
 std::vector<const sd_kernels*> available() {
@@ -90,7 +114,12 @@ std::vector<const sd_kernels*> available() {
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (wide && __builtin_cpu_supports("avx512vbmi2")) found.push_back(&avx512_vbmi2::kernels);
+    const bool newer = wide && __builtin_cpu_supports("avx512vbmi2");
+#ifdef SD_AMX
+    static const bool matrix = newer && matrix_unit();
+    if (matrix) found.push_back(&amx::kernels);
+#endif
+    if (newer) found.push_back(&avx512_vbmi2::kernels);
     if (wide) found.push_back(&avx512::kernels);
     if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kernels);
 #endif
@@ -211,12 +240,13 @@ void together(void (*join)(void*), void* data, int threads, sd_parallel parallel
 
 extern "C" {
 
-int32_t sd_version() { return 8; }
+int32_t sd_version() { return 9; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
 const char* sd_kernels_name(int32_t i) { return available()[i]->name; }
 int32_t sd_kernels_half(int32_t i) { return available()[i]->half; }
+int32_t sd_kernels_matrix(int32_t i) { return available()[i]->matrix; }
 
 // Add int16 in registers, `rounds` times a few vectors; how many were added.
 int64_t sd_add(int32_t kernels, int64_t rounds) { return available()[kernels]->add(rounds); }

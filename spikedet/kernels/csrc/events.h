@@ -16,6 +16,10 @@ struct sd_tensor {
     int64_t room;      // events that a row has room for, and LOOSE more
     uint16_t* events;  // [B, steps, height, room]
     uint16_t* first;   // [B, steps, height, width + 1]
+    // The same spikes as bits, for the matrix unit; null for none. Of each column first those of
+    // spikes of 1, then those of -1 if there are negative ones, 32 channels in each word.
+    uint32_t* bits;  // [B, steps, height, width, codes / channels, words]
+    int32_t words;
 };
 
 // One input of a layer of neurons.
@@ -30,6 +34,15 @@ struct sd_source {
     const int32_t *row_first, *rows, *column_first, *columns;
     const int32_t* few;        // [weight rows, few_size]
     const int32_t* few_first;  // first of these outputs for each code of a column, -1 for none
+    // For the matrix unit. The window of output x begins at place x * stride of `grid`, which has the
+    // input column of each place, -1 for none.
+    int32_t stride, grid_number;
+    const int32_t* grid;
+    int32_t columns_most;     // places of a window
+    int32_t chunks;           // of 64 inputs of a window's row
+    const int32_t* row_taps;  // which tiles each entry of `rows` is multiplied by
+    // [taps, chunks, padded / 16, 16, 16, 4]: at [i, n, j] the weight of input 4 i + j for output n
+    const int8_t* tiles;
 };
 
 enum sd_kind { SD_NEURON = 0, SD_CURRENT = 1, SD_POOL = 2 };
@@ -51,6 +64,8 @@ struct sd_layer {
     // Columns of a window that slides along the row, 0 for none: an output is complete when the
     // column `slide_lead` behind its own has been added. No sum of a window leaves int16.
     int32_t slide, slide_lead;
+    int32_t pitch;  // for the matrix unit: output columns of a step, with some unused; 0: not for it
+    int32_t always;  // the matrix unit computes every row, even if adding is faster
     const struct sd_source* sources;
     const void* weights;  // [rows, padded] in the order of `sd_order`
     const int32_t *bias, *threshold, *initial;  // [padded]
@@ -88,7 +103,8 @@ constexpr int LOOSE = 32;  // a row of events has room for so many more
 // What every build of the kernels offers.
 struct sd_kernels {
     const char* name;
-    int half;  // int32 lanes of a vector: how weights are interleaved
+    int half;    // int32 lanes of a vector: how weights are interleaved
+    int matrix;  // 1: they use the tiles of weights
     void (*row)(const sd_run&, const sd_layer&, int item, void* scratch);
     int64_t (*scratch)(const sd_run&, const sd_layer&);
     int64_t (*add)(int64_t rounds);
