@@ -285,6 +285,17 @@ def load_plain_into(network: nn.Module, path: Path, without: tuple[str, ...] = (
     network.load_state_dict(tensors, strict=False)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a file with weights that spikedet has written."""
+    if not Path(path).is_file():
+        return False
+    try:
+        metadata, _ = _read(Path(path))
+    except WeightsError:
+        return False
+    return metadata.get("format") in (FORMAT, OLD_FORMAT)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -7,13 +7,13 @@ import glob
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spikedet.errors import PictureError, message_of
 
@@ -43,6 +43,9 @@ _CONVERT = "install pillow-heif, or convert them to JPEG"
 # Formats whose files are animations, and not several pictures in one file.
 ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF", "FLI"}
 FRAME_SECONDS = 0.1  # of a frame that does not say how long it is shown, as browsers have it
+
+
+Source: TypeAlias = str | Path | np.ndarray | Image.Image
 
 
 class UnknownFormat(PictureError):
@@ -221,6 +224,18 @@ def _bgr(picture: Image.Image, path: Path) -> np.ndarray:
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
+def _of_pillow(picture: Image.Image) -> np.ndarray:
+    """Convert a Pillow image to [H, W, 3] uint8 BGR. Its rotation tag is applied."""
+    if not picture.width or not picture.height:
+        raise PictureError("the Pillow image is empty")
+    try:
+        picture.load()
+        turned = ImageOps.exif_transpose(picture)
+    except _DAMAGED as error:
+        raise PictureError(f"the Pillow image cannot be read ({message_of(error)})") from None
+    return np.ascontiguousarray(_eight_bit_rgb(turned)[..., ::-1])
+
+
 def _of_twelve_bits(path: Path, turn: int) -> np.ndarray | None:
     """Read a 16-bit colour picture with 12-bit values. Pillow would keep only 4 bits of them."""
     import cv2
@@ -312,12 +327,35 @@ def _eight_bit_rgb(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def as_picture(source: str | Path | np.ndarray) -> np.ndarray:
-    """Convert a path or an array to a picture, [H, W, 3] uint8 BGR.
+def as_pictures(sources: Any) -> tuple[list[Source], bool]:
+    """The pictures that a predictor is called with, and whether it is a single one.
 
     Raises:
-        PictureError: The picture cannot be read, or the array is not a picture.
+        PictureError: It is neither a picture nor a list of pictures.
     """
+    if isinstance(sources, str | Path | np.ndarray | Image.Image):
+        return [sources], True
+    if isinstance(sources, Iterable) and not isinstance(sources, bytes | dict | set):
+        listed = list(sources)
+        if all(isinstance(source, str | Path | np.ndarray | Image.Image) for source in listed):
+            return listed, False
+        sources = next(
+            s for s in listed if not isinstance(s, str | Path | np.ndarray | Image.Image)
+        )
+    raise PictureError(
+        f"{type(sources).__module__}.{type(sources).__qualname__} is not a picture; expected a "
+        "path, an array [H, W, 3] uint8 in BGR order, a Pillow image, or a list of these"
+    )
+
+
+def as_picture(source: Source) -> np.ndarray:
+    """Convert a path, an array or a Pillow image to a picture, [H, W, 3] uint8 BGR.
+
+    Raises:
+        PictureError: The picture cannot be read, or the source is not a picture.
+    """
+    if isinstance(source, Image.Image):
+        return _of_pillow(source)
     if not isinstance(source, np.ndarray):
         return read_picture(source)
     if source.ndim == 2:

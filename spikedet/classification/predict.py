@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from spikedet.classification import transforms
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.counts import expect_counts
 from spikedet.errors import UsageError
-from spikedet.pictures import as_picture
+from spikedet.pictures import Source, as_picture, as_pictures
 from spikedet.predictor import BasePredictor
 from spikedet.runtime.early_exit import EarlyExit
 
@@ -41,7 +40,7 @@ class Classifier(BasePredictor):
     @torch.inference_mode()
     def __call__(
         self,
-        pictures: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        pictures: Source | Sequence[Source],
         T: int | None = None,
         *,
         top: int = 5,
@@ -52,7 +51,8 @@ class Classifier(BasePredictor):
         """Classify pictures.
 
         Args:
-            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of these.
+            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), a Pillow image, or a
+                list of these. Of a file with several pictures only the first is read.
             T: Time steps. None: `self.T`.
             top: Number of classes in each result.
             batch: Number of pictures that go through the network at once.
@@ -76,8 +76,7 @@ class Classifier(BasePredictor):
                 "cannot stop early; expected spiking weights"
             )
         T = self.T if T is None else self._time_steps(T)
-        single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
+        several, single = as_pictures(pictures)
         answers: list[Classes] = []
         if patience is not None:
             answers = [self._until(source, T, top, patience, every) for source in several]
@@ -94,9 +93,7 @@ class Classifier(BasePredictor):
         names = tuple(self.names[i] for i in best.indices.tolist())
         return Classes(names, best.values.numpy(), T)
 
-    def _until(
-        self, source: str | Path | np.ndarray, T: int | None, top: int, patience: int, every: int
-    ) -> Classes:
+    def _until(self, source: Source, T: int | None, top: int, patience: int, every: int) -> Classes:
         """The classes of one picture with early exit."""
         fitted = self._fitted(as_picture(source)[..., ::-1])[None].to(self.device)
         picture = fitted.contiguous(memory_format=torch.channels_last)

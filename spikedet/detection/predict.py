@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from spikedet.detection.letterbox import Letterbox, letterbox
 from spikedet.detection.nms import select
 from spikedet.detection.task import DETECTION
 from spikedet.errors import UsageError
-from spikedet.pictures import as_picture
+from spikedet.pictures import Source, as_picture, as_pictures
 from spikedet.predictor import BasePredictor
 from spikedet.runtime.early_exit import EarlyExit
 
@@ -30,7 +31,7 @@ class Predictor(BasePredictor):
 
     def __call__(
         self,
-        pictures: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        pictures: Source | Sequence[Source],
         T: int | None = None,
         *,
         conf: float = 0.25,
@@ -42,7 +43,8 @@ class Predictor(BasePredictor):
         """Detect objects.
 
         Args:
-            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a list of these.
+            pictures: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), a Pillow image, or a
+                list of these. Of a file with several pictures only the first is read.
             T: Time steps. None: `self.T`.
             conf: Confidence threshold.
             iou: IoU threshold of non-maximum suppression, which runs for each class separately.
@@ -66,8 +68,7 @@ class Predictor(BasePredictor):
         if patience is not None:
             self._expect_steps()
         T = self.T if T is None else self._time_steps(T)
-        single = isinstance(pictures, str | Path | np.ndarray)
-        several = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
+        several, single = as_pictures(pictures)
         results: list[Detections] = []
         if patience is not None:
             results = [self._until(source, T, conf, iou, patience, every) for source in several]
@@ -78,7 +79,7 @@ class Predictor(BasePredictor):
 
     def steps(
         self,
-        picture: str | Path | np.ndarray,
+        picture: Source,
         T: int | None = None,
         *,
         conf: float = 0.25,
@@ -88,7 +89,7 @@ class Predictor(BasePredictor):
         """Detect objects after every time step 1..T of one run (any-time readout).
 
         Args:
-            picture: A path, or a picture [H, W, 3] uint8 BGR (or [H, W] grey).
+            picture: A path, a picture [H, W, 3] uint8 BGR (or [H, W] grey), or a Pillow image.
             T: Time steps. None: `self.T`.
             conf: Confidence threshold.
             iou: IoU threshold of non-maximum suppression, which runs for each class separately.
@@ -115,7 +116,7 @@ class Predictor(BasePredictor):
     @torch.inference_mode()
     def _steps(
         self,
-        source: str | Path | np.ndarray,
+        source: Source,
         array: np.ndarray,
         T: int,
         conf: float,
@@ -130,7 +131,7 @@ class Predictor(BasePredictor):
     @torch.inference_mode()
     def _until(
         self,
-        source: str | Path | np.ndarray,
+        source: Source,
         T: int | None,
         conf: float,
         iou: float,
@@ -168,7 +169,7 @@ class Predictor(BasePredictor):
 
     def _detections(
         self,
-        source: str | Path | np.ndarray,
+        source: Source,
         array: np.ndarray,
         frame: Letterbox,
         raw: Tensor,
@@ -178,7 +179,7 @@ class Predictor(BasePredictor):
     ) -> Detections:
         """The detections of one picture from decoded outputs [4 + C, A] (A candidate boxes)."""
         boxes, scores, labels = select(raw, conf, iou)
-        file = None if isinstance(source, np.ndarray) else str(source)
+        file = str(source) if isinstance(source, str | Path) else None
         return Detections(frame.to_original(boxes), scores, labels, self.names, T, array, file)
 
 
@@ -201,5 +202,5 @@ def alike(before: Detections, now: Detections, iou: float = 0.9, score: float = 
 
 def _check_fractions(**values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise UsageError(f"{name} is {value}; expected a number between 0 and 1")
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise UsageError(f"{name} is {value!r}; expected a number between 0 and 1")

@@ -63,7 +63,7 @@ def export(
 
     Raises:
         UsageError: The format or the option does not exist, the ending is that of another format,
-            a package is not installed, T is not possible, `path` is the file of the network itself,
+            a package is not installed, T is not possible, `path` is a file of weights,
             or `network` is not a network.
         ExportError: The format cannot express the network. The message names each node that the
             format cannot express.
@@ -73,7 +73,8 @@ def export(
     Examples:
         >>> spikedet.export("weights/tiny-yolo-s-snn-T8.safetensors", "detector.onnx")
     """
-    from spikedet.exporting.source import Source  # torch, and all that networks need
+    from spikedet.checkpoint import is_checkpoint  # torch, and all that networks need
+    from spikedet.exporting.source import Source
 
     path = Path(path)
     exporter = registry.of_ending(path) if format is None else registry.named(format, path)
@@ -85,6 +86,8 @@ def export(
     source = Source.of(network, T)
     if source.file is not None and path.exists() and path.samefile(source.file):
         raise UsageError(f"{path}: the export would overwrite the network; choose another file")
+    if is_checkpoint(path):
+        raise UsageError(f"{path}: the export would overwrite weights; choose another file")
     data, notes = exporter.build(source, **options)
     write_atomic(path, data)
     return Exported(path, exporter.name, source.T, (*source.notes, *notes))

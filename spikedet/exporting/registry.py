@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class ExportError(UsageError):
-    """A format cannot express the network. The message names the nodes. Exit code 2."""
+    """A format cannot express the network. The message names the nodes. Exit code 5."""
+
+    exit_code = 5
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,24 @@ def test_path_array_and_list_agree(weights, picture, tmp_path):
     assert detector([]) == []
 
 
+def test_pillow_images_are_pictures_and_other_things_are_not(weights, picture, tmp_path):
+    detector = spikedet.load(weights / "snn.safetensors")
+    upright = Image.fromarray(picture[..., ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as it is shown after a quarter turn to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    wanted = detector(picture, conf=0.0)
+    for image in (upright, upright.convert("RGBA"), Image.open(tmp_path / "a.png")):
+        found = detector(image, conf=0.0)
+        assert np.array_equal(found.boxes, wanted.boxes) and found.file is None
+        assert np.array_equal(found.picture, wanted.picture)
+    for other in (None, 3, b"a.png", {"a.png"}, torch.zeros(3, 8, 8), [None], [3]):
+        with pytest.raises(PictureError, match="is not a picture; expected a path, an array"):
+            detector(other)
+    with pytest.raises(UsageError, match="conf is 'a'; expected a number between 0 and 1"):
+        detector(picture, conf="a")
+
+
 def test_a_T_that_the_weights_were_not_made_for_warns_once_and_runs(weights, picture):
     detector = spikedet.load(weights / "snn.safetensors")
     with pytest.warns(UserWarning, match="calibrated for T=4, not T=6"):

@@ -81,7 +81,13 @@ def test_the_network_is_not_overwritten(network, tmp_path):
     with pytest.raises(UsageError, match="would overwrite the network"):
         spikedet.export(path, path)
     assert path.read_bytes() == before
-    spikedet.export(path, tmp_path / "b.safetensors")
+    other = tmp_path / "other.safetensors"
+    spikedet.save(network, other)
+    with pytest.raises(UsageError, match="would overwrite weights"):
+        spikedet.export(path, other)
+    assert other.read_bytes() == before
+    for _ in range(2):  # an older export may be replaced
+        spikedet.export(path, tmp_path / "b.safetensors")
     spikedet.export(network, tmp_path / "c.safetensors")
     one, other = (reference.read(tmp_path / f"{name}.safetensors") for name in "bc")
     assert one[0] == other[0]
