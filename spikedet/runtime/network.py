@@ -165,7 +165,8 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not an integer of 1 or more, or there are no pictures.
+            UsageError: T is not an integer of 1 or more, there are no pictures, or the network
+                cannot take pictures of this size.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
@@ -269,6 +270,7 @@ class SpikingNetwork(nn.Module):
         The readout function returns the mean over all steps so far, [B, ...], or the means after
         each step of the last part, [steps*B, ...].
         """
+        self.graph.expect_size(pictures)
         parts = list(parts)
         own = getattr(self._engine, "bounds_memory", False) and larger is not None
         by_engine = self._by_engine(pictures, list(larger or ()) if own else parts, each_step)
