@@ -28,7 +28,10 @@ from spikedet.engines.rounding import IntegerWeight, Rounder
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 from spikedet.graph.graph import Graph
+from spikedet.graph.operations import FLOAT_ACTIVATIONS
 from spikedet.graph.serialise import build, describe
+from spikedet.graph.time import STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 
 FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
@@ -201,6 +204,7 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
         graph = build(checkpoint.graph)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    _expect_stage(graph, checkpoint.stage)
     declared = graph.layers.state_dict()
     assert checkpoint.graph is not None  # or `build` refuses it
     files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
@@ -227,6 +231,30 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
     expect_sound(graph)
     graph.requires_grad_(False)
     return graph.eval()
+
+
+def _expect_stage(graph: Graph, stage: str) -> None:
+    """Check that a graph has the operations of its stage.
+
+    Raises:
+        WeightsError: It has operations of another stage, or lacks those of its own.
+    """
+    kinds = {
+        "an activation": FLOAT_ACTIVATIONS,
+        "a quantiser": (QuantClip,),
+        "a neuron": (IFNeuron,),
+        "a mean over time": (MeanOverTime,),
+    }
+    has = {kind for kind, modules in kinds.items() if graph.of(modules)}
+    needs = {"qc": {"a quantiser"}, "snn": {"a neuron", "a mean over time"}}.get(stage, set())
+    allowed = needs or {"an activation"}
+    if has - allowed or needs - has:
+        wrong = f"has {min(has - allowed)}" if has - allowed else f"lacks {min(needs - has)}"
+        raise WeightsError(f"the stage is {stage}, but the graph {wrong}; one of them is wrong")
+    when = phases(graph)
+    for name in graph.outputs:
+        if stage == "snn" and when[name] == STEPWISE:
+            raise WeightsError(f"the output {name[:80]} of the graph is not a mean over time")
 
 
 def expect_sound(graph: Graph) -> None:
