@@ -53,7 +53,7 @@ class Checkpoint:
         task: `detection` or `classification`. `none` for a network of `spikedet.save`.
         model: Network description.
         names: Class names.
-        imgsz: Input side in pixels.
+        imgsz: Input side in pixels. For the task `none`: the largest side of the input.
         tensors: Tensors of the network by name: for a float network the state dict of its module,
             else that of `Graph.layers`.
         T: Time steps that it was made for. None for `float`.
@@ -352,8 +352,9 @@ def _plausible(checkpoint: Checkpoint) -> bool:
         and (bool(checkpoint.names) or checkpoint.task == "none")
         and len(checkpoint.names) <= MOST_CLASSES
         and all(isinstance(name, str) for name in checkpoint.names)
+        and (checkpoint.graph is None or isinstance(checkpoint.graph, dict))
         and type(checkpoint.imgsz) is int
-        and 0 < checkpoint.imgsz <= MOST_PIXELS
+        and 0 < checkpoint.imgsz <= _most_side(checkpoint)
         and (
             checkpoint.T is None
             if checkpoint.stage == "float"
@@ -361,8 +362,13 @@ def _plausible(checkpoint: Checkpoint) -> bool:
         )
         and isinstance(checkpoint.origin, dict)
         and isinstance(checkpoint.head, dict)
-        and (checkpoint.graph is None or isinstance(checkpoint.graph, dict))
     )
+
+
+def _most_side(checkpoint: Checkpoint) -> int:
+    """The largest possible `imgsz`: that of pictures, or of the input of a network of one's own."""
+    shape = (checkpoint.graph or {}).get("input") if checkpoint.task == "none" else None
+    return max([MOST_PIXELS, *shape] if isinstance(shape, list) else [MOST_PIXELS])
 
 
 def _ordered(data: bytes) -> bytes:
