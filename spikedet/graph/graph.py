@@ -56,6 +56,8 @@ class Graph(nn.Module):
             recording. `INPUT` has the shape of the picture.
         fixed: Dimensions of the pictures in which only the recorded size is possible. Empty also
             means that they are not known, as in files of earlier versions.
+        copies: The layer of the network that a recorded node is a copy of, by the name of the node,
+            where that is another name. It is not stored.
 
     Shape:
         [B, ...] -> the same structure as the recorded network returned
@@ -69,6 +71,7 @@ class Graph(nn.Module):
         self.output: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.fixed: tuple[int, ...] = ()
+        self.copies: dict[str, str] = {}
 
     # ------------------------------------------------------------------ reading
 

@@ -27,6 +27,7 @@ from spikedet.errors import ConversionError, message_of
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import Name
+from spikedet.graph.operations import FLOAT_ACTIVATIONS
 from spikedet.graph.table import HANDLERS, Signal
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -400,7 +401,16 @@ class Recorder:
             shape: Shape of its output. None: the shape of `node`.
         """
         sources = [signal.name for signal in inputs]
-        added = self.graph.add(name or self.name(node), module, sources)
+        if isinstance(module, FLOAT_ACTIVATIONS) and inputs[0].ndim < 2:
+            raise self.refuse(
+                node,
+                "an activation of one number for each picture, [B], has no channels; keep the "
+                "dimension, [B, 1], and squeeze it behind the activation",
+            )
+        name = name or self.name(node)
+        added = self.graph.add(name, module, sources)
+        if added != name:  # another call of a layer
+            self.graph.copies[added] = name
         if shape is None:
             shape = tuple(node.meta["val"].shape)
         return Signal(added, shape)
