@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from spikedet.errors import ConversionError, message_of
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
-from spikedet.graph.structure import Name
 from spikedet.graph.operations import FLOAT_ACTIVATIONS
+from spikedet.graph.structure import Name
 from spikedet.graph.table import HANDLERS, Signal
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,8 +42,8 @@ def record(network: nn.Module, example: Tensor) -> Graph:
     layer is called several times.
 
     Args:
-        network: The network. It, its device and its mode are not changed. It is recorded in
-            evaluation mode.
+        network: The network. It, its buffers, its device and its mode are not changed. It is
+            recorded in evaluation mode.
         example: Pictures [B, ...]. One picture is enough. The graph is recorded at their size. The
             graph is compared with the network on these pictures and on noise.
 
@@ -51,9 +52,10 @@ def record(network: nn.Module, example: Tensor) -> Graph:
 
     Raises:
         ConversionError: An operation has no spiking counterpart (the message names it and its
-            place), or the forward function cannot be recorded.
+            place), the forward function cannot be recorded, or the network is not in float32.
     """
     pictures = _several(example)
+    _expect_float32(network, example)
     with _evaluation(network), torch.no_grad():
         program = _export(network, pictures)
         graph = Recorder(network, program).build()
@@ -78,16 +80,41 @@ def _several(example: Tensor) -> Tensor:
     return pictures
 
 
+def _expect_float32(network: nn.Module, example: Tensor) -> None:
+    """Check that the network and its pictures are in float32, as graphs compute in float32.
+
+    Raises:
+        ConversionError: They have another number format.
+    """
+    kinds = {"pictures": example.dtype, **{n: p.dtype for n, p in network.named_parameters()}}
+    for name, kind in kinds.items():
+        if kind.is_floating_point and kind != torch.float32:
+            raise ConversionError(
+                f"{type(network).__name__}: {name} in {str(kind).removeprefix('torch.')}; expected "
+                "float32, so call .float() on the network and on the pictures"
+            )
+
+
 @contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Set the network to evaluation mode; afterwards, restore the mode of each module."""
+    """Set the network to evaluation mode; afterwards, restore its modes and its buffers."""
     modes = {module: module.training for module in network.modules()}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
     network.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, name, buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.detach().copy_(value)
+            module._buffers[name] = buffer
 
 
 def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgram:
@@ -148,31 +175,61 @@ def _why(error: Exception) -> str:
     return f"torch.export cannot record its forward ({message_of(error)})"
 
 
-_VIEWS = {
+_VIEWS = {  # operations whose result may share the memory of their first input
+    "H",
+    "T",
+    "_unsafe_view",
+    "adjoint",
     "alias",
+    "alpha_dropout",
     "chunk",
     "contiguous",
     "detach",
+    "diagonal",
     "dropout",
+    "dsplit",
     "expand",
+    "expand_as",
+    "feature_alpha_dropout",
+    "feature_dropout",
     "flatten",
+    "float",
     "getitem",
+    "hsplit",
+    "identity",
+    "lift_fresh",
+    "mH",
+    "mT",
+    "moveaxis",
     "movedim",
     "narrow",
+    "numpy_T",
     "permute",
+    "positive",
+    "ravel",
     "reshape",
+    "reshape_as",
     "select",
     "slice",
     "split",
     "split_with_sizes",
     "squeeze",
     "swapaxes",
+    "swapdims",
     "t",
+    "tensor_split",
+    "to",
     "transpose",
+    "type_as",
     "unbind",
     "unflatten",
+    "unfold",
+    "unsafe_chunk",
+    "unsafe_split",
     "unsqueeze",
     "view",
+    "view_as",
+    "vsplit",
 }
 
 
@@ -426,7 +483,7 @@ def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
     Raises:
         ConversionError: The outputs differ. The message says by how much.
     """
-    reason = _difference(network(pictures), graph(pictures))
+    reason = _difference(network(pictures.clone()), graph(pictures.clone()))
     if reason:
         raise ConversionError(f"{type(network).__name__}: {reason}")
 
