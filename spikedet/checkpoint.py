@@ -28,7 +28,10 @@ from spikedet.engines.rounding import IntegerWeight, Rounder
 from spikedet.errors import WeightsError
 from spikedet.files import write_atomic
 from spikedet.graph.graph import Graph
+from spikedet.graph.operations import FLOAT_ACTIVATIONS
 from spikedet.graph.serialise import build, describe
+from spikedet.graph.time import STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
 
 FORMAT, OLD_FORMAT = "spikedet-2", "spikedet-1"
@@ -50,7 +53,7 @@ class Checkpoint:
         task: `detection` or `classification`. `none` for a network of `spikedet.save`.
         model: Network description.
         names: Class names.
-        imgsz: Input side in pixels.
+        imgsz: Input side in pixels. For the task `none`: the largest side of the input.
         tensors: Tensors of the network by name: for a float network the state dict of its module,
             else that of `Graph.layers`.
         T: Time steps that it was made for. None for `float`.
@@ -201,6 +204,7 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
         graph = build(checkpoint.graph)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    _expect_stage(graph, checkpoint.stage)
     declared = graph.layers.state_dict()
     assert checkpoint.graph is not None  # or `build` refuses it
     files = checkpoint.graph.get("tensors") or {}  # of layers that several places share
@@ -227,6 +231,30 @@ def restore_graph(checkpoint: Checkpoint) -> Graph:
     expect_sound(graph)
     graph.requires_grad_(False)
     return graph.eval()
+
+
+def _expect_stage(graph: Graph, stage: str) -> None:
+    """Check that a graph has the operations of its stage.
+
+    Raises:
+        WeightsError: It has operations of another stage, or lacks those of its own.
+    """
+    kinds = {
+        "an activation": FLOAT_ACTIVATIONS,
+        "a quantiser": (QuantClip,),
+        "a neuron": (IFNeuron,),
+        "a mean over time": (MeanOverTime,),
+    }
+    has = {kind for kind, modules in kinds.items() if graph.of(modules)}
+    needs = {"qc": {"a quantiser"}, "snn": {"a neuron", "a mean over time"}}.get(stage, set())
+    allowed = needs or {"an activation"}
+    if has - allowed or needs - has:
+        wrong = f"has {min(has - allowed)}" if has - allowed else f"lacks {min(needs - has)}"
+        raise WeightsError(f"the stage is {stage}, but the graph {wrong}; one of them is wrong")
+    when = phases(graph)
+    for name in graph.outputs:
+        if stage == "snn" and when[name] == STEPWISE:
+            raise WeightsError(f"the output {name[:80]} of the graph is not a mean over time")
 
 
 def expect_sound(graph: Graph) -> None:
@@ -335,8 +363,9 @@ def _plausible(checkpoint: Checkpoint) -> bool:
         and (bool(checkpoint.names) or checkpoint.task == "none")
         and len(checkpoint.names) <= MOST_CLASSES
         and all(isinstance(name, str) for name in checkpoint.names)
+        and (checkpoint.graph is None or isinstance(checkpoint.graph, dict))
         and type(checkpoint.imgsz) is int
-        and 0 < checkpoint.imgsz <= MOST_PIXELS
+        and 0 < checkpoint.imgsz <= _most_side(checkpoint)
         and (
             checkpoint.T is None
             if checkpoint.stage == "float"
@@ -344,8 +373,13 @@ def _plausible(checkpoint: Checkpoint) -> bool:
         )
         and isinstance(checkpoint.origin, dict)
         and isinstance(checkpoint.head, dict)
-        and (checkpoint.graph is None or isinstance(checkpoint.graph, dict))
     )
+
+
+def _most_side(checkpoint: Checkpoint) -> int:
+    """The largest possible `imgsz`: that of pictures, or of the input of a network of one's own."""
+    shape = (checkpoint.graph or {}).get("input") if checkpoint.task == "none" else None
+    return max([MOST_PIXELS, *shape] if isinstance(shape, list) else [MOST_PIXELS])
 
 
 def _ordered(data: bytes) -> bytes:

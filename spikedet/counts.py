@@ -14,5 +14,7 @@ def expect_counts(**values: int | None) -> None:
         UsageError: A value is not an integer of 1 or more. The message names it.
     """
     for name, value in values.items():
-        if value is not None and not (isinstance(value, Integral) and value >= 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, Integral) or value < 1
+        ):
             raise UsageError(f"{name} is {value!r}; expected an integer of 1 or more")

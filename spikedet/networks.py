@@ -111,10 +111,10 @@ def float_checkpoint(task: Task, checkpoint: Checkpoint, network: nn.Module) -> 
     """
     graph = record(network, example(checkpoint.imgsz))
     described = describe(graph)
-    names, described["tensors"] = dict(network.named_modules(remove_duplicate=False)), {}
+    described["tensors"] = {}
     for node in graph.of(WEIGHTED + NORMS):
-        if node.name not in names:  # another call of a layer that several places share
-            source = node.name.rpartition("_")[0]
+        source = graph.copies.get(node.name)
+        if source is not None:  # another call of a layer that several places share
             for key in node.module.state_dict():
                 described["tensors"][f"{node.name}.{key}"] = f"{source}.{key}"
     return replace(checkpoint, graph=described, head=task.head_of(network))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spikedet.errors import UsageError
 from spikedet.graph.operations import WEIGHTED, WeightedLayer, kind_of
 from spikedet.graph.structure import fill, names_in, rename
 from spikedet.neurons.layers import IFNeuron
@@ -53,6 +54,10 @@ class Graph(nn.Module):
         output: The structure that the network returns, with names of nodes in place of tensors.
         shapes: Output shape of each node for one picture, [1, ...], at the picture size of the
             recording. `INPUT` has the shape of the picture.
+        fixed: Dimensions of the pictures in which only the recorded size is possible. Empty also
+            means that they are not known, as in files of earlier versions.
+        copies: The layer of the network that a recorded node is a copy of, by the name of the node,
+            where that is another name. It is not stored.
 
     Shape:
         [B, ...] -> the same structure as the recorded network returned
@@ -65,6 +70,8 @@ class Graph(nn.Module):
         self.edges: dict[str, tuple[str, ...]] = {}
         self.output: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.fixed: tuple[int, ...] = ()
+        self.copies: dict[str, str] = {}
 
     # ------------------------------------------------------------------ reading
 
@@ -234,9 +241,30 @@ class Graph(nn.Module):
     # ------------------------------------------------------------------ running
 
     def forward(self, pictures: Tensor) -> Any:
-        """Compute the outputs of the network for pictures [B, ...]."""
+        """Compute the outputs of the network for pictures [B, ...].
+
+        Raises:
+            UsageError: See `expect_size`.
+        """
+        self.expect_size(pictures)
         values = self.run(self.edges, {INPUT: pictures}, self.outputs)
         return fill(self.output, values)
+
+    def expect_size(self, pictures: Tensor) -> None:
+        """Check that the graph computes what its network computes for pictures of this size.
+
+        Raises:
+            UsageError: They have another size in one of the dimensions `fixed`.
+        """
+        if not self.fixed:
+            return
+        shape, recorded = pictures.shape, self.shapes[INPUT]
+        if len(shape) != len(recorded) or any(shape[d] != recorded[d] for d in self.fixed):
+            sizes = [str(n) if d in self.fixed else "any" for d, n in enumerate(recorded)]
+            raise UsageError(
+                f"the input is {list(shape)}; this network was recorded for "
+                f"[{', '.join(['B', *sizes[1:]])}] and takes no other size"
+            )
 
     def run(
         self,

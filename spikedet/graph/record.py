@@ -10,24 +10,28 @@ other weights) are computed once during recording.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from spikedet.errors import ConversionError, message_of
 from spikedet.graph.advice import name_of, refusal
 from spikedet.graph.graph import INPUT, Graph
+from spikedet.graph.operations import FLOAT_ACTIVATIONS
 from spikedet.graph.structure import Name
 from spikedet.graph.table import HANDLERS, Signal
 
+Module = TypeVar("Module", bound=nn.Module)
 BATCH = 3  # pictures of the recorded pass; an unusual size, so that it is easy to recognise
 
 
@@ -38,8 +42,8 @@ def record(network: nn.Module, example: Tensor) -> Graph:
     layer is called several times.
 
     Args:
-        network: The network. It, its device and its mode are not changed. It is recorded in
-            evaluation mode.
+        network: The network. It, its buffers, its device and its mode are not changed. It is
+            recorded in evaluation mode.
         example: Pictures [B, ...]. One picture is enough. The graph is recorded at their size. The
             graph is compared with the network on these pictures and on noise.
 
@@ -48,16 +52,18 @@ def record(network: nn.Module, example: Tensor) -> Graph:
 
     Raises:
         ConversionError: An operation has no spiking counterpart (the message names it and its
-            place), or the forward function cannot be recorded.
+            place), the forward function cannot be recorded, or the network is not in float32.
     """
     pictures = _several(example)
+    _expect_float32(network, example)
     with _evaluation(network), torch.no_grad():
         program = _export(network, pictures)
         graph = Recorder(network, program).build()
         graph.eval()
         for seen in (pictures, example):
             _expect_equal(graph, network, seen)
-    graph.measure_shapes(pictures[:1])
+        graph.measure_shapes(pictures[:1])
+        graph.fixed = _fixed(graph, network, pictures[:1])
     return graph
 
 
@@ -74,16 +80,41 @@ def _several(example: Tensor) -> Tensor:
     return pictures
 
 
+def _expect_float32(network: nn.Module, example: Tensor) -> None:
+    """Check that the network and its pictures are in float32, as graphs compute in float32.
+
+    Raises:
+        ConversionError: They have another number format.
+    """
+    kinds = {"pictures": example.dtype, **{n: p.dtype for n, p in network.named_parameters()}}
+    for name, kind in kinds.items():
+        if kind.is_floating_point and kind != torch.float32:
+            raise ConversionError(
+                f"{type(network).__name__}: {name} in {str(kind).removeprefix('torch.')}; expected "
+                "float32, so call .float() on the network and on the pictures"
+            )
+
+
 @contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Set the network to evaluation mode; afterwards, restore the mode of each module."""
+    """Set the network to evaluation mode; afterwards, restore its modes and its buffers."""
     modes = {module: module.training for module in network.modules()}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
     network.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, name, buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.detach().copy_(value)
+            module._buffers[name] = buffer
 
 
 def _export(network: nn.Module, pictures: Tensor) -> torch.export.ExportedProgram:
@@ -144,31 +175,61 @@ def _why(error: Exception) -> str:
     return f"torch.export cannot record its forward ({message_of(error)})"
 
 
-_VIEWS = {
+_VIEWS = {  # operations whose result may share the memory of their first input
+    "H",
+    "T",
+    "_unsafe_view",
+    "adjoint",
     "alias",
+    "alpha_dropout",
     "chunk",
     "contiguous",
     "detach",
+    "diagonal",
     "dropout",
+    "dsplit",
     "expand",
+    "expand_as",
+    "feature_alpha_dropout",
+    "feature_dropout",
     "flatten",
+    "float",
     "getitem",
+    "hsplit",
+    "identity",
+    "lift_fresh",
+    "mH",
+    "mT",
+    "moveaxis",
     "movedim",
     "narrow",
+    "numpy_T",
     "permute",
+    "positive",
+    "ravel",
     "reshape",
+    "reshape_as",
     "select",
     "slice",
     "split",
     "split_with_sizes",
     "squeeze",
     "swapaxes",
+    "swapdims",
     "t",
+    "tensor_split",
+    "to",
     "transpose",
+    "type_as",
     "unbind",
     "unflatten",
+    "unfold",
+    "unsafe_chunk",
+    "unsafe_split",
     "unsqueeze",
     "view",
+    "view_as",
+    "vsplit",
 }
 
 
@@ -397,7 +458,16 @@ class Recorder:
             shape: Shape of its output. None: the shape of `node`.
         """
         sources = [signal.name for signal in inputs]
-        added = self.graph.add(name or self.name(node), module, sources)
+        if isinstance(module, FLOAT_ACTIVATIONS) and inputs[0].ndim < 2:
+            raise self.refuse(
+                node,
+                "an activation of one number for each picture, [B], has no channels; keep the "
+                "dimension, [B, 1], and squeeze it behind the activation",
+            )
+        name = name or self.name(node)
+        added = self.graph.add(name, module, sources)
+        if added != name:  # another call of a layer
+            self.graph.copies[added] = name
         if shape is None:
             shape = tuple(node.meta["val"].shape)
         return Signal(added, shape)
@@ -413,22 +483,74 @@ def _expect_equal(graph: Graph, network: nn.Module, pictures: Tensor) -> None:
     Raises:
         ConversionError: The outputs differ. The message says by how much.
     """
-    wanted, recorded = tree_leaves(network(pictures)), tree_leaves(graph(pictures))
-    for a, b in zip(wanted, recorded, strict=True):
+    reason = _difference(network(pictures.clone()), graph(pictures.clone()))
+    if reason:
+        raise ConversionError(f"{type(network).__name__}: {reason}")
+
+
+def _difference(wanted: Any, recorded: Any) -> str:
+    """How the outputs of a graph differ from those of its network. Empty: they are equal."""
+    for a, b in zip(tree_leaves(wanted), tree_leaves(recorded), strict=True):
         if not isinstance(a, Tensor):
+            if a != b:
+                return f"it returns {a!r} where its graph gives {b!r}"
             continue
         if a.shape != b.shape:
-            raise ConversionError(
-                f"{type(network).__name__}: it returns {list(a.shape)} where its graph gives "
-                f"{list(b.shape)}; x.squeeze() also removes the batch dimension of a single "
-                "picture: "
-                "name the dimensions, or use x.flatten(1)"
+            return (
+                f"it returns {list(a.shape)} where its graph gives {list(b.shape)}; x.squeeze() "
+                "also removes the batch dimension of a single picture: name the dimensions, or use "
+                "x.flatten(1)"
             )
-        scale = a.abs().max().clamp(min=1e-6).item()
+        scale = a.abs().max().clamp(min=1e-6).item() if a.numel() else 1.0
         apart = (a - b).abs().max().item() / scale if a.numel() else 0.0
         if not apart <= 1e-3:
-            raise ConversionError(
-                f"{type(network).__name__}: its graph gives other outputs than the network "
+            return (
+                f"its graph gives other outputs than the network "
                 f"({apart:.2g} of the largest); its forward does something that one recorded pass "
                 "cannot show, such as keeping a state between two passes"
             )
+    return ""
+
+
+def _fixed(graph: Graph, network: nn.Module, picture: Tensor) -> tuple[int, ...]:
+    """The dimensions of a picture [1, ...] in which only the recorded size is possible.
+
+    A recorded graph has numbers where the network may compute with the sizes of its input. So the
+    graph is compared with the network at other sizes. A size is free if the network takes another
+    one, and its graph gives the same outputs wherever it does.
+    """
+    with _quietly():
+        with contextlib.suppress(Exception):  # what cannot be copied runs where it is
+            # a copy, as passes may leave something behind; on the CPU, where errors end only a pass
+            network, graph, picture = _on_cpu(network), _on_cpu(graph), picture.cpu()
+        fixed = []
+        for dim in range(1, picture.ndim):
+            size = picture.shape[dim]
+            same = [_same(graph, network, _sized(picture, dim, n)) for n in (2 * size, size + 1)]
+            if False in same or True not in same:
+                fixed.append(dim)
+    return tuple(fixed)
+
+
+def _on_cpu(network: Module) -> Module:
+    return copy.deepcopy(network).cpu()
+
+
+def _sized(picture: Tensor, dim: int, size: int) -> Tensor:
+    """A picture of noise in the range of this one, with another size in one dimension."""
+    shape = (*picture.shape[:dim], size, *picture.shape[dim + 1 :])
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    low, high = float(picture.min()), float(picture.max())
+    return (low + (high - low + 1) * noise).to(picture)
+
+
+def _same(graph: nn.Module, network: nn.Module, picture: Tensor) -> bool | None:
+    """Whether a graph gives the outputs of its network. None: the network cannot take them."""
+    try:
+        wanted = network(picture.clone())
+    except Exception:  # a forward may raise anything
+        return None
+    try:
+        return not _difference(wanted, graph(picture.clone()))
+    except Exception:
+        return False

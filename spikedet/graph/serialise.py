@@ -33,7 +33,8 @@ def describe(graph: Graph) -> dict[str, Any]:
         kind: Kind = named(node.kind)
         nodes.append([node.name, kind.name, list(node.inputs), kind.describe(node.module)])
     output = to_json(graph.output)
-    return {"input": list(graph.shapes[INPUT]), "nodes": nodes, "output": output}
+    described = {"input": list(graph.shapes[INPUT]), "nodes": nodes, "output": output}
+    return {**described, "fixed": list(graph.fixed)} if graph.fixed else described
 
 
 def build(description: Any) -> Graph:
@@ -49,6 +50,7 @@ def build(description: Any) -> Graph:
         with torch.device("meta"):
             graph = _build(description)
             _measure(graph, tuple(description["input"]))
+            graph.fixed = _fixed(description.get("fixed", []), len(description["input"]))
     except (
         AttributeError, KeyError, TypeError, IndexError, RuntimeError, ArithmeticError,
         AssertionError, RecursionError, NotImplementedError,
@@ -91,6 +93,17 @@ def _build(description: Any) -> Graph:
     if not wanted or any(name not in graph for name in wanted):
         raise ValueError("the network returns a value that no node gives")
     return graph
+
+
+def _fixed(fixed: Any, dims: int) -> tuple[int, ...]:
+    """The dimensions of the picture that have one possible size.
+
+    Raises:
+        ValueError: They are no dimensions.
+    """
+    if not isinstance(fixed, list) or any(type(d) is not int or not 0 < d < dims for d in fixed):
+        raise ValueError("the dimensions of the picture that are fixed are no dimensions")
+    return tuple(fixed)
 
 
 def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:

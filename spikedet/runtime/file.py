@@ -43,13 +43,14 @@ def save(network: SpikingNetwork, path: str | Path, *, half: bool = False) -> No
             "this network computes in bfloat16, which rounded its weights to 8 bits; to save it, "
             "load it again with half=False"
         )
+    shape = network.graph.shapes[INPUT]
     checkpoint = of_graph(
         network.graph,
         stage="snn",
         task=TASK,
         model={},
         names=(),
-        imgsz=max(network.graph.shapes[INPUT][1:]),
+        imgsz=max(shape[2:] or shape[1:]),  # without the channels
         T=network.T,
         origin=dict(network.origin),
     )

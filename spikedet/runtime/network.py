@@ -141,9 +141,10 @@ class SpikingNetwork(nn.Module):
 
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
         super().__init__()
-        if type(T) is not int or T < 1:
-            raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
-        self.graph, self.T, self.chunk = graph, T, chunk
+        if T is None:  # which `expect_counts` takes for a usual value
+            raise UsageError("T is None; expected an integer of 1 or more")
+        expect_counts(T=T)
+        self.graph, self.T, self.chunk = graph, int(T), chunk
         self.origin: dict[str, Any] = {}
         self._planned: _Plan | None = None
         self.engine, self._wanted = "torch", "torch"
@@ -165,7 +166,8 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not an integer of 1 or more, or there are no pictures.
+            UsageError: T is not an integer of 1 or more, there are no pictures, or the network
+                cannot take pictures of this size.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
@@ -269,6 +271,7 @@ class SpikingNetwork(nn.Module):
         The readout function returns the mean over all steps so far, [B, ...], or the means after
         each step of the last part, [steps*B, ...].
         """
+        self.graph.expect_size(pictures)
         parts = list(parts)
         own = getattr(self._engine, "bounds_memory", False) and larger is not None
         by_engine = self._by_engine(pictures, list(larger or ()) if own else parts, each_step)
@@ -448,7 +451,7 @@ class SpikeRates:
             t: Use the first t time steps of each run. None: all time steps.
 
         Raises:
-            UsageError: No run was watched, or the runs have fewer than t steps.
+            UsageError: No run was watched, or one of the runs has fewer than t steps.
         """
         return self._rate(self._spikes, t)
 
@@ -462,9 +465,10 @@ class SpikeRates:
     def _rate(self, layers: Iterable[str], t: int | None) -> float:
         spikes, size = 0.0, 0
         for name in layers:
-            steps = self._spikes[name]
-            if t is not None and not 1 <= t <= len(steps):
-                raise UsageError(f"rates of {t!r} steps; expected 1 to {len(steps)}")
+            steps, sizes = self._spikes[name], self._size[name]
+            shortest = sum(neurons == sizes[0] for neurons in sizes.values())
+            if t is not None and not 1 <= t <= shortest:  # a step that some run does not have
+                raise UsageError(f"rates of {t!r} steps; expected 1 to {shortest}")
             for step in range(len(steps) if t is None else t):
                 spikes += float(steps[step])
                 size += self._size[name][step]

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import spikedet
-from spikedet.checkpoint import Checkpoint, save
+from spikedet.checkpoint import Checkpoint, restore_graph, save
 from spikedet.classification.data import Samples
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.prepare import prepare
@@ -28,7 +29,7 @@ from spikedet.errors import SpikedetError, UsageError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
-from spikedet.networks import spiking_checkpoint
+from spikedet.networks import spiking_checkpoint, with_graph
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.stages import stage_one, stage_two
@@ -319,6 +320,30 @@ def test_fields_that_no_file_has(own, tmp_path, field, value):
     else:
         data = changed(own, change)
     refused(tmp_path / "w", data, WeightsError)
+
+
+def test_a_stage_that_is_not_that_of_the_graph(detectors):
+    """Each of the other stages, with the T that it has; else another network would run."""
+    made = {}
+    for stage in ("qc", "snn"):
+        metadata, tensors = opened(detectors[stage])
+        made[stage] = Checkpoint(**metadata["header"], tensors=tensors)
+    made["float"] = with_graph(made["qc"], prepare(Net().eval(), torch.rand(1, 3, 16, 16)))
+    for right, checkpoint in made.items():
+        for stage in {"float", "qc", "snn"} - {right}:
+            checkpoint = replace(checkpoint, stage=stage, T=None if stage == "float" else 2)
+            with pytest.raises(WeightsError, match=f"the stage is {stage}, but the graph"):
+                restore_graph(checkpoint)
+
+
+def test_spikes_that_a_network_returns_without_a_mean(own):
+    metadata, tensors = opened(own)
+    header = metadata["header"]
+    spikes = next(name for name, kind, *_ in header["graph"]["nodes"] if kind == "neuron")
+    header["graph"]["output"] = {"list": [header["graph"]["output"], {"node": spikes}]}
+    header["names"] = tuple(header["names"])
+    with pytest.raises(WeightsError, match=f"{spikes} of the graph is not a mean over time"):
+        restore_graph(Checkpoint(**header, tensors=tensors))
 
 
 @pytest.mark.parametrize("field", ["stage", "task", "model", "names", "imgsz", "T", "graph"])

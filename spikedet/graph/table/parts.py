@@ -80,22 +80,22 @@ def _size(rec: Recorder, node: fx.Node, x: Signal, dim: int) -> int:
 def slice_(rec, node: fx.Node, x: Signal, dim=0, start=None, end=None, step=1) -> Signal:
     d = dim % x.ndim
     start = start or 0
-    whole = start == 0 and step == 1 and (end is None or not isinstance(end, int) or end >= 2**62)
-    if whole:
+    if not isinstance(end, int) or end >= 2**62:
+        end = None  # to the end, at any size
+    if (start, end, step) == (0, None, 1):
         return x
-    size = _size(rec, node, x, dim)
-    start, end, step = slice(start, end, step).indices(size)
-    if (start, end, step) == (0, size, 1):
+    if (start, end, step) == (0, _size(rec, node, x, dim), 1):
         return x
     return rec.emit(node, ops.Slice(d, start, end, step), x)
 
 
 @handles("narrow")
 def narrow(rec: Recorder, node: fx.Node, x: Signal, dim: int, start: int, length: int) -> Signal:
-    return slice_(rec, node, x, dim, start, start + length)
+    end = start + length
+    return slice_(rec, node, x, dim, start, None if start < 0 and end == 0 else end)
 
 
 @handles("select")
 def select(rec: Recorder, node: fx.Node, x: Signal, dim: int, index: int) -> Signal:
-    size = _size(rec, node, x, dim)
-    return rec.emit(node, ops.Select(dim % x.ndim, index % size), x)
+    _size(rec, node, x, dim)
+    return rec.emit(node, ops.Select(dim % x.ndim, index), x)
