@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spikedet.conversion.distill import distill, relative_adam, warm_cosine
+from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
+from spikedet.errors import ConversionError, DataError, UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.record import record
 from spikedet.precision import device_of
@@ -201,7 +201,7 @@ class StageTraining:
         """Run the end-to-end pass, in place.
 
         The result is kept only if it lowers the distance to the teacher on the pictures `held_out`.
-        With a penalty on spikes the result is always kept, because fewer spikes may increase the
+        With a penalty on spikes every finite result is kept, because fewer spikes may increase the
         distance.
 
         Returns:
@@ -241,7 +241,8 @@ class StageTraining:
 
             spikes = distill(spiking, lambda first: drawn, value, options, on_step=on_step)
         spiking.chunk = chunk
-        if not options.sparsity and not mean_distance() <= before:
+        after = mean_distance()
+        if not (math.isfinite(after) if options.sparsity else after <= before):
             spiking.graph = kept
         return spikes
 
@@ -249,8 +250,7 @@ class StageTraining:
 def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         raise UsageError("loss does not return a scalar tensor that depends on the output")
-    if not value.isfinite():
-        raise TrainingError(f"the loss became {value.item()}; lower the learning rate")
+    expect_finite(value)
     optimiser.zero_grad()
     value.backward()
     optimiser.step()
