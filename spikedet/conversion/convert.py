@@ -209,14 +209,14 @@ def convert(
             _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
-        converted, spikes = SpikingNetwork(spiking, T), {}
+        converted, passed = SpikingNetwork(spiking, T), {}
         if end.steps:
-            spikes = training.end_to_end(converted, source.groups(layer_wise)[1], end)
+            passed = training.end_to_end(converted, source.groups(layer_wise)[1], end)
     converted.requires_grad_(False).eval()
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
-        "end_to_end": bool(end.steps), "end_to_end_steps": end.steps, "seed": seed,
-        "coarse": recipe.coarse, "fine": recipe.fine, **end.origin(T), **spikes,
+        "end_to_end": False, "end_to_end_steps": 0, "seed": seed,
+        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **passed,
     }  # fmt: skip
     return converted
 

@@ -197,7 +197,7 @@ class StageTraining:
 
     def end_to_end(
         self, spiking: SpikingNetwork, held_out: list[Tensor], options: EndToEnd
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Run the end-to-end pass, in place.
 
         The result is kept only if it lowers the distance to the teacher on the pictures `held_out`.
@@ -205,7 +205,7 @@ class StageTraining:
         distance.
 
         Returns:
-            The result of `distill`.
+            Entries for the origin of the network. An empty dict if the result is not kept.
         """
 
         def endless() -> Iterator[tuple[Any, ...]]:
@@ -244,7 +244,9 @@ class StageTraining:
         after = mean_distance()
         if not (math.isfinite(after) if options.sparsity else after <= before):
             spiking.graph = kept
-        return spikes
+            return {}
+        passed = {"end_to_end": True, "end_to_end_steps": options.steps}
+        return {**passed, **options.origin(spiking.T), **spikes}
 
 
 def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:

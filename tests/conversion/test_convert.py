@@ -37,3 +37,12 @@ def test_a_network_that_is_not_finite_is_not_kept(pictures):
     """Its last step broke it, so no loss shows it."""
     snn = convert(base(), pictures, end_to_end=1, end_rate=1e30, sparsity=0.1)
     assert snn(pictures[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_origin_has_the_pass_only_if_it_was_kept(pictures, kept):
+    rate = 4e-3 if kept else 50.0
+    snn = convert(base(), pictures, 4, end_to_end=20 * kept + 3, end_rate=rate, end_also=[2])
+    steps, also = (23, [2]) if kept else (0, None)
+    assert snn.origin["end_to_end"] is kept and snn.origin["end_to_end_steps"] == steps
+    assert snn.origin.get("also_for") == also
