@@ -108,7 +108,10 @@ def convert(
         per_channel: Use one threshold for each channel instead of one for each layer.
         fold_first: Fold batch norm before stage I instead of after it.
         pictures: Largest number of pictures that the layers are fitted to.
-        held: Largest number of held-out pictures. They decide what is kept of each layer.
+        held: Largest number of held-out pictures. They decide what is kept of each layer, and
+            whether the result of the end-to-end pass is kept. The layers are not fitted to them,
+            and the pass leaves out batches that hold one of them. If all batches do (there are few,
+            or a loader shuffles), it trains on all. Stage I trains on all.
         batch: Batch size in calibration.
         layer_steps: Largest number of fine-calibration steps for each layer.
         layer_loss: Loss of fine calibration: `mse` or `kl` (see `settings.LayerWise`).
@@ -144,7 +147,9 @@ def convert(
         ConversionError: An operation has no spiking counterpart. The message names it and says what
             to do.
         UsageError: An argument is outside its limits, or arguments contradict each other.
-        DataError: There are fewer than two pictures, or `batches` cannot be iterated again.
+        DataError: There are fewer than two pictures, they have different shapes, or `batches`
+            cannot be iterated again. Or a batch of one picture is too small for batch norm.
+        TrainingError: The loss of stage I or of the end-to-end pass is not finite.
 
     Examples:
         >>> snn = spikedet.convert(network, batches, T=8)
@@ -189,7 +194,7 @@ def convert(
         else device_of_weights(network)
     )
     source = Batches(batches, where)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.enable_grad():  # a caller may be without gradients
         torch.manual_seed(seed)
         example = source.first()
         teacher = FloatTeacher(network, example)
@@ -205,13 +210,15 @@ def convert(
         spiking = spiking_copy(
             graph, T, recipe.initial, recipe.shift, pooling, neuron, example[:4], margin
         )
+        if recipe.calibrated or end.steps:
+            groups = source.groups(layer_wise)
         if recipe.calibrated:
-            _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
+            _calibrate(graph, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
         converted, passed = SpikingNetwork(spiking, T), {}
         if end.steps:
-            passed = training.end_to_end(converted, source.groups(layer_wise)[1], end)
+            passed = training.end_to_end(converted, groups[1], end)
     converted.requires_grad_(False).eval()
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,

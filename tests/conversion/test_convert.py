@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import spikedet
-from spikedet.errors import TrainingError
+from spikedet.errors import DataError, TrainingError
 
 
 def base(*more):
@@ -46,3 +46,74 @@ def test_the_origin_has_the_pass_only_if_it_was_kept(pictures, kept):
     steps, also = (23, [2]) if kept else (0, None)
     assert snn.origin["end_to_end"] is kept and snn.origin["end_to_end_steps"] == steps
     assert snn.origin.get("also_for") == also
+
+
+def test_inputs_of_different_shapes_are_refused(pictures):
+    different = [torch.rand(4, 1, 8, 8), torch.rand(4, 1, 12, 12)]
+    shapes = r"inputs of different shapes: \(1, 8, 8\) and \(1, 12, 12\)"
+    for batches in (different, [*pictures, different[1]]):
+        with pytest.raises(DataError, match=shapes):
+            convert(base(), batches)
+
+
+def flat(norm):
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(6)] * norm
+    return nn.Sequential(nn.Linear(4, 6), *norms, nn.ReLU(), nn.Linear(6, 5), nn.ReLU(),
+                         nn.Linear(5, 2)).eval()  # fmt: skip
+
+
+def test_a_last_batch_of_one_picture_that_batch_norm_cannot_take():
+    batches = [torch.rand(4, 4), torch.rand(4, 4), torch.rand(1, 4)]
+    with pytest.raises(DataError, match="a batch of one picture; batch norm needs two or more"):
+        convert(flat(norm=True), batches, loss=lambda y: y.mean(), epochs=1)
+    passed = {"end_to_end": 3, "end_batch_norm": True, "method": "copy"}
+    with pytest.raises(DataError, match="drop_last=True of a DataLoader"):
+        convert(flat(norm=False), [batches[0], batches[2], batches[1]], batch=1, held=1, **passed)
+    for network, several in (
+        (flat(norm=True), batches[:2]),
+        (base(), [torch.rand(1, 1, 8, 8)] * 3),
+    ):
+        convert(network, several, loss=lambda y: y.square().mean(), epochs=1, end_to_end=1)
+
+
+def test_a_caller_without_gradients(pictures):
+    with torch.no_grad():
+        snn = convert(base(), pictures, end_to_end=2, loss=lambda y: y.square().mean(), epochs=1)
+        assert not torch.is_grad_enabled()
+    assert not snn(pictures[0]).requires_grad
+
+
+class Shuffled:
+    """Pictures in batches, in another order each time."""
+
+    def __init__(self, pictures, size):
+        self.pictures, self.size, self.times = pictures, size, 0
+
+    def __iter__(self):
+        self.times += 1
+        order = torch.randperm(
+            len(self.pictures), generator=torch.Generator().manual_seed(self.times)
+        )
+        yield from self.pictures[order].split(self.size)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_held_out_pictures_are_neither_fitted_nor_trained_on(monkeypatch, pictures, shuffled):
+    together, seen = torch.cat(pictures), {}
+    source = Shuffled(together, 2) if shuffled else pictures
+
+    def fit(quantised, spiking, fit, held_out, *others):
+        seen["fit"], seen["held"] = torch.cat(fit), torch.cat(held_out)
+
+    def train(spiking, batches, value, options, **others):
+        seen["trained"] = torch.cat([next(batches(0))[0] for _ in range(options.steps)])
+        return {}
+
+    monkeypatch.setattr("spikedet.conversion.convert.calibrate", fit)
+    monkeypatch.setattr("spikedet.conversion.stage_training.distill", train)
+    convert(base(), source, end_to_end=12, pictures=20, held=4, batch=4)
+    marks = {name: {x.sum().item() for x in seen[name]} for name in seen}
+    assert len(marks["held"]) == 4 and len(marks["fit"]) == 20
+    assert not marks["held"] & marks["fit"] and not marks["held"] & marks["trained"]
+    assert len(marks["trained"]) > 8
