@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import spikedet
+from spikedet.conversion.distill import _Pass
 from spikedet.errors import DataError, TrainingError
 
 
@@ -117,3 +118,18 @@ def test_held_out_pictures_are_neither_fitted_nor_trained_on(monkeypatch, pictur
     assert len(marks["held"]) == 4 and len(marks["fit"]) == 20
     assert not marks["held"] & marks["fit"] and not marks["held"] & marks["trained"]
     assert len(marks["trained"]) > 8
+
+
+@pytest.mark.parametrize("steps", [1, 8, 20])
+def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictures, steps):
+    parts = []
+    step = _Pass.step
+
+    def noted(training, batch, part):
+        parts.append(part)
+        return step(training, batch, part)
+
+    monkeypatch.setattr(_Pass, "step", noted)
+    convert(base(), pictures, method="copy", end_to_end=steps)
+    assert len(parts) == steps and max(parts) == 1
+    assert steps == 1 or parts[-1] < 0.05
