@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -123,7 +124,9 @@ def convert(
         end_rate: Learning rate of the end-to-end pass, relative as `rate`.
         end_batch_norm: Add batch norm during the end-to-end pass, and fold it afterwards.
         int8: Return a network with int8 weights and one scale for each output channel. The events
-            engine runs it without further rounding. The end-to-end pass trains with these weights.
+            engine runs it without further rounding, except for some layers that keep their tensors
+            (see `engines.rounding`), such as one whose neurons are an output of the network. The
+            end-to-end pass trains with these weights.
         sparsity: Weight of a penalty on synaptic operations in the end-to-end pass. Operations are
             counted in units of the float network's multiplications. The penalty gives fewer
             spikes, and so less time and energy.
@@ -146,7 +149,8 @@ def convert(
     Raises:
         ConversionError: An operation has no spiking counterpart. The message names it and says what
             to do.
-        UsageError: An argument is outside its limits, or arguments contradict each other.
+        UsageError: An argument is outside its limits, or has no effect, or arguments contradict
+            each other.
         DataError: There are fewer than two pictures, they have different shapes, or `batches`
             cannot be iterated again. Or a batch of one picture is too small for batch norm.
         TrainingError: The loss of stage I or of the end-to-end pass is not finite.
@@ -178,14 +182,21 @@ def convert(
     end.read_after(T)
     expect_pooling(pooling)
     expect_margin(margin, neuron)
-    if end_also and not end.steps:
-        raise UsageError(
-            "end_also has no effect without the end-to-end pass; set end_to_end as well"
-        )
-    if sparsity and not end.steps:
-        raise UsageError(
-            "sparsity has no effect without the end-to-end pass; set end_to_end as well"
-        )
+    first = {"noise": noise, "distill": distill}
+    if not epochs:
+        first |= {"rate": rate, "fold_first": fold_first}
+        _expect_unset(first, "without stage I; set epochs as well")
+    if recipe.plain:
+        _expect_unset(first, f"in method {method!r}; leave it out")
+    if not end.steps:
+        of_pass: dict[str, Any] = {"end_rate": end_rate, "end_batch_norm": end_batch_norm}
+        of_pass |= {"sparsity": sparsity, "end_also": end_also or None}
+        _expect_unset(of_pass, "without the end-to-end pass; set end_to_end as well")
+        if not epochs:
+            _expect_unset({"distance": distance}, "without training; set epochs or end_to_end")
+    if not recipe.calibrated:
+        whole = {"layers": layers, "layer_loss": layer_loss, "per_neuron": per_neuron}
+        _expect_unset(whole, f"in method {method!r}, which calibrates no layer; leave it out")
     if recipe.plain:
         stage_one = stage_one.plain()
     where = (
@@ -226,6 +237,22 @@ def convert(
         "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **passed,
     }  # fmt: skip
     return converted
+
+
+def _expect_unset(options: dict[str, Any], where: str) -> None:
+    """Check that arguments of `convert` that have no effect have their default values.
+
+    Args:
+        options: Values by the names of the arguments.
+        where: Where they have no effect, and what to do.
+
+    Raises:
+        UsageError: One has another value. The message names it.
+    """
+    usual = inspect.signature(convert).parameters
+    for name, value in options.items():
+        if value is not usual[name].default and value != usual[name].default:
+            raise UsageError(f"{name} has no effect {where}")
 
 
 def _expect_training(

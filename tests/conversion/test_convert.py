@@ -6,7 +6,8 @@ from torch import nn
 
 import spikedet
 from spikedet.conversion.distill import _Pass
-from spikedet.errors import DataError, TrainingError
+from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.neurons.correcting import CorrectingNeuron
 
 
 def base(*more):
@@ -133,3 +134,34 @@ def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictu
     convert(base(), pictures, method="copy", end_to_end=steps)
     assert len(parts) == steps and max(parts) == 1
     assert steps == 1 or parts[-1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"end_batch_norm": True}, "end_batch_norm has no effect without the end-to-end pass"),
+        ({"end_rate": 1e-3}, "end_rate has no effect without the end-to-end pass"),
+        ({"end_also": [1]}, "end_also has no effect without the end-to-end pass"),
+        ({"noise": 0.9}, "noise has no effect without stage I; set epochs as well"),
+        ({"rate": 0.9, "end_to_end": 1}, "rate has no effect without stage I"),
+        ({"fold_first": True}, "fold_first has no effect without stage I"),
+        ({"distance": nn.functional.mse_loss}, "distance has no effect without training"),
+        ({"layers": ["nonsense"], "method": "copy"}, "layers has no effect in method 'copy'"),
+        ({"per_neuron": True, "method": "copy"}, "per_neuron has no effect in method 'copy'"),
+        (
+            {"method": "qcfs", "noise": 0.9, "epochs": 1, "loss": nn.functional.mse_loss},
+            "noise has no effect in method 'qcfs'; leave it out",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(pictures, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        convert(base(), pictures, **options)
+
+
+def test_a_margin_that_no_neuron_has(pictures):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    options = {"neuron": "correcting", "margin": 0.5, "method": "copy"}
+    with pytest.raises(UsageError, match="this network has none of them"):
+        convert(network, pictures, **options)
+    assert convert(base(), pictures, **options).graph.only(CorrectingNeuron)[0].margin == 0.5
