@@ -13,11 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
-from spikedet.errors import UsageError, shorten
+from spikedet.errors import DataError, UsageError, shorten
 
 NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
+Group = TypeVar("Group")
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
 
@@ -265,6 +266,22 @@ class LayerWise:
         group="stage II",
     )
     batch: int = field(default=8, metadata={"least": 1})
+
+    def size_of_group(self, pictures: int) -> int:
+        """The size of the batches that some pictures are calibrated in, so that there are two.
+
+        Raises:
+            DataError: There are fewer than two pictures.
+        """
+        if pictures < 2:
+            raise DataError(f"{pictures} pictures to calibrate with; expected 2 or more")
+        return min(self.batch, self.pictures, pictures // 2)
+
+    def divided(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+        """Two or more batches: those to fit, and those that are held out, one of each at least."""
+        part = self.held / (self.pictures + self.held)
+        count = min(max(1, round(len(groups) * part)), len(groups) - 1)
+        return groups[:-count], groups[-count:]
 
 
 def _end(default: Any, help: str, name: str, **limits: Any) -> Any:

@@ -25,15 +25,16 @@ def raster(
 
     Args:
         spiking: The network.
-        pictures: [B, C, H, W]. Only the first picture is recorded.
+        pictures: [B, C, H, W], or [B, C, L]. Only the first picture is recorded.
         T: Time steps.
-        place: Row and column of the position, as fractions of the height and the width.
+        place: Row and column of the position, as fractions of the height and the width. Of [C, L],
+            L is the width.
         neurons: Number of neurons of each layer. These are the neurons that fire most often at this
             position, in the order of their channels.
 
     Returns:
         One row for each neuron and time step: `layer`, `channel`, `row` and `column` (in the map of
-        the layer; None if the layer has no positions), `T` (the time step, from 1 on), and `spike`
+        the layer; None if the layer has none), `T` (the time step, from 1 on), and `spike`
         (1 for a spike of either sign, else 0).
     """
     recorder = Recorder(spiking)
@@ -43,12 +44,12 @@ def raster(
         for layer in recorder.neurons:
             spikes = recorder.now[layer.name][0]
             row = column = None
-            if spikes.ndim == 3:
-                row, column = (
-                    min(size - 1, int(part * size))
-                    for part, size in zip(place, spikes.shape[1:], strict=True)
-                )
-                spikes = spikes[:, row, column]
+            if spikes.ndim > 1:
+                column = _at(place[1], spikes.shape[-1])
+                spikes = spikes[..., column]
+            if spikes.ndim > 1:
+                row = _at(place[0], spikes.shape[-1])
+                spikes = spikes[..., row]
             places[layer.name] = row, column
             heard.setdefault(layer.name, []).append(spikes.flatten())
     rows = []
@@ -63,3 +64,8 @@ def raster(
                 for t, spike in enumerate(spikes[:, channel].tolist(), 1)
             ]
     return rows
+
+
+def _at(part: float, size: int) -> int:
+    """The position at a fraction of a side."""
+    return min(size - 1, int(part * size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -108,7 +109,10 @@ def convert(
         per_channel: Use one threshold for each channel instead of one for each layer.
         fold_first: Fold batch norm before stage I instead of after it.
         pictures: Largest number of pictures that the layers are fitted to.
-        held: Largest number of held-out pictures. They decide what is kept of each layer.
+        held: Largest number of held-out pictures. They decide what is kept of each layer, and
+            whether the result of the end-to-end pass is kept. The layers are not fitted to them,
+            and the pass leaves out batches that hold one of them. If all batches do (there are few,
+            or a loader shuffles), it trains on all. Stage I trains on all.
         batch: Batch size in calibration.
         layer_steps: Largest number of fine-calibration steps for each layer.
         layer_loss: Loss of fine calibration: `mse` or `kl` (see `settings.LayerWise`).
@@ -120,7 +124,9 @@ def convert(
         end_rate: Learning rate of the end-to-end pass, relative as `rate`.
         end_batch_norm: Add batch norm during the end-to-end pass, and fold it afterwards.
         int8: Return a network with int8 weights and one scale for each output channel. The events
-            engine runs it without further rounding. The end-to-end pass trains with these weights.
+            engine runs it without further rounding, except for some layers that keep their tensors
+            (see `engines.rounding`), such as one whose neurons are an output of the network. The
+            end-to-end pass trains with these weights.
         sparsity: Weight of a penalty on synaptic operations in the end-to-end pass. Operations are
             counted in units of the float network's multiplications. The penalty gives fewer
             spikes, and so less time and energy.
@@ -143,8 +149,11 @@ def convert(
     Raises:
         ConversionError: An operation has no spiking counterpart. The message names it and says what
             to do.
-        UsageError: An argument is outside its limits, or arguments contradict each other.
-        DataError: There are fewer than two pictures, or `batches` cannot be iterated again.
+        UsageError: An argument is outside its limits, or has no effect, or arguments contradict
+            each other.
+        DataError: There are fewer than two pictures, they have different shapes, or `batches`
+            cannot be iterated again. Or a batch of one picture is too small for batch norm.
+        TrainingError: The loss of stage I or of the end-to-end pass is not finite.
 
     Examples:
         >>> snn = spikedet.convert(network, batches, T=8)
@@ -173,14 +182,21 @@ def convert(
     end.read_after(T)
     expect_pooling(pooling)
     expect_margin(margin, neuron)
-    if end_also and not end.steps:
-        raise UsageError(
-            "end_also has no effect without the end-to-end pass; set end_to_end as well"
-        )
-    if sparsity and not end.steps:
-        raise UsageError(
-            "sparsity has no effect without the end-to-end pass; set end_to_end as well"
-        )
+    first = {"noise": noise, "distill": distill}
+    if not epochs:
+        first |= {"rate": rate, "fold_first": fold_first}
+        _expect_unset(first, "without stage I; set epochs as well")
+    if recipe.plain:
+        _expect_unset(first, f"in method {method!r}; leave it out")
+    if not end.steps:
+        of_pass: dict[str, Any] = {"end_rate": end_rate, "end_batch_norm": end_batch_norm}
+        of_pass |= {"sparsity": sparsity, "end_also": end_also or None}
+        _expect_unset(of_pass, "without the end-to-end pass; set end_to_end as well")
+        if not epochs:
+            _expect_unset({"distance": distance}, "without training; set epochs or end_to_end")
+    if not recipe.calibrated:
+        whole = {"layers": layers, "layer_loss": layer_loss, "per_neuron": per_neuron}
+        _expect_unset(whole, f"in method {method!r}, which calibrates no layer; leave it out")
     if recipe.plain:
         stage_one = stage_one.plain()
     where = (
@@ -189,7 +205,7 @@ def convert(
         else device_of_weights(network)
     )
     source = Batches(batches, where)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.enable_grad():  # a caller may be without gradients
         torch.manual_seed(seed)
         example = source.first()
         teacher = FloatTeacher(network, example)
@@ -205,20 +221,38 @@ def convert(
         spiking = spiking_copy(
             graph, T, recipe.initial, recipe.shift, pooling, neuron, example[:4], margin
         )
+        if recipe.calibrated or end.steps:
+            groups = source.groups(layer_wise)
         if recipe.calibrated:
-            _calibrate(graph, spiking, source.groups(layer_wise), T, layer_wise, progress)
+            _calibrate(graph, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
-        converted, spikes = SpikingNetwork(spiking, T), {}
+        converted, passed = SpikingNetwork(spiking, T), {}
         if end.steps:
-            spikes = training.end_to_end(converted, source.groups(layer_wise)[1], end)
+            passed = training.end_to_end(converted, groups[1], end)
     converted.requires_grad_(False).eval()
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
-        "end_to_end": bool(end.steps), "end_to_end_steps": end.steps, "seed": seed,
-        "coarse": recipe.coarse, "fine": recipe.fine, **end.origin(T), **spikes,
+        "end_to_end": False, "end_to_end_steps": 0, "seed": seed,
+        "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **passed,
     }  # fmt: skip
     return converted
+
+
+def _expect_unset(options: dict[str, Any], where: str) -> None:
+    """Check that arguments of `convert` that have no effect have their default values.
+
+    Args:
+        options: Values by the names of the arguments.
+        where: Where they have no effect, and what to do.
+
+    Raises:
+        UsageError: One has another value. The message names it.
+    """
+    usual = inspect.signature(convert).parameters
+    for name, value in options.items():
+        if value is not usual[name].default and value != usual[name].default:
+            raise UsageError(f"{name} has no effect {where}")
 
 
 def _expect_training(

@@ -53,7 +53,7 @@ def distill(
         loss: Function that runs the network on a batch and returns a scalar.
         options: `steps`, `rate`, `batch_norm`, `int8` and `sparsity` are used. With `int8`,
             gradients pass the rounding unchanged.
-        warmup: Training steps of warm-up.
+        warmup: Training steps of warm-up, but at most a tenth of all.
         state: State of an interrupted pass to continue from, as `on_round` got it last.
         on_step: Function that is called with each training step and its loss.
         on_round: Function that is called after each round with the state of the pass: `step`
@@ -67,9 +67,11 @@ def distill(
     Raises:
         UsageError: `int8` and `batch_norm` are both set, or an option is outside its limits.
         NoIntegers: With `int8`: the integer engines do not support the network.
+        TrainingError: The loss is not finite. Then the network is useless.
         ValueError, KeyError, RuntimeError: The state belongs to another network.
     """
     expect_limits(options)
+    warmup = min(warmup, options.steps // 10)
     _weigh_steps(spiking)
     training = _Pass(spiking, loss, options)
     beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -167,6 +169,7 @@ class _Pass:
             group["lr"] = group["peak"] * part
         with contextlib.nullcontext() if self.rounder is None else self.rounder.applied():
             value = self._value(batch)
+            expect_finite(value)
             self.optimiser.zero_grad()
             value.backward()
         self.optimiser.step()
@@ -192,6 +195,16 @@ def relative_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
         groups.append({"params": [(name, parameter)], "peak": rate * (1.0 if relative else size)})
     network.requires_grad_(True)
     return torch.optim.Adam(groups)
+
+
+def expect_finite(loss: Tensor) -> None:
+    """Check the loss of a training step.
+
+    Raises:
+        TrainingError: It is infinite or not a number.
+    """
+    if not loss.isfinite():
+        raise TrainingError(f"the loss became {loss.item()}; lower the learning rate")
 
 
 def warm_cosine(step: int, steps: int, warmup: int) -> float:

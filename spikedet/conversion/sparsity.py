@@ -1,11 +1,11 @@
 """A penalty on the synaptic operations that spikes cause, for stage I and the end-to-end pass.
 
-The cost of a spike is its fan-out: the number of weights that are added for it. This costs time on
-a CPU with the events engine, and energy on a chip. A spike of a layer with many outputs can cost a
-hundred times as much as a spike of the last layer. So a penalty on the spike rate alone would
-silence the wrong neurons. The operations are counted in units of the float network's
-multiplications, so that the numbers are comparable for all networks, picture sizes and T. For
-example, 0.1 means a tenth of these multiplications in each time step.
+The cost of a spike is its fan-out: the number of additions that it causes, counted as in
+`analysis.operations`. This costs time on a CPU with the events engine, and energy on a chip. A
+spike of a layer with many outputs can cost a hundred times as much as a spike of the last layer. So
+a penalty on the spike rate alone would silence the wrong neurons. The operations are counted in
+units of the float network's multiplications, so that the numbers are comparable for all networks,
+picture sizes and T. For example, 0.1 means a tenth of these multiplications in each time step.
 
 In stage I there are no spikes yet. But a quantised activation of k / T becomes k spikes in T steps,
 so the operations are known there too. Neurons that take back spikes send more spikes than that.
@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedet.graph.graph import INPUT, Graph, Node
-from spikedet.graph.operations import NORMS, WEIGHTED
-from spikedet.graph.time import CONSTANT, STEPWISE, phases
-from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, per_channel
+from spikedet.graph.graph import Graph, Node
+from spikedet.graph.time import STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, per_channel
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import device_of
 from spikedet.runtime.network import Pass, watching
+from spikedet.synapses import Synapses, analog_multiplies
 
 
 class Operations:
@@ -39,8 +39,8 @@ class Operations:
             neurons and after the last neurons run once for all time steps.
 
     Attributes:
-        fan_out: Mean number of weights that are added for a spike, for each layer of neurons. It
-            holds for the picture size at which the graph was recorded.
+        fan_out: Mean number of additions for a spike, for each layer of neurons. It holds for the
+            picture size at which the graph was recorded.
     """
 
     def __init__(self, graph: Graph):
@@ -146,57 +146,23 @@ def _hook(share: float) -> Callable[[nn.Module, Any, Tensor], None]:
     return count
 
 
-def _shares(graph: Graph, fans: dict[str, float]) -> dict[str, float]:
-    """The share of each layer in the operations of a step in which every neuron sends a spike."""
-    operations = {name: number * math.prod(graph.shapes[name]) for name, number in fans.items()}
-    most = sum(operations.values()) or 1.0
-    return {name: number / most for name, number in operations.items()}
-
-
 def fan_out(graph: Graph) -> dict[str, float]:
-    """The mean fan-out of a spike for each layer of neurons or quantisers, by its name.
+    """The mean number of operations that a spike causes, for each layer of neurons or quantisers.
 
-    All weights are set to 1. Then the fan-out is the derivative of the sum of all outputs with
-    respect to the spikes. This is correct for strides, borders, groups, up-sampling and
-    concatenations.
+    Args:
+        graph: Spiking graph, or stage-I graph.
     """
+    return Synapses(graph, graph.shapes, device_of(graph)).costs()
+
+
+def _shares(graph: Graph, fans: dict[str, float]) -> dict[str, float]:
+    """The operations of a step in which every neuron of a layer sends a spike, for each layer.
+
+    The unit is the multiplications of the float network's layers that run in every step.
+    """
+    operations = {name: number * math.prod(graph.shapes[name]) for name, number in fans.items()}
     when = phases(graph)
-    during = [name for name in graph.edges if when[name] == STEPWISE]
-    leaves: dict[str, Tensor] = {}
-    total: list[Tensor] = []
-    device = device_of(graph)
-
-    def call(node: Node, inputs: list[Tensor]) -> Tensor:
-        module = node.module
-        if isinstance(module, (IFNeuron, QuantClip)):
-            leaves[node.name] = torch.ones(graph.shapes[node.name], device=device)
-            return leaves[node.name].requires_grad_(True)
-        if isinstance(module, WEIGHTED):
-            ones = {"weight": torch.ones_like(module.weight)}
-            if module.bias is not None:
-                ones["bias"] = torch.zeros_like(module.bias)
-            output = torch.func.functional_call(module, ones, (inputs[0],))
-            total.append(output.sum())
-            return torch.zeros_like(output)
-        if isinstance(module, SpikingMaxPool):
-            return module.pool(inputs[0])
-        if isinstance(module, NORMS):
-            return inputs[0]
-        return module(*inputs)
-
-    known = {
-        name: torch.zeros(graph.shapes[name], device=device)
-        for name in (INPUT, *graph.edges)
-        if when[name] == CONSTANT
-    }
-    with torch.enable_grad():
-        graph.run(during, known, (), call)
-        names = list(leaves)
-        tensors = [leaves[name] for name in names]
-        if not total:
-            return dict.fromkeys(names, 0.0)
-        gradients = torch.autograd.grad(torch.stack(total).sum(), tensors, allow_unused=True)
-    return {
-        name: 0.0 if grad is None else grad.mean().item()
-        for name, grad in zip(names, gradients, strict=True)
-    }
+    by_layer = analog_multiplies(graph, graph.shapes).items()
+    unit = float(sum(number for name, number in by_layer if when[name] == STEPWISE))
+    unit = unit or sum(operations.values()) or 1.0  # no weights read spikes; nothing reads them
+    return {name: number / unit for name, number in operations.items()}

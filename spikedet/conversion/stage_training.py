@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spikedet.conversion.distill import distill, relative_adam, warm_cosine
+from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
-from spikedet.graph.graph import Graph
+from spikedet.errors import ConversionError, DataError, UsageError
+from spikedet.graph.graph import Graph, Node
+from spikedet.graph.operations import NORMS, WEIGHTED
 from spikedet.graph.record import record
+from spikedet.graph.time import CONSTANT, phases
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd, LayerWise
@@ -59,17 +61,32 @@ class Batches:
         """The first pictures, at least two: [B, ...].
 
         Raises:
-            DataError: There is only one picture.
+            DataError: There is only one picture, or they have different shapes.
         """
         batches: list[Tensor] = []
         for pictures in self.pictures(8):
             batches.append(pictures)
             if sum(map(len, batches)) >= 8:
                 break
-        example = torch.cat(batches)
+        example = _together(batches)
         if len(example) < 2:
             raise DataError("one picture; expected two or more")
         return example
+
+    def without(self, pictures: list[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """Yield the batches that hold none of some pictures, or all batches if there are none.
+
+        Args:
+            pictures: Groups of pictures, [B, ...] each.
+        """
+        left_out = {mark for group in pictures for mark in _marks(group)}
+        found = False
+        for parts in self:
+            if left_out.isdisjoint(_marks(parts[0])):
+                found = True
+                yield parts
+        if not found:
+            yield from self
 
     def pictures(self, most: float = math.inf) -> Iterator[Tensor]:
         """Yield the input of each batch, until at least `most` pictures were given."""
@@ -84,16 +101,29 @@ class Batches:
         """Split the first pictures into groups of equal size: to fit, and held out.
 
         Raises:
-            DataError: There are fewer than two pictures.
+            DataError: There are fewer than two pictures, or they have different shapes.
         """
-        fit, held_out = options.pictures, options.held
-        together = torch.cat(list(self.pictures(fit + held_out)))[: fit + held_out]
-        if len(together) < 2:
-            raise DataError(f"{len(together)} pictures to calibrate with; expected 2 or more")
-        size = min(options.batch, fit, len(together) // 2)
-        groups = [group for group in together.split(size) if len(group) == size]
-        count = max(1, min(len(groups) - 1, round(len(groups) * held_out / (fit + held_out))))
-        return groups[:-count], groups[-count:]
+        most = options.pictures + options.held
+        together = _together(list(self.pictures(most)))[:most]
+        size = options.size_of_group(len(together))
+        return options.divided([group for group in together.split(size) if len(group) == size])
+
+
+def _together(batches: list[Tensor]) -> Tensor:
+    """Pictures of several batches as one tensor.
+
+    Raises:
+        DataError: They have different shapes.
+    """
+    shapes = list(dict.fromkeys(tuple(batch.shape[1:]) for batch in batches))
+    if len(shapes) > 1:
+        raise DataError(f"inputs of different shapes: {shapes[0]} and {shapes[1]}; expected one")
+    return torch.cat(batches)
+
+
+def _marks(pictures: Tensor) -> list[int]:
+    """A number for each picture, by which it is found again."""
+    return [hash(picture.tobytes()) for picture in pictures.detach().float().cpu().numpy()]
 
 
 class FloatTeacher:
@@ -174,8 +204,15 @@ class StageTraining:
         """Run stage I (eq 12-15), in place.
 
         The training loss is `loss`, plus `weight` times the distance to the teacher.
+
+        Raises:
+            DataError: A batch has one picture, and the network normalises over pictures alone.
+            TrainingError: The loss is not finite.
         """
-        steps = epochs * sum(1 for _ in self.source)
+        sizes = [len(parts[0]) for parts in self.source]
+        steps = epochs * len(sizes)
+        if any(_values(graph, node) == 1 for node in graph.of(NORMS)):
+            _expect_several(min(sizes))
         optimiser = relative_adam(graph, rate)
         graph.train()
         with Bar(total=steps, desc="stage I", shown=self.progress) as bar:
@@ -197,22 +234,30 @@ class StageTraining:
 
     def end_to_end(
         self, spiking: SpikingNetwork, held_out: list[Tensor], options: EndToEnd
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Run the end-to-end pass, in place.
 
+        It trains on the batches without pictures `held_out`, or on all if there is no such batch.
         The result is kept only if it lowers the distance to the teacher on the pictures `held_out`.
-        With a penalty on spikes the result is always kept, because fewer spikes may increase the
+        With a penalty on spikes every finite result is kept, because fewer spikes may increase the
         distance.
 
         Returns:
-            The result of `distill`.
+            Entries for the origin of the network. An empty dict if the result is not kept.
+
+        Raises:
+            DataError: With `options.batch_norm`: a batch has one picture, and a layer would be
+                normalised over pictures alone.
+            TrainingError: The loss is not finite.
         """
 
         def endless() -> Iterator[tuple[Any, ...]]:
             while True:
-                yield from self.source
+                yield from self.source.without(held_out)
 
         def value(parts: tuple[Any, ...]) -> Tensor:
+            if alone:
+                _expect_several(len(parts[0]))
             spiking.chunk = len(parts[0]) * spiking.T
             wanted, values = self.teacher(parts[0]), []
             for output in spiking.after(parts[0], steps):
@@ -230,6 +275,11 @@ class StageTraining:
             ]
             return sum(each) / len(each)
 
+        graph, when = spiking.graph, phases(spiking.graph)
+        alone = options.batch_norm and any(  # not even the steps are beside them
+            _values(graph, node) == 1 and (when[node.name] == CONSTANT or spiking.T == 1)
+            for node in graph.of(WEIGHTED)
+        )
         drawn = endless()  # of all rounds: they see every batch, however many there are
         chunk, steps = spiking.chunk, options.read_after(spiking.T)
         kept, before = copy.deepcopy(spiking.graph), mean_distance()
@@ -241,16 +291,31 @@ class StageTraining:
 
             spikes = distill(spiking, lambda first: drawn, value, options, on_step=on_step)
         spiking.chunk = chunk
-        if not options.sparsity and not mean_distance() <= before:
+        after = mean_distance()
+        if not (math.isfinite(after) if options.sparsity else after <= before):
             spiking.graph = kept
-        return spikes
+            return {}
+        passed = {"end_to_end": True, "end_to_end_steps": options.steps}
+        return {**passed, **options.origin(spiking.T), **spikes}
+
+
+def _values(graph: Graph, node: Node) -> int:
+    """The values of a channel in the output of a node for one picture."""
+    return math.prod(graph.shapes[node.name][2:])
+
+
+def _expect_several(pictures: int) -> None:
+    if pictures < 2:
+        raise DataError(
+            "a batch of one picture; batch norm needs two or more, so leave it out (drop_last=True "
+            "of a DataLoader)"
+        )
 
 
 def _step(optimiser: torch.optim.Optimizer, value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         raise UsageError("loss does not return a scalar tensor that depends on the output")
-    if not value.isfinite():
-        raise TrainingError(f"the loss became {value.item()}; lower the learning rate")
+    expect_finite(value)
     optimiser.zero_grad()
     value.backward()
     optimiser.step()

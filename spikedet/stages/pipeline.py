@@ -14,6 +14,7 @@ Conversion (both stages) reads float weights and writes `out`. The run of stage 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -233,7 +234,7 @@ class Calibration:
             task, checkpoint, network, self.train, plan, teacher, state, on_step
         )
         after = loss()
-        wins = after < before or plan.end.sparsity > 0
+        wins = after < before or (plan.end.sparsity > 0 and math.isfinite(after))
         path = self.out if wins else last_file(self.out)
         judged = stage_two.tuning_count(self.tune, plan)
         self.watcher.say(

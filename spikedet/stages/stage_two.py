@@ -21,7 +21,7 @@ from spikedet.conversion.distill import distill
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import StoredOutputs
 from spikedet.engines.rounding import Rounder
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.networks import (
     example,
@@ -112,22 +112,18 @@ def layer_wise(
     """
     layers = plan.layers
     chosen = samples.pick(layers.pictures + layers.held, plan.seed)
-    if len(chosen) < 2:
-        raise DataError(f"{len(chosen)} pictures to calibrate with; expected 2 or more")
-    size = min(layers.batch, layers.pictures, len(chosen) // 2)
+    size = layers.size_of_group(len(chosen))
     form, device = layout(network), device_of(network)
     pictures = [
         batch.to(device, memory_format=form)
         for batch in chosen.pictures(checkpoint, size)
         if len(batch) == size
     ]
-    part = layers.held / (layers.pictures + layers.held)
-    count = min(max(1, round(len(pictures) * part)), len(pictures) - 1)
     target = graph_of(task, teacher or checkpoint)
     if teacher is not None:
         prepare(target, example(checkpoint.imgsz))
     target.to(device).to(memory_format=form)
-    fit, held_out = pictures[:-count], pictures[-count:]
+    fit, held_out = layers.divided(pictures)
     reports = calibrate(target, network, fit, held_out, checkpoint.time_steps, layers, report)
     return reports, size * len(fit), size * len(held_out)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from spikedet.analysis.compare import Comparison, ReadoutError, Reference, cosine
 from spikedet.analysis.raster import raster
@@ -23,6 +24,7 @@ from spikedet.released import released
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import LayerWise
 from support.commands import BAD, command
+from support.stages import quantised, spiking_copy
 
 T = 8
 
@@ -162,6 +164,26 @@ def test_a_raster_holds_who_fires_most_at_a_place(stages, pictures):
             sums[row["channel"]] = sums.get(row["channel"], 0) + row["spike"]
         assert sums == {c: fired[c].item() for c in sums}
         assert sorted(sums.values()) == fired.sort().values[-3:].tolist()
+
+
+def test_a_raster_of_sequences():
+    """Layers [C, L] have positions, those [C] have none."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv1d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    series = torch.rand(3, 2, 8)
+    spiking = SpikingNetwork(spiking_copy(quantised(network.eval(), [series], T)), T)
+    rows = raster(spiking, series, T, place=(0.0, 0.99), neurons=9)
+    wide, flat = ([r for r in rows if r["layer"] == name] for name in ("1", "4"))
+    assert {row["channel"] for row in wide} == set(range(5)) and len(wide) == 5 * T
+    assert {(row["row"], row["column"]) for row in wide} == {(None, 5)}
+    assert {(row["row"], row["column"]) for row in flat} == {(None, None)} and len(flat) == 4 * T
+    recorder = Recorder(spiking)
+    list(recorder.run(series[:1], T))
+    fired = recorder.neurons[0].fired[0][:, 5]
+    for channel in range(5):
+        assert sum(r["spike"] for r in wide if r["channel"] == channel) == fired[channel]
 
 
 def test_the_first_layer_is_the_quantiser(stages, pictures):

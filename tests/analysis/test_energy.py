@@ -9,8 +9,6 @@ from torch import nn
 
 from spikedet.analysis.estimate import EnergyEstimate
 from spikedet.analysis.operations import (
-    _adaptive_windows,
-    fan_out,
     measure_cost,
     multiply_accumulates,
     picojoules,
@@ -23,6 +21,7 @@ from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
 from spikedet.released import released
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.synapses import _adaptive_windows, fan_out
 from support.commands import BAD, command
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikedet.analysis import operations
+from spikedet import synapses
 from spikedet.analysis.operations import measure_cost
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.batch_norm import beside_batch_norm
@@ -470,7 +470,7 @@ def test_operations_are_counted_on_the_device_of_the_network(
 ):
     _, spiking = stages
     # pretended tensors cannot be put into fresh layers
-    monkeypatch.setattr(operations, "fan_out", lambda layer, _: layer.weight.sum() * 0 + 9)
+    monkeypatch.setattr(synapses, "fan_out", lambda layer, _: layer.weight.sum() * 0 + 9)
     with pretended_gpu:
         pictures = torch.zeros(batches[0].shape, device="cuda")
         cost = measure_cost(SpikingNetwork(pretend(spiking), 4), [pictures], 4)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import spikedet
+from spikedet.analysis.operations import costs_of_spikes, multiply_accumulates
 from spikedet.conversion.sparsity import Operations, StageOnePenalty, fan_out
 from spikedet.errors import UsageError
 from spikedet.neurons.quantize import QuantClip
@@ -28,20 +29,69 @@ def test_fan_out_of_simple_layers():
     assert counts[1:] == [4 * 2, 5, 0]  # up-sampled to four places; the readout is no step
 
 
+class Changed(nn.Module):
+    """Spikes that something happens to before a convolution reads them."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.other, self.last, self.change = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1), change
+
+    def forward(self, x):
+        changed = self.change(self.first(x).relu(), self.other(x).relu())
+        return self.last(self.second(changed).relu())
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [
+        (lambda x, y: -x, 1), (lambda x, y: x * 0.1, 1), (lambda x, y: 3 - x, 1),
+        (lambda x, y: x + y, 2), (lambda x, y: x - y, 2),
+        (lambda x, y: nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False), None),
+        (lambda x, y: nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), size=6), 4),
+    ],
+    ids=["negative", "scaled", "shifted", "sum", "difference", "average", "coarse"],
+)  # fmt: skip
+def test_every_spike_counts_whatever_is_done_to_it(change, most):
+    """As in analysis. All together cause `most` times the float network's multiplications."""
+    picture = torch.rand(2, 1, 6, 6)
+    graph = quantised(Changed(change).eval(), [picture], 4)
+    fans = fan_out(graph)
+    copied = spiking_copy(graph)
+    assert fan_out(copied) == pytest.approx(fans)
+    costs = costs_of_spikes(SpikingNetwork(copied, 4), picture[:1])
+    assert costs == pytest.approx(fans) and min(costs.values()) >= 0 < sum(costs.values())
+    total = sum(torch.Size(graph.shapes[name]).numel() * fans[name] for name in fans)
+    by_hand = 4 * 4 * (6 * 3 - 2) ** 2  # of the only layer that reads spikes in each step
+    if most:
+        assert total == pytest.approx(most * by_hand)
+    rates, penalty = [], StageOnePenalty(graph, 1.0)
+    for node in graph.of((QuantClip,)):
+        node.module.register_forward_hook(lambda module, _, x: rates.append(x / module.threshold))
+    with torch.no_grad(), penalty.counted() as seen:
+        graph(picture)
+    share = sum(
+        x.mean().item() * fans[name] * torch.Size(graph.shapes[name]).numel()
+        for x, name in zip(rates, fans, strict=True)
+    )
+    assert penalty.of(seen).item() == pytest.approx(share / by_hand, rel=1e-5)
+
+
 def test_operations_are_those_counted_by_hand():
     torch.manual_seed(0)
     pictures = torch.rand(3, 3, 16, 24)
     graph = spiking(Joined(), pictures)
     operations, spikes = Operations(graph), {}
+    each = multiply_accumulates(graph, pictures[:1])
+    total = sum(each[name] for name in ("second", "third", "short", "mix"))  # in every step
     for chunk in (5 * 3, 2 * 3, 3):  # all steps at once, unequal parts, and one after the other
         network = SpikingNetwork(graph, 5, chunk=chunk)
         with operations.counted(), network.spike_rates() as rates:
             network(pictures)
-        share, total = 0.0, 0.0
+        share = 0.0
         for name, rate in rates.by_layer().items():
             neurons = torch.Size(graph.shapes[name]).numel()
             share += rate * neurons * operations.fan_out[name]
-            total += neurons * operations.fan_out[name]
         spikes[chunk] = operations.part().item()
         assert spikes[chunk] == pytest.approx(share / total, rel=1e-5)
     assert 0 < spikes[3] < 1

@@ -1,0 +1,167 @@
+"""`convert`: what it refuses, what it keeps, and what it records of that."""
+
+import pytest
+import torch
+from torch import nn
+
+import spikedet
+from spikedet.conversion.distill import _Pass
+from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.neurons.correcting import CorrectingNeuron
+
+
+def base(*more):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3), *more,
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def pictures():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(8, 1, 8, 8, generator=generator) for _ in range(3)]
+
+
+def convert(network, batches, T=2, **options):
+    options = {"layer_steps": 1, **options}
+    return spikedet.convert(network, batches, T, progress=False, **options)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1])
+def test_a_pass_that_diverges_is_an_error(pictures, sparsity):
+    with pytest.raises(TrainingError, match="the loss became nan; lower the learning rate"):
+        convert(base(), pictures, method="copy", end_to_end=30, end_rate=1e30, sparsity=sparsity)
+
+
+def test_a_network_that_is_not_finite_is_not_kept(pictures):
+    """Its last step broke it, so no loss shows it."""
+    snn = convert(base(), pictures, end_to_end=1, end_rate=1e30, sparsity=0.1)
+    assert snn(pictures[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_origin_has_the_pass_only_if_it_was_kept(pictures, kept):
+    rate = 4e-3 if kept else 50.0
+    snn = convert(base(), pictures, 4, end_to_end=20 * kept + 3, end_rate=rate, end_also=[2])
+    steps, also = (23, [2]) if kept else (0, None)
+    assert snn.origin["end_to_end"] is kept and snn.origin["end_to_end_steps"] == steps
+    assert snn.origin.get("also_for") == also
+
+
+def test_inputs_of_different_shapes_are_refused(pictures):
+    different = [torch.rand(4, 1, 8, 8), torch.rand(4, 1, 12, 12)]
+    shapes = r"inputs of different shapes: \(1, 8, 8\) and \(1, 12, 12\)"
+    for batches in (different, [*pictures, different[1]]):
+        with pytest.raises(DataError, match=shapes):
+            convert(base(), batches)
+
+
+def flat(norm):
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(6)] * norm
+    return nn.Sequential(nn.Linear(4, 6), *norms, nn.ReLU(), nn.Linear(6, 5), nn.ReLU(),
+                         nn.Linear(5, 2)).eval()  # fmt: skip
+
+
+def test_a_last_batch_of_one_picture_that_batch_norm_cannot_take():
+    batches = [torch.rand(4, 4), torch.rand(4, 4), torch.rand(1, 4)]
+    with pytest.raises(DataError, match="a batch of one picture; batch norm needs two or more"):
+        convert(flat(norm=True), batches, loss=lambda y: y.mean(), epochs=1)
+    passed = {"end_to_end": 3, "end_batch_norm": True, "method": "copy"}
+    with pytest.raises(DataError, match="drop_last=True of a DataLoader"):
+        convert(flat(norm=False), [batches[0], batches[2], batches[1]], batch=1, held=1, **passed)
+    for network, several in (
+        (flat(norm=True), batches[:2]),
+        (base(), [torch.rand(1, 1, 8, 8)] * 3),
+    ):
+        convert(network, several, loss=lambda y: y.square().mean(), epochs=1, end_to_end=1)
+
+
+def test_a_caller_without_gradients(pictures):
+    with torch.no_grad():
+        snn = convert(base(), pictures, end_to_end=2, loss=lambda y: y.square().mean(), epochs=1)
+        assert not torch.is_grad_enabled()
+    assert not snn(pictures[0]).requires_grad
+
+
+class Shuffled:
+    """Pictures in batches, in another order each time."""
+
+    def __init__(self, pictures, size):
+        self.pictures, self.size, self.times = pictures, size, 0
+
+    def __iter__(self):
+        self.times += 1
+        order = torch.randperm(
+            len(self.pictures), generator=torch.Generator().manual_seed(self.times)
+        )
+        yield from self.pictures[order].split(self.size)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_held_out_pictures_are_neither_fitted_nor_trained_on(monkeypatch, pictures, shuffled):
+    together, seen = torch.cat(pictures), {}
+    source = Shuffled(together, 2) if shuffled else pictures
+
+    def fit(quantised, spiking, fit, held_out, *others):
+        seen["fit"], seen["held"] = torch.cat(fit), torch.cat(held_out)
+
+    def train(spiking, batches, value, options, **others):
+        seen["trained"] = torch.cat([next(batches(0))[0] for _ in range(options.steps)])
+        return {}
+
+    monkeypatch.setattr("spikedet.conversion.convert.calibrate", fit)
+    monkeypatch.setattr("spikedet.conversion.stage_training.distill", train)
+    convert(base(), source, end_to_end=12, pictures=20, held=4, batch=4)
+    marks = {name: {x.sum().item() for x in seen[name]} for name in seen}
+    assert len(marks["held"]) == 4 and len(marks["fit"]) == 20
+    assert not marks["held"] & marks["fit"] and not marks["held"] & marks["trained"]
+    assert len(marks["trained"]) > 8
+
+
+@pytest.mark.parametrize("steps", [1, 8, 20])
+def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictures, steps):
+    parts = []
+    step = _Pass.step
+
+    def noted(training, batch, part):
+        parts.append(part)
+        return step(training, batch, part)
+
+    monkeypatch.setattr(_Pass, "step", noted)
+    convert(base(), pictures, method="copy", end_to_end=steps)
+    assert len(parts) == steps and max(parts) == 1
+    assert steps == 1 or parts[-1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"end_batch_norm": True}, "end_batch_norm has no effect without the end-to-end pass"),
+        ({"end_rate": 1e-3}, "end_rate has no effect without the end-to-end pass"),
+        ({"end_also": [1]}, "end_also has no effect without the end-to-end pass"),
+        ({"noise": 0.9}, "noise has no effect without stage I; set epochs as well"),
+        ({"rate": 0.9, "end_to_end": 1}, "rate has no effect without stage I"),
+        ({"fold_first": True}, "fold_first has no effect without stage I"),
+        ({"distance": nn.functional.mse_loss}, "distance has no effect without training"),
+        ({"layers": ["nonsense"], "method": "copy"}, "layers has no effect in method 'copy'"),
+        ({"per_neuron": True, "method": "copy"}, "per_neuron has no effect in method 'copy'"),
+        (
+            {"method": "qcfs", "noise": 0.9, "epochs": 1, "loss": nn.functional.mse_loss},
+            "noise has no effect in method 'qcfs'; leave it out",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(pictures, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        convert(base(), pictures, **options)
+
+
+def test_a_margin_that_no_neuron_has(pictures):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    options = {"neuron": "correcting", "margin": 0.5, "method": "copy"}
+    with pytest.raises(UsageError, match="this network has none of them"):
+        convert(network, pictures, **options)
+    assert convert(base(), pictures, **options).graph.only(CorrectingNeuron)[0].margin == 0.5
