@@ -459,6 +459,34 @@ def test_boxes_of_the_picture_as_it_is_shown(format, turn, tmp_path):
         assert doubtful == []
 
 
+@pytest.mark.parametrize("sizes", ["stored", "unknown"])
+def test_all_boxes_of_a_data_set_are_read_by_one_convention(sizes, tmp_path):
+    """Tags that keep the size of a picture are ignored if tags that exchange its sides are."""
+    folder = write_coco(tmp_path / "shapes")
+    path = folder / "annotations/instances_val.json"
+    turns = dict(zip(sorted(folder.rglob("val*.jpg")), (6, 2, 3, 4), strict=True))
+    for picture, turn in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        with Image.open(picture) as image:
+            image.convert("RGB").save(picture, quality=98, subsampling=0, exif=exif)
+    if sizes == "unknown":
+        first = next(iter(turns)).name
+        edit(path, lambda c: [i.update(width=0, height=0) for i in c["images"]
+                              if i["file_name"] != first])  # fmt: skip
+    with pytest.warns(UserWarning) as told:
+        samples = read_boxes([folder], "val")
+    assert [
+        str(each.message)
+        for each in told
+        if "4 pictures with a rotation tag that" in str(each.message)
+    ]
+    assert not [each for each in told if "as a viewer shows it" in str(each.message)]
+    for sample in samples:
+        boxes = coloured(sample.path)
+        assert np.abs(np.array(sorted(sample.boxes.tolist())) - boxes).max() <= 2
+
+
 # ---------------------------------------------------------------------- YOLO
 
 
