@@ -270,12 +270,13 @@ def test_no_picture_is_lost_for_its_name(boxes, monkeypatch, capsys, words):
     assert told == (words is XML)
 
 
-def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monkeypatch):
+def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monkeypatch, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(boxes / "from/JPEGImages/a.jpg", exif=exif)
     (boxes / "list").write_text("a.jpg 5,45,30,60,0\n")
     assert command(monkeypatch, "import-boxes", *LIST) == 0
+    assert "warning: list: 1 picture with a rotation tag; the boxes are" in capsys.readouterr().err
     width, height, objects, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
     assert (width, height, objects.tolist()) == (40, 60, [[5, 45, 30, 60]])
 
