@@ -918,7 +918,7 @@ def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
     noise = np.random.default_rng(0).integers(0, 255, (56, 72, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    names = ("val-00.jpg", "val-01.avif", "val-02.tif", "val-03.jp2")
+    names = ["val-00.jpg", "val-01.avif", "val-02.tif", "val-03.jp2"]
     for picture in (folder / "images/val").iterdir():
         picture.unlink()
     for name in names:
@@ -928,10 +928,22 @@ def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
         (folder / "labels/val" / f"{name.split('.')[0]}.txt").write_text(
             yolo_rows([]) or "0 .5 .5 .5 .5"
         )
+    half = np.dstack([noise, np.where(np.arange(72) < 36, 255, 90)[None].repeat(56, 0)])
+    palette = Image.fromarray(noise).quantize(16)
+    others = {
+        "alpha": (Image.fromarray(half.astype(np.uint8)), {}),
+        "deep": (Image.fromarray(noise[..., 0].astype(np.uint16) * 16), {}),
+        "palette": (palette, {"transparency": 0}),
+    }
+    for name, (image, options) in others.items():
+        names.append(f"{name}.png")
+        image.save(folder / "images/val" / names[-1], **options)
+        (folder / "labels/val" / f"{name}.txt").write_text("0 .5 .5 .5 .5")
     before = listing(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = read_boxes([folder], "val")
+    assert len(samples) == len(names)
     dataset = SampleDataset(
         samples, imgsz=36, augment=True, hyp=training_options(overrides={}), batch_size=2,
         data={"names": {}, "channels": 3}, cache=cache,
