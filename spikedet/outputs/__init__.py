@@ -14,7 +14,7 @@ import numpy as np
 from spikedet.detection.boxes import Detections
 from spikedet.detection.draw import draw
 from spikedet.errors import PictureError, UsageError
-from spikedet.files import expect_folder, write_atomic
+from spikedet.files import expect_folder, expect_writable, write_atomic
 from spikedet.outputs.coco import CocoResults
 from spikedet.outputs.names import Names, frame_suffix, picture_suffix, safe_name, stem_of
 from spikedet.outputs.text import csv_rows, csv_table, json_lines, json_list, json_text
@@ -91,7 +91,8 @@ class Outputs:
         counts: Counts of what was written so far.
 
     Raises:
-        UsageError: A file to write is an input or is named twice, or `folder` cannot be a folder.
+        UsageError: A file to write is an input, is named twice or cannot be written, or `folder`
+            cannot be a folder.
         DataError: The COCO annotations cannot be read.
     """
 
@@ -102,7 +103,7 @@ class Outputs:
             expect_folder(save.folder)
         for path in (save.json, save.jsonl, save.csv, save.coco):
             if path is not None:
-                self._names.reserve(path)
+                self._names.reserve(expect_writable(path))
         self._json = json_list(save.json) if save.json else None
         self._lines = json_lines(save.jsonl) if save.jsonl else None
         self._table = csv_table(save.csv) if save.csv else None
