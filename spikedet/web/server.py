@@ -10,22 +10,24 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import ipaddress
 import json
 import logging
 import os
 import socket
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -33,7 +35,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, message_of, resource_error
+from spikedet.errors import SpikedetError, UsageError, message_of, resource_error, shorten
 from spikedet.web.viewer import Step, Viewer, encode, spike_maps
 
 STATIC = Path(__file__).parent / "static"
@@ -44,7 +46,7 @@ HEADERS = {
     "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer some browsers send no Origin either
     "x-content-type-options": "nosniff",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
@@ -109,13 +111,21 @@ class JobQueue:
         self._pool.shutdown(cancel_futures=True)
 
 
-def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: int) -> Starlette:
+def own_names() -> set[str]:
+    """The names of this machine in its network."""
+    name = socket.gethostname().lower().rstrip(".")
+    short = name.partition(".")[0]
+    return {name, short, f"{short}.local"} - {""}
+
+
+def application(viewer: Viewer, sample: Path, hosts: Collection[str], at_once: int) -> Starlette:
     """Make the web application.
 
     Args:
         viewer: Computes the content of the page.
         sample: File of an example picture.
-        hosts: Host names under which the page may be opened. None: any name.
+        hosts: Host names under which the page may be opened. It may always be opened by the IP
+            address of the machine.
         at_once: Number of time steps that are computed at once.
     """
     turns = JobQueue(at_once, viewer.limits.waiting)
@@ -147,12 +157,9 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
         Route("/spikes", _answering(_spikes, viewer, turns), methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    middleware = [Middleware(Guard)]
-    if hosts is not None:
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
     return Starlette(
         routes=routes,
-        middleware=middleware,
+        middleware=[Middleware(Guard, hosts=frozenset(name.lower() for name in hosts))],
         exception_handlers={Refusal: _refused},
         lifespan=lifespan,
     )
@@ -200,10 +207,18 @@ class Answer(StreamingResponse):
 
 
 class Guard:
-    """Middleware that adds `HEADERS`, and refuses requests that come from other pages."""
+    """Middleware that adds `HEADERS`, and refuses other host names and requests of other pages.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    A page elsewhere could let its own name lead to this machine (DNS rebinding). Then the browser
+    would let it read the answers.
+
+    Args:
+        app: The application behind it.
+        hosts: Host names that are allowed, in lower case, besides IP addresses.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -216,12 +231,44 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        site = dict(scope["headers"]).get(b"sec-fetch-site", b"none")
-        if site not in (b"same-origin", b"none") and scope["path"] != "/":
-            answer = JSONResponse({"error": "another page asked for this"}, 403)
-            await answer(scope, receive, with_headers)
-            return
-        await self.app(scope, receive, with_headers)
+        app, headers = self.app, Headers(scope=scope)
+        name = host_of(headers.get("host", ""))
+        if name not in self.hosts and not _is_address(name):
+            sentence = f"the page cannot be opened as {shorten(name)!r}; see --names"
+            app = JSONResponse({"error": sentence}, 400)
+        elif scope["path"] != "/" and _of_another_page(headers):
+            app = JSONResponse({"error": "another page asked for this"}, 403)
+        await app(scope, receive, with_headers)
+
+
+def host_of(place: str) -> str:
+    """The host name in `name:port`, in lower case. Empty if there is none."""
+    try:
+        return (urlsplit(f"//{place}").hostname or "").rstrip(".")
+    except ValueError:  # of brackets that hold no address
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    """Whether a host name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_another_page(headers: Headers) -> bool:
+    """Whether another web page made this request.
+
+    Browsers send Sec-Fetch-Site only with HTTPS and to this machine, but Origin with every POST.
+    """
+    site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+    if site not in ("same-origin", "none"):
+        return True
+    if origin is None or site == "same-origin":
+        return False
+    return origin.lower().partition("://")[2] != headers.get("host", "").lower()
 
 
 async def _receive(request: Request, path: Path, viewer: Viewer) -> None:

@@ -38,7 +38,7 @@ class Served:
         app = server.application(viewer, SAMPLE, list(hosts), at_once)
         listening = server.open_port("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self._server = server.http_server(app)
         self._thread = threading.Thread(target=self._server.run, args=([listening],))
         self._thread.start()
 
@@ -101,7 +101,29 @@ def test_other_pages_and_names_are_refused(served):
     assert served.ask("POST", "/look", jpeg(0), other)[0] == 403
     assert served.ask("POST", "/look", jpeg(0), {"Sec-Fetch-Site": "same-origin"})[0] == 200
     assert served.ask("GET", "/about", headers={"Host": "example.org"})[0] == 400
-    assert served.ask("GET", "/about", headers={"Host": "localhost:1"})[0] == 200
+    for name in ("localhost:1", "LOCALHOST", "127.0.0.1", "192.168.1.5:7860", "[::1]:80"):
+        assert served.ask("GET", "/about", headers={"Host": name})[0] == 200
+    for name in ("", "[x]", "example.org:80", "127.0.0.1.example.org", "localhost.example.org"):
+        status, _, data = served.ask("GET", "/about", headers={"Host": name})
+        assert status == 400 and b"cannot be opened as" in data
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://192.168.1.5:7860", 200),
+        ("https://192.168.1.5:7860", 200),  # through a proxy
+        ("http://192.168.1.5:80", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_other_pages_are_refused_where_browsers_do_not_name_the_site(served, origin, status):
+    """They send Sec-Fetch-Site only to this machine and with HTTPS."""
+    headers = {"Host": "192.168.1.5:7860", "Origin": origin, "Content-Type": "text/plain"}
+    assert served.ask("POST", "/look?T=1", jpeg(0), headers)[0] == status
+    headers["Sec-Fetch-Site"] = "same-origin"  # of a page behind a proxy that changes the name
+    assert served.ask("POST", "/look?T=1", jpeg(0), headers)[0] == 200
 
 
 def test_a_look(served):
