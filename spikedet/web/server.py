@@ -17,7 +17,7 @@ import os
 import socket
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from spikedet.detection.boxes import Detections
 from spikedet.errors import SpikedetError, UsageError, message_of, resource_error, shorten
@@ -51,6 +52,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+CONNECTIONS = 128  # at once; those above are told to come back
+WITHOUT_REQUEST = 10.0  # seconds after which a connection that asks nothing is closed
 _END = object()
 log = logging.getLogger(__name__)
 
@@ -197,13 +200,17 @@ class Answer(StreamingResponse):
         kept: Resources to close after the response, or after the visitor has disconnected.
     """
 
-    def __init__(self, lines: AsyncIterator[bytes], kept: contextlib.ExitStack):
+    def __init__(self, lines: AsyncGenerator[bytes, None], kept: contextlib.ExitStack):
         super().__init__(lines, media_type="application/x-ndjson")
-        self._kept = kept
+        self._lines, self._kept = lines, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._kept:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                with anyio.CancelScope(shield=True):  # the visitor may have gone between two lines
+                    await self._lines.aclose()
 
 
 class Guard:
@@ -302,16 +309,22 @@ async def _receive(request: Request, path: Path, viewer: Viewer) -> None:
 
 async def _lines(
     lines: Iterator[dict], call: Callable[..., Any], path: Path
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield lines of JSON as they are computed, each as one job. An error becomes the last line."""
+    job: asyncio.Future[Any] | None = None
     try:
-        while (line := await call(next, lines, _END)) is not _END:
+        while True:
+            job = asyncio.ensure_future(call(next, lines, _END))
+            # a job that runs cannot be stopped, so it is not cancelled if the visitor leaves
+            if (line := await asyncio.shield(job)) is _END:
+                break
             yield _json(line)
     except Exception as error:
         yield _json({"error": _sentence(error, path)})
     finally:
-        # after a disconnect a step may still run; the generator is closed after it
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
+            if job is not None:
+                await asyncio.wait([job])
             await call(lines.close)  # type: ignore[attr-defined]
 
 
@@ -439,6 +452,35 @@ def open_port(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} of {host} cannot be opened ({reason})") from None
 
 
+class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Uvicorn's protocol, but connections without a request are closed after `WITHOUT_REQUEST`.
+
+    Uvicorn waits without limit for the first request, and for the rest of its header.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._before = self._state()
+        self._timer = self.loop.call_later(WITHOUT_REQUEST, self._look)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(error)
+
+    def _state(self) -> tuple[bool, Any]:
+        """Whether no request is being answered, and the latest request."""
+        return self.cycle is None or self.cycle.response_complete, self.cycle
+
+    def _look(self) -> None:
+        """Close the connection if nothing was asked since the last look."""
+        state = self._state()
+        if state[0] and state == self._before:
+            self.transport.close()
+        else:
+            self._before = state
+            self._timer = self.loop.call_later(WITHOUT_REQUEST, self._look)
+
+
 def http_server(
     app: Starlette, certificate: Path | None = None, key: Path | None = None
 ) -> uvicorn.Server:
@@ -454,10 +496,11 @@ def http_server(
     """
     config = uvicorn.Config(
         app,
+        http=Impatient,
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=128,
+        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         ssl_certfile=certificate,

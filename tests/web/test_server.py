@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,7 +20,7 @@ from spikedet.released import released
 from spikedet.web.viewer import Limits, Viewer
 from support.media import write_video
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 server = pytest.importorskip("spikedet.web.server", reason="the extra `web` is not installed")
 
 T = 4
@@ -256,6 +257,71 @@ def test_a_visitor_who_leaves_makes_room(served):
     while served.lines(f"/look?T={T}", jpeg(0))[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_look_that_is_left_is_closed_behind_its_running_step(monkeypatch):
+    """Its resources are given back as soon as its step has ended, and not when memory is tidied."""
+    ended, step, go = [], threading.Event(), threading.Event()
+
+    def look(*_):
+        try:
+            yield {"kind": "picture"}
+            step.set()
+            assert go.wait(60)
+            yield {"kind": "step"}
+        finally:
+            ended.append(threading.current_thread().name)
+
+    monkeypatch.setattr(server, "_look", look)
+    served = Served(Slow(), at_once=2)
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        connection.request("POST", "/look", b"picture")
+        answer = connection.getresponse()
+        assert json.loads(answer.readline()) == {"kind": "picture"} and step.wait(60)
+        answer.close()
+        connection.close()
+        time.sleep(0.5)
+        assert not ended
+        go.set()
+        deadline = time.monotonic() + 30
+        while not ended:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ended[0].startswith("spikedet-web")
+    finally:
+        go.set()
+        served.close()
+
+
+def test_connections_that_ask_nothing_are_closed(monkeypatch):
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    monkeypatch.setattr(server, "WITHOUT_REQUEST", 0.5)
+    served = Served(Slow(), at_once=1)
+    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    try:
+        slow.putrequest("POST", "/look")  # whose answer takes longer
+        slow.putheader("Content-Length", "1")
+        slow.endheaders(b"x")
+        deadline = time.monotonic() + 30
+        while not served.viewer.begun:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(4)]
+        idle[0].sendall(b"GET / HTT")  # or not all of it
+        while served.ask("GET", "/favicon.ico")[0] != 204:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert [each.recv(1) for each in idle] == [b""] * 4
+        time.sleep(1.5)
+        served.viewer.go.set()
+        assert json.loads(slow.getresponse().read()) == {"error": "let go"}
+        for each in idle:
+            each.close()
+    finally:
+        served.viewer.go.set()
+        slow.close()
+        served.close()
 
 
 def test_ports():
