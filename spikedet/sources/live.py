@@ -255,7 +255,8 @@ class Address:
         request = urllib.request.Request(parts._replace(netloc=host).geturl())
         if user:
             word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-            request.add_header("Authorization", f"Basic {word}")
+            # another server that this one redirects to must not get it
+            request.add_unredirected_header("Authorization", f"Basic {word}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 data = answer.read(LARGEST + 1)

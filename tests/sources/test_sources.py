@@ -636,6 +636,34 @@ def test_an_address_that_does_not_answer(server):
             list(address.frames(Problems()))
 
 
+def test_no_password_is_sent_to_another_server(server, monkeypatch):
+    asked = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+
+        def away(self):
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{other.server_port}/p.png")
+            self.end_headers()
+
+        monkeypatch.setattr(Handler, "file", away)
+        address = Address(url(server, "p.png").replace("//", "//me:secret@"))
+        with pytest.raises(PictureError, match="cannot be read"):
+            address._downloaded()
+        other.shutdown()
+    assert asked == [None]
+
+
 def test_no_password_is_shown():
     sources = open_sources(["rtsp://me:secret@10.0.0.1/live"])
     assert sources.names == ["rtsp://me:***@10.0.0.1/live"]
