@@ -213,6 +213,24 @@ def test_a_folder_becomes_a_data_set_to_train_on(folder, monkeypatch, capsys):
         assert sample.boxes[0] == pytest.approx([left, 10, left + 20, 30], abs=1)
 
 
+def test_pictures_that_cannot_be_read_are_named_and_hidden_files_left_out(
+    folder, monkeypatch, capsys
+):
+    from spikedet import pictures
+
+    monkeypatch.setattr(pictures, "reads_heic", lambda: False)
+    (folder / "in/sub/d.HEIC").touch()
+    for name in ("in/._a.jpg", "in/sub/._b.jpg", "in/.hidden/a.jpg"):  # as of macOS
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no picture")
+    assert command(monkeypatch, "label", *WORDS) == 3
+    shown = capsys.readouterr()
+    assert "out.json: 6 boxes in 3 pictures" in shown.out
+    assert "error: in: 1 HEIC picture cannot be read (d.HEIC)" in shown.err
+    words = ["--pictures", "in", "--coco", "out.json", "--out", "kit/CATS", "--split", "train"]
+    assert command(monkeypatch, "import-boxes", *words) == 0
+
+
 def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     monkeypatch.setattr(Bright, "broken", 3)
     assert command(monkeypatch, "label", *WORDS) == 130
