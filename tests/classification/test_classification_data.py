@@ -294,9 +294,9 @@ def test_crops_are_shifted_or_mirrored_copies():
 @pytest.mark.parametrize("shape", [(3, 4, 500_000), (3, 500_000, 4), (2, 3, 1, 30_001)])
 def test_thin_pictures_take_little_memory(shape, monkeypatch):
     """All of it resized would be 64 million pixels, of which the centre is kept."""
-    resize, seen = v2.functional.resize, []
+    resize, seen = v2.Resize.transform, []
     monkeypatch.setattr(
-        v2.functional, "resize", lambda x, *more, **and_: seen.append(x) or resize(x, *more, **and_)
+        v2.Resize, "transform", lambda *given: seen.append(given[1]) or resize(*given)
     )
     picture = torch.zeros(shape, dtype=torch.uint8)
     centre = [side // 2 for side in shape[-2:]]
