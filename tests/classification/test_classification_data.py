@@ -301,7 +301,7 @@ def test_thin_pictures_take_little_memory(shape, monkeypatch):
     picture = torch.zeros(shape, dtype=torch.uint8)
     centre = [side // 2 for side in shape[-2:]]
     picture[..., centre[0] - 2 : centre[0] + 2, centre[1] - 2 : centre[1] + 2] = 255
-    tensor = transforms.view({"arch": "torchvision:resnet18"}, 32)(picture)
+    tensor = transforms.view({"arch": "resnet18", "form": "imagenet"}, 32)(picture)
     assert tensor.shape == (*shape[:-2], 32, 32) and seen[0].numel() < 20_000
     assert tensor[..., 16, 16].min() > 1.5  # white
 
