@@ -201,6 +201,9 @@ def test_check_command(tmp_path):
     (devkit / "VOC2007/JPEGImages/2.jpg").unlink()
     done = check(devkit)
     assert done.returncode == 3 and "2.jpg: picture is missing" in done.stderr
+    for ignored in (("--years", "2007"), ("--keep",), ("--server", "http://x")):
+        done = run(tmp_path, "--check", *ignored)
+        assert done.returncode == 2 and f"{ignored[0]}: has no effect with --check" in done.stderr
     done = check(tmp_path / "nowhere")
     assert done.returncode == 3 and "no VOC2007 or VOC2012 here" in done.stderr
 
