@@ -247,21 +247,27 @@ def play(
 class Clock:
     """Times of a video in which each step lasts as long as a frame of the source.
 
-    With the last step only, the times are those of the source.
+    With the last step only, the times are those of the source. A source begins where the one before
+    it ends.
     """
 
     def __init__(self, each_step: bool):
         self.each_step, self._now, self._last = each_step, 0.0, None
+        self._start, self._end = 0.0, 0.0  # of the source, of its latest frame
 
     def at(self, frame: Frame) -> tuple[float, float | None]:
         """When the next picture, of `frame`, is shown, and for how long if that is known."""
+        last, self._last = self._last, frame
+        another = last is None or frame.source != last.source
+        if another or frame.index != last.index:
+            usual = 1 / 25 if another else max(1e-3, frame.time - last.time)
+            self._length = frame.duration or usual
         if not self.each_step:
-            return frame.time, frame.duration
-        usual = 1 / 25
-        if self._last is not None and frame.index != self._last.index:
-            usual = max(1e-3, frame.time - self._last.time)
-        if self._last is None or frame.index != self._last.index:
-            self._length, self._last = frame.duration or usual, frame
+            if another:
+                self._start = self._end
+            now = self._start + frame.time
+            self._end = now + self._length
+            return now, frame.duration
         now, self._now = self._now, self._now + self._length
         return now, self._length
 

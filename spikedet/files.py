@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ except ImportError:  # Windows, which has no such locks
 
 TEMPORARY = 200  # bytes of a name that a temporary name keeps; most file systems allow 255 of one
 LONGEST_NAME = 255  # bytes of the name of a file, on most file systems
+MOST_VALUES = 1_000_000  # of a YAML file, where aliases count as often as they are used
 ENDING = ".spikedet-part"  # of temporary names
 STALE = 3600  # seconds without a write after which a temporary file that nobody locks is left over
 _TEMPORARY_NAME = re.compile(r"\..*\.[a-z0-9_]{8}" + re.escape(ENDING))
@@ -33,19 +36,72 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read the keys and values of a YAML file.
 
     Raises:
-        UsageError: The file is missing, or is not YAML with keys and values.
+        UsageError: The file is missing, is not YAML with keys and values, or is too large.
+    """
+    try:
+        content = parse_yaml(Path(path).read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; see configs") from None
+    except TooManyValues as error:
+        raise UsageError(f"{path}: {error}") from None
+    if content is None:
+        raise UsageError(f"{path}: not readable as YAML with keys and values; see configs")
+    return content
+
+
+class TooManyValues(ValueError):
+    """A YAML file has more than `MOST_VALUES` values. The message is a sentence."""
+
+
+def parse_yaml(data: bytes, *, texts: bool = False) -> dict[str, Any] | None:
+    """Read the keys and values of YAML.
+
+    Aliases are counted as often as they are used. A few of them, each of the one before, would
+    stand for more values than any program can go through.
+
+    Args:
+        data: The content of a file.
+        texts: Keep all values as texts.
+
+    Returns:
+        Keys and values. None if it is not YAML with keys and values.
+
+    Raises:
+        TooManyValues: It has more than `MOST_VALUES` values, or a value contains itself.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; see configs") from None
+        loader = yaml.BaseLoader(data) if texts else yaml.SafeLoader(data)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _count_values(node, {}) > MOST_VALUES:
+                raise TooManyValues(
+                    f"has more than {MOST_VALUES:,} values, counted with aliases; expected fewer"
+                )
+            content = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except TooManyValues:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: not readable as YAML with keys and values; see configs")
-    return content
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _count_values(node: Any, counts: dict[int, float]) -> float:
+    """The number of values in a YAML node. It is infinite if the node contains itself."""
+    if isinstance(node.value, str):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # for a node inside itself
+        parts = chain.from_iterable(
+            each if isinstance(each, tuple) else [each] for each in node.value
+        )
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def read_lines(path: Path, kind: str = "list") -> list[str]:
@@ -59,7 +115,7 @@ def read_lines(path: Path, kind: str = "list") -> list[str]:
         DataError: The file is missing, or is not a text file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # a byte-order mark is no text
     except OSError as error:
         raise DataError(f"{path}: {kind}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -74,12 +130,23 @@ def expect_writable(path: Path) -> Path:
         The path.
 
     Raises:
-        UsageError: The path is a folder, or no file can be written there.
+        UsageError: The path is a folder, a pipe or a device, or no file can be written there.
+    """
+    _expect_room(path, _target(path).absolute().parent)
+    return path
+
+
+def _target(path: Path) -> Path:
+    """The file that is written for `path`. It differs from `path` if this is a link.
+
+    Raises:
+        UsageError: It exists, but is not a regular file.
     """
     if os.path.isdir(path):
         raise UsageError(f"{shorten(path)}: is a folder; expected the name of a file to write")
-    _expect_room(path, path.absolute().parent)
-    return path
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{shorten(path)}: is a pipe or a device; expected a file to write")
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def expect_folder(path: Path) -> Path:
@@ -118,25 +185,35 @@ def _expect_room(path: Path, folder: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: write a temporary file, flush it to disk, and rename it.
 
-    The first write to a folder deletes temporary files that killed processes left there.
+    A link stays: the file that it leads to is written. An existing file keeps its permissions. The
+    first write to a folder deletes temporary files that killed processes left there.
 
     Raises:
         OSError: The folder or the file cannot be written. The error names `path`.
+        UsageError: The path is a folder, a pipe or a device.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    target = _target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        _delete_leftovers(path.parent)
-        with _temporary(path) as (file, temporary):
+        _delete_leftovers(target.parent)
+        with _temporary(target) as (file, temporary):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+            os.chmod(temporary, _mode_of(target))
             if fcntl is None:  # where no open file can be renamed
                 file.close()
-            os.replace(temporary, path)
+            os.replace(temporary, target)
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions of a file, or those that a new file gets."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 @contextlib.contextmanager

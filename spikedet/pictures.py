@@ -39,7 +39,10 @@ _DAMAGED += (TypeError, RuntimeError, ArithmeticError, AssertionError, struct.er
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _CONVERT = "install pillow-heif, or convert them to JPEG"
 
-
+# Formats of Pillow that are read. Others are refused whatever a file is named: Pillow would give
+# EPS to another program, for example.
+FORMATS = {"AVIF", "BMP", "DDS", "DIB", "FLI", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "PCX"}
+FORMATS |= {"PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"}
 # Formats whose files are animations, and not several pictures in one file.
 ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF", "FLI"}
 FRAME_SECONDS = 0.1  # of a frame that does not say how long it is shown, as browsers have it
@@ -97,6 +100,14 @@ def reads_heic() -> bool:
     return True
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read and that the installed libraries decode, as Pillow names them."""
+    reads_heic()  # whatever a telephone's picture was named later
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind in FORMATS)
+
+
 def is_picture(path: Path) -> bool:
     """Whether the name of a file is that of a readable picture."""
     suffix = path.suffix.lower()
@@ -118,10 +129,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():  # a pipe would wait for somebody to write into it
         raise PictureError(f"{path}: is a pipe or a device; expected a picture file")
     try:
-        reads_heic()  # whatever a telephone's picture was named later
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the limit is ours
-            with Image.open(path) as picture:
+            with Image.open(path, formats=formats()) as picture:
                 if picture.width * picture.height > MOST_PIXELS:
                     raise PictureError(
                         f"{path}: {picture.width} x {picture.height} pixels are too many; "
@@ -146,6 +156,15 @@ def _what_else(path: Path) -> str:
         return f"HEIC pictures cannot be read; {_CONVERT}"
     problem = "is not a picture that can be read" if start else "is empty"
     return f"{problem}; expected JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000 or BMP"
+
+
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file begins like a JPEG file. False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(3) == b"\xff\xd8\xff"
+    except OSError:
+        return False
 
 
 def read_header(path: str | Path) -> Header:

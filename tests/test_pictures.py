@@ -387,3 +387,16 @@ def test_hidden_files_are_no_pictures(tmp_path, halves):
     for deep in (False, True):
         assert pictures_in(tmp_path, deep) == ([tmp_path / "a.png"], None)
     assert find_pictures([str(tmp_path)]) == ([tmp_path / "a.png"], [])
+
+
+def test_no_other_program_runs_for_a_picture(tmp_path, halves, monkeypatch):
+    """Pillow would give EPS to Ghostscript, also if the file is named as a JPEG file."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it ran"))
+    Image.fromarray(halves).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    for read in (read_header, read_picture):
+        with pytest.raises(PictureError, match="is not a picture that can be read"):
+            read(tmp_path / "a.jpg")

@@ -12,6 +12,7 @@ from spikedet.classification.models import FOREIGN, FORMS
 from spikedet.errors import UsageError
 
 AUGMENTATIONS = ("none", "crop", "cutout", "autoaugment")
+LONGEST = 16  # times the shorter side; what is longer is cut before pictures are resized
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # if a description has none
 
 
@@ -47,7 +48,8 @@ def _fitted(description: dict[str, Any], imgsz: int) -> list[Any]:
     """The transforms from uint8 of any size to uint8 of the input size."""
     if form(description) == "cifar":
         return [v2.Resize((imgsz, imgsz), antialias=True)]
-    return [v2.Resize(round(imgsz * 256 / 224), antialias=True), v2.CenterCrop(imgsz)]
+    resize = v2.Resize(round(imgsz * 256 / 224), antialias=True)
+    return [Shorten(), resize, v2.CenterCrop(imgsz)]
 
 
 def augmentation(
@@ -97,6 +99,22 @@ def augmentation(
     if kind in ("cutout", "autoaugment"):
         whole.append(Cutout(imgsz // 2))
     return v2.Compose(single), v2.Compose(whole)
+
+
+class Shorten(v2.Transform):
+    """Cuts the ends off pictures [.., H, W] that are longer than `LONGEST` times their other side.
+
+    Resizing the shorter side would take memory without limit for a thin picture. Only the centre of
+    the picture is used later, so nothing that is seen is lost. Other pictures stay the same.
+    """
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        height, width = inpt.shape[-2:]
+        most = LONGEST * min(height, width)
+        if max(height, width) <= most:
+            return inpt
+        top, left = max(0, height - most) // 2, max(0, width - most) // 2
+        return inpt[..., top : top + most, left : left + most]
 
 
 class Jpeg(v2.Transform):

@@ -35,8 +35,8 @@ A source is a file, a folder, a glob pattern, a .txt file with a list of these, 
 picture that comes with ultralytics.
 
 With --each-step the pictures are named NAME-t01.jpg, NAME-t02.jpg and so on. The files of --json,
---jsonl, --csv and --coco then have entries for each time step. The printed lines are those of the
-last time step.
+--jsonl and --csv then have entries for each time step. The printed lines and the file of --coco
+are those of the last time step.
 
 --strip draws all time steps of a picture side by side in one picture, NAME-strip-T20.png. The
 boxes are written beside it as CSV.

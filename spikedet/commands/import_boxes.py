@@ -23,6 +23,7 @@ from spikedet.commands.checks import refuse
 from spikedet.data.formats.voc import is_copy_of_2007
 from spikedet.errors import DataError, UsageError
 from spikedet.files import read_lines
+from spikedet.pictures import pictures_in
 from spikedet.settings import option
 
 JPEG = {".jpg", ".jpeg"}
@@ -102,7 +103,7 @@ def pictures_of(folders: Sequence[Path]) -> dict[str, Path]:
         DataError: There are no pictures, or two different pictures have the same name.
     """
     pictures: dict[str, Path] = {}
-    for path in (p for folder in folders for p in sorted(folder.rglob("*"))):
+    for path in (p for folder in folders for p in pictures_in(folder, deep=True)[0]):
         if path.suffix.lower() not in JPEG:
             continue
         known = pictures.setdefault(path.stem, path)

@@ -117,14 +117,14 @@ def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> 
 def run(options: Options) -> int:
     from spikedet.detection import label
     from spikedet.files import write_atomic
-    from spikedet.pictures import SUFFIXES, read_picture
+    from spikedet.pictures import pictures_in, read_picture
 
     expect_new(options.out)
     if not options.folder.is_dir():
         raise DataError(f"{options.folder}: no such folder; expected a folder of pictures")
-    paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths, unreadable = pictures_in(options.folder, deep=True)
     if not paths:
-        raise DataError(f"{options.folder}: no pictures in this folder")
+        raise unreadable or DataError(f"{options.folder}: no pictures in this folder")
     teachers = [
         label.teacher(path, options.conf, options.iou, options.imgsz, options.device)
         for path in options.weights
@@ -136,6 +136,9 @@ def run(options: Options) -> int:
     journal = label.Journal(partial, settings, options.resume)
     views = teachers + [label.mirrored(teacher) for teacher in teachers if options.mirror]
     failed = 0
+    if unreadable:
+        print(f"error: {unreadable}", file=sys.stderr)
+        failed += 1
     names_of = {path: path.relative_to(options.folder).as_posix() for path in paths}
     sizes = {path: path.stat().st_size for path in paths if path.is_file()}
     journal.forget_changed({names_of[path]: size for path, size in sizes.items()})

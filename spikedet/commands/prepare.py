@@ -52,7 +52,9 @@ def run(options: Options) -> int:
     if options.name != "voc":
         refuse(options, ["years", "check", "server", "keep"], "is for VOC only")
         return cifar(options.name, options.folder)
-    if not options.check:
+    if options.check:
+        refuse(options, ["years", "server", "keep"], "has no effect with --check")
+    else:
         from spikedet.detection.prepare import ARCHIVES, SERVER
 
         for year in options.years:

@@ -42,6 +42,9 @@ class Options(parse.Options):
     host: str = option(
         "127.0.0.1", "address to listen at; 0.0.0.0 lets other machines reach the page"
     )
+    names: list[str] = option(
+        [], "more names of this machine, under which browsers may open the page", group="server"
+    )
     port: int = option(7860, "port; 0 chooses a free one", least=0, most=65535)
     certificate: Path | None = option(
         None, "PEM file for HTTPS; browsers on other machines need HTTPS to use the camera",
@@ -137,7 +140,8 @@ def run(options: Options) -> None:
     listening = server.open_port(options.host, options.port)
     viewer = Viewer(detector, reference_of(detector, options), read_picture(SAMPLE), limits)
     local = options.host in server.LOOPBACK
-    hosts = [*server.LOOPBACK, "[::1]"] if local else None
+    hosts = {*server.LOOPBACK, *options.names}
+    hosts |= set() if local else {options.host, *server.own_names()}
     app = server.application(viewer, SAMPLE, hosts, options.at_once)
     serving = server.http_server(app, options.certificate, options.key)
     scheme = "https" if options.certificate else "http"

@@ -19,6 +19,8 @@ from spikedet.data.samples import Sample, first_error
 from spikedet.errors import DataError, shorten
 from spikedet.pictures import Header, read_header
 
+IGNORED = "with a rotation tag that the annotations ignore; the boxes are rotated too"
+
 
 def headers(
     paths: Sequence[Path], name: str, place: Path, cache: Path | None = None
@@ -40,6 +42,10 @@ def fit_to_pictures(
     picture size, the boxes are scaled. If it is the size of the stored pixels, the boxes are
     rotated. A warning counts the changed pictures.
 
+    With some rotation tags the sizes are equal. If the sizes of the other pictures show that the
+    annotations ignore the tags, these boxes are rotated too. Otherwise they are taken as boxes of
+    the rotated pictures, and a warning counts them.
+
     Args:
         samples: Samples with the annotated sizes and boxes.
         name: Name of the data, for the warnings.
@@ -52,18 +58,20 @@ def fit_to_pictures(
     adjusted, problems = [], []
     changes: dict[str, list[str]] = {}
     seen = headers([sample.path for sample in samples], name, place, cache)
+    ignored = _ignore_tags(samples, seen)
     for sample, header in zip(samples, seen, strict=True):
         try:
             if isinstance(header, DataError):
                 raise header
-            fitted, change = _fitted(sample, header)
+            fitted, change = _fitted(sample, header, ignored)
         except DataError as error:
             problems.append(error)
             continue
         adjusted.append(fitted)
         if change:
-            sizes = f"{fitted.width} x {fitted.height}, not {sample.width} x {sample.height}"
-            changes.setdefault(change, []).append(f"{sample.path.name}: {sizes}")
+            sizes = f": {fitted.width} x {fitted.height}, not {sample.width} x {sample.height}"
+            equal = (fitted.width, fitted.height) == (sample.width, sample.height)
+            changes.setdefault(change, []).append(sample.path.name + ("" if equal else sizes))
     if problems:
         raise first_error(problems)
     for change, pictures in changes.items():
@@ -73,7 +81,7 @@ def fit_to_pictures(
         for sample, header in zip(samples, seen, strict=True)
         if not isinstance(header, DataError) and len(sample.boxes) and _is_ambiguous(sample, header)
     ]
-    if tagged:
+    if tagged and not ignored:
         warn_of_tags(name, tagged)
     return adjusted
 
@@ -100,9 +108,34 @@ def _is_ambiguous(sample: Sample, header: Header) -> bool:
     return annotated == (0, 0) or both
 
 
-def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
-    """Fit one sample to its picture. Returns the sample and a description of the change."""
+def _ignore_tags(samples: Sequence[Sample], seen: Sequence[Header | DataError]) -> bool:
+    """Whether the sizes show that the annotations ignore rotation tags: some do, and all of them.
+
+    Only tags that exchange width and height show this.
+    """
+    shows = {
+        _is_scaled((sample.width, sample.height), (header.width, header.height))
+        for sample, header in zip(samples, seen, strict=True)
+        if not isinstance(header, DataError)
+        and header.turn >= 5
+        and not _is_ambiguous(sample, header)
+    }
+    return shows == {False}
+
+
+def _fitted(sample: Sample, header: Header, ignored: bool) -> tuple[Sample, str | None]:
+    """Fit one sample to its picture. Returns the sample and a description of the change.
+
+    Args:
+        sample: The sample.
+        header: Size and rotation of its picture.
+        ignored: Whether the annotations of the other pictures ignore rotation tags.
+    """
     size, annotated = (header.width, header.height), (sample.width, sample.height)
+    if ignored and len(sample.boxes) and _is_ambiguous(sample, header):
+        width, height = header.stored if annotated == (0, 0) else annotated
+        whole = _scaled(replace(sample, width=width, height=height), header.stored)
+        return rotate_sample(whole, header.turn), IGNORED
     if annotated == size:
         return sample, None
     if annotated == (0, 0):
@@ -112,8 +145,7 @@ def _fitted(sample: Sample, header: Header) -> tuple[Sample, str | None]:
         change = "with another size than in the annotations; the boxes are scaled to it"
         return _scaled(sample, size), change
     if header.turn >= 5 and _is_scaled(annotated, header.stored):
-        change = "with a rotation tag that the annotations ignore; the boxes are rotated too"
-        return rotate_sample(_scaled(sample, header.stored), header.turn), change
+        return rotate_sample(_scaled(sample, header.stored), header.turn), IGNORED
     raise DataError(
         f"{sample.path}: has {size[0]} x {size[1]} pixels, but its annotation is for "
         f"{shorten(annotated[0])} x {shorten(annotated[1])}, which is another shape; use the "

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from spikedet.data.formats.voc import VOC_CLASSES, parse_xml
+from spikedet.data.samples import Sample
+from spikedet.data.sizes import fit_to_pictures, warn_of_tags
 from spikedet.detection.boxes import COCO_NAMES
 from spikedet.errors import DataError
 from spikedet.files import read_lines, write_atomic
@@ -64,17 +68,27 @@ def list_objects(line: str, names: dict[float, str], size: tuple[int, int]) -> O
 def annotations_of_list(
     path: Path, names: Path, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the stem and the XML of every picture in a box list; None without a VOC object."""
+    """Yield the stem and the XML of every picture in a box list; None without a VOC object.
+
+    A list has no sizes, so its boxes are taken as boxes of the picture as a viewer shows it. A
+    warning counts the pictures with a rotation tag.
+    """
     classes: dict[float, str] = dict(enumerate(read_lines(names)))
+    tagged = []
     for line in filter(None, read_lines(path)):
         stem = Path(line.split()[0]).stem
         if stem in skip:
             continue
         if stem not in pictures:
             raise DataError(f"{path}: {line.split()[0]}: no such picture in --pictures")
-        size = read_header(pictures[stem])[:2]
+        header = read_header(pictures[stem])
+        size = header.width, header.height
         objects = list_objects(line, classes, size)
+        if objects and header.turn > 1:
+            tagged.append(pictures[stem].name)
         yield stem, xml_of_boxes(size, objects) if objects else None
+    if tagged:
+        warn_of_tags(path.name, tagged)
 
 
 def annotations_of_folder(
@@ -137,32 +151,59 @@ def coco_objects(path: Path, least: float) -> dict[str, tuple[tuple[int, int], l
     return objects
 
 
+def fitted_objects(
+    path: Path, known: dict[str, tuple[tuple[int, int], list]], pictures: dict[str, Path]
+) -> dict[str, Sample]:
+    """Convert the objects of a COCO file to the pixels of the pictures, as for training.
+
+    Args:
+        path: The COCO file, for messages.
+        known: Sizes and objects by stem, see `coco_objects`.
+        pictures: Picture files by stem.
+
+    Returns:
+        A sample for each stem. Its labels are indices of `VOC_CLASSES`.
+
+    Raises:
+        DataError: A picture is unreadable, or has another shape than in the COCO file.
+    """
+    samples = []
+    for stem, ((width, height), rows) in known.items():
+        boxes = np.array([edges for _, edges in rows], np.float64).reshape(-1, 4)
+        labels = np.array([VOC_CLASSES.index(name) for name, _ in rows], np.int64)
+        difficult = np.zeros(len(rows), bool)
+        samples.append(Sample(stem, pictures[stem], width, height, boxes, labels, difficult))
+    return {s.id: s for s in fit_to_pictures(samples, path.name, path.absolute().parent)}
+
+
 def annotations_of_coco(
     paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
     """Yield the stem and XML of every picture of the first COCO file; None without a VOC object."""
     from spikedet.detection.label import iou
 
-    first, *others = (coco_objects(path, least) for path in paths)
-    for stem in first:
-        if stem in skip:
-            continue
+    contents = [coco_objects(path, least) for path in paths]
+    stems = [stem for stem in contents[0] if stem not in skip]
+    for stem in stems:
         if stem not in pictures:
             raise DataError(f"{paths[0]}: {stem}: no such picture in --pictures")
-        width, height = read_header(pictures[stem])[:2]
+    fitted = [
+        fitted_objects(path, {stem: known[stem] for stem in stems if stem in known}, pictures)
+        for path, known in zip(paths, contents, strict=True)
+    ]
+    for stem in stems:
+        size = fitted[0][stem].width, fitted[0][stem].height
         objects: Objects = []
-        for known in (first, *others):
-            size, rows = known.get(stem, ((1, 1), []))
-            scale = (width / size[0], height / size[1]) * 2  # the picture may have been resized
+        for sample in (each[stem] for each in fitted if stem in each):
             before = list(objects)
-            for name, edges in rows:
-                x1, y1, x2, y2 = (edge * s for edge, s in zip(edges, scale, strict=True))
+            for label, (x1, y1, x2, y2) in zip(sample.labels, sample.boxes.tolist(), strict=True):
+                name = VOC_CLASSES[label]
                 box = [max(round(x1), 0) + 1, max(round(y1), 0) + 1]
-                box += [min(round(x2), width), min(round(y2), height)]
+                box += [min(round(x2), size[0]), min(round(y2), size[1])]
                 new = all(iou(box, b) < (SAME if n == name else ANY) for n, b in before)
                 if new and box[2] >= box[0] and box[3] >= box[1]:
                     objects.append((name, box))
-        yield stem, xml_of_boxes((width, height), objects) if objects else None
+        yield stem, xml_of_boxes(size, objects) if objects else None
 
 
 def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[str, Path]) -> None:

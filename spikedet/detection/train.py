@@ -28,7 +28,7 @@ from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
 from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.files import naming, write_atomic
-from spikedet.pictures import read_picture
+from spikedet.pictures import is_jpeg, read_picture
 from spikedet.precision import as_float, layout, mixed
 from spikedet.settings import world_size
 from spikedet.task import Run
@@ -64,15 +64,17 @@ class SampleDataset(YOLODataset):
     def load_image(self, i: int, *args: Any, **options: Any):
         """Load a picture like ultralytics, but show the same picture as `read_picture`.
 
-        If OpenCV cannot read a picture, or ignores its rotation tag, Pillow reads it. Errors of
-        pictures are reported.
+        OpenCV reads only JPEG files. It differs from `read_picture` in transparency and 16-bit
+        values of other files, and ignores some rotation tags. Errors of pictures are reported.
         """
         self.npy_files[i] = Path(self.im_files[i]) / "none"  # a .npy beside it is none of ours
+        shown = self.samples[i].height, self.samples[i].width
+        if self.ims[i] is None and not is_jpeg(self.im_files[i]):
+            return self._by_pillow(i, shown)
         try:
             loaded = super().load_image(i, *args, **options)
         except FileNotFoundError:  # which it raises of damaged ones, too
             loaded = None
-        shown = self.samples[i].height, self.samples[i].width
         if loaded is not None and tuple(loaded[1]) == shown:
             return loaded
         return self._by_pillow(i, shown)

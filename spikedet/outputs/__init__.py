@@ -14,7 +14,7 @@ import numpy as np
 from spikedet.detection.boxes import Detections
 from spikedet.detection.draw import draw
 from spikedet.errors import PictureError, UsageError
-from spikedet.files import expect_folder, write_atomic
+from spikedet.files import expect_folder, expect_writable, write_atomic
 from spikedet.outputs.coco import CocoResults
 from spikedet.outputs.names import Names, frame_suffix, picture_suffix, safe_name, stem_of
 from spikedet.outputs.text import csv_rows, csv_table, json_lines, json_list, json_text
@@ -37,7 +37,8 @@ class Save:
         json: File for a JSON list of entries (see `entry_of`).
         jsonl: File for the same entries, one on each line. It can be read while it grows.
         csv: File for a table with one row for each object.
-        coco: File for results in the format of COCO's evaluation.
+        coco: File for results in the format of COCO's evaluation. Of several time steps it has only
+            the last one, because it has one result for each picture.
         coco_annotations: File with COCO annotations. `coco` uses its picture ids and category ids.
         head: Fields to put at the start of each entry of `json` and `jsonl`.
     """
@@ -91,7 +92,8 @@ class Outputs:
         counts: Counts of what was written so far.
 
     Raises:
-        UsageError: A file to write is an input or is named twice, or `folder` cannot be a folder.
+        UsageError: A file to write is an input, is named twice or cannot be written, or `folder`
+            cannot be a folder.
         DataError: The COCO annotations cannot be read.
     """
 
@@ -102,7 +104,7 @@ class Outputs:
             expect_folder(save.folder)
         for path in (save.json, save.jsonl, save.csv, save.coco):
             if path is not None:
-                self._names.reserve(path)
+                self._names.reserve(expect_writable(path))
         self._json = json_list(save.json) if save.json else None
         self._lines = json_lines(save.jsonl) if save.jsonl else None
         self._table = csv_table(save.csv) if save.csv else None
@@ -139,6 +141,8 @@ class Outputs:
             written += [annotated] if annotated else []
             self._write_parts(frame, one, name)
             self._append_entry(frame, one, annotated)
+        if self._coco is not None:
+            self._coco.add(frame, steps[-1])
         self.counts.objects.update(steps[-1].classes)
         if frame.video:
             self.counts.frames += 1
@@ -207,7 +211,7 @@ class Outputs:
         self.counts.files += 1
 
     def _append_entry(self, frame: Frame, detections: Detections, annotated: Path | None) -> None:
-        """Append the frame to the JSON, CSV and COCO files."""
+        """Append the frame to the JSON and CSV files."""
         entry = entry_of(frame, detections, annotated)
         if self._json is not None:
             self._json.add(json_text({**self.save.head, **entry}))
@@ -215,8 +219,6 @@ class Outputs:
             self._lines.add(json_text({**self.save.head, **entry}) + "\n")
         if self._table is not None:
             self._table.add(csv_rows(entry))
-        if self._coco is not None:
-            self._coco.add(frame, detections)
 
     def _close_videos(self) -> None:
         while self._videos:

@@ -92,7 +92,7 @@ def _key(path: Path) -> str:
 def stem_of(frame: Frame) -> str:
     """Stem of the output files of a source: its file name without suffix, or its address."""
     if frame.file is None:
-        name = re.sub(r"^(\w+)://([^/@]*@)?", r"\1-", frame.source)
+        name = re.sub(r"^(\w+)://([^/?#]*@)?", r"\1-", frame.source)
     elif frame.source == str(frame.file):
         name = frame.file.stem
     else:  # a pattern of numbered pictures

@@ -15,7 +15,7 @@ from PIL import Image
 
 from spikedet.errors import DataError, PictureError
 from spikedet.files import read_lines
-from spikedet.pictures import HEIC, SUFFIXES, find_pictures, folders_below, reads_heic
+from spikedet.pictures import HEIC, SUFFIXES, find_pictures, folders_below, formats, reads_heic
 from spikedet.sources.live import ADDRESS, Address, Camera, is_camera
 from spikedet.sources.stills import NUMBER, Numbered, Picture, numbered
 from spikedet.sources.video import Video
@@ -36,8 +36,6 @@ VIDEOS |= {
     ".mjpg",
 }
 VIDEOS |= {".y4m", ".h264", ".264", ".h265", ".hevc", ".265", ".ivf", ".mxf", ".dv"}
-# Pillow knows these by name but does not decode them, or only with another program.
-_NOT_DECODED = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "IPTC"}
 # Pictures that no installed library decodes correctly.
 _OTHER_PICTURES = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 _OTHER_PICTURES |= {".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".wmf", ".emf", ".jxl", ".exr"}
@@ -49,9 +47,7 @@ LARGEST_LIST = 64 << 20  # bytes
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
     """File name suffixes of the pictures that the installed libraries decode, in lower case."""
-    reads_heic()  # registers what pillow-heif decodes
-    known = Image.registered_extensions()
-    decoded = {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED}
+    decoded = {s for s, kind in Image.registered_extensions().items() if kind in formats()}
     heic = HEIC if reads_heic() else set()
     return frozenset((decoded | SUFFIXES | {".mpo"} | heic) - _OTHER_PICTURES - VIDEOS)
 

@@ -31,6 +31,10 @@ ADDRESS = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 # Brands of MP4 files that are pictures: AVIF and HEIC.
 PICTURE_BRANDS = {"avif", "avis", "mif1", "msf1", "heic", "heix", "heim", "heis", "hevc", "hevx"}
+# A part of a query whose value may be a password, by its name: ?user=me&password=...
+SECRET = re.compile(
+    r"([?&;][^=&;#]*(?:pass|pwd|psw|secret|token|key|auth|sig|cred)[^=&;#]*=)[^&;#]*", re.I
+)
 LARGEST = 256 << 20  # bytes of a picture
 TIMEOUT = 10.0  # seconds without an answer
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds before each try to connect again
@@ -154,6 +158,16 @@ def latest(items: Generator[Item, None, None]) -> Iterator[Item]:
         reader.join(2)  # a camera that was pulled out may not answer
 
 
+def without_passwords(address: str) -> str:
+    """Replace the password of an address, and values of its query that may be one, by `***`."""
+    scheme, slashes, rest = address.partition("://")
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, host = place.rpartition("@")  # at the last one, because a password may contain it
+    name, colon, _ = user.partition(":")
+    behind = SECRET.sub(r"\1***", rest[len(place) :])
+    return scheme + slashes + name + (":***" if colon else "") + at + host + behind
+
+
 @dataclass(frozen=True)
 class Address:
     """A stream or a file at an address.
@@ -171,7 +185,7 @@ class Address:
     @property
     def name(self) -> str:
         """The address without its password."""
-        return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", self.address)
+        return without_passwords(self.address)
 
     @property
     def files(self) -> list[Path]:
@@ -255,7 +269,8 @@ class Address:
         request = urllib.request.Request(parts._replace(netloc=host).geturl())
         if user:
             word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-            request.add_header("Authorization", f"Basic {word}")
+            # another server that this one redirects to must not get it
+            request.add_unredirected_header("Authorization", f"Basic {word}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 data = answer.read(LARGEST + 1)

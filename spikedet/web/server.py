@@ -10,30 +10,33 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import ipaddress
 import json
 import logging
 import os
 import socket
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from spikedet.detection.boxes import Detections
-from spikedet.errors import SpikedetError, UsageError, message_of, resource_error
+from spikedet.errors import SpikedetError, UsageError, message_of, resource_error, shorten
 from spikedet.web.viewer import Step, Viewer, encode, spike_maps
 
 STATIC = Path(__file__).parent / "static"
@@ -44,11 +47,13 @@ HEADERS = {
     "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer some browsers send no Origin either
     "x-content-type-options": "nosniff",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+CONNECTIONS = 128  # at once; those above are told to come back
+WITHOUT_REQUEST = 10.0  # seconds after which a connection that asks nothing is closed
 _END = object()
 log = logging.getLogger(__name__)
 
@@ -109,13 +114,21 @@ class JobQueue:
         self._pool.shutdown(cancel_futures=True)
 
 
-def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: int) -> Starlette:
+def own_names() -> set[str]:
+    """The names of this machine in its network."""
+    name = socket.gethostname().lower().rstrip(".")
+    short = name.partition(".")[0]
+    return {name, short, f"{short}.local"} - {""}
+
+
+def application(viewer: Viewer, sample: Path, hosts: Collection[str], at_once: int) -> Starlette:
     """Make the web application.
 
     Args:
         viewer: Computes the content of the page.
         sample: File of an example picture.
-        hosts: Host names under which the page may be opened. None: any name.
+        hosts: Host names under which the page may be opened. It may always be opened by the IP
+            address of the machine.
         at_once: Number of time steps that are computed at once.
     """
     turns = JobQueue(at_once, viewer.limits.waiting)
@@ -147,12 +160,9 @@ def application(viewer: Viewer, sample: Path, hosts: list[str] | None, at_once: 
         Route("/spikes", _answering(_spikes, viewer, turns), methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    middleware = [Middleware(Guard)]
-    if hosts is not None:
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
     return Starlette(
         routes=routes,
-        middleware=middleware,
+        middleware=[Middleware(Guard, hosts=frozenset(name.lower() for name in hosts))],
         exception_handlers={Refusal: _refused},
         lifespan=lifespan,
     )
@@ -190,20 +200,32 @@ class Answer(StreamingResponse):
         kept: Resources to close after the response, or after the visitor has disconnected.
     """
 
-    def __init__(self, lines: AsyncIterator[bytes], kept: contextlib.ExitStack):
+    def __init__(self, lines: AsyncGenerator[bytes, None], kept: contextlib.ExitStack):
         super().__init__(lines, media_type="application/x-ndjson")
-        self._kept = kept
+        self._lines, self._kept = lines, kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._kept:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                with anyio.CancelScope(shield=True):  # the visitor may have gone between two lines
+                    await self._lines.aclose()
 
 
 class Guard:
-    """Middleware that adds `HEADERS`, and refuses requests that come from other pages."""
+    """Middleware that adds `HEADERS`, and refuses other host names and requests of other pages.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    A page elsewhere could let its own name lead to this machine (DNS rebinding). Then the browser
+    would let it read the answers.
+
+    Args:
+        app: The application behind it.
+        hosts: Host names that are allowed, in lower case, besides IP addresses.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -216,12 +238,44 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        site = dict(scope["headers"]).get(b"sec-fetch-site", b"none")
-        if site not in (b"same-origin", b"none") and scope["path"] != "/":
-            answer = JSONResponse({"error": "another page asked for this"}, 403)
-            await answer(scope, receive, with_headers)
-            return
-        await self.app(scope, receive, with_headers)
+        app, headers = self.app, Headers(scope=scope)
+        name = host_of(headers.get("host", ""))
+        if name not in self.hosts and not _is_address(name):
+            sentence = f"the page cannot be opened as {shorten(name)!r}; see --names"
+            app = JSONResponse({"error": sentence}, 400)
+        elif scope["path"] != "/" and _of_another_page(headers):
+            app = JSONResponse({"error": "another page asked for this"}, 403)
+        await app(scope, receive, with_headers)
+
+
+def host_of(place: str) -> str:
+    """The host name in `name:port`, in lower case. Empty if there is none."""
+    try:
+        return (urlsplit(f"//{place}").hostname or "").rstrip(".")
+    except ValueError:  # of brackets that hold no address
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    """Whether a host name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_another_page(headers: Headers) -> bool:
+    """Whether another web page made this request.
+
+    Browsers send Sec-Fetch-Site only with HTTPS and to this machine, but Origin with every POST.
+    """
+    site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+    if site not in ("same-origin", "none"):
+        return True
+    if origin is None or site == "same-origin":
+        return False
+    return origin.lower().partition("://")[2] != headers.get("host", "").lower()
 
 
 async def _receive(request: Request, path: Path, viewer: Viewer) -> None:
@@ -255,16 +309,22 @@ async def _receive(request: Request, path: Path, viewer: Viewer) -> None:
 
 async def _lines(
     lines: Iterator[dict], call: Callable[..., Any], path: Path
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield lines of JSON as they are computed, each as one job. An error becomes the last line."""
+    job: asyncio.Future[Any] | None = None
     try:
-        while (line := await call(next, lines, _END)) is not _END:
+        while True:
+            job = asyncio.ensure_future(call(next, lines, _END))
+            # a job that runs cannot be stopped, so it is not cancelled if the visitor leaves
+            if (line := await asyncio.shield(job)) is _END:
+                break
             yield _json(line)
     except Exception as error:
         yield _json({"error": _sentence(error, path)})
     finally:
-        # after a disconnect a step may still run; the generator is closed after it
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
+            if job is not None:
+                await asyncio.wait([job])
             await call(lines.close)  # type: ignore[attr-defined]
 
 
@@ -392,6 +452,35 @@ def open_port(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} of {host} cannot be opened ({reason})") from None
 
 
+class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Uvicorn's protocol, but connections without a request are closed after `WITHOUT_REQUEST`.
+
+    Uvicorn waits without limit for the first request, and for the rest of its header.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._before = self._state()
+        self._timer = self.loop.call_later(WITHOUT_REQUEST, self._look)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(error)
+
+    def _state(self) -> tuple[bool, Any]:
+        """Whether no request is being answered, and the latest request."""
+        return self.cycle is None or self.cycle.response_complete, self.cycle
+
+    def _look(self) -> None:
+        """Close the connection if nothing was asked since the last look."""
+        state = self._state()
+        if state[0] and state == self._before:
+            self.transport.close()
+        else:
+            self._before = state
+            self._timer = self.loop.call_later(WITHOUT_REQUEST, self._look)
+
+
 def http_server(
     app: Starlette, certificate: Path | None = None, key: Path | None = None
 ) -> uvicorn.Server:
@@ -407,10 +496,11 @@ def http_server(
     """
     config = uvicorn.Config(
         app,
+        http=Impatient,
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=128,
+        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
         ssl_certfile=certificate,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from spikedet import task_registry
 from spikedet.classification import data, transforms
@@ -288,6 +289,27 @@ def test_crops_are_shifted_or_mirrored_copies():
     crops = [augmented(picture, plain, 32, "crop") for _ in range(200)]
     crops = [bytes((crop * 255).round().to(torch.uint8).numpy()) for crop in crops]
     assert set(crops) <= copies and len(set(crops)) > 60
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 500_000), (3, 500_000, 4), (2, 3, 1, 30_001)])
+def test_thin_pictures_take_little_memory(shape, monkeypatch):
+    """All of it resized would be 64 million pixels, of which the centre is kept."""
+    resize, seen = v2.Resize.transform, []
+    monkeypatch.setattr(
+        v2.Resize, "transform", lambda *given: seen.append(given[1]) or resize(*given)
+    )
+    picture = torch.zeros(shape, dtype=torch.uint8)
+    centre = [side // 2 for side in shape[-2:]]
+    picture[..., centre[0] - 2 : centre[0] + 2, centre[1] - 2 : centre[1] + 2] = 255
+    tensor = transforms.view({"arch": "resnet18", "form": "imagenet"}, 32)(picture)
+    assert tensor.shape == (*shape[:-2], 32, 32) and seen[0].numel() < 20_000
+    assert tensor[..., 16, 16].min() > 1.5  # white
+
+
+def test_ordinary_pictures_are_not_shortened():
+    picture = torch.randint(0, 256, (3, 4, 64), dtype=torch.uint8)
+    assert transforms.Shorten()(picture) is picture
+    assert torch.equal(transforms.Shorten()(picture[:, :2]), picture[:, :2, 16:48])
 
 
 @pytest.mark.parametrize("form", ["cifar", "imagenet"])

@@ -459,6 +459,34 @@ def test_boxes_of_the_picture_as_it_is_shown(format, turn, tmp_path):
         assert doubtful == []
 
 
+@pytest.mark.parametrize("sizes", ["stored", "unknown"])
+def test_all_boxes_of_a_data_set_are_read_by_one_convention(sizes, tmp_path):
+    """Tags that keep the size of a picture are ignored if tags that exchange its sides are."""
+    folder = write_coco(tmp_path / "shapes")
+    path = folder / "annotations/instances_val.json"
+    turns = dict(zip(sorted(folder.rglob("val*.jpg")), (6, 2, 3, 4), strict=True))
+    for picture, turn in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        with Image.open(picture) as image:
+            image.convert("RGB").save(picture, quality=98, subsampling=0, exif=exif)
+    if sizes == "unknown":
+        first = next(iter(turns)).name
+        edit(path, lambda c: [i.update(width=0, height=0) for i in c["images"]
+                              if i["file_name"] != first])  # fmt: skip
+    with pytest.warns(UserWarning) as told:
+        samples = read_boxes([folder], "val")
+    assert [
+        str(each.message)
+        for each in told
+        if "4 pictures with a rotation tag that" in str(each.message)
+    ]
+    assert not [each for each in told if "as a viewer shows it" in str(each.message)]
+    for sample in samples:
+        boxes = coloured(sample.path)
+        assert np.abs(np.array(sorted(sample.boxes.tolist())) - boxes).max() <= 2
+
+
 # ---------------------------------------------------------------------- YOLO
 
 
@@ -890,7 +918,7 @@ def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
     noise = np.random.default_rng(0).integers(0, 255, (56, 72, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    names = ("val-00.jpg", "val-01.avif", "val-02.tif", "val-03.jp2")
+    names = ["val-00.jpg", "val-01.avif", "val-02.tif", "val-03.jp2"]
     for picture in (folder / "images/val").iterdir():
         picture.unlink()
     for name in names:
@@ -900,10 +928,22 @@ def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
         (folder / "labels/val" / f"{name.split('.')[0]}.txt").write_text(
             yolo_rows([]) or "0 .5 .5 .5 .5"
         )
+    half = np.dstack([noise, np.where(np.arange(72) < 36, 255, 90)[None].repeat(56, 0)])
+    palette = Image.fromarray(noise).quantize(16)
+    others = {
+        "alpha": (Image.fromarray(half.astype(np.uint8)), {}),
+        "deep": (Image.fromarray(noise[..., 0].astype(np.uint16) * 16), {}),
+        "palette": (palette, {"transparency": 0}),
+    }
+    for name, (image, options) in others.items():
+        names.append(f"{name}.png")
+        image.save(folder / "images/val" / names[-1], **options)
+        (folder / "labels/val" / f"{name}.txt").write_text("0 .5 .5 .5 .5")
     before = listing(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = read_boxes([folder], "val")
+    assert len(samples) == len(names)
     dataset = SampleDataset(
         samples, imgsz=36, augment=True, hyp=training_options(overrides={}), batch_size=2,
         data={"names": {}, "channels": 3}, cache=cache,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 
 import cv2
@@ -152,6 +153,17 @@ def test_times_of_the_video():
     clock = webcam.Clock(each_step=True)
     assert [clock.at(f)[0] for f in (one, one, two, two)] == pytest.approx([0, 0.04, 0.08, 0.18])
     assert webcam.Clock(each_step=False).at(two) == (0.1, None)
+
+
+def test_times_of_a_source_behind_another():
+    one, two = frames(2)
+    third, fourth = (replace(frame, source="other.mp4") for frame in (one, two))
+    clock = webcam.Clock(each_step=False)
+    times = [clock.at(frame)[0] for frame in (one, two, third, fourth)]
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3])
+    clock = webcam.Clock(each_step=True)
+    times = [clock.at(frame)[0] for frame in (one, third, third, fourth)]
+    assert times == pytest.approx([0, 0.04, 0.08, 0.12])
 
 
 def test_a_picture_comes_again_and_again():

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from spikedet.detection import label
 from spikedet.detection.boxes import VOC_CLASSES
@@ -13,6 +14,7 @@ from spikedet.detection.data import read_voc
 from spikedet.detection.label import Journal, Object, coco, fuse, iou, mirrored, rename_classes
 from spikedet.detection.ultra import foreign_detector
 from spikedet.errors import DataError, TrainingError, WeightsError
+from spikedet.pictures import read_picture
 from spikedet.released import released
 from support.commands import command
 
@@ -211,6 +213,24 @@ def test_a_folder_becomes_a_data_set_to_train_on(folder, monkeypatch, capsys):
         assert sample.boxes[0] == pytest.approx([left, 10, left + 20, 30], abs=1)
 
 
+def test_pictures_that_cannot_be_read_are_named_and_hidden_files_left_out(
+    folder, monkeypatch, capsys
+):
+    from spikedet import pictures
+
+    monkeypatch.setattr(pictures, "reads_heic", lambda: False)
+    (folder / "in/sub/d.HEIC").touch()
+    for name in ("in/._a.jpg", "in/sub/._b.jpg", "in/.hidden/a.jpg"):  # as of macOS
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no picture")
+    assert command(monkeypatch, "label", *WORDS) == 3
+    shown = capsys.readouterr()
+    assert "out.json: 6 boxes in 3 pictures" in shown.out
+    assert "error: in: 1 HEIC picture cannot be read (d.HEIC)" in shown.err
+    words = ["--pictures", "in", "--coco", "out.json", "--out", "kit/CATS", "--split", "train"]
+    assert command(monkeypatch, "import-boxes", *words) == 0
+
+
 def test_a_killed_run_goes_on(folder, monkeypatch, capsys):
     monkeypatch.setattr(Bright, "broken", 3)
     assert command(monkeypatch, "label", *WORDS) == 130
@@ -365,6 +385,36 @@ def test_coco_files_are_imported_and_a_later_one_adds_what_is_new(folder, monkey
     assert command(monkeypatch, "import-boxes", *words) == 0
     (low,) = read_voc(Path("kit"), "E:train")
     assert low.boxes.tolist() == [[10, 10, 30, 30], [0, 30, 20, 40]]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_boxes_of_stored_pixels_are_turned_as_the_picture_is(folder, monkeypatch, capsys, turn):
+    stored = np.zeros((40, 60, 3), np.uint8)
+    stored[5:20, 8:40] = 255
+    for name, number in (("a.jpg", turn), ("c.jpg", 6)):  # c.jpg shows that tags are ignored
+        exif = Image.Exif()
+        exif[0x0112] = number
+        Image.fromarray(stored).save(folder / "in" / name, exif=exif, quality=98)
+    images = [
+        {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40},
+        {"id": 8, "file_name": "c.jpg", "width": 60, "height": 40},
+    ]
+    rows = [{"image_id": n, "category_id": 3, "bbox": [8, 5, 32, 15]} for n in (7, 8)]
+    (folder / "1.json").write_text(json.dumps(data(images=images, annotations=rows)))
+    assert command(monkeypatch, "import-boxes", *COCO) == 0
+    assert "a rotation tag that the annotations ignore" in capsys.readouterr().err
+    for sample in read_voc(Path("kit"), "C:train"):
+        shown = read_picture(sample.path).max(2) > 128
+        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+        edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert sample.boxes.tolist() == [edges]
+
+
+def test_a_coco_size_of_another_shape_is_refused(folder, monkeypatch, capsys):
+    images = [{"id": 7, "file_name": "a.jpg", "width": 120, "height": 40}]
+    (folder / "1.json").write_text(json.dumps(data(images=images)))
+    assert command(monkeypatch, "import-boxes", *COCO) == 3
+    assert "which is another shape" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,9 @@ def test_check_command(tmp_path):
     (devkit / "VOC2007/JPEGImages/2.jpg").unlink()
     done = check(devkit)
     assert done.returncode == 3 and "2.jpg: picture is missing" in done.stderr
+    for ignored in (("--years", "2007"), ("--keep",), ("--server", "http://x")):
+        done = run(tmp_path, "--check", *ignored)
+        assert done.returncode == 2 and f"{ignored[0]}: has no effect with --check" in done.stderr
     done = check(tmp_path / "nowhere")
     assert done.returncode == 3 and "no VOC2007 or VOC2012 here" in done.stderr
 
@@ -270,12 +273,13 @@ def test_no_picture_is_lost_for_its_name(boxes, monkeypatch, capsys, words):
     assert told == (words is XML)
 
 
-def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monkeypatch):
+def test_boxes_of_a_turned_picture_are_in_the_pixels_that_are_shown(boxes, monkeypatch, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(boxes / "from/JPEGImages/a.jpg", exif=exif)
     (boxes / "list").write_text("a.jpg 5,45,30,60,0\n")
     assert command(monkeypatch, "import-boxes", *LIST) == 0
+    assert "warning: list: 1 picture with a rotation tag; the boxes are" in capsys.readouterr().err
     width, height, objects, _, _ = read_annotation(boxes / "to/Annotations/a.xml")
     assert (width, height, objects.tolist()) == (40, 60, [[5, 45, 30, 60]])
 

@@ -284,6 +284,15 @@ def test_coco_results_count_up_or_take_the_numbers_of_the_annotations():
         Outputs(save(coco=Path("3.json"), coco_annotations=Path("1.json")))
 
 
+def test_coco_results_of_several_steps_are_those_of_the_last():
+    with Outputs(save(coco=Path("r.json"), jsonl=Path("r.jsonl"))) as outputs:
+        outputs.write(still("x.png"), [replace(TWO, T=1), replace(TWO, T=2), TWO])
+        outputs.write(still("y.png"), [TWO, found((1, 1, 9, 9, 0.9, 0))])
+    entries = json.loads(Path("r.json").read_text())
+    assert [entry["image_id"] for entry in entries] == [1, 1, 2]
+    assert len(Path("r.jsonl").read_text().splitlines()) == 5
+
+
 def test_coco_results_of_pictures_that_have_one_name_in_several_folders():
     names = ["a/1.png", "b/1.png", "1.png", "c/2.png"]
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]

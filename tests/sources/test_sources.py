@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from spikedet.errors import PictureError, UsageError
-from spikedet.sources import live, open_sources
+from spikedet.outputs.names import stem_of
+from spikedet.sources import Frame, live, open_sources
 from spikedet.sources.completeness import PACKET, is_complete
 from spikedet.sources.find import picture_suffixes
 from spikedet.sources.frame import Problems
@@ -636,6 +637,48 @@ def test_an_address_that_does_not_answer(server):
             list(address.frames(Problems()))
 
 
-def test_no_password_is_shown():
-    sources = open_sources(["rtsp://me:secret@10.0.0.1/live"])
-    assert sources.names == ["rtsp://me:***@10.0.0.1/live"]
+def test_no_password_is_sent_to_another_server(server, monkeypatch):
+    asked = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+
+        def away(self):
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{other.server_port}/p.png")
+            self.end_headers()
+
+        monkeypatch.setattr(Handler, "file", away)
+        address = Address(url(server, "p.png").replace("//", "//me:secret@"))
+        with pytest.raises(PictureError, match="cannot be read"):
+            address._downloaded()
+        other.shutdown()
+    assert asked == [None]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "stem"),
+    [
+        ("rtsp://me:secret@10.0.0.1/live", "rtsp://me:***@10.0.0.1/live", "rtsp-10.0.0.1-live"),
+        ("rtsp://me:se@cret@cam:554/a@b", "rtsp://me:***@cam:554/a@b", "rtsp-cam-554-a@b"),
+        ("http://m@e:x:y@cam?a=b@c:d", "http://m@e:***@cam?a=b@c:d", "http-cam-a=b@c-d"),
+        (
+            "http://cam/v?user=me&Password=se=cret&n=1&api_key=k#t",
+            "http://cam/v?user=me&Password=***&n=1&api_key=***#t",
+            "http-cam-v-user=me&Password=-&n=1&api_key=-#t",
+        ),
+        ("http://me@cam/v.mp4?n=1", "http://me@cam/v.mp4?n=1", "http-cam-v.mp4-n=1"),
+    ],
+)
+def test_no_password_is_shown(address, shown, stem):
+    assert open_sources([address]).names == [shown]
+    assert stem_of(Frame(np.zeros((1, 1, 3), np.uint8), shown)) == stem

@@ -89,9 +89,17 @@ def test_it_serves_what_the_options_say(monkeypatch, capsys):
 
     served = []
     monkeypatch.setattr(server, "serve", lambda *given: served.append(given))
-    words = ["--T", T, "--port", 0, "--host", "0.0.0.0", "--frames", 7]
+    made, application = [], server.application
+    monkeypatch.setattr(
+        server, "application", lambda *given: made.append(given) or application(*given)
+    )
+    monkeypatch.setattr(server.socket, "gethostname", lambda: "PC7.school.example")
+    words = ["--T", T, "--port", 0, "--host", "0.0.0.0", "--frames", 7, "--names", "page.example"]
     assert command(monkeypatch, "web", *words) == 0
     ((_, listening),) = served
+    ((_, _, hosts, _),) = made
+    names = {"page.example", "pc7", "pc7.local", "pc7.school.example"}
+    assert hosts == names | {"0.0.0.0", *server.LOOPBACK}
     shown = capsys.readouterr()
     assert f"http://0.0.0.0:{listening.getsockname()[1]}/" in shown.out
     assert "it has no password" in shown.err

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,7 +20,7 @@ from spikedet.released import released
 from spikedet.web.viewer import Limits, Viewer
 from support.media import write_video
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 server = pytest.importorskip("spikedet.web.server", reason="the extra `web` is not installed")
 
 T = 4
@@ -38,7 +39,7 @@ class Served:
         app = server.application(viewer, SAMPLE, list(hosts), at_once)
         listening = server.open_port("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self._server = server.http_server(app)
         self._thread = threading.Thread(target=self._server.run, args=([listening],))
         self._thread.start()
 
@@ -101,7 +102,29 @@ def test_other_pages_and_names_are_refused(served):
     assert served.ask("POST", "/look", jpeg(0), other)[0] == 403
     assert served.ask("POST", "/look", jpeg(0), {"Sec-Fetch-Site": "same-origin"})[0] == 200
     assert served.ask("GET", "/about", headers={"Host": "example.org"})[0] == 400
-    assert served.ask("GET", "/about", headers={"Host": "localhost:1"})[0] == 200
+    for name in ("localhost:1", "LOCALHOST", "127.0.0.1", "192.168.1.5:7860", "[::1]:80"):
+        assert served.ask("GET", "/about", headers={"Host": name})[0] == 200
+    for name in ("", "[x]", "example.org:80", "127.0.0.1.example.org", "localhost.example.org"):
+        status, _, data = served.ask("GET", "/about", headers={"Host": name})
+        assert status == 400 and b"cannot be opened as" in data
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://192.168.1.5:7860", 200),
+        ("https://192.168.1.5:7860", 200),  # through a proxy
+        ("http://192.168.1.5:80", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_other_pages_are_refused_where_browsers_do_not_name_the_site(served, origin, status):
+    """They send Sec-Fetch-Site only to this machine and with HTTPS."""
+    headers = {"Host": "192.168.1.5:7860", "Origin": origin, "Content-Type": "text/plain"}
+    assert served.ask("POST", "/look?T=1", jpeg(0), headers)[0] == status
+    headers["Sec-Fetch-Site"] = "same-origin"  # of a page behind a proxy that changes the name
+    assert served.ask("POST", "/look?T=1", jpeg(0), headers)[0] == 200
 
 
 def test_a_look(served):
@@ -234,6 +257,71 @@ def test_a_visitor_who_leaves_makes_room(served):
     while served.lines(f"/look?T={T}", jpeg(0))[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_look_that_is_left_is_closed_behind_its_running_step(monkeypatch):
+    """Its resources are given back as soon as its step has ended, and not when memory is tidied."""
+    ended, step, go = [], threading.Event(), threading.Event()
+
+    def look(*_):
+        try:
+            yield {"kind": "picture"}
+            step.set()
+            assert go.wait(60)
+            yield {"kind": "step"}
+        finally:
+            ended.append(threading.current_thread().name)
+
+    monkeypatch.setattr(server, "_look", look)
+    served = Served(Slow(), at_once=2)
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        connection.request("POST", "/look", b"picture")
+        answer = connection.getresponse()
+        assert json.loads(answer.readline()) == {"kind": "picture"} and step.wait(60)
+        answer.close()
+        connection.close()
+        time.sleep(0.5)
+        assert not ended
+        go.set()
+        deadline = time.monotonic() + 30
+        while not ended:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ended[0].startswith("spikedet-web")
+    finally:
+        go.set()
+        served.close()
+
+
+def test_connections_that_ask_nothing_are_closed(monkeypatch):
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    monkeypatch.setattr(server, "WITHOUT_REQUEST", 0.5)
+    served = Served(Slow(), at_once=1)
+    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    try:
+        slow.putrequest("POST", "/look")  # whose answer takes longer
+        slow.putheader("Content-Length", "1")
+        slow.endheaders(b"x")
+        deadline = time.monotonic() + 30
+        while not served.viewer.begun:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(4)]
+        idle[0].sendall(b"GET / HTT")  # or not all of it
+        while served.ask("GET", "/favicon.ico")[0] != 204:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert [each.recv(1) for each in idle] == [b""] * 4
+        time.sleep(1.5)
+        served.viewer.go.set()
+        assert json.loads(slow.getresponse().read()) == {"error": "let go"}
+        for each in idle:
+            each.close()
+    finally:
+        served.viewer.go.set()
+        slow.close()
+        served.close()
 
 
 def test_ports():

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
 from spikedet.data.samples import Sample, expect_names, first_error, number_of
 from spikedet.data.sizes import headers, warn_of_tags
 from spikedet.errors import DataError, list_choices, shorten
-from spikedet.files import read_lines
+from spikedet.files import TooManyValues, parse_yaml, read_lines
 from spikedet.pictures import is_picture, pictures_in
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -201,7 +200,7 @@ class Labels(Boxes):
             if not line:
                 continue
             try:
-                label, *values = (float(word) for word in line.removeprefix("\ufeff").split())
+                label, *values = (float(word) for word in line.split())
                 row = _row(label, values[:4] if keypoints else values)
             except (ValueError, OverflowError):
                 raise DataError(
@@ -284,12 +283,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would wait for somebody to write into it
         raise DataError(f"{path}: is not a file; expected names, train and val")
     try:
-        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
+        content = parse_yaml(path.read_bytes(), texts=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+    except TooManyValues as error:
+        raise DataError(f"{path}: {error}") from None
+    if content is None:
         raise DataError(f"{path}: not readable as YAML; expected names, train and val")
     return content
 
