@@ -247,6 +247,7 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"batches": ["text"]}, DataError, "a batch without an input"),
         ({"network": nn.Sequential(nn.Conv2d(1, 2, 3))}, ConversionError, "no activation to"),
         ({"network": nn.Sequential(nn.ReLU())}, ConversionError, "no weights; there is nothing"),
+        ({"network": "own.pt"}, UsageError, "network is of type str; expected a torch.nn.Module"),
         ({"batch": 0}, UsageError, "batch is 0; expected an integer of 1 or more"),
         ({"rate": "fast"}, UsageError, "rate is 'fast'; expected a number of 0 or more"),
         ({"end_to_end": 1, "int8": True, "end_batch_norm": True}, UsageError, "choose one"),

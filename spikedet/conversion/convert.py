@@ -159,6 +159,11 @@ def convert(
         >>> snn = spikedet.convert(network, batches, T=8)
         >>> y = snn(x)
     """
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"network is of type {type(network).__name__}; expected a torch.nn.Module; for files "
+            "of weights there are the commands convert and import"
+        )
     method = method or ("two-stage" if epochs else "stage2")
     recipe = named(method)
     if type(T) is not int or T < 1:

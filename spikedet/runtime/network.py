@@ -166,8 +166,8 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not an integer of 1 or more, there are no pictures, or the network
-                cannot take pictures of this size.
+            UsageError: T is not an integer of 1 or more, there are no pictures, they are not float
+                values or not finite, or the network cannot take pictures of this size.
         """
         expect_counts(T=T)
         (output,) = self.after(pictures, [self.T if T is None else T])
@@ -256,6 +256,30 @@ class SpikingNetwork(nn.Module):
         with watching(self.graph, rates):
             yield rates
 
+    def _expect_input(self, pictures: Tensor) -> None:
+        """Check the input. A neuron would take a value that is not a number for silence.
+
+        Raises:
+            UsageError: It is not a tensor of finite float values of a possible size.
+        """
+        recorded = self.graph.shapes[INPUT]
+        if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+            kind = pictures.dtype if isinstance(pictures, Tensor) else type(pictures).__name__
+            raise UsageError(f"the input is of type {kind}; expected a tensor of float32")
+        if pictures.dtype == torch.float64 != getattr(self._weight(), "dtype", torch.float64):
+            raise UsageError("the input is in float64; call .float() on it")
+        if pictures.ndim != len(recorded):
+            sizes = ", ".join(["B", *map(str, recorded[1:])])
+            raise UsageError(
+                f"the input is {list(pictures.shape)}; expected as many dimensions as [{sizes}]"
+            )
+        self.graph.expect_size(pictures)
+        if not bool(pictures.isfinite().all()):
+            raise UsageError("the input has values that are not finite (NaN or infinite)")
+
+    def _weight(self) -> nn.Parameter | None:
+        return next(self.graph.parameters(), None)
+
     def _simulate(
         self,
         pictures: Tensor,
@@ -271,7 +295,7 @@ class SpikingNetwork(nn.Module):
         The readout function returns the mean over all steps so far, [B, ...], or the means after
         each step of the last part, [steps*B, ...].
         """
-        self.graph.expect_size(pictures)
+        self._expect_input(pictures)
         parts = list(parts)
         own = getattr(self._engine, "bounds_memory", False) and larger is not None
         by_engine = self._by_engine(pictures, list(larger or ()) if own else parts, each_step)
