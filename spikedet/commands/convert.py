@@ -34,7 +34,7 @@ from spikedet.commands.training import (
     training_settings,
 )
 from spikedet.methods import METHODS, Method
-from spikedet.settings import option
+from spikedet.settings import Plan, option
 
 MORE = """
 Methods:
@@ -117,6 +117,8 @@ def expect_used(options: Options, method: Method) -> None:
             f"the method {name} already sets which parts of stage II run",
         )
     expect_halves(options)
+    if options.neuron == Plan.neuron and options.margin:
+        refuse(options, ["margin"], "only neurons that take back spikes have a margin")
     if not method.end_to_end and options.end.get("steps"):
         refuse(options, ["end_to_end"], f"{name} has no end-to-end pass")
     if not method.end_to_end or options.end.get("steps") == 0:

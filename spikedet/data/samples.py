@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,30 @@ class Sample:
             object.__setattr__(self, "crowd", np.zeros(len(self.labels), bool))
         if self.areas is None:
             object.__setattr__(self, "areas", areas_of(self.boxes))
+
+
+def without_empty_boxes(samples: Sequence[Sample], name: str) -> list[Sample]:
+    """Leave out boxes without width or height. A warning counts them.
+
+    Nothing can be found there, but each would count as an object that was missed.
+
+    Args:
+        samples: The samples.
+        name: Name of the data, for the warning.
+    """
+    kept, left = [], []
+    for sample in samples:
+        there = (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(1)
+        if not there.all():
+            left += [sample.path.name] * int((~there).sum())
+            fields = ("boxes", "labels", "difficult", "crowd", "areas")
+            sample = replace(sample, **{name: getattr(sample, name)[there] for name in fields})
+        kept.append(sample)
+    if left:
+        counted = "1 box" if len(left) == 1 else f"{len(left)} boxes"
+        words = f"{name}: {counted} without width or height left out ({left[0]})"
+        warnings.warn(words, stacklevel=3)
+    return kept
 
 
 def areas_of(boxes: np.ndarray) -> np.ndarray:

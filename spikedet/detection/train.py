@@ -26,7 +26,7 @@ from spikedet.detection.defaults import MOST
 from spikedet.detection.model import Detector, GraphDetector
 from spikedet.detection.parts import Parts
 from spikedet.detection.ultra import DetectionTrainer, YOLODataset, show_progress
-from spikedet.errors import PictureError, TrainingError, UsageError
+from spikedet.errors import DataError, PictureError, TrainingError, UsageError
 from spikedet.files import naming, write_atomic
 from spikedet.pictures import is_jpeg, read_picture
 from spikedet.precision import as_float, layout, mixed
@@ -130,6 +130,23 @@ class SampleDataset(YOLODataset):
         return labels
 
 
+def expect_objects(run: Run) -> None:
+    """Check that there is something to learn. A warning says if there is nothing to choose by.
+
+    Raises:
+        DataError: The training pictures have no objects.
+    """
+    if not any(len(sample.labels) for sample in run.train):
+        raise DataError(
+            f"no objects in {len(run.train)} training pictures; expected annotations of some"
+        )
+    if not any(len(sample.labels) for sample in run.tune):
+        log.warning(
+            "no objects in %d tuning pictures, so the best epoch cannot be chosen by them",
+            len(run.tune),
+        )
+
+
 class Trainer(DetectionTrainer):
     """Train a network in place.
 
@@ -157,6 +174,7 @@ class Trainer(DetectionTrainer):
         self.network, self.names = network, run.checkpoint.names
         self.samples = {"train": list(run.train), "val": list(run.tune)}
         self.settings, self.save_weights = settings, run.write
+        expect_objects(run)
         expect_possible(settings)
         if settings.device == "cpu" and world_size() > 1:
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")

@@ -384,6 +384,26 @@ def test_a_size_of_nothing_is_that_of_the_file(tmp_path):
         read_boxes([tmp_path], "VOC2007:out")
 
 
+def test_boxes_of_nothing_are_left_out(tmp_path):
+    """They would count as objects that were missed."""
+    folder = write_yolo(tmp_path / "yolo")
+    label = sorted((folder / "labels/train").iterdir())[0]
+    before = read_boxes([folder], "train")
+    label.write_text(label.read_text().rstrip() + "\n0 .5 .5 0 .2\n1 .5 .5 .2 0\n")
+    with pytest.warns(UserWarning, match="train: 2 boxes without width or height left out"):
+        assert [len(s.labels) for s in read_boxes([folder], "train")] == [
+            len(s.labels) for s in before
+        ]
+    path = write_coco(tmp_path / "coco") / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="val: 1 box without width or height left out"):
+        samples = read_boxes([path], "val")
+    assert sum(len(s.labels) for s in samples) == len(content["annotations"]) - 1
+    assert all(len(s.areas) == len(s.crowd) == len(s.boxes) for s in samples)
+
+
 def test_a_file_without_sizes(tmp_path):
     path = write_coco(tmp_path) / "annotations/instances_val.json"
     content = json.loads(path.read_text())

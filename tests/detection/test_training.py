@@ -59,6 +59,20 @@ def test_pictures_with_too_few_places_for_the_loss_are_refused(settings, sides, 
         trainer(sides, tmp_path / "run", **settings)
 
 
+def test_pictures_without_any_object_are_nothing_to_learn_from(sides, tmp_path, caplog):
+    empty = [
+        replace(
+            sample, boxes=sample.boxes[:0], labels=sample.labels[:0], areas=sample.areas[:0],
+            difficult=sample.difficult[:0], crowd=sample.crowd[:0],
+        )
+        for sample in sides[0]
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=f"no objects in {len(empty)} training pictures"):
+        trainer((empty, sides[1]), tmp_path / "run")
+    trainer((sides[0], empty[:1]), tmp_path / "run")
+    assert "no objects in 1 tuning pictures" in caplog.text
+
+
 def test_a_last_batch_that_norms_cannot_take_is_one_sentence(sides, tmp_path, monkeypatch):
     monkeypatch.setattr("spikedet.detection.assign.CANDIDATES", 1)  # as if it had a stride of 8
     run = trainer(sides, tmp_path / "run", imgsz=32, batch=len(sides[0]) - 1)

@@ -24,7 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.samples import (
+    Sample,
+    expect_names,
+    first_error,
+    number_of,
+    without_empty_boxes,
+)
 from spikedet.data.sizes import fit_to_pictures
 from spikedet.errors import DataError, list_choices, shorten
 
@@ -198,6 +204,7 @@ def _samples(
             problems.append(error)
     if problems:
         raise first_error(problems)
+    samples = without_empty_boxes(samples, _split_of(file))
     samples = fit_to_pictures(samples, _split_of(file), place)
     beyond = []
     for sample in samples:

@@ -24,7 +24,13 @@ import numpy as np
 
 from spikedet.data.cache import read_each
 from spikedet.data.formats.base import Boxes, Format
-from spikedet.data.samples import Sample, expect_names, first_error, number_of
+from spikedet.data.samples import (
+    Sample,
+    expect_names,
+    first_error,
+    number_of,
+    without_empty_boxes,
+)
 from spikedet.data.sizes import headers, warn_of_tags
 from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import TooManyValues, parse_yaml, read_lines
@@ -106,7 +112,7 @@ class Labels(Boxes):
             warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
-        return samples
+        return without_empty_boxes(samples, title)
 
     def _given(self, key: str) -> Any:
         """A value of the description. None if it is missing or null."""
