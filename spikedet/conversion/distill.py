@@ -53,7 +53,7 @@ def distill(
         loss: Function that runs the network on a batch and returns a scalar.
         options: `steps`, `rate`, `batch_norm`, `int8` and `sparsity` are used. With `int8`,
             gradients pass the rounding unchanged.
-        warmup: Training steps of warm-up, but at most a tenth of all.
+        warmup: Training steps of warm-up, but at most a quarter of all.
         state: State of an interrupted pass to continue from, as `on_round` got it last.
         on_step: Function that is called with each training step and its loss.
         on_round: Function that is called after each round with the state of the pass: `step`
@@ -71,7 +71,7 @@ def distill(
         ValueError, KeyError, RuntimeError: The state belongs to another network.
     """
     expect_limits(options)
-    warmup = min(warmup, options.steps // 10)
+    warmup = min(warmup, options.steps // 4)
     _weigh_steps(spiking)
     training = _Pass(spiking, loss, options)
     beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -19,13 +19,13 @@ def network():
 
 def test_outputs_after_fewer_steps_are_trained_as_well(batches):
     float_network, apart = network(), {}
-    wanted = float_network(batches[10]).detach()
+    wanted = float_network(batches[30]).detach()
     for also in (None, [2]):
         snn = spikedet.convert(
-            float_network, batches[:8], 6, layer_steps=0, end_to_end=60, end_also=also,
+            float_network, batches[:20], 6, layer_steps=0, end_to_end=60, end_also=also,
             progress=False,
         )  # fmt: skip
-        apart[bool(also)] = (snn(batches[10], T=2) - wanted).square().mean().item()
+        apart[bool(also)] = (snn(batches[30], T=2) - wanted).square().mean().item()
         assert snn.origin.get("also_for") == also
     assert apart[True] < 0.9 * apart[False]
 
