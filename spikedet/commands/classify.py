@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
-from spikedet.commands.result import write_json
+from spikedet.commands.result import headed
 from spikedet.errors import DataError
 from spikedet.settings import option
 from spikedet.terminal import note
@@ -55,6 +55,7 @@ class Options(FrameOptions):
 
 def run(options: Options) -> int:
     from spikedet.classification.predict import Classifier
+    from spikedet.outputs.text import json_list, json_text
     from spikedet.released import default_weights
 
     if options.patience is None:
@@ -64,7 +65,7 @@ def run(options: Options) -> int:
     note(f"engine {classifier.why_engine}")
     failures = Failures()
     sources = opened(options, options.sources, failures)
-    entries: list[dict[str, Any]] = []
+    entries = json_list(options.json) if options.json else None
     try:
         for frame in shown(sources, "classify"):
             answer = classifier(
@@ -73,9 +74,12 @@ def run(options: Options) -> int:
             assert not isinstance(answer, list)  # of one picture
             pairs = list(zip(answer.names, answer.probabilities.tolist(), strict=True))
             print(f"{where(frame)}: " + ", ".join(f"{name} {value:.3f}" for name, value in pairs))
-            entries.append(entry_of(frame, answer.T, pairs))
+            if entries is not None:  # written at once: a camera has no end
+                entry = headed(options.command, entry_of(frame, answer.T, pairs))
+                entries.add(json_text(entry))
     finally:  # of a run that is stopped what there is
-        write_json(options, entries)
+        if entries is not None:
+            entries.close()
     return DataError.exit_code if failures.count else 0
 
 

@@ -90,11 +90,7 @@ class Detections:
         """
         if not 0 <= iou <= 1:
             raise UsageError(f"iou is {iou}; expected a number between 0 and 1")
-        kept: list[int] = []
-        for number in np.argsort(-self.scores, kind="stable"):
-            if not kept or overlaps(self.boxes[number], self.boxes[kept]).max() <= iou:
-                kept.append(int(number))
-        return self.some(np.array(kept, int))
+        return self.some(np.array(best_of_any_class(self.boxes, self.scores, iou), int))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values that JSON can store.
@@ -208,3 +204,30 @@ def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     areas = np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1)
     whole = areas + np.clip(box[2:] - box[:2], 0, None).prod() - shared
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+
+
+def best_of_any_class(boxes: np.ndarray, scores: np.ndarray, iou: float) -> list[int]:
+    """Find the boxes to keep if the one with the highest score is kept where boxes overlap.
+
+    Args:
+        boxes: [N, 4], of objects of any classes.
+        scores: [N].
+        iou: Boxes with a larger IoU overlap.
+
+    Returns:
+        Indices of the boxes, highest score first.
+    """
+    kept: list[int] = []
+    for number in np.argsort(-scores, kind="stable"):
+        if not kept or overlaps(boxes[number], boxes[kept]).max() <= iou:
+            kept.append(int(number))
+    return kept
+
+
+def shares(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share, [N, M], of the area of each box [N, 4] that lies in each of the others [M, 4]."""
+    boxes, others = boxes.reshape(-1, 4), others.reshape(-1, 4)
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    area = np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-9)
+    return np.prod(np.clip(high - low, 0, None), axis=2) / area[:, None]

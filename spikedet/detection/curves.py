@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from spikedet.data.samples import Sample
-from spikedet.detection.boxes import Detections
+from spikedet.detection.boxes import Detections, shares
 from spikedet.reliability import reliability
 
 ALL = "all classes"
@@ -154,7 +154,8 @@ def confusion(
                 if counted[truth]:
                     counts[truths[truth], labels[number]] += 1
         np.add.at(counts, (truths[counted & ~seen], len(names)), 1)
-        stray = ~used & ~_in_crowds(boxes, np.asarray(sample.boxes)[np.asarray(sample.crowd, bool)])
+        crowds = np.asarray(sample.boxes)[np.asarray(sample.crowd, bool)]
+        stray = ~used & ~(shares(boxes, crowds) >= OVERLAP).any(1)
         np.add.at(counts, (len(names), labels[stray]), 1)
     return [
         {"truth": truth, "predicted": predicted, "count": int(counts[row, column])}
@@ -162,14 +163,3 @@ def confusion(
         for column, predicted in enumerate((*names, BACKGROUND))
         if counts[row, column] or row == column < len(names)
     ]
-
-
-def _in_crowds(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """Whether half of each box [N, 4] lies in one of the crowds [M, 4]."""
-    if not len(boxes) or not len(crowds):
-        return np.zeros(len(boxes), bool)
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
-    area = np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-9)
-    return (shared / area[:, None] >= OVERLAP).any(1)

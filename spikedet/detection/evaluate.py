@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from spikedet.detection import curves
-from spikedet.detection.boxes import Detections
+from spikedet.detection.boxes import Detections, overlaps, shares
 from spikedet.detection.data import Sample
 
 AREAS = (32.0**2, 96.0**2)  # square pixels between small, medium and large objects
@@ -226,6 +226,10 @@ def voc07_ap50(detections: Sequence[Detections], samples: Sequence[Sample], clas
 def _voc07_class(
     detections: Sequence[Detections], samples: Sequence[Sample], label: int
 ) -> float | None:
+    """AP of one class. The VOC devkit counts pixels including both edges.
+
+    For annotated boxes this equals the width between the edges here.
+    """
     chosen = [(sample.labels == label) & ~sample.crowd for sample in samples]
     crowds = [sample.boxes[(sample.labels == label) & sample.crowd] for sample in samples]
     boxes = [sample.boxes[own] for sample, own in zip(samples, chosen, strict=True)]
@@ -243,14 +247,14 @@ def _voc07_class(
     taken = [np.zeros(len(b), bool) for b in boxes]
     hits, misses = [], []
     for _, image, box in rows:
-        overlaps = _iou(box, boxes[image])
-        best = int(overlaps.argmax()) if len(overlaps) else -1
-        if best >= 0 and overlaps[best] >= 0.5:
+        parts = overlaps(box, boxes[image])
+        best = int(parts.argmax()) if len(parts) else -1
+        if best >= 0 and parts[best] >= 0.5:
             if difficult[image][best]:
                 continue
             hits.append(not taken[image][best])
             taken[image][best] = True
-        elif (_covered(box, crowds[image]) >= 0.5).any():
+        elif (shares(box, crowds[image]) >= 0.5).any():
             continue
         else:
             hits.append(False)
@@ -259,25 +263,3 @@ def _voc07_class(
     recall, precision = true / positives, true / np.maximum(true + false, 1)
     points = [precision[recall >= point - 1e-12] for point in np.linspace(0, 1, 11)]
     return float(np.mean([p.max() if p.size else 0.0 for p in points]))
-
-
-def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The area of intersection [N] of one box with N others [N, 4], in square pixels."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    return np.prod(np.clip(high - low, 0, None), axis=1)
-
-
-def _covered(box: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """The fraction [N] of a box that lies in each of the crowds [N, 4]."""
-    return _shared(box, crowds) / np.maximum(np.prod(box[2:] - box[:2]), 1e-9)
-
-
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The IoU [N] of one box with N others [N, 4], with edges in pixels.
-
-    The VOC devkit counts pixels including both edges. For annotated boxes this equals the width
-    between the edges here.
-    """
-    shared = _shared(box, others)
-    area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)
-    return shared / np.maximum(area - shared, 1e-9)

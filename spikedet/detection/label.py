@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from spikedet.detection.boxes import best_of_any_class, overlaps
 from spikedet.errors import DataError, TrainingError, UsageError
 from spikedet.files import read_lines, write_atomic
 
@@ -40,16 +41,6 @@ class Object:
 Teacher = Callable[[np.ndarray], list[Object]]  # of a picture [H, W, 3] uint8 BGR
 
 
-def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """The intersection over union of two boxes x1 y1 x2 y2; 0 if one has no area."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    area = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other))
-    return width * height / (area - width * height)
-
-
 def fuse(views: Sequence[Sequence[Object]], overlap: float = LEAST_OVERLAP) -> list[Object]:
     """Fuse the objects of several views of one picture.
 
@@ -70,17 +61,18 @@ def fuse(views: Sequence[Sequence[Object]], overlap: float = LEAST_OVERLAP) -> l
     )
     groups: list[dict[int, Object]] = []  # of each the surest comes first
     for candidate, view in ordered:
-        best, place = overlap, None
-        for group in groups:
-            surest = next(iter(group.values()))
-            if surest.name == candidate.name and view not in group:
-                part = iou(surest.box, candidate.box)
-                if part >= best:
-                    best, place = part, group
-        if place is None:
+        possible = [
+            group
+            for group in groups
+            if view not in group and next(iter(group.values())).name == candidate.name
+        ]
+        surest = [next(iter(group.values())).box for group in possible]
+        parts = overlaps(np.array(candidate.box), np.array(surest).reshape(-1, 4))
+        best = max(range(len(parts)), key=lambda n: (parts[n], n), default=None)
+        if best is None or parts[best] < overlap:
             groups.append({view: candidate})
         else:
-            place[view] = candidate
+            possible[best][view] = candidate
     return sorted((_mean(list(g.values()), len(views)) for g in groups), key=lambda o: -o.score)
 
 
@@ -95,11 +87,10 @@ def _mean(objects: list[Object], views: int) -> Object:
 
 def remove_duplicates(objects: Iterable[Object], overlap: float) -> list[Object]:
     """Keep only the object with the highest score where objects of any classes overlap more."""
-    kept: list[Object] = []
-    for candidate in sorted(objects, key=lambda o: -o.score):
-        if all(iou(candidate.box, other.box) <= overlap for other in kept):
-            kept.append(candidate)
-    return kept
+    objects = list(objects)
+    boxes = np.array([each.box for each in objects], np.float64).reshape(-1, 4)
+    scores = np.array([each.score for each in objects])
+    return [objects[number] for number in best_of_any_class(boxes, scores, overlap)]
 
 
 def rename_classes(

@@ -14,7 +14,7 @@ import numpy as np
 from spikedet.data.formats.voc import VOC_CLASSES, parse_xml
 from spikedet.data.samples import Sample
 from spikedet.data.sizes import fit_to_pictures, warn_of_tags
-from spikedet.detection.boxes import COCO_NAMES
+from spikedet.detection.boxes import COCO_NAMES, overlaps
 from spikedet.errors import DataError
 from spikedet.files import read_lines, write_atomic
 from spikedet.pictures import read_header
@@ -180,8 +180,6 @@ def annotations_of_coco(
     paths: list[Path], least: float, pictures: dict[str, Path], skip: set[str]
 ) -> Iterator[tuple[str, bytes | None]]:
     """Yield the stem and XML of every picture of the first COCO file; None without a VOC object."""
-    from spikedet.detection.label import iou
-
     contents = [coco_objects(path, least) for path in paths]
     stems = [stem for stem in contents[0] if stem not in skip]
     for stem in stems:
@@ -196,11 +194,13 @@ def annotations_of_coco(
         objects: Objects = []
         for sample in (each[stem] for each in fitted if stem in each):
             before = list(objects)
+            boxes = np.array([box for _, box in before], np.float64).reshape(-1, 4)
             for label, (x1, y1, x2, y2) in zip(sample.labels, sample.boxes.tolist(), strict=True):
                 name = VOC_CLASSES[label]
                 box = [max(round(x1), 0) + 1, max(round(y1), 0) + 1]
                 box += [min(round(x2), size[0]), min(round(y2), size[1])]
-                new = all(iou(box, b) < (SAME if n == name else ANY) for n, b in before)
+                least = np.array([SAME if other == name else ANY for other, _ in before])
+                new = (overlaps(np.array(box, np.float64), boxes) < least).all()
                 if new and box[2] >= box[0] and box[3] >= box[1]:
                     objects.append((name, box))
         yield stem, xml_of_boxes(size, objects) if objects else None

@@ -10,7 +10,6 @@ step       one time step. Inputs: the picture, the number of steps before, and t
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -203,9 +202,3 @@ def step_weights(module: MeanOverTime, steps: int) -> Tensor:
         return torch.ones(steps)
     now = torch.arange(steps).clamp(max=len(module.log_weights) - 1)
     return module.log_weights.detach()[now].exp()
-
-
-def read_facts(path: Any) -> dict[str, Any]:
-    """Read the facts in a file (see `Source.facts`)."""
-    model = onnx.load(str(path), load_external_data=False)
-    return json.loads({prop.key: prop.value for prop in model.metadata_props}["spikedet"])

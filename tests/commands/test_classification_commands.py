@@ -488,6 +488,24 @@ def test_classify_prints_and_writes_the_most_probable_classes(runs, tmp_path, mo
     assert len(json.loads((tmp_path / "found.json").read_text())) == 1
 
 
+def test_classify_writes_each_picture_at_once(runs, tmp_path, monkeypatch):
+    """A camera has no end, so nothing is kept in memory until one."""
+    from spikedet.classification.predict import Classifier
+
+    file, seen, call = tmp_path / "found.json", [], Classifier.__call__
+
+    def classify(self, *given, **options):
+        seen.append(len(json.loads(file.read_text())) if file.exists() else 0)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return call(self, *given, **options)
+
+    monkeypatch.setattr(Classifier, "__call__", classify)
+    words = ["--weights", weights(runs, "snn"), "--json", file]
+    assert command(monkeypatch, "classify", *words, runs / "data/test/b") == 130
+    assert seen == [0, 1, 2] and len(json.loads(file.read_text())) == 2
+
+
 def test_classify_reads_what_detect_reads_and_names_what_is_none(
     runs, tmp_path, monkeypatch, capsys
 ):

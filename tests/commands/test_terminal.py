@@ -278,7 +278,7 @@ def test_the_page_of_json_names_the_fields_that_there_are():
     assert sections == own and own <= set(COMMANDS)
     writes = {path.stem for path in (ROOT / "spikedet/commands").glob("*.py")
               if "write_json(options" in path.read_text()} - {"main", "result"}  # fmt: skip
-    assert writes == own
+    assert writes == own - {"classify"}  # whose file grows with every picture
     assert {n for n in COMMANDS if writes_own(module_of(n).Options)} == own | {"detect"}
 
 
