@@ -274,7 +274,8 @@ class SpikingNetwork(nn.Module):
                 f"the input is {list(pictures.shape)}; expected as many dimensions as [{sizes}]"
             )
         self.graph.expect_size(pictures)
-        if not bool(pictures.isfinite().all()):
+        # a sum takes a tenth of the time
+        if not bool(pictures.sum().isfinite()) and not bool(pictures.isfinite().all()):
             raise UsageError("the input has values that are not finite (NaN or infinite)")
 
     def _weight(self) -> nn.Parameter | None:
