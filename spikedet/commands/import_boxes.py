@@ -2,10 +2,11 @@
 
 The annotations are one of three: a list with one picture per line (`path x1,y1,x2,y2,class ...`,
 with the class numbers of --names), a folder of VOC XML files, or COCO files, such as those of
-spikedet label. With several COCO files, an object is left out if it overlaps one of an earlier
-file. Objects of classes that VOC does not have are left out. Pictures without a VOC object are left
-out too, and counted. Pictures must be JPEG files. They are linked, not copied. Existing files are
-never changed: if one would change, the command stops before it writes anything.
+spikedet label. The boxes of a list are in pixels of the picture as a viewer shows it, with its
+rotation tag applied. With several COCO files, an object is left out if it overlaps one of an
+earlier file. Objects of classes that VOC does not have are left out. Pictures without a VOC object
+are left out too, and counted. Pictures must be JPEG files. They are linked, not copied. Existing
+files are never changed: if one would change, the command stops before it writes anything.
 
     spikedet import-boxes --pictures coco/val2017 --list val2017.txt \\
         --names coco.names --out devkit/COCO2017 --split voc

@@ -155,7 +155,8 @@ def confusion(
                     counts[truths[truth], labels[number]] += 1
         np.add.at(counts, (truths[counted & ~seen], len(names)), 1)
         crowds = np.asarray(sample.boxes)[np.asarray(sample.crowd, bool)]
-        stray = ~used & ~(shares(boxes, crowds) >= OVERLAP).any(1)
+        inside: np.ndarray = shares(boxes, crowds).max(1, initial=0) >= OVERLAP
+        stray = ~used & ~inside
         np.add.at(counts, (len(names), labels[stray]), 1)
     return [
         {"truth": truth, "predicted": predicted, "count": int(counts[row, column])}

@@ -199,8 +199,8 @@ def annotations_of_coco(
                 name = VOC_CLASSES[label]
                 box = [max(round(x1), 0) + 1, max(round(y1), 0) + 1]
                 box += [min(round(x2), size[0]), min(round(y2), size[1])]
-                least = np.array([SAME if other == name else ANY for other, _ in before])
-                new = (overlaps(np.array(box, np.float64), boxes) < least).all()
+                most = np.array([SAME if other == name else ANY for other, _ in before])
+                new = (overlaps(np.array(box, np.float64), boxes) < most).all()
                 if new and box[2] >= box[0] and box[3] >= box[1]:
                     objects.append((name, box))
         yield stem, xml_of_boxes(size, objects) if objects else None

@@ -307,7 +307,7 @@ def test_connections_that_ask_nothing_are_closed(monkeypatch):
         while not served.viewer.begun:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(4)]
+        idle = [socket.create_connection(("127.0.0.1", served.port), 30) for _ in range(4)]
         idle[0].sendall(b"GET / HTT")  # or not all of it
         while served.ask("GET", "/favicon.ico")[0] != 204:
             assert time.monotonic() < deadline
