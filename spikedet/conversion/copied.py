@@ -11,7 +11,7 @@ from spikedet.conversion.bias import shift_currents
 from spikedet.conversion.stored import Site, StoredOutputs
 from spikedet.errors import ConversionError
 from spikedet.graph.graph import INPUT, Graph
-from spikedet.graph.rewrites.spike import make_spiking, set_margin
+from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool, mean_over_time
 from spikedet.precision import device_of
 
@@ -42,12 +42,9 @@ def spiking_copy(
 
     Raises:
         ConversionError: The graph cannot be converted, or the check of the copy fails.
-        UsageError: There is a margin, but no neuron takes back spikes.
     """
     graph = copy.deepcopy(quantised)
     make_spiking(graph, initial, pooling, neuron, margin)
-    if margin:
-        set_margin(graph, margin)  # refuses a network in which no neuron has one
     if pictures is None:
         shape = (2, *graph.shapes[INPUT][1:])
         pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0))

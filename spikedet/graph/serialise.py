@@ -121,6 +121,8 @@ def _expect_sizes(name: str, kind: str, module: nn.Module) -> None:
             len(sizes) not in (1, dims) or any(type(s) is not int or s < least for s in sizes)
         ):
             raise ValueError(f"{name[:50]}: {option} is {str(value)[:50]}")
+    if isinstance(module, IFNeuron) and type(module.folded) is not bool:
+        raise ValueError(f"{name[:50]}: folded is {str(module.folded)[:50]}")
     if isinstance(module, nn.Upsample) and module.mode not in ("nearest", "nearest-exact"):
         raise ValueError(f"{name[:50]}: up-sampling by {str(module.mode)[:50]}")
     if isinstance(module, Pad) and module.mode not in PADDINGS:

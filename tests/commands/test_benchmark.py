@@ -123,9 +123,9 @@ def test_kernels_are_chosen_for_this_run_alone(classifier, tmp_path, monkeypatch
     used = {line["engine"]: line["kernels"] for line in written(tmp_path / "b.json")}
     assert used["events"] == KERNELS[-1] and used["torch"] is None
     assert library.chosen() == KERNELS[0]
-    assert command(monkeypatch, "benchmark", *words, "mmx") == 2
+    assert command(monkeypatch, "benchmark", *words, "sse9") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"error: kernels 'mmx'; this machine has {', '.join(KERNELS)}"
+    assert last == f"error: kernels 'sse9'; this machine has {', '.join(KERNELS)}"
 
 
 def test_a_run_that_is_stopped_keeps_the_rounds_that_ended(

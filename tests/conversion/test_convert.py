@@ -7,7 +7,6 @@ from torch import nn
 import spikedet
 from spikedet.conversion.distill import _Pass
 from spikedet.errors import DataError, TrainingError, UsageError
-from spikedet.neurons.correcting import CorrectingNeuron
 
 
 def base(*more):
@@ -157,11 +156,3 @@ def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictu
 def test_options_without_effect_are_refused(pictures, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         convert(base(), pictures, **options)
-
-
-def test_a_margin_that_no_neuron_has(pictures):
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    options = {"neuron": "correcting", "margin": 0.5, "method": "copy"}
-    with pytest.raises(UsageError, match="this network has none of them"):
-        convert(network, pictures, **options)
-    assert convert(base(), pictures, **options).graph.only(CorrectingNeuron)[0].margin == 0.5

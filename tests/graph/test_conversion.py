@@ -472,6 +472,7 @@ def test_nothing_is_left_in_a_network_after_a_pass(small_net, pictures):
     """Neither in its modules nor beside them: tensors of a pass die with it."""
     graph = stage_one(small_net, pictures, 8)
     make_spiking(graph)
+    graph.fixed = ()  # as in older files, so that a wrong input is noticed late
     spiking = SpikingNetwork(graph, 8, chunk=8)
     before, attributes = tensors_of(spiking)
     references = []
