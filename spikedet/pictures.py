@@ -49,6 +49,7 @@ FRAME_SECONDS = 0.1  # of a frame that does not say how long it is shown, as bro
 
 
 Source: TypeAlias = str | Path | np.ndarray | Image.Image
+SOURCES = (str, Path, np.ndarray, Image.Image)
 
 
 class UnknownFormat(PictureError):
@@ -352,15 +353,14 @@ def as_pictures(sources: Any) -> tuple[list[Source], bool]:
     Raises:
         PictureError: It is neither a picture nor a list of pictures.
     """
-    if isinstance(sources, str | Path | np.ndarray | Image.Image):
+    if isinstance(sources, SOURCES):
         return [sources], True
     if isinstance(sources, Iterable) and not isinstance(sources, bytes | dict | set):
         listed = list(sources)
-        if all(isinstance(source, str | Path | np.ndarray | Image.Image) for source in listed):
+        others = [source for source in listed if not isinstance(source, SOURCES)]
+        if not others:
             return listed, False
-        sources = next(
-            s for s in listed if not isinstance(s, str | Path | np.ndarray | Image.Image)
-        )
+        sources = others[0]
     raise PictureError(
         f"{type(sources).__module__}.{type(sources).__qualname__} is not a picture; expected a "
         "path, an array [H, W, 3] uint8 in BGR order, a Pillow image, or a list of these"

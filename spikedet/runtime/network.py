@@ -267,7 +267,8 @@ class SpikingNetwork(nn.Module):
         if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
             kind = pictures.dtype if isinstance(pictures, Tensor) else type(pictures).__name__
             raise UsageError(f"the input is of type {kind}; expected a tensor of float32")
-        if pictures.dtype == torch.float64 != getattr(self._weight(), "dtype", torch.float64):
+        weight = next(self.graph.parameters(), pictures)
+        if pictures.dtype == torch.float64 and weight.dtype != torch.float64:
             raise UsageError("the input is in float64; call .float() on it")
         if pictures.ndim != len(recorded):
             sizes = ", ".join(["B", *map(str, recorded[1:])])
@@ -280,9 +281,6 @@ class SpikingNetwork(nn.Module):
         # a sum takes a tenth of the time
         if not bool(pictures.sum().isfinite()) and not bool(pictures.isfinite().all()):
             raise UsageError("the input has values that are not finite (NaN or infinite)")
-
-    def _weight(self) -> nn.Parameter | None:
-        return next(self.graph.parameters(), None)
 
     def _simulate(
         self,
