@@ -26,6 +26,13 @@
 #define SD_HOLD(x) __asm__ __volatile__("" : "+m"(x))
 #endif
 
+// Small functions whose arguments have to stay in registers: gcc calls large ones otherwise.
+#if defined(__GNUC__)
+#define SD_INLINE __attribute__((always_inline)) static inline
+#else
+#define SD_INLINE static inline
+#endif
+
 #define SD_NAME portable
 #if defined(__aarch64__)
 #define SD_TEXT "neon"
