@@ -147,7 +147,9 @@ class IntegerEngine:
         """Compute the constant nodes one picture at a time, so that the batch has no influence."""
         known, currents = [], []
         wanted = self._kept | set(self._currents)
-        for picture in pictures.split(1):
+        form = torch.channels_last if pictures.ndim == 4 else torch.contiguous_format
+        # as the kernels read them; `contiguous` would leave other strides of dimensions of size 1
+        for picture in pictures.to(memory_format=form).split(1):
             values = self.graph.run(self._before, {INPUT: picture}, wanted)
             known.append({name: values[name] for name in self._kept})
             currents.append(values)

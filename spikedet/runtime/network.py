@@ -323,14 +323,17 @@ class SpikingNetwork(nn.Module):
         self, pictures: Tensor, parts: list[int], each_step: bool
     ) -> Iterator[tuple[int, Callable[[], Any]]] | None:
         """Like `_simulate`, with the engine. None if torch must run this pass."""
-        if self._engine is None or (torch.is_grad_enabled() and self._learns(pictures)):
+        if self._engine is None:
+            return None
+        compiled = self._compiled.holds(self.graph)
+        if torch.is_grad_enabled() and self._learns(pictures, compiled):
             return None
         watchers = self._watchers()
         rates = [watcher for watcher in watchers if isinstance(watcher, SpikeRates)]
         each = [watcher for watcher in watchers if isinstance(watcher, EachSpike)]
         if len(rates) + len(each) < len(watchers):
             return None
-        if not self._compiled.holds(self.graph):
+        if not compiled:
             self.use_engine(self._wanted)  # other weights than it was compiled from
             if self._engine is None:
                 return None
@@ -348,9 +351,13 @@ class SpikingNetwork(nn.Module):
             return None
         return steps if first is None else itertools.chain([first], steps)
 
-    def _learns(self, pictures: Tensor) -> bool:
+    def _learns(self, pictures: Tensor, compiled: bool) -> bool:
         """Whether gradients are needed, which engines do not compute."""
-        return pictures.requires_grad or any(p.requires_grad for p in self.graph.parameters())
+        if pictures.requires_grad:
+            return True
+        if compiled:
+            return self._compiled.learns()  # without a walk over all modules
+        return any(p.requires_grad for p in self.graph.parameters())
 
     def _plan(self) -> _Plan:
         """The order of execution. It is computed again when the edges of the graph change."""

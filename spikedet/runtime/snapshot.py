@@ -39,6 +39,10 @@ class Snapshot:
             own = module.__dict__
             self._settings += [(own, name, own[name]) for name in _settings(module)]
 
+    def learns(self) -> bool:
+        """Whether one of the tensors needs gradients."""
+        return any(t is not None and t.requires_grad for _, _, t, _, _ in self._tensors)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy holds of nothing: its engine has to be compiled."""
         return type(self), ()
@@ -57,8 +61,9 @@ class Snapshot:
             if own[name] != value:
                 return False
         for place, name, tensor, pointer, version in self._tensors:
-            now = place.get(name)
-            if now is not tensor or (now is not None and _version(now) != (pointer, version)):
+            if place.get(name) is not tensor:
+                return False
+            if tensor is not None and _version(tensor) != (pointer, version):
                 return False
         return True
 
