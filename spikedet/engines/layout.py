@@ -24,8 +24,9 @@ class TensorStruct(Structure):
         ("room", c_int64),
         ("events", c_void_p),
         ("first", c_void_p),
-        ("bits", c_void_p),
-        ("words", c_int32),
+        ("bytes", c_void_p),
+        ("row_bytes", c_int64),
+        *fields(c_int32, "columns lead"),
     ]
 
 
@@ -40,8 +41,7 @@ class SourceStruct(Structure):
         ("columns", c_void_p),
         ("few", c_void_p),
         ("few_first", c_void_p),
-        ("stride", c_int32),
-        ("grid_number", c_int32),
+        *fields(c_int32, "stride direct lead grid_number"),
         ("grid", c_void_p),
         ("columns_most", c_int32),
         ("chunks", c_int32),

@@ -1,12 +1,14 @@
 """Layers for a processor's matrix unit (`kernels/csrc/matrix.inc`).
 
-The unit multiplies blocks of small integers. For it the events of an input row become bytes, the
-columns one behind the other on a grid: the window of output x begins at place x * stride of the
-grid. The weights are stored in tiles.
+The unit multiplies blocks of small integers. For it spikes are bytes, the columns of a row one behind
+the other on a grid: the window of output x begins at place x * stride of the grid. Layers write their
+spikes as bytes that are such grids already (`Rows`) if all layers that read them can use the unit.
+Otherwise the grid is made from events or from other bytes. The weights are stored in tiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from spikedet.engines.sources import Source
 
 MOST = 127  # most spikes of a neuron in one time step that a byte holds
 WIDE = 64  # inputs of a tile of weights
+TILE = 16  # output positions of a tile
 STRIDES = 8  # largest stride that is looked for
 ALWAYS = False  # use the unit even if adding is faster, for tests
 
@@ -82,6 +85,53 @@ def grids_of(sources: Sequence[Source], most: Sequence[int]) -> list[Grid] | Non
     grids = [grid_of(source.columns) for source in sources]
     found = [grid for grid in grids if grid is not None]
     return found if len(found) == len(grids) else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a tensor lies in memory as bytes: [steps, columns, channels] for each row.
+
+    Attributes:
+        lead: Columns of zeros before the first one of a step, and behind the last step.
+        columns: Columns of a step, those of zeros included.
+        slack: Columns behind the last row that are read, but have no influence.
+    """
+
+    lead: int
+    columns: int
+    slack: int
+
+
+def lead_of(grid: Grid, width: int) -> int | None:
+    """Places before column 0, if a grid has the columns of a map in order; None otherwise.
+
+    Args:
+        grid: The grid.
+        width: Columns of the map.
+    """
+    lead = next((place for place, column in enumerate(grid.columns) if column >= 0), 0)
+    for place, column in enumerate(grid.columns):
+        if column != (place - lead if 0 <= place - lead < width else -1):
+            return None
+    return lead
+
+
+def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
+    """The memory of a tensor whose bytes are the grids of its readers, of as many as possible.
+
+    A window may end in the zeros before the next step.
+
+    Args:
+        width: Columns of the map.
+        readers: The grids of all layers that read it.
+    """
+    leads = [(grid, lead) for grid in readers if (lead := lead_of(grid, width)) is not None]
+    most = max((lead for _, lead in leads), default=0)
+    ends = [len(grid.columns) - lead for grid, lead in leads]
+    stride = math.lcm(*(grid.stride for grid, _ in leads))
+    columns = -(-max([most + width, *ends]) // stride) * stride
+    slack = TILE * max((grid.stride for grid, _ in leads), default=1)
+    return Rows(most, columns, slack)
 
 
 def fill(

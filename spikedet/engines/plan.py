@@ -68,6 +68,7 @@ class Stage:
     layer: LayerStruct | None = None
     why: str = ""
     arrays: list[Any] = field(default_factory=list)  # that the layer points to
+    grids: list[matrix.Grid] | None = None  # of its inputs, if the matrix unit can compute it
 
     @property
     def kernel(self) -> LayerStruct:
@@ -110,8 +111,10 @@ class Plan:
         self.maps: dict[str, Shape] = {}
         self.signs: list[int] = []  # of the events: 1, or 2 if there are negative spikes
         self.most: list[int] = []  # times that one event can occur
-        self.by_layer: list[Stage] = []
+        self.bytes: dict[str, matrix.Rows] = {}  # tensors that are bytes instead of events
         self._plan()
+        if self.matrix:
+            self._as_bytes()
         self.memory = Memory(self)
 
     # ------------------------------------------------------------------ planning
@@ -135,6 +138,33 @@ class Plan:
             self._new_tensor(op, self._times(op) if isinstance(op, Pool) else 1)
             if stage.layer is not None:
                 stage.layer.output = self.tensors[op.name]
+
+    def _as_bytes(self) -> None:
+        """Choose the tensors that are bytes, and the grids of all layers for the matrix unit."""
+        readers: list[list[matrix.Grid | None]] = [[] for _ in self.signs]
+        for stage in self.stages:
+            for i, source in enumerate(_sources(stage)):
+                readers[source.tensor].append(stage.grids[i] if stage.grids else None)
+        for stage in self.stages:
+            grids = [grid for grid in readers[self.tensors[stage.op.name]] if grid is not None]
+            all_read = len(grids) == len(readers[self.tensors[stage.op.name]])
+            if stage.layer is not None and stage.layer.kind != POOL and all_read:
+                width = self.maps[stage.op.name][2]
+                self.bytes[stage.op.name] = matrix.rows_of(width, grids)
+        names = list(self.tensors)
+        for stage in self.stages:
+            if not stage.grids:
+                continue
+            pitches, sources = [], _sources(stage)
+            for grid, source in zip(stage.grids, sources, strict=True):
+                name = names[source.tensor]
+                rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
+                source.direct = int(rows is not None and lead is not None)
+                source.lead = lead or 0
+                pitches.append(rows.columns // grid.stride if source.direct else grid.pitch)
+            stage.kernel.pitch = max(pitches)
+            for pitch, source in zip(pitches, sources, strict=True):
+                source.direct = int(source.direct and pitch == stage.kernel.pitch)
 
     def _inside_currents(self) -> set[str]:
         """Pooling of currents. It is part of the neurons after it."""
@@ -240,7 +270,7 @@ class Plan:
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
         if self.matrix and (grids := matrix.grids_of(sources, times)):
-            layer.pitch = max(grid.pitch for grid in grids)
+            stage.grids = grids
             layer.always = int(matrix.ALWAYS)
             for into, source, grid, shape in zip(structs, sources, grids, bases, strict=True):
                 matrix.fill(into, source, grid, shape[0], padded, keep)
@@ -355,11 +385,6 @@ class Plan:
         keep.append(structs)
         return Stage(op, layer, "", keep)
 
-    def has_bits(self, name: str) -> bool:
-        """Whether the kernels also write the spikes of a tensor as bits, for the matrix unit."""
-        layer = self.stages[self.tensors[name]].layer
-        return self.matrix and layer is not None and layer.kind != POOL
-
     def describe(self) -> list[str]:
         """One line for each layer that no kernel computes: its name and the reason."""
         return [
@@ -367,6 +392,14 @@ class Plan:
             for stage in self.stages
             if stage.layer is None
         ]
+
+
+def _sources(stage: Stage) -> list[SourceStruct]:
+    """The structs of a stage's inputs."""
+    if stage.layer is None or not stage.layer.sources_number:
+        return []
+    structs = ctypes.cast(stage.layer.sources, ctypes.POINTER(SourceStruct))
+    return [structs[i] for i in range(stage.layer.sources_number)]
 
 
 def _with_negative(weights: np.ndarray, channels: int) -> np.ndarray:

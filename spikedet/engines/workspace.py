@@ -88,7 +88,7 @@ class Memory:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.bytes_of_a_step = {kept: self.arranged(1, kept).total for kept in (False, True)}
+        self.bytes_of_a_step = {kept: self.arranged(1, 1, kept).total for kept in (False, True)}
         self._free: OrderedDict[tuple[int, int, bool], list[Workspace]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -115,15 +115,16 @@ class Memory:
             while len(self._free) > 2:
                 self._free.popitem(last=False)
 
-    def arranged(self, frames: int, kept: bool) -> Arrangement:
+    def arranged(self, batch: int, steps: int, kept: bool) -> Arrangement:
         """The positions of all tensors.
 
         Args:
-            frames: Number of time steps times number of pictures.
+            batch: Number of pictures.
+            steps: Number of time steps.
             kept: Keep all events until the end of the run.
         """
         plan = self.plan
-        sizes = [-(-sum(self.bytes(name, frames)) // LINE) * LINE for name in plan.tensors]
+        sizes = [sum(self.bytes(name, batch, steps)) for name in plan.tensors]
         if kept or any(stage.layer is None for stage in plan.stages):  # or looked at in between
             return arranged(sizes, [[]] * len(sizes), shared=False)
         return arranged(sizes, self._users(), shared=True)
@@ -133,15 +134,19 @@ class Memory:
         channels, _, width = self.plan.maps[name]
         return width * channels * self.plan.most[self.plan.tensors[name]] + LOOSE
 
-    def bytes(self, name: str, frames: int) -> tuple[int, int, int]:
-        """Bytes of a tensor: of its events, of the starts of each position, and of its bits."""
-        plan = self.plan
-        channels, height, width = plan.maps[name]
-        rows = height * frames
-        events = -(-2 * self.room(name) * rows // LINE) * LINE
-        first = -(-2 * (width + 1) * rows // LINE) * LINE
-        words = width * plan.signs[plan.tensors[name]] * words_of(channels)
-        return events, first, 4 * words * rows if plan.has_bits(name) else 0
+    def bytes(self, name: str, batch: int, steps: int) -> tuple[int, int]:
+        """Bytes of a tensor: of its spikes, and of the starts of all columns or numbers of rows."""
+        channels, height, width = self.plan.maps[name]
+        rows = height * batch * steps
+        if layout := self.plan.bytes.get(name):
+            spikes = height * batch * self.row_bytes(name, steps) + layout.slack * channels + LINE
+            return _lines(spikes), _lines(2 * rows)
+        return _lines(2 * self.room(name) * rows), _lines(2 * (width + 1) * rows)
+
+    def row_bytes(self, name: str, steps: int) -> int:
+        """Bytes of a row of all steps, if a tensor is bytes."""
+        layout = self.plan.bytes[name]
+        return _lines((steps * layout.columns + layout.lead) * self.plan.maps[name][0])
 
     def _users(self) -> list[list[int]]:
         """The numbers of the layers that write or read the events of each tensor."""
@@ -155,9 +160,9 @@ class Memory:
         return users
 
 
-def words_of(channels: int) -> int:
-    """Words of 32 bits for the spikes of one position."""
-    return -(-channels // 32)
+def _lines(size: int) -> int:
+    """A number of bytes, rounded up to whole cache lines."""
+    return -(-size // LINE) * LINE
 
 
 class Workspace:
@@ -179,25 +184,26 @@ class Workspace:
         self.batch, self.steps, self.kept = batch, steps, kept
         plan = memory.plan
         self.tensors = (TensorStruct * max(1, len(plan.signs)))()
-        place = memory.arranged(batch * steps, kept)
+        place = memory.arranged(batch, steps, kept)
         self._memory = np.empty(place.total + LINE, np.uint8)
         start = self._memory.ctypes.data
         start += -start % LINE
         for name, number in plan.tensors.items():
             channels, height, width = plan.maps[name]
-            events = start + place.starts[number]
-            sizes = memory.bytes(name, batch * steps)
-            first = events + sizes[0]
+            spikes = start + place.starts[number]
+            layout = plan.bytes.get(name)
             self.tensors[number] = TensorStruct(
                 channels,
                 height,
                 width,
                 plan.signs[number] * channels,
                 memory.room(name),
-                events,
-                first,
-                first + sizes[1] if sizes[2] else None,
-                words_of(channels),
+                None if layout else spikes,
+                spikes + memory.bytes(name, batch, steps)[0],
+                spikes if layout else None,
+                memory.row_bytes(name, steps) if layout else 0,
+                layout.columns if layout else 0,
+                layout.lead if layout else 0,
             )
         self.fired: dict[str, np.ndarray] = {}
         self.layers = (LayerStruct * max(1, len(plan.stages)))()

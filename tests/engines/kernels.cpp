@@ -19,7 +19,7 @@ struct Tensor {
 
     Tensor(int channels, int height, int width, int signs, int frames)
         : view{channels, height, width, signs * channels, (int64_t)width * channels + LOOSE,
-               nullptr,  nullptr,  nullptr,          0},
+               nullptr,  nullptr,  nullptr,          0, 0, 0},
           events(frames * height * view.room + 64),
           first(frames * height * (width + 1)) {
         view.events = events.data();

@@ -247,7 +247,7 @@ void together(void (*join)(void*), void* data, int threads, sd_parallel parallel
 
 extern "C" {
 
-int32_t sd_version() { return 9; }
+int32_t sd_version() { return 10; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
@@ -281,12 +281,20 @@ void sd_run_dense(int32_t kind, const void* arguments, int32_t kernels, int32_t 
     together(&Items::join, &items, items.number > 1 ? threads : 1, parallel);
 }
 
-// The events of a tensor as integers [B, steps, height, width, channels].
+// The spikes of a tensor as integers [B, steps, height, width, channels].
 void sd_unpack(const sd_tensor* tensor, int32_t batch, int32_t steps, int16_t* values) {
     const int64_t wide = (int64_t)tensor->width * tensor->channels;
     const int64_t rows = (int64_t)batch * steps * tensor->height;
     memset(values, 0, 2 * rows * wide);
     for (int64_t row = 0; row < rows; row++) {
+        if (tensor->bytes) {
+            const int64_t frame = row / tensor->height, y = row % tensor->height;
+            const int8_t* from = tensor->bytes +
+                                 (frame / steps * tensor->height + y) * tensor->row_bytes +
+                                 (frame % steps * tensor->columns + tensor->lead) * tensor->channels;
+            for (int64_t i = 0; i < wide; i++) values[row * wide + i] = from[i];
+            continue;
+        }
         const uint16_t* events = tensor->events + row * tensor->room;
         const uint16_t* first = tensor->first + row * (tensor->width + 1);
         for (int x = 0; x < tensor->width; x++) {

@@ -7,19 +7,24 @@
 
 extern "C" {
 
-// The events of one tensor. A row is (picture, step, y). Its events are x * codes + c for a spike of
-// channel c, and x * codes + channels + c for a negative one, in ascending order of x; those of
-// column x are events[first[x]] up to events[first[x + 1]]. An event may occur several times.
+// The spikes of one tensor, as events or as bytes.
+//
+// Events: a row is (picture, step, y). Its events are x * codes + c for a spike of channel c, and
+// x * codes + channels + c for a negative one, in ascending order of x; those of column x are
+// events[first[x]] up to events[first[x + 1]]. An event may occur several times.
+//
+// Bytes, for the matrix unit: 1, -1 or 0 for each neuron. A row is (picture, y) with all steps. A step
+// has `columns` columns: `lead` of zeros, those of the map, and maybe more of zeros. Behind the last
+// step are `lead` columns of zeros again.
 struct sd_tensor {
     int32_t channels, height, width;
     int32_t codes;     // of a column: the channels, twice as many if there are negative spikes
     int64_t room;      // events that a row has room for, and LOOSE more
-    uint16_t* events;  // [B, steps, height, room]
-    uint16_t* first;   // [B, steps, height, width + 1]
-    // The same spikes as bits, for the matrix unit; null for none. Of each column first those of
-    // spikes of 1, then those of -1 if there are negative ones, 32 channels in each word.
-    uint32_t* bits;  // [B, steps, height, width, codes / channels, words]
-    int32_t words;
+    uint16_t* events;  // [B, steps, height, room]; null if there are bytes
+    uint16_t* first;   // [B, steps, height, width + 1]; with bytes [B, steps, height]: how many spikes
+    int8_t* bytes;     // [B, height, row_bytes]; null if there are events
+    int64_t row_bytes;
+    int32_t columns, lead;
 };
 
 // One input of a layer of neurons.
@@ -35,8 +40,9 @@ struct sd_source {
     const int32_t* few;        // [weight rows, few_size]
     const int32_t* few_first;  // first of these outputs for each code of a column, -1 for none
     // For the matrix unit. The window of output x begins at place x * stride of `grid`, which has the
-    // input column of each place, -1 for none.
-    int32_t stride, grid_number;
+    // input column of each place, -1 for none. If `direct`, the bytes of the tensor are this grid,
+    // from `lead` columns before the first on.
+    int32_t stride, direct, lead, grid_number;
     const int32_t* grid;
     int32_t columns_most;     // places of a window
     int32_t chunks;           // of 64 inputs of a window's row
