@@ -1,9 +1,10 @@
 """Layers for a processor's matrix unit (`kernels/csrc/matrix.inc`).
 
-The unit multiplies blocks of small integers. For it spikes are bytes, the columns of a row one behind
-the other on a grid: the window of output x begins at place x * stride of the grid. Layers write their
-spikes as bytes that are such grids already (`Rows`) if all layers that read them can use the unit.
-Otherwise the grid is made from events or from other bytes. The weights are stored in tiles.
+The unit multiplies blocks of small integers. For it spikes are bytes, the columns of a row one
+behind the other on a grid: the window of output x begins at place x * stride of the grid. Layers
+write their spikes as bytes that are such grids already (`Rows`) if all layers that read them can
+use the unit. Otherwise the grid is made from events or from other bytes. The weights are stored in
+tiles.
 """
 
 from __future__ import annotations

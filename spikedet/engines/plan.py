@@ -159,9 +159,10 @@ class Plan:
             for grid, source in zip(stage.grids, sources, strict=True):
                 name = names[source.tensor]
                 rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
-                source.direct = int(rows is not None and lead is not None)
-                source.lead = lead or 0
-                pitches.append(rows.columns // grid.stride if source.direct else grid.pitch)
+                pitches.append(grid.pitch)
+                if rows is not None and lead is not None:
+                    source.direct, source.lead = 1, lead
+                    pitches[-1] = rows.columns // grid.stride
             stage.kernel.pitch = max(pitches)
             for pitch, source in zip(pitches, sources, strict=True):
                 source.direct = int(source.direct and pitch == stage.kernel.pitch)
