@@ -147,10 +147,8 @@ class IntegerEngine:
         """Compute the constant nodes one picture at a time, so that the batch has no influence."""
         known, currents = [], []
         wanted = self._kept | set(self._currents)
-        form = torch.channels_last if pictures.ndim == 4 else torch.contiguous_format
-        # as the kernels read them; `contiguous` would leave other strides of dimensions of size 1
-        for picture in pictures.to(memory_format=form).split(1):
-            values = self.graph.run(self._before, {INPUT: picture}, wanted)
+        for picture in pictures.split(1):
+            values = self.graph.run(self._before, {INPUT: _channels_last(picture)}, wanted)
             known.append({name: values[name] for name in self._kept})
             currents.append(values)
         if len(currents) == 1:
@@ -248,6 +246,17 @@ class IntegerEngine:
             total = np.float32(total + mass)
             totals.append(total)
         return totals if each_step else totals[-1:]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """A map with the channels of a place beside each other, as the kernels read it.
+
+    `contiguous` leaves the strides of dimensions of size 1, and convolutions look at them.
+    """
+    if x.ndim != 4:
+        return x
+    places = x.movedim(1, -1)
+    return places.flatten().view(places.shape).movedim(-1, 1)
 
 
 def _called(node: Node, inputs: list[Tensor]) -> Tensor:
