@@ -81,6 +81,18 @@ def layout(network: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Maps [B, C, H, W] in the channels-last layout: the channels of a place beside each other.
+
+    `Tensor.contiguous` leaves any stride of a batch of size 1, such as that of `picture[None]`.
+    Convolutions do not recognise the layout then, and compute in another one.
+    """
+    if x.ndim != 4:
+        return x
+    places = x.movedim(1, -1)
+    return places.flatten().view(places.shape).movedim(-1, 1)
+
+
 def as_float(value: Any) -> Any:
     """Convert every floating-point tensor of a nested structure to float32."""
 

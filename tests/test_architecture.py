@@ -24,7 +24,7 @@ ONLY = {  # what a room may import of the package beside itself
     "kernels": {"errors"},
     "neurons": {"errors", "precision", "kernels"},
     "graph": {"errors", "neurons"},
-    "engines": {"errors", "kernels", "neurons", "graph"},
+    "engines": {"errors", "precision", "kernels", "neurons", "graph"},
     "runtime": {"errors", "counts", "precision", "neurons", "graph", "engines", "checkpoint"},
 }
 FILES = sorted((ROOT / "spikedet").rglob("*.py"))

@@ -1,15 +1,17 @@
-"""Mixed precision only where it is faster."""
+"""Mixed precision only where it is faster, and a layout that convolutions recognise."""
 
 import pytest
 import torch
+from torch import nn
 
 from spikedet import precision
+from spikedet.precision import channels_last
 
 
 @pytest.mark.parametrize(("known", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, known, wanted):
     monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
-    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     with precision.mixed("cpu"):
         assert layer(x).dtype == wanted
     with precision.mixed("cpu", enabled=False):
@@ -27,3 +29,15 @@ def test_networks_train_in_a_layout_that_is_safe(channels, size, stride, safe):
     network = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, size, stride))
     wanted = torch.channels_last if safe else torch.contiguous_format
     assert precision.layout(network) == wanted
+
+
+def test_one_picture_gets_the_strides_that_convolutions_recognise():
+    picture = torch.rand(6, 8, 3).movedim(-1, 0)[None]
+    assert picture.stride() == (3, 1, 24, 3)  # torch calls it contiguous in channels-last
+    for x in (picture, picture.contiguous(), torch.rand(2, 3, 6, 8)):
+        exact = channels_last(x)
+        assert exact.stride() == (144, 1, 24, 3) and torch.equal(exact, x)
+    assert channels_last(picture).data_ptr() == picture.data_ptr()
+    assert nn.Conv2d(3, 4, 3)(channels_last(picture)).stride(1) == 1
+    vectors = torch.rand(2, 5)
+    assert channels_last(vectors) is vectors

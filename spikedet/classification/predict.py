@@ -13,6 +13,7 @@ from spikedet.classification.task import CLASSIFICATION
 from spikedet.counts import expect_counts
 from spikedet.errors import UsageError
 from spikedet.pictures import Source, as_picture, as_pictures
+from spikedet.precision import channels_last
 from spikedet.predictor import BasePredictor
 from spikedet.runtime.early_exit import EarlyExit
 
@@ -96,7 +97,7 @@ class Classifier(BasePredictor):
     def _until(self, source: Source, T: int | None, top: int, patience: int, every: int) -> Classes:
         """The classes of one picture with early exit."""
         fitted = self._fitted(as_picture(source)[..., ::-1])[None].to(self.device)
-        picture = fitted.contiguous(memory_format=torch.channels_last)
+        picture = channels_last(fitted)
 
         def read(logits: torch.Tensor) -> Classes:
             return self._classes(logits.float().cpu().softmax(1)[0], top, T)

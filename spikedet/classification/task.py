@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spikedet import resources
@@ -21,6 +20,7 @@ from spikedet.errors import UsageError, WeightsError
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
+from spikedet.precision import channels_last
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd
 from spikedet.task import Run, Source, Task
@@ -53,7 +53,7 @@ class Runner:
 
     def __call__(self, pictures: Tensor, T: int | None = None) -> Tensor:
         """Compute logits [B, C] of normalised pictures [B, 3, H, W]. T is for spiking networks."""
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = channels_last(pictures)
         if isinstance(self.network, SpikingNetwork):
             return self.network(pictures, T).float()
         return self.network(pictures).float()
@@ -61,7 +61,7 @@ class Runner:
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
         """The results of `__call__` for each T of `steps` (ascending), from one run."""
         assert isinstance(self.network, SpikingNetwork)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = channels_last(pictures)
         return [logits.float() for logits in self.network.after(pictures, steps)]
 
 

@@ -22,7 +22,7 @@ from spikedet.errors import UsageError, WeightsError, did_you_mean, list_choices
 from spikedet.files import read_yaml
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.structure import fill
-from spikedet.precision import as_float, layout, mixed
+from spikedet.precision import as_float, channels_last, layout, mixed
 from spikedet.runtime.network import SpikingNetwork
 
 MOST_LAYERS, MOST_CHANNELS, MOST_WIDTH = 1000, 8192, 16  # limits for a network description
@@ -402,7 +402,7 @@ class Runner:
 
     def raw(self, pictures: Tensor, T: int | None = None) -> dict[str, Any]:
         """Compute raw head outputs: boxes [B, 4 R, A], scores [B, C, A] (logits), and feats."""
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = channels_last(pictures)
         if self.stage == "snn":
             return self.network(pictures, T)
         return self.network(pictures)
@@ -426,7 +426,7 @@ class Runner:
 
     def after(self, pictures: Tensor, steps: Sequence[int]) -> list[Tensor]:
         """The results of `__call__` for each T of `steps` (ascending), from one run."""
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = channels_last(pictures)
         return [self.decode(raw) for raw in self.spiking.after(pictures, steps)]
 
     def steps(
@@ -438,7 +438,7 @@ class Runner:
             t = 1..T, the result of `__call__` with t steps, and the spike rate so far (spikes per
             neuron and time step).
         """
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = channels_last(pictures)
         with self.spiking.spike_rates() as rates:
             for t, raw in self.spiking.anytime(pictures, T, chunk):
                 yield t, self.decode(raw), rates.mean(t)

@@ -20,6 +20,7 @@ from spikedet.detection.nms import select
 from spikedet.detection.task import DETECTION
 from spikedet.errors import UsageError
 from spikedet.pictures import Source, as_picture, as_pictures
+from spikedet.precision import channels_last
 from spikedet.predictor import BasePredictor
 from spikedet.runtime.early_exit import EarlyExit
 
@@ -141,7 +142,7 @@ class Predictor(BasePredictor):
         """Detections of one picture with early exit."""
         array = as_picture(source)
         tensor, frame = letterbox(array, self.imgsz)
-        picture = tensor[None].contiguous(memory_format=torch.channels_last).to(self.device)
+        picture = channels_last(tensor[None]).to(self.device)
 
         def read(raw: Any) -> Detections:
             decoded = self.runner.decode(raw)[0].cpu()

@@ -20,6 +20,7 @@ from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.structure import fill
 from spikedet.graph.time import READ, phases
 from spikedet.neurons.layers import MeanOverTime
+from spikedet.precision import channels_last
 
 NOT_HERE = "the integer engines run on the CPU only; use the torch engine on other devices"
 OnCounts = Callable[[str, int, Tensor, int], None]
@@ -148,7 +149,7 @@ class IntegerEngine:
         known, currents = [], []
         wanted = self._kept | set(self._currents)
         for picture in pictures.split(1):
-            values = self.graph.run(self._before, {INPUT: _channels_last(picture)}, wanted)
+            values = self.graph.run(self._before, {INPUT: channels_last(picture)}, wanted)
             known.append({name: values[name] for name in self._kept})
             currents.append(values)
         if len(currents) == 1:
@@ -246,17 +247,6 @@ class IntegerEngine:
             total = np.float32(total + mass)
             totals.append(total)
         return totals if each_step else totals[-1:]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """A map with the channels of a place beside each other, as the kernels read it.
-
-    `contiguous` leaves the strides of dimensions of size 1, and convolutions look at them.
-    """
-    if x.ndim != 4:
-        return x
-    places = x.movedim(1, -1)
-    return places.flatten().view(places.shape).movedim(-1, 1)
 
 
 def _called(node: Node, inputs: list[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from spikedet.detection.predict import Predictor
 from spikedet.errors import PictureError, UsageError, list_choices
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
+from spikedet.precision import channels_last
 from spikedet.runtime.network import watching
 from spikedet.sources.frame import Problems
 from spikedet.sources.stills import Picture
@@ -259,7 +260,7 @@ class Viewer:
     def _input(self, picture: np.ndarray) -> Tensor:
         """Convert a picture to the input of the network, [1, 3, S, S]."""
         tensor, _ = letterbox(picture, self.detector.imgsz)
-        tensor = tensor[None].contiguous(memory_format=torch.channels_last)
+        tensor = channels_last(tensor[None])
         return tensor.to(self.detector.device)
 
     def _expect_steps(self, T: int) -> None:
