@@ -201,7 +201,7 @@ def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         bars = [
-            {"method": line["method"], "T": line["T"], "class": label, "AP": value}
+            {"method": line["method"], "T": line["T"] or None, "class": label, "AP": value}
             for row, line in zip(rows, lines, strict=True)
             for label, value in row["per_class"].items()
         ]

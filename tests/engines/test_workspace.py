@@ -103,7 +103,7 @@ def test_kept_or_not_the_outputs_are_equal(either, threads):
 @needs_kernels
 def test_memory_is_that_of_a_few_layers(either):
     memory = EventsEngine(either.graph).plan(_sizes(either)).memory
-    assert memory.bytes_of_a_step[False] < 0.6 * memory.bytes_of_a_step[True]
+    assert memory.bytes_of_a_step[False] < 0.65 * memory.bytes_of_a_step[True]
 
 
 def _sizes(snn):

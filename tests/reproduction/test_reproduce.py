@@ -295,8 +295,9 @@ def test_a_row_with_neurons_that_take_back_spikes(place, monkeypatch):
 
 
 def test_ap_of_every_class_is_written_and_drawn(place):
-    reproduce.run(parsed(place, "figure9", "--methods", "float"))
-    (line,) = csv.DictReader((place / "results/figure9.csv").open())
+    reproduce.run(parsed(place, "figure9", "--methods", "float", "stage1"))
+    line, spiking = csv.DictReader((place / "results/figure9.csv").open())
+    assert (line["T"], spiking["T"]) == ("", "30")
     classes = {name: line[f"AP_{name}"] for name in VOC_CLASSES}
     assert 0 <= float(classes.pop("person")) <= 1 and 0 <= float(classes.pop("bus")) <= 1
     assert set(classes.values()) == {""}  # no object, no precision
