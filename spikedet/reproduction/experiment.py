@@ -270,14 +270,17 @@ class Experiment:
         """An argument of a command as text that does not depend on where files are.
 
         Files in the folder of the experiment are described by their name, because they have notes.
-        Other files are described by name and content.
+        Other files are described by name and content. An upgraded checkpoint has the content of the
+        old one.
         """
-        from spikedet.checkpoint import sha256
+        from spikedet.checkpoint import identity, sha256
 
         if not isinstance(word, Path):
             return str(word)
-        foreign = word.is_file() and self.out not in word.parents
-        return f"{word.name}@{sha256(word)[:8]}" if foreign else word.name
+        if not word.is_file() or self.out in word.parents:
+            return word.name
+        digest = identity(word) if word.suffix == ".safetensors" else sha256(word)
+        return f"{word.name}@{digest[:8]}"
 
     def name(self, cell: Cell) -> str:
         """File name of a row, without suffix."""

@@ -294,6 +294,17 @@ def test_a_row_with_neurons_that_take_back_spikes(place, monkeypatch):
     assert [line["paper_AP"] for line in lines] == [TABLE_10["stage1", 20][0], "", ""]
 
 
+def test_an_upgraded_checkpoint_has_the_notes_of_the_old_one(place):
+    old, new = place / "float.safetensors", place / "new/float.safetensors"
+    one = Experiment(parsed(place, "table10"), place / "out", old, "detection", [])
+    checkpoint = load(old)
+    checkpoint.origin["upgraded_from"] = identity(old)
+    new.parent.mkdir()
+    save(checkpoint, new)
+    assert new.read_bytes() != old.read_bytes()
+    assert one.describe_argument(new) == one.describe_argument(old)
+
+
 def test_ap_of_every_class_is_written_and_drawn(place):
     reproduce.run(parsed(place, "figure9", "--methods", "float", "stage1"))
     line, spiking = csv.DictReader((place / "results/figure9.csv").open())
