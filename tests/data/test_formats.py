@@ -16,7 +16,8 @@ from spikedet.commands import shared
 from spikedet.commands.main import parsed
 from spikedet.data import formats
 from spikedet.data.formats import read_boxes, recognise
-from spikedet.data.formats.voc import VOC_CLASSES, parse_annotation
+from spikedet.data.formats.voc import VOC_CLASSES
+from spikedet.data.formats.voc_xml import parse_annotation
 from spikedet.data.samples import Sample
 from spikedet.data.sizes import rotate_sample
 from spikedet.detection.boxes import Detections
