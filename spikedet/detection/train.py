@@ -74,23 +74,16 @@ class Trainer(DetectionTrainer):
 
     Args:
         network: The network. Its activations may be quantisers.
-        train, tune: Training samples, and tuning samples that choose the best epoch.
-        names: Class names.
-        folder: Folder for `results.csv`, curves, `state.pt` and the checkpoints.
-        settings: Training settings.
-        save: `save(network, path)` writes the network with averaged weights. It is called for
-            `last.safetensors` after every epoch, and for `best.safetensors` if the tuning AP is the
-            best so far.
-        resume: Continue from `folder/state.pt`.
-        teacher: Network whose raw outputs are distilled, beside the detection loss.
-        distill: Weight of the distillation loss.
+        run: The run. Its folder gets `results.csv`, curves, `state.pt`, `last.safetensors` after
+            every epoch, and `best.safetensors` if the tuning AP is the best so far. If it has a
+            teacher, the raw outputs of the teacher are distilled.
+
+    Raises:
+        DataError: The training pictures have no objects.
+        TrainingError, UsageError: The run cannot start, or its settings do not fit.
     """
 
-    def __init__(
-        self,
-        network: Detector | GraphDetector,
-        run: Run,
-    ):
+    def __init__(self, network: Detector | GraphDetector, run: Run):
         settings, folder, resume = run.settings, run.folder, run.resume
         self.teacher, self.distill, self.penalty = run.teacher, run.distill, run.penalty
         self.network, self.names = network, run.checkpoint.names
