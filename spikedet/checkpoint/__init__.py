@@ -5,18 +5,13 @@ graph (`graph.serialise`). So neither the original network class nor the convers
 it. `load` checks everything before anything is built.
 """
 
-from spikedet.checkpoint.file import (
-    FORMAT,
-    Checkpoint,
+from spikedet.checkpoint.checkpoint import Checkpoint
+from spikedet.checkpoint.file import FORMAT, identity, is_checkpoint, load, save
+from spikedet.checkpoint.graph import of_graph, restore_graph
+from spikedet.checkpoint.tensors import (
     fingerprint,
-    identity,
-    is_checkpoint,
-    load,
     load_plain,
     load_plain_into,
-    of_graph,
-    restore_graph,
-    save,
     sha256,
     stored_in_half,
 )
