@@ -20,7 +20,7 @@ from spikedet.detection.predict import Predictor
 from spikedet.errors import PictureError, UsageError, list_choices
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
-from spikedet.runtime.network import watching
+from spikedet.runtime.watch import watching
 from spikedet.sources.frame import Problems
 from spikedet.sources.stills import Picture
 

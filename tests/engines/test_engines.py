@@ -20,7 +20,8 @@ from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.kernels import library
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
-from spikedet.runtime.network import SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watching
 from support.engines import (
     CONVOLUTIONS,
     CORRECTING,
