@@ -46,7 +46,7 @@ def option(
         kind: Function that converts the text of a command line to a value. It raises ValueError
             with a sentence if it cannot. The default is the type of the field.
         group: Heading of the option in the help. The default is the list of main options.
-        shown: Further settings of the command line (see `spikedet.commands.parse`).
+        shown: Further settings of the command line (see `spikedet.commands.option`).
     """
     metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
     metadata["kind"] = kind

@@ -10,7 +10,7 @@ from support.places import ROOT
 
 ORDER = ["errors", "resources", "terminal"]
 ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
-ORDER += ["pictures", "sources", "data", "kernels"]
+ORDER += ["pictures", "picture_files", "sources", "data", "kernels"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["synapses"]
 ORDER += ["conversion", "analysis", "upgrade", "task", "networks", "stages", "predictor"]
@@ -20,7 +20,7 @@ OUTSIDE = {"__init__", "__main__", "released"}
 APART = [{"detection", "classification"}, {"conversion", "analysis"}]  # neither imports the other
 ONLY = {  # what a room may import of the package beside itself
     "plots": {"errors", "files", "__version__"},
-    "sources": {"errors", "files", "pictures"},
+    "sources": {"errors", "files", "pictures", "picture_files"},
     "kernels": {"errors"},
     "neurons": {"errors", "precision", "kernels"},
     "graph": {"errors", "neurons"},

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.time import readouts
 from spikedet.neurons.layers import IFNeuron, SpikingMaxPool
-from spikedet.runtime.network import EachSpike, Pass, SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.passes import Pass
+from spikedet.runtime.watch import EachSpike, watching
 
 
 @torch.no_grad()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spikedet import resources
+from spikedet.commands.option import Option
 from spikedet.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from spikedet.commands.parse import Option
 
 
 def with_config(known: Sequence[Option], words: Sequence[str], command: str) -> list[str]:

@@ -9,12 +9,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from spikedet.commands import words
-
-if TYPE_CHECKING:
-    from spikedet.commands.parse import Option
+from spikedet.commands.option import Option
 
 WIDTH = 100  # of a page of help, in characters
 

@@ -117,7 +117,8 @@ def settings_of(options: Options, names: dict[str, str], classes: list[str]) -> 
 def run(options: Options) -> int:
     from spikedet.detection import label
     from spikedet.files import write_atomic
-    from spikedet.pictures import pictures_in, read_picture
+    from spikedet.picture_files import pictures_in
+    from spikedet.pictures import read_picture
 
     expect_new(options.out)
     if not options.folder.is_dir():

@@ -49,7 +49,7 @@ def run(options: Options) -> None:
 
     from spikedet import task_registry
     from spikedet.checkpoint import Checkpoint, save
-    from spikedet.detection import model
+    from spikedet.detection.description import build, read_description
     from spikedet.networks import expect_convertible
     from spikedet.task import Run
     from spikedet.training import expect_same_run
@@ -59,11 +59,11 @@ def run(options: Options) -> None:
     torch.manual_seed(settings.seed)
     if "grow_from" not in options.training and settings.imgsz <= BACKBONE["grow_from"]:
         settings = replace(settings, grow_from=None)
-    detector = model.read_description(options.model, options.width, options.activation)
+    detector = read_description(options.model, options.width, options.activation)
     expect_convertible(task_registry.named("detection"), detector, 1, settings.imgsz)
     train, tune = shared.samples(options, task)
     names = train.names
-    whole = model.build(detector, 1)
+    whole = build(detector, 1)
     backbone = whole.model[: len(detector["backbone"])]
     if any(layer.f != -1 for layer in backbone[1:]):
         raise UsageError(f"{options.model}: the backbone has branches; expected a chain of layers")

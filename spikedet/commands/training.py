@@ -15,7 +15,8 @@ from spikedet import resources
 from spikedet.commands import kinds
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line, progress
-from spikedet.commands.parse import Options, options_of, partial, several, written_folder
+from spikedet.commands.option import options_of
+from spikedet.commands.parse import Options, partial, several, written_folder
 from spikedet.errors import UsageError
 from spikedet.settings import POOLINGS, Plan, StageOne, option, redefined
 from spikedet.stages.watcher import Watcher

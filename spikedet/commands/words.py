@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from spikedet.commands.option import Option
 from spikedet.errors import UsageError
-
-if TYPE_CHECKING:
-    from spikedet.commands.parse import Option
 
 GROUPS = (  # in this order, others behind them
     "data", "training", "distillation", "stage I", "stage II", "end-to-end pass", "detectors",

@@ -27,7 +27,8 @@ from spikedet.graph.time import STEPWISE, phases
 from spikedet.neurons.layers import IFNeuron, per_channel
 from spikedet.neurons.quantize import QuantClip
 from spikedet.precision import device_of
-from spikedet.runtime.network import Pass, watching
+from spikedet.runtime.passes import Pass
+from spikedet.runtime.watch import watching
 from spikedet.synapses import Synapses, analog_multiplies
 
 

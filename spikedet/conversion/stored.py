@@ -14,7 +14,7 @@ from spikedet.graph.time import readouts
 from spikedet.neurons.functional import memory_format
 from spikedet.neurons.layers import IFNeuron, per_channel
 from spikedet.neurons.quantize import QuantClip
-from spikedet.runtime.network import Pass
+from spikedet.runtime.passes import Pass
 
 
 @dataclass

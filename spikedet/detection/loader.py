@@ -36,7 +36,7 @@ def augmented(
         Dicts with `img` [B, 3, side, side] float32 in 0..1, and `batch_idx`, `cls` and `bboxes` for
         ultralytics' loss. B is `batch`, or the number of samples if it is smaller.
     """
-    from spikedet.detection.train import SampleDataset
+    from spikedet.detection.dataset import SampleDataset
     from spikedet.detection.ultra import training_options
 
     data = {"names": {}, "channels": 3}

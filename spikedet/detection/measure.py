@@ -17,8 +17,8 @@ from spikedet.detection.data import Sample
 from spikedet.detection.defaults import CONFIDENCE, IOU, MOST
 from spikedet.detection.evaluate import AREAS, Precision, average_precision
 from spikedet.detection.loader import batches
-from spikedet.detection.model import Runner
 from spikedet.detection.nms import select
+from spikedet.detection.runner import Runner
 from spikedet.precision import device_of
 
 

@@ -13,19 +13,13 @@ from torch import Tensor, nn
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.formats import read_boxes
 from spikedet.detection.assign import expect_places
+from spikedet.detection.decode import expect_outputs
 from spikedet.detection.defaults import PROTOCOL
+from spikedet.detection.description import build, read_description
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.measure import measure
-from spikedet.detection.model import (
-    Detector,
-    GraphDetector,
-    Runner,
-    build,
-    expect_outputs,
-    head_of,
-    raw_outputs,
-    read_description,
-)
+from spikedet.detection.model import Detector, GraphDetector, head_of, raw_outputs
+from spikedet.detection.runner import Runner
 from spikedet.detection.samples import BoxSamples
 from spikedet.graph.graph import Graph
 from spikedet.pictures import from_loader

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from spikedet.data.formats.voc import VOC_CLASSES, parse_xml
+from spikedet.data.formats.voc import VOC_CLASSES
+from spikedet.data.formats.voc_xml import parse_xml
 from spikedet.data.samples import Sample
 from spikedet.data.sizes import fit_to_pictures, warn_of_tags
 from spikedet.detection.boxes import COCO_NAMES, overlaps

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.program import INT32, Move, Neuron, NoIntegers, Pool, Sums
-from spikedet.engines.reference import at_once
+from spikedet.engines.reference import at_once, shapes_of
+from spikedet.engines.weights import divisors_of
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.structure import fill
@@ -67,16 +68,13 @@ class IntegerEngine:
         ops = self.program.ops.items()
         fire = (name for name, op in ops if isinstance(op, Neuron | Pool))
         self._fire = [name for name in fire if name in graph.edges]  # others pool currents
-        self._bases = {
-            base: node
-            for node, terms in means.items()
-            for op, _ in terms
-            for base in self.program.base(op)
-        }
         self._terms = {  # of each mean: operations, and their amplitudes where those are not 1
             node: [(op, None if bool((a == 1).all()) else a) for op, a in terms]
             for node, terms in means.items()
         }
+        running = (op for name, op in ops if name in self.program.running)
+        self._averages = [op for op in running if isinstance(op, Sums)]
+        self._fitting = {graph.shapes[INPUT][1:]}  # sizes of pictures
         self._last_masses: tuple[int, int, dict[str, np.ndarray]] = (0, 0, {})
         self._reading = {  # which means need which bases
             node: {base for op, _ in terms for base in self.program.base(op)}
@@ -116,6 +114,7 @@ class IntegerEngine:
         parts = list(parts)
         self._expect_steps(sum(parts))
         known, currents = self._before_time(pictures)
+        self._expect_size(tuple(pictures.shape[1:]), currents)
         run = self._start(currents, len(pictures))
         totals: dict[Any, Any] = {}
         done = 0
@@ -142,6 +141,23 @@ class IntegerEngine:
                 f"T is {steps}; the integers of this network hold up to "
                 f"{self.program.steps_most} steps; use the torch engine"
             )
+
+    def _expect_size(self, size: tuple[int, ...], currents: dict[str, Tensor]) -> None:
+        """Check that the program holds for pictures of this size.
+
+        An average is a sum of integers only if its divisors divide the number that it was
+        multiplied by. These divisors may depend on the size.
+        """
+        if size in self._fitting:
+            return
+        shapes = shapes_of(self.program, {n: (1, *v.shape[1:]) for n, v in currents.items()})
+        for op in self._averages:
+            if any(op.times % divisor for divisor in divisors_of(op.module, shapes[op.inputs[0]])):
+                raise NoIntegers(
+                    f"pictures {list(size)}: the average {op.name} has other divisors there than "
+                    f"for pictures {list(self.graph.shapes[INPUT][1:])}; use the torch engine"
+                )
+        self._fitting.add(size)
 
     @torch.no_grad()
     def _before_time(self, pictures: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:

@@ -212,7 +212,7 @@ class _Compiler:
                 each = self.signals.each_channel(node.name, amplitude)
                 amplitude = per_channel(each, amplitude.ndim)
             except NoIntegers:
-                self.program.one_size = True
+                pass  # it has one for each place
             counted.append((term.op, amplitude.float()))
         self.program.means[node.name] = counted
 

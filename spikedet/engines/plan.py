@@ -40,9 +40,9 @@ from spikedet.engines.program import (
     Times,
     Weighted,
 )
-from spikedet.engines.reference import at_once
+from spikedet.engines.reference import shapes_of
 from spikedet.engines.sliding import slide_of
-from spikedet.engines.sources import Source, Window, source_of
+from spikedet.engines.sources import Source, source_of, window_of_pool
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
@@ -407,36 +407,3 @@ def _with_negative(weights: np.ndarray, channels: int) -> np.ndarray:
     """Weight rows of columns of `channels` channels, each with those of negative spikes behind."""
     columns = weights.reshape(-1, channels, weights.shape[1])
     return np.concatenate([columns, -columns], 1).reshape(-1, weights.shape[1])
-
-
-def last_two(value: Any) -> tuple[int, int]:
-    """An option of pooling as two numbers, for rows and columns."""
-    value = value if isinstance(value, tuple) else (value,)
-    return value[0], value[-1]
-
-
-def window_of_pool(module: Any) -> Window:
-    """The window of pooling. A 1-d signal is a map with one row."""
-    kernel, stride, padding, dilation = (
-        last_two(option)
-        for option in (module.kernel_size, module.stride, module.padding, module.dilation)
-    )
-    if module.dimensions == 1:
-        return Window((1, kernel[1]), (1, stride[1]), (0, padding[1]), (1, dilation[1]))
-    return Window(kernel, stride, padding, dilation)
-
-
-def shapes_of(program: Program, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of all values for one picture, without computing the values."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for op in program.ops.values():
-        inputs = [torch.empty(shapes[s], dtype=torch.float64, device="meta") for s in op.inputs]
-        if isinstance(op, Current):
-            shapes[op.name] = tuple(sizes[op.node])
-        elif isinstance(op, Neuron):
-            shapes[op.name] = shapes[op.inputs[0]]
-        elif isinstance(op, Pool):
-            shapes[op.name] = tuple(op.module.pool(inputs[0]).shape)
-        else:
-            shapes[op.name] = tuple(at_once(op, inputs).shape)
-    return shapes

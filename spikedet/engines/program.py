@@ -139,7 +139,6 @@ class Program:
             operation with the value of its integer 1, float32 [1, C, ...].
         steps_most: Largest number of time steps for which no potential overflows 32 bits and no
             count overflows 16 bits.
-        one_size: True if the program is valid only for the picture size of the recording.
         running: Names of the operations that run in every time step. The other operations are
             linear and after the last neurons, so they run once on the means.
         rounding: Rounding of the weights, by layer of neurons (`currents.Rounding`).
@@ -149,7 +148,6 @@ class Program:
     ops: dict[str, Op] = field(default_factory=dict)
     means: dict[str, list[tuple[str, Tensor]]] = field(default_factory=dict)
     steps_most: int = INT32
-    one_size: bool = False
     running: set[str] = field(default_factory=set)
     rounding: list[Any] = field(default_factory=list)
 

@@ -142,3 +142,19 @@ def _pool(op: Pool, x: Tensor, batch: int, steps: int, memory: Any) -> tuple[Ten
     before = torch.zeros_like(pooled[0]) if memory is None else memory[1]
     sent = pooled - torch.cat([before[None], pooled[:-1]])
     return sent.flatten(0, 1), (counts[-1], pooled[-1])
+
+
+def shapes_of(program: Program, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values for one picture, without computing the values."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in program.ops.values():
+        inputs = [torch.empty(shapes[s], dtype=torch.float64, device="meta") for s in op.inputs]
+        if isinstance(op, Current):
+            shapes[op.name] = tuple(sizes[op.node])
+        elif isinstance(op, Neuron):
+            shapes[op.name] = shapes[op.inputs[0]]
+        elif isinstance(op, Pool):
+            shapes[op.name] = tuple(op.module.pool(inputs[0]).shape)
+        else:
+            shapes[op.name] = tuple(at_once(op, inputs).shape)
+    return shapes

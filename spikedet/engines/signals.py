@@ -156,8 +156,6 @@ class SpikeSignals:
         if isinstance(module, Mean | Sum) and 1 in [d % len(shape) for d in module.dims]:
             raise self.refuse(node.name, "a sum over channels")
         divisors = divisors_of(module, shape)
-        if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d | Sum):
-            self.program.one_size = True
         multiple = math.lcm(*divisors)
         if multiple > COUNT:
             raise self.refuse(

@@ -195,6 +195,23 @@ def window_of(like: Convolution, kernel: tuple[int, int]) -> Window:
     return Window(kernel, stride, padding_of(like, kernel, dilation), dilation, transposed)
 
 
+def _last_two(value: Any) -> tuple[int, int]:
+    """An option of pooling as two numbers, for rows and columns."""
+    value = value if isinstance(value, tuple) else (value,)
+    return value[0], value[-1]
+
+
+def window_of_pool(module: Any) -> Window:
+    """The window of pooling. A 1-d signal is a map with one row."""
+    kernel, stride, padding, dilation = (
+        _last_two(option)
+        for option in (module.kernel_size, module.stride, module.padding, module.dilation)
+    )
+    if module.dimensions == 1:
+        return Window((1, kernel[1]), (1, stride[1]), (0, padding[1]), (1, dilation[1]))
+    return Window(kernel, stride, padding, dilation)
+
+
 def taps_of(
     out: int, size: int, kernel: int, stride: int, dilation: int, padding: int, transposed: bool
 ) -> Lines:

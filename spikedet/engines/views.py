@@ -225,14 +225,19 @@ def _averaged(op: Sums, piece: Piece) -> Piece:
         )
     if isinstance(module, nn.AdaptiveAvgPool2d):
         out = _pair(module.output_size)
-        axes = []
+        axes, divisor = [], 1
         for lines, size in zip((piece.rows, piece.columns), out, strict=True):
             windows = adaptive_windows(len(lines), size)
             if len({len(window) for window in windows}) > 1:
                 raise NoView("an average with several divisors")
             axes.append(_joined(lines, windows))
+            divisor *= len(windows[0])
+        if divisor != op.times:
+            raise NoView("an average whose divisor is that of other pictures")
         return Piece(piece.base, piece.channels, axes[0], axes[1])
     if isinstance(module, Mean) and module.keepdim and {d % 4 for d in module.dims} == {2, 3}:
+        if len(piece.rows) * len(piece.columns) != op.times:
+            raise NoView("an average whose divisor is that of other pictures")
         return Piece(
             piece.base,
             piece.channels,

@@ -85,3 +85,9 @@ def kept(module: nn.Module, shape: Shape, out: Shape) -> Shape:
 def is_max_pool(module: nn.Module) -> bool:
     """Whether a module is max-pooling, of values or of spike counts."""
     return isinstance(module, nn.MaxPool1d | nn.MaxPool2d | SpikingMaxPool)
+
+
+def channels(value: Tensor, ndim: int) -> Tensor:
+    """Reshape a scalar, [C] or [C, H, W] so that it broadcasts to [B, C, ...]."""
+    value = value.detach().float()
+    return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim == 1 else value

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from spikedet.errors import UsageError
+from spikedet.exporting.onnx_neurons import fire, start
 from spikedet.exporting.onnx_nodes import KNOWN, Builder
 from spikedet.exporting.registry import refuse
 from spikedet.exporting.source import Source
@@ -81,11 +82,11 @@ class _Whole(Builder):
         return self.source.T
 
     def neuron(self, node: Node, x: str) -> str:
-        shape, T = self.graph.shapes[node.name], self.T
-        step = self.fire(node, len(shape))
+        neuron, ndim, T = self.graph.neuron(node.name), len(self.graph.shapes[node.name]), self.T
+        step = fire(self, neuron, ndim)
         constant = self.when[node.inputs[0]] == CONSTANT
         currents = [x] * T if constant else self.steps(x)
-        state = tuple(self.start(node).values())
+        state = tuple(start(self, neuron, ndim).values())
         sent = []
         for current in currents:
             spikes, state = step(state, current)
@@ -137,7 +138,7 @@ class _Step(Builder):
     def state(self, node: Node, kind: str, shape: tuple, start: str) -> str:
         """The state from the previous time step, or `start` in the first one."""
         name = self.free(f"{node.name}.{kind}")
-        self.inputs.append(self._value(name, shape[1:]))
+        self.inputs.append(self.declared(name, shape[1:]))
         self.states.append({"name": name, "next": f"{name}_next", "shape": [None, *shape[1:]]})
         return self.op("Where", self.first, start, name)
 
@@ -145,14 +146,13 @@ class _Step(Builder):
         """Set the new value of a state, counted from the last one that `state` returned."""
         state = self.states[place]
         self.taken.add(state["next"])
-        self.nodes.append(helper.make_node("Identity", [value], [state["next"]], state["next"]))
-        self.later.append(self._value(state["next"], tuple(state["shape"][1:])))
+        self.later.append(self.output(value, state["next"], tuple(state["shape"][1:])))
 
     def neuron(self, node: Node, x: str) -> str:
-        shape = self.graph.shapes[node.name]
-        start = self.start(node)
-        before = tuple(self.state(node, kind, shape, value) for kind, value in start.items())
-        spikes, after = self.fire(node, len(shape))(before, x)
+        neuron, shape = self.graph.neuron(node.name), self.graph.shapes[node.name]
+        first = start(self, neuron, len(shape))
+        before = tuple(self.state(node, kind, shape, value) for kind, value in first.items())
+        spikes, after = fire(self, neuron, len(shape))(before, x)
         for place, value in enumerate(after, -len(after)):
             self.hand_on(value, place)
         return spikes

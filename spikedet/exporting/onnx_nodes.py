@@ -6,17 +6,16 @@ Every node of the graph becomes a few ONNX nodes with its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from spikedet.engines.views import NOWHERE, places
 from spikedet.exporting.lowering import (
+    channels,
     each,
     is_max_pool,
     kept,
@@ -24,6 +23,7 @@ from spikedet.exporting.lowering import (
     window_factors,
     windows,
 )
+from spikedet.exporting.onnx_writer import OPSET, Writer
 from spikedet.exporting.source import Source, flat_outputs
 from spikedet.graph.graph import INPUT, Node
 from spikedet.graph.operations import (
@@ -46,14 +46,9 @@ from spikedet.graph.operations import (
     WeightedLayer,
 )
 from spikedet.graph.time import phases
-from spikedet.neurons.correcting import CorrectingNeuron
-from spikedet.neurons.functional import NO_SLOPE
 from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool
 from spikedet.neurons.quantize import QuantClip
 
-State: TypeAlias = tuple[str, ...]  # names of the values that neurons keep between time steps
-
-OPSET, IR = 18, 10
 KNOWN = (
     *WEIGHTED, *RESHAPES, *SHUFFLES, *AVERAGES, nn.ReLU, ClippedReLU, Leaky,
     QuantClip, MeanOverTime, SpikingMaxPool, nn.MaxPool1d, nn.MaxPool2d, nn.Upsample, Pad, Permute,
@@ -61,54 +56,22 @@ KNOWN = (
 )  # fmt: skip
 
 
-class Builder:
-    """Builds an ONNX graph. Values are identified by their names."""
+class Builder(Writer):
+    """Translates the graph of a network, node by node.
+
+    Args:
+        source: The network.
+
+    Attributes:
+        values: Names of the values of the nodes that are translated already.
+    """
 
     def __init__(self, source: Source):
         self.source, self.graph = source, source.graph
+        super().__init__({INPUT, *(name for name, _ in flat_outputs(self.graph.output))})
         self.when = phases(self.graph)
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.taken = {INPUT, *(name for name, _ in flat_outputs(self.graph.output))}
-        self.shared: dict[tuple, str] = {}
-        self.inputs = [self._value(INPUT, self.graph.shapes[INPUT][1:])]
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.values: dict[str, str] = {INPUT: INPUT}  # by node of the graph
-        self.here = ""  # the node that is being written
-
-    # ------------------------------------------------------------------ writing
-
-    def free(self, wanted: str) -> str:
-        """A free name, similar to this one."""
-        name, number = wanted, 0
-        while name in self.taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self.taken.add(name)
-        return name
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the name of the output."""
-        return self.ops(kind, 1, *inputs, **attributes)[0]
-
-    def ops(self, kind: str, number: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Add a node with several outputs; returns their names."""
-        name = self.free(f"{self.here}/{kind}")
-        outputs = [name] if number == 1 else [self.free(f"{name}:{i}") for i in range(number)]
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name, **attributes))
-        return outputs
-
-    def constant(self, value: Any, name: str = "constant") -> str:
-        """Add a constant tensor. Equal tensors are stored once."""
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self.shared:
-            self.shared[key] = self.free(f"{self.here}.{name}")
-            tensor = numpy_helper.from_array(np.array(array, order="C"), self.shared[key])
-            self.constants[self.shared[key]] = tensor
-        return self.shared[key]
+        self.inputs = [self.declared(INPUT, self.graph.shapes[INPUT][1:])]
+        self.values: dict[str, str] = {INPUT: INPUT}
 
     def model(self) -> onnx.ModelProto:
         """The whole model."""
@@ -117,28 +80,13 @@ class Builder:
             inputs = [self.values[source] for source in node.inputs]
             self.values[node.name] = self.write(node, inputs)
         for name, source in flat_outputs(self.graph.output):
-            self.nodes.append(helper.make_node("Identity", [self.values[source]], [name], name))
-            self.outputs.append(self._value(name, self.graph.shapes[source][1:]))
-        graph = helper.make_graph(
-            self.nodes, "spikedet", self.inputs, self.outputs, list(self.constants.values())
-        )
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR,
-            producer_name="spikedet",
-        )
-        facts = {"opset": OPSET, **self.metadata()}
-        helper.set_model_props(model, {"spikedet": self.source.facts_json(**facts)})
-        return model
+            shape = self.graph.shapes[source][1:]
+            self.outputs.append(self.output(self.values[source], name, shape))
+        return self.finish(self.source.facts_json(opset=OPSET, **self.metadata()))
 
     def metadata(self) -> dict[str, Any]:
         """Further entries of the metadata, beside the facts."""
         return {}
-
-    @staticmethod
-    def _value(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> Any:
-        return helper.make_tensor_value_info(name, kind, ["batch", *shape])
 
     # ------------------------------------------------------------------ nodes of the graph
 
@@ -209,11 +157,11 @@ class Builder:
         if isinstance(module, ClippedReLU):
             return self.op("Clip", x, self.number(0.0), self.number(module.top))
         if isinstance(module, Leaky):
-            slope = self.channels(torch.tensor(module.slope), ndim)
+            slope = channels(torch.tensor(module.slope), ndim)
             return self.op("PRelu", x, self.constant(slope[0] if slope.ndim else slope, "slope"))
         assert isinstance(module, QuantClip)
-        threshold = self.channels(module.threshold.detach().abs().clamp(min=1e-6), ndim)
-        slope = self.channels(torch.tensor(module.slope), ndim)
+        threshold = channels(module.threshold.detach().abs().clamp(min=1e-6), ndim)
+        slope = channels(torch.tensor(module.slope), ndim)
         z = self.op("Mul", x, self.constant(1 / threshold, "inverse"))
         z = self.op("Mul", z, self.number(float(module.steps)))
         level = self.op("Floor", self.op("Add", z, self.number(0.5)))
@@ -345,91 +293,3 @@ class Builder:
             groups = module.groups
             wide, axes = (1, groups, channels // groups, height, width), [0, 2, 1, 3, 4]
         return self.reshape(self.op("Transpose", self.reshape(x, wide), perm=axes), out)
-
-    # ------------------------------------------------------------------ small things
-
-    def reshape(self, x: str, shape: tuple) -> str:
-        """Add a change of shape for [N, ...]; N stays."""
-        size = np.array([0, *shape[1:]], np.int64)
-        return self.op("Reshape", x, self.constant(size, "shape"))
-
-    def number(self, value: float) -> str:
-        return self.constant(np.array(value, np.float32), "number")
-
-    @staticmethod
-    def channels(value: Tensor, ndim: int) -> Tensor:
-        """Reshape a scalar, [C] or [C, H, W] so that it broadcasts to [B, C, ...]."""
-        value = value.detach().float()
-        return value.view(1, -1, *[1] * (ndim - 2)) if value.ndim == 1 else value
-
-    def initial(self, node: Node) -> str:
-        """The initial potentials of a layer of neurons."""
-        initial, ndim = self.graph.neuron(node.name).initial, len(self.graph.shapes[node.name])
-        return self.constant(self.channels(initial, ndim), "initial")
-
-    def start(self, node: Node) -> dict[str, str]:
-        """The state of neurons before the first step: potentials, and counts if they have them."""
-        state = {"potential": self.initial(node)}
-        if isinstance(node.module, CorrectingNeuron):
-            state["counts"] = self.number(0.0)
-        return state
-
-    def fire(self, node: Node, ndim: int) -> Callable[[State, str], tuple[str, State]]:
-        """A function for one time step of neurons: (state, current) -> (output, state)."""
-        module = self.graph.neuron(node.name)
-        if isinstance(module, CorrectingNeuron):
-            return self._correct(module, ndim)
-        theta = module.threshold.detach()
-        threshold = self.constant(self.channels(theta, ndim), "threshold")
-        slope = torch.tensor(module.slope, dtype=torch.float32)
-        slope = torch.where(slope > NO_SLOPE, slope, torch.zeros_like(slope))
-        signed = bool((slope > 0).any())
-        depth = theta / slope.clamp(min=NO_SLOPE)
-        bound = torch.where((slope > 0) & (slope < 1), -depth, -torch.inf)
-        linear = slope == 1
-        if signed:
-            lower = self.constant(self.channels(bound, ndim), "lower")
-            up = self.constant(self.channels(torch.where(slope > 0, depth, 0.0), ndim), "up")
-        if bool(linear.any()):
-            whether = self.constant(self.channels(linear, ndim) == 1, "linear")
-
-        def step(state: State, current: str) -> tuple[str, State]:
-            u = self.op("Add", state[0], current)
-            fired = self.cast(self.op("GreaterOrEqual", u, threshold))
-            after = self.op("Sub", u, self.op("Mul", fired, threshold))
-            if signed:
-                below = self.op("LessOrEqual", u, lower)
-                if bool(linear.any()):
-                    under = self.op("And", self.op("Less", u, self.number(0.0)), whether)
-                    below = self.op("Or", below, under)
-                below = self.cast(below)
-                after = self.op("Add", after, self.op("Mul", below, up))
-                fired = self.op("Sub", fired, below)
-            sent = fired if module.folded else self.op("Mul", fired, threshold)
-            return sent, (after,)
-
-        return step
-
-    def _correct(
-        self, module: CorrectingNeuron, ndim: int
-    ) -> Callable[[State, str], tuple[str, State]]:
-        """`fire` of neurons that correct themselves. The state is potentials and counts."""
-        theta = module.threshold.detach()
-        threshold = self.constant(self.channels(theta, ndim), "threshold")
-        lower = self.constant(self.channels(-module.margin * theta, ndim), "lower")
-
-        def step(state: State, current: str) -> tuple[str, State]:
-            potential, counts = state
-            u = self.op("Add", potential, current)
-            above = self.cast(self.op("GreaterOrEqual", u, threshold))
-            below = self.op("Less", u, lower)
-            below = self.op("And", below, self.op("Greater", counts, self.number(0.0)))
-            fired = self.op("Sub", above, self.cast(below))
-            change = self.op("Mul", fired, threshold)
-            sent = fired if module.folded else change
-            return sent, (self.op("Sub", u, change), self.op("Add", counts, fired))
-
-        return step
-
-    def cast(self, x: str) -> str:
-        return self.op("Cast", x, to=TensorProto.FLOAT)

@@ -10,8 +10,6 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,96 +23,21 @@ from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import WEIGHTED, Scale, Shift
 from spikedet.graph.structure import fill, join
-from spikedet.graph.time import CONSTANT, READ, STEPWISE, phases
-from spikedet.neurons.layers import IFNeuron, MeanOverTime, SpikingMaxPool, Temporal, count_spikes
+from spikedet.graph.time import STEPWISE, phases
+from spikedet.neurons.layers import IFNeuron, Temporal
+from spikedet.runtime.passes import Pass, Schedule
 from spikedet.runtime.snapshot import Snapshot
+from spikedet.runtime.watch import (
+    EachSpike,
+    SpikeRates,
+    counts_callback,
+    spikes_callback,
+    watchers_of,
+    watching,
+)
 
 if TYPE_CHECKING:
     from spikedet.engines.registry import Engine
-
-
-@dataclass
-class Pass:
-    """One run of a spiking network over its time steps. It holds the whole state of the run.
-
-    Attributes:
-        batch: Number of pictures B.
-        steps: Number of time steps that go through the network in the current call.
-        done: Number of time steps before the current call.
-        each_step: Readouts give the mean after each step instead of one mean.
-        memory: State of the temporal modules between two calls, by the name of their node.
-    """
-
-    batch: int
-    steps: int = 1
-    done: int = 0
-    each_step: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, node: Node, inputs: list[Tensor]) -> Tensor:
-        """Compute the output of a node for the current time steps."""
-        module = node.module
-        if not isinstance(module, Temporal):
-            return module(*inputs)
-        advance = module.advance
-        if self.each_step and isinstance(module, MeanOverTime):
-            advance = module.each
-        memory = self.memory.get(node.name)
-        value, self.memory[node.name] = advance(inputs[0], self.batch, self.steps, memory)
-        return value
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The order of execution of a spiking graph: once, in every step, or after the mean.
-
-    Attributes:
-        edges: Edges of the graph that the plan is for.
-        before: Nodes that run once for a picture.
-        kept: Nodes of `before` whose values are read later (and `INPUT` if it is read later).
-        during: Nodes that run in every time step, including the means over time.
-        means: The means over time.
-        behind: Nodes that run on the means.
-        outputs: Nodes that the network returns.
-    """
-
-    edges: tuple[tuple[str, tuple[str, ...]], ...]
-    before: list[str]
-    kept: set[str]
-    during: list[str]
-    means: list[str]
-    behind: list[str]
-    outputs: list[str]
-
-    @classmethod
-    def of(cls, graph: Graph, edges: tuple[tuple[str, tuple[str, ...]], ...]) -> _Plan:
-        """Make the plan of a graph."""
-        when = phases(graph)
-        before = [name for name in graph.edges if when[name] == CONSTANT]
-        means = [node.name for node in graph.of((MeanOverTime,))]
-        during = [n for n in graph.edges if when[n] == STEPWISE or n in means]
-        behind = [n for n in graph.edges if when[n] == READ and n not in means]
-        later = {source for name in (*during, *behind) for source in graph.edges[name]}
-        kept = {name for name in (INPUT, *before) if name in later | set(graph.outputs)}
-        return cls(edges, before, kept, during, means, behind, graph.outputs)
-
-
-Watcher = Callable[[Pass, Node, Sequence[Tensor], Tensor], None]
-_watchers: ContextVar[tuple[tuple[Graph, Watcher], ...]] = ContextVar("watchers", default=())
-
-
-@contextmanager
-def watching(graph: Graph, watcher: Watcher) -> Iterator[None]:
-    """Call `watcher(pass, node, inputs, output)` each time a temporal node of a graph has run.
-
-    This holds inside the `with` block, and only in the current thread.
-    """
-    before = _watchers.get()
-    _watchers.set((*before, (graph, watcher)))
-    try:
-        yield
-    finally:
-        _watchers.set(before)
 
 
 class SpikingNetwork(nn.Module):
@@ -147,7 +70,7 @@ class SpikingNetwork(nn.Module):
         expect_counts(T=T)
         self.graph, self.T, self.chunk = graph, int(T), chunk
         self.origin: dict[str, Any] = {}
-        self._planned: _Plan | None = None
+        self._scheduled: Schedule | None = None
         self.engine, self._wanted = "torch", "torch"
         self._engine: Engine | None = None
         self.engine_reason, self.left_out = "float32 by torch", dict[str, str]()
@@ -304,17 +227,17 @@ class SpikingNetwork(nn.Module):
         if by_engine is not None:
             yield from by_engine
             return
-        graph, plan = self.graph, self._plan()
-        known = graph.run(plan.before, {INPUT: pictures}, plan.kept)
+        graph, order = self.graph, self._schedule()
+        known = graph.run(order.before, {INPUT: pictures}, order.kept)
         now = Pass(len(pictures), each_step=each_step)
         call = self._watched(now)
         for steps in parts:
             now.steps = steps
-            means = graph.run(plan.during, known, plan.means, call)
+            means = graph.run(order.during, known, order.means, call)
             now.done += steps
 
             def read(means: dict[str, Tensor] = means) -> Any:
-                values = graph.run(plan.behind, {**known, **means}, plan.outputs)
+                values = graph.run(order.behind, {**known, **means}, order.outputs)
                 return fill(graph.output, values)
 
             yield now.done, read
@@ -328,7 +251,7 @@ class SpikingNetwork(nn.Module):
         compiled = self._compiled.holds(self.graph)
         if torch.is_grad_enabled() and self._learns(pictures, compiled):
             return None
-        watchers = self._watchers()
+        watchers = watchers_of(self.graph)
         rates = [watcher for watcher in watchers if isinstance(watcher, SpikeRates)]
         each = [watcher for watcher in watchers if isinstance(watcher, EachSpike)]
         if len(rates) + len(each) < len(watchers):
@@ -338,8 +261,8 @@ class SpikingNetwork(nn.Module):
             if self._engine is None:
                 return None
         on_counts, on_spikes = (
-            _counts_callback(rates) if rates else None,
-            _spikes_callback(each) if each else None,
+            counts_callback(rates) if rates else None,
+            spikes_callback(each) if each else None,
         )
         steps = self._engine.simulate(pictures, parts, each_step, on_counts, on_spikes)
         try:
@@ -359,21 +282,17 @@ class SpikingNetwork(nn.Module):
             return self._compiled.learns()  # without a walk over all modules
         return any(p.requires_grad for p in self.graph.parameters())
 
-    def _plan(self) -> _Plan:
+    def _schedule(self) -> Schedule:
         """The order of execution. It is computed again when the edges of the graph change."""
         edges = tuple(self.graph.edges.items())
-        plan = self._planned
-        if plan is None or plan.edges != edges:
-            plan = self._planned = _Plan.of(self.graph, edges)
-        return plan
-
-    def _watchers(self) -> list[Watcher]:
-        """The watchers of this graph in the current thread."""
-        return [watcher for graph, watcher in _watchers.get() if graph is self.graph]
+        known = self._scheduled
+        if known is None or known.edges != edges:
+            known = self._scheduled = Schedule.of(self.graph, edges)
+        return known
 
     def _watched(self, now: Pass) -> Callable[[Node, list[Tensor]], Tensor]:
         """The function that calls nodes. It also tells the watchers about temporal nodes."""
-        watchers = self._watchers()
+        watchers = watchers_of(self.graph)
         if not watchers:
             return now
 
@@ -426,109 +345,6 @@ class SpikingNetwork(nn.Module):
                 node.module.to(torch.bfloat16)
             if isinstance(node.module, IFNeuron):
                 node.module.spike_dtype = torch.bfloat16
-
-
-@dataclass
-class EachSpike:
-    """A watcher that gets all spikes. It works with every engine.
-
-    Attributes:
-        take: Function that is called after every part of a run, for each node that fires (neurons
-            and pooling of spikes). Its arguments are the name of the node, the first time step of
-            the part (counted from 0), and the output of the node, [steps*B, ...].
-    """
-
-    take: Callable[[str, int, Tensor], None]
-
-    def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], sent: Tensor) -> None:
-        """Watch a run (see `watching`)."""
-        if isinstance(node.module, IFNeuron | SpikingMaxPool):
-            self.take(node.name, now.done, sent)
-
-
-class SpikeRates:
-    """Spike counts of all watched runs, by layer and time step.
-
-    Each spike counts as one, whatever its sign and amplitude.
-    """
-
-    def __init__(self) -> None:
-        self._spikes: dict[str, dict[int, Tensor]] = {}  # by layer and step, float64
-        self._size: dict[str, dict[int, int]] = {}  # neurons of all pictures
-
-    def __call__(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
-        """Watch a run (see `watching`)."""
-        if not isinstance(node.module, IFNeuron):
-            return
-        counts = count_spikes(spikes.detach()).view(now.steps, -1).sum(1, dtype=torch.float64)
-        self.add(node.name, now.done, counts, spikes.numel() // now.steps)
-
-    def add(self, name: str, first: int, counts: Tensor, neurons: int) -> None:
-        """Add the spikes of a layer in several time steps.
-
-        Args:
-            name: Name of the layer's node.
-            first: The first time step, counted from 0.
-            counts: Number of spikes in each time step, [steps] float64.
-            neurons: Number of neurons in the layer, summed over all pictures.
-        """
-        layer = self._spikes.setdefault(name, {})
-        size = self._size.setdefault(name, {})
-        for step, count in enumerate(counts, first):
-            layer[step] = layer.get(step, 0) + count
-            size[step] = size.get(step, 0) + neurons
-
-    def mean(self, t: int | None = None) -> float:
-        """Mean spike rate of all layers, in spikes per neuron and time step.
-
-        Args:
-            t: Use the first t time steps of each run. None: all time steps.
-
-        Raises:
-            UsageError: No run was watched, or one of the runs has fewer than t steps.
-        """
-        return self._rate(self._spikes, t)
-
-    def by_layer(self, t: int | None = None) -> dict[str, float]:
-        """Spike rate of each layer, in spikes per neuron and step, in the order of execution.
-
-        `t` is as in `mean`.
-        """
-        return {name: self._rate([name], t) for name in self._spikes}
-
-    def _rate(self, layers: Iterable[str], t: int | None) -> float:
-        spikes, size = 0.0, 0
-        for name in layers:
-            steps, sizes = self._spikes[name], self._size[name]
-            shortest = sum(neurons == sizes[0] for neurons in sizes.values())
-            if t is not None and not 1 <= t <= shortest:  # a step that some run does not have
-                raise UsageError(f"rates of {t!r} steps; expected 1 to {shortest}")
-            for step in range(len(steps) if t is None else t):
-                spikes += float(steps[step])
-                size += self._size[name][step]
-        if not size:
-            raise UsageError("no pass was counted yet; run the network inside the with block")
-        return spikes / size
-
-
-def _counts_callback(watchers: Sequence[SpikeRates]) -> Callable[[str, int, Tensor, int], None]:
-    """The function with which an engine reports spike counts to all `watchers`."""
-
-    def on_counts(name: str, first: int, counts: Tensor, neurons: int) -> None:
-        for rates in watchers:
-            rates.add(name, first, counts, neurons)
-
-    return on_counts
-
-
-def _spikes_callback(watchers: Sequence[EachSpike]) -> Callable[[str, int, Tensor], None]:
-    """The function with which an engine reports spikes to all `watchers`."""
-
-    def on_spikes(name: str, first: int, spikes: Tensor) -> None:
-        for watcher in watchers:
-            watcher.take(name, first, spikes)
-
-    return on_spikes
 
 
 def _parts(stops: Iterable[int], at_once: int) -> Iterator[int]:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from spikedet.errors import DataError, PictureError
 from spikedet.files import read_lines
-from spikedet.pictures import HEIC, SUFFIXES, find_pictures, folders_below, formats, reads_heic
+from spikedet.picture_files import find_pictures, folders_below
+from spikedet.pictures import HEIC, SUFFIXES, formats, reads_heic
 from spikedet.sources.live import ADDRESS, Address, Camera, is_camera
 from spikedet.sources.stills import NUMBER, Numbered, Picture, numbered
 from spikedet.sources.video import Video

@@ -21,7 +21,7 @@ from spikedet.errors import PictureError, UsageError, list_choices
 from spikedet.neurons.layers import IFNeuron
 from spikedet.pictures import read_header, read_picture
 from spikedet.precision import channels_last
-from spikedet.runtime.network import watching
+from spikedet.runtime.watch import watching
 from spikedet.sources.frame import Problems
 from spikedet.sources.stills import Picture
 

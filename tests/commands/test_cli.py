@@ -13,6 +13,7 @@ import yaml
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new, refuse
 from spikedet.commands.main import COMMANDS, main, module_of, parsed
+from spikedet.commands.option import options_of
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import expect_folder, expect_writable, write_atomic
@@ -26,13 +27,13 @@ EVERY = [name for name in COMMANDS]
 
 def words_of(name):
     """Options of a command, as they are called."""
-    return {each.word for each in parse.options_of(module_of(name).Options)}
+    return {each.word for each in options_of(module_of(name).Options)}
 
 
 def required(name):
     """Words of a command that is complete; no file that they name is there."""
     words = []
-    for each in parse.options_of(module_of(name).Options):
+    for each in options_of(module_of(name).Options):
         if each.default is parse.MISSING:
             value = each.choices[0] if each.choices else "8" if each.field == "T" else "nowhere"
             value += ".json" if each.more["kind"] is kinds.json_file else ""
@@ -107,7 +108,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_read(
     """No file that these commands would read is there, and none is missed."""
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.json").mkdir()
-    for each in parse.options_of(module_of(name).Options):
+    for each in options_of(module_of(name).Options):
         reads = each.field in INPUTS or (name, each.field) == ("import-boxes", "coco")
         if each.type is not Path or reads:
             continue
@@ -153,7 +154,7 @@ def test_a_wrong_name_names_the_nearest(name, monkeypatch, capsys):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for each in parse.options_of(module_of(name).Options):
+    for each in options_of(module_of(name).Options):
         if each.type is not str or each.field in FREE:
             continue
         wrong, right = NAMES[each.field]  # a new option of names has its line here
@@ -309,13 +310,13 @@ def test_the_help_fits_on_a_screen(name, monkeypatch, capsys):
     assert f"Run spikedet {name} --help-all for more" in " ".join(shown["--help"].split())
     rest = " ".join(shown["--help-all"].split())
     assert " ".join(getattr(module_of(name), "MORE", "").split()) in rest
-    for each in parse.options_of(module_of(name).Options):
+    for each in options_of(module_of(name).Options):
         assert each.more.get("positional") or each.word in shown["--help-all"], each.word
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_option_has_a_help_and_a_default_that_it_can_have(name):
-    for each in parse.options_of(module_of(name).Options):
+    for each in options_of(module_of(name).Options):
         assert each.more["help"], each.name
         if each.type in (int, float) and isinstance(each.default, int | float):
             assert each.parse(str(each.default)) == each.default
@@ -349,8 +350,8 @@ def test_an_option_is_one_field(monkeypatch):
 def _stages(options):
     """Options of both stages, as they are called."""
     parts = ("stage_one", "layer_wise", "end")
-    there = {each.part: {} for each in parse.options_of(type(options)) if each.part in parts}
-    for each in parse.options_of(type(options)):
+    there = {each.part: {} for each in options_of(type(options)) if each.part in parts}
+    for each in options_of(type(options)):
         if each.part in parts and each.field in getattr(options, each.part):
             there[each.part][each.name] = getattr(options, each.part)[each.field]
     return {name: value for part in there.values() for name, value in part.items()}

@@ -13,6 +13,7 @@ from spikedet import terminal
 from spikedet.commands import kinds, parse
 from spikedet.commands import main as commands
 from spikedet.commands.main import COMMANDS, module_of, progress
+from spikedet.commands.option import options_of
 from spikedet.commands.result import headed, write_json, writes_own
 from spikedet.commands.training import Shown
 from spikedet.settings import option
@@ -256,7 +257,7 @@ def test_quiet_leaves_errors_and_warnings(capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_quiet_and_json(name):
-    words = {each.word for each in parse.options_of(module_of(name).Options)}
+    words = {each.word for each in options_of(module_of(name).Options)}
     assert {"--quiet", "--json", "--config"} <= words
 
 

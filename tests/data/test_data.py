@@ -6,6 +6,7 @@ import pytest
 
 from spikedet.data.cache import read_each
 from spikedet.data.formats import voc
+from spikedet.data.formats.voc_xml import parse_annotation
 from spikedet.detection import data
 from spikedet.detection.data import parse_splits, read_voc, split_off_tuning
 from spikedet.detection.defaults import TUNING
@@ -37,14 +38,14 @@ def devkit(tmp_path):
 def test_marks_of_difficult_objects(tmp_path, mark, difficult):
     xml = annotation(("dog", (1, 1, 20, 20), False)).replace(">0</diff", f">{mark}</diff")
     (tmp_path / "a.xml").write_text(xml)
-    assert voc.parse_annotation(tmp_path / "a.xml").difficult == [difficult]
+    assert parse_annotation(tmp_path / "a.xml").difficult == [difficult]
 
 
 def test_a_mark_that_says_nothing_is_refused(tmp_path):
     xml = annotation(("dog", (1, 1, 20, 20), False)).replace(">0</diff", ">perhaps</diff")
     (tmp_path / "a.xml").write_text(xml)
     with pytest.raises(DataError, match="difficult is 'perhaps' in an object; expected 0 or 1"):
-        voc.parse_annotation(tmp_path / "a.xml")
+        parse_annotation(tmp_path / "a.xml")
 
 
 def test_boxes_are_edges_and_difficult_is_kept(devkit):

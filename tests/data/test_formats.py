@@ -16,7 +16,8 @@ from spikedet.commands import shared
 from spikedet.commands.main import parsed
 from spikedet.data import formats
 from spikedet.data.formats import read_boxes, recognise
-from spikedet.data.formats.voc import VOC_CLASSES, parse_annotation
+from spikedet.data.formats.voc import VOC_CLASSES
+from spikedet.data.formats.voc_xml import parse_annotation
 from spikedet.data.samples import Sample
 from spikedet.data.sizes import rotate_sample
 from spikedet.detection.boxes import Detections
@@ -915,7 +916,7 @@ def test_every_twentieth_picture_is_kept_aside_where_no_list_says_which(tmp_path
 def test_labels_of_training_leave_crowds_out(tmp_path):
     from types import SimpleNamespace
 
-    from spikedet.detection.train import SampleDataset
+    from spikedet.detection.dataset import SampleDataset
 
     path = write_coco(tmp_path) / "annotations/instances_val.json"
     edit(path, lambda c: c["annotations"][1].update(iscrowd=1))
@@ -931,7 +932,7 @@ def test_labels_of_training_leave_crowds_out(tmp_path):
 @pytest.mark.parametrize("cache", [True, False])
 def test_training_sees_the_picture_that_boxes_are_of(tmp_path, cache):
     """Of kinds that OpenCV does not read, or does not turn; a .npy beside it is left alone."""
-    from spikedet.detection.train import SampleDataset
+    from spikedet.detection.dataset import SampleDataset
     from spikedet.detection.ultra import training_options
 
     folder = write_yolo(tmp_path / "yolo")

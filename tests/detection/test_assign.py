@@ -7,7 +7,7 @@ import torch
 
 from spikedet.checkpoint import load
 from spikedet.detection.assign import SizedLoss, fits
-from spikedet.detection.model import build, read_description
+from spikedet.detection.description import build, read_description
 from spikedet.detection.ultra import DetectionLoss
 from spikedet.errors import UsageError
 from support.commands import command

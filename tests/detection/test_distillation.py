@@ -7,7 +7,7 @@ import torch
 
 from spikedet import networks
 from spikedet.checkpoint import Checkpoint
-from spikedet.detection import model
+from spikedet.detection.description import build, read_description
 from spikedet.detection.distillation import distillation_loss
 from spikedet.detection.task import DETECTION
 from spikedet.errors import WeightsError
@@ -42,8 +42,8 @@ def test_box_edges_count_in_proportion_to_the_best_score():
 
 def test_the_training_loss_adds_it_with_its_weight():
     torch.manual_seed(0)
-    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
-    network = model.build(description, 3)
+    description = read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    network = build(description, 3)
     network.autocast_cpu = False
     network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
     batch = {
@@ -75,7 +75,7 @@ def test_the_training_loss_adds_it_with_its_weight():
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused(stage, names, words):
-    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    description = read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
     T = None if stage == "float" else 8
     checkpoint = Checkpoint("float", "detection", description, ("cat", "dog"), 64, {})
     teacher = Checkpoint(stage, "detection", description, names, 64, {}, T)

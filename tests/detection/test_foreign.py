@@ -12,8 +12,9 @@ from torch import nn
 
 from spikedet import networks
 from spikedet.checkpoint import Checkpoint
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.description import build, read_description
+from spikedet.detection.model import head_of, raw_outputs
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError, UsageError, WeightsError
 from spikedet.graph.rewrites.spike import make_spiking
@@ -35,7 +36,7 @@ def alive(name, width=None, activation=None):
     and amplifies any difference, be it the rounding of 256 levels.
     """
     torch.manual_seed(0)
-    network = model.build(model.read_description(name, width, activation), 20)
+    network = build(read_description(name, width, activation), 20)
     pictures = nn.functional.interpolate(torch.rand(8, 3, 8, 8), size=(64, 64), mode="bilinear")
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -43,7 +44,7 @@ def alive(name, width=None, activation=None):
             nn.init.ones_(norm.bias)
     with torch.no_grad():
         network.train()(pictures)
-    model.raw_outputs(network.eval())
+    raw_outputs(network.eval())
     return network, pictures
 
 
@@ -58,7 +59,7 @@ def old_and_new(description, network):
     old = Checkpoint(
         "snn", "detection", description, VOC_CLASSES, 64, network.graph.layers.state_dict(), 4
     )
-    head = model.head_of(model.build(description, len(VOC_CLASSES)))
+    head = head_of(build(description, len(VOC_CLASSES)))
     return old, replace(with_graph(old, network.graph), head=head)
 
 
@@ -108,9 +109,7 @@ def test_converts(name, width, activation, pools, kept):
 )
 def test_is_refused_by_name(name, activation, words):
     with pytest.raises(ConversionError, match=words):
-        networks.expect_convertible(
-            DETECTION, model.read_description(name, None, activation), 20, 64
-        )
+        networks.expect_convertible(DETECTION, read_description(name, None, activation), 20, 64)
 
 
 PICTURE_BESIDE_SPIKES = {
@@ -146,9 +145,9 @@ def test_what_quantising_and_spiking_refuse_is_refused_before_training(
     description, imgsz, error, words
 ):
     if description == "yolov8n-p6.yaml":
-        description = model.read_description(description, None, RELU)
+        description = read_description(description, None, RELU)
     if "head" not in description:
-        description = model.read_description(MODELS / "tiny-yolo.yaml", "n") | description
+        description = read_description(MODELS / "tiny-yolo.yaml", "n") | description
     with pytest.raises(error, match=words):
         networks.expect_convertible(DETECTION, description, 20, imgsz)
 
@@ -169,30 +168,30 @@ def test_training_refuses_before_it_begins(tmp_path):
 @pytest.mark.parametrize("name", ["yolo26n.yaml", "yolov10n.yaml", "yolov8n-seg.yaml"])
 def test_another_head_is_refused(name):
     with pytest.raises(UsageError, match="the last layer .* expected Detect"):
-        model.build(model.read_description(name, None, RELU), 20)
+        build(read_description(name, None, RELU), 20)
 
 
 def test_stock_descriptions_are_found_by_name(tmp_path, monkeypatch):
-    description = model.read_description("yolov8s.yaml", activation=RELU)
+    description = read_description("yolov8s.yaml", activation=RELU)
     assert description["scale"] == "s" and description["activation"] == RELU
-    assert model.read_description("yolov8s.yaml", "n")["scale"] == "n"
-    assert "scale" not in model.read_description(Path("yolov3-tiny.yaml"))
+    assert read_description("yolov8s.yaml", "n")["scale"] == "n"
+    assert "scale" not in read_description(Path("yolov3-tiny.yaml"))
     with pytest.raises(UsageError, match="width 'z': yolov8.yaml has n, s, m, l, x"):
-        model.read_description("yolov8.yaml", "z")
+        read_description("yolov8.yaml", "z")
     for path in ("yolov99n.yaml", tmp_path / "yolov8n.yaml"):
         with pytest.raises(UsageError, match="no such network description"):
-            model.read_description(path)
+            read_description(path)
     monkeypatch.chdir(tmp_path)  # a local file of that name goes first
     Path("yolov8n.yaml").write_text("nc: 3\n")
-    assert model.read_description("yolov8n.yaml") == {"nc": 3}
+    assert read_description("yolov8n.yaml") == {"nc": 3}
 
 
 @pytest.mark.parametrize("text", ["__import__('os').mkdir('made')", "torch.nn.Nothing()", "ReLU"])
 def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    description = model.read_description(MODELS / "tiny-yolo.yaml", "n", text)
+    description = read_description(MODELS / "tiny-yolo.yaml", "n", text)
     with pytest.raises(UsageError, match="cannot be built: .*unsupported activation"):
-        model.build(description, 20)
+        build(description, 20)
     checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, {})
     with pytest.raises(WeightsError, match="description in the weights is damaged"):
         networks.restore(DETECTION, checkpoint)
@@ -202,7 +201,7 @@ def test_the_text_of_a_description_is_never_run(text, tmp_path, monkeypatch):
 def test_pooling_is_read_from_the_description():
     """Of a file of the old form; a graph says it itself."""
     network, pictures = alive(MODELS / "tiny-yolo-maxpool.yaml", "n")
-    description = model.read_description(MODELS / "tiny-yolo-maxpool.yaml", "n")
+    description = read_description(MODELS / "tiny-yolo-maxpool.yaml", "n")
     state = spiking(network, pictures, 4).graph.layers.state_dict()
     args = description, VOC_CLASSES, 64, state, 4
     for pooling in ("count", "step"):
@@ -220,7 +219,7 @@ def test_pooling_is_read_from_the_description():
 def test_kept_thresholds_are_restored():
     """Which neurons keep theta on the wire is found again from the description alone."""
     network, pictures = alive("yolov8n.yaml", activation=RELU)
-    description = model.read_description("yolov8n.yaml", activation=RELU)
+    description = read_description("yolov8n.yaml", activation=RELU)
     before = spiking(network, pictures, 4)
     kept = [neuron.folded for neuron in neurons(before.graph)]
     for checkpoint in old_and_new(description, before):
@@ -232,7 +231,7 @@ def test_kept_thresholds_are_restored():
 
 
 def test_per_neuron_potentials_belong_to_a_picture_size():
-    description = model.read_description(MODELS / "tiny-yolo.yaml", "n")
+    description = read_description(MODELS / "tiny-yolo.yaml", "n")
     network, pictures = alive(MODELS / "tiny-yolo.yaml", "n")
     graph = spiking(network, pictures, 4)
     neuron = graph.graph.module("model.0.act")
@@ -246,17 +245,17 @@ def test_per_neuron_potentials_belong_to_a_picture_size():
 
 
 def test_a_description_that_fails_leaves_the_next_network_its_activation():
-    description = model.read_description("yolov8n.yaml", activation=RELU)
+    description = read_description("yolov8n.yaml", activation=RELU)
     with pytest.raises(UsageError, match="cannot be built"):
-        model.build({**description, "head": [[-1, 1, "Nothing", []]]}, 20)
-    network = model.build(model.read_description("yolov8n.yaml"), 20)
+        build({**description, "head": [[-1, 1, "Nothing", []]]}, 20)
+    network = build(read_description("yolov8n.yaml"), 20)
     kinds = {type(module) for module in network.modules()}
     assert nn.SiLU in kinds and nn.ReLU not in kinds
 
 
 def test_what_torch_says_in_many_lines_is_one_sentence():
-    description = model.read_description("tiny-yolo", None, RELU)
+    description = read_description("tiny-yolo", None, RELU)
     description["backbone"][1][3] = [64, 3, ["2", 2]]
     with pytest.raises(UsageError, match=r"cannot be built: conv2d\(\) received") as raised:
-        model.build(description, 20)
+        build(description, 20)
     assert "\n" not in str(raised.value)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikedet.detection.model import build, read_description
+from spikedet.detection.description import build, read_description
 from spikedet.detection.parts import Parts, split
 from spikedet.errors import TrainingError, UsageError
 from support.places import ROOT

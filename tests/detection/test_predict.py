@@ -7,9 +7,9 @@ from PIL import Image
 
 import spikedet
 from spikedet.checkpoint import Checkpoint, load, save
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES, Detections
 from spikedet.detection.data import Sample
+from spikedet.detection.description import build, read_description
 from spikedet.detection.predict import select
 from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
@@ -88,8 +88,8 @@ def weights(tmp_path_factory):
     """Files of an untrained network in all stages."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    description = model.read_description(model_file(), "n")
-    network = model.build(description, 20)
+    description = read_description(model_file(), "n")
+    network = build(description, 20)
     for branch in network.model[-1].cv3:
         branch[-1].bias.data.fill_(-1.0)  # scores high enough to be seen
     checkpoint = Checkpoint(

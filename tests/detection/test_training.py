@@ -21,9 +21,10 @@ from spikedet.commands.main import parsed
 from spikedet.commands.training import plan
 from spikedet.conversion import distill as distillation
 from spikedet.conversion.stored import StoredOutputs
-from spikedet.detection import loader, model
+from spikedet.detection import loader
 from spikedet.detection.data import read_voc
 from spikedet.detection.defaults import Settings
+from spikedet.detection.description import build, read_description
 from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
@@ -712,8 +713,8 @@ def test_a_detector_begins_with_a_backbone(monkeypatch, classes, tmp_path, capsy
     path = tmp_path / "b/best.safetensors"
 
     def detector(width):
-        description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", width)
-        return model.build(description, 20)
+        description = read_description(ROOT / "configs/models/tiny-yolo.yaml", width)
+        return build(description, 20)
 
     network = detector("n")
     load_plain_into(network, path)

@@ -12,7 +12,7 @@ from spikedet.errors import UsageError
 from spikedet.kernels import library
 from spikedet.released import released
 from spikedet.runtime.choose import choose_engine
-from spikedet.runtime.network import watching
+from spikedet.runtime.watch import watching
 
 try:
     FASTEST = f"events: integers, {library.kernels()[0]} kernels"

@@ -20,7 +20,8 @@ from spikedet.engines.reference_engine import ReferenceEngine
 from spikedet.errors import UsageError
 from spikedet.kernels import library
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
-from spikedet.runtime.network import SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watching
 from support.engines import (
     CONVOLUTIONS,
     CORRECTING,
@@ -309,6 +310,34 @@ def test_several_threads_share_a_network(joined):
 def test_other_sizes_than_the_recorded_one(small_net, pictures):
     graph = spiking(small_net, pictures)
     expect_equal(graph, torch.rand(2, 3, 24, 40))
+
+
+class Average(nn.Module):
+    """The mean over all positions, [B, C, H, W] -> [B, C, 1, 1]."""
+
+    def forward(self, x):
+        return x.mean((2, 3), keepdim=True)
+
+
+@needs_kernels
+@pytest.mark.parametrize("average", [nn.AdaptiveAvgPool2d(4), Average()])
+def test_averages_at_other_sizes_are_right_or_refused(average):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), average, nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
+    )
+    graph = spiking(network, torch.rand(2, 3, 16, 16))
+    expect_equal(graph, torch.rand(2, 3, 8, 8))  # whose windows have a quarter of the places
+    larger = torch.rand(2, 3, 32, 32)
+    for kind in (EventsEngine, ReferenceEngine):
+        with pytest.raises(NoIntegers, match=r"pictures \[3, 32, 32\]: the average .* divisors"):
+            ran(kind(graph), larger, [4])
+    net = SpikingNetwork(graph, 4)
+    wanted = net(larger)
+    net.use_engine("auto")
+    with pytest.warns(UserWarning, match="the torch engine runs this pass"):
+        assert torch.equal(net(larger), wanted)
 
 
 def test_rounding_rules():

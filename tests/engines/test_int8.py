@@ -16,7 +16,8 @@ from spikedet.engines.rounding import Rounder
 from spikedet.errors import UsageError, WeightsError
 from spikedet.graph.operations import WEIGHTED
 from spikedet.neurons.layers import IFNeuron
-from spikedet.runtime.network import SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watching
 from support.engines import CONVOLUTIONS, NETWORKS, Joined, Layer, ran, spiking
 
 

@@ -10,7 +10,8 @@ import spikedet
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.integers import constant_nodes
 from spikedet.engines.workspace import arranged
-from spikedet.runtime.network import EachSpike, SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import EachSpike, watching
 from support.engines import needs_kernels
 
 

@@ -16,7 +16,8 @@ from spikedet.graph.operations import WEIGHTED
 from spikedet.graph.structure import Name
 from spikedet.neurons import registry
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
-from spikedet.runtime.network import SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watching
 from support.engines import CONVOLUTIONS, CORRECTING, NETWORKS, Joined, Layer, Plain, spiking
 from support.exported import dyadic, fresh
 from support.stages import leaves, quantised

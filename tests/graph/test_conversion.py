@@ -23,8 +23,8 @@ from spikedet.graph.time import CONSTANT, phases, readouts
 from spikedet.neurons.functional import pictures_per_pass
 from spikedet.neurons.layers import IFNeuron, MeanOverTime
 from spikedet.neurons.quantize import QuantClip
-from spikedet.runtime import network as runtime
 from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watchers_of, watching
 from support.stages import neurons, seen_in
 
 
@@ -378,7 +378,7 @@ def test_a_long_run_keeps_only_what_is_read_out(small_net, pictures):
             outputs.append(weakref.ref(output))
 
     graph.module("last").register_forward_hook(lambda *_: read.append(len(outputs)))
-    with runtime.watching(graph, watch):
+    with watching(graph, watch):
         late = SpikingNetwork(graph, 8, len(pictures)).after(pictures, [3, 40])
     assert len(outputs) == 40 and len(late) == 2 and read == [3, 40]
     assert max(alive) <= 2  # that of step 3, and the last one
@@ -480,7 +480,7 @@ def test_nothing_is_left_in_a_network_after_a_pass(small_net, pictures):
     def watch(now, node, inputs, output):
         references.extend(weakref.ref(tensor) for tensor in (output, *inputs))
 
-    with torch.no_grad(), runtime.watching(graph, watch):
+    with torch.no_grad(), watching(graph, watch):
         outputs = [spiking(pictures), *spiking.after(pictures, [2, 5])]
         run = spiking.anytime(pictures, 8)
         next(run)
@@ -493,7 +493,7 @@ def test_nothing_is_left_in_a_network_after_a_pass(small_net, pictures):
     after, still = tensors_of(spiking)
     assert still == attributes and before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert runtime._watchers.get() == ()
+    assert watchers_of(graph) == []
 
 
 class NegativeWire(IFNeuron):
@@ -519,7 +519,7 @@ def test_spike_rate_of_each_step(small_net, pictures, chunk, kind):
                 spiking(one, t)
         assert rate == pytest.approx(rates.mean(t))
     assert means[0] != means[-1] and min(means) > 0
-    assert runtime._watchers.get() == ()
+    assert watchers_of(graph) == []
 
 
 def test_spike_rate_counts_every_neuron(small_net, pictures):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from spikedet.conversion.calibrate import calibrate
-from spikedet.detection import model
+from spikedet.detection.description import build, read_description
+from spikedet.detection.model import raw_outputs
 from spikedet.errors import ConversionError
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import SpikingMaxPool
@@ -145,8 +146,8 @@ def test_calibration_of_a_network_with_pools(pictures):
 @pytest.mark.parametrize("pooling", ["count", "step"])
 def test_the_classic_tiny_yolo_converts(pooling):
     torch.manual_seed(0)
-    network = model.build(model.read_description(CLASSIC, "n"), 20).eval()
-    model.raw_outputs(network)
+    network = build(read_description(CLASSIC, "n"), 20).eval()
+    raw_outputs(network)
     separate = sum(type(m) is nn.MaxPool2d for m in network.modules())
     graph = quantised(network, [torch.rand(2, 3, 64, 64)], 4)
     make_spiking(graph, pooling=pooling)

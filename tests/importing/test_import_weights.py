@@ -12,7 +12,7 @@ from spikedet import networks, task_registry
 from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
-from spikedet.detection import model
+from spikedet.detection.description import build, read_description
 from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
 
 RESNET = "configs/models/imagenet-resnet18.yaml"
@@ -59,8 +59,8 @@ def test_the_side_that_is_usual(resnet, tmp_path):
 
 def test_a_relu_detector_of_ultralytics(tmp_path):
     torch.manual_seed(0)
-    description = model.read_description("yolov8n.yaml", activation="torch.nn.ReLU()")
-    source = model.build(description, 2)
+    description = read_description("yolov8n.yaml", activation="torch.nn.ReLU()")
+    source = build(description, 2)
     torch.save(source.state_dict(), tmp_path / "state.pt")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     words = ("--activation", "torch.nn.ReLU()")

@@ -10,7 +10,7 @@ from spikedet import networks, task_registry
 from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
-from spikedet.detection.model import read_description
+from spikedet.detection.description import read_description
 from spikedet.detection.ultra import DetectionModel, utils
 from spikedet.errors import ConversionError, DataError, UsageError, WeightsError
 

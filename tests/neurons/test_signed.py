@@ -11,8 +11,9 @@ from spikedet import networks
 from spikedet.checkpoint import Checkpoint
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.thresholds import best_threshold
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.description import build, read_description
+from spikedet.detection.model import raw_outputs
 from spikedet.detection.task import DETECTION
 from spikedet.errors import ConversionError
 from spikedet.graph.operations import ClippedReLU, Leaky
@@ -210,10 +211,10 @@ def test_a_slope_that_no_neuron_has_is_refused_by_name(slope, pictures):
 
 def test_a_leaky_detector_is_restored_from_its_description():
     torch.manual_seed(0)
-    description = model.read_description(LEAKY, "n")
+    description = read_description(LEAKY, "n")
     pictures = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    network = model.build(description, 20).eval()
-    model.raw_outputs(network)
+    network = build(description, 20).eval()
+    raw_outputs(network)
     state = {k: v.clone() for k, v in network.state_dict().items()}
     graph = quantised(network, [pictures], 8).to(memory_format=torch.channels_last)
     args = "detection", description, VOC_CLASSES, 64

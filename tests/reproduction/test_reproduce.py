@@ -10,8 +10,8 @@ import torch
 import spikedet
 from spikedet.checkpoint import Checkpoint, identity, load, save
 from spikedet.commands.main import parsed as parsed_words
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
+from spikedet.detection.description import build, read_description
 from spikedet.detection.published import TABLE_10
 from spikedet.errors import DataError, SpikedetError, UsageError
 from spikedet.plots import pictures
@@ -33,8 +33,8 @@ def place(tmp_path, monkeypatch):
         shutil.copy(BUS, tmp_path / f"devkit/VOC2007/JPEGImages/{number}.jpg")
     (tmp_path / "tuning.txt").write_text("VOC2007/2\n")
     torch.manual_seed(0)
-    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
-    tensors = model.build(description, 20).state_dict()
+    description = read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = build(description, 20).state_dict()
     checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     save(checkpoint, tmp_path / "float.safetensors")
     return tmp_path

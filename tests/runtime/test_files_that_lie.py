@@ -20,9 +20,9 @@ from spikedet.checkpoint import Checkpoint, restore_graph, save
 from spikedet.classification.data import Samples
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.conversion.prepare import prepare
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import Sample
+from spikedet.detection.description import build, read_description
 from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.errors import SpikedetError, UsageError, WeightsError
@@ -76,8 +76,8 @@ def detectors(tmp_path_factory):
     """Bytes of an untrained detector of each stage."""
     folder = tmp_path_factory.mktemp("detectors")
     torch.manual_seed(0)
-    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
-    tensors = model.build(description, 20).state_dict()
+    description = read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = build(description, 20).state_dict()
     checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "grey.png")
     nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)

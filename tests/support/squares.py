@@ -12,10 +12,10 @@ from spikedet.checkpoint import Checkpoint, load
 from spikedet.checkpoint import save as save_checkpoint
 from spikedet.commands import convert
 from spikedet.commands.main import parsed
-from spikedet.detection import model
 from spikedet.detection.boxes import VOC_CLASSES
 from spikedet.detection.data import read_voc
 from spikedet.detection.defaults import Settings
+from spikedet.detection.description import build, read_description
 from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
@@ -50,7 +50,7 @@ def sides(devkit, tmp_path, monkeypatch):
 
 def trainer(sides, folder, resume=False, width="n", **settings):
     torch.manual_seed(0)
-    network = model.build(model.read_description(ROOT / "configs/models/tiny-yolo.yaml", width), 20)
+    network = build(read_description(ROOT / "configs/models/tiny-yolo.yaml", width), 20)
     small = {"epochs": 3, "imgsz": 64, "batch": 8, "close_mosaic": 1, "workers": 0}
     settings = Settings(**{**small, **settings})
 
@@ -68,8 +68,8 @@ def stages_done(devkit, tmp_path_factory):
     """Float and stage-I weights of an untrained network, and the options that all methods share."""
     folder = tmp_path_factory.mktemp("methods")
     torch.manual_seed(0)
-    description = model.read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
-    tensors = model.build(description, 20).state_dict()
+    description = read_description(ROOT / "configs/models/tiny-yolo.yaml", "n")
+    tensors = build(description, 20).state_dict()
     checkpoint = Checkpoint("float", "detection", description, VOC_CLASSES, 64, tensors)
     save_checkpoint(checkpoint, folder / "float.safetensors")
     samples = BoxSamples(read_voc(devkit, "VOC2007:train", cache=folder))

@@ -17,7 +17,8 @@ from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
 from spikedet.neurons.layers import IFNeuron
-from spikedet.runtime.network import SpikingNetwork, watching
+from spikedet.runtime.network import SpikingNetwork
+from spikedet.runtime.watch import watching
 
 
 def quantised(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spikedet.data.formats.base import Classes, Format, Labelled
 from spikedet.errors import DataError, shorten
-from spikedet.pictures import pictures_in
+from spikedet.picture_files import pictures_in
 
 SPLITS = ("train", "val", "test")
 

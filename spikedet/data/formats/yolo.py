@@ -34,7 +34,8 @@ from spikedet.data.samples import (
 from spikedet.data.sizes import headers, warn_of_tags
 from spikedet.errors import DataError, list_choices, shorten
 from spikedet.files import TooManyValues, parse_yaml, read_lines
-from spikedet.pictures import is_picture, pictures_in
+from spikedet.picture_files import pictures_in
+from spikedet.pictures import is_picture
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 KEYS = {key: split for split, keys in SPLITS.items() for key in keys}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from spikedet.graph import operations as ops
 from spikedet.graph.advice import ADVICE, GATE
-from spikedet.graph.table.handlers import Signal, handles, is_signal
-
-if TYPE_CHECKING:
-    from spikedet.graph.record import Recorder
+from spikedet.graph.recorder import Recorder, Signal
+from spikedet.graph.table.handlers import handles, is_signal
 
 
 @handles("relu")

@@ -1,32 +1,15 @@
-"""The registry of handlers, and the signals that they take and return."""
+"""The registry of handlers, and what several of them use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
+from spikedet.graph.recorder import Signal
+
 HANDLERS: dict[str, Callable[..., Any]] = {}
-
-
-@dataclass(frozen=True)
-class Signal:
-    """The value of a node: a tensor that depends on the picture.
-
-    Attributes:
-        name: Name of the node.
-        shape: Shape [B, ...]. The first entry is symbolic.
-    """
-
-    name: str
-    shape: tuple[Any, ...]
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
 
 
 def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

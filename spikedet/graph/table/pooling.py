@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
 from spikedet.graph import operations as ops
-from spikedet.graph.table.handlers import Signal, each, handles, shape_of
-
-if TYPE_CHECKING:
-    from spikedet.graph.record import Recorder
+from spikedet.graph.recorder import Recorder, Signal
+from spikedet.graph.table.handlers import each, handles, shape_of
 
 
 @handles("max_pool1d", "max_pool2d")

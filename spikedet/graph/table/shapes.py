@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from spikedet.graph import operations as ops
-from spikedet.graph.table.handlers import Signal, handles, is_signal, shape_of
+from spikedet.graph.recorder import Recorder, Signal
+from spikedet.graph.table.handlers import handles, is_signal, shape_of
 from spikedet.graph.table.sums import shifted
-
-if TYPE_CHECKING:
-    from spikedet.graph.record import Recorder
 
 
 @handles("view", "reshape", "_unsafe_view", "unflatten", "view_as", "reshape_as")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from spikedet.graph import operations as ops
 from spikedet.graph.advice import ATTENTION, GATE
-from spikedet.graph.table.handlers import Signal, each, handles, is_signal
-
-if TYPE_CHECKING:
-    from spikedet.graph.record import Recorder
+from spikedet.graph.recorder import Recorder, Signal
+from spikedet.graph.table.handlers import each, handles, is_signal
 
 
 @handles("conv1d", "conv2d")
