@@ -119,13 +119,13 @@ def test_both_stages_come_nearer_to_a_trained_network_than_copied_weights():
     seen = [quadrants(32, generator) for _ in range(10)]
     unseen, _ = quadrants(256, generator)
     wanted = network(unseen)["logits"].detach()
-    copied = spikedet.convert(network, seen, T=4, method="copy", progress=False)
+    copied = spikedet.convert(network, seen, T=2, method="copy", progress=False)
     trained = spikedet.convert(
-        network, seen, T=4, loss=lambda y, label: F.cross_entropy(y["logits"], label), epochs=6,
+        network, seen, T=2, loss=lambda y, label: F.cross_entropy(y["logits"], label), epochs=6,
         end_to_end=100, progress=False,
     )  # fmt: skip
     before, after = (distance(snn(unseen)["logits"], wanted) for snn in (copied, trained))
-    assert after < 0.97 * before
+    assert after < 0.9 * before  # 0.72 with one thread and with two; at T = 4 it was chance
     assert trained.origin["method"] == "two-stage" and trained.origin["end_to_end_steps"] == 100
 
 
