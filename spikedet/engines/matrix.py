@@ -131,7 +131,7 @@ def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
     ends = [len(grid.columns) - lead for grid, lead in leads]
     stride = math.lcm(*(grid.stride for grid, _ in leads))
     columns = -(-max([most + width, *ends]) // stride) * stride
-    slack = TILE * max((grid.stride for grid, _ in leads), default=1)
+    slack = max((TILE * grid.stride + grid.taps for grid, _ in leads), default=0)
     return Rows(most, columns, slack)
 
 

@@ -1,6 +1,7 @@
 """Layers by the matrix unit of a processor: grids, tiles, and the same spikes as by events."""
 
 import ctypes
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from spikedet.engines import matrix
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.layout import SourceStruct
-from spikedet.engines.matrix import Grid, grid_of
+from spikedet.engines.matrix import Grid, grid_of, lead_of, rows_of
 from spikedet.engines.sources import Source, merged, taps_of
 from support.engines import CORRECTING, MATRIX, Layer, expect_equal, matrix_layers, ran, spiking
 
@@ -52,6 +53,34 @@ def test_windows_without_a_grid():
     assert grid_of(columns(20, 40, 9, dilation=2)) is None  # wider than the largest stride
     assert grid_of([[(0, 1, 0), (1, 1, 0)]]) is None  # a mean of two columns
     assert grid_of([[(0, 1, 0)], [(5, 1, 0)], [(2, 1, 0)]]) == Grid(1, [0, 5, 2], 1)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 20])
+@pytest.mark.parametrize("kernel", range(1, 10))
+def test_tiles_lie_inside_the_memory_of_their_tensor(width, kernel):
+    """Tiles begin at the place that their windows ask for, and end before the memory does."""
+    draw = random.Random(10 * width + kernel)
+    for _ in range(30):
+        windows = [(kernel, 1, kernel // 2), (draw.randint(1, 9), draw.randint(1, 8), 0)]
+        windows += [(draw.randint(1, 9), draw.randint(1, 8), draw.randint(0, 9))]
+        grids = []
+        for size, stride, padding in windows:
+            out = (width + 2 * padding - size) // stride + 1
+            if out > 0 and (grid := grid_of(columns(out, width, size, stride, 1, padding))):
+                grids.append(grid)
+        rows = rows_of(width, grids)
+        for grid in grids:
+            lead, channels = lead_of(grid, width), draw.choice([1, 33, 512])
+            if lead is None:
+                continue
+            pitch, rest = divmod(rows.columns, grid.stride)
+            assert not rest and rows.lead >= lead and rows.columns >= len(grid.columns) - lead
+            for steps in (1, 2, 5, 16, 17):
+                last = -(-steps * pitch // 16) * 16 - 1  # position of a tile
+                end = (rows.lead - lead + last * grid.stride) * channels
+                end += -(-grid.taps * channels // 64) * 64
+                memory = steps * rows.columns + rows.lead + rows.slack
+                assert end <= memory * channels + 64  # and a cache line (`Memory.bytes`)
 
 
 def test_tiles_have_four_inputs_beside_each_other():
