@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spikedet.engines import matrix
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.layout import SourceStruct
-from spikedet.engines.matrix import Grid, grid_of, lead_of, rows_of
+from spikedet.engines.matrix import Grid, Rows, grid_of, lead_of, rows_of
 from spikedet.engines.sources import Source, merged, taps_of
 from support.engines import CORRECTING, MATRIX, Layer, expect_equal, matrix_layers, ran, spiking
 
@@ -55,10 +55,19 @@ def test_windows_without_a_grid():
     assert grid_of([[(0, 1, 0)], [(5, 1, 0)], [(2, 1, 0)]]) == Grid(1, [0, 5, 2], 1)
 
 
+def test_the_memory_of_a_tensor_serves_layers_of_different_windows():
+    wide, strided = (grid_of(columns(20, 20, 3, 1, 1, 1)), grid_of(columns(10, 20, 3, 2, 1, 1)))
+    whole = grid_of([[(0, 20, 0)]])  # of a linear layer: its steps may lie any distance apart
+    assert rows_of(20, [wide]) == Rows(1, 21, 16 + 3)
+    assert rows_of(20, [wide, whole]) == Rows(1, 21, 16 * 21 + 20)
+    assert rows_of(20, [wide, strided]) == Rows(1, 22, 16 * 2 + 3)
+    assert rows_of(20, [wide, strided, whole]).columns == 22
+    assert rows_of(20, [grid_of([[(0, 1, 0), (0, 1, 1)]])]) == rows_of(20, []) == Rows(0, 20, 0)
+
+
 @pytest.mark.parametrize("width", [1, 2, 7, 20])
 @pytest.mark.parametrize("kernel", range(1, 10))
 def test_tiles_lie_inside_the_memory_of_their_tensor(width, kernel):
-    """Tiles begin at the place that their windows ask for, and end before the memory does."""
     draw = random.Random(10 * width + kernel)
     for _ in range(30):
         windows = [(kernel, 1, kernel // 2), (draw.randint(1, 9), draw.randint(1, 8), 0)]
@@ -66,21 +75,21 @@ def test_tiles_lie_inside_the_memory_of_their_tensor(width, kernel):
         grids = []
         for size, stride, padding in windows:
             out = (width + 2 * padding - size) // stride + 1
-            if out > 0 and (grid := grid_of(columns(out, width, size, stride, 1, padding))):
-                grids.append(grid)
-        rows = rows_of(width, grids)
-        for grid in grids:
-            lead, channels = lead_of(grid, width), draw.choice([1, 33, 512])
-            if lead is None:
-                continue
-            pitch, rest = divmod(rows.columns, grid.stride)
+            grid = grid_of(columns(out, width, size, stride, 1, padding)) if out > 0 else None
+            if grid and lead_of(grid, width) is not None:
+                grids.append((grid, out))
+        rows = rows_of(width, [grid for grid, _ in grids])
+        for grid, out in grids:
+            lead, stride = lead_of(grid, width), grid.stride_in(rows)
+            pitch, rest = divmod(rows.columns, stride)
             assert not rest and rows.lead >= lead and rows.columns >= len(grid.columns) - lead
             for steps in (1, 2, 5, 16, 17):
-                last = -(-steps * pitch // 16) * 16 - 1  # position of a tile
-                end = (rows.lead - lead + last * grid.stride) * channels
-                end += -(-grid.taps * channels // 64) * 64
-                memory = steps * rows.columns + rows.lead + rows.slack
-                assert end <= memory * channels + 64  # and a cache line (`Memory.bytes`)
+                positions = -(-((steps - 1) * pitch + max(pitch, out)) // 16) * 16
+                for channels in (1, 33, 512):
+                    end = (rows.lead - lead + (positions - 1) * stride) * channels
+                    end += -(-grid.taps * channels // 64) * 64
+                    memory = (steps * rows.columns + rows.lead + rows.slack) * channels
+                    assert end <= memory + 64  # and a cache line (`Memory.bytes`)
 
 
 def test_tiles_have_four_inputs_beside_each_other():
@@ -145,7 +154,7 @@ def test_parts_and_threads(monkeypatch):
 
 @needs_unit
 def test_spikes_that_occur_several_times():
-    """Sums of spikes have no bits, and are counted."""
+    """Sums of spikes are events and no bytes, and are counted."""
 
     class Sums(Layer):
         def forward(self, x):
