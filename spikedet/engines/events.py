@@ -3,8 +3,9 @@
 Between layers there are only events: for every time step and every row of a map, a list of the
 neurons that fired, and of the signs of their spikes. For each position and each time step, a kernel
 collects the events in its window. It adds their rows of weights in registers, computes which
-neurons fire, and appends the indices of these neurons to the list. Operations without a kernel run
-in the reference code between two kernel calls.
+neurons fire, and appends the indices of these neurons to the list. For a matrix unit spikes are
+bytes instead (`matrix`). Operations without a kernel run in the reference code between two kernel
+calls.
 """
 
 from __future__ import annotations

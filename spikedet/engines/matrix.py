@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Grid:
     def pitch(self) -> int:
         """Outputs for which there are places."""
         return -(-len(self.columns) // self.stride)
+
+    def stride_in(self, rows: Rows) -> int:
+        """The stride in the memory of a tensor: that of a single window is a whole step."""
+        return rows.columns if len(self.columns) == self.taps else self.stride
 
 
 def grid_of(columns: Sequence[Sequence[tuple[int, int, int]]]) -> Grid | None:
@@ -120,7 +124,7 @@ def lead_of(grid: Grid, width: int) -> int | None:
 def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
     """The memory of a tensor whose bytes are the grids of its readers, of as many as possible.
 
-    A window may end in the zeros before the next step.
+    A window may end in the zeros before the next step, or lie there.
 
     Args:
         width: Columns of the map.
@@ -129,10 +133,10 @@ def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
     leads = [(grid, lead) for grid in readers if (lead := lead_of(grid, width)) is not None]
     most = max((lead for _, lead in leads), default=0)
     ends = [len(grid.columns) - lead for grid, lead in leads]
-    stride = math.lcm(*(grid.stride for grid, _ in leads))
-    columns = -(-max([most + width, *ends]) // stride) * stride
-    slack = TILE * max((grid.stride for grid, _ in leads), default=1)
-    return Rows(most, columns, slack)
+    stride = math.lcm(*(grid.stride for grid, _ in leads if len(grid.columns) > grid.taps))
+    rows = Rows(most, -(-max([most + width, *ends]) // stride) * stride, 0)
+    slack = (TILE * grid.stride_in(rows) + grid.taps for grid, _ in leads)
+    return replace(rows, slack=max(slack, default=0))
 
 
 def fill(

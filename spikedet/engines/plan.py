@@ -161,8 +161,8 @@ class Plan:
                 rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
                 pitches.append(grid.pitch)
                 if rows is not None and lead is not None:
-                    source.direct, source.lead = 1, lead
-                    pitches[-1] = rows.columns // grid.stride
+                    source.direct, source.lead, source.stride = 1, lead, grid.stride_in(rows)
+                    pitches[-1] = rows.columns // source.stride
             stage.kernel.pitch = max(pitches)
             for pitch, source in zip(pitches, sources, strict=True):
                 source.direct = int(source.direct and pitch == stage.kernel.pitch)

@@ -1,6 +1,6 @@
-"""The memory of a kernel run: the events of every tensor, and the number of events in each row.
+"""The memory of a kernel run: the spikes of every tensor, and the number of spikes in each row.
 
-The events of a layer are needed until the last layer has read them. Then other tensors use the same
+The spikes of a layer are needed until the last layer has read them. Then other tensors use the same
 memory. For the released detector, this needs less than half of the memory.
 """
 
@@ -175,7 +175,7 @@ class Workspace:
         kept: Keep all events until the end of the run.
 
     Attributes:
-        tensors: Position of the events of each tensor.
+        tensors: Position of the spikes of each tensor.
         layers: Kernel struct of each stage of the plan. Each run fills in what changes.
         fired: Spikes of each row, [B, steps, H] int32, by the names of the stages.
     """

@@ -1,6 +1,7 @@
 """Layers by the matrix unit of a processor: grids, tiles, and the same spikes as by events."""
 
 import ctypes
+import random
 
 import numpy as np
 import pytest
@@ -9,10 +10,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.engines import matrix
+from spikedet.engines.events import Run
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.layout import SourceStruct
-from spikedet.engines.matrix import Grid, grid_of
+from spikedet.engines.matrix import Grid, Rows, grid_of, lead_of, rows_of
+from spikedet.engines.plan import Plan
+from spikedet.engines.program import (
+    Current,
+    Move,
+    Neuron,
+    Plus,
+    Pool,
+    Program,
+    Times,
+    Weighted,
+)
 from spikedet.engines.sources import Source, merged, taps_of
+from spikedet.graph.operations import Concatenate
+from spikedet.neurons.layers import SpikingMaxPool
 from support.engines import CORRECTING, MATRIX, Layer, expect_equal, matrix_layers, ran, spiking
 
 needs_unit = pytest.mark.skipif(not MATRIX, reason="no matrix unit")
@@ -52,6 +67,43 @@ def test_windows_without_a_grid():
     assert grid_of(columns(20, 40, 9, dilation=2)) is None  # wider than the largest stride
     assert grid_of([[(0, 1, 0), (1, 1, 0)]]) is None  # a mean of two columns
     assert grid_of([[(0, 1, 0)], [(5, 1, 0)], [(2, 1, 0)]]) == Grid(1, [0, 5, 2], 1)
+
+
+def test_the_memory_of_a_tensor_serves_layers_of_different_windows():
+    wide, strided = (grid_of(columns(20, 20, 3, 1, 1, 1)), grid_of(columns(10, 20, 3, 2, 1, 1)))
+    whole = grid_of([[(0, 20, 0)]])  # of a linear layer: its steps may lie any distance apart
+    assert rows_of(20, [wide]) == Rows(1, 21, 16 + 3)
+    assert rows_of(20, [wide, whole]) == Rows(1, 21, 16 * 21 + 20)
+    assert rows_of(20, [wide, strided]) == Rows(1, 22, 16 * 2 + 3)
+    assert rows_of(20, [wide, strided, whole]).columns == 22
+    assert rows_of(20, [grid_of([[(0, 1, 0), (0, 1, 1)]])]) == rows_of(20, []) == Rows(0, 20, 0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 20])
+@pytest.mark.parametrize("kernel", range(1, 10))
+def test_tiles_lie_inside_the_memory_of_their_tensor(width, kernel):
+    draw = random.Random(10 * width + kernel)
+    for _ in range(30):
+        windows = [(kernel, 1, kernel // 2), (draw.randint(1, 9), draw.randint(1, 8), 0)]
+        windows += [(draw.randint(1, 9), draw.randint(1, 8), draw.randint(0, 9))]
+        grids = []
+        for size, stride, padding in windows:
+            out = (width + 2 * padding - size) // stride + 1
+            grid = grid_of(columns(out, width, size, stride, 1, padding)) if out > 0 else None
+            if grid and lead_of(grid, width) is not None:
+                grids.append((grid, out))
+        rows = rows_of(width, [grid for grid, _ in grids])
+        for grid, out in grids:
+            lead, stride = lead_of(grid, width), grid.stride_in(rows)
+            pitch, rest = divmod(rows.columns, stride)
+            assert not rest and rows.lead >= lead and rows.columns >= len(grid.columns) - lead
+            for steps in (1, 2, 5, 16, 17):
+                positions = -(-((steps - 1) * pitch + max(pitch, out)) // 16) * 16
+                for channels in (1, 33, 512):
+                    end = (rows.lead - lead + (positions - 1) * stride) * channels
+                    end += -(-grid.taps * channels // 64) * 64
+                    memory = (steps * rows.columns + rows.lead + rows.slack) * channels
+                    assert end <= memory + 64  # and a cache line (`Memory.bytes`)
 
 
 def test_tiles_have_four_inputs_beside_each_other():
@@ -116,7 +168,7 @@ def test_parts_and_threads(monkeypatch):
 
 @needs_unit
 def test_spikes_that_occur_several_times():
-    """Sums of spikes have no bits, and are counted."""
+    """Sums of spikes are events and no bytes, and are counted."""
 
     class Sums(Layer):
         def forward(self, x):
@@ -125,6 +177,111 @@ def test_spikes_that_occur_several_times():
 
     pictures = torch.rand(1, 3, 32, 32)
     expect_equal(spiking(Sums(nn.Conv2d(6, 8, 3, 1, 1)), pictures), pictures, 6)
+
+
+@needs_unit
+def test_the_last_windows_of_a_step_may_lie_in_the_zeros_of_the_next():
+    """Outputs that see padding alone, and columns of a step that fill whole tiles."""
+    pictures = torch.rand(1, 3, 12, 20)
+    expect_equal(spiking(Layer(nn.Conv2d(6, 8, 3, 1, 6)), pictures), pictures, 8)
+
+
+def random_program(draw, numbers):
+    """An integer program whose layers read few tensors in many ways, and its constant values."""
+    program, sizes, shapes = Program(None), {}, {}
+
+    def emit(op, module=None):
+        program.ops[op.name] = op
+        program.running.add(op.name)
+        inputs = [torch.zeros(shapes[name]) for name in op.inputs]
+        shapes[op.name] = tuple(module(*inputs).shape) if module else shapes[op.inputs[0]]
+        return op.name
+
+    def fire(source, size, bias=0.2):
+        C, kind = shapes[source][1], draw.choice(["plain", "signed", "correcting"])
+        threshold = (size * (0.5 + torch.rand(C, generator=numbers))).int() + 1
+        low = None if kind == "plain" else -threshold // 2 - 1
+        emit(
+            Neuron(
+                f"neurons{len(shapes)}", (source,), (bias * threshold).int(), threshold,
+                threshold // 3, low, threshold, torch.ones(C), kind == "correcting",
+            )
+        )  # fmt: skip
+
+    def weighted(source, like):
+        weight = torch.randint(-127, 128, like.weight.shape, generator=numbers).to(torch.int8)
+        return emit(Weighted(f"weighted{len(shapes)}", (source,), like, weight), like)
+
+    height, width = draw.randint(1, 4), draw.choice([1, 2, 5, 15, 16, 20, 31])
+    for C in draw.sample([1, 16, 33, 64, 70], 2):
+        name = f"current{C}"
+        sizes[name] = shapes[name] = (1, C, height, width)
+        current = Current(name, (), name, torch.full((C,), 1e4), torch.full((C,), 2e4))
+        program.ops[name] = current
+        program.running.add(name)
+        fire(name, 1e4, 0.0)
+    for _ in range(8):
+        maps = [name for name, shape in shapes.items() if name[0] == "n" and len(shape) == 4]
+        source, other = draw.choices(maps, k=2)
+        _, C, *inside = shapes[source]
+        kind = draw.choice(["window"] * 6 + ["sum", "sum", "beside", "linear", "pool", "shortcut"])
+        kernel, stride = draw.randint(1, 9), draw.choice([1, 1, 1, 2, 3, 4, 8])
+        padding, dilation = draw.randint(0, kernel + 1), draw.choice([1, 1, 1, 2, 3])
+        window = (1, kernel), (1, stride), (0, padding), (1, dilation)
+        if inside[1] + 2 * padding <= dilation * (kernel - 1):
+            continue
+        if kind == "beside" and shapes[other][2:] == shapes[source][2:]:
+            beside = Move(f"beside{len(shapes)}", (source, other), Concatenate(1))
+            source, C = emit(beside, beside.module), C + shapes[other][1]
+        elif kind == "pool" and min(inside) > 1:
+            pool = Pool(f"pool{len(shapes)}", (source,), SpikingMaxPool(2, 1))
+            source, window = emit(pool, pool.module.pool), (1,)
+        elif kind == "linear":
+            flat = Move(f"flat{len(shapes)}", (source,), nn.Flatten())
+            source = emit(flat, flat.module)
+            fire(weighted(source, nn.Linear(shapes[source][1], 20, bias=False)), 500)
+            continue
+        channels = C if kind == "shortcut" else draw.choice([3, 32, 40, 65])
+        terms = [weighted(source, nn.Conv2d(C, channels, *window, bias=False))]
+        if kind == "sum" and shapes[other][2:] == shapes[source][2:]:
+            like = nn.Conv2d(shapes[other][1], channels, *window, bias=False)
+            terms.append(weighted(other, like))
+        elif kind == "shortcut" and shapes[terms[0]] == shapes[source]:
+            factor = torch.randint(-200, 200, (C,), generator=numbers).int()
+            terms.append(emit(Times(f"times{len(shapes)}", (source,), factor)))
+        fire(emit(Plus(f"sum{len(shapes)}", tuple(terms))), 40 * (kernel * C) ** 0.5)
+    return program, sizes
+
+
+@needs_unit
+@pytest.mark.parametrize("seed", range(25))
+def test_tensors_that_several_layers_read(monkeypatch, seed):
+    """Every spike, whatever was in the memory before, in one part or in several."""
+    draw, numbers = random.Random(seed), torch.Generator().manual_seed(seed)
+    program, sizes = random_program(draw, numbers)
+    batch, steps = draw.randint(1, 2), draw.choice([3, 8, 16, 17])
+    values = {
+        name: torch.randn(batch, *shape[1:], generator=numbers) for name, shape in sizes.items()
+    }
+    wanted = Run(Plan(program, sizes, "portable"), values, batch)
+    truth = wanted.advance(steps, kept=True)
+    for always, kept in ((False, True), (True, True), (True, False)):
+        parts = [steps] if kept else [1, 2]
+        monkeypatch.setattr(matrix, "ALWAYS", always)
+        run, done = Run(Plan(program, sizes, "amx"), values, batch), 0
+        for number in parts:
+            memory = run.plan.memory.take(batch, number, kept)
+            memory._memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory._memory))
+            run.plan.memory.give(memory)
+            memory = run.advance(number, kept=kept, last=len(parts) == 1)
+            for name in program.running & memory.fired.keys():
+                fired = truth.fired[name][:, done : done + number]
+                assert (memory.fired[name] == fired).all(), name
+                op = program.ops[name]
+                if kept:
+                    assert torch.equal(run.dense(op, memory), wanted.dense(op, truth)), name
+            run.plan.memory.give(memory)
+            done += number
 
 
 @needs_unit

@@ -70,7 +70,7 @@ struct sd_layer {
     // Columns of a window that slides along the row, 0 for none: an output is complete when the
     // column `slide_lead` behind its own has been added. No sum of a window leaves int16.
     int32_t slide, slide_lead;
-    int32_t pitch;  // for the matrix unit: output columns of a step, with some unused; 0: not for it
+    int32_t pitch;  // for the matrix unit: output columns from one step to the next; 0: not for it
     int32_t always;  // the matrix unit computes every row, even if adding is faster
     const struct sd_source* sources;
     const void* weights;  // [rows, padded] in the order of `sd_order`
