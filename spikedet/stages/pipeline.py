@@ -240,7 +240,13 @@ class Calibration:
         self.watcher.say(
             f"loss on {judged} tuning pictures: {before:.4f} before, {after:.4f} after"
         )
-        self.watcher.say("kept" if wins else f"not kept, but written to {path}")
+        if wins:
+            self.watcher.say(f"{self.out} is the network after the end-to-end pass")
+        else:
+            self.watcher.say(
+                f"{self.out} is the network before the end-to-end pass, which did not lower the "
+                f"loss; {path} is the one after it"
+            )
         losses = {"tuning_loss": after, "tuning_loss_before": before}
         passed: dict[str, Any] = {"end_to_end": True, **spikes}
         passed["end_to_end_steps"] = origin.get("end_to_end_steps", 0) + steps
