@@ -413,6 +413,17 @@ def test_one_bad_source_costs_only_itself(here):
         open_sources(["p.png"], frame_rate=0)
 
 
+def test_a_frame_rate_is_for_numbered_pictures_only(here):
+    Image.fromarray(shade(50)).save("p.png")
+    Image.fromarray(shade(50)).save("f1.png")
+    (here / "list.txt").write_text("p.png\n")
+    for words in (["p.png"], ["list.txt", "gone.mp4"], []):
+        with pytest.raises(UsageError, match="a frame rate of 12.5 has no effect: no source is"):
+            open_sources(words, frame_rate=12.5)
+    assert len(read("p.png", "f%d.png", frame_rate=12.5)[0]) == 2
+    assert "no such pictures" in str(read("g%d.png", frame_rate=12.5)[1].errors[0])
+
+
 def test_only_the_first_frames_of_each(here):
     animation("a.gif")
     animation("b.gif")
