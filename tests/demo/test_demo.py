@@ -8,12 +8,15 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from spikedet.commands import parse
 from spikedet.detection.boxes import VOC_CLASSES, Detections
+from spikedet.errors import PictureError
 from spikedet.outputs.panel import firing_rates, panel
 from spikedet.sources import Frame, open_sources
 from support.media import write_video
@@ -171,6 +174,17 @@ def test_a_picture_comes_again_and_again():
     came = list(itertools.islice(webcam.again_and_again([still]), 4))
     assert [frame.index for frame in came] == [0, 1, 2, 3] and came[3].time > came[2].time
     assert len(list(webcam.again_and_again(frames(3)))) == 3
+
+
+def test_no_password_is_shown(monkeypatch, tmp_path):
+    eye = Eye()
+    eye.detector = SimpleNamespace(T=2)
+    monkeypatch.setattr(webcam, "eye_of", lambda _: eye)
+    monkeypatch.setattr(webcam, "open_sources", lambda *_, **__: [])
+    words = ["--source", "rtsp://me:se/cret@cam/live", "--out", str(tmp_path / "v.mp4")]
+    options = parse.parse(webcam.Options, words, "webcam")
+    with pytest.raises(PictureError, match=r"rtsp://me:\*\*\*@cam/live: holds no frame"):
+        webcam.run(options)
 
 
 def test_a_window_pauses_until_space_and_ends_when_closed(monkeypatch):
