@@ -275,7 +275,7 @@ def test_an_interrupted_video_is_complete(tmp_path):
     [
         (["--source", "987"], 3, "camera 987 cannot be opened"),
         (["--source", "text.mp4"], 3, "text.mp4: is not a video"),
-        (["--source", "in.mp4", "--out", "in.mp4"], 6, "in.mp4 exists already; choose another"),
+        (["--source", "in.mp4", "--out", "in.mp4"], 2, "in.mp4 exists already; choose another"),
         (["--source", "gone.mp4"], 3, "gone.mp4: no such file"),
         (["--source", "in.mp4", "--out", "out.avi"], 2, "ends in .mp4 or .mkv"),
         (["--source", "in.mp4", "--out", "text.mp4/out.mp4"], 2, "is not a folder that can be"),
