@@ -32,6 +32,7 @@ from spikedet.commands.main import run as run_command
 from spikedet.errors import DataError, PictureError, UsageError
 from spikedet.settings import option
 from spikedet.sources import Frame, open_sources
+from spikedet.sources.live import without_passwords
 
 if TYPE_CHECKING:
     from spikedet.detection.boxes import Detections
@@ -363,7 +364,7 @@ def run(options: Options) -> int:
         frames = itertools.islice(frames, options.frames)
         begun = play(eye, frames, controls, options.each_step, show, options.iou)
     if begun == 0 and not failures:
-        raise PictureError(f"{options.source}: holds no frame that can be read")
+        raise PictureError(f"{without_passwords(options.source)}: holds no frame that can be read")
     if begun:
         written = f"; video in {out}" if out else ""
         print(f"{begun} frame{'s' * (begun != 1)}, T={controls.T}{written}")

@@ -15,7 +15,7 @@ from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import UsageError, WeightsError, message_of
 from spikedet.graph.graph import Graph
-from spikedet.graph.operations import ACTIVATIONS, NORMS, WEIGHTED
+from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.record import record
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
@@ -108,15 +108,28 @@ def float_checkpoint(task: Task, checkpoint: Checkpoint, network: nn.Module) -> 
         task: Task of the network.
         checkpoint: The float checkpoint. Its tensors are kept.
         network: The network built from its description.
+
+    Raises:
+        WeightsError: A layer has a tensor that is not a tensor of the network, for example a weight
+            that `forward` computes. The file could not hold both.
     """
     graph = record(network, example(checkpoint.imgsz))
     described = describe(graph)
     described["tensors"] = {}
-    for node in graph.of(WEIGHTED + NORMS):
-        source = graph.copies.get(node.name)
-        if source is not None:  # another call of a layer that several places share
-            for key in node.module.state_dict():
-                described["tensors"][f"{node.name}.{key}"] = f"{source}.{key}"
+    stored = network.state_dict()
+    for name, tensor in graph.layers.state_dict().items():
+        layer, _, key = name.rpartition(".")
+        source = graph.sources.get(name)
+        if key == "num_batches_tracked":  # which no operation reads
+            mean = graph.sources.get(f"{layer}.running_mean", "")
+            source = mean.removesuffix("running_mean") + key
+        if source not in stored or stored[source].shape != tensor.shape:
+            raise WeightsError(
+                f"{name} is computed in forward, and not a tensor of the network; a float "
+                "checkpoint cannot hold such a network"
+            )
+        if source != name:  # the layer or its weight is used in several places
+            described["tensors"][name] = source
     return replace(checkpoint, graph=described, head=task.head_of(network))
 
 

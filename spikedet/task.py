@@ -42,6 +42,10 @@ class Samples(ABC):
     def select(self, numbers: Sequence[int]) -> Self:
         """The samples with these numbers, in this order."""
 
+    def classes(self) -> set[int]:
+        """Numbers of the classes that these samples show. Empty if the task does not tell."""
+        return set()
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash (12 hexadecimal digits) of the samples and their annotations."""

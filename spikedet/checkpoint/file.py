@@ -40,7 +40,11 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         path: File to write.
         half: Store tensors with two or more dimensions in half precision, except those with values
             too large for it.
+
+    Raises:
+        WeightsError: `imgsz` is not a side that the graph can take.
     """
+    _expect_side(checkpoint)
     tensors = {}
     integers = _integer_weights(checkpoint)
     for name, tensor in checkpoint.tensors.items():
@@ -58,6 +62,31 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     header = {k: v for k, v in vars(checkpoint).items() if k != "tensors"}
     metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
     write_atomic(Path(path), ordered(save_tensors(tensors, metadata)))
+
+
+def _expect_side(checkpoint: Checkpoint) -> None:
+    """Check that the graph of a checkpoint can take pictures of its `imgsz`.
+
+    A graph takes one size only if it computes with sizes, or if each neuron has its own initial
+    potential. A network of one's own may have an input that is not square.
+
+    Raises:
+        WeightsError: It cannot.
+    """
+    if checkpoint.graph is None:
+        return
+    shape = checkpoint.graph["input"]
+    single = any(x.ndim > 1 for n, x in checkpoint.tensors.items() if n.endswith("initial"))
+    sides = {shape[d] for d in checkpoint.graph.get("fixed", ()) if d > 1}
+    if checkpoint.task == "none":
+        sides = {max(shape[2:] or shape[1:])}
+    elif single:
+        sides = set(shape[2:])
+    if sides - {checkpoint.imgsz}:
+        raise WeightsError(
+            f"imgsz is {checkpoint.imgsz} pixels, but the graph was recorded for {shape[1:]} and "
+            "takes no other size"
+        )
 
 
 def _halved(tensor: Tensor) -> Tensor:

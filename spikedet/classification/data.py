@@ -106,6 +106,9 @@ class Samples(TaskSamples, Dataset):
     def labelled(self) -> Samples:
         return self.select([n for n, label in enumerate(self.labels) if label != UNLABELLED])
 
+    def classes(self) -> set[int]:
+        return set(self.labels) - {UNLABELLED}
+
     def fingerprint(self) -> str:
         """A hash (12 hexadecimal digits) of class names, labels, and pixels or names and sizes."""
         digest = hashlib.sha256("\n".join(self.names).encode())

@@ -69,6 +69,7 @@ def train(network: nn.Module, run: Run) -> None:
     """
     settings, folder, description = run.settings, run.folder, run.checkpoint.model
     expect_possible(settings)
+    _expect_labels(run)
     expect_growth("the training", settings.grow_from, settings.imgsz, STRIDE)
     expect_fresh(folder, run.resume)
     if run.resume and is_complete(folder, settings):
@@ -95,6 +96,21 @@ def train(network: nn.Module, run: Run) -> None:
                 best = loop.score(row)
                 run.write(network, folder / "best.safetensors")
             _write_progress(loop, run, rows)
+
+
+def _expect_labels(run: Run) -> None:
+    """Check that the labels are numbers of the classes.
+
+    Raises:
+        TrainingError: One is not. The message names it.
+    """
+    classes = len(run.checkpoint.names)
+    for label in run.train.classes() | run.tune.classes():
+        if not hasattr(label, "__index__") or not 0 <= label < classes:
+            raise TrainingError(
+                f"a picture has the label {label!r}; expected the number of a class, an integer "
+                f"from 0 to {classes - 1}"
+            )
 
 
 def _go_on(loop: _Loop, run: Run, state: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.errors import TrainingError, UsageError
+from spikedet.errors import UsageError
 
 if TYPE_CHECKING:
     from spikedet.commands.parse import Options
@@ -34,10 +34,10 @@ def expect_new(path: Path) -> None:
     """Check that a file does not exist, because its content took hours to make.
 
     Raises:
-        TrainingError: The file exists.
+        UsageError: The file exists.
     """
     if path.exists():
-        raise TrainingError(f"{path} exists already; choose another --out")
+        raise UsageError(f"{path} exists already; choose another --out")
 
 
 def warn_of_training_pictures(task: Task, samples: Samples, digests: set[str]) -> None:

@@ -22,9 +22,10 @@ class FrameOptions(parse.Options):
     """Options of commands that read frames."""
 
     recursive: bool = option(False, "also read the folders inside a folder", group="source")
-    frame_rate: float = option(
-        25.0, "frames per second of numbered pictures", above=0, group="source"
-    )
+    frame_rate: float | None = option(
+        None, "frames per second of numbered pictures", above=0, shown="default: 25",
+        group="source",
+    )  # fmt: skip
     frames: int | None = option(None, "stop each source after N frames", least=1, group="source")
 
 

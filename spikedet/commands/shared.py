@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from spikedet.terminal import note
 if TYPE_CHECKING:
     from spikedet.task import Samples, Task
 
+MOST_NAMED = 5  # classes in a warning
 FOLDERS = {
     "detection": "a VOCdevkit, a data.yaml (YOLO), an instances_*.json (COCO)",
     "classification": "class folders or CIFAR",
@@ -226,8 +228,25 @@ def class_names(words: Sequence[str] | None) -> tuple[str, ...] | None:
 def samples(
     options: Any, task: Task, names: tuple[str, ...] | None = None
 ) -> tuple[Samples, Samples]:
-    """The training samples and the tuning samples of `TrainingData`."""
+    """The training samples and the tuning samples of `TrainingData`.
+
+    A warning names the classes that no tuning sample shows.
+    """
     all_samples = read(options, task, split(options, task.name), options.limit, names)
     train, tune = all_samples.split_off_tuning(getattr(options, "tuning", None))
+    _warn_of_untuned(train, tune)
     unlabelled = getattr(options, "unlabelled", None)
     return (train.with_unlabelled(unlabelled) if unlabelled else train), tune
+
+
+def _warn_of_untuned(train: Samples, tune: Samples) -> None:
+    """Warn of classes of the training samples that no tuning sample shows."""
+    lost = [train.names[number] for number in sorted(train.classes() - tune.classes())]
+    if not lost:
+        return
+    more = f" and {len(lost) - MOST_NAMED} more classes" if len(lost) > MOST_NAMED else ""
+    warnings.warn(
+        f"none of the {len(tune)} tuning pictures shows {list_names(lost[:MOST_NAMED])}{more}, "
+        "which therefore count in no choice, such as the best epoch; use more pictures of them",
+        stacklevel=3,
+    )

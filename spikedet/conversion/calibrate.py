@@ -10,6 +10,7 @@ memory is limited.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ from spikedet.neurons.layers import mean_over_time, per_channel
 from spikedet.precision import mixed
 from spikedet.settings import LayerWise, expect_limits
 
+MOST_NAMED = 3  # layers in a warning
 NOTHING = 1e-8  # a smaller error counts as none (a first layer, whose current is constant)
 
 
@@ -61,6 +63,8 @@ def calibrate(
     report: Callable[[LayerReport, int, int], None] | None = None,
 ) -> list[LayerReport]:
     """Calibrate `spiking` layer by layer, in place.
+
+    A warning names the layers of which no neuron fired on any of the pictures.
 
     Args:
         quantized: Stage-I network in evaluation mode. It may also be a prepared float network; then
@@ -106,7 +110,19 @@ def calibrate(
         fixed.update(site.layers)
         student.advance(index)
         teacher.advance(index)
+    _warn_of_silent(student.silent, sum(map(len, pictures)))
     return reports
+
+
+def _warn_of_silent(names: list[str], pictures: int) -> None:
+    """Warn of layers of which no neuron fired on any of the pictures."""
+    if names:
+        more = f" and of {len(names) - MOST_NAMED} more layers" if len(names) > MOST_NAMED else ""
+        warnings.warn(
+            f"no neuron of {', '.join(names[:MOST_NAMED])}{more} fired on any of the {pictures} "
+            "calibration pictures; check that the pictures are scaled as in training",
+            stacklevel=3,
+        )
 
 
 def choose(names: list[str], patterns: Sequence[str] | None) -> set[str]:

@@ -153,7 +153,8 @@ def convert(
             each other.
         DataError: There are fewer than two pictures, they have different shapes, or `batches`
             cannot be iterated again. Or a batch of one picture is too small for batch norm.
-        TrainingError: The loss of stage I or of the end-to-end pass is not finite.
+        TrainingError: The loss of stage I or of the end-to-end pass is not finite, or `loss` fails,
+            for example because labels do not fit the output.
 
     Examples:
         >>> snn = spikedet.convert(network, batches, T=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import ConversionError, DataError, UsageError
+from spikedet.errors import (
+    ConversionError,
+    DataError,
+    SpikedetError,
+    TrainingError,
+    UsageError,
+    message_of,
+    resource_error,
+)
 from spikedet.graph.graph import Graph, Node
 from spikedet.graph.operations import NORMS, WEIGHTED
 from spikedet.graph.record import record
@@ -207,7 +215,7 @@ class StageTraining:
 
         Raises:
             DataError: A batch has one picture, and the network normalises over pictures alone.
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or refuses the labels.
         """
         sizes = [len(parts[0]) for parts in self.source]
         steps = epochs * len(sizes)
@@ -226,11 +234,29 @@ class StageTraining:
                     if weight:
                         value = weight * self.distance(output, self.teacher(parts[0]))
                     if self.loss is not None:
-                        value = value + self.loss(output, *parts[1:])
+                        value = value + self._loss_of(output, parts[1:])
                     _step(optimiser, value)
                     bar.set_postfix_str(f"loss {value.item():.3f}", refresh=False)
                     bar.update()
         graph.eval()
+
+    def _loss_of(self, output: Any, rest: Sequence[Any]) -> Tensor:
+        """The caller's loss of the outputs and the other items of a batch.
+
+        Raises:
+            TrainingError: The loss refuses them. The message has the error and their shapes.
+        """
+        assert self.loss is not None
+        try:
+            return self.loss(output, *rest)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, SpikedetError) or resource_error(error) is not None:
+                raise
+            sizes = [_form(item) for item in (output, *rest)]
+            raise TrainingError(
+                f"the loss fails for a batch ({message_of(error)}); it was called with "
+                f"{', '.join(sizes)}; expected labels that fit the output"
+            ) from error
 
     def end_to_end(
         self, spiking: SpikingNetwork, held_out: list[Tensor], options: EndToEnd
@@ -248,7 +274,7 @@ class StageTraining:
         Raises:
             DataError: With `options.batch_norm`: a batch has one picture, and a layer would be
                 normalised over pictures alone.
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or refuses the labels.
         """
 
         def endless() -> Iterator[tuple[Any, ...]]:
@@ -262,7 +288,7 @@ class StageTraining:
             wanted, values = self.teacher(parts[0]), []
             for output in spiking.after(parts[0], steps):
                 distance = self.distance(output, wanted)
-                own = [] if self.loss is None else [self.loss(output, *parts[1:])]
+                own = [] if self.loss is None else [self._loss_of(output, parts[1:])]
                 values.append(sum(own, distance))
             return sum(values[1:], values[0]) / len(values)
 
@@ -297,6 +323,13 @@ class StageTraining:
             return {}
         passed = {"end_to_end": True, "end_to_end_steps": options.steps}
         return {**passed, **options.origin(spiking.T), **spikes}
+
+
+def _form(item: Any) -> str:
+    """The shape and the number format of a tensor, or the type of something else."""
+    if not isinstance(item, Tensor):
+        return type(item).__name__
+    return f"{list(item.shape)} {str(item.dtype).removeprefix('torch.')}"
 
 
 def _values(graph: Graph, node: Node) -> int:

@@ -57,6 +57,9 @@ class StoredOutputs:
     With T, the outputs are spikes, packed eight to a byte. Without T, they are levels of the
     quantiser, or activations if the network is not quantised. The outputs are stored in main
     memory. The network runs on the device of the pictures.
+
+    Attributes:
+        silent: With T, names of the layers so far of which no neuron sent a spike.
     """
 
     def __init__(self, graph: Graph, pictures: list[Tensor], T: int | None):
@@ -67,6 +70,7 @@ class StoredOutputs:
         self.sites = [self._site(node) for node in [*self.neurons, *ends]]
         self.outputs: dict[str, list[np.ndarray]] = {}
         self.shapes: dict[str, torch.Size] = {}  # of what is kept
+        self.silent: list[str] = []
 
     @property
     def names(self) -> list[str]:
@@ -130,6 +134,8 @@ class StoredOutputs:
         if site.is_neuron:
             name = site.node.name
             self.outputs[name] = [self.pack(site, m) for m in range(len(self.pictures))]
+            if self.T is not None and not any(stored.any() for stored in self.outputs[name]):
+                self.silent.append(name)
         needed = {n for later in self.sites[index + 1 :] for n in later.sources}
         self.outputs = {n: v for n, v in self.outputs.items() if n in needed}
 

@@ -38,6 +38,9 @@ class BoxSamples(Samples, Sequence[Sample]):
     def select(self, numbers: Sequence[int]) -> BoxSamples:
         return BoxSamples([self._samples[number] for number in numbers])
 
+    def classes(self) -> set[int]:
+        return {label for sample in self._samples for label in sample.labels.tolist()}
+
     def fingerprint(self) -> str:
         return fingerprint(self._samples)
 

@@ -16,7 +16,7 @@ from spikedet.data.formats.voc_xml import parse_xml
 from spikedet.data.samples import Sample
 from spikedet.data.sizes import fit_to_pictures, warn_of_tags
 from spikedet.detection.boxes import COCO_NAMES, overlaps
-from spikedet.errors import DataError
+from spikedet.errors import DataError, UsageError
 from spikedet.files import read_lines, write_atomic
 from spikedet.pictures import read_header
 
@@ -211,7 +211,7 @@ def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[s
     """Write the annotations, links to the pictures, and last the split file.
 
     Raises:
-        DataError: A file exists already with other content. Then nothing is written.
+        UsageError: A file exists already with other content. Then nothing is written.
     """
     listed = out / "ImageSets/Main" / f"{split}.txt"
     ids = ("\n".join(annotations) + "\n").encode()
@@ -223,10 +223,10 @@ def write(out: Path, split: str, annotations: dict[str, bytes], pictures: dict[s
         if path.exists() and not content.startswith(path.read_bytes()):
             other.append(path)
     if other:
-        raise DataError(f"{other[0]}: exists already, with other content; choose another --out")
+        raise UsageError(f"{other[0]} exists already, with other content; choose another --out")
     for link, picture in links.items():
         if os.path.lexists(link) and os.path.realpath(link) != str(picture):
-            raise DataError(f"{link}: exists already, as another picture; choose another --out")
+            raise UsageError(f"{link} exists already, as another picture; choose another --out")
     for folder in ("Annotations", "JPEGImages"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path, content in files.items():

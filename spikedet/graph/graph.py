@@ -56,8 +56,8 @@ class Graph(nn.Module):
             recording. `INPUT` has the shape of the picture.
         fixed: Dimensions of the pictures in which only the recorded size is possible. Empty also
             means that they are not known, as in files of earlier versions.
-        copies: The layer of the network that a recorded node is a copy of, by the name of the node,
-            where that is another name. It is not stored.
+        sources: The tensor of the network that a tensor of a recorded layer is a copy of. Both are
+            named as in a state dict. Tensors that were computed are not in it. It is not stored.
 
     Shape:
         [B, ...] -> the same structure as the recorded network returned
@@ -71,7 +71,7 @@ class Graph(nn.Module):
         self.output: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.fixed: tuple[int, ...] = ()
-        self.copies: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
 
     # ------------------------------------------------------------------ reading
 

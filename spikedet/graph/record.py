@@ -73,7 +73,8 @@ def _expect_float32(network: nn.Module, example: Tensor) -> None:
     Raises:
         ConversionError: They have another number format.
     """
-    kinds = {"pictures": example.dtype, **{n: p.dtype for n, p in network.named_parameters()}}
+    named = (*network.named_parameters(), *network.named_buffers())
+    kinds = {"pictures": example.dtype, **{name: tensor.dtype for name, tensor in named}}
     for name, kind in kinds.items():
         if kind.is_floating_point and kind != torch.float32:
             raise ConversionError(

@@ -101,11 +101,24 @@ class Recorder:
             )
         name = name or self.name(node)
         added = self.graph.add(name, module, sources)
-        if added != name:  # another call of a layer
-            self.graph.copies[added] = name
         if shape is None:
             shape = tuple(node.meta["val"].shape)
         return Signal(added, shape)
+
+    def copied(self, layer: Signal, **tensors: Tensor | None) -> Signal:
+        """Note which tensors of the network a layer has copies of.
+
+        Args:
+            layer: The output of the layer.
+            tensors: Tensors by their names in the layer.
+
+        Returns:
+            The output of the layer.
+        """
+        for name, tensor in tensors.items():
+            if id(tensor) in self.origin:
+                self.graph.sources[f"{layer.name}.{name}"] = self.origin[id(tensor)]
+        return layer
 
     def refuse(self, node: fx.Node, reason: str) -> ConversionError:
         """An error that names the place and the operation."""

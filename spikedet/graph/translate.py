@@ -21,6 +21,11 @@ from spikedet.graph.recorder import Recorder, Signal
 from spikedet.graph.structure import Name
 from spikedet.graph.table import HANDLERS
 
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)  # computed from the size of the batch
+# Operations that may be told the size of the batch, as in x.view(x.shape[0], -1).
+_SIZED = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "slice", "narrow", "split"}
+_SIZED |= {"split_with_sizes"}
+
 
 def translate(network: nn.Module, program: torch.export.ExportedProgram) -> Graph:
     """Make the graph of an exported network.
@@ -130,7 +135,7 @@ class Translation:
 
     def _translate(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
-        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
+        if isinstance(value, SYMBOLIC + (int, float, bool)):
             return value
         args, kwargs = tree_map(self._known, (list(node.args), dict(node.kwargs)))
         if node.target is operator.getitem:
@@ -141,6 +146,13 @@ class Translation:
         handler = HANDLERS.get(name_of(node.target))
         if handler is None:
             raise ConversionError(refusal(self.recorder.where(node), node))
+        if name_of(node.target) not in _SIZED and _symbolic(args, kwargs):
+            raise self.recorder.refuse(
+                node,
+                f"{name_of(node.target)} computes with the number of pictures in the batch "
+                "(x.shape[0], x.numel()); a spiking network also holds its time steps there, so "
+                "use a fixed number",
+            )
         signal = handler(self.recorder, node, *args, **kwargs)
         if isinstance(signal, Signal):
             self._expect_pictures_apart(node, signal)
@@ -154,9 +166,10 @@ class Translation:
         where = self.recorder.where(node)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise ConversionError(f"{where}: random numbers have no spiking counterpart")
-        if any(isinstance(leaf, torch.SymInt) for leaf in tree_leaves((args, kwargs))):
+        if _symbolic(args, kwargs):
             raise ConversionError(
-                f"{where}: a constant has the size of the batch; give it size 1 in that dimension"
+                f"{where}: a constant is made with the number of pictures in the batch (x.shape[0])"
+                "; give it size 1 in that dimension, or use a fixed number"
             )
         kwargs = {k: v for k, v in kwargs.items() if k not in ("layout", "pin_memory")}
         assert callable(node.target)  # an operation, see `handlers`
@@ -178,3 +191,8 @@ class Translation:
                 "first dimension is not the batch; a spiking network also holds its time steps "
                 "there, so keep the pictures apart, for example with x.flatten(1)"
             )
+
+
+def _symbolic(args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an argument of an operation is a number that depends on the size of the batch."""
+    return any(isinstance(leaf, SYMBOLIC) for leaf in tree_leaves((args, kwargs)))

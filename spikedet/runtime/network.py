@@ -191,8 +191,9 @@ class SpikingNetwork(nn.Module):
             kind = pictures.dtype if isinstance(pictures, Tensor) else type(pictures).__name__
             raise UsageError(f"the input is of type {kind}; expected a tensor of float32")
         weight = next(self.graph.parameters(), pictures)
-        if pictures.dtype == torch.float64 and weight.dtype != torch.float64:
-            raise UsageError("the input is in float64; call .float() on it")
+        for what, tensor in {"the input": pictures, "this network": weight}.items():
+            if tensor.dtype == torch.float64:
+                raise UsageError(f"{what} is in float64; call .float() on it")
         if pictures.ndim != len(recorded):
             sizes = ", ".join(["B", *map(str, recorded[1:])])
             raise UsageError(

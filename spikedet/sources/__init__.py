@@ -87,7 +87,7 @@ def open_sources(
     words: str | PathLike | Sequence[str | PathLike],
     recursive: bool = False,
     *,
-    frame_rate: float = FRAME_RATE,
+    frame_rate: float | None = None,
     limit: int | None = None,
     without: Sequence[str | PathLike] = (),
     tell: Callable[[PictureError], None] | None = None,
@@ -101,7 +101,7 @@ def open_sources(
             (`f%04d.png`), the number or device of a camera, or an address (http, https, rtsp, rtmp,
             udp, srt and others).
         recursive: Also read the folders inside a folder.
-        frame_rate: Frames per second of numbered pictures.
+        frame_rate: Frames per second of numbered pictures. None: 25.
         limit: Largest number of frames of each source. None: all frames.
         without: Folders that `recursive` leaves out, such as the folder of the results.
         tell: Function that is called with each error when it occurs. `errors` has all of them.
@@ -111,7 +111,8 @@ def open_sources(
         name no source come first.
 
     Raises:
-        UsageError: `frame_rate` is not a number above 0.
+        UsageError: `frame_rate` is not a number above 0, or no word has the form of numbered
+            pictures.
 
     Examples:
         >>> from PIL import Image
@@ -120,8 +121,14 @@ def open_sources(
         ...     print(frame.source, frame.picture.shape, frame.time, frame.video)
         picture.png (30, 40, 3) 0.0 False
     """
-    if not 0 < frame_rate < float("inf"):
+    if frame_rate is not None and not 0 < frame_rate < float("inf"):
         raise UsageError(f"frame_rate is {frame_rate}; expected a number above 0")
     words = [words] if isinstance(words, str | PathLike) else words
-    options = FindOptions(recursive, [Path(folder) for folder in without], frame_rate)
-    return Sources(find_sources(words, options), limit, tell)
+    options = FindOptions(recursive, [Path(folder) for folder in without], frame_rate or FRAME_RATE)
+    collected = find_sources(words, options)
+    if frame_rate is not None and not collected.numbered:
+        raise UsageError(
+            f"a frame rate of {frame_rate:g} has no effect: no source is numbered pictures, like "
+            "f%04d.png; leave it out"
+        )
+    return Sources(collected, limit, tell)

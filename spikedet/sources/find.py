@@ -62,12 +62,14 @@ class Collected:
         lists: List files that name other sources.
         errors: One error for each argument or folder that cannot be read.
         ignored: Files in folders that are neither pictures nor videos.
+        numbered: Whether an argument has the form of numbered pictures.
     """
 
     sources: list[Source] = field(default_factory=list)
     lists: list[Path] = field(default_factory=list)
     errors: list[PictureError] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _add(collected: Collected, word: str, options: FindOptions, base: Path | Non
     elif word.isdecimal() and len(word) < 4:
         collected.sources.append(Camera(int(word)))
     elif NUMBER.search(word):
+        collected.numbered = True
         collected.sources.append(numbered(str(_beside(base, word)), options.frame_rate))
     elif glob.has_magic(word):
         _add_pattern(collected, str(_beside(base, word)))

@@ -31,6 +31,8 @@ ADDRESS = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 # Brands of MP4 files that are pictures: AVIF and HEIC.
 PICTURE_BRANDS = {"avif", "avis", "mif1", "msf1", "heic", "heix", "heim", "heis", "hevc", "hevx"}
+# The name of a user, then a password up to the last `@` before the query, or up to the last of all.
+PASSWORD = re.compile(r"^([^:]*://(?!\[)[^:/?#]*):(?:[^?#]*@|.*@)", re.DOTALL)
 # A part of a query whose value may be a password, by its name: ?user=me&password=...
 SECRET = re.compile(
     r"([?&;][^=&;#]*(?:pass|pwd|psw|secret|token|key|auth|sig|cred)[^=&;#]*=)[^&;#]*", re.I
@@ -159,13 +161,12 @@ def latest(items: Generator[Item, None, None]) -> Iterator[Item]:
 
 
 def without_passwords(address: str) -> str:
-    """Replace the password of an address, and values of its query that may be one, by `***`."""
-    scheme, slashes, rest = address.partition("://")
-    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, host = place.rpartition("@")  # at the last one, because a password may contain it
-    name, colon, _ = user.partition(":")
-    behind = SECRET.sub(r"\1***", rest[len(place) :])
-    return scheme + slashes + name + (":***" if colon else "") + at + host + behind
+    """Replace the password of an address, and values of its query that may be one, by `***`.
+
+    A password may contain `@`, `/`, `?` and `#`, although they should be written as %40 and so on.
+    So all from the first colon to the last `@` is replaced, even if some of it is no password.
+    """
+    return SECRET.sub(r"\1***", PASSWORD.sub(r"\1:***@", address))
 
 
 @dataclass(frozen=True)

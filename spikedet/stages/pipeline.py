@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet.checkpoint import Checkpoint, fingerprint, load, save, sha256
-from spikedet.errors import TrainingError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.spike import expect_margin, set_margin
 from spikedet.methods import METHODS, Method
@@ -240,7 +240,13 @@ class Calibration:
         self.watcher.say(
             f"loss on {judged} tuning pictures: {before:.4f} before, {after:.4f} after"
         )
-        self.watcher.say("kept" if wins else f"not kept, but written to {path}")
+        if wins:
+            self.watcher.say(f"{self.out} is the network after the end-to-end pass")
+        else:
+            self.watcher.say(
+                f"{self.out} is the network before the end-to-end pass, which did not lower the "
+                f"loss; {path} is the one after it"
+            )
         losses = {"tuning_loss": after, "tuning_loss_before": before}
         passed: dict[str, Any] = {"end_to_end": True, **spikes}
         passed["end_to_end_steps"] = origin.get("end_to_end_steps", 0) + steps
@@ -427,7 +433,7 @@ def is_finished(out: Path, resume: bool, command: str) -> bool:
         command: The command line. `--resume` is ignored in the comparison.
 
     Raises:
-        TrainingError: `out` exists, but was made by another command, or `resume` is False.
+        UsageError: `out` exists, but was made by another command, or `resume` is False.
         WeightsError: `out` cannot be read.
     """
     existing = next((path for path in (out, last_file(out)) if path.exists()), None)
@@ -438,7 +444,7 @@ def is_finished(out: Path, resume: bool, command: str) -> bool:
         if _without_resume(before) == _without_resume(command):
             delete_resume_files(out)
             return True
-    raise TrainingError(f"{existing} exists already; choose another --out")
+    raise UsageError(f"{existing} exists already; choose another --out")
 
 
 def _without_resume(command: str) -> list[str]:

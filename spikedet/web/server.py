@@ -53,6 +53,7 @@ HEADERS = {
     "cache-control": "no-store",
 }
 CONNECTIONS = 128  # at once; those above are told to come back
+PER_ADDRESS = 16  # of them from one address, so that one visitor cannot take all
 WITHOUT_REQUEST = 10.0  # seconds after which a connection that asks nothing is closed
 _END = object()
 log = logging.getLogger(__name__)
@@ -452,14 +453,31 @@ def open_port(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} of {host} cannot be opened ({reason})") from None
 
 
+def visitor_of(client: tuple[str, int] | None) -> str:
+    """Whom a connection is counted for: its IP address, or the first 64 bits of one of IPv6.
+
+    It is empty for this machine itself. A reverse proxy here has the connections of all visitors.
+    """
+    if client is None or client[0] in LOOPBACK or not _is_address(client[0]):
+        return ""
+    address = ipaddress.ip_address(client[0])
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+
+
 class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """Uvicorn's protocol, but connections without a request are closed after `WITHOUT_REQUEST`.
 
-    Uvicorn waits without limit for the first request, and for the rest of its header.
+    Uvicorn waits without limit for the first request, and for the rest of its header. Connections
+    above `PER_ADDRESS` from one address are closed at once.
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        own = visitor_of(self.client)
+        if own and sum(visitor_of(each.client) == own for each in self.connections) > PER_ADDRESS:
+            transport.close()
         self._before = self._state()
         self._timer = self.loop.call_later(WITHOUT_REQUEST, self._look)
 

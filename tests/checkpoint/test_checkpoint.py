@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from spikedet.checkpoint import FORMAT, Checkpoint, load, load_plain, save, sha256
 from spikedet.errors import WeightsError
@@ -68,7 +69,7 @@ def test_the_command_that_halves(tmp_path, checkpoint, small_net, pictures, monk
     assert torch.equal(again.tensors["mix.weight"], checkpoint.tensors["mix.weight"].half().float())
     assert torch.equal(again.tensors["relu.threshold"], checkpoint.tensors["relu.threshold"])
     before = half.read_bytes()
-    assert command(monkeypatch, *words) == 6 and half.read_bytes() == before
+    assert command(monkeypatch, *words) == 2 and half.read_bytes() == before
 
 
 def test_saving_leaves_the_network_alone(tmp_path, checkpoint):
@@ -179,3 +180,37 @@ def test_the_header_of_these_tests_is_a_good_one(tmp_path):
     metadata = {"format": FORMAT, "header": json.dumps(HEADER)}
     save_file({"weight": torch.zeros(2)}, tmp_path / "w", metadata)
     assert load(tmp_path / "w").T == 8
+
+
+class Sized(nn.Module):
+    """Takes pictures of 16 x 16 pixels only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4 * 8 * 8, 2)
+
+    def forward(self, x):
+        return self.last(nn.functional.relu(self.first(x)).flatten(1))
+
+
+def test_a_side_that_the_graph_cannot_take_is_not_written(tmp_path, checkpoint, pictures):
+    graph = spiking_copy(quantised(Sized().eval(), [pictures], 4))
+    checkpoint = with_graph(replace(checkpoint, T=4), graph)
+    assert checkpoint.graph["fixed"]
+    for task in ("detection", "none"):
+        words = r"imgsz is 320 pixels, but the graph was recorded for \[3, 16, 16\]"
+        with pytest.raises(WeightsError, match=words):
+            save(replace(checkpoint, task=task), tmp_path / "w")
+        assert not list(tmp_path.iterdir())
+        save(replace(checkpoint, task=task, imgsz=16), tmp_path / task)
+        (tmp_path / task).unlink()
+
+
+def test_one_potential_for_each_neuron_fixes_the_side(tmp_path, checkpoint, small_net, pictures):
+    graph = spiking_copy(quantised(small_net, [pictures], 4))
+    save(with_graph(replace(checkpoint, T=4), graph), tmp_path / "any")  # any size will do
+    neuron = graph.module("relu")
+    neuron.initial.data = torch.zeros(graph.shapes["relu"][1:])
+    with pytest.raises(WeightsError, match="and takes no other size"):
+        save(with_graph(replace(checkpoint, T=4), graph), tmp_path / "w")
+    assert [path.name for path in tmp_path.iterdir()] == ["any"]

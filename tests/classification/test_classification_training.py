@@ -177,6 +177,17 @@ def test_a_seed_gives_the_run_and_another_one_another(whole, tmp_path):
 # ---------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("label", [4, -1, 1.5, "cat"])
+def test_labels_that_are_no_class_are_refused_before_the_work(tmp_path, monkeypatch, label):
+    wrong = samples(64)
+    wrong.labels[9] = label
+    monkeypatch.setattr("support.training.samples", lambda *_: wrong)
+    words = f"a picture has the label {label!r}; expected the number of a class, an integer from 0"
+    with pytest.raises(TrainingError, match=words):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_runs_that_cannot_start_or_go_on(whole, tmp_path, caplog):
     folder, _ = whole
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -883,7 +883,7 @@ def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
     options["folded"] = not options["folded"]
     save(other, tmp_path / "changed.safetensors")
     for words, code, message in (
-        (both, 6, "exists already"),
+        (both, 2, "exists already"),
         ([both[0], tmp_path / "changed.safetensors"], 4, "its layers have other settings than"),
         (both[:1], 2, "expected two checkpoints or more"),
         ([both[0], tmp_path / "eight.safetensors"], 4, "made for T=8; expected T=4"),

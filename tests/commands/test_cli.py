@@ -466,7 +466,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     with pytest.raises(UsageError, match="file is not a folder that can be written to$"):
         expect_folder(tmp_path / "file")
     assert expect_folder(tmp_path / "new/folder") == tmp_path / "new/folder"
-    with pytest.raises(TrainingError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         expect_new(tmp_path / "file")
     expect_new(tmp_path / "new/folder/file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

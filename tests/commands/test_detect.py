@@ -161,6 +161,8 @@ def test_objects_of_a_film_keep_their_numbers(run):
     ids = [[d["id"] for d in e["detections"]] for e in json.loads(Path("o.json").read_text())]
     assert ids == [[None], [1], [1], [1], [1]]
     assert written() == ["f.mp4"]
+    code, _, err = run("f0.png", "--frame-rate", 10)
+    assert code == 2 and "no source is numbered pictures" in err and written() == ["f.mp4"]
     code, _, err = run("f%d.png", "--track", "--each-step")
     assert code == 2 and "leave out --each-step" in err
 

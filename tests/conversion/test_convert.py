@@ -156,3 +156,21 @@ def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictu
 def test_options_without_effect_are_refused(pictures, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         convert(base(), pictures, **options)
+
+
+@pytest.mark.parametrize("stage", [{"epochs": 1}, {"end_to_end": 1, "method": "copy"}])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.full((8,), 7), r"Target 7 is out of bounds.*\[8, 3\] float32, \[8\] int64"),
+        (torch.zeros(8, 5), r"\[8, 3\] float32, \[8, 5\] float32; expected labels that fit"),
+        (torch.zeros(5, dtype=torch.long), r"\[8, 3\] float32, \[5\] int64"),
+        (torch.zeros(8, dtype=torch.int32), r"\[8, 3\] float32, \[8\] int32"),
+        ("cat", "float32, str; expected labels"),
+    ],
+)
+def test_labels_that_do_not_fit_the_loss(pictures, stage, labels, words):
+    loss = nn.functional.cross_entropy
+    with pytest.raises(TrainingError, match="the loss fails for a batch .*" + words) as error:
+        convert(base(), [(x, labels) for x in pictures], loss=loss, **stage)
+    assert "\n" not in str(error.value)

@@ -8,12 +8,15 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from spikedet.commands import parse
 from spikedet.detection.boxes import VOC_CLASSES, Detections
+from spikedet.errors import PictureError
 from spikedet.outputs.panel import firing_rates, panel
 from spikedet.sources import Frame, open_sources
 from support.media import write_video
@@ -173,6 +176,17 @@ def test_a_picture_comes_again_and_again():
     assert len(list(webcam.again_and_again(frames(3)))) == 3
 
 
+def test_no_password_is_shown(monkeypatch, tmp_path):
+    eye = Eye()
+    eye.detector = SimpleNamespace(T=2)
+    monkeypatch.setattr(webcam, "eye_of", lambda _: eye)
+    monkeypatch.setattr(webcam, "open_sources", lambda *_, **__: [])
+    words = ["--source", "rtsp://me:se/cret@cam/live", "--out", str(tmp_path / "v.mp4")]
+    options = parse.parse(webcam.Options, words, "webcam")
+    with pytest.raises(PictureError, match=r"rtsp://me:\*\*\*@cam/live: holds no frame"):
+        webcam.run(options)
+
+
 def test_a_window_pauses_until_space_and_ends_when_closed(monkeypatch):
     keys, visible = iter([ord(" "), -1, ord("+"), ord(" ")]), iter([1, 1, 1, 1, 0])
     monkeypatch.setattr(cv2, "imshow", lambda *_: None)
@@ -261,7 +275,7 @@ def test_an_interrupted_video_is_complete(tmp_path):
     [
         (["--source", "987"], 3, "camera 987 cannot be opened"),
         (["--source", "text.mp4"], 3, "text.mp4: is not a video"),
-        (["--source", "in.mp4", "--out", "in.mp4"], 6, "in.mp4 exists already; choose another"),
+        (["--source", "in.mp4", "--out", "in.mp4"], 2, "in.mp4 exists already; choose another"),
         (["--source", "gone.mp4"], 3, "gone.mp4: no such file"),
         (["--source", "in.mp4", "--out", "out.avi"], 2, "ends in .mp4 or .mkv"),
         (["--source", "in.mp4", "--out", "text.mp4/out.mp4"], 2, "is not a folder that can be"),

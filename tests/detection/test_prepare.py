@@ -338,8 +338,8 @@ def test_an_import_writes_over_nothing(boxes, monkeypatch, capsys, path):
     kept = boxes / "to" / path
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
-    assert command(monkeypatch, "import-boxes", *LIST) == 3
-    assert f"{path}: exists already" in capsys.readouterr().err
+    assert command(monkeypatch, "import-boxes", *LIST) == 2
+    assert f"{path} exists already" in capsys.readouterr().err
     assert [p for p in (boxes / "to").rglob("*") if p.is_file()] == [kept]
     assert kept.read_text() == "mine"
 

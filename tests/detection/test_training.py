@@ -273,7 +273,7 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     again = ["convert", "--weights", floating, "--T", 6, *data, *small, "--resume", "--out",
              tmp_path / "snn.safetensors"]  # fmt: skip
     done = run(*again, cache=tmp_path)
-    assert done.returncode == 6 and "exists already; choose another --out" in done.stderr
+    assert done.returncode == 2 and "exists already; choose another --out" in done.stderr
     kept = (tmp_path / "snn.safetensors").rename(tmp_path / "kept.safetensors")
     done = run(*again, cache=tmp_path)
     assert done.returncode == 6 and "a run with T=4; this run has T=6" in done.stderr

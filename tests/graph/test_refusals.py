@@ -259,3 +259,27 @@ def test_what_several_places_share_is_converted_for_each(name, pictures):
     for one, again, other, truth in zip(*outputs, steps, wanted, strict=True):
         assert torch.equal(one, again) and torch.allclose(one, other, atol=1e-4)
         assert (one - truth).abs().mean() < 0.03 * truth.std()
+
+
+@pytest.mark.parametrize(
+    ("compute", "words"),
+    [
+        (lambda x: x / x.shape[0], "div computes with the number of pictures in the batch"),
+        (lambda x: x.shape[0] - x, "rsub computes with the number of pictures"),
+        (lambda x: x * (1 / x.shape[0]), "mul computes with the number of pictures"),
+        (lambda x: x.clamp(0, x.shape[0]), "clamp computes with the number of pictures"),
+        (lambda x: nn.functional.pad(x, (0, x.shape[0])), "pad computes with the number of"),
+        (lambda x: x / torch.tensor(x.shape[0]), "a constant is made with the number of pictures"),
+    ],
+)
+def test_numbers_that_depend_on_the_batch_are_named_in_plain_words(pictures, compute, words):
+    network = Net(lambda net, x: net.b(torch.relu(compute(net.a(x)))), a=conv(3), b=conv(4))
+    with pytest.raises(ConversionError, match=words) as error:
+        recorded(network, pictures)
+    assert "Sym" not in str(error.value) and "use a fixed number" in str(error.value)
+
+
+def test_a_view_may_be_told_the_size_of_the_batch(pictures):
+    network = Net(lambda net, x: net.b(torch.relu(net.a(x)).view(x.shape[0], -1)),
+                  a=conv(3), b=nn.Linear(4 * 16 * 16, 2))  # fmt: skip
+    recorded(network, pictures)

@@ -13,7 +13,7 @@ from spikedet.checkpoint import load
 from spikedet.commands import import_weights
 from spikedet.commands.main import parsed
 from spikedet.detection.description import build, read_description
-from spikedet.errors import DataError, TrainingError, UsageError, WeightsError
+from spikedet.errors import DataError, UsageError, WeightsError
 
 RESNET = "configs/models/imagenet-resnet18.yaml"
 
@@ -106,7 +106,7 @@ def test_other_classes_and_finished_files_are_refused(resnet, tmp_path):
     with pytest.raises(DataError, match="names.txt: two classes have the name 'a'"):
         imported(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(b"")
-    with pytest.raises(TrainingError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         imported(tmp_path)
 
 

@@ -1,12 +1,14 @@
 """What a spiking network is called with is checked, whatever engine runs it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import spikedet
-from spikedet.errors import UsageError
+from spikedet.errors import ConversionError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +45,22 @@ def test_wrong_inputs_are_one_sentence(network, engine, wrong, message):
     with pytest.raises(UsageError, match=message):
         list(network.anytime(wrong, 2))
     assert isinstance(X.numpy(), np.ndarray) and bool(network(X).isfinite().all())
+
+
+@pytest.mark.parametrize("x", [X, X.double()])
+def test_a_network_in_float64_is_one_sentence(network, x):
+    wide = copy.deepcopy(network).double()
+    wide.use_engine("torch")
+    words = r"(this network|the input) is in float64; call .float\(\) on it"
+    with pytest.raises(UsageError, match=words):
+        wide(x)
+    with pytest.raises(UsageError, match=words):
+        list(wide.anytime(x))
+
+
+def test_a_float_network_with_buffers_in_float64_is_one_sentence():
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean = norm.running_mean.double()
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with pytest.raises(ConversionError, match="1.running_mean in float64; expected float32, so"):
+        spikedet.convert(network, [torch.rand(4, 1, 8, 8)] * 2, T=2, progress=False)

@@ -413,6 +413,17 @@ def test_one_bad_source_costs_only_itself(here):
         open_sources(["p.png"], frame_rate=0)
 
 
+def test_a_frame_rate_is_for_numbered_pictures_only(here):
+    Image.fromarray(shade(50)).save("p.png")
+    Image.fromarray(shade(50)).save("f1.png")
+    (here / "list.txt").write_text("p.png\n")
+    for words in (["p.png"], ["list.txt", "gone.mp4"], []):
+        with pytest.raises(UsageError, match="a frame rate of 12.5 has no effect: no source is"):
+            open_sources(words, frame_rate=12.5)
+    assert len(read("p.png", "f%d.png", frame_rate=12.5)[0]) == 2
+    assert "no such pictures" in str(read("g%d.png", frame_rate=12.5)[1].errors[0])
+
+
 def test_only_the_first_frames_of_each(here):
     animation("a.gif")
     animation("b.gif")
@@ -669,7 +680,14 @@ def test_no_password_is_sent_to_another_server(server, monkeypatch):
     ("address", "shown", "stem"),
     [
         ("rtsp://me:secret@10.0.0.1/live", "rtsp://me:***@10.0.0.1/live", "rtsp-10.0.0.1-live"),
-        ("rtsp://me:se@cret@cam:554/a@b", "rtsp://me:***@cam:554/a@b", "rtsp-cam-554-a@b"),
+        ("rtsp://me:se@cret@cam:554/ab", "rtsp://me:***@cam:554/ab", "rtsp-cam-554-ab"),
+        ("rtsp://me:se/cret@cam:554/a", "rtsp://me:***@cam:554/a", "rtsp-cam-554-a"),
+        ("rtsp://me:12/cret@cam/a?n=1", "rtsp://me:***@cam/a?n=1", "rtsp-cam-a-n=1"),
+        ("rtsp://me:s@e/cr@et/@cam/a", "rtsp://me:***@cam/a", "rtsp-cam-a"),
+        ("rtsp://me:se?c#ret@cam/a", "rtsp://me:***@cam/a", "rtsp-cam-a"),
+        ("rtsp://me@cam:554/a", "rtsp://me@cam:554/a", "rtsp-cam-554-a"),
+        ("http://cam:80/a?t=1:2", "http://cam:80/a?t=1:2", "http-cam-80-a-t=1-2"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b", "http-[-1]-80-a@b"),
         ("http://m@e:x:y@cam?a=b@c:d", "http://m@e:***@cam?a=b@c:d", "http-cam-a=b@c-d"),
         (
             "http://cam/v?user=me&Password=se=cret&n=1&api_key=k#t",

@@ -14,7 +14,7 @@ import torch
 
 from spikedet import files
 from spikedet.checkpoint import Checkpoint, save
-from spikedet.errors import TrainingError
+from spikedet.errors import TrainingError, UsageError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.stages import pipeline
 from spikedet.training import epochs_done, own_run
@@ -250,11 +250,11 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
     write(pipeline.layers_file(out))
     write(pipeline.last_file(out))  # killed before what is kept was written
     assert not pipeline.is_finished(out, True, f"{told} --resume")
-    with pytest.raises(TrainingError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         pipeline.is_finished(out, False, told)
     write(out)
     for resume, command in ((False, told), (True, told.replace("4", "8"))):
-        with pytest.raises(TrainingError, match="snn.safetensors exists already"):
+        with pytest.raises(UsageError, match="snn.safetensors exists already"):
             pipeline.is_finished(out, resume, command)
     assert pipeline.layers_file(out).exists()
     assert pipeline.is_finished(out, True, told.replace("--T", "--resume --T"))

@@ -324,6 +324,42 @@ def test_connections_that_ask_nothing_are_closed(monkeypatch):
         served.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "visitor"),
+    [
+        (("10.0.0.7", 1), "10.0.0.7"),
+        (("2001:db8::1:2:3:4", 1), "2001:db8::/64"),
+        (("fe80::1%eth0", 1), "fe80::/64"),
+        (("127.0.0.1", 1), ""),
+        (("::1", 1), ""),
+        (None, ""),
+    ],
+)
+def test_whom_a_connection_is_counted_for(address, visitor):
+    assert server.visitor_of(address) == visitor
+
+
+def test_one_address_cannot_take_all_connections(monkeypatch):
+    monkeypatch.setattr(server, "CONNECTIONS", 8)
+    monkeypatch.setattr(server, "PER_ADDRESS", 4)
+    monkeypatch.setattr(server, "LOOPBACK", ("127.0.0.2",))  # of this machine, too
+    served = Served(Slow(), at_once=1)
+    try:
+        many = [socket.create_connection(("127.0.0.1", served.port), 30) for _ in range(12)]
+        assert [each.recv(1) for each in many[4:]] == [b""] * 8
+        source = ("127.0.0.2", 0)
+        other = http.client.HTTPConnection("127.0.0.1", served.port, 60, source_address=source)
+        other.request("GET", "/favicon.ico")
+        assert other.getresponse().status == 204
+        other.close()
+        many[0].sendall(b"GET /favicon.ico HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert many[0].recv(12) == b"HTTP/1.1 204"
+        for each in many:
+            each.close()
+    finally:
+        served.close()
+
+
 def test_ports():
     listening = server.open_port("127.0.0.1", 0)
     port = listening.getsockname()[1]

@@ -123,19 +123,23 @@ def _load(file: Path) -> COCO:
     """Read a file with pycocotools.
 
     Raises:
-        DataError: The file is missing or damaged, has no COCO annotations, or two entries share an
-            id.
+        DataError: The file is missing or damaged, has no COCO annotations, an annotation lacks an
+            id, or two entries share an id.
     """
     from pycocotools.coco import COCO
 
     if file.exists() and not file.is_file():  # a pipe would wait for somebody to write into it
         raise DataError(f"{file}: is not a file; expected COCO's annotations")
+    coco = COCO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(file))
+        with file.open() as opened:
+            coco.dataset = json.load(opened)
         lists = [coco.dataset[key] for key in ("images", "annotations", "categories")]
         if not all(isinstance(entry, dict) for each in lists for entry in each):
             raise TypeError
+        _expect_ids(coco.dataset["annotations"], file)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -151,6 +155,24 @@ def _load(file: Path) -> COCO:
     return coco
 
 
+def _expect_ids(annotations: Sequence[dict[str, Any]], file: Path) -> None:
+    """Check that each annotation has the ids by which pycocotools sorts it.
+
+    Raises:
+        DataError: One lacks an id. The message gives its place in the list, counted from 0.
+    """
+    for index, one in enumerate(annotations):
+        for key in ("id", "image_id", "category_id"):
+            if key not in one:
+                which = _named(one) if "id" in one else f"annotations[{index}]"
+                raise DataError(f"{file}: {which} has no {key}")
+
+
+def _named(one: dict[str, Any]) -> str:
+    """An annotation in a message, by its id."""
+    return f"annotation {shorten(repr(one['id']), 40)}"
+
+
 def _warn_of_lost(coco: COCO, file: Path) -> None:
     """Warn about annotations whose picture is not in the file.
 
@@ -162,12 +184,11 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
     lost = [each for each in annotations if each["image_id"] not in coco.imgs]
     if not lost:
         return
-    first = f"image_id {shorten(repr(lost[0]['image_id']))}"
+    first = f"{_named(lost[0])}, image_id {shorten(repr(lost[0]['image_id']))}"
     if len(lost) == len(annotations):
         raise DataError(
             f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
-            "of "
-            "images)"
+            "of images)"
         )
     counted = "1 annotation" if len(lost) == 1 else f"{len(lost)} annotations"
     words = f"{_split_of(file)}: left out {counted} for pictures that are not in it ({first})"
@@ -207,20 +228,41 @@ def _samples(
     samples = without_empty_boxes(samples, _split_of(file))
     samples = fit_to_pictures(samples, _split_of(file), place)
     beyond = []
-    for sample in samples:
+    for image, sample in zip(images, samples, strict=True):
         size = np.array([sample.width, sample.height])
-        if not ((sample.boxes[:, :2] < size) & (sample.boxes[:, 2:] > 0)).all():
+        outside = ~((sample.boxes[:, :2] < size) & (sample.boxes[:, 2:] > 0)).all(1)
+        wide = (sample.boxes[:, :2] < -1).any(1) | (sample.boxes[:, 2:] > size + 1).any(1)
+        if not (outside | wide).any():
+            continue
+        own = [one for one in coco.imgToAnns[image["id"]] if not _is_empty(one)]
+        if outside.any():
             raise DataError(
-                f"{file}: {sample.path.name}: a box lies outside its picture of "
-                f"{sample.width} x {sample.height} pixels"
+                f"{file}: {sample.path.name}: {_named(own[outside.argmax()])}: a box lies outside "
+                f"its picture of {sample.width} x {sample.height} pixels"
             )
-        if (sample.boxes[:, :2] < -1).any() or (sample.boxes[:, 2:] > size + 1).any():
-            beyond.append(sample.path.name)
+        beyond.append(f"{sample.path.name}, {_named(own[wide.argmax()])}")
     if beyond:
         counted = "1 picture" if len(beyond) == 1 else f"{len(beyond)} pictures"
         words = f"{_split_of(file)}: {counted} with boxes outside the picture ({beyond[0]})"
         warnings.warn(words, stacklevel=2)
     return samples
+
+
+def _is_empty(one: dict[str, Any]) -> bool:
+    """Whether the box of an annotation was left out by `without_empty_boxes`."""
+    return not (_edges(one)[2:] > _edges(one)[:2]).all()
+
+
+def _edges(one: dict[str, Any]) -> np.ndarray:
+    """The box of an annotation as float32 edges [4]: x1 y1 x2 y2, in pixels.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: It has no such box.
+    """
+    x, y, width, height = (float(value) for value in one["bbox"])
+    if not (np.isfinite([x, y, width, height]).all() and width >= 0 and height >= 0):
+        raise ValueError
+    return np.array([x, y, x + width, y + height]).astype(np.float32)
 
 
 def _place_of(images: Sequence[dict[str, Any]], file: Path, places: Sequence[Path]) -> Path:
@@ -251,31 +293,34 @@ def _sample(
         name = str(image["file_name"])
         size = int(image.get("width") or 0), int(image.get("height") or 0)
         stem = Path(name).with_suffix("").as_posix()
-        where = f"{file}: {shorten(name)}"
-        rows, numbers, crowd, areas = [], [], [], []
-        for one in objects:
-            x, y, width, height = (float(value) for value in one["bbox"])
-            if not (np.isfinite([x, y, width, height]).all() and width >= 0 and height >= 0):
-                raise ValueError
-            rows.append((x, y, x + width, y + height))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"{file}: {shorten(json.dumps(image))}: the name or the size of this picture is "
+            "missing or makes no sense"
+        ) from None
+    rows, numbers, crowd, areas = [], [], [], []
+    for one in objects:
+        where = f"{file}: {shorten(name)}: {_named(one)}"
+        try:
+            rows.append(_edges(one))
             label = labels[one["category_id"]]
             numbers.append(label if isinstance(label, int) else number_of(label, names, where))
             crowd.append(bool(one.get("iscrowd", 0)))
+            _, _, width, height = map(float, one["bbox"])
             areas.append(float(one.get("area", width * height)))
             if not 0 <= areas[-1] < np.inf:
                 raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise DataError(
-            f"{file}: {shorten(json.dumps(image))}: a size, a box, an area or a category is "
-            "missing or makes no sense; expected bbox as x, y, width, height in pixels"
-        ) from None
-    boxes = np.array(rows, np.float64).reshape(-1, 4)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise DataError(
+                f"{where}: a box, an area or a category is missing or makes no sense; expected "
+                "bbox as x, y, width, height in pixels"
+            ) from None
     return Sample(
         id=f"{_split_of(file)}/{stem}",
         path=place / name,
         width=size[0],
         height=size[1],
-        boxes=boxes.astype(np.float32),
+        boxes=np.array(rows, np.float32).reshape(-1, 4),
         labels=np.array(numbers, np.int64),
         difficult=np.zeros(len(numbers), bool),
         crowd=np.array(crowd, bool),

@@ -155,7 +155,8 @@ def _weighted(
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
-    return rec.emit(node, layer, x, name=name or rec.name(node, weight), shape=shape)
+    added = rec.emit(node, layer, x, name=name or rec.name(node, weight), shape=shape)
+    return rec.copied(added, weight=weight, bias=bias)
 
 
 def _expect_dims(rec: Recorder, node: fx.Node, x: Signal, dims: int) -> None:
@@ -190,15 +191,20 @@ def batch_norm(
         )
     if x.ndim not in (2, 3, 4):
         raise rec.refuse(node, f"a batch norm on {x.ndim} dimensions; expected 2, 3 or 4")
-    return rec.emit(
-        node, _norm(x, weight, bias, mean, var, momentum, eps), x, name=rec.name(node, mean)
-    )
+    norm = _norm(x, weight, bias, mean, var, momentum, eps)
+    added = rec.emit(node, norm, x, name=rec.name(node, mean))
+    return rec.copied(added, weight=weight, bias=bias, running_mean=mean, running_var=var)
 
 
 @handles("_native_batch_norm_legit_no_training")
 def batch_norm_without_training(rec, node, x, weight, bias, mean, var, momentum, eps) -> list:
     norm = _norm(x, weight, bias, mean, var, momentum, eps)
-    return [lambda: rec.emit(node, norm, x, name=rec.name(node, mean), shape=x.shape)]
+
+    def add() -> Signal:
+        added = rec.emit(node, norm, x, name=rec.name(node, mean), shape=x.shape)
+        return rec.copied(added, weight=weight, bias=bias, running_mean=mean, running_var=var)
+
+    return [add]
 
 
 def _norm(
