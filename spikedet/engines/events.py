@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikedet.engines.layout import CURRENT, POOL, LayerStruct, RunStruct, SourceStruct
+from spikedet.engines.layout import CURRENT, POOL, LayerStruct, RunStruct
 from spikedet.engines.plan import Plan, Stage
 from spikedet.engines.program import Current, Neuron, Op, Pool
 from spikedet.engines.reference import Reference, at_once
@@ -167,7 +167,7 @@ class Run:
         if name not in self.state:
             channels, height, width = self.plan.maps[name]
             if stage.kernel.kind == POOL:
-                number = _source(stage).tensor
+                number = stage.sources[0].tensor
                 inside = self.plan.maps[list(self.plan.tensors)[number]]
                 size = _most_rows(stage) * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
@@ -241,11 +241,6 @@ def channels_last(frames: Tensor, shape: Shape) -> Tensor:
     return frames.reshape(*frames.shape[:2], *shape).movedim(2, -1)
 
 
-def _source(stage: Stage) -> SourceStruct:
-    """The first input of a layer."""
-    return ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))[0]
-
-
 def _most_rows(stage: Stage) -> int:
-    first = ctypes.cast(_source(stage).row_first, POINTER(c_int32))
+    first = ctypes.cast(stage.sources[0].row_first, POINTER(c_int32))
     return max(first[y + 1] - first[y] for y in range(stage.kernel.height))

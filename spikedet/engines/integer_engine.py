@@ -221,10 +221,9 @@ class IntegerEngine:
         mass = masses[min(frame // batch, len(masses) - 1)]
         total = totals[name, node][frame : frame + 1]
         value = torch.from_numpy(total.numpy() / mass)  # a few values: torch would wake its threads
-        form = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-        if 1 not in value.shape[1:] and value.is_contiguous(memory_format=form):
-            return value
-        return value.clone(memory_format=form)  # layers round by the layout: strides of size 1, too
+        if value.ndim == 4:  # layers round by the layout: strides of dimensions of size 1, too
+            return channels_last(value)
+        return value.flatten().view(value.shape)
 
     # ------------------------------------------------------------------ to be filled in
 

@@ -76,6 +76,14 @@ class Stage:
         assert self.layer is not None
         return self.layer
 
+    @property
+    def sources(self) -> list[SourceStruct]:
+        """The structs of the inputs that its kernel reads."""
+        if self.layer is None or not self.layer.sources_number:
+            return []
+        structs = ctypes.cast(self.layer.sources, ctypes.POINTER(SourceStruct))
+        return [structs[i] for i in range(self.layer.sources_number)]
+
 
 class Plan:
     """An integer program for one picture size and one set of kernels.
@@ -143,7 +151,7 @@ class Plan:
         """Choose the tensors that are bytes, and the grids of all layers for the matrix unit."""
         readers: list[list[matrix.Grid | None]] = [[] for _ in self.signs]
         for stage in self.stages:
-            for i, source in enumerate(_sources(stage)):
+            for i, source in enumerate(stage.sources):
                 readers[source.tensor].append(stage.grids[i] if stage.grids else None)
         for stage in self.stages:
             grids = [grid for grid in readers[self.tensors[stage.op.name]] if grid is not None]
@@ -155,7 +163,7 @@ class Plan:
         for stage in self.stages:
             if not stage.grids:
                 continue
-            pitches, sources = [], _sources(stage)
+            pitches, sources = [], stage.sources
             for grid, source in zip(stage.grids, sources, strict=True):
                 name = names[source.tensor]
                 rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
@@ -393,14 +401,6 @@ class Plan:
             for stage in self.stages
             if stage.layer is None
         ]
-
-
-def _sources(stage: Stage) -> list[SourceStruct]:
-    """The structs of a stage's inputs."""
-    if stage.layer is None or not stage.layer.sources_number:
-        return []
-    structs = ctypes.cast(stage.layer.sources, ctypes.POINTER(SourceStruct))
-    return [structs[i] for i in range(stage.layer.sources_number)]
 
 
 def _with_negative(weights: np.ndarray, channels: int) -> np.ndarray:

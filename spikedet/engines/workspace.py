@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from ctypes import POINTER
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikedet.engines.layout import LINE, LOOSE, POOL, LayerStruct, SourceStruct, TensorStruct
+from spikedet.engines.layout import LINE, LOOSE, POOL, LayerStruct, TensorStruct
 
 if TYPE_CHECKING:
     from spikedet.engines.plan import Plan, Stage
@@ -69,9 +68,8 @@ def users_of(stages: list[Stage]) -> list[list[int]]:
     """The numbers of the stages that write or read the events of each stage."""
     users = [[number] for number in range(len(stages))]
     for number, stage in enumerate(stages):
-        sources = ctypes.cast(stage.kernel.sources, POINTER(SourceStruct))
-        for i in range(stage.kernel.sources_number):
-            users[sources[i].tensor].append(number)
+        for source in stage.sources:
+            users[source.tensor].append(number)
     return users
 
 
