@@ -11,7 +11,7 @@ calls.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int32, c_void_p
+from ctypes import POINTER, c_void_p
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,6 +127,8 @@ class Run:
             maker.ctypes.data,
             library.threads_of_torch(),
         )
+        run.scratch_bytes = plan.library.sd_scratch_bytes(ctypes.byref(run), plan.number)
+        run.scratch = memory.scratch(threads * run.scratch_bytes)
         if plan.library.sd_run_layers(ctypes.byref(run), plan.number):
             raise MemoryError("no memory for the events engine")
         for stage in stages:
@@ -169,7 +171,7 @@ class Run:
             if stage.kernel.kind == POOL:
                 number = stage.sources[0].tensor
                 inside = self.plan.maps[list(self.plan.tensors)[number]]
-                size = _most_rows(stage) * inside[2] * inside[0] + width * channels
+                size = stage.kernel.rows_most * inside[2] * inside[0] + width * channels
                 self.state[name] = np.zeros((self.batch, height, size), np.int16)
             else:
                 kept = 2 if stage.kernel.negative == 2 else 1
@@ -239,8 +241,3 @@ class Run:
 def channels_last(frames: Tensor, shape: Shape) -> Tensor:
     """[T, B, C, ...] -> [T, B, H, W, C]."""
     return frames.reshape(*frames.shape[:2], *shape).movedim(2, -1)
-
-
-def _most_rows(stage: Stage) -> int:
-    first = ctypes.cast(stage.sources[0].row_first, POINTER(c_int32))
-    return max(first[y + 1] - first[y] for y in range(stage.kernel.height))

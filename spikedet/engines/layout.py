@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_void_p
-from typing import Any
 
 import numpy as np
 
 from spikedet.kernels.structs import fields
 
 LANES, LOOSE = 32, 32
-LINE = 64  # bytes of a cache line
 NEURON, CURRENT, POOL = range(3)
 
 
@@ -53,7 +50,10 @@ class SourceStruct(Structure):
 class LayerStruct(Structure):
     _fields_ = [
         *fields(c_int32, "kind channels padded height width output wide sources_number scattered"),
-        *fields(c_int32, "zero_row window_most by_step initial_each negative after_number"),
+        *fields(
+            c_int32,
+            "zero_row window_most rows_most parts_most by_step initial_each negative after_number",
+        ),
         ("after", c_void_p),
         *fields(c_int32, "slide slide_lead pitch always"),
         *fields(c_void_p, "sources weights bias threshold initial low up inverse limit"),
@@ -68,7 +68,8 @@ class RunStruct(Structure):
         *fields(c_int32, "batch steps first_part last_part layers_number tensors_number threads"),
         ("layers", POINTER(LayerStruct)),
         ("tensors", POINTER(TensorStruct)),
-        *fields(c_void_p, "maker parallel"),
+        *fields(c_void_p, "maker parallel scratch"),
+        ("scratch_bytes", c_int64),
     ]
 
 
@@ -76,22 +77,3 @@ def pad(value: np.ndarray, padded: int, fill: int) -> np.ndarray:
     """Pad the last dimension (channels) to the size `padded` with the value `fill`."""
     widths = [(0, 0)] * (value.ndim - 1) + [(0, padded - value.shape[-1])]
     return np.pad(value, widths, constant_values=fill)
-
-
-def table(
-    lines: Sequence[Sequence[tuple[int, ...]]], size: int, keep: list[Any]
-) -> tuple[int, int]:
-    """Store lists of entries in one array. Returns the addresses of the starts and the entries."""
-    first = np.cumsum([0, *(len(line) for line in lines)]).astype(np.int32)
-    flat = [entry for line in lines for entry in line] or [(0,) * size]
-    return pointer(first, keep), pointer(np.array(flat, np.int32), keep)
-
-
-def pointer(array: np.ndarray, keep: list[Any]) -> int:
-    """Copy an array to the start of a cache line; returns its address. `keep` holds the copy."""
-    memory = np.empty(array.nbytes + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    keep.append(copy)
-    return copy.ctypes.data

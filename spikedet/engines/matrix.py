@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from spikedet.engines.layout import SourceStruct, pointer
+from spikedet.engines.layout import SourceStruct
 from spikedet.engines.sources import Source
+from spikedet.engines.storage import Storage
 
 MOST = 127  # most spikes of a neuron in one time step that a byte holds
 WIDE = 64  # inputs of a tile of weights
@@ -140,7 +140,7 @@ def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
 
 
 def fill(
-    struct: SourceStruct, source: Source, grid: Grid, channels: int, padded: int, keep: list[Any]
+    struct: SourceStruct, source: Source, grid: Grid, channels: int, padded: int, storage: Storage
 ) -> None:
     """Fill the struct of a source with its grid and its tiles of weights.
 
@@ -150,7 +150,7 @@ def fill(
         grid: Its grid.
         channels: Channels of the input.
         padded: Channels of the output in the kernels, a multiple of 32.
-        keep: Holds the arrays that the struct points to.
+        storage: For the arrays that the struct points to.
     """
     assert source.weights is not None
     starts = sorted({start for line in source.rows for _, start in line})
@@ -164,7 +164,7 @@ def fill(
     places = {start: number for number, start in enumerate(starts)}
     row_taps = np.array([places[start] for line in source.rows for _, start in line], np.int32)
     struct.stride, struct.grid_number = grid.stride, len(grid.columns)
-    struct.grid = pointer(np.array(grid.columns, np.int32), keep)
+    struct.grid = storage.put(np.array(grid.columns, np.int32))
     struct.columns_most, struct.chunks = grid.taps, chunks
-    struct.row_taps = pointer(row_taps, keep)
-    struct.tiles = pointer(tiles, keep)
+    struct.row_taps = storage.put(row_taps)
+    struct.tiles = storage.put(tiles)

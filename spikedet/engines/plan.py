@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_void_p
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ from spikedet.engines.layout import (
     LayerStruct,
     SourceStruct,
     pad,
-    pointer,
-    table,
 )
 from spikedet.engines.program import (
     Current,
@@ -43,6 +40,7 @@ from spikedet.engines.program import (
 from spikedet.engines.reference import shapes_of
 from spikedet.engines.sliding import slide_of
 from spikedet.engines.sources import Source, source_of, window_of_pool
+from spikedet.engines.storage import Storage
 from spikedet.engines.views import NoView, Piece, Pieces, Shape
 from spikedet.engines.workspace import Memory
 from spikedet.errors import UsageError
@@ -67,7 +65,6 @@ class Stage:
     op: Op
     layer: LayerStruct | None = None
     why: str = ""
-    arrays: list[Any] = field(default_factory=list)  # that the layer points to
     grids: list[matrix.Grid] | None = None  # of its inputs, if the matrix unit can compute it
 
     @property
@@ -114,6 +111,7 @@ class Plan:
         self.half = self.library.sd_kernels_half(self.number)
         self.matrix = bool(self.library.sd_kernels_matrix(self.number))
         self.shapes = shapes_of(program, sizes)
+        self.storage = Storage()
         self.stages: list[Stage] = []
         self.tensors: dict[str, int] = {}  # number by operation
         self.maps: dict[str, Shape] = {}
@@ -267,7 +265,7 @@ class Plan:
         channels, height, width = views.as_map(self.shapes[op.name])
         padded = -(-channels // LANES) * LANES
         stage = self._stage(op, NEURON, channels, padded, height, width)
-        layer, keep = stage.kernel, stage.arrays
+        layer, storage = stage.kernel, self.storage
         bases = [self.maps[list(self.tensors)[source.tensor]] for source in sources]
         times = [self.most[source.tensor] for source in sources]
         coded = [  # shapes with the codes of a column in place of the channels
@@ -282,7 +280,7 @@ class Plan:
             stage.grids = grids
             layer.always = int(matrix.ALWAYS)
             for into, source, grid, shape in zip(structs, sources, grids, bases, strict=True):
-                matrix.fill(into, source, grid, shape[0], padded, keep)
+                matrix.fill(into, source, grid, shape[0], padded, storage)
         for source, into, base_shape, often in zip(sources, structs, bases, times, strict=True):
             signs, wide = self.signs[source.tensor], base_shape[0]
             base = total
@@ -301,25 +299,28 @@ class Plan:
                     few, few_first = _with_negative(few, wide), np.tile(few_first, 2)
                 into.scatter = 1
                 into.few_size, layer.scattered = source.few.shape[1], 1
-                into.few = pointer(few.astype(np.int32), keep)
-                into.few_first = pointer(few_first.astype(np.int32), keep)
+                into.few = storage.put(few.astype(np.int32))
+                into.few_first = storage.put(few_first.astype(np.int32))
                 base = 0
             into.tensor = source.tensor
             rows = [[(y, signs * row + base) for y, row in line] for line in source.rows]
-            into.row_first, into.rows = table(rows, 2, keep)
-            into.column_first, into.columns = table(source.columns, 3, keep)
+            into.row_first, into.rows = storage.put_table(rows, 2)
+            into.column_first, into.columns = storage.put_table(source.columns, 3)
         weights = np.concatenate([*blocks, np.zeros((1, padded), np.int8)])
         if (total + 1) * padded >= 2**31:
             raise NoView("weights of more than 2 GiB")
         layer.zero_row, layer.window_most = total, most
+        lines = zip(*(source.rows for source in sources), strict=True)
+        layer.rows_most = max(sum(map(len, line)) for line in lines)
+        layer.parts_most = max(len(line) for source in sources for line in source.columns)
         signed = any(self.signs[source.tensor] == 2 for source in sources)
         small = SMALL_SLIDING if layer.slide and signed else SMALL
         layer.wide = int(2 * weights.size <= small)
         weights = weights[:, self._order(padded)]
-        layer.weights = pointer(weights.astype(np.int16 if layer.wide else np.int8), keep)
+        layer.weights = storage.put(weights.astype(np.int16 if layer.wide else np.int8))
         layer.sources_number = len(sources)
         layer.sources = ctypes.cast(structs, c_void_p)
-        keep.append(structs)
+        storage.hold(structs)
         return stage
 
     def _order(self, padded: int) -> np.ndarray:
@@ -336,15 +337,14 @@ class Plan:
         inverse, limit = (
             pad(v.numpy().astype(np.float32), padded, 0) for v in (current.inverse, current.limit)
         )
-        stage.kernel.inverse = pointer(inverse, stage.arrays)
-        stage.kernel.limit = pointer(limit, stage.arrays)
+        stage.kernel.inverse = self.storage.put(inverse)
+        stage.kernel.limit = self.storage.put(limit)
         return stage
 
     def _stage(
         self, op: Neuron, kind: int, channels: int, padded: int, height: int, width: int
     ) -> Stage:
         layer = LayerStruct()
-        keep: list[Any] = []
         layer.kind, layer.channels, layer.padded = kind, channels, padded
         layer.height, layer.width = height, width
         initial = op.initial.numpy()
@@ -366,8 +366,8 @@ class Plan:
             values["low"] = pad(op.low.numpy(), padded, -NEVER - 1)
             values["up"] = pad(op.up.numpy(), padded, 0)
         for name, value in values.items():
-            setattr(layer, name, pointer(value.astype(np.int32), keep))
-        return Stage(op, layer, "", keep)
+            setattr(layer, name, self.storage.put(value.astype(np.int32)))
+        return Stage(op, layer)
 
     def _pool(self, op: Pool) -> Stage:
         """Pooling of counts, from events to events."""
@@ -383,16 +383,17 @@ class Plan:
         rows = [[(y, 0) for y, _ in line] for line in taps[0]]
         columns = [[(x, 1, 0) for x, _ in line] for line in taps[1]]
         layer, structs = LayerStruct(), (SourceStruct * 1)()
-        keep: list[Any] = []
         structs[0].tensor = self.tensors[piece.base]
-        structs[0].row_first, structs[0].rows = table(rows, 2, keep)
-        structs[0].column_first, structs[0].columns = table(columns, 3, keep)
+        structs[0].row_first, structs[0].rows = self.storage.put_table(rows, 2)
+        structs[0].column_first, structs[0].columns = self.storage.put_table(columns, 3)
         layer.kind, layer.channels, layer.padded = POOL, channels, channels
         layer.height, layer.width = height, width
         layer.by_step = int(module.mode == "step")
         layer.sources_number, layer.sources = 1, ctypes.cast(structs, c_void_p)
-        keep.append(structs)
-        return Stage(op, layer, "", keep)
+        layer.rows_most = max(map(len, rows))
+        layer.parts_most = max(map(len, columns))
+        self.storage.hold(structs)
+        return Stage(op, layer)
 
     def describe(self) -> list[str]:
         """One line for each layer that no kernel computes: its name and the reason."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikedet.engines.layout import LINE, LOOSE, POOL, LayerStruct, TensorStruct
+from spikedet.engines.layout import LOOSE, POOL, LayerStruct, TensorStruct
+from spikedet.engines.storage import LINE, block, lines
 
 if TYPE_CHECKING:
     from spikedet.engines.plan import Plan, Stage
@@ -138,13 +139,13 @@ class Memory:
         rows = height * batch * steps
         if layout := self.plan.bytes.get(name):
             spikes = height * batch * self.row_bytes(name, steps) + layout.slack * channels + LINE
-            return _lines(spikes), _lines(2 * rows)
-        return _lines(2 * self.room(name) * rows), _lines(2 * (width + 1) * rows)
+            return lines(spikes), lines(2 * rows)
+        return lines(2 * self.room(name) * rows), lines(2 * (width + 1) * rows)
 
     def row_bytes(self, name: str, steps: int) -> int:
         """Bytes of a row of all steps, if a tensor is bytes."""
         layout = self.plan.bytes[name]
-        return _lines((steps * layout.columns + layout.lead) * self.plan.maps[name][0])
+        return lines((steps * layout.columns + layout.lead) * self.plan.maps[name][0])
 
     def _users(self) -> list[list[int]]:
         """The numbers of the layers that write or read the events of each tensor."""
@@ -156,11 +157,6 @@ class Memory:
                 if plan.stages[number].kernel.kind == POOL:  # means of others are the kernel's
                     users[number].append(len(plan.stages) + 2)  # behind all layers
         return users
-
-
-def _lines(size: int) -> int:
-    """A number of bytes, rounded up to whole cache lines."""
-    return -(-size // LINE) * LINE
 
 
 class Workspace:
@@ -183,9 +179,9 @@ class Workspace:
         plan = memory.plan
         self.tensors = (TensorStruct * max(1, len(plan.signs)))()
         place = memory.arranged(batch, steps, kept)
-        self._memory = np.empty(place.total + LINE, np.uint8)
+        self._memory = block(place.total)
+        self._scratch = np.empty(0, np.uint8)
         start = self._memory.ctypes.data
-        start += -start % LINE
         for name, number in plan.tensors.items():
             channels, height, width = plan.maps[name]
             spikes = start + place.starts[number]
@@ -218,3 +214,9 @@ class Workspace:
             layer.fired, layer.done = self.fired[name].ctypes.data, self._done[-1].ctypes.data
             after = self._after[plan.tensors[name]]
             layer.after_number, layer.after = len(after), after.ctypes.data
+
+    def scratch(self, size: int) -> int:
+        """The address of so many bytes for what threads compute in between."""
+        if self._scratch.size < size:
+            self._scratch = block(size)
+        return self._scratch.ctypes.data

@@ -28,7 +28,7 @@ from pathlib import Path
 from spikedet.errors import UsageError, list_choices, message_of
 
 log = logging.getLogger(__name__)
-VERSION = 10  # version of the interface, `sd_version` in the library
+VERSION = 11  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "events.h", "kernels.inc", "matrix.inc", "dense.h", "dense.inc")
 FLAGS = (
     "-std=c++17",
@@ -96,6 +96,7 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         return None
     loaded.sd_kernels_name.restype = ctypes.c_char_p
     loaded.sd_add.restype = loaded.sd_dense_items.restype = ctypes.c_int64
+    loaded.sd_scratch_bytes.restype = ctypes.c_int64
     loaded.sd_run_dense.argtypes = (
         ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from spikedet.engines.program import (
     Weighted,
 )
 from spikedet.engines.sources import Source, merged, taps_of
+from spikedet.engines.storage import Storage
 from spikedet.graph.operations import Concatenate
 from spikedet.neurons.layers import SpikingMaxPool
 from support.engines import CORRECTING, MATRIX, Layer, expect_equal, matrix_layers, ran, spiking
@@ -110,8 +111,8 @@ def test_tiles_have_four_inputs_beside_each_other():
     rng = np.random.default_rng(0)
     weights = rng.integers(-127, 128, (2 * 3 * 40, 33)).astype(np.int8)  # 2 rows, 3 columns
     source = Source(0, [[(0, 0)], [(0, 0), (1, 120)]], columns(4, 4, 3, padding=1), weights)
-    struct, keep = SourceStruct(), []
-    matrix.fill(struct, source, grid_of(source.columns), 40, 64, keep)
+    struct, storage = SourceStruct(), Storage()
+    matrix.fill(struct, source, grid_of(source.columns), 40, 64, storage)
     assert struct.chunks == 2 and struct.stride == 1 and struct.columns_most == 3
     assert list((ctypes.c_int32 * 3).from_address(struct.row_taps)) == [0, 0, 1]
     size = 2 * 2 * 4 * 16 * 16 * 4

@@ -158,7 +158,6 @@ struct Work {
     std::vector<int64_t> first;  // number of the first row of each layer
     std::vector<std::atomic<int32_t>> left;  // rows of each layer that are not done
     std::atomic<int64_t> next{0};
-    int64_t scratch = 0;
 
     Work(const sd_run& r, const sd_kernels& k) : run(r), kernels(k), left(r.layers_number) {
         int64_t rows = 0;
@@ -167,8 +166,6 @@ struct Work {
             first.push_back(rows);
             left[l].store(run.batch * layer.height);
             rows += left[l].load();
-            const int64_t size = kernels.scratch(run, layer);
-            scratch = size > scratch ? size : scratch;
             for (int i = 0; i < run.batch * layer.height; i++) layer.done[i].store(0);
         }
         first.push_back(rows);
@@ -206,14 +203,14 @@ struct Work {
 // Threads that share the work, however many come; each has memory of its own.
 struct Team {
     Work& work;
-    char* memory;
-    int64_t size;
     std::atomic<int> members{0};
 
     static void join(void* data) {
         Team& team = *(Team*)data;
-        const uintptr_t at = (uintptr_t)(team.memory + team.size * team.members.fetch_add(1));
-        team.work((char*)((at + 63) / 64 * 64));
+        const sd_run& run = team.work.run;
+        char* memory = run.scratch + run.scratch_bytes * team.members.fetch_add(1);
+        memset(memory, 0, 64);
+        team.work(memory);
     }
 };
 
@@ -247,7 +244,7 @@ void together(void (*join)(void*), void* data, int threads, sd_parallel parallel
 
 extern "C" {
 
-int32_t sd_version() { return 10; }
+int32_t sd_version() { return 11; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
@@ -258,12 +255,19 @@ int32_t sd_kernels_matrix(int32_t i) { return available()[i]->matrix; }
 // Add int16 in registers, `rounds` times a few vectors; how many were added.
 int64_t sd_add(int32_t kernels, int64_t rounds) { return available()[kernels]->add(rounds); }
 
+// Bytes of scratch memory for each thread of a run, whole cache lines.
+int64_t sd_scratch_bytes(const sd_run* run, int32_t kernels) {
+    const sd_kernels& chosen = *available()[kernels];
+    int64_t most = 64;
+    for (int l = 0; l < run->layers_number; l++)
+        most = std::max(most, chosen.scratch(*run, run->layers[l]));
+    return (most + 63) / 64 * 64;
+}
+
 // Run layers over some steps. 0, or 1 where there is no memory.
 int32_t sd_run_layers(const sd_run* run, int32_t kernels) try {
     Work work(*run, *available()[kernels]);
-    const int64_t size = work.scratch + 64;
-    std::vector<char> memory(size * run->threads);
-    Team team{work, memory.data(), size};
+    Team team{work};
     together(&Team::join, &team, run->threads, run->parallel);
     return 0;
 } catch (const std::bad_alloc&) {

@@ -62,6 +62,8 @@ struct sd_layer {
     int32_t scattered;     // one of the sources is
     int32_t zero_row;      // a weight row of zeros
     int32_t window_most;   // the most events that a window can hold
+    int32_t rows_most;     // the most input rows that an output row hears
+    int32_t parts_most;    // the most parts that an output column hears of one of them
     int32_t by_step;       // of a pool: the maximum in every step
     int32_t initial_each;  // the initial potentials are [height, width, padded]
     int32_t negative;  // 0: spikes of 1 alone, 1: of -1 as well, 2: -1 only to take back one of 1
@@ -100,6 +102,8 @@ struct sd_run {
     const struct sd_tensor* tensors;
     const int32_t* maker;  // number of the layer that makes each tensor, -1: it is there
     sd_parallel parallel;  // null: threads of our own
+    char* scratch;         // [threads, scratch_bytes]
+    int64_t scratch_bytes;  // `sd_scratch_bytes`
 };
 }
 
