@@ -22,10 +22,12 @@ class Snapshot:
     def __init__(self, graph: Graph | None = None):
         self.graph = graph
         self._edges: dict[str, tuple[str, ...]] = {}
-        self._tensors: list[tuple[dict[str, Any], str, Tensor | None, int, int]] = []
+        self._entries: list[tuple[dict[str, Any], str, Tensor | None]] = []
         self._places: list[tuple[dict[str, Any], int]] = []
         self._modules: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._settings: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[Tensor] = []
+        self._counted: list[Tensor] = []  # those that count their changes
         if graph is None:
             return
         self._edges = dict(graph.edges)
@@ -33,15 +35,22 @@ class Snapshot:
             self._modules.append((module._modules, dict(module._modules)))
             for place in (module._parameters, module._buffers):
                 self._places.append((place, len(place)))
-                for name, tensor in place.items():
-                    self._tensors.append((place, name, tensor, *_version(tensor)))
+                self._entries += [(place, name, tensor) for name, tensor in place.items()]
+        self._tensors = [tensor for _, _, tensor in self._entries if tensor is not None]
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._pointers, self._versions = self._now()
         for module in map(graph.module, graph.edges):
             own = module.__dict__
             self._settings += [(own, name, own[name]) for name in _settings(module)]
 
     def learns(self) -> bool:
         """Whether one of the tensors needs gradients."""
-        return any(t is not None and t.requires_grad for _, _, t, _, _ in self._tensors)
+        return any(tensor.requires_grad for tensor in self._tensors)
+
+    def _now(self) -> tuple[list[int], list[int]]:
+        """Where the tensors lie, and how often they were changed in place."""
+        pointers = [tensor.data_ptr() for tensor in self._tensors]
+        return pointers, [tensor._version for tensor in self._counted]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy holds of nothing: its engine has to be compiled."""
@@ -60,12 +69,10 @@ class Snapshot:
         for own, name, value in self._settings:
             if own[name] != value:
                 return False
-        for place, name, tensor, pointer, version in self._tensors:
+        for place, name, tensor in self._entries:
             if place.get(name) is not tensor:
                 return False
-            if tensor is not None and _version(tensor) != (pointer, version):
-                return False
-        return True
+        return self._now() == (self._pointers, self._versions)
 
 
 def _settings(module: nn.Module) -> tuple[str, ...]:
@@ -73,10 +80,3 @@ def _settings(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, IFNeuron):
         return (*module.SETTINGS, *module.LATER_SETTINGS)
     return ("mode",) if isinstance(module, SpikingMaxPool) else ()
-
-
-def _version(tensor: Tensor | None) -> tuple[int, int]:
-    """Where a tensor lies, and how often it was changed in place."""
-    if tensor is None:
-        return 0, 0
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
