@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -10,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from spikedet.detection.draw import font_of
 
-GROUND, INK, BAR, FAINT = (24, 24, 24), (235, 235, 235), (60, 190, 250), (70, 70, 70)
+GROUND, INK, FAINT = 24, 235, 70  # grey
+BAR = (60, 190, 250)
 NARROWEST, WIDEST, HIGHEST = 480, 1600, 720  # pixels of the panel and its pictures
 BARS, LETTERS = 64, 15  # height in pixels of bars and letters
 
@@ -85,11 +87,15 @@ def firing_rates(rates: Mapping[str, float], width: int) -> np.ndarray:
 
 def _text(lines: Sequence[str], width: int) -> np.ndarray:
     """Draw lines of text. Lines that are too wide get a smaller font."""
-    high = LETTERS + 6
-    canvas = Image.new("RGB", (width, high * len(lines)), GROUND)
-    for number, line in enumerate(lines):
-        size = LETTERS
-        while size > 6 and font_of(size).getlength(line) > width - 8:
-            size -= 1
-        ImageDraw.Draw(canvas).text((4, high * number + 1), line, INK, font_of(size))
-    return np.asarray(canvas)
+    return np.concatenate([_line(line, width) for line in lines])
+
+
+@functools.lru_cache(64)
+def _line(line: str, width: int) -> np.ndarray:
+    """Draw a line of text. Most lines of a panel are those of the panel before."""
+    size = LETTERS
+    while size > 6 and font_of(size).getlength(line) > width - 8:
+        size -= 1
+    canvas = Image.new("L", (width, LETTERS + 6), GROUND)
+    ImageDraw.Draw(canvas).text((4, 1), line, INK, font_of(size))
+    return np.repeat(np.asarray(canvas)[..., None], 3, 2)
