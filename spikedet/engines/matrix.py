@@ -78,14 +78,31 @@ def grid_of(columns: Sequence[Sequence[tuple[int, int, int]]]) -> Grid | None:
     return None
 
 
-def grids_of(sources: Sequence[Source], most: Sequence[int]) -> list[Grid] | None:
+def is_shortcut(source: Source, channels: int) -> bool:
+    """Whether each spike of a source adds to the current of the neuron at its own place.
+
+    Args:
+        source: The source.
+        channels: Channels of the layer.
+    """
+    if source.few is None or source.few_first is None or source.few.shape != (channels, 1):
+        return False
+    rows_stay = source.rows == [[(y, 0)] for y in range(len(source.rows))]
+    columns_stay = source.columns == [[(x, 1, 0)] for x in range(len(source.columns))]
+    return rows_stay and columns_stay and source.few_first.tolist() == list(range(channels))
+
+
+def grids_of(sources: Sequence[Source], most: Sequence[int], channels: int) -> list[Grid] | None:
     """The grids of all inputs of a layer; None if the matrix unit cannot compute the layer.
 
     Args:
         sources: The inputs.
         most: How often an event of each input can occur in one time step.
+        channels: Channels of the layer.
     """
-    if max(most) > MOST or any(source.weights is None for source in sources):
+    if max(most) > MOST or all(source.weights is None for source in sources):
+        return None
+    if not all(source.weights is not None or is_shortcut(source, channels) for source in sources):
         return None
     grids = [grid_of(source.columns) for source in sources]
     found = [grid for grid in grids if grid is not None]
@@ -152,7 +169,12 @@ def fill(
         padded: Channels of the output in the kernels, a multiple of 32.
         storage: For the arrays that the struct points to.
     """
-    assert source.weights is not None
+    struct.stride, struct.grid_number = grid.stride, len(grid.columns)
+    struct.grid = storage.put(np.array(grid.columns, np.int32))
+    struct.columns_most = grid.taps
+    if source.weights is None:
+        struct.shortcut = 1
+        return
     starts = sorted({start for line in source.rows for _, start in line})
     inputs = grid.taps * channels
     chunks = -(-inputs // WIDE)
@@ -163,8 +185,6 @@ def fill(
     tiles = tiles.reshape(-1, chunks, 16, 4, padded // 16, 16).transpose(0, 1, 4, 2, 5, 3)
     places = {start: number for number, start in enumerate(starts)}
     row_taps = np.array([places[start] for line in source.rows for _, start in line], np.int32)
-    struct.stride, struct.grid_number = grid.stride, len(grid.columns)
-    struct.grid = storage.put(np.array(grid.columns, np.int32))
-    struct.columns_most, struct.chunks = grid.taps, chunks
+    struct.chunks = chunks
     struct.row_taps = storage.put(row_taps)
     struct.tiles = storage.put(tiles)

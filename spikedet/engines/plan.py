@@ -164,6 +164,9 @@ class Plan:
             pitches, sources = [], stage.sources
             for grid, source in zip(stage.grids, sources, strict=True):
                 name = names[source.tensor]
+                if source.shortcut:  # what it adds has a place for each output
+                    pitches.append(stage.kernel.width)
+                    continue
                 rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
                 pitches.append(grid.pitch)
                 if rows is not None and lead is not None:
@@ -276,7 +279,7 @@ class Plan:
             layer.slide, layer.slide_lead = slide
         blocks, total, most = [], 0, 0
         structs = (SourceStruct * len(sources))()
-        if self.matrix and (grids := matrix.grids_of(sources, times)):
+        if self.matrix and (grids := matrix.grids_of(sources, times, channels)):
             stage.grids = grids
             layer.always = int(matrix.ALWAYS)
             for into, source, grid, shape in zip(structs, sources, grids, bases, strict=True):

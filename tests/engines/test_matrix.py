@@ -187,6 +187,36 @@ def test_the_last_windows_of_a_step_may_lie_in_the_zeros_of_the_next():
     expect_equal(spiking(Layer(nn.Conv2d(6, 8, 3, 1, 6)), pictures), pictures, 8)
 
 
+class Residual(nn.Module):
+    """Layers with shortcuts of pooled spikes, and of a layer that may be wider than its input."""
+
+    def __init__(self, channels, kernel, padding):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 3, 1, 1), nn.Conv2d(channels, 3, 1)
+        self.one, self.two = (nn.Conv2d(channels, channels, kernel, 1, padding) for _ in range(2))
+        self.stays = kernel == 2 * padding + 1
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        if self.stays:
+            pooled = F.max_pool2d(x, 2)
+            x = F.relu(self.one(pooled) + pooled)
+        return self.last(F.relu(self.two(x) + (x if self.stays else F.relu(self.one(x)))))
+
+
+@needs_unit
+@pytest.mark.parametrize("slope", [0.0, CORRECTING])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (1, 0), (1, 4)])
+@pytest.mark.parametrize("channels", [16, 33, 64])
+def test_shortcuts(channels, kernel, padding, slope):
+    """Outputs may lie in the padding alone: they have no windows, but shortcuts."""
+    pictures = torch.rand(2, 3, 12, 20)
+    graph = spiking(Residual(channels, kernel, padding), pictures, slope=slope)
+    for steps in (1, 5, 17):
+        engine = expect_equal(graph, pictures, steps)
+    assert len(matrix_layers(next(iter(engine._plans.values())))) == 2
+
+
 def random_program(draw, numbers):
     """An integer program whose layers read few tensors in many ways, and its constant values."""
     program, sizes, shapes = Program(None), {}, {}
@@ -225,7 +255,9 @@ def random_program(draw, numbers):
         maps = [name for name, shape in shapes.items() if name[0] == "n" and len(shape) == 4]
         source, other = draw.choices(maps, k=2)
         _, C, *inside = shapes[source]
-        kind = draw.choice(["window"] * 6 + ["sum", "sum", "beside", "linear", "pool", "shortcut"])
+        kind = draw.choice(
+            ["window"] * 5 + ["sum"] * 2 + ["shortcut"] * 4 + ["beside", "linear", "pool"]
+        )
         kernel, stride = draw.randint(1, 9), draw.choice([1, 1, 1, 2, 3, 4, 8])
         padding, dilation = draw.randint(0, kernel + 1), draw.choice([1, 1, 1, 2, 3])
         window = (1, kernel), (1, stride), (0, padding), (1, dilation)
@@ -242,20 +274,23 @@ def random_program(draw, numbers):
             source = emit(flat, flat.module)
             fire(weighted(source, nn.Linear(shapes[source][1], 20, bias=False)), 500)
             continue
-        channels = C if kind == "shortcut" else draw.choice([3, 32, 40, 65])
+        channels = shapes[other][1] if kind == "shortcut" else draw.choice([3, 32, 40, 65])
         terms = [weighted(source, nn.Conv2d(C, channels, *window, bias=False))]
         if kind == "sum" and shapes[other][2:] == shapes[source][2:]:
             like = nn.Conv2d(shapes[other][1], channels, *window, bias=False)
             terms.append(weighted(other, like))
-        elif kind == "shortcut" and shapes[terms[0]] == shapes[source]:
-            factor = torch.randint(-200, 200, (C,), generator=numbers).int()
-            terms.append(emit(Times(f"times{len(shapes)}", (source,), factor)))
+        elif kind == "shortcut":
+            for like in draw.sample(maps, len(maps)):
+                if shapes[like] == shapes[terms[0]]:
+                    factor = torch.randint(-2000, 2000, (channels,), generator=numbers).int()
+                    terms.append(emit(Times(f"times{len(shapes)}", (like,), factor)))
+                    break
         fire(emit(Plus(f"sum{len(shapes)}", tuple(terms))), 40 * (kernel * C) ** 0.5)
     return program, sizes
 
 
 @needs_unit
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(40))
 def test_tensors_that_several_layers_read(monkeypatch, seed):
     """Every spike, whatever was in the memory before, in one part or in several."""
     draw, numbers = random.Random(seed), torch.Generator().manual_seed(seed)

@@ -36,6 +36,7 @@ struct sd_source {
     int32_t tensor;
     int32_t scatter;   // 1: few outputs a weight row, which lie in `few`
     int32_t few_size;  // of a scattered source: outputs that an event reaches
+    int32_t shortcut;  // for the matrix unit, 1: each spike adds few[channel] to the same neuron
     const int32_t *row_first, *rows, *column_first, *columns;
     const int32_t* few;        // [weight rows, few_size]
     const int32_t* few_first;  // first of these outputs for each code of a column, -1 for none
