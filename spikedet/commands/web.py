@@ -111,7 +111,7 @@ def expect_spiking_detector(path: Path) -> None:
 
 def run(options: Options) -> None:
     try:
-        from spikedet.web import server
+        from spikedet.web import connections, guard, server
     except ImportError as error:
         raise UsageError(
             f"{error.name or error} is not installed; pip install spikedet[web]"
@@ -137,13 +137,13 @@ def run(options: Options) -> None:
     path = options.weights or default_weights(options.T)
     expect_spiking_detector(path)
     detector = Predictor(path, options.T, options.device, options.half, options.engine)
-    listening = server.open_port(options.host, options.port)
+    listening = connections.open_port(options.host, options.port)
     viewer = Viewer(detector, reference_of(detector, options), read_picture(SAMPLE), limits)
-    local = options.host in server.LOOPBACK
-    hosts = {*server.LOOPBACK, *options.names}
-    hosts |= set() if local else {options.host, *server.own_names()}
+    local = options.host in connections.LOOPBACK
+    hosts = {*connections.LOOPBACK, *options.names}
+    hosts |= set() if local else {options.host, *guard.own_names()}
     app = server.application(viewer, SAMPLE, hosts, options.at_once)
-    serving = server.http_server(app, options.certificate, options.key)
+    serving = connections.http_server(app, options.certificate, options.key)
     scheme = "https" if options.certificate else "http"
     host = f"[{options.host}]" if ":" in options.host else options.host
     if not local:
@@ -153,4 +153,4 @@ def run(options: Options) -> None:
         )
     address = f"{scheme}://{host}:{listening.getsockname()[1]}/"
     print(f"{path.name}, {detector.why_engine}\n{address}  (Ctrl-C ends it)", flush=True)
-    server.serve(serving, listening)
+    connections.serve(serving, listening)

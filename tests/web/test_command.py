@@ -48,13 +48,13 @@ def test_usually_only_this_machine_is_served():
 )
 def test_what_is_refused(words, code, told, monkeypatch, capsys, tmp_path):
     (tmp_path / "key.pem").write_text("")
-    from spikedet.web import server
+    from spikedet.web import connections
 
     def opened(*_):
         pytest.fail("a port was opened for what is refused")
 
     if "--weights" in words:
-        monkeypatch.setattr(server, "open_port", opened)
+        monkeypatch.setattr(connections, "open_port", opened)
     places = {"FLOAT": released("float"), "QC": released("qc", T)}
     places |= {"CLASSIFIER": released("snn", 8, task="classification")}
     places |= {"KEY": tmp_path / "key.pem"}
@@ -66,8 +66,8 @@ def test_what_is_refused(words, code, told, monkeypatch, capsys, tmp_path):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "spikedet.web.server", raising=False)
-    monkeypatch.delattr("spikedet.web.server", raising=False)
+    monkeypatch.delitem(sys.modules, "spikedet.web.connections", raising=False)
+    monkeypatch.delattr("spikedet.web.connections", raising=False)
     assert command(monkeypatch, "web") == 2
     assert "uvicorn is not installed; pip install spikedet[web]" in capsys.readouterr().err
 
@@ -85,21 +85,21 @@ def test_the_commands_of_the_page_on_it_can_be_given():
 
 @needs_weights
 def test_it_serves_what_the_options_say(monkeypatch, capsys):
-    from spikedet.web import server
+    from spikedet.web import connections, guard, server
 
     served = []
-    monkeypatch.setattr(server, "serve", lambda *given: served.append(given))
+    monkeypatch.setattr(connections, "serve", lambda *given: served.append(given))
     made, application = [], server.application
     monkeypatch.setattr(
         server, "application", lambda *given: made.append(given) or application(*given)
     )
-    monkeypatch.setattr(server.socket, "gethostname", lambda: "PC7.school.example")
+    monkeypatch.setattr(guard.socket, "gethostname", lambda: "PC7.school.example")
     words = ["--T", T, "--port", 0, "--host", "0.0.0.0", "--frames", 7, "--names", "page.example"]
     assert command(monkeypatch, "web", *words) == 0
     ((_, listening),) = served
     ((_, _, hosts, _),) = made
     names = {"page.example", "pc7", "pc7.local", "pc7.school.example"}
-    assert hosts == names | {"0.0.0.0", *server.LOOPBACK}
+    assert hosts == names | {"0.0.0.0", *connections.LOOPBACK}
     shown = capsys.readouterr()
     assert f"http://0.0.0.0:{listening.getsockname()[1]}/" in shown.out
     assert "it has no password" in shown.err

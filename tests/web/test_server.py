@@ -22,6 +22,7 @@ from support.media import write_video
 
 pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 server = pytest.importorskip("spikedet.web.server", reason="the extra `web` is not installed")
+connections = pytest.importorskip("spikedet.web.connections")
 
 T = 4
 pytestmark = [
@@ -34,12 +35,12 @@ LIMITS = Limits(T=8, frames=2, megabytes=2, seconds=30, waiting=5)
 class Served:
     """A server in a thread."""
 
-    def __init__(self, viewer, at_once=3, hosts=server.LOOPBACK):
+    def __init__(self, viewer, at_once=3, hosts=connections.LOOPBACK):
         self.viewer = viewer
         app = server.application(viewer, SAMPLE, list(hosts), at_once)
-        listening = server.open_port("127.0.0.1", 0)
+        listening = connections.open_port("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
-        self._server = server.http_server(app)
+        self._server = connections.http_server(app)
         self._thread = threading.Thread(target=self._server.run, args=([listening],))
         self._thread.start()
 
@@ -272,7 +273,7 @@ def test_a_look_that_is_left_is_closed_behind_its_running_step(monkeypatch):
         finally:
             ended.append(threading.current_thread().name)
 
-    monkeypatch.setattr(server, "_look", look)
+    monkeypatch.setattr(server.answers, "look", look)
     served = Served(Slow(), at_once=2)
     try:
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
@@ -295,8 +296,8 @@ def test_a_look_that_is_left_is_closed_behind_its_running_step(monkeypatch):
 
 
 def test_connections_that_ask_nothing_are_closed(monkeypatch):
-    monkeypatch.setattr(server, "CONNECTIONS", 4)
-    monkeypatch.setattr(server, "WITHOUT_REQUEST", 0.5)
+    monkeypatch.setattr(connections, "CONNECTIONS", 4)
+    monkeypatch.setattr(connections, "WITHOUT_REQUEST", 0.5)
     served = Served(Slow(), at_once=1)
     slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     try:
@@ -336,13 +337,13 @@ def test_connections_that_ask_nothing_are_closed(monkeypatch):
     ],
 )
 def test_whom_a_connection_is_counted_for(address, visitor):
-    assert server.visitor_of(address) == visitor
+    assert connections.visitor_of(address) == visitor
 
 
 def test_one_address_cannot_take_all_connections(monkeypatch):
-    monkeypatch.setattr(server, "CONNECTIONS", 8)
-    monkeypatch.setattr(server, "PER_ADDRESS", 4)
-    monkeypatch.setattr(server, "LOOPBACK", ("127.0.0.2",))  # of this machine, too
+    monkeypatch.setattr(connections, "CONNECTIONS", 8)
+    monkeypatch.setattr(connections, "PER_ADDRESS", 4)
+    monkeypatch.setattr(connections, "LOOPBACK", ("127.0.0.2",))  # of this machine, too
     served = Served(Slow(), at_once=1)
     try:
         many = [socket.create_connection(("127.0.0.1", served.port), 30) for _ in range(12)]
@@ -361,10 +362,10 @@ def test_one_address_cannot_take_all_connections(monkeypatch):
 
 
 def test_ports():
-    listening = server.open_port("127.0.0.1", 0)
+    listening = connections.open_port("127.0.0.1", 0)
     port = listening.getsockname()[1]
     with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be opened"):
-        server.open_port("127.0.0.1", port)
+        connections.open_port("127.0.0.1", port)
     with pytest.raises(UsageError, match="of no.such.host.invalid cannot be opened"):
-        server.open_port("no.such.host.invalid", 0)
+        connections.open_port("no.such.host.invalid", 0)
     listening.close()
