@@ -24,24 +24,20 @@ from spikedet.pictures import from_loader
 from spikedet.precision import layout, mixed
 from spikedet.settings import world_size
 from spikedet.task import Run
-from spikedet.training import (
-    OPTIMIZERS,
+from spikedet.training.board import log_epoch
+from spikedet.training.devices import expect_possible
+from spikedet.training.optimizer import OPTIMIZERS, parameter_groups, restore_optimizer
+from spikedet.training.run import (
     begin,
     expect_fresh,
-    expect_growth,
-    expect_possible,
-    growing_side,
     is_complete,
     load_state,
-    log_epoch,
     own_run,
-    parameter_groups,
-    resized,
-    restore_optimizer,
     resumable,
     save_state,
-    seed_epoch,
 )
+from spikedet.training.seeds import seed_epoch
+from spikedet.training.sides import expect_growth, growing_side, resized
 
 log = logging.getLogger(__name__)
 STRIDE = 32  # largest stride of the networks; the input side grows in multiples of it

@@ -66,7 +66,7 @@ def devices(text: str) -> str:
         UsageError: A device does not exist.
     """
     if text != "cpu":
-        from spikedet.training import check_devices
+        from spikedet.training.devices import check_devices
 
         check_devices(text)
     return text

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     from spikedet.detection.description import build, read_description
     from spikedet.networks import expect_convertible
     from spikedet.task import Run
-    from spikedet.training import expect_same_run
+    from spikedet.training.run import expect_same_run
 
     task = task_registry.named("classification")
     settings = training_settings(options.training, task.name, usual=BACKBONE)

@@ -156,7 +156,7 @@ def _training(page: Page, folder: Path, path: Path, about: dict[Path, dict[str, 
 
 def _settings(path: Path) -> dict[str, Any]:
     """Read the settings of a training from its state file."""
-    from spikedet.training import read_state
+    from spikedet.training.run import read_state
 
     if not path.is_file():
         return {}

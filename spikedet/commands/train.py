@@ -85,7 +85,7 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import Checkpoint, fingerprint, load, load_plain_into, save
     from spikedet.networks import expect_convertible, float_checkpoint, teacher_of
     from spikedet.task import Run
-    from spikedet.training import expect_same_run
+    from spikedet.training.run import expect_same_run
 
     expect_used(options)
     task = task_registry.of_description(options.model)

@@ -23,7 +23,7 @@ from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd, expect_limits
-from spikedet.training import restore_optimizer
+from spikedet.training.optimizer import restore_optimizer
 
 ROUND = 100  # training steps between two saved states of a pass
 

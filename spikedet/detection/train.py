@@ -30,24 +30,20 @@ from spikedet.files import naming, write_atomic
 from spikedet.precision import as_float, layout, mixed
 from spikedet.settings import world_size
 from spikedet.task import Run
-from spikedet.training import (
+from spikedet.training.board import log_epoch
+from spikedet.training.devices import expect_possible
+from spikedet.training.optimizer import parameter_groups, restore_optimizer
+from spikedet.training.run import (
     begin,
     expect_fresh,
-    expect_growth,
-    expect_possible,
-    growing_side,
     is_complete,
     load_state,
-    log_epoch,
     own_run,
-    parameter_groups,
-    resized,
-    restore_optimizer,
     resumable,
     save_state,
-    seed_epoch,
-    seed_of,
 )
+from spikedet.training.seeds import seed_epoch, seed_of
+from spikedet.training.sides import expect_growth, growing_side, resized
 
 log = logging.getLogger(__name__)
 

@@ -229,7 +229,7 @@ class Experiment:
 
     def finetuned(self, name: str, T: int, make: bool, *options: Any) -> Path:
         """Path of the weights of a run of spikedet finetune."""
-        from spikedet.training import epochs_done
+        from spikedet.training.run import epochs_done
 
         folder = self.out / "weights" / name
         words = ["finetune", "--weights", self.model, "--T", T, *options]

@@ -42,7 +42,7 @@ from spikedet.stages import stage_two
 from spikedet.stages.stage_one import FineTuning, untuned
 from spikedet.stages.watcher import Watcher
 from spikedet.task import Samples, Task
-from spikedet.training import as_stored
+from spikedet.training.run import as_stored
 
 # what the record of weights goes on to say after another end-to-end pass
 RECORD = (

@@ -22,7 +22,7 @@ from spikedet.networks import current, example, expect_stage, graph_of, teacher_
 from spikedet.neurons.quantize import QuantClip
 from spikedet.settings import StageOne, expect_limits
 from spikedet.task import Run, Samples, Task
-from spikedet.training import expect_same_run, state_of
+from spikedet.training.run import expect_same_run, state_of
 
 THRESHOLD_PICTURES = 64
 

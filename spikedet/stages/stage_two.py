@@ -37,16 +37,9 @@ from spikedet.runtime.network import SpikingNetwork
 from spikedet.settings import EndToEnd, Plan
 from spikedet.stages.stage_one import untuned
 from spikedet.task import Samples, Task
-from spikedet.training import (
-    expect_alike,
-    expect_growth,
-    growing_side,
-    read_state,
-    resized,
-    save_state,
-    seed_generators,
-    seed_of,
-)
+from spikedet.training.run import expect_alike, read_state, save_state
+from spikedet.training.seeds import seed_generators, seed_of
+from spikedet.training.sides import expect_growth, growing_side, resized
 
 
 def copied(

@@ -21,7 +21,7 @@ from spikedet.classification.distillation import accuracy, cross_entropy, diverg
 from spikedet.classification.measure import accuracies
 from spikedet.errors import PictureError, TrainingError, UsageError
 from spikedet.task import Run
-from spikedet.training import epochs_done
+from spikedet.training.run import epochs_done
 from support.classes import add_pictures
 from support.places import ROOT
 from support.training import CLASSES, DESCRIPTION, described, run, samples, save, settings, toy
@@ -64,7 +64,7 @@ def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
 
 
 def test_tensorboard_that_is_missing_is_said_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("spikedet.training.find_spec", lambda name: None)
+    monkeypatch.setattr("spikedet.training.devices.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install 'spikedet.tensorboard.'"):
         run(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()

@@ -341,7 +341,7 @@ def test_an_option_is_one_field(monkeypatch):
         training_settings(options.training, "detection")
     with pytest.raises(UsageError, match="--blur: '2' is not a number between 0 and 1"):
         parse.parse(Options, ["--blur", "2"], "spikedet x")
-    from spikedet.training import expect_possible
+    from spikedet.training.devices import expect_possible
 
     with pytest.raises(TrainingError, match="blur is 2; expected a number between 0 and 1"):
         expect_possible(More(blur=2))

@@ -35,7 +35,8 @@ from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import present_device
 from spikedet.settings import EndToEnd, LayerWise, Plan
 from spikedet.stages import pipeline, stage_two
-from spikedet.training import check_devices, epochs_done, expect_same_run
+from spikedet.training.devices import check_devices
+from spikedet.training.run import epochs_done, expect_same_run
 from support.commands import command
 from support.places import ROOT
 from support.squares import converted, different, trainer

@@ -17,7 +17,7 @@ from spikedet.checkpoint import Checkpoint, save
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.stages import pipeline
-from spikedet.training import epochs_done, own_run
+from spikedet.training.run import epochs_done, own_run
 from support import squares as detectors
 from support import training as classifiers
 from support.commands import run_as_command
@@ -265,7 +265,7 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    code = "import sys, time; from spikedet.training import own_run\n"
+    code = "import sys, time; from spikedet.training.run import own_run\n"
     code += "with own_run(sys.argv[1]): print('in', flush=True); time.sleep(60)"
     words = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as other:

@@ -9,7 +9,8 @@ from torch import nn
 
 from spikedet.conversion.distill import relative_adam
 from spikedet.errors import TrainingError
-from spikedet.training import expect_alike, parameter_groups, restore_optimizer
+from spikedet.training.optimizer import parameter_groups, restore_optimizer
+from spikedet.training.run import expect_alike
 
 
 def network(*names):

@@ -7,7 +7,7 @@ from spikedet.checkpoint import load
 from spikedet.detection.task import DETECTION
 from spikedet.settings import EndToEnd, LayerWise, Plan
 from spikedet.stages import stage_two
-from spikedet.training import seed_generators, seed_of
+from spikedet.training.seeds import seed_generators, seed_of
 from support import squares as detectors
 
 
