@@ -19,7 +19,8 @@ from spikedet.errors import ConversionError, DataError, UsageError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.settings import EndToEnd, LayerWise, Plan, StageOne
-from spikedet.stages.pipeline import Calibration, Conversion
+from spikedet.stages.calibration import Calibration
+from spikedet.stages.conversion import Conversion
 
 
 class Tutorial(nn.Module):

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import load, save, sha256
     from spikedet.errors import UsageError, WeightsError
     from spikedet.networks import expect_same_network, expect_stage
-    from spikedet.stages.pipeline import RECORD
+    from spikedet.stages.calibration import RECORD
 
     expect_new(options.out)
     if len(options.weights) < 2:

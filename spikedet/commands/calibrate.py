@@ -54,7 +54,8 @@ def run(options: Options) -> None:
     from spikedet.checkpoint import load, sha256
     from spikedet.errors import TrainingError, UsageError
     from spikedet.networks import current, expect_stage
-    from spikedet.stages.pipeline import Calibration, layers_file
+    from spikedet.stages.calibration import Calibration
+    from spikedet.stages.run_files import layers_file
 
     out = options.out
     if is_finished(out, options.resume):

@@ -131,7 +131,7 @@ def run(options: Options) -> None:
     from spikedet import task_registry
     from spikedet.checkpoint import load, sha256
     from spikedet.networks import expect_stage
-    from spikedet.stages.pipeline import Conversion
+    from spikedet.stages.conversion import Conversion
 
     if is_finished(options.out, options.resume):
         return

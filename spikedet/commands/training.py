@@ -265,9 +265,9 @@ class Shown(Watcher):
 
 def is_finished(out: Path, resume: bool) -> bool:
     """Whether `--resume` has nothing to do. Refuse to overwrite results of other commands."""
-    from spikedet.stages import pipeline
+    from spikedet.stages.run_files import is_finished
 
-    done = pipeline.is_finished(out, resume, command_line())
+    done = is_finished(out, resume, command_line())
     if done:
         print(f"{out}: this run is complete; there is nothing to resume")
     return done

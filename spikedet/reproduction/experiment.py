@@ -165,7 +165,7 @@ class Experiment:
     @staticmethod
     def has_unfinished_pass(path: Path) -> bool:
         """Whether the conversion to these weights was interrupted in its end-to-end pass."""
-        from spikedet.stages.pipeline import layers_file
+        from spikedet.stages.run_files import layers_file
 
         return layers_file(path).exists()
 

@@ -34,7 +34,8 @@ from spikedet.networks import spiking_checkpoint
 from spikedet.neurons.layers import MeanOverTime
 from spikedet.precision import present_device
 from spikedet.settings import EndToEnd, LayerWise, Plan
-from spikedet.stages import pipeline, stage_two
+from spikedet.stages import run_files, stage_two
+from spikedet.stages.calibration import Calibration
 from spikedet.training.devices import check_devices
 from spikedet.training.run import epochs_done, expect_same_run
 from support.commands import command
@@ -513,7 +514,7 @@ def test_a_killed_end_to_end_pass_is_resumed(stages_done, devkit, monkeypatch, c
     ]
     other += ["--held", 1, "--layer-steps", 1, "--pictures"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pipeline.Calibration, "_end_to_end", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr(Calibration, "_end_to_end", Mock(side_effect=KeyboardInterrupt))
         calibrated(*other, 2)
     with pytest.raises(TrainingError, match="a run with other pictures; choose another --out"):
         calibrated(*other, 3, "--resume")
@@ -671,8 +672,8 @@ def test_what_the_end_to_end_pass_made_is_not_lost(stages_done, devkit, monkeypa
 
 def test_runs_beside_names_with_a_dot_are_apart():
     folder = Path("runs")
-    assert pipeline.layers_file(folder / "a0.1") != pipeline.layers_file(folder / "a0.2")
-    assert pipeline.state_file(folder / "a.safetensors") == folder / "a.state.pt"
+    assert run_files.layers_file(folder / "a0.1") != run_files.layers_file(folder / "a0.2")
+    assert run_files.state_file(folder / "a.safetensors") == folder / "a.state.pt"
 
 
 def test_spiking_yolo_normalises_channels_and_starts_at_zero(stages_done, devkit, monkeypatch):

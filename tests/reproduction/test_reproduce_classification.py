@@ -19,7 +19,7 @@ from spikedet.errors import DataError, UsageError
 from spikedet.reproduction import classification, tables
 from spikedet.reproduction import command as reproduce
 from spikedet.reproduction.experiment import Cell, Experiment
-from spikedet.stages.pipeline import layers_file
+from spikedet.stages.run_files import layers_file
 
 NAMES = published.CLASSES["CIFAR-10"]
 

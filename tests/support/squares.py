@@ -20,7 +20,7 @@ from spikedet.detection.samples import BoxSamples
 from spikedet.detection.task import DETECTION
 from spikedet.detection.train import Trainer
 from spikedet.methods import METHODS
-from spikedet.stages import pipeline, stage_one
+from spikedet.stages import run_files, stage_one
 from spikedet.task import Run
 from support.devkits import add, annotation
 from support.places import ROOT
@@ -81,7 +81,7 @@ def stages_done(devkit, tmp_path_factory):
 def converted(folder, devkit, method, *words):
     """The network that spikedet convert makes, and its origin."""
     out = folder / f"{method}.safetensors"
-    for path in (out, pipeline.last_file(out)):
+    for path in (out, run_files.last_file(out)):
         path.unlink(missing_ok=True)
     does = METHODS.get(method)
     small = ["--pictures", 8, "--held", 8] if does and does.calibrated else []

@@ -16,7 +16,7 @@ from spikedet import files
 from spikedet.checkpoint import Checkpoint, save
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import ENDING, STALE, write_atomic
-from spikedet.stages import pipeline
+from spikedet.stages import run_files
 from spikedet.training.run import epochs_done, own_run
 from support import squares as detectors
 from support import training as classifiers
@@ -246,19 +246,19 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
         about = ("float", "classification", {}, ("a", "b"), 32, tensors)
         save(Checkpoint(*about, origin=origin), path)
 
-    assert not pipeline.is_finished(out, True, told)
-    write(pipeline.layers_file(out))
-    write(pipeline.last_file(out))  # killed before what is kept was written
-    assert not pipeline.is_finished(out, True, f"{told} --resume")
+    assert not run_files.is_finished(out, True, told)
+    write(run_files.layers_file(out))
+    write(run_files.last_file(out))  # killed before what is kept was written
+    assert not run_files.is_finished(out, True, f"{told} --resume")
     with pytest.raises(UsageError, match="exists already"):
-        pipeline.is_finished(out, False, told)
+        run_files.is_finished(out, False, told)
     write(out)
     for resume, command in ((False, told), (True, told.replace("4", "8"))):
         with pytest.raises(UsageError, match="snn.safetensors exists already"):
-            pipeline.is_finished(out, resume, command)
-    assert pipeline.layers_file(out).exists()
-    assert pipeline.is_finished(out, True, told.replace("--T", "--resume --T"))
-    assert not pipeline.layers_file(out).exists() and out.exists()
+            run_files.is_finished(out, resume, command)
+    assert run_files.layers_file(out).exists()
+    assert run_files.is_finished(out, True, told.replace("--T", "--resume --T"))
+    assert not run_files.layers_file(out).exists() and out.exists()
 
 
 # ---------------------------------------------------------------------- other processes

@@ -1,15 +1,4 @@
-"""Both stages with their files. Interrupted runs can be resumed.
-
-Calibration (stage II) reads stage-I weights and writes `out`. Beside `out` there may be:
-
-    out.layers.safetensors    the layer-wise result; deleted after the end-to-end pass
-    out.state.pt              the state of the end-to-end pass; deleted after it
-    out.last.safetensors      the result of the end-to-end pass, if it is not better than before.
-                              Then `out` is the layer-wise result
-
-Conversion (both stages) reads float weights and writes `out`. The run of stage I is in the folder
-`out.stage1`.
-"""
+"""Stage II with its files. An interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,15 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.checkpoint import Checkpoint, fingerprint, load, save, sha256
-from spikedet.errors import TrainingError, UsageError
+from spikedet.checkpoint import Checkpoint, fingerprint, load, save
+from spikedet.errors import TrainingError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.spike import expect_margin, set_margin
 from spikedet.methods import METHODS, Method
 from spikedet.networks import (
-    current,
-    expect_same_network,
-    expect_stage,
     graph_of,
     neuron_kinds,
     spiking_checkpoint,
@@ -37,9 +23,9 @@ from spikedet.networks import (
 from spikedet.neurons.layers import SpikingMaxPool
 from spikedet.neurons.registry import named
 from spikedet.precision import layout
-from spikedet.settings import Plan, StageOne, expect_limits, expect_pooling
+from spikedet.settings import Plan, expect_limits, expect_pooling
 from spikedet.stages import stage_two
-from spikedet.stages.stage_one import FineTuning, untuned
+from spikedet.stages.run_files import delete_resume_files, last_file, layers_file, state_file
 from spikedet.stages.watcher import Watcher
 from spikedet.task import Samples, Task
 from spikedet.training.run import as_stored
@@ -256,128 +242,6 @@ class Calibration:
             save(spiking_checkpoint(checkpoint, kept, origin), self.out)
 
 
-@dataclass
-class Conversion:
-    """The conversion of a float checkpoint by both stages, by a part of them, or by a baseline.
-
-    Attributes:
-        task: Task of the network.
-        weights: Path of the float checkpoint.
-        train: Training samples.
-        tune: Tuning samples. They decide what is kept.
-        T: Time steps.
-        method: Conversion method.
-        settings: Training settings of stage I, the task's `Settings`.
-        options: Further options of stage I.
-        plan: Settings of stage II.
-        out: Spiking checkpoint to write.
-        origin: Record of how the network was made. It is stored in the checkpoint.
-        stage1: Stage-I checkpoint to use instead of a run of stage I. It may have another number of
-            levels than T.
-        teacher: Float checkpoint that stage I distils from. None: `weights`.
-        pooling, device, resume, watcher: See `Calibration`.
-    """
-
-    task: Task
-    weights: Path
-    train: Samples
-    tune: Samples
-    T: int
-    method: Method
-    settings: Any
-    options: StageOne
-    plan: Plan
-    out: Path
-    origin: dict[str, Any]
-    stage1: Path | None = None
-    teacher: Checkpoint | None = None
-    pooling: str | None = None
-    device: str = "cpu"
-    resume: bool = False
-    watcher: Watcher = field(default_factory=Watcher)
-
-    def run(self) -> None:
-        """Convert and write the checkpoint.
-
-        Raises:
-            WeightsError: The weights are of another stage or of another network.
-            TrainingError, DataError, UsageError: See `FineTuning.run` and `Calibration.run`.
-        """
-        expect_plan(self.plan, self.pooling)
-        expect_margin(self.plan.margin, self.plan.neuron)
-        self.plan.end.read_after(self.T)
-        expect_limits(self.options, sparsity="stage1_sparsity")
-        checkpoint = load(self.weights)
-        expect_stage(checkpoint, "float")
-        checkpoint = with_pooling(current(self.task, checkpoint), self.pooling)
-        origin = dict(self.origin)
-        if self.method.finetuned and self.stage1 is not None:
-            quantised = self._loaded_stage_one(self.stage1, checkpoint)
-            origin |= {"levels": quantised.T, "stage1": sha256(self.stage1)}
-            quantised = replace(quantised, T=self.T)
-        else:
-            quantised = self._first_stage(checkpoint)
-        method, plan = self.method, self.plan
-        layers = replace(
-            plan.layers,
-            coarse=plan.layers.coarse and method.coarse,
-            fine=plan.layers.fine and method.fine,
-        )
-        end = plan.end if method.end_to_end else replace(plan.end, steps=0)
-        plan = replace(plan, layers=layers, end=end)
-        calibration = Calibration(
-            self.task,
-            quantised,
-            self.train,
-            self.tune,
-            plan,
-            self.out,
-            origin,
-            teacher=checkpoint,
-            method=method,
-            pooling=self.pooling,
-            device=self.device,
-            resume=self.resume,
-            watcher=self.watcher,
-        )
-        calibration.run()
-
-    def _loaded_stage_one(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
-        """Stage-I weights from a file, instead of a run of stage I."""
-        ready = load(path)
-        expect_stage(ready, "qc")
-        expect_same_network(path, ready, self.weights, checkpoint)
-        return current(self.task, ready)
-
-    def _first_stage(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Stage-I weights for T: with estimated thresholds, or from a run beside `out`."""
-        task, T = self.task, self.T
-        if not self.method.finetuned:
-            per_channel, thresholds = self.options.per_channel, self.method.thresholds
-            return untuned(task, checkpoint, self.train, T, per_channel, thresholds)
-        # refuse what stage II could not do before the hours that stage I takes
-        stage_two.expect_end_size(task, checkpoint, self.plan, graph_of(task, checkpoint))
-        stage_two.expect_layers(task, checkpoint, self.train, self.plan)
-        options = self.options
-        if self.method.plain:
-            options = options.plain()
-        tuning = FineTuning(
-            task,
-            checkpoint,
-            self.train,
-            self.tune,
-            T,
-            self.settings,
-            options,
-            teacher=self.teacher,
-            origin=dict(self.origin),
-        )
-        folder = self.out.with_name(self.out.name + ".stage1")
-        if not (self.resume and tuning.finished(folder)):
-            tuning.run(folder, self.resume)
-        return load(folder / "best.safetensors")
-
-
 def expect_plan(plan: Plan, pooling: str | None) -> None:
     """Check the options of stage II before stage I, which may take hours.
 
@@ -396,56 +260,3 @@ def with_pooling(checkpoint: Checkpoint, pooling: str | None) -> Checkpoint:
     if not pooling:
         return checkpoint
     return replace(checkpoint, model={**checkpoint.model, "spike_pooling": pooling})
-
-
-def sibling_path(out: Path, ending: str) -> Path:
-    """Path of a file beside `out`, with this ending."""
-    return out.with_name(out.name.removesuffix(".safetensors") + ending)
-
-
-def last_file(out: Path) -> Path:
-    """Path of the result of an end-to-end pass that was not kept."""
-    return sibling_path(out, ".last.safetensors")
-
-
-def layers_file(out: Path) -> Path:
-    """Path of the network before the end-to-end pass; deleted after the pass."""
-    return sibling_path(out, ".layers.safetensors")
-
-
-def state_file(out: Path) -> Path:
-    """Path of the state of the end-to-end pass; deleted after the pass."""
-    return sibling_path(out, ".state.pt")
-
-
-def delete_resume_files(out: Path) -> None:
-    """Delete the files that an end-to-end pass would be resumed from."""
-    for path in (state_file(out), layers_file(out)):
-        path.unlink(missing_ok=True)
-
-
-def is_finished(out: Path, resume: bool, command: str) -> bool:
-    """Whether `out` exists already and was made by the same command. Then delete left-over files.
-
-    Args:
-        out: File that the command writes.
-        resume: Whether `--resume` was given.
-        command: The command line. `--resume` is ignored in the comparison.
-
-    Raises:
-        UsageError: `out` exists, but was made by another command, or `resume` is False.
-        WeightsError: `out` cannot be read.
-    """
-    existing = next((path for path in (out, last_file(out)) if path.exists()), None)
-    if existing is None or (resume and existing != out and layers_file(out).is_file()):
-        return False
-    if resume and existing == out:
-        before = str(load(out).origin.get("command"))
-        if _without_resume(before) == _without_resume(command):
-            delete_resume_files(out)
-            return True
-    raise UsageError(f"{existing} exists already; choose another --out")
-
-
-def _without_resume(command: str) -> list[str]:
-    return [word for word in command.split() if word != "--resume"]

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from spikedet.settings import EndToEnd, LayerWise, Plan
-from spikedet.stages import pipeline, stage_two
+from spikedet.stages import calibration, stage_two
 from spikedet.stages.watcher import Watcher
 
 
@@ -26,16 +26,16 @@ def test_it_says_which_network_was_written(losses, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage_two, "tuning_loss", lambda *_: next(losses))
     monkeypatch.setattr(stage_two, "end_to_end", lambda *_: {})
-    monkeypatch.setattr(pipeline, "spiking_checkpoint", lambda *_: None)
-    monkeypatch.setattr(pipeline, "save", lambda _, path: written.append(path.name))
+    monkeypatch.setattr(calibration, "spiking_checkpoint", lambda *_: None)
+    monkeypatch.setattr(calibration, "save", lambda _, path: written.append(path.name))
     watcher = Watcher()
     monkeypatch.setattr(watcher, "say", lines.append)
     plan = Plan(LayerWise(), EndToEnd(1))
-    calibration = pipeline.Calibration(
+    begun = calibration.Calibration(
         SimpleNamespace(), SimpleNamespace(), [], [None] * 4, plan, tmp_path / "snn.safetensors",
         {}, watcher=watcher,
     )  # fmt: skip
-    calibration._end_to_end(nn.ReLU(), {})
+    begun._end_to_end(nn.ReLU(), {})
     assert lines[0].startswith("loss on 4 tuning pictures: 0.")
     assert lines[1].replace(f"{tmp_path}/", "") == said
     assert written[-1] == "snn.safetensors"
