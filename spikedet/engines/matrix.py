@@ -12,12 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikedet.engines.layout import SourceStruct
+from spikedet.engines.layout import POOL, SourceStruct
 from spikedet.engines.sources import Source
 from spikedet.engines.storage import Storage
+
+if TYPE_CHECKING:
+    from spikedet.engines.plan import Plan
 
 MOST = 127  # most spikes of a neuron in one time step that a byte holds
 WIDE = 64  # inputs of a tile of weights
@@ -154,6 +158,46 @@ def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
     rows = Rows(most, -(-max([most + width, *ends]) // stride) * stride, 0)
     slack = (TILE * grid.stride_in(rows) + grid.taps for grid, _ in leads)
     return replace(rows, slack=max(slack, default=0))
+
+
+def tensors_of_bytes(plan: Plan) -> dict[str, Rows]:
+    """Choose the tensors that are bytes: all layers that read them can use the unit.
+
+    The structs of these layers get the places of the grids in the bytes.
+
+    Args:
+        plan: The plan. Its stages have the grids of their inputs.
+    """
+    chosen: dict[str, Rows] = {}
+    names = list(plan.tensors)
+    readers: list[list[Grid | None]] = [[] for _ in names]
+    for stage in plan.stages:
+        for i, source in enumerate(stage.sources):
+            readers[source.tensor].append(stage.grids[i] if stage.grids else None)
+    for stage in plan.stages:
+        name = stage.op.name
+        grids = [grid for grid in readers[plan.tensors[name]] if grid is not None]
+        all_read = len(grids) == len(readers[plan.tensors[name]])
+        if stage.layer is not None and stage.layer.kind != POOL and all_read:
+            chosen[name] = rows_of(plan.maps[name][2], grids)
+    for stage in plan.stages:
+        if not stage.grids:
+            continue
+        pitches, sources = [], stage.sources
+        for grid, source in zip(stage.grids, sources, strict=True):
+            if source.shortcut:  # what it adds has a place for each output
+                pitches.append(stage.kernel.width)
+                continue
+            name = names[source.tensor]
+            rows, lead = chosen.get(name), lead_of(grid, plan.maps[name][2])
+            pitches.append(grid.pitch)
+            if rows is not None and lead is not None:
+                source.direct, source.lead, source.stride = 1, lead, grid.stride_in(rows)
+                pitches[-1] = rows.columns // source.stride
+        stage.kernel.pitch = max(pitches)
+        for pitch, source in zip(pitches, sources, strict=True):
+            source.direct = int(source.direct and pitch == stage.kernel.pitch)
+    return chosen
 
 
 def fill(

@@ -117,10 +117,9 @@ class Plan:
         self.maps: dict[str, Shape] = {}
         self.signs: list[int] = []  # of the events: 1, or 2 if there are negative spikes
         self.most: list[int] = []  # times that one event can occur
-        self.bytes: dict[str, matrix.Rows] = {}  # tensors that are bytes instead of events
         self._plan()
-        if self.matrix:
-            self._as_bytes()
+        # tensors that are bytes instead of events
+        self.bytes = matrix.tensors_of_bytes(self) if self.matrix else {}
         self.memory = Memory(self)
 
     # ------------------------------------------------------------------ planning
@@ -144,37 +143,6 @@ class Plan:
             self._new_tensor(op, self._times(op) if isinstance(op, Pool) else 1)
             if stage.layer is not None:
                 stage.layer.output = self.tensors[op.name]
-
-    def _as_bytes(self) -> None:
-        """Choose the tensors that are bytes, and the grids of all layers for the matrix unit."""
-        readers: list[list[matrix.Grid | None]] = [[] for _ in self.signs]
-        for stage in self.stages:
-            for i, source in enumerate(stage.sources):
-                readers[source.tensor].append(stage.grids[i] if stage.grids else None)
-        for stage in self.stages:
-            grids = [grid for grid in readers[self.tensors[stage.op.name]] if grid is not None]
-            all_read = len(grids) == len(readers[self.tensors[stage.op.name]])
-            if stage.layer is not None and stage.layer.kind != POOL and all_read:
-                width = self.maps[stage.op.name][2]
-                self.bytes[stage.op.name] = matrix.rows_of(width, grids)
-        names = list(self.tensors)
-        for stage in self.stages:
-            if not stage.grids:
-                continue
-            pitches, sources = [], stage.sources
-            for grid, source in zip(stage.grids, sources, strict=True):
-                name = names[source.tensor]
-                if source.shortcut:  # what it adds has a place for each output
-                    pitches.append(stage.kernel.width)
-                    continue
-                rows, lead = self.bytes.get(name), matrix.lead_of(grid, self.maps[name][2])
-                pitches.append(grid.pitch)
-                if rows is not None and lead is not None:
-                    source.direct, source.lead, source.stride = 1, lead, grid.stride_in(rows)
-                    pitches[-1] = rows.columns // source.stride
-            stage.kernel.pitch = max(pitches)
-            for pitch, source in zip(pitches, sources, strict=True):
-                source.direct = int(source.direct and pitch == stage.kernel.pitch)
 
     def _inside_currents(self) -> set[str]:
         """Pooling of currents. It is part of the neurons after it."""
