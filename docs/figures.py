@@ -1,6 +1,7 @@
 """Makes the pictures of the README and of these pages: python docs/figures.py
 
 cat-steps.jpg     what the released detector sees after some steps of one run on cat.jpg
+examples.jpg      what it sees on six pictures of scikit-image (pip install scikit-image)
 ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
 passes.svg        time over T, in passes of the float network, from weights/results/speed.csv
 neuron.svg        potential and spikes of one integrate-and-fire neuron
@@ -12,6 +13,7 @@ correcting.svg    an ordinary neuron, and one that takes back a spike, with the 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,8 @@ PICTURES = ROOT / "docs" / "pictures"
 TABLE = ROOT / "weights" / "results" / "table10.csv"
 SPEED = ROOT / "weights" / "results" / "speed.csv"
 STEPS = (1, 2, 4, 8)
+EXAMPLES = ("astronaut", "camera", "horse", "cat", "coffee", "rocket")  # in skimage.data
+EXAMPLE = (330, 260)  # pixels of each, width and height
 DATA = "1,000 pictures of VOC2007:val; released detector, and others of its size; spikedet"
 CURVES = {  # method in the table: label, colour
     "two-stage-correcting": ("spiking, stages I + II, take back spikes", "#d62728"),
@@ -45,6 +49,28 @@ def steps(detector, picture: Path) -> np.ndarray:
             panels.append(panel)
     rows = [np.hstack(panels[:2]), np.hstack(panels[2:])]
     return np.vstack(rows)
+
+
+def examples(detector) -> np.ndarray:
+    """The detections on EXAMPLES, three in a row; [H, W, 3] uint8 BGR."""
+    from skimage import data, img_as_ubyte
+
+    width, height = EXAMPLE
+    panels = []
+    for name in EXAMPLES:
+        picture = img_as_ubyte(getattr(data, name)())
+        from_grey = picture.ndim == 2
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if from_grey else cv2.COLOR_RGB2BGR)
+        scale = min(width / picture.shape[1], height / picture.shape[0])
+        size = [round(side * scale) for side in picture.shape[1::-1]]
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        found = detector(picture)
+        drawn = replace(found, picture=small, boxes=found.boxes * scale).plot()
+        panel = np.full((height, width, 3), 255, np.uint8)
+        top, left = (height - size[1]) // 2, (width - size[0]) // 2
+        panel[top : top + size[1], left : left + size[0]] = drawn
+        panels.append(panel)
+    return np.vstack([np.hstack(panels[:3]), np.hstack(panels[3:])])
 
 
 def ap_over_T() -> tuple[float, dict[str, list[tuple[int, float]]]]:
@@ -201,5 +227,9 @@ if __name__ == "__main__":
     passes(PICTURES / "passes.svg")
     drawings(PICTURES)
     # as `spikedet detect` on the events engine, which these are equal to on every machine
-    strip = steps(spikedet.load(T=8, engine="integers"), PICTURES / "cat.jpg")
-    cv2.imwrite(str(PICTURES / "cat-steps.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    detector = spikedet.load(T=8, engine="integers")
+    for name, picture in {
+        "cat-steps.jpg": steps(detector, PICTURES / "cat.jpg"),
+        "examples.jpg": examples(detector),
+    }.items():
+        cv2.imwrite(str(PICTURES / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
