@@ -32,7 +32,7 @@ class SourceStruct(Structure):
         ("tensor", c_int32),
         ("scatter", c_int32),
         ("few_size", c_int32),
-        ("shortcut", c_int32),
+        ("each", c_int32),
         ("row_first", c_void_p),
         ("rows", c_void_p),
         ("column_first", c_void_p),

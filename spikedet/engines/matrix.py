@@ -82,35 +82,27 @@ def grid_of(columns: Sequence[Sequence[tuple[int, int, int]]]) -> Grid | None:
     return None
 
 
-def is_shortcut(source: Source, channels: int) -> bool:
-    """Whether each spike of a source adds to the current of the neuron at its own place.
-
-    Args:
-        source: The source.
-        channels: Channels of the layer.
-    """
-    if source.few is None or source.few_first is None or source.few.shape != (channels, 1):
-        return False
-    rows_stay = source.rows == [[(y, 0)] for y in range(len(source.rows))]
-    columns_stay = source.columns == [[(x, 1, 0)] for x in range(len(source.columns))]
-    return rows_stay and columns_stay and source.few_first.tolist() == list(range(channels))
-
-
-def grids_of(sources: Sequence[Source], most: Sequence[int], channels: int) -> list[Grid] | None:
+def grids_of(
+    sources: Sequence[Source], most: Sequence[int], channels: int
+) -> list[Grid | None] | None:
     """The grids of all inputs of a layer; None if the matrix unit cannot compute the layer.
+
+    Inputs that add to their own channels have no grid: they are added.
 
     Args:
         sources: The inputs.
         most: How often an event of each input can occur in one time step.
         channels: Channels of the layer.
     """
-    if max(most) > MOST or all(source.weights is None for source in sources):
-        return None
-    if not all(source.weights is not None or is_shortcut(source, channels) for source in sources):
-        return None
-    grids = [grid_of(source.columns) for source in sources]
-    found = [grid for grid in grids if grid is not None]
-    return found if len(found) == len(grids) else None
+    grids: list[Grid | None] = []
+    for source, number in zip(sources, most, strict=True):
+        grid = None
+        if source.weights is not None and number <= MOST:
+            grid = grid_of(source.columns)
+        if grid is None and not source.adds_each(channels):
+            return None
+        grids.append(grid)
+    return grids if any(grids) else None
 
 
 @dataclass(frozen=True)
@@ -161,31 +153,33 @@ def rows_of(width: int, readers: Sequence[Grid]) -> Rows:
 
 
 def tensors_of_bytes(plan: Plan) -> dict[str, Rows]:
-    """Choose the tensors that are bytes: all layers that read them can use the unit.
+    """Choose the tensors that are bytes: those that all layers read in this form.
 
-    The structs of these layers get the places of the grids in the bytes.
+    The structs of the layers for the matrix unit get the places of the grids in the bytes.
 
     Args:
         plan: The plan. Its stages have the grids of their inputs.
     """
     chosen: dict[str, Rows] = {}
     names = list(plan.tensors)
-    readers: list[list[Grid | None]] = [[] for _ in names]
+    readers: list[list[Grid]] = [[] for _ in names]
+    of_events: set[int] = set()
     for stage in plan.stages:
-        for i, source in enumerate(stage.sources):
-            readers[source.tensor].append(stage.grids[i] if stage.grids else None)
-    for stage in plan.stages:
-        name = stage.op.name
-        grids = [grid for grid in readers[plan.tensors[name]] if grid is not None]
-        all_read = len(grids) == len(readers[plan.tensors[name]])
-        if stage.layer is not None and stage.layer.kind != POOL and all_read:
-            chosen[name] = rows_of(plan.maps[name][2], grids)
+        grids = stage.grids or [None] * len(stage.sources)
+        for source, grid in zip(stage.sources, grids, strict=True):
+            if grid is not None:
+                readers[source.tensor].append(grid)
+            elif not source.each:
+                of_events.add(source.tensor)
+    for number, stage in enumerate(plan.stages):
+        if stage.layer is not None and stage.layer.kind != POOL and number not in of_events:
+            chosen[stage.op.name] = rows_of(plan.maps[stage.op.name][2], readers[number])
     for stage in plan.stages:
         if not stage.grids:
             continue
         pitches, sources = [], stage.sources
         for grid, source in zip(stage.grids, sources, strict=True):
-            if source.shortcut:  # what it adds has a place for each output
+            if grid is None:  # what it adds has a place for each output
                 pitches.append(stage.kernel.width)
                 continue
             name = names[source.tensor]
@@ -215,10 +209,7 @@ def fill(
     """
     struct.stride, struct.grid_number = grid.stride, len(grid.columns)
     struct.grid = storage.put(np.array(grid.columns, np.int32))
-    struct.columns_most = grid.taps
-    if source.weights is None:
-        struct.shortcut = 1
-        return
+    assert source.weights is not None
     starts = sorted({start for line in source.rows for _, start in line})
     inputs = grid.taps * channels
     chunks = -(-inputs // WIDE)
@@ -229,6 +220,6 @@ def fill(
     tiles = tiles.reshape(-1, chunks, 16, 4, padded // 16, 16).transpose(0, 1, 4, 2, 5, 3)
     places = {start: number for number, start in enumerate(starts)}
     row_taps = np.array([places[start] for line in source.rows for _, start in line], np.int32)
-    struct.chunks = chunks
+    struct.columns_most, struct.chunks = grid.taps, chunks
     struct.row_taps = storage.put(row_taps)
     struct.tiles = storage.put(tiles)

@@ -65,7 +65,7 @@ class Stage:
     op: Op
     layer: LayerStruct | None = None
     why: str = ""
-    grids: list[matrix.Grid] | None = None  # of its inputs, if the matrix unit can compute it
+    grids: list[matrix.Grid | None] | None = None  # of its inputs, if it is for the matrix unit
 
     @property
     def kernel(self) -> LayerStruct:
@@ -110,6 +110,7 @@ class Plan:
         self.number = library.kernels().index(self.kernels)
         self.half = self.library.sd_kernels_half(self.number)
         self.matrix = bool(self.library.sd_kernels_matrix(self.number))
+        can_hold_bytes = bool(self.library.sd_kernels_bytes(self.number))
         self.shapes = shapes_of(program, sizes)
         self.storage = Storage()
         self.stages: list[Stage] = []
@@ -119,7 +120,7 @@ class Plan:
         self.most: list[int] = []  # times that one event can occur
         self._plan()
         # tensors that are bytes instead of events
-        self.bytes = matrix.tensors_of_bytes(self) if self.matrix else {}
+        self.bytes = matrix.tensors_of_bytes(self) if can_hold_bytes else {}
         self.memory = Memory(self)
 
     # ------------------------------------------------------------------ planning
@@ -251,7 +252,8 @@ class Plan:
             stage.grids = grids
             layer.always = int(matrix.ALWAYS)
             for into, source, grid, shape in zip(structs, sources, grids, bases, strict=True):
-                matrix.fill(into, source, grid, shape[0], padded, storage)
+                if grid is not None:
+                    matrix.fill(into, source, grid, shape[0], padded, storage)
         for source, into, base_shape, often in zip(sources, structs, bases, times, strict=True):
             signs, wide = self.signs[source.tensor], base_shape[0]
             base = total
@@ -268,7 +270,7 @@ class Plan:
                 few, few_first = source.few, source.few_first
                 if signs == 2:
                     few, few_first = _with_negative(few, wide), np.tile(few_first, 2)
-                into.scatter = 1
+                into.scatter, into.each = 1, int(source.adds_each(channels))
                 into.few_size, layer.scattered = source.few.shape[1], 1
                 into.few = storage.put(few.astype(np.int32))
                 into.few_first = storage.put(few_first.astype(np.int32))

@@ -33,6 +33,12 @@ class Source:
     few_first: np.ndarray | None = None
     window: Window | None = None  # of a convolution of all columns of its tensor, as they are
 
+    def adds_each(self, channels: int) -> bool:
+        """Whether each channel adds to the output of its own number, of so many."""
+        if self.few is None or self.few_first is None or self.few.shape[1] != 1:
+            return False
+        return self.few_first.tolist() == list(range(channels))
+
 
 def source_of(
     leaf: Weighted | Times,

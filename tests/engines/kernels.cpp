@@ -85,6 +85,7 @@ long wrong_of(int kernels, long& spikes) {
     layer.channels = O, layer.padded = padded, layer.height = OH, layer.width = OW;
     layer.output = 1, layer.wide = pick(0, 1), layer.sources_number = 1;
     layer.zero_row = 2 * rows_number, layer.window_most = rows_number * (1 + both);
+    layer.rows_most = k, layer.parts_most = 1;
     layer.negative = kind, layer.sources = &source;
     const bool fits = 127 * rows_number < 32768;
     if (k == 3 && stride == 1 && kind != 1 && fits && pick(0, 1)) layer.slide = 3, layer.slide_lead = 1;
@@ -98,8 +99,11 @@ long wrong_of(int kernels, long& spikes) {
     layer.mean = mean.data(), layer.step_mass = mass.data();
     const sd_tensor tensors[2] = {in.view, out.view};
     const int32_t maker[2] = {-1, 0};
-    const sd_run run{B, T, 1, 1, 1, 2, 2, &layer, tensors, maker, nullptr};
-    sd_run_layers(&run, kernels);
+    sd_run run{B, T, 1, 1, 1, 2, 2, &layer, tensors, maker, nullptr, nullptr, 0};
+    run.scratch_bytes = sd_scratch_bytes(&run, kernels);
+    std::vector<char> scratch(2 * run.scratch_bytes + 64, (char)pick(0, 255));
+    run.scratch = scratch.data() + (64 - (uintptr_t)scratch.data() % 64) % 64;
+    if (sd_run_layers(&run, kernels)) return -1;
 
     std::vector<int16_t> found(B * T * OH * OW * O);
     sd_unpack(&tensors[1], B, T, found.data());

@@ -1,6 +1,7 @@
 """Layers by the matrix unit of a processor: grids, tiles, and the same spikes as by events."""
 
 import ctypes
+import itertools
 import random
 
 import numpy as np
@@ -29,7 +30,17 @@ from spikedet.engines.sources import Source, merged, taps_of
 from spikedet.engines.storage import Storage
 from spikedet.graph.operations import Concatenate
 from spikedet.neurons.layers import SpikingMaxPool
-from support.engines import CORRECTING, MATRIX, Layer, expect_equal, matrix_layers, ran, spiking
+from support.engines import (
+    CORRECTING,
+    KERNELS,
+    MATRIX,
+    Layer,
+    expect_equal,
+    matrix_layers,
+    needs_kernels,
+    ran,
+    spiking,
+)
 
 needs_unit = pytest.mark.skipif(not MATRIX, reason="no matrix unit")
 
@@ -217,6 +228,38 @@ def test_shortcuts(channels, kernel, padding, slope):
     assert len(matrix_layers(next(iter(engine._plans.values())))) == 2
 
 
+class Separable(nn.Module):
+    """Windows of each channel by itself, between 1x1 convolutions; beside a shortcut."""
+
+    def __init__(self, channels, multiplier):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 3, 2, 1), nn.Conv2d(channels, 3, 1)
+        self.each = nn.Conv2d(channels, multiplier * channels, 3, 1, 1, groups=channels)
+        self.mix = nn.Conv2d(multiplier * channels, channels, 1)
+        self.strided = nn.Conv2d(channels, channels, 5, 2, 2, groups=channels)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = F.relu(self.mix(F.relu(self.each(x))) + x)
+        return self.last(F.relu(self.strided(x)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("slope", [0.0, 0.2, CORRECTING])
+@pytest.mark.parametrize(("channels", "multiplier"), [(16, 1), (33, 1), (64, 1), (40, 2)])
+def test_windows_of_each_channel(channels, multiplier, slope):
+    """They read bytes, where a channel adds to one output only."""
+    pictures = torch.rand(2, 3, 20, 36)
+    graph = spiking(Separable(channels, multiplier), pictures, slope=slope)
+    for steps in (1, 5, 17):
+        engine = expect_equal(graph, pictures, steps)
+    plan = next(iter(engine._plans.values()))
+    sources = [source for stage in plan.stages for source in stage.sources]
+    assert sum(source.each for source in sources) == (3 if multiplier == 1 else 2)
+    if MATRIX:
+        assert len(plan.bytes) == (4 if multiplier == 1 else 3)
+
+
 def random_program(draw, numbers):
     """An integer program whose layers read few tensors in many ways, and its constant values."""
     program, sizes, shapes = Program(None), {}, {}
@@ -256,7 +299,10 @@ def random_program(draw, numbers):
         source, other = draw.choices(maps, k=2)
         _, C, *inside = shapes[source]
         kind = draw.choice(
-            ["window"] * 5 + ["sum"] * 2 + ["shortcut"] * 4 + ["beside", "linear", "pool"]
+            ["window"] * 5
+            + ["sum", "each", "each"] * 2
+            + ["shortcut"] * 4
+            + ["beside", "linear", "pool"]
         )
         kernel, stride = draw.randint(1, 9), draw.choice([1, 1, 1, 2, 3, 4, 8])
         padding, dilation = draw.randint(0, kernel + 1), draw.choice([1, 1, 1, 2, 3])
@@ -275,7 +321,10 @@ def random_program(draw, numbers):
             fire(weighted(source, nn.Linear(shapes[source][1], 20, bias=False)), 500)
             continue
         channels = shapes[other][1] if kind == "shortcut" else draw.choice([3, 32, 40, 65])
-        terms = [weighted(source, nn.Conv2d(C, channels, *window, bias=False))]
+        groups = 1
+        if kind == "each":
+            channels, groups = C * draw.choice([1, 1, 1, 2]), C
+        terms = [weighted(source, nn.Conv2d(C, channels, *window, groups=groups, bias=False))]
         if kind == "sum" and shapes[other][2:] == shapes[source][2:]:
             like = nn.Conv2d(shapes[other][1], channels, *window, bias=False)
             terms.append(weighted(other, like))
@@ -285,11 +334,11 @@ def random_program(draw, numbers):
                     factor = torch.randint(-2000, 2000, (channels,), generator=numbers).int()
                     terms.append(emit(Times(f"times{len(shapes)}", (like,), factor)))
                     break
-        fire(emit(Plus(f"sum{len(shapes)}", tuple(terms))), 40 * (kernel * C) ** 0.5)
+        fire(emit(Plus(f"sum{len(shapes)}", tuple(terms))), 40 * (kernel * C / groups) ** 0.5)
     return program, sizes
 
 
-@needs_unit
+@needs_kernels
 @pytest.mark.parametrize("seed", range(40))
 def test_tensors_that_several_layers_read(monkeypatch, seed):
     """Every spike, whatever was in the memory before, in one part or in several."""
@@ -301,13 +350,16 @@ def test_tensors_that_several_layers_read(monkeypatch, seed):
     }
     wanted = Run(Plan(program, sizes, "portable"), values, batch)
     truth = wanted.advance(steps, kept=True)
-    for always, kept in ((False, True), (True, True), (True, False)):
+    kinds = [*((name, False) for name in KERNELS), *MATRIX]
+    for (kernels, always), kept in itertools.product(kinds, (True, False)):
         parts = [steps] if kept else [1, 2]
         monkeypatch.setattr(matrix, "ALWAYS", always)
-        run, done = Run(Plan(program, sizes, "amx"), values, batch), 0
+        run, done = Run(Plan(program, sizes, kernels), values, batch), 0
         for number in parts:
             memory = run.plan.memory.take(batch, number, kept)
-            memory._memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory._memory))
+            memory.scratch(2**22)
+            for block in (memory._memory, memory._scratch):
+                block[:] = np.random.default_rng(seed).integers(0, 256, len(block))
             run.plan.memory.give(memory)
             memory = run.advance(number, kept=kept, last=len(parts) == 1)
             for name in program.running & memory.fired.keys():

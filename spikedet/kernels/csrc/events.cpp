@@ -244,12 +244,13 @@ void together(void (*join)(void*), void* data, int threads, sd_parallel parallel
 
 extern "C" {
 
-int32_t sd_version() { return 12; }
+int32_t sd_version() { return 13; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
 const char* sd_kernels_name(int32_t i) { return available()[i]->name; }
 int32_t sd_kernels_half(int32_t i) { return available()[i]->half; }
+int32_t sd_kernels_bytes(int32_t i) { return available()[i]->bytes; }
 int32_t sd_kernels_matrix(int32_t i) { return available()[i]->matrix; }
 
 // Add int16 in registers, `rounds` times a few vectors; how many were added.

@@ -13,7 +13,7 @@ extern "C" {
 // x * codes + channels + c for a negative one, in ascending order of x; those of column x are
 // events[first[x]] up to events[first[x + 1]]. An event may occur several times.
 //
-// Bytes, for the matrix unit: 1, -1 or 0 for each neuron. A row is (picture, y) with all steps. A step
+// Bytes: 1, -1 or 0 for each neuron. A row is (picture, y) with all steps. A step
 // has `columns` columns: `lead` of zeros, those of the map, and maybe more of zeros. Behind the last
 // step are `lead` columns of zeros again.
 struct sd_tensor {
@@ -36,7 +36,7 @@ struct sd_source {
     int32_t tensor;
     int32_t scatter;   // 1: few outputs a weight row, which lie in `few`
     int32_t few_size;  // of a scattered source: outputs that an event reaches
-    int32_t shortcut;  // for the matrix unit, 1: each spike adds few[channel] to the same neuron
+    int32_t each;      // 1: few_size is 1, and each channel adds to the output of its number
     const int32_t *row_first, *rows, *column_first, *columns;
     const int32_t* few;        // [weight rows, few_size]
     const int32_t* few_first;  // first of these outputs for each code of a column, -1 for none
@@ -115,6 +115,7 @@ constexpr int LOOSE = 32;  // a row of events has room for so many more
 struct sd_kernels {
     const char* name;
     int half;    // int32 lanes of a vector: how weights are interleaved
+    int bytes;   // 1: spikes may be bytes
     int matrix;  // 1: they use the tiles of weights
     void (*row)(const sd_run&, const sd_layer&, int item, void* scratch);
     int64_t (*scratch)(const sd_run&, const sd_layer&);
