@@ -165,6 +165,8 @@ def tensors_of_bytes(plan: Plan) -> dict[str, Rows]:
     readers: list[list[Grid]] = [[] for _ in names]
     of_events: set[int] = set()
     for stage in plan.stages:
+        if stage.layer is not None and stage.layer.kind == POOL:
+            continue  # reads both
         grids = stage.grids or [None] * len(stage.sources)
         for source, grid in zip(stage.sources, grids, strict=True):
             if grid is not None:
@@ -172,8 +174,11 @@ def tensors_of_bytes(plan: Plan) -> dict[str, Rows]:
             elif not source.each:
                 of_events.add(source.tensor)
     for number, stage in enumerate(plan.stages):
-        if stage.layer is not None and stage.layer.kind != POOL and number not in of_events:
-            chosen[stage.op.name] = rows_of(plan.maps[stage.op.name][2], readers[number])
+        if stage.layer is None or number in of_events:
+            continue
+        if stage.layer.kind == POOL and names[stage.sources[0].tensor] not in chosen:
+            continue  # an event may occur several times
+        chosen[stage.op.name] = rows_of(plan.maps[stage.op.name][2], readers[number])
     for stage in plan.stages:
         if not stage.grids:
             continue

@@ -272,6 +272,7 @@ class Plan:
                     few, few_first = _with_negative(few, wide), np.tile(few_first, 2)
                 into.scatter, into.each = 1, int(source.adds_each(channels))
                 into.few_size, layer.scattered = source.few.shape[1], 1
+                few = np.append(few, np.zeros(LANES))  # read, but never added
                 into.few = storage.put(few.astype(np.int32))
                 into.few_first = storage.put(few_first.astype(np.int32))
                 base = 0

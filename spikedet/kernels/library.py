@@ -28,7 +28,7 @@ from pathlib import Path
 from spikedet.errors import UsageError, list_choices, message_of
 
 log = logging.getLogger(__name__)
-VERSION = 13  # version of the interface, `sd_version` in the library
+VERSION = 14  # version of the interface, `sd_version` in the library
 SOURCES = ("events.cpp", "events.h", "kernels.inc", "matrix.inc", "dense.h", "dense.inc")
 FLAGS = (
     "-std=c++17",

@@ -260,6 +260,37 @@ def test_windows_of_each_channel(channels, multiplier, slope):
         assert len(plan.bytes) == (4 if multiplier == 1 else 3)
 
 
+class Pooled(nn.Module):
+    """Pooling of bytes to bytes, twice, and of bytes to the events of a linear layer."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 3, 1, 1), nn.Linear(channels * 15, 3)
+        self.middle = nn.Conv2d(channels, channels, 3, 1, 1)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.max_pool2d(F.relu(self.first(x)), 2), 3, 1, 1)
+        x = F.max_pool2d(F.relu(self.middle(x)), (2, 2))
+        return self.last(F.relu(x).flatten(1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("mode", ["count", "step"])
+@pytest.mark.parametrize("slope", [0.0, 0.2, CORRECTING])
+@pytest.mark.parametrize("channels", [16, 33, 64])
+def test_pooling_of_bytes(channels, slope, mode):
+    pictures = torch.rand(2, 3, 12, 20)
+    graph = spiking(Pooled(channels), pictures, slope=slope)
+    for pool in graph.only(SpikingMaxPool):
+        pool.mode = mode
+    for steps in (1, 5, 17):
+        engine = expect_equal(graph, pictures, steps)
+    if MATRIX:
+        plan = next(iter(engine._plans.values()))
+        pools = [stage.op.name for stage in plan.stages if isinstance(stage.op, Pool)]
+        assert len(pools) == 3 and set(pools[:2]) < plan.bytes.keys()
+
+
 def random_program(draw, numbers):
     """An integer program whose layers read few tensors in many ways, and its constant values."""
     program, sizes, shapes = Program(None), {}, {}
@@ -302,7 +333,7 @@ def random_program(draw, numbers):
             ["window"] * 5
             + ["sum", "each", "each"] * 2
             + ["shortcut"] * 4
-            + ["beside", "linear", "pool"]
+            + ["beside", "linear", "pool", "pool"]
         )
         kernel, stride = draw.randint(1, 9), draw.choice([1, 1, 1, 2, 3, 4, 8])
         padding, dilation = draw.randint(0, kernel + 1), draw.choice([1, 1, 1, 2, 3])
@@ -313,7 +344,11 @@ def random_program(draw, numbers):
             beside = Move(f"beside{len(shapes)}", (source, other), Concatenate(1))
             source, C = emit(beside, beside.module), C + shapes[other][1]
         elif kind == "pool" and min(inside) > 1:
-            pool = Pool(f"pool{len(shapes)}", (source,), SpikingMaxPool(2, 1))
+            size, mode = (
+                draw.choice([(2, 1, 0), (2, 2, 0), (2, 1, 1)]),
+                draw.choice(["count", "step"]),
+            )
+            pool = Pool(f"pool{len(shapes)}", (source,), SpikingMaxPool(*size, mode=mode))
             source, window = emit(pool, pool.module.pool), (1,)
         elif kind == "linear":
             flat = Move(f"flat{len(shapes)}", (source,), nn.Flatten())

@@ -244,7 +244,7 @@ void together(void (*join)(void*), void* data, int threads, sd_parallel parallel
 
 extern "C" {
 
-int32_t sd_version() { return 13; }
+int32_t sd_version() { return 14; }
 
 // How many kernels there are for this machine, the fastest first; their names and int32 lanes.
 int32_t sd_kernels_number() { return (int32_t)available().size(); }
