@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spikedet.engines import matrix, views
+from spikedet.engines import byte_spikes, matrix, views
 from spikedet.engines.layout import (
     CURRENT,
     LANES,
@@ -120,7 +120,7 @@ class Plan:
         self.most: list[int] = []  # times that one event can occur
         self._plan()
         # tensors that are bytes instead of events
-        self.bytes = matrix.tensors_of_bytes(self) if can_hold_bytes else {}
+        self.bytes = byte_spikes.tensors_of_bytes(self) if can_hold_bytes else {}
         self.memory = Memory(self)
 
     # ------------------------------------------------------------------ planning
@@ -272,7 +272,7 @@ class Plan:
                     few, few_first = _with_negative(few, wide), np.tile(few_first, 2)
                 into.scatter, into.each = 1, int(source.adds_each(channels))
                 into.few_size, layer.scattered = source.few.shape[1], 1
-                few = np.append(few, np.zeros(LANES))  # read, but never added
+                few = np.append(few, np.zeros(LANES, few.dtype))  # read, but never added
                 into.few = storage.put(few.astype(np.int32))
                 into.few_first = storage.put(few_first.astype(np.int32))
                 base = 0

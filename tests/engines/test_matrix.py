@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from spikedet.engines import matrix
+from spikedet.engines.byte_spikes import Rows, lead_of, rows_of, stride_in
 from spikedet.engines.events import Run
 from spikedet.engines.events_engine import EventsEngine
 from spikedet.engines.layout import SourceStruct
-from spikedet.engines.matrix import Grid, Rows, grid_of, lead_of, rows_of
+from spikedet.engines.matrix import Grid, grid_of
 from spikedet.engines.plan import Plan
 from spikedet.engines.program import (
     Current,
@@ -106,7 +107,7 @@ def test_tiles_lie_inside_the_memory_of_their_tensor(width, kernel):
                 grids.append((grid, out))
         rows = rows_of(width, [grid for grid, _ in grids])
         for grid, out in grids:
-            lead, stride = lead_of(grid, width), grid.stride_in(rows)
+            lead, stride = lead_of(grid, width), stride_in(grid, rows)
             pitch, rest = divmod(rows.columns, stride)
             assert not rest and rows.lead >= lead and rows.columns >= len(grid.columns) - lead
             for steps in (1, 2, 5, 16, 17):
