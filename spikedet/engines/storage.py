@@ -44,9 +44,12 @@ class Storage:
     def put(self, array: np.ndarray) -> int:
         """Copy an array to the start of a cache line. Returns its address."""
         size = lines(array.nbytes)
-        if size > self._free.size:
-            self._free = block(max(size, LEAST))
-        memory, self._free = self._free[: array.nbytes], self._free[size:]
+        if size > LEAST // 4:  # in a block of its own
+            memory = block(array.nbytes)
+        else:
+            if size > self._free.size:
+                self._free = block(LEAST)
+            memory, self._free = self._free[: array.nbytes], self._free[size:]
         memory.view(array.dtype).reshape(array.shape)[...] = array
         self.hold(memory)
         return memory.ctypes.data

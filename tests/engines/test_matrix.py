@@ -29,7 +29,8 @@ from spikedet.engines.program import (
 )
 from spikedet.engines.sources import Source, merged, taps_of
 from spikedet.engines.storage import Storage
-from spikedet.graph.operations import Concatenate
+from spikedet.errors import UsageError
+from spikedet.graph.operations import Concatenate, Slice
 from spikedet.neurons.layers import SpikingMaxPool
 from support.engines import (
     CORRECTING,
@@ -229,6 +230,31 @@ def test_shortcuts(channels, kernel, padding, slope):
     assert len(matrix_layers(next(iter(engine._plans.values())))) == 2
 
 
+class Cropped(nn.Module):
+    """A shortcut from a part of a map that is wider than the layer."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 40, 3, 1, 1), nn.Conv2d(40, 3, 1)
+        self.down, self.one = nn.Conv2d(40, 40, 3, 4, 1), nn.Conv2d(40, 40, 3, 1, 1)
+        self.left = left
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        small = F.relu(self.down(x))
+        rows, columns = (slice(start, start + size) for start, size in ((1, 3), (self.left, 5)))
+        return self.last(F.relu(self.one(small) + x[..., rows, columns]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("left", [0, 1, 15])
+def test_shortcuts_of_a_part_of_a_map(left):
+    pictures = torch.rand(2, 3, 12, 20)
+    graph = spiking(Cropped(left), pictures)
+    for steps in (1, 5, 17):
+        expect_equal(graph, pictures, steps)
+
+
 class Separable(nn.Module):
     """Windows of each channel by itself, between 1x1 convolutions; beside a shortcut."""
 
@@ -290,6 +316,17 @@ def test_pooling_of_bytes(channels, slope, mode):
         plan = next(iter(engine._plans.values()))
         pools = [stage.op.name for stage in plan.stages if isinstance(stage.op, Pool)]
         assert len(pools) == 3 and set(pools[:2]) < plan.bytes.keys()
+
+
+@needs_kernels
+def test_pooling_windows_in_the_padding_alone():
+    class Dilated(Layer):
+        def forward(self, x):
+            return self.last(F.relu(self.middle(F.max_pool2d(F.relu(self.first(x)), 2, 1, 1, 2))))
+
+    graph = spiking(Dilated(nn.Conv2d(6, 8, 3, 1, 1)), torch.rand(1, 3, 8, 8))
+    with pytest.raises(UsageError, match="a window of max-pooling holds nothing but padding"):
+        ran(EventsEngine(graph), torch.rand(1, 3, 8, 2), [2])
 
 
 def random_program(draw, numbers):
@@ -365,11 +402,19 @@ def random_program(draw, numbers):
             like = nn.Conv2d(shapes[other][1], channels, *window, bias=False)
             terms.append(weighted(other, like))
         elif kind == "shortcut":
+            _, _, *size = shapes[terms[0]]
             for like in draw.sample(maps, len(maps)):
-                if shapes[like] == shapes[terms[0]]:
-                    factor = torch.randint(-2000, 2000, (channels,), generator=numbers).int()
-                    terms.append(emit(Times(f"times{len(shapes)}", (like,), factor)))
-                    break
+                _, number, *most = shapes[like]
+                if number != channels or most[0] < size[0] or most[1] < size[1]:
+                    continue
+                for dim in (2, 3):  # a part of a larger map
+                    if most[dim - 2] > size[dim - 2]:
+                        start = draw.randint(0, most[dim - 2] - size[dim - 2])
+                        part = Slice(dim, start, start + size[dim - 2])
+                        like = emit(Move(f"part{len(shapes)}", (like,), part), part)
+                factor = torch.randint(-2000, 2000, (channels,), generator=numbers).int()
+                terms.append(emit(Times(f"times{len(shapes)}", (like,), factor)))
+                break
         fire(emit(Plus(f"sum{len(shapes)}", tuple(terms))), 40 * (kernel * C / groups) ** 0.5)
     return program, sizes
 

@@ -32,6 +32,7 @@ def test_arrays_are_copied_to_lines_of_their_own():
         for shape, kind in (((3, 5), np.int8), ((7,), np.int32), ((0,), np.int32), ((9,), np.int16))
     ]
     arrays.append(np.arange(LEAST + PAGE, dtype=np.uint8))  # larger than a block
+    arrays.append(np.arange(LEAST // 4, dtype=np.uint8))  # the largest that shares one
     arrays.append(rng.integers(0, 9, (4, 6)).astype(np.int32).T)  # not in order in memory
     places = [storage.put(array) for array in arrays]
     spans = sorted(zip(places, arrays, strict=True), key=lambda pair: pair[0])

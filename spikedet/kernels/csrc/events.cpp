@@ -1,6 +1,7 @@
 // Integer spiking networks, event by event: see engines/events.py for what a layer is.
 //
-// Plain C at its border, called by ctypes. Nothing is kept from one call to the next.
+// Plain C at its border, called by ctypes. Nothing is kept from one call to the next: the scratch memory
+// is the caller's, and what is in it has no meaning at the start of a call.
 #include "events.h"
 
 #include <algorithm>

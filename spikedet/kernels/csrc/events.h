@@ -103,7 +103,7 @@ struct sd_run {
     const struct sd_tensor* tensors;
     const int32_t* maker;  // number of the layer that makes each tensor, -1: it is there
     sd_parallel parallel;  // null: threads of our own
-    char* scratch;         // [threads, scratch_bytes]
+    char* scratch;         // [threads, scratch_bytes], from the start of a cache line on
     int64_t scratch_bytes;  // `sd_scratch_bytes`
 };
 }
