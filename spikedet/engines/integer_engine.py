@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from spikedet.engines.integers import compile_integers, constant_nodes
 from spikedet.engines.program import INT32, Move, Neuron, NoIntegers, Pool, Sums
 from spikedet.engines.reference import at_once, shapes_of
+from spikedet.engines.sources import window_of_pool
+from spikedet.engines.views import as_map
 from spikedet.engines.weights import divisors_of
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
@@ -72,8 +74,9 @@ class IntegerEngine:
             node: [(op, None if bool((a == 1).all()) else a) for op, a in terms]
             for node, terms in means.items()
         }
-        running = (op for name, op in ops if name in self.program.running)
+        running = [op for name, op in ops if name in self.program.running]
         self._averages = [op for op in running if isinstance(op, Sums)]
+        self._pools = [op for op in running if isinstance(op, Pool)]
         self._fitting = {graph.shapes[INPUT][1:]}  # sizes of pictures
         self._last_masses: tuple[int, int, dict[str, np.ndarray]] = (0, 0, {})
         self._reading = {  # which means need which bases
@@ -146,7 +149,12 @@ class IntegerEngine:
         """Check that the program holds for pictures of this size.
 
         An average is a sum of integers only if its divisors divide the number that it was
-        multiplied by. These divisors may depend on the size.
+        multiplied by. These divisors may depend on the size. Max-pooling needs a value in each
+        window.
+
+        Raises:
+            NoIntegers: An average has other divisors.
+            UsageError: A window of max-pooling holds nothing but padding.
         """
         if size in self._fitting:
             return
@@ -156,6 +164,13 @@ class IntegerEngine:
                 raise NoIntegers(
                     f"pictures {list(size)}: the average {op.name} has other divisors there than "
                     f"for pictures {list(self.graph.shapes[INPUT][1:])}; use the torch engine"
+                )
+        for pool in self._pools:
+            out, inside = (as_map(shapes[name])[1:] for name in (pool.name, pool.inputs[0]))
+            if not all(itertools.chain(*window_of_pool(pool.module).taps(out, inside))):
+                raise UsageError(
+                    f"pictures {list(size)}: a window of the max-pooling {pool.name} holds nothing "
+                    "but padding; use larger pictures"
                 )
         self._fitting.add(size)
 

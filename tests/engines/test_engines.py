@@ -320,6 +320,27 @@ class Average(nn.Module):
 
 
 @needs_kernels
+@pytest.mark.parametrize("beside", [False, True])
+def test_pooling_windows_in_the_padding_alone(beside):
+    """Of a map, and of two maps that are concatenated, which the reference code pools."""
+
+    class Dilated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8 + 8 * beside, 3, 1)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            x = torch.cat([x, x], 1) if beside else x
+            return self.last(F.max_pool2d(x, 2, 1, 1, 2))
+
+    graph = spiking(Dilated(), torch.rand(1, 3, 8, 8))
+    for engine in (ReferenceEngine(graph), *(EventsEngine(graph, name) for name in KERNELS)):
+        ran(engine, torch.rand(1, 3, 8, 4), [2])
+        with pytest.raises(UsageError, match=r"pictures \[3, 8, 1\]: a window of the max-pooling"):
+            ran(engine, torch.rand(1, 3, 8, 1), [2])
+
+
 @pytest.mark.parametrize("average", [nn.AdaptiveAvgPool2d(4), Average()])
 def test_averages_at_other_sizes_are_right_or_refused(average):
     torch.manual_seed(0)

@@ -29,7 +29,6 @@ from spikedet.engines.program import (
 )
 from spikedet.engines.sources import Source, merged, taps_of
 from spikedet.engines.storage import Storage
-from spikedet.errors import UsageError
 from spikedet.graph.operations import Concatenate, Slice
 from spikedet.neurons.layers import SpikingMaxPool
 from support.engines import (
@@ -316,17 +315,6 @@ def test_pooling_of_bytes(channels, slope, mode):
         plan = next(iter(engine._plans.values()))
         pools = [stage.op.name for stage in plan.stages if isinstance(stage.op, Pool)]
         assert len(pools) == 3 and set(pools[:2]) < plan.bytes.keys()
-
-
-@needs_kernels
-def test_pooling_windows_in_the_padding_alone():
-    class Dilated(Layer):
-        def forward(self, x):
-            return self.last(F.relu(self.middle(F.max_pool2d(F.relu(self.first(x)), 2, 1, 1, 2))))
-
-    graph = spiking(Dilated(nn.Conv2d(6, 8, 3, 1, 1)), torch.rand(1, 3, 8, 8))
-    with pytest.raises(UsageError, match="a window of max-pooling holds nothing but padding"):
-        ran(EventsEngine(graph), torch.rand(1, 3, 8, 2), [2])
 
 
 def random_program(draw, numbers):
