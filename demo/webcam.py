@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import run as run_command
 from spikedet.errors import DataError, PictureError, UsageError
@@ -49,9 +49,11 @@ class Options(parse.Options):
 
     source: str = option("0", "number of a camera, a video, a picture, an address")
     T: int | None = shared.steps("time steps at the start (default: the T of the weights)")
-    weights: Path | None = option(None, "spiking weights (default: the released ones)")
+    weights: Path | None = option(
+        None, "spiking weights (default: the released ones)", kind=kinds.weights
+    )
     float_weights: Path | None = option(
-        None, "float weights for the other side (default: the released ones)"
+        None, "float weights for the other side (default: the released ones)", kind=kinds.weights
     )
     conf: float = option(0.25, "confidence threshold to begin with", least=0, most=1)
     iou: float = option(0.6, "IoU threshold of non-maximum suppression", least=0, most=1)

@@ -55,7 +55,8 @@ def load(
     """Load a detector, a classifier, or a spiking network of your own.
 
     Args:
-        path: Checkpoint of any stage. None: the released spiking network for T.
+        path: Checkpoint of any stage, or the name of released weights (`tiny-yolo-s-float`; all
+            names are in `weights/README.md`). None: the released spiking network for T.
         T: Default number of time steps. None: the T that the weights were calibrated for.
         device: `cpu` or `cuda:N`.
         half: True: torch computes the spiking layers in bfloat16. False: in float32. With either
@@ -84,14 +85,13 @@ def load(
         >>> detections = detector("street.jpg")
         >>> list(zip(detections.classes, detections.scores, detections.boxes))
     """
-    from pathlib import Path
-
+    from spikedet import resources
     from spikedet.checkpoint import load as load_checkpoint
     from spikedet.counts import expect_counts
     from spikedet.released import default_weights
 
     expect_counts(T=T)
-    path = Path(path) if path else default_weights(T, task)
+    path = resources.weights(path) if path else default_weights(T, task)
     checkpoint = load_checkpoint(path)
     if checkpoint.task == "none":
         return _restored(checkpoint, T, device, half, engine)

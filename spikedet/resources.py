@@ -22,6 +22,11 @@ def configs(kind: str) -> list[str]:
     return sorted(path.stem for path in (folder("configs") / kind).glob("*.yaml"))
 
 
+def all_weights() -> list[str]:
+    """Names of the weights that come with the package, see `weights`."""
+    return sorted(path.stem for path in folder("weights").glob("*.safetensors"))
+
+
 def config(path: Path | str, kind: str) -> Path:
     """A configuration that a user names: a file of his own, or one that comes with the package.
 
@@ -33,11 +38,27 @@ def config(path: Path | str, kind: str) -> Path:
     Returns:
         The file; `path` itself where there is no such file in either place.
     """
-    path = Path(path)
-    if path.is_file() or path.parent not in (Path("."), Path("configs", kind)):
+    return _own_or_shipped(Path(path), Path("configs", kind), ".yaml")
+
+
+def weights(path: Path | str) -> Path:
+    """Weights that a user names: a file of his own, or one that comes with the package.
+
+    Args:
+        path: A path, or the name of a released file, with or without `weights/` before it and
+            `.safetensors` behind it. A file of that path wins over a released one.
+
+    Returns:
+        The file; `path` itself where there is no such file in either place.
+    """
+    return _own_or_shipped(Path(path), Path("weights"), ".safetensors")
+
+
+def _own_or_shipped(path: Path, place: Path, ending: str) -> Path:
+    if path.is_file() or path.parent not in (Path("."), place):
         return path
-    shipped = folder("configs") / kind
-    for name in (path.name, f"{path.name}.yaml"):
-        if name.endswith(".yaml") and (shipped / name).is_file():
+    shipped = folder(place.parts[0]).joinpath(*place.parts[1:])
+    for name in (path.name, f"{path.name}{ending}"):
+        if name.endswith(ending) and (shipped / name).is_file():
             return shipped / name
     return path

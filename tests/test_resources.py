@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+import spikedet
 from spikedet import resources, task_registry
-from spikedet.errors import UsageError
+from spikedet.commands import kinds
+from spikedet.commands.main import COMMANDS, module_of, parsed
+from spikedet.commands.option import options_of
+from spikedet.errors import UsageError, WeightsError
 from support.places import ROOT
 
 MODELS = ROOT / "configs/models"
@@ -48,6 +52,42 @@ def test_an_experiment_is_found_by_name():
     wanted = ROOT / "configs/experiments/half-width-cpu.yaml"
     assert resources.config("half-width-cpu", "experiments") == wanted
     assert resources.config("tiny-yolo", "experiments") == Path("tiny-yolo")
+
+
+RELEASED = ROOT / "weights/tiny-yolo-s-float.safetensors"
+NAMES = ["tiny-yolo-s-float", "tiny-yolo-s-float.safetensors", "weights/tiny-yolo-s-float"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_released_weights_are_found_by_name_wherever_one_is(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.weights(name) == RELEASED
+    assert spikedet.load(name).weights == RELEASED
+    assert parsed("detect", ["x.jpg", "--weights", name]).weights == RELEASED
+    assert parsed("web", ["--float", name]).reference == RELEASED
+
+
+def test_every_option_for_weights_takes_a_name():
+    """Or one command would know a name that the next one does not."""
+    of_weights = {"weights", "teacher", "float", "leaky", "pretrained", "stage1"}
+    found = set()
+    for name in COMMANDS:
+        for each in options_of(module_of(name).Options):
+            if each.type is Path and each.name in of_weights:
+                assert each.more.get("kind") is kinds.weights, f"{name} {each.name}"
+                found.add(each.name)
+    assert found == of_weights
+
+
+def test_weights_of_ones_own_win_and_a_wrong_name_has_a_hint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.weights("runs/tiny-yolo-s-float") == Path("runs/tiny-yolo-s-float")
+    with pytest.raises(WeightsError, match="^tiny-yolo-s-flaot: .*mean tiny-yolo-s-float"):
+        spikedet.load("tiny-yolo-s-flaot")
+    with pytest.raises(WeightsError, match="^runs/tiny-yolo-s-flaot: no such weights file$"):
+        spikedet.load("runs/tiny-yolo-s-flaot")
+    Path("tiny-yolo-s-float").write_text("not weights")
+    assert resources.weights("tiny-yolo-s-float") == Path("tiny-yolo-s-float")
 
 
 def test_every_folder_of_code_is_a_package():

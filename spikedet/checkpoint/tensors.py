@@ -12,7 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from spikedet.errors import WeightsError
+from spikedet import resources
+from spikedet.errors import WeightsError, did_you_mean
 
 
 def load_plain(path: Path) -> dict[str, Tensor]:
@@ -85,7 +86,8 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such weights file") from None
+        meant = did_you_mean(path.stem, resources.all_weights()) if path.name == str(path) else ""
+        raise WeightsError(f"{path}: no such weights file{meant}") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import UsageError
@@ -54,9 +54,13 @@ class Options(shared.TrainingData):
 
     out: Path = parse.written_folder(help="folder for CSV files and plots")
     limit: int = option(64, "use only N pictures, always the same ones", least=1)
-    weights: Path | None = option(None, "spiking checkpoint (default: the released one for T)")
-    stage1: Path | None = option(None, "stage-I checkpoint that --weights was made from")
-    source: Path | None = option(None, "float checkpoint", name="float")
+    weights: Path | None = option(
+        None, "spiking checkpoint (default: the released one for T)", kind=kinds.weights
+    )
+    stage1: Path | None = option(
+        None, "stage-I checkpoint that --weights was made from", kind=kinds.weights
+    )
+    source: Path | None = option(None, "float checkpoint", name="float", kind=kinds.weights)
     all: bool = option(False, "use all pictures, not only the tuning pictures")
     T: int | None = shared.steps()
     place: list[float] = option(

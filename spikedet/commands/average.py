@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spikedet.commands import parse
+from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line
 from spikedet.settings import option
@@ -22,7 +22,9 @@ from spikedet.settings import option
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: list[Path] = option(help="spiking checkpoints of the same network and T")
+    weights: list[Path] = option(
+        help="spiking checkpoints of the same network and T", kind=kinds.weights
+    )
     out: Path = parse.written(help="checkpoint to write")
 
 

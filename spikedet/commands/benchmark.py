@@ -60,9 +60,11 @@ class Options(parse.Options):
     engines: list[str] = option(
         ["auto"], "engines: auto, events, torch, torch-bfloat16, integers", kind=kinds.timed_engine
     )
-    weights: Path | None = option(None, "spiking weights (default: the released ones for T)")
+    weights: Path | None = option(
+        None, "spiking weights (default: the released ones for T)", kind=kinds.weights
+    )
     reference: Path | None = option(
-        None, "float weights (default: the released ones)", name="float"
+        None, "float weights (default: the released ones)", name="float", kind=kinds.weights
     )
     data: Path | None = option(None, "pictures: a VOCdevkit, or a folder of pictures")
     imgsz: int | None = option(None, "input side in pixels (default: that of the weights)",

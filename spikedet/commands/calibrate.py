@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
-from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
     END,
@@ -38,11 +37,14 @@ class Options(StageTwoOptions, shared.TrainingData):
     """Options of the command."""
 
     weights: Path = option(
-        help="stage-I checkpoint, or a spiking one to continue the end-to-end pass"
+        help="stage-I checkpoint, or a spiking one to continue the end-to-end pass",
+        kind=kinds.weights,
     )
     out: Path = parse.written(help="spiking checkpoint to write")
     T: int | None = shared.steps()
-    teacher: Path | None = option(None, "float checkpoint that the end-to-end pass distils from")
+    teacher: Path | None = option(
+        None, "float checkpoint that the end-to-end pass distils from", kind=kinds.weights
+    )
     resume: bool = resume("continue an interrupted end-to-end pass")
     seed: int = option(0, "seed that chooses the pictures", least=0, most=(1 << 31) - 1)
     device: str = shared.device()
@@ -95,7 +97,7 @@ def run(options: Options) -> None:
         teacher=teacher,
         method=METHODS["two-stage"],
         pooling=options.pooling,
-        device=torch_device(options.device),
+        device=kinds.torch_device(options.device),
         resume=options.resume,
         watcher=Shown(checkpoint.time_steps),
     )

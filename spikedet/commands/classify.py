@@ -38,7 +38,9 @@ class Options(FrameOptions):
     T: int | None = shared.steps(
         "time steps (default: the T of the weights; 8 for the released weights)"
     )
-    weights: Path | None = option(None, "classifier of any stage (default: the released one)")
+    weights: Path | None = option(
+        None, "classifier of any stage (default: the released one)", kind=kinds.weights
+    )
     top: int = option(5, "number of classes to print for each picture", least=1)
     device: str = shared.device()
     engine: str = shared.engine()

@@ -74,11 +74,13 @@ STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first", "stage1_sparsi
 class Options(StageOneOptions, StageTwoOptions, shared.TrainingData):
     """Options of the command."""
 
-    weights: Path = option(help="float checkpoint", aliases=["--model"])
+    weights: Path = option(help="float checkpoint", aliases=["--model"], kind=kinds.weights)
     T: int = option(help="time steps", kind=kinds.time_steps)
     out: Path = parse.written(help="spiking checkpoint to write")
     method: str = option("two-stage", "conversion method", choices=tuple(METHODS), metavar="METHOD")
-    stage1: Path | None = option(None, "use this stage-I checkpoint and skip stage I")
+    stage1: Path | None = option(
+        None, "use this stage-I checkpoint and skip stage I", kind=kinds.weights
+    )
     resume: bool = resume()
     training: dict[str, Any] = training(stage_one=True)
     unlabelled: list[Path] | None = shared.unlabelled()

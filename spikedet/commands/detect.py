@@ -56,7 +56,9 @@ class Options(FrameOptions):
     T: int | None = shared.steps(
         "time steps (default: the T of the weights; 20 for the released weights)"
     )
-    weights: Path | None = option(None, "weights of any stage (default: the released weights)")
+    weights: Path | None = option(
+        None, "weights of any stage (default: the released weights)", kind=kinds.weights
+    )
     conf: float = option(0.25, "confidence threshold", least=0, most=1)
     iou: float = option(
         0.6, "IoU threshold of non-maximum suppression", least=0, most=1, group="box"

@@ -43,7 +43,9 @@ COLOURS = {OK: "green", MISSING: "yellow", BAD: "bold red"}
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path | None = option(None, "weights to check (default: the released weights)")
+    weights: Path | None = option(
+        None, "weights to check (default: the released weights)", kind=kinds.weights
+    )
     data: list[Path] | None = option(None, "data to check", metavar="FOLDER")
     device: str = shared.device()
     camera: bool = option(False, "open the first camera; its light may switch on")

@@ -36,9 +36,11 @@ class Options(shared.TestData):
     """Options of the command."""
 
     limit: int = option(100, "use only N pictures, always the same ones", least=1)
-    weights: Path | None = option(None, "spiking checkpoint (default: the released one for T)")
+    weights: Path | None = option(
+        None, "spiking checkpoint (default: the released one for T)", kind=kinds.weights
+    )
     reference: Path | None = option(
-        None, "float checkpoint to compare the operations with", name="float"
+        None, "float checkpoint to compare the operations with", name="float", kind=kinds.weights
     )
     T: int | None = shared.steps()
     batch: int = shared.batch(4)

@@ -45,7 +45,9 @@ and so on in the same run, unless --T is given.
 class Options(shared.TestData):
     """Options of the command."""
 
-    weights: list[Path] | None = option(None, "checkpoints (default: the released ones)")
+    weights: list[Path] | None = option(
+        None, "checkpoints (default: the released ones)", kind=kinds.weights
+    )
     T: list[int] | None = option(
         None, "time steps (default: the T of the weights)", kind=kinds.time_steps
     )

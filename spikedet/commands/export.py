@@ -21,7 +21,9 @@ from spikedet.settings import option
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
+    weights: Path = option(
+        help="checkpoint of any stage", positional=True, metavar="WEIGHTS", kind=kinds.weights
+    )
     file: Path | None = parse.written(
         None,
         "file to write; its ending sets the format: .onnx, .nir or .int8.safetensors",

@@ -35,7 +35,9 @@ SEVERAL = True  # torchrun may start it
 class Options(StageOneOptions, shared.TrainingData):
     """Options of the command."""
 
-    weights: Path = option(help="float checkpoint, or stage-I checkpoint for another T")
+    weights: Path = option(
+        help="float checkpoint, or stage-I checkpoint for another T", kind=kinds.weights
+    )
     T: int = option(help="time steps", kind=kinds.time_steps)
     out: Path = run_folder()
     resume: bool = resume()

@@ -37,7 +37,9 @@ NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path = option(help="checkpoint of any stage", positional=True, metavar="WEIGHTS")
+    weights: Path = option(
+        help="checkpoint of any stage", positional=True, metavar="WEIGHTS", kind=kinds.weights
+    )
     layers: bool = option(False, "also show the thresholds and the spike rate of each layer")
     json: Path | None = parse.written(
         None, "write all of this to a JSON file", kind=kinds.json_file

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from spikedet import resources
 from spikedet.errors import UsageError, list_choices, shorten
 
 MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
@@ -20,6 +21,11 @@ def time_steps(text: str) -> int:
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"T is {text!r}; expected an integer from 1 to {MOST_STEPS}")
     return steps
+
+
+def weights(text: str) -> Path:
+    """Parse a weights file: a path, or the name of released weights."""
+    return resources.weights(text)
 
 
 def json_file(text: str) -> Path:

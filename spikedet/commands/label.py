@@ -33,7 +33,7 @@ class Options(parse.Options):
     """Options of the command."""
 
     folder: Path = option(help="folder of pictures", positional=True, metavar="FOLDER")
-    weights: list[Path] = option(help="one or more detectors")
+    weights: list[Path] = option(help="one or more detectors", kind=kinds.weights)
     out: Path = parse.written(help="COCO file to write", kind=kinds.json_file)
     voc: bool = option(False, "rename the classes of COCO to those of VOC, and keep only VOC's 20")
     rename: list[str] = option([], "rename classes", metavar="OLD=NEW")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikedet.commands import plotting, shared
+from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import network_file, resume, run_folder, training, training_settings
@@ -44,6 +44,7 @@ class Options(shared.TrainingData):
         None,
         "start from these weights: a backbone (spikedet pretrain), or a float network of the same "
         "description",
+        kind=kinds.weights,
     )
     resume: bool = resume()
     training: dict[str, Any] = training()
@@ -55,7 +56,10 @@ class Options(shared.TrainingData):
         group="detectors",
     )
     teacher: Path | None = option(
-        None, "float network with the same classes, to distil from", group="distillation"
+        None,
+        "float network with the same classes, to distil from",
+        group="distillation",
+        kind=kinds.weights,
     )
     distill: float | None = option(
         None, "weight of the distillation loss", least=0, shown="default: 1.0", group="distillation"

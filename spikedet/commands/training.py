@@ -137,7 +137,10 @@ class StageOneOptions(Options):
 
     stage_one: dict[str, Any] = _of_tasks("StageOne")
     teacher: Path | None = option(
-        None, "float checkpoint to distil from (default: --weights, if float)", group=GROUP_ONE
+        None,
+        "float checkpoint to distil from (default: --weights, if float)",
+        group=GROUP_ONE,
+        kind=kinds.weights,
     )
     qcfs: bool = option(
         False, "train like QCFS: --noise 0, --distill 0 and the gradient of QCFS", group=GROUP_ONE

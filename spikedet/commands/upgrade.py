@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spikedet.commands import parse
+from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new
 from spikedet.settings import option
 
@@ -21,7 +21,7 @@ from spikedet.settings import option
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path = option(help="old checkpoint of any stage")
+    weights: Path = option(help="old checkpoint of any stage", kind=kinds.weights)
     out: Path = parse.written(help="checkpoint to write")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikedet.commands import parse, shared
+from spikedet.commands import kinds, parse, shared
 from spikedet.errors import UsageError
 from spikedet.settings import option
 
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path | None = option(None, "spiking weights (default: the released weights)")
+    weights: Path | None = option(
+        None, "spiking weights (default: the released weights)", kind=kinds.weights
+    )
     T: int | None = shared.steps("time steps at the start (default: the T of the weights)")
     reference: Path | None = option(
         None,
         "float weights to show beside the spiking ones (default: the released ones, if they are of "
         "the same network)",
         name="float",
+        kind=kinds.weights,
     )
     engine: str = shared.engine()
     device: str = shared.device()

@@ -80,11 +80,14 @@ class Options(shared.Measured):
         "pictures for the conversion (default: those of the training commands)",
         group="conversion",
     )
-    model: list[Path] | None = option(None, "float checkpoints (default: the released one)")
+    model: list[Path] | None = option(
+        None, "float checkpoints (default: the released one)", kind=kinds.weights
+    )
     leaky: Path | None = option(
         None,
         "float detector with leaky ReLU for the Spiking-YOLO rows (default: the released one)",
         group="detectors",
+        kind=kinds.weights,
     )
     out: Path = parse.written_folder(Path("results"), "folder for the results and the new weights")
     T: list[int] | None = option(None, "only rows with these T", kind=kinds.time_steps)
