@@ -1,7 +1,8 @@
-"""Makes the pictures of the README and of these pages: python docs/figures.py
+"""Makes the pictures of the README and of these pages: python docs/figures.py --kodak FOLDER
 
 cat-steps.jpg     what the released detector sees after some steps of one run on cat.jpg
-examples.jpg      what it sees on six pictures of scikit-image (pip install scikit-image)
+examples.jpg      what it sees on six pictures of scikit-image (pip install scikit-image), and on
+                  six of Kodak's test pictures: FOLDER with kodim01.png to kodim24.png
 ap-over-T.svg     average precision over the time steps T, from weights/results/table10.csv
 passes.svg        time over T, in passes of the float network, from weights/results/speed.csv
 neuron.svg        potential and spikes of one integrate-and-fire neuron
@@ -12,6 +13,7 @@ correcting.svg    an ordinary neuron, and one that takes back a spike, with the 
 
 from __future__ import annotations
 
+import argparse
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,8 @@ TABLE = ROOT / "weights" / "results" / "table10.csv"
 SPEED = ROOT / "weights" / "results" / "speed.csv"
 STEPS = (1, 2, 4, 8)
 EXAMPLES = ("astronaut", "camera", "horse", "cat", "coffee", "rocket")  # in skimage.data
-EXAMPLE = (330, 260)  # pixels of each, width and height
+KODAK = ("kodim20", "kodim12", "kodim09", "kodim23", "kodim18", "kodim05")
+EXAMPLE = (300, 236)  # pixels of each, width and height
 DATA = "1,000 pictures of VOC2007:val; released detector, and others of its size; spikedet"
 CURVES = {  # method in the table: label, colour
     "two-stage-correcting": ("spiking, stages I + II, take back spikes", "#d62728"),
@@ -51,16 +54,25 @@ def steps(detector, picture: Path) -> np.ndarray:
     return np.vstack(rows)
 
 
-def examples(detector) -> np.ndarray:
-    """The detections on EXAMPLES, three in a row; [H, W, 3] uint8 BGR."""
+def example_pictures(kodak: Path) -> list[np.ndarray]:
+    """The pictures of EXAMPLES and of KODAK; each [H, W, 3] uint8 BGR."""
     from skimage import data, img_as_ubyte
 
-    width, height = EXAMPLE
-    panels = []
+    pictures = []
     for name in EXAMPLES:
         picture = img_as_ubyte(getattr(data, name)())
         from_grey = picture.ndim == 2
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if from_grey else cv2.COLOR_RGB2BGR)
+        pictures.append(
+            cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if from_grey else cv2.COLOR_RGB2BGR)
+        )
+    return pictures + [cv2.imread(str(kodak / f"{name}.png")) for name in KODAK]
+
+
+def examples(detector, pictures: list[np.ndarray]) -> np.ndarray:
+    """The detections on pictures, three in a row; [H, W, 3] uint8 BGR."""
+    width, height = EXAMPLE
+    panels = []
+    for picture in pictures:
         scale = min(width / picture.shape[1], height / picture.shape[0])
         size = [round(side * scale) for side in picture.shape[1::-1]]
         small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
@@ -70,7 +82,7 @@ def examples(detector) -> np.ndarray:
         top, left = (height - size[1]) // 2, (width - size[0]) // 2
         panel[top : top + size[1], left : left + size[0]] = drawn
         panels.append(panel)
-    return np.vstack([np.hstack(panels[:3]), np.hstack(panels[3:])])
+    return np.vstack([np.hstack(panels[i : i + 3]) for i in range(0, len(panels), 3)])
 
 
 def ap_over_T() -> tuple[float, dict[str, list[tuple[int, float]]]]:
@@ -223,6 +235,9 @@ def passes(path: Path) -> None:
 if __name__ == "__main__":
     import spikedet
 
+    parser = argparse.ArgumentParser(description="Make the pictures of the README.")
+    parser.add_argument("--kodak", type=Path, required=True, help="folder of kodim01.png and so on")
+    kodak = parser.parse_args().kodak
     plot(PICTURES / "ap-over-T.svg")
     passes(PICTURES / "passes.svg")
     drawings(PICTURES)
@@ -230,6 +245,6 @@ if __name__ == "__main__":
     detector = spikedet.load(T=8, engine="integers")
     for name, picture in {
         "cat-steps.jpg": steps(detector, PICTURES / "cat.jpg"),
-        "examples.jpg": examples(detector),
+        "examples.jpg": examples(detector, example_pictures(kodak)),
     }.items():
         cv2.imwrite(str(PICTURES / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
