@@ -26,7 +26,7 @@ from spikedet.settings import world_size
 from spikedet.task import Run
 from spikedet.training.board import log_epoch
 from spikedet.training.devices import expect_possible
-from spikedet.training.optimizer import OPTIMIZERS, parameter_groups, restore_optimizer
+from spikedet.training.optimizer import make_optimizer, parameter_groups, restore_optimizer
 from spikedet.training.run import (
     begin,
     expect_fresh,
@@ -226,7 +226,7 @@ class _Loop:
             self.model = nn.parallel.DistributedDataParallel(self.network, ids)
         self.teacher = None if teacher is None else teacher.to(device)
         groups = parameter_groups(network, settings.rate, settings.decay, settings.threshold_rate)
-        self.optimizer = OPTIMIZERS[settings.optimizer](groups)
+        self.optimizer = make_optimizer(settings.optimizer, groups)
         steps, warm = len(self.loader) * settings.epochs, len(self.loader) * settings.warmup
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _rate(step, steps, warm, settings.final)

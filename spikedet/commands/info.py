@@ -1,10 +1,12 @@
 """Show what a checkpoint holds: its network, T, thresholds, size, classes and origin.
 
+    spikedet info
     spikedet info weights.safetensors
     spikedet info weights.safetensors --json info.json
     spikedet info weights.safetensors --layers
 
-For a spiking network, it also shows which engines can run it. If an engine cannot, it names the
+Without a checkpoint, it lists the released weights, which every command finds by their names. For a
+spiking network, it also shows which engines can run it. If an engine cannot, it names the
 layer and the reason. "left out" lists the layers that an engine leaves to torch. For released
 weights, it shows what was measured with them. --layers runs a spiking network on the street picture
 that comes with ultralytics. It prints the thresholds and the spike rate of each layer.
@@ -37,8 +39,8 @@ NOT_SHOWN = ("run",)  # fingerprints, which a resumed run compares
 class Options(parse.Options):
     """Options of the command."""
 
-    weights: Path = option(
-        help="checkpoint of any stage", positional=True, metavar="WEIGHTS", kind=kinds.weights
+    weights: Path | None = option(
+        None, "checkpoint of any stage", positional=True, metavar="WEIGHTS", kind=kinds.weights
     )
     layers: bool = option(False, "also show the thresholds and the spike rate of each layer")
     json: Path | None = parse.written(
@@ -49,6 +51,11 @@ class Options(parse.Options):
 def run(options: Options) -> None:
     from spikedet.checkpoint import load
 
+    if options.weights is None:
+        if options.layers:
+            raise UsageError("--layers: name the weights")
+        write_json(options, all_released())
+        return
     checkpoint = load(options.weights)
     entries = facts(checkpoint, options.weights)
     if options.layers:
@@ -63,6 +70,30 @@ def run(options: Options) -> None:
         elif value not in (None, [], {}):
             print(beside(f"{name.replace('_', ' '):14}", text(value)))
     write_json(options, entries)
+
+
+def all_released() -> list[dict[str, Any]]:
+    """Print a table of the released weights, and return its rows."""
+    from spikedet.checkpoint import identity, load
+    from spikedet.resources import all_weights, weights
+
+    columns = [("name", 30), ("task", 16), ("stage", 20), ("T", 2), ("MB", 7), ("measured", 24)]
+    table, rows = Table(columns, left=3), []
+    table.head()
+    for name in all_weights():
+        path = weights(name)
+        checkpoint = load(path)
+        row: dict[str, Any] = {
+            "name": name, "task": checkpoint.task, "stage": STAGES[checkpoint.stage],
+            "T": checkpoint.T, "megabytes": round(path.stat().st_size / 1e6, 1),
+        }  # fmt: skip
+        own = [r for r in measured(identity(path), checkpoint.stage) if r["T"] == checkpoint.T]
+        row |= {value: own[0][value] for value in VALUES if own and value in own[0]}
+        rows.append(row)
+        values = (f"{value} {100 * row[value]:.1f}" for value in VALUES if value in row)
+        first = name, row["task"], row["stage"], str(row["T"] or "-"), str(row["megabytes"])
+        table.row(*first, ", ".join(values))
+    return rows
 
 
 def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:

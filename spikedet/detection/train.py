@@ -32,7 +32,7 @@ from spikedet.settings import world_size
 from spikedet.task import Run
 from spikedet.training.board import log_epoch
 from spikedet.training.devices import expect_possible
-from spikedet.training.optimizer import parameter_groups, restore_optimizer
+from spikedet.training.optimizer import make_optimizer, parameter_groups, restore_optimizer
 from spikedet.training.run import (
     begin,
     expect_fresh,
@@ -203,9 +203,7 @@ class Trainer(DetectionTrainer):
     def build_optimizer(self, model, name="SGD", lr=0.01, momentum=0.9, decay=0.0, iterations=0):
         """Make the optimiser. Only convolution weights decay; thresholds have their own rate."""
         groups = parameter_groups(model, lr, decay, self.settings.threshold_rate)
-        if name == "SGD":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+        return make_optimizer(name, groups, momentum)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes

@@ -1,12 +1,14 @@
 """`spikedet info` and `spikedet export` of released weights."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import spikedet
+from spikedet import resources
 from spikedet.checkpoint import load, sha256
 from spikedet.exporting import reference
 from spikedet.neurons.correcting import CorrectingNeuron
@@ -42,6 +44,23 @@ def test_info_says_what_spiking_weights_are(tmp_path, monkeypatch, capsys):
     assert result["neurons"] == {"neuron": len(thresholds)} and result["margins"] == []
     assert f"T 4 thresholds {result['thresholds']['least']:.3g} to" in shown
     assert "airplane, automobile" in shown and "32 x 32 pixels" in shown
+
+
+def test_info_lists_the_released_weights(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.json"
+    assert command(monkeypatch, "info", "--json", rows) == 0
+    rows, shown = json.loads(rows.read_text()), capsys.readouterr().out
+    assert [row["name"] for row in rows] == resources.all_weights()
+    for row in rows:
+        path = resources.weights(row["name"])
+        (line,) = re.findall(f"^{row['name']} .*", shown, re.MULTILINE)
+        checkpoint = load(path)
+        assert (row["T"], row["task"]) == (checkpoint.T, checkpoint.task)
+        assert row["megabytes"] == pytest.approx(path.stat().st_size / 1e6, abs=0.051)
+        assert f" {row['T'] or '-'} " in line and f" {row['stage']} " in line
+    (float_row,) = (row for row in rows if row["name"] == "tiny-yolo-s-float")
+    assert f"AP {100 * float_row['AP']:.1f}, AP50 {100 * float_row['AP50']:.1f}" in shown
+    assert command(monkeypatch, "info", "--layers") == 2
 
 
 def test_info_names_margins(tmp_path, monkeypatch, capsys):
