@@ -115,7 +115,7 @@ class TrainingSettings:
         least=1,
         group="training",
     )
-    optimizer: str = option("SGD", "optimiser", choices=("SGD", "AdamW", "MuSGD"), group="training")
+    optimizer: str = option("SGD", "optimiser", choices=("SGD", "AdamW"), group="training")
     final: float = option(
         0.01,
         "last learning rate, as a fraction of the peak (cosine schedule)",

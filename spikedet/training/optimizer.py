@@ -14,20 +14,13 @@ def make_optimizer(
     """Make the optimiser of a training.
 
     Args:
-        name: `SGD` (with Nesterov's momentum), `AdamW`, or `MuSGD`. The last one adds a second step
-            to that of SGD, a fifth as long: the gradient of each matrix, made orthogonal by
-            Newton-Schulz iterations (Muon; K. Jordan et al., 2024). It is that of ultralytics.
+        name: `SGD` (with Nesterov's momentum) or `AdamW`.
         groups: Parameters, see `parameter_groups`.
-        momentum: Momentum of SGD and MuSGD.
+        momentum: Momentum of SGD.
     """
-    if name == "AdamW":
-        return torch.optim.AdamW(groups, betas=(0.9, 0.999))
     if name == "SGD":
         return torch.optim.SGD(groups, momentum=momentum, nesterov=True)
-    from ultralytics.optim import MuSGD
-
-    groups = [{**group, "use_muon": group["param_group"] == "weight"} for group in groups]
-    return MuSGD(groups, momentum=momentum, nesterov=True, muon=0.2, sgd=1.0)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999))
 
 
 def parameter_groups(
@@ -76,12 +69,12 @@ def restore_optimizer(
     Raises:
         KeyError, ValueError: The state is of another kind of optimiser or for other parameters.
     """
-    kept, settings = ("lr", "initial_lr", "weight_decay"), set(optimizer.defaults)
+    kept = ("lr", "initial_lr", "weight_decay")
     own = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(_in_order_of(optimizer, state, by_place))
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
-    missing = settings - optimizer.param_groups[0].keys()
+    missing = optimizer.defaults.keys() - optimizer.param_groups[0].keys()
     if missing:
         raise KeyError(*missing)
 

@@ -249,7 +249,7 @@ def test_bad_files(tmp_path, text, words):
         (["train", "--data", "d", "--out", "o", "--rate", "-1"],
          "--rate: '-1' is not a number of 0 or more"),
         (["train", "--data", "d", "--out", "o", "--optimizer", "sgd"],
-         "--optimizer: 'sgd'; expected SGD, AdamW or MuSGD (did you mean SGD?)"),
+         "--optimizer: 'sgd'; expected SGD or AdamW (did you mean SGD?)"),
         (["train", "--data", "d", "--out", "o", "--jpeg", 101],
          "--jpeg: '101' is not an integer between 0 and 100"),
         (["energy", "--data", "d", "--pj-ac", 0], "--pj-ac: '0' is not a number above 0"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from spikedet.conversion.distill import relative_adam
 from spikedet.errors import TrainingError
-from spikedet.training.optimizer import make_optimizer, parameter_groups, restore_optimizer
+from spikedet.training.optimizer import parameter_groups, restore_optimizer
 from spikedet.training.run import expect_alike
 
 
@@ -20,10 +20,6 @@ def network(*names):
 
 def sgd(layers):
     return torch.optim.SGD(parameter_groups(layers, 0.1, 1e-4, 0.5), momentum=0.9)
-
-
-def musgd(layers):
-    return make_optimizer("MuSGD", parameter_groups(layers, 0.1, 1e-4, 0.5))
 
 
 def adam(layers):
@@ -47,7 +43,7 @@ def moments(optimizer, layers):
     }
 
 
-@pytest.mark.parametrize("make", [sgd, musgd, adam])
+@pytest.mark.parametrize("make", [sgd, adam])
 def test_another_order_of_layers_changes_nothing(make):
     before, after = network("a", "b", "c"), network("c", "a", "b")
     saved = filled(make(before), before)
@@ -60,7 +56,7 @@ def test_another_order_of_layers_changes_nothing(make):
     filled(restored, after)  # and it can go on
 
 
-@pytest.mark.parametrize("make", [sgd, musgd, adam])
+@pytest.mark.parametrize("make", [sgd, adam])
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "d"), ("a", "b", "c", "d")])
 def test_a_state_of_other_parameters_is_refused(make, names):
     before, after = network("a", "b", "c"), network(*names)
@@ -94,21 +90,3 @@ def test_a_state_without_names_is_loaded_by_place_or_refused():
     assert len(moments(restored, layers)) == 4
     with pytest.raises(KeyError):
         restore_optimizer(sgd(layers), saved, by_place=False)
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1, 1), (4, 2, 3, 3)])
-def test_musgd_adds_an_orthogonal_step_to_that_of_sgd(shape):
-    start, gradient = torch.randn(shape), torch.randn(shape)
-    moved = {}
-    for name in ("SGD", "MuSGD"):
-        layers = nn.Module()
-        layers.weight = nn.Parameter(start.clone())
-        layers.bias = nn.Parameter(torch.zeros(4))
-        optimizer = make_optimizer(name, parameter_groups(layers, 0.1, 1e-2, 0.5))
-        layers.weight.grad, layers.bias.grad = gradient.clone(), torch.ones(4)
-        optimizer.step()
-        moved[name] = layers
-    assert torch.equal(moved["SGD"].bias, moved["MuSGD"].bias)
-    more = (moved["SGD"].weight - moved["MuSGD"].weight).detach().flatten(1) / (0.1 * 0.2)
-    lengths = torch.linalg.svdvals(more) / max(1, more.shape[0] / more.shape[1]) ** 0.5
-    assert lengths.min() > 0.5 and lengths.max() < 1.5  # of the gradient: 0.4 to 4
