@@ -14,7 +14,6 @@ crowds; its measure here treats crowds in the same way.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,26 +126,82 @@ def intervals(evaluation: COCOeval, count: int, seed: int = 0) -> dict[str, tupl
     Returns:
         Lower and upper end of the interval, by measure: `AP`, `AP50`.
     """
-    whole = copy.copy(evaluation)
-    pictures = len(evaluation.params.imgIds)
-    kinds = [
-        evaluation.evalImgs[n : n + pictures] for n in range(0, len(evaluation.evalImgs), pictures)
-    ]
-    kinds = kinds[:: len(evaluation.params.areaRng)]  # of each class, objects of any size
-    whole.params, whole._paramsEval = (copy.copy(evaluation.params) for _ in range(2))
-    for params in (whole.params, whole._paramsEval):
-        params.areaRng, params.maxDets = params.areaRng[:1], params.maxDets[-1:]
+    pictures, sizes = len(evaluation.params.imgIds), len(evaluation.params.areaRng)
+    found = evaluation.evalImgs  # by class, size of objects (any size is first) and picture
+    classes = [_Matches.of(found[n : n + pictures]) for n in range(0, len(found), pictures * sizes)]
     generator, values = np.random.default_rng(seed), []
     for _ in range(count):
-        drawn = generator.integers(0, pictures, pictures)
-        whole.evalImgs = [kind[picture] for kind in kinds for picture in drawn]
-        with contextlib.redirect_stdout(io.StringIO()):
-            whole.accumulate()
-        table = whole.eval["precision"]
-        values.append((_mean(table), _mean(table, iou=0)))
+        drawn = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
+        each = [one.precision(drawn, evaluation.params.recThrs) for one in classes]
+        each = [ap for ap in each if ap is not None]
+        table = np.array(each) if each else np.full((1, 1), np.nan)
+        values.append((table.mean(), table[:, 0].mean()))
     outside = 50 * (1 - WITHIN)
     low, high = np.nanpercentile(values, [outside, 100 - outside], axis=0).tolist()
     return {name: (low[n], high[n]) for n, name in enumerate(("AP", "AP50"))}
+
+
+@dataclass
+class _Matches:
+    """What COCO's evaluation found of one class, by descending score of the D detections.
+
+    Attributes:
+        picture: [D] picture of each detection.
+        true, false: [IoU, D] 1 where a detection is right or wrong. Neither where it is ignored.
+        objects: [pictures] number of objects that count.
+    """
+
+    picture: np.ndarray
+    true: np.ndarray
+    false: np.ndarray
+    objects: np.ndarray
+
+    @classmethod
+    def of(cls, found: Sequence[dict[str, Any] | None]) -> _Matches:
+        """Collect the entries of all pictures; an entry is None if the class is not in it."""
+        some = [(number, one) for number, one in enumerate(found) if one is not None]
+        objects = np.zeros(len(found), int)
+        for number, one in some:
+            objects[number] = np.count_nonzero(one["gtIgnore"] == 0)
+        scores = [np.asarray(one["dtScores"], float)[:COUNTED] for _, one in some]
+        order = np.argsort(-np.concatenate([*scores, []]), kind="stable")
+        places = [np.full(len(s), n) for (n, _), s in zip(some, scores, strict=True)]
+        ignored, matched = (
+            np.concatenate(
+                [one[key][:, :COUNTED] != 0 for _, one in some] or [np.empty((1, 0), bool)], 1
+            )
+            for key in ("dtIgnore", "dtMatches")
+        )
+        return cls(
+            np.concatenate([*places, []])[order].astype(int),
+            (matched & ~ignored)[:, order].astype(np.int32),
+            (~matched & ~ignored)[:, order].astype(np.int32),
+            objects,
+        )
+
+    def precision(self, drawn: np.ndarray, recalls: np.ndarray) -> np.ndarray | None:
+        """Mean precision over `recalls` for each IoU threshold, as COCO computes it.
+
+        Args:
+            drawn: [pictures] how often each picture counts.
+            recalls: [R] recalls, ascending.
+
+        Returns:
+            [IoU]; None if no object is drawn.
+        """
+        objects = int(drawn @ self.objects)
+        if not objects:
+            return None
+        weights = drawn[self.picture].astype(np.int32)
+        true, false = (np.cumsum(kind * weights, 1) for kind in (self.true, self.false))
+        precision = true / (true + false + np.spacing(1))  # as COCO does
+        best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # at this recall or more
+        values = np.zeros((len(true), len(recalls)))
+        for row, (hits, at) in enumerate(zip(true, best, strict=True)):
+            first = np.searchsorted(hits / objects, recalls)
+            reached = first < len(at)
+            values[row, reached] = at[first[reached]]
+        return values.mean(1)
 
 
 class _Evaluation(COCOeval):
