@@ -234,12 +234,18 @@ def test_the_numbers_of_the_readme_are_those_of_the_results():
     ap = {(row["method"], row["T"]): f"{100 * float(row['AP']):.1f}" for row in rows}
     for row in json.loads((ROOT / "weights/results/detector-3d8df55b/sparse.json").read_text()):
         ap["sparse", str(row["T"])] = f"{100 * row['AP']:.1f}"
+    for file in ("float", "any-T"):
+        path = ROOT / f"weights/results/detector-cbbb2633/{file}.json"
+        for row in json.loads(path.read_text()):
+            name = "float, wider" if file == "float" else "wider"
+            ap[name, str(row["T"] or "")] = f"{100 * row['AP']:.1f}"
     table = re.findall(
         r"^\| ([^|]+) \| ([^|]+) \| ([\d.]+) \|", (ROOT / "README.md").read_text(), re.M
     )
     assert len(table) >= 4
     names = {"float": "float", "**spiking**": "two-stage-correcting", "copied weights": "copy"}
-    names["**spiking, sparse**"] = "sparse"
+    names |= {"**spiking, sparse**": "sparse", "**spiking, wider**": "wider"}
+    names["float, wider"] = "float, wider"
     for name, T, value in table:
         assert ap[names[name], "" if T == "-" else T] == value, name
 
