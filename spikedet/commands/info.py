@@ -73,25 +73,31 @@ def run(options: Options) -> None:
 
 
 def all_released() -> list[dict[str, Any]]:
-    """Print a table of the released weights, and return its rows."""
-    from spikedet.checkpoint import identity, load
-    from spikedet.resources import all_weights, weights
+    """Print a table of the released weights, and return its rows.
 
+    Raises:
+        WeightsError: There are none.
+    """
+    from spikedet.checkpoint import identity, load
+    from spikedet.released import weights_folder
+    from spikedet.resources import all_weights
+
+    folder = weights_folder()
     columns = [("name", 30), ("task", 16), ("stage", 20), ("T", 2), ("MB", 7), ("measured", 24)]
+    paths = [folder / f"{name}.safetensors" for name in all_weights()]
     table, rows = Table(columns, left=3), []
     table.head()
-    for name in all_weights():
-        path = weights(name)
+    for path in paths:
         checkpoint = load(path)
         row: dict[str, Any] = {
-            "name": name, "task": checkpoint.task, "stage": STAGES[checkpoint.stage],
+            "name": path.stem, "task": checkpoint.task, "stage": STAGES[checkpoint.stage],
             "T": checkpoint.T, "megabytes": round(path.stat().st_size / 1e6, 1),
         }  # fmt: skip
         own = [r for r in measured(identity(path), checkpoint.stage) if r["T"] == checkpoint.T]
         row |= {value: own[0][value] for value in VALUES if own and value in own[0]}
         rows.append(row)
         values = (f"{value} {100 * row[value]:.1f}" for value in VALUES if value in row)
-        first = name, row["task"], row["stage"], str(row["T"] or "-"), str(row["megabytes"])
+        first = path.stem, row["task"], row["stage"], str(row["T"] or "-"), str(row["megabytes"])
         table.row(*first, ", ".join(values))
     return rows
 

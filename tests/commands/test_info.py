@@ -61,6 +61,11 @@ def test_info_lists_the_released_weights(tmp_path, monkeypatch, capsys):
     (float_row,) = (row for row in rows if row["name"] == "tiny-yolo-s-float")
     assert f"AP {100 * float_row['AP']:.1f}, AP50 {100 * float_row['AP50']:.1f}" in shown
     assert command(monkeypatch, "info", "--layers") == 2
+    capsys.readouterr()
+    monkeypatch.setattr(resources, "folder", lambda name: tmp_path / name)
+    assert command(monkeypatch, "info") == 4
+    told = capsys.readouterr()
+    assert "no released weights in this folder" in told.err and not told.out
 
 
 def test_info_names_margins(tmp_path, monkeypatch, capsys):
