@@ -2,6 +2,10 @@
 
     spikedet convert --model FLOAT --T 8 --data VOCdevkit --out W
     spikedet convert --model FLOAT --T 8 --data cifar10 --out W --method stage1
+    spikedet convert --model FLOAT --T 20 --data VOCdevkit --out W --method copy \\
+        --neuron correcting --per-channel
+
+The last of these commands trains nothing, and takes seconds.
 
 --method is two-stage, one of its parts (stage1, stage2, stage1-coarse, stage1-fine, copy), or a
 baseline (rmp, opt, opi, spiking-yolo, qcfs, cap). --help-all describes each method.
@@ -15,7 +19,6 @@ from typing import Any
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
-from spikedet.commands.kinds import torch_device
 from spikedet.commands.main import command_line
 from spikedet.commands.training import (
     END,
@@ -165,7 +168,7 @@ def run(options: Options) -> None:
         stage1=options.stage1,
         teacher=teacher,
         pooling=options.pooling,
-        device=torch_device(device),
+        device=kinds.torch_device(device),
         resume=options.resume,
         watcher=Shown(options.T),
     )
