@@ -2,8 +2,8 @@
 
     spikedet convert --model FLOAT --T 8 --data VOCdevkit --out W
     spikedet convert --model FLOAT --T 8 --data cifar10 --out W --method stage1
-    spikedet convert --model FLOAT --T 20 --data VOCdevkit --out W --method copy \\
-        --neuron correcting --per-channel
+    spikedet convert --model FLOAT --T 20 --data VOCdevkit --out W \\
+        --method copy --neuron correcting --per-channel
 
 The last of these commands trains nothing, and takes seconds.
 
