@@ -134,7 +134,7 @@ def intervals(evaluation: COCOeval, count: int, seed: int = 0) -> dict[str, tupl
         drawn = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
         each = [one.precision(drawn, evaluation.params.recThrs) for one in classes]
         each = [ap for ap in each if ap is not None]
-        table = np.array(each) if each else np.full((1, 1), np.nan)
+        table = np.array(each) if each else np.full((1, 1, 1), np.nan)
         values.append((table.mean(), table[:, 0].mean()))
     outside = 50 * (1 - WITHIN)
     low, high = np.nanpercentile(values, [outside, 100 - outside], axis=0).tolist()
@@ -180,14 +180,14 @@ class _Matches:
         )
 
     def precision(self, drawn: np.ndarray, recalls: np.ndarray) -> np.ndarray | None:
-        """Mean precision over `recalls` for each IoU threshold, as COCO computes it.
+        """Precision at each of `recalls` for each IoU threshold, as COCO computes it.
 
         Args:
             drawn: [pictures] how often each picture counts.
             recalls: [R] recalls, ascending.
 
         Returns:
-            [IoU]; None if no object is drawn.
+            [IoU, R]; None if no object is drawn.
         """
         objects = int(drawn @ self.objects)
         if not objects:
@@ -201,7 +201,7 @@ class _Matches:
             first = np.searchsorted(hits / objects, recalls)
             reached = first < len(at)
             values[row, reached] = at[first[reached]]
-        return values.mean(1)
+        return values
 
 
 class _Evaluation(COCOeval):
