@@ -134,7 +134,7 @@ class Run:
         for stage in stages:
             name = stage.op.name
             if name in means.sums and stage.kernel.kind == POOL:
-                values = self._unpack(name, memory)
+                values = self._spikes(name, memory)
                 self._add_mean(name, values, means.masses[name], means.sums[name], means.each)
 
     def _fill(
@@ -195,17 +195,17 @@ class Run:
     ) -> None:
         """Add values [steps*B, ...] to the sums over time, in the same way as the kernels."""
         frames = values.reshape(len(masses), self.batch, *values.shape[1:])
-        last = channels_last(frames, self.plan.maps[name]).numpy().astype(np.float32)
+        last = channels_last(frames, self.plan.maps[name]).numpy()
         for t, mass in enumerate(masses):
             if each and t:
                 sums[t] = sums[t - 1]
             into = sums[t] if each else sums
-            into[..., : last.shape[-1]] += last[t] * mass
+            into[..., : last.shape[-1]] += last[t].astype(np.float32) * mass
 
     def dense(self, op: Op, memory: Workspace, own: bool = False) -> Tensor:
         """The value of an operation, [steps*B, ...] float64: from its events, or computed."""
         if op.name in self.plan.tensors and not own:
-            return self._unpack(op.name, memory)
+            return self._spikes(op.name, memory).double()
         if isinstance(op, Current):
             return self.reference.value(op, [], memory.steps)
         ops = self.plan.program.ops
@@ -214,7 +214,8 @@ class Run:
             return self.reference.value(op, inputs, memory.steps)
         return at_once(op, inputs)
 
-    def _unpack(self, name: str, memory: Workspace) -> Tensor:
+    def _spikes(self, name: str, memory: Workspace) -> Tensor:
+        """The spikes of a tensor as a dense one, [steps*B, ...] int16."""
         plan, steps = self.plan, memory.steps
         number = plan.tensors[name]
         channels, height, width = plan.maps[name]
@@ -224,7 +225,7 @@ class Run:
             ctypes.byref(tensor), self.batch, steps, c_void_p(values.ctypes.data)
         )
         dense = torch.from_numpy(values).permute(1, 0, 4, 2, 3).flatten(0, 1)
-        return dense.reshape(steps * self.batch, *plan.shapes[name][1:]).double()
+        return dense.reshape(steps * self.batch, *plan.shapes[name][1:])
 
     def _pack(self, name: str, frames: Tensor, memory: Workspace) -> None:
         plan = self.plan
