@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet.checkpoint import Checkpoint, load, sha256
+from spikedet.conversion.output_error import MOST, output_error, warn_if_large
 from spikedet.graph.rewrites.spike import expect_margin
 from spikedet.methods import Method
 from spikedet.networks import (
@@ -111,6 +112,24 @@ class Conversion:
             watcher=self.watcher,
         )
         calibration.run()
+        self._compare(checkpoint)
+
+    def _compare(self, checkpoint: Checkpoint) -> None:
+        """Compare the outputs with those of the float network on tuning pictures, and tell."""
+        task, device = self.task, self.device
+        network = graph_of(task, checkpoint).eval().to(device)
+        spiking = graph_of(task, load(self.out)).to(device)
+        pictures = self.tune.pick(MOST, self.plan.seed).pictures(checkpoint, task.batch)
+        batches = (batch.to(device) for batch in pictures)
+        error = output_error(network, spiking, self.T, batches)
+        self.watcher.say(
+            f"squared error of the outputs, compared with the float network: {error:.3f} of their "
+            "variance"
+        )
+        better = [] if self.plan.neuron == "correcting" else ["--neuron correcting"]
+        better += [] if self.options.per_channel or self.stage1 else ["--per-channel"]
+        better += [] if self.method.finetuned else ["training (--method two-stage)"]
+        warn_if_large(error, self.T, [*better, "more time steps"])
 
     def _loaded_stage_one(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
         """Stage-I weights from a file, instead of a run of stage I."""
