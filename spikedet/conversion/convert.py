@@ -244,6 +244,7 @@ def convert(
         error = output_error(teacher, spiking, T, held_out)
     better = [] if neuron == "correcting" else ["neuron='correcting'"]
     better += [] if per_channel else ["per_channel=True"]
+    better += [] if recipe.calibrated else ["method='stage2'"]
     better += [] if epochs else ["training (epochs)"]
     warn_if_large(error, T, [*better, "more time steps"])
     converted.origin = {

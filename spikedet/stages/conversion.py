@@ -128,6 +128,7 @@ class Conversion:
         )
         better = [] if self.plan.neuron == "correcting" else ["--neuron correcting"]
         better += [] if self.options.per_channel or self.stage1 else ["--per-channel"]
+        better += [] if self.method.calibrated else ["--method stage2"]
         better += [] if self.method.finetuned else ["training (--method two-stage)"]
         warn_if_large(error, self.T, [*better, "more time steps"])
 
