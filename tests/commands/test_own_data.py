@@ -32,7 +32,7 @@ def commands(block):
     """(tool, words) of a block of the page."""
     return [
         (tool, shlex.split(words))
-        for tool, words in re.findall(r"^spikedet (\w+)(.*)", block, re.MULTILINE)
+        for tool, words in re.findall(r"^spikedet (\w+)(.*)", block.replace("\\\n", ""), re.M)
     ]
 
 
