@@ -88,9 +88,10 @@ def convert(
 
     The function checks its own result on your batches. It compares the recorded graph with
     `network`, and the spiking network with the quantised one, layer by layer. It raises an error if
-    they do not agree. At the end it compares the outputs with those of `network`, on held-out
-    pictures if some were held out. The result is in `origin["output_error"]`: the mean squared
-    difference, divided by the variance. Above 0.2 there is a warning that names better options.
+    they do not agree. If nothing was trained (`epochs` and `end_to_end`), it also compares the
+    outputs with those of `network`, on held-out pictures if some were held out. The result is in
+    `origin["output_error"]`: the mean squared difference, divided by the variance. Above 0.2 there
+    is a warning that names better options.
 
     Args:
         network: A module of supported operations (listed in `docs/convert.md`). The function does
@@ -240,16 +241,16 @@ def convert(
         if end.steps:
             passed = training.end_to_end(converted, groups[1], end)
         converted.requires_grad_(False).eval()
-        held_out = groups[1] if recipe.calibrated or end.steps else source.pictures(MOST)
-        error = output_error(teacher, spiking, T, held_out)
-    better = [] if neuron == "correcting" else ["neuron='correcting'"]
-    better += [] if per_channel else ["per_channel=True"]
-    better += [] if recipe.calibrated else ["method='stage2'"]
-    better += [] if epochs else ["training (epochs)"]
-    warn_if_large(error, T, [*better, "more time steps"])
+        if not epochs and not end.steps:  # a trained network has outputs of its own
+            held_out = groups[1] if recipe.calibrated else source.pictures(MOST)
+            passed["output_error"] = output_error(teacher, spiking, T, held_out)
+            better = [] if neuron == "correcting" else ["neuron='correcting'"]
+            better += [] if per_channel else ["per_channel=True"]
+            better += [] if recipe.calibrated else ["method='stage2'"]
+            warn_if_large(passed["output_error"], T, [*better, "training (epochs)", "more steps"])
     converted.origin = {
         "method": method, "T": T, "epochs": epochs,
-        "end_to_end": False, "end_to_end_steps": 0, "seed": seed, "output_error": error,
+        "end_to_end": False, "end_to_end_steps": 0, "seed": seed,
         "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **passed,
     }  # fmt: skip
     return converted

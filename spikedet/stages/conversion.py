@@ -112,7 +112,8 @@ class Conversion:
             watcher=self.watcher,
         )
         calibration.run()
-        self._compare(checkpoint)
+        if not method.finetuned and not end.steps:  # a trained network has outputs of its own
+            self._compare(checkpoint)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         """Compare the outputs with those of the float network on tuning pictures, and tell."""
@@ -127,10 +128,10 @@ class Conversion:
             "variance"
         )
         better = [] if self.plan.neuron == "correcting" else ["--neuron correcting"]
-        better += [] if self.options.per_channel or self.stage1 else ["--per-channel"]
+        better += [] if self.options.per_channel else ["--per-channel"]
         better += [] if self.method.calibrated else ["--method stage2"]
-        better += [] if self.method.finetuned else ["training (--method two-stage)"]
-        warn_if_large(error, self.T, [*better, "more time steps"])
+        better += ["training (--method two-stage)", "more steps"]
+        warn_if_large(error, self.T, better)
 
     def _loaded_stage_one(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
         """Stage-I weights from a file, instead of a run of stage I."""

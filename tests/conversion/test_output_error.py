@@ -62,8 +62,8 @@ def test_convert_tells_what_loses_less(pictures):
     ]
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, 5, bias=False))
     words = {"method": "copy", "progress": False}
-    better = "neuron='correcting', per_channel=True, method='stage2', training (epochs), more time"
-    with pytest.warns(UserWarning, match=re.escape(f"better are {better} steps")):
+    better = "neuron='correcting', per_channel=True, method='stage2', training (epochs), more steps"
+    with pytest.warns(UserWarning, match=re.escape(f"better are {better}")):
         short = spikedet.convert(network, [pictures], T=1, **words)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,3 +73,12 @@ def test_convert_tells_what_loses_less(pictures):
     graph = record(network, pictures)
     again = output_error(graph, long.graph, 64, [pictures])
     assert again == pytest.approx(long.origin["output_error"])
+
+
+def test_a_trained_network_has_outputs_of_its_own(pictures):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 196, 2))
+    batches = [(pictures, torch.zeros(20, dtype=torch.long))]
+    words = {"loss": nn.functional.cross_entropy, "end_to_end": 1, "progress": False}
+    assert "output_error" in spikedet.convert(network, batches, T=4, progress=False).origin
+    assert "output_error" not in spikedet.convert(network, batches, T=4, **words).origin
