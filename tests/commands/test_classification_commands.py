@@ -163,7 +163,7 @@ def test_a_float_network_learns_from_a_teacher(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_converts(runs, tmp_path, monkeypatch, method):
+def test_every_method_converts(runs, tmp_path, monkeypatch, capsys, method):
     out = tmp_path / "out.safetensors"
     words = ["--weights", weights(runs, "float"), "--T", 2, "--data", runs / "data", "--out", out]
     does = METHODS.get(method)
@@ -175,6 +175,8 @@ def test_every_method_converts(runs, tmp_path, monkeypatch, method):
     words += ["--layer-steps", 2] if does and does.fine else []
     words += ["--end-to-end", 1] if does and does.end_to_end else []
     assert command(monkeypatch, "convert", *words, "--method", method) == 0
+    compared = "squared error of the outputs, compared with the float network"
+    assert (compared in capsys.readouterr().out) == (not METHODS[method].finetuned)
     checkpoint = load(out)
     assert (checkpoint.stage, checkpoint.T, checkpoint.origin["method"]) == ("snn", 2, method)
     assert ("tuning_loss" in checkpoint.origin) == (method == "two-stage")
