@@ -90,7 +90,7 @@ def convert(
     `network`, and the spiking network with the quantised one, layer by layer. It raises an error if
     they do not agree. If nothing was trained (`epochs` and `end_to_end`), it also compares the
     outputs with those of `network`, on held-out pictures if some were held out. The result is in
-    `origin["output_error"]`: the mean squared difference, divided by the variance. Above 0.2 there
+    `origin["output_error"]`: the mean squared difference, divided by the variance. Above 0.25 there
     is a warning that names better options.
 
     Args:

@@ -46,13 +46,13 @@ def test_no_more_pictures_are_run_than_needed(pictures):
     assert sizes == [20, MOST - 20]
 
 
-@pytest.mark.parametrize("error", [0.21, float("nan"), float("inf")])
+@pytest.mark.parametrize("error", [0.26, float("nan"), float("inf")])
 def test_large_errors_are_told(error):
     with pytest.warns(UserWarning, match="at T=3 the outputs are far .* better are more steps"):
         warn_if_large(error, 3, ["more steps"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_large(0.2, 3, ["more steps"])
+        warn_if_large(0.25, 3, ["more steps"])
 
 
 def test_convert_tells_what_loses_less(pictures):
@@ -69,7 +69,7 @@ def test_convert_tells_what_loses_less(pictures):
         warnings.simplefilter("error")
         words |= {"neuron": "correcting", "per_channel": True}
         long = spikedet.convert(network, [pictures], T=64, **words)
-    assert long.origin["output_error"] < 0.05 < 0.2 < short.origin["output_error"]
+    assert long.origin["output_error"] < 0.05 < 0.25 < short.origin["output_error"]
     graph = record(network, pictures)
     again = output_error(graph, long.graph, 64, [pictures])
     assert again == pytest.approx(long.origin["output_error"])
