@@ -234,7 +234,8 @@ def convert(
         if recipe.calibrated or end.steps:
             groups = source.groups(layer_wise)
         if recipe.calibrated:
-            _calibrate(graph, spiking, groups, T, layer_wise, progress)
+            target = graph if epochs else teacher.prepared(fold=True).to(where).eval()
+            _calibrate(target, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()
         converted, passed = SpikingNetwork(spiking, T), {}
@@ -310,18 +311,18 @@ def _quantise(graph: Graph, source: Batches, T: int, recipe: Method, stage_one: 
 
 
 def _calibrate(
-    quantised: Graph,
+    target: Graph,
     spiking: Graph,
     groups: tuple[list[Tensor], list[Tensor]],
     T: int,
     options: LayerWise,
     progress: bool,
 ) -> None:
-    """Run stage II layer by layer on `spiking`, in place."""
+    """Run stage II layer by layer on `spiking`, in place. `target` has the activations to reach."""
     with Bar(desc=f"stage II, T={T}", unit="layer", shown=progress) as bar:
 
         def report(layer: LayerReport, index: int, count: int) -> None:
             bar.total = count
             bar.update()
 
-        calibrate(quantised, spiking, *groups, T, options, report)
+        calibrate(target, spiking, *groups, T, options, report)

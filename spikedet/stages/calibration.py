@@ -182,7 +182,7 @@ class Calibration:
         layers = self.plan.layers
         if not (layers.coarse or layers.fine or layers.bias):
             return {}
-        targets = self.teacher if layers.bias else None
+        targets = self.teacher if layers.bias or not self.method.finetuned else None
         reports, fitted, held_out = stage_two.layer_wise(
             self.task, self.checkpoint, network, self.train, self.plan, self.watcher.layer, targets
         )
