@@ -45,8 +45,7 @@ Methods:
     two-stage       stage I, then stage II: layer by layer, then end to end
     stage1          stage I; its weights are copied into spiking neurons
     stage2          stage II on the float network, with estimated thresholds;
-                    the targets are the activations of the float network,
-                    quantised and clipped
+                    the targets are the activations of the float network
     stage1-coarse   stage I and coarse calibration (initial potentials only)
     stage1-fine     stage I and fine calibration (weights and initial
                     potentials)
