@@ -234,7 +234,7 @@ def convert(
         if recipe.calibrated or end.steps:
             groups = source.groups(layer_wise)
         if recipe.calibrated:
-            target = graph if epochs else teacher.prepared(fold=True).to(where).eval()
+            target = graph if epochs else teacher.on(where)
             _calibrate(target, spiking, groups, T, layer_wise, progress)
         if int8:
             Rounder(spiking).write()

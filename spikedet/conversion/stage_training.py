@@ -151,12 +151,16 @@ class FloatTeacher:
         """A copy of the graph, ready for `quantise`."""
         return prepare(copy.deepcopy(self.graph), torch.empty(0), fold)
 
+    def on(self, device: torch.device) -> Graph:
+        """The float network with folded batch norm, in evaluation mode. It is made once."""
+        if self.folded is None:
+            self.folded = self.prepared(fold=True).to(device).eval()
+        return self.folded
+
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Any:
         """Compute the outputs of the float network for pictures [B, ...]."""
-        if self.folded is None:
-            self.folded = self.prepared(fold=True).to(pictures.device).eval()
-        return self.folded(pictures)
+        return self.on(pictures.device)(pictures)
 
 
 def device_of_weights(network: nn.Module) -> torch.device:
