@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
 from spikedet.errors import UsageError, list_choices, shorten
@@ -16,6 +19,33 @@ def has_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions. Otherwise bfloat16 is slower than float32."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(known and known())
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether this CPU computes convolutions faster in bfloat16 than in float32.
+
+    A CPU with bfloat16 instructions may be slower with them. An Intel Xeon takes twice as long
+    where its matrix unit (AMX) is switched off, as on some virtual machines. So one small
+    convolution is timed in both formats, once in a process.
+    """
+    if not has_bfloat16():
+        return False
+    with unset_fake_temporarily(), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        return _time_of(torch.bfloat16) < _time_of(torch.float32)
+
+
+def _time_of(dtype: torch.dtype) -> float:
+    """The shortest time of a small convolution in this format, in seconds."""
+    shapes = (4, 64, 32, 32), (64, 64, 3, 3)
+    empty = (torch.zeros(shape, device="cpu", dtype=dtype) for shape in shapes)
+    picture, weights = (x.contiguous(memory_format=torch.channels_last) for x in empty)
+    times = []
+    for _ in range(8):  # the first one also prepares the kernel
+        begun = perf_counter()
+        nn.functional.conv2d(picture, weights, padding=1)
+        times.append(perf_counter() - begun)
+    return min(times)
 
 
 def present_device(name: str) -> str:
@@ -57,12 +87,12 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def mixed(device: str, enabled: bool = True) -> torch.autocast:
-    """Autocast to bfloat16 on a device, except on CPUs without bfloat16 instructions.
+    """Autocast to bfloat16 on a device, except on CPUs that are slower at it (`fast_bfloat16`).
 
     On a CPU with only AVX2, a training step of ResNet-20 in bfloat16 takes 10 times as long as in
     float32.
     """
-    enabled = enabled and (device != "cpu" or has_bfloat16())
+    enabled = enabled and (device != "cpu" or fast_bfloat16())
     return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spikedet import precision
 from spikedet.precision import channels_last
 
 
 @pytest.mark.parametrize(("known", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, known, wanted):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
+def test_a_cpu_without_fast_bfloat16_trains_in_float32(monkeypatch, known, wanted):
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda: known)
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     with precision.mixed("cpu"):
         assert layer(x).dtype == wanted
@@ -19,6 +20,24 @@ def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, known, wanted):
     if torch.cuda.is_available():
         with precision.mixed("cuda"):
             assert torch.is_autocast_enabled("cuda")
+
+
+@pytest.mark.parametrize(
+    ("known", "seconds", "wanted"), [(True, 1, True), (True, 3, False), (False, 1, False)]
+)
+def test_bfloat16_is_fast_if_a_convolution_is_faster_in_it(monkeypatch, known, seconds, wanted):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
+    times = {torch.bfloat16: seconds, torch.float32: 2}
+    monkeypatch.setattr(precision, "_time_of", times.__getitem__)
+    assert precision.fast_bfloat16.__wrapped__() is wanted
+
+
+def test_timing_a_format_changes_no_random_numbers():
+    before = torch.get_rng_state()
+    with FakeTensorMode():
+        seconds = precision._time_of(torch.float32)
+    assert 0 < seconds < 10
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

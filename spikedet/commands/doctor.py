@@ -223,9 +223,9 @@ def _device() -> Finding:
 def _threads() -> Finding:
     import torch
 
-    from spikedet.precision import has_bfloat16
+    from spikedet.precision import fast_bfloat16
 
-    fast = "bfloat16 is fast" if has_bfloat16() else "no fast bfloat16"
+    fast = "bfloat16 is fast" if fast_bfloat16() else "no fast bfloat16"
     text = f"{torch.get_num_threads()} threads on {os.cpu_count()} processors; {fast}"
     return Finding("CPU", OK, text)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from spikedet.engines.registry import AUTO, TORCH, expect_engine
 from spikedet.errors import UsageError
-from spikedet.precision import device_of, has_bfloat16
+from spikedet.precision import device_of, fast_bfloat16
 from spikedet.runtime.network import SpikingNetwork
 
 
@@ -41,7 +41,7 @@ def choose_engine(network: nn.Module, engine: str = AUTO, half: bool | None = No
         return f"{TORCH}: the network is not spiking"
     sentence = network.use_engine(engine)
     if network.engine == TORCH:
-        fast = device_of(network).type == "cpu" and has_bfloat16()
+        fast = device_of(network).type == "cpu" and fast_bfloat16()
         if fast if half is None else half:
             network.use_bfloat16()
             sentence += ", spiking layers in bfloat16"

@@ -312,7 +312,7 @@ def test_rates_of_a_run_are_those_of_the_schedule(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_norms_and_quantisers_learn_in_mixed_precision(tmp_path, optimizer, monkeypatch):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda: True)
     network, kinds = toy(), []
     network[3].register_forward_hook(lambda *seen: kinds.append(seen[2].dtype))
     rate = 0.1 if optimizer == "SGD" else 0.01
