@@ -76,8 +76,8 @@ class _Trained(nn.Module):
     With `parts`, a training step runs in parts of the batch (see the module `parts`). The gradients
     of the returned losses are then already in the parameters.
 
-    On CPUs, the forward pass of the training uses channels-last and bfloat16 autocast, and the loss
-    is computed in float32. On GPUs, ultralytics' own mixed precision is used.
+    On CPUs, the forward pass of the training uses channels-last and, if it is faster, bfloat16. The
+    loss is computed in float32. On GPUs, ultralytics' own mixed precision is used.
     """
 
     autocast_cpu = True
