@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from spikedet.errors import DataError, UsageError, shorten
 
-NUMBERS = {"int": ("an integer", Integral), "float": ("a number", Real)}
+KINDS = {  # of the fields that hold one value: a noun, and a type
+    "int": ("an integer", Integral),
+    "float": ("a number", Real),
+    "bool": ("True or False", bool),
+}
 Group = TypeVar("Group")
 POOLINGS = ("count", "step")  # how spikes are max-pooled, see `neurons.layers.SpikingMaxPool`
 
@@ -71,8 +75,8 @@ def violated_limits(value: Any, limits: Any) -> str | None:
     """
     choices = limits.get("choices")
     if choices and value is not None and value not in choices:
-        return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return list_all(choices)
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     least, above, most = (limits.get(name) for name in ("least", "above", "most"))
     if least is above is most is None:
@@ -81,6 +85,11 @@ def violated_limits(value: Any, limits: Any) -> str | None:
     if low and value <= (math.inf if most is None else most) and value != math.inf:
         return None
     return describe_limits(limits, "a number")
+
+
+def list_all(choices: Sequence[str]) -> str:
+    """The choices in words, for example `count or step`."""
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
 
 
 def describe_limits(limits: Any, kind: str) -> str:
@@ -387,11 +396,17 @@ class Plan:
 def impossible(settings: Any) -> tuple[str, Any, str] | None:
     """Name, value and allowed values of the first option that is outside its limits, or None."""
     for each in fields(settings):
-        value = getattr(settings, each.name)
-        # types are text here, see `annotations` above; None is right where they say so
-        noun, number = NUMBERS.get(str(each.type).removesuffix(" | None"), ("", None))
-        if number is not None and value is not None and not isinstance(value, number):
+        value, kind = getattr(settings, each.name), str(each.type)  # text, see `annotations` above
+        if value is None and kind.endswith(" | None"):
+            continue
+        noun, right_kind = KINDS.get(kind.removesuffix(" | None"), ("", None))
+        if right_kind is not None and not isinstance(value, right_kind):
             return each.name, value, describe_limits(each.metadata, noun)
+        if value is None:
+            return each.name, value, list_all(each.metadata.get("choices") or ["a value"])
+        listed = isinstance(value, Iterable) and not isinstance(value, str)
+        if kind.startswith("Sequence") and not listed:
+            return each.name, value, "a list"
         right = violated_limits(value, each.metadata)
         if right is not None:
             return each.name, value, describe_limits(each.metadata, noun) if noun else right

@@ -60,7 +60,7 @@ def run(options: Options) -> None:
     from spikedet.stages.run_files import layers_file
 
     out = options.out
-    if is_finished(out, options.resume):
+    if is_finished(out, options.resume, options.weights):
         return
     checkpoint = load(options.weights)
     expect_stage(checkpoint, "qc", "snn")

@@ -137,7 +137,7 @@ def run(options: Options) -> None:
     from spikedet.networks import expect_stage
     from spikedet.stages.conversion import Conversion
 
-    if is_finished(options.out, options.resume):
+    if is_finished(options.out, options.resume, options.weights):
         return
     device, seed = options.training.get("device", "cpu"), options.training.get("seed", 0)
     checkpoint = load(options.weights)

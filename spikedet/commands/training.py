@@ -266,11 +266,12 @@ class Shown(Watcher):
         print(text)
 
 
-def is_finished(out: Path, resume: bool) -> bool:
+def is_finished(out: Path, resume: bool, weights: Path) -> bool:
     """Whether `--resume` has nothing to do. Refuse to overwrite results of other commands."""
+    from spikedet.checkpoint import sha256
     from spikedet.stages.run_files import is_finished
 
-    done = is_finished(out, resume, command_line())
+    done = is_finished(out, resume, command_line(), sha256(weights))
     if done:
         print(f"{out}: this run is complete; there is nothing to resume")
     return done

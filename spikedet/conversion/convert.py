@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,10 +114,11 @@ def convert(
         per_channel: Use one threshold for each channel instead of one for each layer.
         fold_first: Fold batch norm before stage I instead of after it.
         pictures: Largest number of pictures that the layers are fitted to.
-        held: Largest number of held-out pictures. They decide what is kept of each layer, and
-            whether the result of the end-to-end pass is kept. The layers are not fitted to them,
-            and the pass leaves out batches that hold one of them. If all batches do (there are few,
-            or a loader shuffles), it trains on all. Stage I trains on all.
+        held: Largest number of held-out pictures, but at least one batch is held out. They decide
+            what is kept of each layer, and whether the result of the end-to-end pass is kept. The
+            layers are not fitted to them, and the pass leaves out batches that hold one of them. If
+            all batches do (there are few, or a loader shuffles), it trains on all. Stage I trains
+            on all.
         batch: Batch size in calibration.
         layer_steps: Largest number of fine-calibration steps for each layer.
         layer_loss: Loss of fine calibration: `mse` or `kl` (see `settings.LayerWise`).
@@ -173,6 +175,7 @@ def convert(
     recipe = named(method)
     if type(T) is not int or T < 1:
         raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
+    expect_limits(TrainingSettings(epochs=epochs or 1, rate=rate, seed=seed))
     _expect_training(method, recipe, epochs, end_to_end, loss, distill)
     if end_to_end is None:
         end_to_end = 200 if recipe.end_to_end and loss is not None else 0
@@ -185,28 +188,21 @@ def convert(
         end_to_end, rate=end_rate, batch_norm=end_batch_norm, int8=int8, sparsity=sparsity,
         also=end_also,
     )  # fmt: skip
-    expect_limits(TrainingSettings(epochs=epochs or 1, rate=rate, seed=seed))
     expect_limits(stage_one)
     expect_limits(layer_wise, steps="layer_steps", loss="layer_loss")
-    expect_limits(end, steps="end_to_end", rate="end_rate")
+    expect_limits(end, steps="end_to_end", rate="end_rate", also="end_also")
     end.read_after(T)
     expect_pooling(pooling)
     expect_margin(margin, neuron)
-    first = {"noise": noise, "distill": distill}
-    if not epochs:
-        first |= {"rate": rate, "fold_first": fold_first}
-        _expect_unset(first, "without stage I; set epochs as well")
-    if recipe.plain:
-        _expect_unset(first, f"in method {method!r}; leave it out")
-    if not end.steps:
-        of_pass: dict[str, Any] = {"end_rate": end_rate, "end_batch_norm": end_batch_norm}
-        of_pass |= {"sparsity": sparsity, "end_also": end_also or None}
-        _expect_unset(of_pass, "without the end-to-end pass; set end_to_end as well")
-        if not epochs:
-            _expect_unset({"distance": distance}, "without training; set epochs or end_to_end")
-    if not recipe.calibrated:
-        whole = {"layers": layers, "layer_loss": layer_loss, "per_neuron": per_neuron}
-        _expect_unset(whole, f"in method {method!r}, which calibrates no layer; leave it out")
+    given = {
+        "rate": rate, "noise": noise, "distill": distill, "distance": distance,
+        "fold_first": fold_first, "per_channel": per_channel, "pictures": pictures, "held": held,
+        "batch": batch, "layer_steps": layer_steps, "layer_loss": layer_loss, "layers": layers,
+        "per_neuron": per_neuron, "end_rate": end_rate, "end_batch_norm": end_batch_norm,
+        "sparsity": sparsity, "end_also": end_also or None,
+    }  # fmt: skip
+    for names, where in _without_effect(method, recipe, epochs, end.steps, distill):
+        _expect_unset({name: given[name] for name in names}, where)
     if recipe.plain:
         stage_one = stage_one.plain()
     where = (
@@ -249,12 +245,43 @@ def convert(
             better += [] if per_channel else ["per_channel=True"]
             better += [] if recipe.calibrated else ["method='stage2'"]
             warn_if_large(passed["output_error"], T, [*better, "training (epochs)", "more steps"])
-    converted.origin = {
+    origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": False, "end_to_end_steps": 0, "seed": seed,
         "coarse": recipe.coarse, "fine": recipe.fine, **({"int8": True} if int8 else {}), **passed,
     }  # fmt: skip
+    numpy = {name: value.item() for name, value in origin.items() if isinstance(value, np.generic)}
+    converted.origin = origin | numpy  # files have no numbers of numpy
     return converted
+
+
+def _without_effect(
+    method: str, recipe: Method, epochs: int, end_steps: int, distill: float
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the arguments of `convert` that have no effect, with where, and what to do."""
+    here = f"in method {method!r}"
+    first = ("noise", "distill")
+    if not epochs:
+        yield (*first, "rate", "fold_first"), "without stage I; set epochs as well"
+    if recipe.plain:
+        yield first, f"{here}; leave it out"
+    if not end_steps:
+        end = ("end_rate", "end_batch_norm", "sparsity", "end_also")
+        yield end, "without the end-to-end pass; set end_to_end as well"
+        if not epochs:
+            yield ("distance",), "without training; set epochs or end_to_end"
+        elif recipe.plain or not distill:
+            yield ("distance",), "without distillation; leave it out"
+    if not recipe.calibrated:
+        layers = ("layers",) if end_steps else ("layers", "pictures", "held", "batch")
+        yield layers, f"{here}, which calibrates no layer; leave it out"
+    if not recipe.fine:
+        fine = ("layer_steps", "layer_loss")
+        yield fine, f"{here}, which has no fine calibration; leave it out"
+    if not (recipe.coarse or recipe.fine):
+        yield ("per_neuron",), f"{here}, which changes no initial potentials; leave it out"
+    if recipe.thresholds == "channels":
+        yield ("per_channel",), f"{here}, which has one for each channel anyway; leave it out"
 
 
 def _expect_unset(options: dict[str, Any], where: str) -> None:

@@ -141,7 +141,7 @@ class FloatTeacher:
         self.network = network
         device = device_of_weights(network)
         if isinstance(network, Graph):
-            self.graph = copy.deepcopy(network)
+            self.graph = copy.deepcopy(network).eval()
         else:
             self.graph = record(network, example.to(device))
         self.graph.requires_grad_(False)

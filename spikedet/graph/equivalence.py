@@ -69,7 +69,13 @@ def fixed_dims(graph: Graph, network: nn.Module, picture: Tensor) -> tuple[int, 
             same = [_same(graph, network, _sized(picture, dim, n)) for n in (2 * size, size + 1)]
             if False in same or True not in same:
                 fixed.append(dim)
-    return tuple(fixed)
+        free = [dim for dim in range(1, picture.ndim) if dim not in fixed]
+        larger = picture  # in all of them, as a network may compute with min(height, width)
+        for dim in free:
+            larger = _sized(larger, dim, 2 * picture.shape[dim])
+        if len(free) > 1 and _same(graph, network, larger) is False:
+            fixed += free
+    return tuple(sorted(fixed))
 
 
 def _on_cpu(network: Module) -> Module:

@@ -49,6 +49,7 @@ For both:
     sparsity  loss of accuracy, and savings in energy and time, by a penalty
               on spikes
 
+Released weights are used as they are, whatever --pictures, --layer-steps and --end-to-end say.
 Weights that are not released are made in --out, with one folder for each float network. The command
 runs spikedet finetune and spikedet convert to make them, and spikedet evaluate and spikedet energy
 to measure them. It prints each of these commands first. Weights that exist already are not made

@@ -260,7 +260,7 @@ class Experiment:
             write_atomic(note, f"{command}\n".encode())
             try:
                 self.run(*words, "--out", out, *(["--resume"] if begun else []))
-            except SpikedetError:
+            except BaseException:  # Ctrl-C as well
                 if not out.exists() and not self.has_unfinished_pass(out):
                     note.unlink()  # nothing was started
                 raise

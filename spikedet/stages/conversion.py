@@ -162,6 +162,7 @@ class Conversion:
             options,
             teacher=self.teacher,
             origin=dict(self.origin),
+            thresholds=self.method.thresholds,
         )
         folder = self.out.with_name(self.out.name + ".stage1")
         if not (self.resume and tuning.finished(folder)):

@@ -42,13 +42,15 @@ def delete_resume_files(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_finished(out: Path, resume: bool, command: str) -> bool:
+def is_finished(out: Path, resume: bool, command: str, parent: str) -> bool:
     """Whether `out` exists already and was made by the same command. Then delete left-over files.
 
     Args:
         out: File that the command writes.
         resume: Whether `--resume` was given.
         command: The command line. `--resume` is ignored in the comparison.
+        parent: SHA-256 of the weights that the command starts from. The command line does not have
+            their folder.
 
     Raises:
         UsageError: `out` exists, but was made by another command, or `resume` is False.
@@ -58,8 +60,9 @@ def is_finished(out: Path, resume: bool, command: str) -> bool:
     if existing is None or (resume and existing != out and layers_file(out).is_file()):
         return False
     if resume and existing == out:
-        before = str(load(out).origin.get("command"))
-        if _without_resume(before) == _without_resume(command):
+        origin = load(out).origin
+        same = _without_resume(str(origin.get("command"))) == _without_resume(command)
+        if same and origin.get("parent") == parent:
             delete_resume_files(out)
             return True
     raise UsageError(f"{existing} exists already; choose another --out")

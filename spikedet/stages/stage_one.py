@@ -85,6 +85,7 @@ class FineTuning:
         options: Further options of stage I.
         teacher: Float checkpoint to distil from. None: `checkpoint`, if it is float.
         origin: Record of how the network was made. It is stored in the checkpoints.
+        thresholds: Rule for the first thresholds of a float network (see `Method`).
     """
 
     task: Task
@@ -96,6 +97,7 @@ class FineTuning:
     options: StageOne
     teacher: Checkpoint | None = None
     origin: dict[str, Any] | None = None
+    thresholds: str | Callable[..., Any] = "least-error"
 
     def planned(self) -> Checkpoint:
         """The checkpoint that `run` makes, without its tensors.
@@ -131,7 +133,7 @@ class FineTuning:
         planned = self.planned()
         if resume:
             expect_same_run(folder, planned)
-        network = quantized(task, checkpoint, self.train, self.T, options)
+        network = quantized(task, checkpoint, self.train, self.T, options, self.thresholds)
         for module in network.modules():
             if isinstance(module, QuantClip):
                 module.clips_rounded = options.clips_rounded

@@ -94,8 +94,12 @@ def own_run(folder: Path) -> Iterator[None]:
 
 
 def _forget_unbegun(folder: Path) -> None:
-    """Delete the files of a run that stopped before its first epoch."""
-    if (folder / "last.safetensors").exists():
+    """Delete the files of a run that stopped before its first epoch ended."""
+    try:
+        begun = epochs_done(folder)[0] > 0
+    except TrainingError:  # damaged; it may have been a run of hours
+        begun = True
+    if begun or (folder / "last.safetensors").exists():
         return
     for name in ("state.pt", ".lock"):
         (folder / name).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """`convert`: what it refuses, what it keeps, and what it records of that."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,8 @@ from torch import nn
 import spikedet
 from spikedet.conversion.distill import _Pass
 from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.graph.record import record
+from spikedet.methods import METHODS
 
 
 def base(*more):
@@ -24,7 +27,8 @@ def pictures():
 
 
 def convert(network, batches, T=2, **options):
-    options = {"layer_steps": 1, **options}
+    if METHODS[options.get("method", "stage2")].fine:
+        options = {"layer_steps": 1, **options}
     return spikedet.convert(network, batches, T, progress=False, **options)
 
 
@@ -135,6 +139,9 @@ def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictu
     assert steps == 1 or parts[-1] < 0.1
 
 
+TRAINED = {"epochs": 1, "loss": nn.functional.mse_loss}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -147,15 +154,69 @@ def test_the_rate_of_a_short_pass_reaches_its_peak_and_decays(monkeypatch, pictu
         ({"distance": nn.functional.mse_loss}, "distance has no effect without training"),
         ({"layers": ["nonsense"], "method": "copy"}, "layers has no effect in method 'copy'"),
         ({"per_neuron": True, "method": "copy"}, "per_neuron has no effect in method 'copy'"),
+        ({"layer_steps": 9, "method": "copy"}, "layer_steps has no effect in method 'copy'"),
+        ({"pictures": 9, "method": "copy"}, "pictures has no effect in method 'copy'"),
+        ({"held": 9, "method": "opi"}, "held has no effect in method 'opi'"),
+        ({"layer_steps": 9, "method": "cap"}, "layer_steps has no effect in method 'cap'"),
+        ({"layer_loss": "kl", "method": "cap"}, "layer_loss has no effect in method 'cap'"),
+        ({"per_neuron": True, "method": "cap"}, "per_neuron has no effect in method 'cap'"),
+        ({"per_channel": True, "method": "spiking-yolo"}, "per_channel has no effect in method"),
         (
-            {"method": "qcfs", "noise": 0.9, "epochs": 1, "loss": nn.functional.mse_loss},
+            {"layer_steps": 9, "method": "stage1-coarse", **TRAINED},
+            "layer_steps has no effect in method 'stage1-coarse'",
+        ),
+        (
+            {"method": "qcfs", "noise": 0.9, **TRAINED},
             "noise has no effect in method 'qcfs'; leave it out",
+        ),
+        (
+            {"method": "qcfs", "distance": nn.functional.mse_loss, **TRAINED},
+            "distance has no effect without distillation",
+        ),
+        (
+            {"distill": 0, "end_to_end": 0, "distance": nn.functional.mse_loss, **TRAINED},
+            "distance has no effect without distillation",
         ),
     ],
 )
 def test_options_without_effect_are_refused(pictures, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         convert(base(), pictures, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layer_steps": np.int64(-5)}, "layer_steps is .*-5.*; expected an integer of 0 or more"),
+        ({"pictures": np.int64(0)}, "pictures is .*0.*; expected an integer of 1 or more"),
+        ({"rate": np.float32(-1), **TRAINED}, "rate is .*-1.*; expected a number of 0 or more"),
+        ({"noise": None}, "noise is None; expected a number between 0 and 1"),
+        ({"end_rate": None}, "end_rate is None; expected a number above 0"),
+        ({"layer_loss": None}, "layer_loss is None; expected mse or kl"),
+        ({"per_neuron": None}, "per_neuron is None; expected True or False"),
+        ({"end_also": 1, "end_to_end": 1}, "end_also is 1; expected a list"),
+        ({"layers": "conv"}, "layers is 'conv'; expected a list"),
+        ({"epochs": "3"}, "epochs is '3'; expected an integer"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(pictures, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        convert(base(), pictures, **options)
+
+
+def test_numbers_of_numpy_are_numbers(pictures, tmp_path):
+    options = {"pictures": np.int64(16), "held": np.int32(8), "seed": np.int64(3)}
+    options |= {"end_to_end": np.int64(1), "sparsity": np.float32(0.5)}
+    network = convert(base(), pictures, **options)
+    spikedet.save(network, tmp_path / "w")
+    assert spikedet.load(tmp_path / "w").origin["seed"] == 3
+
+
+def test_a_graph_in_training_mode_is_converted_as_in_evaluation(pictures):
+    graph = record(base(), pictures[0])
+    wanted, made = (convert(graph.train(mode), pictures, method="copy") for mode in (False, True))
+    for name, tensor in wanted.graph.state_dict().items():
+        assert torch.equal(made.graph.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("stage", [{"epochs": 1}, {"end_to_end": 1, "method": "copy"}])

@@ -26,7 +26,7 @@ from spikedet.errors import ConversionError, WeightsError
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import make_spiking
-from spikedet.methods import METHODS
+from spikedet.methods import METHODS, Method
 from spikedet.neurons.layers import IFNeuron
 from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.network import SpikingNetwork
@@ -369,6 +369,19 @@ def test_quantised_training_has_no_noise_whatever_a_configuration_says(shades, m
     with pytest.raises(WeightsError, match="no such weights"):  # nothing was trained
         convert.run(args)
     assert [(o.noise, o.distill) for o in wanted] == [(0.0, 0.0)]
+
+
+def test_stage_one_begins_with_the_thresholds_of_the_method(shades, monkeypatch):
+    rules = []
+    quantise = stage_one.thresholds_by
+    monkeypatch.setattr(
+        stage_one,
+        "thresholds_by",
+        lambda rule, *others: rules.append(rule) or quantise(rule, *others),
+    )
+    monkeypatch.setitem(METHODS, "stage1", Method("own", finetuned=True, thresholds="largest"))
+    classified(shades, "stage1", "--epochs", 1, "--batch", 8, steps=2)
+    assert "largest" in rules
 
 
 def test_quantised_training_without_noise_runs_at_any_t(shades, monkeypatch):

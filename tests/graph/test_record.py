@@ -619,3 +619,14 @@ def test_names_of_nodes_are_never_parts_of_others():
     wanted = ["2", "2.scale", "2.scale", "train.x", "a.train.b", "float", "a", "a.b"]
     names = [graph.add(name, nn.ReLU(), ["input"]) for name in wanted]
     assert names == ["2", "2_scale", "2_scale_1", "train_x", "a.train_b", "float_1", "a_1", "a.b"]
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_statistics_of_a_recorded_norm_move_in_training(momentum):
+    """Also those of a cumulative mean, whose momentum is recorded as 0."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum)).eval()
+    graph, x = record(network, torch.rand(2, 3, 8, 8)), torch.rand(2, 3, 8, 8)
+    graph.train()(x)
+    (norm,) = graph.only(nn.BatchNorm2d)
+    mean = network[0](x).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, (0.3 if momentum else 0.1) * mean)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import spikedet
 from spikedet.analysis.operations import measure_cost
 from spikedet.errors import ConversionError
 from spikedet.runtime.network import SpikingNetwork
@@ -283,3 +284,56 @@ def test_a_view_may_be_told_the_size_of_the_batch(pictures):
     network = Net(lambda net, x: net.b(torch.relu(net.a(x)).view(x.shape[0], -1)),
                   a=conv(3), b=nn.Linear(4 * 16 * 16, 2))  # fmt: skip
     recorded(network, pictures)
+
+
+LIMITS = torch.tensor([0.5, 0.6, 0.7, 0.8]).view(4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda net, x: net.b(net.a(x).clamp(torch.zeros(4, 1, 1), net.high)), "several values"),
+        (lambda net, x: net.b(net.a(x).maximum(net.high)), "several values"),
+        (lambda net, x: net.b(net.a(x).maximum(net.zeros)), None),
+        (lambda net, x: net.b(net.a(x).clamp(min=net.zeros)), None),
+        (lambda net, x: net.b(net.a(x).clamp(net.zeros, net.zeros + 0.5)), None),
+    ],
+)
+def test_limits_of_an_activation_may_be_tensors_of_one_value(run, words, pictures):
+    torch.manual_seed(1)
+    network = Net(run, a=conv(3), b=conv(4))
+    network.register_buffer("high", LIMITS)
+    network.register_buffer("zeros", torch.zeros(4, 1, 1))
+    if words is None:
+        expect_near(network, pictures)
+    else:
+        refuse(network, pictures, words)
+
+
+def test_a_pooling_that_takes_the_batch_for_channels_is_refused():
+    def run(net, x):
+        y = torch.relu(net.a(x)).mean(1)  # [B, H, W]
+        return nn.functional.max_pool2d(y, 2).flatten(1)
+
+    refuse(Net(run, a=conv(3)), torch.rand(2, 3, 8, 8), "its input has 3 dimensions; expected 4")
+
+
+@pytest.mark.parametrize(
+    "product", [torch.addmm, lambda b, x, w: nn.functional.linear(x, w.t(), b)]
+)
+def test_a_bias_may_have_a_batch_dimension(product, tmp_path):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.weight = nn.Linear(5, 4), nn.Parameter(torch.rand(4, 6))
+            self.bias = nn.Parameter(torch.rand(1, 6))
+
+        def forward(self, x):
+            return product(self.bias, torch.relu(self.first(x)), self.weight)
+
+    x, network = torch.rand(8, 5), Layer()
+    snn = spikedet.convert(network, [x], T=256, method="opi", progress=False)
+    spikedet.save(snn, tmp_path / "w")
+    for one in (snn, spikedet.load(tmp_path / "w")):
+        assert (one(x) - network(x)).abs().max() < 0.05

@@ -54,6 +54,10 @@ ONE = {  # with the dimensions whose size the recorded graph holds
         (1, 3),
     ),
     "a number": (lambda net, x: (net.head(net.features(x)), x.shape[2]), (1, 2)),
+    "the shorter side": (
+        lambda net, x: net.head(F.adaptive_avg_pool2d(net.features(x), min(x.shape[2:]) // 2)),
+        (1, 2, 3),
+    ),
     "square": (lambda net, x: net.head(net.features(x + x.transpose(2, 3))), (1, 2, 3)),
 }
 

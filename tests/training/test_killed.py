@@ -233,6 +233,18 @@ def test_weights_without_their_side_car_are_not_written_over(tmp_path, resume):
     assert (tmp_path / "last.safetensors").read_bytes() == b"weights"
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_error_deletes_no_state_of_finished_epochs(tmp_path, damaged):
+    """Not even if `last.safetensors` was moved away."""
+    classifiers.run(tmp_path, epochs=2)
+    (tmp_path / "last.safetensors").unlink()
+    if damaged:
+        (tmp_path / "state.pt").write_bytes(b"half")
+    with pytest.raises(OSError, match="full"), own_run(tmp_path):
+        raise OSError("the disk is full")
+    assert (tmp_path / "state.pt").exists()
+
+
 # ---------------------------------------------------------------------- conversions
 
 
@@ -242,22 +254,23 @@ def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
 
     def write(path):
         tensors = {"a.weight": torch.zeros(1)}
-        origin = {"command": told}
+        origin = {"command": told, "parent": "1f"}
         about = ("float", "classification", {}, ("a", "b"), 32, tensors)
         save(Checkpoint(*about, origin=origin), path)
 
-    assert not run_files.is_finished(out, True, told)
+    assert not run_files.is_finished(out, True, told, "1f")
     write(run_files.layers_file(out))
     write(run_files.last_file(out))  # killed before what is kept was written
-    assert not run_files.is_finished(out, True, f"{told} --resume")
+    assert not run_files.is_finished(out, True, f"{told} --resume", "1f")
     with pytest.raises(UsageError, match="exists already"):
-        run_files.is_finished(out, False, told)
+        run_files.is_finished(out, False, told, "1f")
     write(out)
-    for resume, command in ((False, told), (True, told.replace("4", "8"))):
+    others = (False, told, "1f"), (True, told.replace("4", "8"), "1f"), (True, told, "2e")
+    for other in others:
         with pytest.raises(UsageError, match="snn.safetensors exists already"):
-            run_files.is_finished(out, resume, command)
+            run_files.is_finished(out, *other)
     assert run_files.layers_file(out).exists()
-    assert run_files.is_finished(out, True, told.replace("--T", "--resume --T"))
+    assert run_files.is_finished(out, True, told.replace("--T", "--resume --T"), "1f")
     assert not run_files.layers_file(out).exists() and out.exists()
 
 

@@ -62,7 +62,13 @@ def maximum(rec: Recorder, node: fx.Node, x: Any, y: Any) -> Signal:
 
 def _between(rec: Recorder, node: fx.Node, x: Signal, low: Any, high: Any) -> Signal:
     """Add clip(x, low, high), which is a ReLU or a clipped ReLU."""
-    low, high = (v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in (low, high))
+    low, high = map(_only_value, (low, high))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        raise rec.refuse(
+            node,
+            "its limits have several values, which has no spiking counterpart; use one limit "
+            "for all channels, and 0 below",
+        )
     if is_signal(low) or is_signal(high) or low != 0 or not (high is None or high > 0):
         raise rec.refuse(
             node,
@@ -72,6 +78,13 @@ def _between(rec: Recorder, node: fx.Node, x: Signal, low: Any, high: Any) -> Si
     if high is None or high == float("inf"):
         return rec.emit(node, nn.ReLU(), x)
     return rec.emit(node, ops.ClippedReLU(float(high)), x)
+
+
+def _only_value(limit: Any) -> Any:
+    """The number that all elements of a tensor have. Anything else is returned as it is."""
+    if isinstance(limit, Tensor) and limit.numel() and (limit == limit.flatten()[0]).all():
+        return limit.flatten()[0].item()
+    return limit
 
 
 @handles("leaky_relu")

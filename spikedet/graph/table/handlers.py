@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from spikedet.graph.recorder import Signal
+from spikedet.graph.recorder import Recorder, Signal
 
 HANDLERS: dict[str, Callable[..., Any]] = {}
 
@@ -38,3 +38,13 @@ def each(value: Any, dims: int) -> tuple[int, ...]:
 def shape_of(node: fx.Node) -> tuple[Any, ...]:
     value = node.meta["val"]
     return tuple((value[0] if isinstance(value, list | tuple) else value).shape)
+
+
+def expect_dims(rec: Recorder, node: fx.Node, x: Signal, dims: int) -> None:
+    """Check the number of dimensions of an input, including the batch."""
+    if x.ndim != dims:
+        raise rec.refuse(
+            node,
+            f"its input has {x.ndim} dimensions; expected {dims}, the pictures "
+            "of a batch in the first",
+        )

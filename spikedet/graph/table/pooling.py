@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx, nn
 
 from spikedet.graph import operations as ops
+from spikedet.graph.advice import name_of
 from spikedet.graph.recorder import Recorder, Signal
-from spikedet.graph.table.handlers import each, handles, shape_of
+from spikedet.graph.table.handlers import each, expect_dims, handles, shape_of
 
 
 @handles("max_pool1d", "max_pool2d")
@@ -22,7 +23,7 @@ def max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Signal:
-    dims = x.ndim - 2
+    dims = _dims_of(rec, node, x)
     kernel = each(kernel, dims)
     stride = kernel if not stride else each(stride, dims)
     kind = nn.MaxPool2d if dims == 2 else nn.MaxPool1d
@@ -54,7 +55,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Signal:
-    dims = x.ndim - 2
+    dims = _dims_of(rec, node, x)
     kernel = each(kernel, dims)
     stride = kernel if not stride else each(stride, dims)
     padding = each(padding, dims)
@@ -68,10 +69,17 @@ def avg_pool(
 
 @handles("adaptive_avg_pool1d", "adaptive_avg_pool2d")
 def adaptive_avg_pool(rec: Recorder, node: fx.Node, x: Signal, size: Any) -> Signal:
-    dims = x.ndim - 2
+    dims = _dims_of(rec, node, x)
     kind = nn.AdaptiveAvgPool2d if dims == 2 else nn.AdaptiveAvgPool1d
     size = each(size, dims)
     return rec.emit(node, kind(size if dims == 2 else size[0]), x)
+
+
+def _dims_of(rec: Recorder, node: fx.Node, x: Signal) -> int:
+    """The number of dimensions of a pooling: 1 or 2."""
+    dims = 1 if "1d" in name_of(node.target) else 2
+    expect_dims(rec, node, x, dims + 2)
+    return dims
 
 
 @handles("mean")

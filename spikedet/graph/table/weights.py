@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from spikedet.graph import operations as ops
 from spikedet.graph.advice import ATTENTION, GATE
 from spikedet.graph.recorder import Recorder, Signal
-from spikedet.graph.table.handlers import each, handles, is_signal
+from spikedet.graph.table.handlers import each, expect_dims, handles, is_signal
 
 
 @handles("conv1d", "conv2d")
@@ -28,7 +28,7 @@ def convolution(
     if is_signal(weight) or is_signal(bias):
         raise rec.refuse(node, f"a weight depends on the picture; {GATE}")
     dims = weight.ndim - 2
-    _expect_dims(rec, node, x, dims + 2)
+    expect_dims(rec, node, x, dims + 2)
     stride, dilation = each(stride, dims), each(dilation, dims)
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -71,7 +71,7 @@ def transposed_convolution(
     if is_signal(weight) or is_signal(bias):
         raise rec.refuse(node, f"a weight depends on the picture; {GATE}")
     dims = weight.ndim - 2
-    _expect_dims(rec, node, x, dims + 2)
+    expect_dims(rec, node, x, dims + 2)
     kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose1d
     layer = nn.utils.skip_init(
         kind,
@@ -137,7 +137,7 @@ def product(rec: Recorder, node: fx.Node, x: Any, weight: Any) -> Signal:
 def biased_product(rec: Recorder, node: fx.Node, bias: Any, x: Any, weight: Any, **k) -> Signal:
     if is_signal(bias) or not is_signal(x) or is_signal(weight) or k:
         raise rec.refuse(node, f"this product has no spiking counterpart; {ATTENTION}")
-    return linear(rec, node, x, weight.t(), bias.expand(weight.shape[1]))
+    return linear(rec, node, x, weight.t(), bias.reshape(-1).expand(weight.shape[1]))
 
 
 def _weighted(
@@ -154,19 +154,9 @@ def _weighted(
     layer.to(weight.device)
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
+        layer.bias = nn.Parameter(bias.detach().reshape(-1).clone())
     added = rec.emit(node, layer, x, name=name or rec.name(node, weight), shape=shape)
     return rec.copied(added, weight=weight, bias=bias)
-
-
-def _expect_dims(rec: Recorder, node: fx.Node, x: Signal, dims: int) -> None:
-    """Check the number of dimensions of an input, including the batch."""
-    if x.ndim != dims:
-        raise rec.refuse(
-            node,
-            f"its input has {x.ndim} dimensions; expected {dims}, the pictures "
-            "of a batch in the first",
-        )
 
 
 @handles("batch_norm")
@@ -219,7 +209,8 @@ def _norm(
     """Make a batch norm with copies of these tensors."""
     affine = weight is not None or bias is not None
     kind = nn.BatchNorm2d if x.ndim == 4 else nn.BatchNorm1d
-    norm = kind(len(mean), eps, momentum, affine).to(mean.device)
+    # momentum=None is recorded as 0; with 0 the statistics would never move in stage I
+    norm = kind(len(mean), eps, momentum or 0.1, affine).to(mean.device)
     assert norm.running_mean is not None and norm.running_var is not None  # it tracks both
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
