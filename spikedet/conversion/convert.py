@@ -201,8 +201,8 @@ def convert(
         "per_neuron": per_neuron, "end_rate": end_rate, "end_batch_norm": end_batch_norm,
         "sparsity": sparsity, "end_also": end_also or None,
     }  # fmt: skip
-    for names, where in _without_effect(method, recipe, epochs, end.steps, distill):
-        _expect_unset({name: given[name] for name in names}, where)
+    for names, why in _without_effect(method, recipe, epochs, end.steps, distill):
+        _expect_unset({name: given[name] for name in names}, why)
     if recipe.plain:
         stage_one = stage_one.plain()
     where = (
