@@ -117,3 +117,14 @@ def resource_error(error: BaseException) -> SpikedetError | None:
             "--imgsz"
         )
     return None
+
+
+def wrong_task(task: str, expected: str) -> WeightsError:
+    """The error for weights of another task than expected.
+
+    Args:
+        task: The task of the weights; `none` for a network that `spikedet.save` wrote.
+        expected: What is expected.
+    """
+    of = "of a network of your own, which has no task" if task == "none" else f"for {task}"
+    return WeightsError(f"these weights are {of}; expected {expected}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint, of_graph, restore_graph
 from spikedet.conversion.prepare import prepare
-from spikedet.errors import UsageError, WeightsError, message_of
+from spikedet.errors import UsageError, WeightsError, message_of, wrong_task
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.record import record
@@ -218,7 +218,7 @@ def expect_task(task: Task, checkpoint: Checkpoint) -> None:
         WeightsError: It is another task.
     """
     if checkpoint.task != task.name:
-        raise WeightsError(f"these weights are for {checkpoint.task}; expected {task.name} weights")
+        raise wrong_task(checkpoint.task, f"{task.name} weights")
 
 
 def expect_stage(checkpoint: Any, *stages: str) -> None:

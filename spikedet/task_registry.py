@@ -11,7 +11,7 @@ from spikedet import resources
 from spikedet.classification import defaults as classification
 from spikedet.data.formats import recognise
 from spikedet.detection import defaults as detection
-from spikedet.errors import DataError, UsageError, WeightsError
+from spikedet.errors import DataError, UsageError, wrong_task
 from spikedet.files import read_yaml
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def named(name: str) -> Task:
         from spikedet.classification.task import CLASSIFICATION
 
         return CLASSIFICATION
-    raise WeightsError(f"these weights are for {name}; expected {' or '.join(SETTINGS)}")
+    raise wrong_task(name, " or ".join(SETTINGS))
 
 
 def of(checkpoint: Checkpoint) -> Task:

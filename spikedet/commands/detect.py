@@ -54,7 +54,7 @@ class Options(FrameOptions):
         positional=True, metavar="SOURCE",
     )  # fmt: skip
     T: int | None = shared.steps(
-        "time steps (default: the T of the weights; 20 for the released weights)"
+        "time steps (default: the T of the weights; 8 for the released weights)"
     )
     weights: Path | None = option(
         None, "weights of any stage (default: the released weights)", kind=kinds.weights
@@ -272,7 +272,8 @@ def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
     seen += [_count(counts.frames, "frame")] if counts.frames else []
     steps = "" if detector.T is None else f", T={detector.T}"
     steps += " or fewer" if options.patience else ""
-    where = f"; annotated pictures in {options.out}" if "pictures" in options.save else ""
+    written = "pictures" in options.save and (counts.pictures or counts.frames)
+    where = f"; annotated pictures in {options.out}" if written else ""
     classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
     return (
         f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "

@@ -168,15 +168,15 @@ def _packages() -> Iterator[Finding]:
 
 def _weights(path: Path | None) -> Finding:
     from spikedet.checkpoint import load
-    from spikedet.released import all_released, default_weights
+    from spikedet.released import default_weights, weights_folder
+    from spikedet.resources import all_weights
 
     try:
-        files = [path] if path else all_released()
         checkpoint = load(path or default_weights())
     except SpikedetError as error:
         advice = "name weights with --weights, or train: spikedet train --help"
         return Finding("weights", BAD, str(error), advice)
-    name = path.name if path else f"{len(files)} released files in {files[0].parent}"
+    name = path.name if path else f"{len(all_weights())} released files in {weights_folder()}"
     text = f"{name}; {checkpoint.task}, T={checkpoint.T}" if path else name
     return Finding("weights", OK, text)
 
@@ -216,7 +216,7 @@ def _device() -> Finding:
         return Finding("GPU", OK, ", ".join(f"cuda:{n} {name}" for n, name in enumerate(names)))
     built = torch.version.cuda
     text = "torch finds none" + ("" if built else "; this torch is built for CPUs only")
-    advice = "training takes days without a GPU; detection does not need one"
+    advice = "training takes many hours without a GPU; detection does not need one"
     return Finding("GPU", MISSING, text, advice)
 
 

@@ -89,14 +89,15 @@ def convert(
 
     The function checks its own result on your batches. It compares the recorded graph with
     `network`, and the spiking network with the quantised one, layer by layer. It raises an error if
-    they do not agree. If nothing was trained (`epochs` and `end_to_end`), it also compares the
-    outputs with those of `network`, on held-out pictures if some were held out. The result is in
+    they do not agree. Without a `loss` or `distance` it also compares the outputs with those of
+    `network`, on held-out pictures if some were held out. The result is in
     `origin["output_error"]`: the mean squared difference, divided by the variance. Above 0.25 there
     is a warning that names better options.
 
     Args:
-        network: A module of supported operations (listed in `docs/convert.md`). The function does
-            not change it, its device or its mode.
+        network: A module of supported operations (listed in `docs/convert.md`) with one input. It
+            may be compiled, or in a `DataParallel`. The function does not change it, its device or
+            its mode.
         batches: A list or a loader, which is iterated several times. Each batch is an input tensor
             [B, ...], or a tuple. The first item of a tuple is the input, and the other items are
             passed to `loss`.
@@ -171,6 +172,7 @@ def convert(
             f"network is of type {type(network).__name__}; expected a torch.nn.Module; for files "
             "of weights there are the commands convert and import"
         )
+    network = _unwrapped(network)
     method = method or ("two-stage" if epochs else "stage2")
     recipe = named(method)
     if type(T) is not int or T < 1:
@@ -238,13 +240,15 @@ def convert(
         if end.steps:
             passed = training.end_to_end(converted, groups[1], end)
         converted.requires_grad_(False).eval()
-        if not epochs and not end.steps:  # a trained network has outputs of its own
+        if loss is None and distance is None:  # with one, the outputs may be others
             held_out = groups[1] if recipe.calibrated else source.pictures(MOST)
-            passed["output_error"] = output_error(teacher, spiking, T, held_out)
-            better = [] if neuron == "correcting" else ["neuron='correcting'"]
+            passed["output_error"] = output_error(teacher, converted.graph, T, held_out)
+            better = ["a smaller rate"] if epochs or end.steps else []
+            better += [] if neuron == "correcting" else ["neuron='correcting'"]
             better += [] if per_channel else ["per_channel=True"]
             better += [] if recipe.calibrated else ["method='stage2'"]
-            warn_if_large(passed["output_error"], T, [*better, "training (epochs)", "more steps"])
+            better += ["more epochs" if epochs else "training (epochs)", "more steps"]
+            warn_if_large(passed["output_error"], T, better)
     origin = {
         "method": method, "T": T, "epochs": epochs,
         "end_to_end": False, "end_to_end_steps": 0, "seed": seed,
@@ -253,6 +257,17 @@ def convert(
     numpy = {name: value.item() for name, value in origin.items() if isinstance(value, np.generic)}
     converted.origin = origin | numpy  # files have no numbers of numpy
     return converted
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """The network in what `torch.compile`, `DataParallel` and the like return."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
 
 
 def _without_effect(

@@ -52,14 +52,24 @@ class Batches:
                 "batches can be iterated only once; expected a list or a loader, which can be "
                 "iterated again"
             )
+        if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+            kind = type(batches).__name__
+            raise DataError(f"batches is of type {kind}; expected a list or a loader of batches")
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         found = False
-        for batch in self.batches:
+        for number, batch in enumerate(self.batches, 1):
             parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             if not parts or not isinstance(parts[0], Tensor) or parts[0].ndim < 2:
                 raise DataError("a batch without an input; expected a tensor [B, ...] first")
+            if not parts[0].is_floating_point():
+                raise DataError(
+                    f"the input of batch {number} is of type {parts[0].dtype}; expected "
+                    "floating-point numbers, such as x.float() / 255"
+                )
+            if not parts[0].isfinite().all():
+                raise DataError(f"the input of batch {number} has values that are not finite")
             found = True
             yield tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, parts)
         if not found:
@@ -78,7 +88,8 @@ class Batches:
                 break
         example = _together(batches)
         if len(example) < 2:
-            raise DataError("one picture; expected two or more")
+            count = "one picture" if len(example) else "no pictures"
+            raise DataError(f"{count}; expected two or more")
         return example
 
     def without(self, pictures: list[Tensor]) -> Iterator[tuple[Any, ...]]:
@@ -134,11 +145,24 @@ def _marks(pictures: Tensor) -> list[int]:
     return [hash(picture.tobytes()) for picture in pictures.detach().float().cpu().numpy()]
 
 
+def _expect_finite(network: nn.Module) -> None:
+    """Check the tensors of a network.
+
+    Raises:
+        ConversionError: One has values that are not finite. The message names it.
+    """
+    for name, tensor in network.state_dict().items():
+        known = isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor)
+        if known and not tensor.isfinite().all():
+            raise ConversionError(f"{name} of the network has values that are not finite")
+
+
 class FloatTeacher:
     """The float network: the source of the graph, and the teacher of both stages."""
 
     def __init__(self, network: nn.Module, example: Tensor):
         self.network = network
+        _expect_finite(network)
         device = device_of_weights(network)
         if isinstance(network, Graph):
             self.graph = copy.deepcopy(network).eval()

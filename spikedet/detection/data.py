@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from spikedet.data.formats.voc import (
 )
 from spikedet.data.samples import Sample, areas_of
 from spikedet.detection.defaults import TUNING
-from spikedet.errors import DataError
+from spikedet.errors import DataError, shorten
 from spikedet.files import read_lines
 
+log = logging.getLogger(__name__)
 TUNING_EVERY = 20  # without a list, every 20th picture is a tuning picture
 
 
@@ -54,11 +57,14 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 def tuning_ids(path: Path) -> list[str]:
     """Read a list of sample ids: one on each line, such as `VOC2007/000005`; `#` starts a comment.
 
+    The name of a picture file is also right: its suffix is left out.
+
     Raises:
         DataError: The file is missing or is not a text file.
     """
     lines = read_lines(path, "list of tuning pictures")
-    return [entry for line in lines if (entry := line.split("#")[0].strip())]
+    entries = [entry for line in lines if (entry := line.split("#")[0].strip())]
+    return [re.sub(r"\.(jpe?g|png|bmp|webp|tiff?)$", "", entry, flags=re.I) for entry in entries]
 
 
 def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample], list[Sample]]:
@@ -67,11 +73,18 @@ def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample],
     If `tuning` is the list of this package (pictures of VOC 2007), and the samples have none of
     these pictures, every 20th sample is a tuning sample. With fewer than 20, it is the last sample.
 
+    A warning counts the lines of another list that name none of the samples.
+
     Raises:
         DataError: There are no training samples or no tuning samples.
     """
     ids = set(tuning_ids(tuning))
-    if Path(tuning) == TUNING and not any(sample.id in ids for sample in samples):
+    own = Path(tuning) != TUNING
+    if len(samples) == 1 and not own:
+        raise DataError("1 picture is too few to train with: one is kept for choices")
+    if own:
+        _warn_of_unknown(tuning, ids, samples)
+    elif not any(sample.id in ids for sample in samples):
         last = samples[-1:] if len(samples) < TUNING_EVERY else []
         ids = {sample.id for sample in samples[TUNING_EVERY - 1 :: TUNING_EVERY] + last}
     train = [sample for sample in samples if sample.id not in ids]
@@ -79,9 +92,19 @@ def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample],
     if not train or not tune:
         raise DataError(
             f"{tuning}: {len(tune)} of the {len(samples)} pictures are tuning pictures; "
-            "expected some, but not all"
+            f"expected some, but not all; a line is for example {samples[0].id}"
         )
     return train, tune
+
+
+def _warn_of_unknown(tuning: Path, ids: set[str], samples: list[Sample]) -> None:
+    """Warn if a list of tuning pictures names others than the samples."""
+    if unknown := sorted(ids - {sample.id for sample in samples}):
+        log.warning(
+            "%s: %d of %d lines name no picture of the data, for example %s; a line is for "
+            "example %s",
+            tuning, len(unknown), len(ids), shorten(unknown[0]), samples[0].id,
+        )  # fmt: skip
 
 
 __all__ = [

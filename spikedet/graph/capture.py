@@ -75,6 +75,10 @@ def _why(error: Exception) -> str:
             "its forward works for one batch size only; read the batch size with x.shape[0], not "
             "len(x), or flatten with x.flatten(1)"
         )
+    if "missing a required argument" in lowered:
+        return "its forward has several inputs; only networks of one input can be converted"
+    if "mismatch between the structure of" in lowered:
+        return "its forward takes *args; give it one parameter for the input"
     return f"torch.export cannot record its forward ({message_of(error)})"
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import spikedet
 from spikedet.conversion.distill import _Pass
-from spikedet.errors import DataError, TrainingError, UsageError
+from spikedet.errors import ConversionError, DataError, TrainingError, UsageError
 from spikedet.graph.record import record
 from spikedet.methods import METHODS
 
@@ -235,3 +235,66 @@ def test_labels_that_do_not_fit_the_loss(pictures, stage, labels, words):
     with pytest.raises(TrainingError, match="the loss fails for a batch .*" + words) as error:
         convert(base(), [(x, labels) for x in pictures], loss=loss, **stage)
     assert "\n" not in str(error.value)
+
+
+def broken(value):
+    network = base()
+    network[3].weight.data[0, 0, 0, 0] = value
+    return network
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = base()
+
+    def forward(self, x, y):
+        return self.inner(x) + self.inner(y)
+
+
+class Starred(Several):
+    def forward(self, *inputs):
+        return self.inner(inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (broken(torch.nan), "3.weight of the network has values that are not finite"),
+        (broken(-torch.inf), "3.weight of the network has values that are not finite"),
+        (Several(), "Several: its forward has several inputs; only networks of one input"),
+        (Starred(), r"Starred: its forward takes \*args; give it one parameter"),
+    ],
+)
+def test_networks_that_cannot_be_recorded_are_told_why(pictures, network, sentence):
+    with pytest.raises(ConversionError, match=sentence):
+        convert(network, pictures)
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        (None, "batches is of type NoneType; expected a list or a loader"),
+        (5, "batches is of type int; expected a list or a loader"),
+        ([torch.rand(0, 1, 8, 8)], "no pictures; expected two or more"),
+        ([torch.zeros(4, 1, 8, 8, dtype=torch.uint8)], "batch 1 is of type torch.uint8; expected"),
+        ([torch.rand(4, 1, 8, 8), torch.full((4, 1, 8, 8), torch.nan)], "batch 2 has values that"),
+    ],
+)
+def test_batches_that_are_none_are_told_why(batches, sentence):
+    with pytest.raises(DataError, match=sentence):
+        convert(base(), batches)
+
+
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_converted_as_the_network_in_it(pictures, wrapped):
+    wanted, made = (convert(n, pictures, method="opi") for n in (base(), wrapped(base())))
+    assert torch.equal(made(pictures[0]), wanted(pictures[0]))
+
+
+def test_training_without_a_loss_is_compared_with_the_float_network(pictures):
+    with pytest.warns(UserWarning, match="outputs are far from .* better are a smaller rate, "):
+        bad = convert(base(), pictures, T=8, epochs=3, rate=100.0, method="stage1")
+    assert bad.origin["output_error"] > 0.25
+    other = convert(base(), pictures, epochs=1, distance=nn.functional.l1_loss, method="stage1")
+    assert "output_error" not in other.origin

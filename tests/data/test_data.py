@@ -164,11 +164,16 @@ def test_bad_split_lists(text):
         parse_splits(text)
 
 
-def test_tuning_pictures_are_kept_apart(devkit, tmp_path):
-    (tmp_path / "ids.txt").write_text("# two\nVOC2007/000002\nVOC2007/999999\n")
+def test_tuning_pictures_are_kept_apart(devkit, tmp_path, caplog):
+    (tmp_path / "ids.txt").write_text("# two\nVOC2007/000002.JPG\nVOC2007/999999\n")
     samples = read_voc(devkit, "VOC2007:train")
     train, tune = split_off_tuning(samples, tmp_path / "ids.txt")
     assert [s.id for s in tune] == ["VOC2007/000002"] and len(train) == 2
+    assert "1 of 2 lines name no picture of the data, for example VOC2007/999999" in caplog.text
+    caplog.clear()
+    (tmp_path / "known.txt").write_text("VOC2007/000002\n")
+    split_off_tuning(samples, tmp_path / "known.txt")
+    assert not caplog.text
     with pytest.raises(DataError, match="0 of the 2"):
         split_off_tuning(train, tmp_path / "ids.txt")
     with pytest.raises(DataError, match="gone.txt: list of tuning pictures"):

@@ -624,6 +624,14 @@ def test_descriptions_that_make_no_sense(tmp_path, description, words):
         read_boxes([folder], "val")
 
 
+def test_a_damaged_description_in_a_folder_is_not_passed_over(tmp_path):
+    """Without it, --names could give the classes in another order."""
+    folder = write_yolo(tmp_path / "yolo")
+    (folder / "data.yaml").write_text("names: [circle, square")
+    with pytest.raises(DataError, match="data.yaml: not readable as YAML"):
+        read_boxes([folder], "train", names=["square", "circle"])
+
+
 def test_a_description_that_is_none(tmp_path):
     for text in ("a: [", "- 3", "\0"):
         (tmp_path / "data.yaml").write_text(text)
@@ -926,7 +934,7 @@ def test_every_twentieth_picture_is_kept_aside_where_no_list_says_which(tmp_path
     assert [s.path.stem for s in tune] == ["train-19", "train-39"] and len(train) == 39
     train, tune = split_off_tuning(samples[:5], TUNING)
     assert [s.path.stem for s in tune] == ["train-04"] and len(train) == 4
-    with pytest.raises(DataError, match="1 of the 1 pictures are tuning pictures"):
+    with pytest.raises(DataError, match="1 picture is too few to train with"):
         split_off_tuning(samples[:1], TUNING)
 
 

@@ -326,6 +326,8 @@ def _description_in(path: Path) -> Path | None:
         try:
             data = _read_yaml(file)
         except DataError:
+            if file.stem == "data" and file.is_file():
+                raise
             continue
         if ("names" in data or "nc" in data) and any(
             key in data for keys in SPLITS.values() for key in keys
