@@ -132,12 +132,11 @@ def test_both_stages_come_nearer_to_a_trained_network_than_copied_weights():
 
 @pytest.mark.parametrize("method", list(methods.METHODS))
 def test_every_method_is_found_by_its_name(network, batches, method):
-    trains = methods.METHODS[method].finetuned
-    words = {"loss": lambda y, label: F.cross_entropy(y["logits"], label), "epochs": 1}
-    spiking = spikedet.convert(
-        network, batches, T=3, method=method, layer_steps=2, end_to_end=0, progress=False,
-        **(words if trains else {}),
-    )  # fmt: skip
+    recipe, words = methods.METHODS[method], {"method": method, "progress": False}
+    if recipe.finetuned:
+        words |= {"loss": lambda y, label: F.cross_entropy(y["logits"], label), "epochs": 1}
+    words |= {"layer_steps": 2} if recipe.fine else {}
+    spiking = spikedet.convert(network, batches, T=3, end_to_end=0, **words)
     assert spiking.T == 3 and spiking.origin["method"] == method
     assert spiking(batches[0][0])["logits"].isfinite().all()
 
