@@ -177,6 +177,54 @@ def test_a_killed_run_goes_on_from_its_last_epoch(sides, tmp_path, caplog):
     assert complete.items() <= {p: p.stat().st_mtime_ns for p in folder.iterdir()}.items()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("epoch", "settings"),
+    [
+        (2, {"cache": False, "workers": 1}),  # where mosaic ends
+        (1, {"grow_from": 64, "imgsz": 128, "optimizer": "AdamW", "mixup": 0.5}),
+    ],
+)
+def test_a_resumed_run_ends_like_one_without_a_stop(sides, tmp_path, epoch, settings):
+    settings = {"epochs": 4, "close_mosaic": 2, **settings}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainer(sides, tmp_path / "whole", **settings).train()
+        killed_in(epoch, trainer(sides, tmp_path / "killed", **settings))
+        torch.rand(1000)  # the random numbers are not where they were
+        trainer(sides, tmp_path / "killed", resume=True, **settings).train()
+    finally:
+        torch.set_num_threads(threads)
+    whole, killed = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "killed")
+    )
+    assert_equal(whole, killed)
+    one, other = (load(tmp_path / name / "best.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one.tensors[k], other.tensors[k]) for k in one.tensors)
+
+
+def assert_equal(one, other, place=""):
+    """Compare two state files, but for the seconds in the log."""
+    assert type(one) is type(other), place
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{place}.{number}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif place == ".results":
+        rows = [[row.split(",") for row in text.splitlines()] for text in (one, other)]
+        assert [r[:1] + r[2:] for r in rows[0]] == [r[:1] + r[2:] for r in rows[1]]
+        assert rows[0][0][1].strip() == "time"
+    else:
+        assert one == other, place
+
+
 def test_nothing_to_resume(sides, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         trainer(sides, tmp_path / "new", resume=True)
