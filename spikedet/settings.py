@@ -111,7 +111,7 @@ class TrainingSettings:
     epochs: int = option(1, "passes over the training pictures", least=1)
     imgsz: int = option(32, "input side in pixels", least=1)
     batch: int = option(1, "pictures in a batch", least=1)
-    rate: float = option(0.1, "peak learning rate", least=0)
+    rate: float = option(0.1, "peak learning rate", above=0)
     device: str = option("cpu", "cpu, cuda:0 (or 0), or 0,1 for two GPUs")
     workers: int = option(1, "loader processes", least=0, group="training")
     seed: int = option(

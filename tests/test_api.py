@@ -249,7 +249,7 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
         ({"network": nn.Sequential(nn.ReLU())}, ConversionError, "no weights; there is nothing"),
         ({"network": "own.pt"}, UsageError, "network is of type str; expected a torch.nn.Module"),
         ({"batch": 0}, UsageError, "batch is 0; expected an integer of 1 or more"),
-        ({"rate": "fast"}, UsageError, "rate is 'fast'; expected a number of 0 or more"),
+        ({"rate": "fast"}, UsageError, "rate is 'fast'; expected a number above 0"),
         ({"end_to_end": 1, "int8": True, "end_batch_norm": True}, UsageError, "choose one"),
     ],
 )
@@ -273,7 +273,7 @@ def test_arguments_that_make_no_sense(network, batches, change, error, sentence)
         ("noise", "noise", 2.0),
         ("noise", "noise", float("nan")),
         ("distill", "distill", -1.0),
-        ("rate", "rate", -1.0),
+        ("rate", "rate", 0.0),
         ("seed", "seed", -1),
         ("pooling", "pooling", "often"),
     ],

@@ -268,10 +268,9 @@ class Shown(Watcher):
 
 def is_finished(out: Path, resume: bool, weights: Path) -> bool:
     """Whether `--resume` has nothing to do. Refuse to overwrite results of other commands."""
-    from spikedet.checkpoint import sha256
     from spikedet.stages.run_files import is_finished
 
-    done = is_finished(out, resume, command_line(), sha256(weights))
+    done = is_finished(out, resume, command_line(), weights)
     if done:
         print(f"{out}: this run is complete; there is nothing to resume")
     return done

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spikedet.checkpoint import load
+from spikedet.checkpoint import load, sha256
 from spikedet.errors import UsageError
 
 
@@ -42,15 +42,14 @@ def delete_resume_files(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_finished(out: Path, resume: bool, command: str, parent: str) -> bool:
+def is_finished(out: Path, resume: bool, command: str, weights: Path) -> bool:
     """Whether `out` exists already and was made by the same command. Then delete left-over files.
 
     Args:
         out: File that the command writes.
         resume: Whether `--resume` was given.
         command: The command line. `--resume` is ignored in the comparison.
-        parent: SHA-256 of the weights that the command starts from. The command line does not have
-            their folder.
+        weights: Checkpoint that the command starts from. The command line does not have its folder.
 
     Raises:
         UsageError: `out` exists, but was made by another command, or `resume` is False.
@@ -62,7 +61,7 @@ def is_finished(out: Path, resume: bool, command: str, parent: str) -> bool:
     if resume and existing == out:
         origin = load(out).origin
         same = _without_resume(str(origin.get("command"))) == _without_resume(command)
-        if same and origin.get("parent") == parent:
+        if same and weights.is_file() and origin.get("parent") == sha256(weights):
             delete_resume_files(out)
             return True
     raise UsageError(f"{existing} exists already; choose another --out")

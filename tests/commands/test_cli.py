@@ -247,7 +247,7 @@ def test_bad_files(tmp_path, text, words):
         (["prepare", "vocc", "x"],
          "DATASET: 'vocc'; expected voc, cifar10 or cifar100 (did you mean voc?)"),
         (["train", "--data", "d", "--out", "o", "--rate", "-1"],
-         "--rate: '-1' is not a number of 0 or more"),
+         "--rate: '-1' is not a number above 0"),
         (["train", "--data", "d", "--out", "o", "--optimizer", "sgd"],
          "--optimizer: 'sgd'; expected SGD or AdamW (did you mean SGD?)"),
         (["train", "--data", "d", "--out", "o", "--jpeg", 101],

@@ -189,7 +189,7 @@ def test_options_without_effect_are_refused(pictures, options, sentence):
     [
         ({"layer_steps": np.int64(-5)}, "layer_steps is .*-5.*; expected an integer of 0 or more"),
         ({"pictures": np.int64(0)}, "pictures is .*0.*; expected an integer of 1 or more"),
-        ({"rate": np.float32(-1), **TRAINED}, "rate is .*-1.*; expected a number of 0 or more"),
+        ({"rate": np.float32(-1), **TRAINED}, "rate is .*-1.*; expected a number above 0"),
         ({"noise": None}, "noise is None; expected a number between 0 and 1"),
         ({"end_rate": None}, "end_rate is None; expected a number above 0"),
         ({"layer_loss": None}, "layer_loss is None; expected mse or kl"),

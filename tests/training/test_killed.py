@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spikedet import files
-from spikedet.checkpoint import Checkpoint, save
+from spikedet.checkpoint import Checkpoint, save, sha256
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import ENDING, STALE, write_atomic
 from spikedet.stages import run_files
@@ -251,26 +251,30 @@ def test_an_error_deletes_no_state_of_finished_epochs(tmp_path, damaged):
 def test_a_complete_conversion_is_no_error_to_resume(tmp_path):
     """Whenever it was killed: what is left beside its result is deleted, or taken up."""
     out, told = tmp_path / "snn.safetensors", "tools/convert.py --T 4 --out snn.safetensors"
+    weights, other = tmp_path / "one/float.safetensors", tmp_path / "two/float.safetensors"
+    for path in (weights, other):
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
 
     def write(path):
         tensors = {"a.weight": torch.zeros(1)}
-        origin = {"command": told, "parent": "1f"}
+        origin = {"command": told, "parent": sha256(weights)}
         about = ("float", "classification", {}, ("a", "b"), 32, tensors)
         save(Checkpoint(*about, origin=origin), path)
 
-    assert not run_files.is_finished(out, True, told, "1f")
+    assert not run_files.is_finished(out, True, told, weights)
     write(run_files.layers_file(out))
     write(run_files.last_file(out))  # killed before what is kept was written
-    assert not run_files.is_finished(out, True, f"{told} --resume", "1f")
+    assert not run_files.is_finished(out, True, f"{told} --resume", weights)
     with pytest.raises(UsageError, match="exists already"):
-        run_files.is_finished(out, False, told, "1f")
+        run_files.is_finished(out, False, told, weights)
     write(out)
-    others = (False, told, "1f"), (True, told.replace("4", "8"), "1f"), (True, told, "2e")
-    for other in others:
+    others = (False, told, weights), (True, told.replace("4", "8"), weights), (True, told, other)
+    for arguments in others:
         with pytest.raises(UsageError, match="snn.safetensors exists already"):
-            run_files.is_finished(out, *other)
+            run_files.is_finished(out, *arguments)
     assert run_files.layers_file(out).exists()
-    assert run_files.is_finished(out, True, told.replace("--T", "--resume --T"), "1f")
+    assert run_files.is_finished(out, True, told.replace("--T", "--resume --T"), weights)
     assert not run_files.layers_file(out).exists() and out.exists()
 
 
