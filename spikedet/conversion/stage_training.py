@@ -146,14 +146,13 @@ def _marks(pictures: Tensor) -> list[int]:
 
 
 def _expect_finite(network: nn.Module) -> None:
-    """Check the tensors of a network.
+    """Check the parameters of a network. A buffer may be infinite, such as a mask.
 
     Raises:
         ConversionError: One has values that are not finite. The message names it.
     """
-    for name, tensor in network.state_dict().items():
-        known = isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor)
-        if known and not tensor.isfinite().all():
+    for name, tensor in network.named_parameters():
+        if not nn.parameter.is_lazy(tensor) and not tensor.isfinite().all():
             raise ConversionError(f"{name} of the network has values that are not finite")
 
 

@@ -41,6 +41,8 @@ def _difference(wanted: Any, recorded: Any) -> str:
                 "also removes the batch dimension of a single picture: name the dimensions, or use "
                 "x.flatten(1)"
             )
+        if not a.isfinite().all():
+            return "its outputs have values that are not finite"
         scale = a.abs().max().clamp(min=1e-6).item() if a.numel() else 1.0
         apart = (a - b).abs().max().item() / scale if a.numel() else 0.0
         if not apart <= 1e-3:

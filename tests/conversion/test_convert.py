@@ -243,6 +243,13 @@ def broken(value):
     return network
 
 
+def infinite():
+    """A norm with a statistic that is not a number; no parameter is wrong."""
+    network = base()
+    network[1].running_mean[0] = torch.nan
+    return network
+
+
 class Several(nn.Module):
     def __init__(self):
         super().__init__()
@@ -262,6 +269,7 @@ class Starred(Several):
     [
         (broken(torch.nan), "3.weight of the network has values that are not finite"),
         (broken(-torch.inf), "3.weight of the network has values that are not finite"),
+        (infinite(), "Sequential: its outputs have values that are not finite"),
         (Several(), "Several: its forward has several inputs; only networks of one input"),
         (Starred(), r"Starred: its forward takes \*args; give it one parameter"),
     ],
