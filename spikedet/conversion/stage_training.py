@@ -145,7 +145,7 @@ def _marks(pictures: Tensor) -> list[int]:
     return [hash(picture.tobytes()) for picture in pictures.detach().float().cpu().numpy()]
 
 
-def _expect_finite(network: nn.Module) -> None:
+def _expect_finite_parameters(network: nn.Module) -> None:
     """Check the parameters of a network. A buffer may be infinite, such as a mask.
 
     Raises:
@@ -161,7 +161,7 @@ class FloatTeacher:
 
     def __init__(self, network: nn.Module, example: Tensor):
         self.network = network
-        _expect_finite(network)
+        _expect_finite_parameters(network)
         device = device_of_weights(network)
         if isinstance(network, Graph):
             self.graph = copy.deepcopy(network).eval()

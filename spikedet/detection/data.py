@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from spikedet.data.samples import Sample, areas_of
 from spikedet.detection.defaults import TUNING
 from spikedet.errors import DataError, shorten
 from spikedet.files import read_lines
+from spikedet.pictures import is_picture
 
 log = logging.getLogger(__name__)
 TUNING_EVERY = 20  # without a list, every 20th picture is a tuning picture
@@ -64,7 +64,7 @@ def tuning_ids(path: Path) -> list[str]:
     """
     lines = read_lines(path, "list of tuning pictures")
     entries = [entry for line in lines if (entry := line.split("#")[0].strip())]
-    return [re.sub(r"\.(jpe?g|png|bmp|webp|tiff?)$", "", entry, flags=re.I) for entry in entries]
+    return [str(Path(e).with_suffix("")) if is_picture(Path(e)) else e for e in entries]
 
 
 def split_off_tuning(samples: list[Sample], tuning: Path) -> tuple[list[Sample], list[Sample]]:
