@@ -30,7 +30,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import run as run_command
 from spikedet.errors import DataError, PictureError, UsageError
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.sources import Frame, open_sources
 from spikedet.sources.live import without_passwords
 

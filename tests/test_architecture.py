@@ -9,7 +9,8 @@ import pytest
 from support.places import ROOT
 
 ORDER = ["errors", "resources", "terminal"]
-ORDER += ["counts", "reliability", "settings", "methods", "precision", "files", "plots", "page"]
+ORDER += ["counts", "reliability", "options", "settings"]
+ORDER += ["methods", "precision", "files", "plots", "page"]
 ORDER += ["pictures", "picture_files", "sources", "data", "kernels"]
 ORDER += ["neurons", "graph", "engines", "checkpoint", "importing", "runtime", "training"]
 ORDER += ["synapses"]

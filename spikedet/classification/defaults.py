@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikedet import settings
-from spikedet.settings import TrainingSettings, option, redefined
+from spikedet.options import option, redefined
+from spikedet.settings import TrainingSettings
 
 GROUP = "classifiers"
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"

@@ -20,7 +20,8 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import UsageError
-from spikedet.settings import Plan, option
+from spikedet.options import option
+from spikedet.settings import Plan
 from spikedet.terminal import Table
 
 if TYPE_CHECKING:

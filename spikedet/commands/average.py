@@ -15,7 +15,7 @@ from pathlib import Path
 from spikedet.commands import kinds, parse
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line
-from spikedet.settings import option
+from spikedet.options import option
 
 
 @dataclass(kw_only=True)

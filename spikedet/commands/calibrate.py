@@ -29,7 +29,7 @@ from spikedet.commands.training import (
     resume,
 )
 from spikedet.methods import METHODS
-from spikedet.settings import option
+from spikedet.options import option
 
 
 @dataclass(kw_only=True)

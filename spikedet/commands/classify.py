@@ -19,7 +19,7 @@ from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
 from spikedet.commands.result import headed
 from spikedet.errors import DataError
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import note
 
 if TYPE_CHECKING:

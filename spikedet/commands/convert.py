@@ -37,7 +37,8 @@ from spikedet.commands.training import (
     training_settings,
 )
 from spikedet.methods import METHODS, Method
-from spikedet.settings import Plan, option
+from spikedet.options import option
+from spikedet.settings import Plan
 
 MORE = """
 Methods:

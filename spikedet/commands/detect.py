@@ -19,7 +19,7 @@ from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
 from spikedet.errors import DataError, UsageError, list_choices, shorten
 from spikedet.files import expect_folder
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import note
 
 if TYPE_CHECKING:

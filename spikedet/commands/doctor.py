@@ -23,7 +23,7 @@ from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import SpikedetError, message_of
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import beside, console
 
 NEEDED = ("torch", "torchvision", "ultralytics", "numpy", "opencv-python", "pillow", "av",

@@ -20,7 +20,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import Table, note
 
 if TYPE_CHECKING:

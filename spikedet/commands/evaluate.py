@@ -20,7 +20,8 @@ from spikedet.commands.checks import refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError
-from spikedet.settings import Plan, option
+from spikedet.options import option
+from spikedet.settings import Plan
 from spikedet.terminal import Table, note
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import UsageError
-from spikedet.settings import option
+from spikedet.options import option
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ from spikedet.commands.training import (
     training,
     training_settings,
 )
-from spikedet.settings import option
+from spikedet.options import option
 
 SEVERAL = True  # torchrun may start it
 

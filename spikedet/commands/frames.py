@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spikedet.commands import parse
-from spikedet.settings import option
+from spikedet.options import option
 
 if TYPE_CHECKING:
     from spikedet.sources import Frame, Sources

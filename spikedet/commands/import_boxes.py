@@ -24,8 +24,8 @@ from spikedet.commands.checks import refuse
 from spikedet.data.formats.voc import is_copy_of_2007
 from spikedet.errors import DataError, UsageError
 from spikedet.files import read_lines
+from spikedet.options import option
 from spikedet.picture_files import pictures_in
-from spikedet.settings import option
 
 JPEG = {".jpg", ".jpeg"}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from spikedet.commands import parse
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line
-from spikedet.settings import option
+from spikedet.options import option
 
 MORE = """
 A state dict is a file of torch.save or of safetensors. It may be an entry of a dict, named

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse
 from spikedet.commands.result import write_json
 from spikedet.errors import UsageError, shorten
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import Table, beside
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Parsers for option values that are not plain numbers or texts.
 
-They raise ValueError with one sentence (see `kind` of `spikedet.settings.option`).
+They raise ValueError with one sentence (see `kind` of `spikedet.options.option`).
 """
 
 from __future__ import annotations

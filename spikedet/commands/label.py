@@ -25,7 +25,7 @@ from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
 from spikedet.errors import DataError, PictureError, UsageError, list_choices, shorten
-from spikedet.settings import option
+from spikedet.options import option
 
 
 @dataclass(kw_only=True)

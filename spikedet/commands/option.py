@@ -1,6 +1,6 @@
 """One option of the command line, and the list of those that a dataclass has.
 
-The fields of the dataclass are made by `spikedet.settings.option`. These further keys of it
+The fields of the dataclass are made by `spikedet.options.option`. These further keys of it
 describe the option on the command line:
 
     name        name with underscores, if it differs from the name of the field
@@ -26,7 +26,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from spikedet.errors import did_you_mean, shorten
-from spikedet.settings import describe_limits, violated_limits
+from spikedet.options import describe_limits, violated_limits
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from spikedet.commands.option import Option, options_of
 from spikedet.commands.words import COMMON, read, shown_as
 from spikedet.errors import UsageError
 from spikedet.files import expect_folder, expect_writable
-from spikedet.settings import option
+from spikedet.options import option
 
 
 def written(default: Any = MISSING, help: str = "", **more: Any) -> Any:

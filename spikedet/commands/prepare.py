@@ -21,7 +21,7 @@ from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
 from spikedet.errors import DataError
 from spikedet.files import expect_folder
-from spikedet.settings import option
+from spikedet.options import option
 
 if TYPE_CHECKING:
     from spikedet.detection.prepare import Archive

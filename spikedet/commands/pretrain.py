@@ -23,7 +23,7 @@ from spikedet.commands.main import command_line
 from spikedet.commands.training import network_file, resume, run_folder, training, training_settings
 from spikedet.detection.defaults import BACKBONE
 from spikedet.errors import UsageError
-from spikedet.settings import option
+from spikedet.options import option
 
 SEVERAL = True  # torchrun may start it
 WITHOUT = ("threshold_rate", "temperature")  # there are no thresholds, and nothing is distilled

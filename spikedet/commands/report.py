@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import parse
 from spikedet.errors import DataError, SpikedetError, UsageError
-from spikedet.settings import option
+from spikedet.options import option
 
 if TYPE_CHECKING:
     from spikedet.page import Page

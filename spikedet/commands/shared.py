@@ -14,7 +14,7 @@ from spikedet.data import formats
 from spikedet.data.samples import list_names
 from spikedet.errors import UsageError
 from spikedet.files import read_lines
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.task import Source
 from spikedet.task_registry import SETTINGS, expect_data
 from spikedet.terminal import note

@@ -19,7 +19,7 @@ from spikedet.commands import kinds, plotting, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import command_line
 from spikedet.commands.training import network_file, resume, run_folder, training, training_settings
-from spikedet.settings import option
+from spikedet.options import option
 
 SEVERAL = True  # torchrun may start it
 

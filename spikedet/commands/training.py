@@ -18,7 +18,8 @@ from spikedet.commands.main import command_line, progress
 from spikedet.commands.option import options_of
 from spikedet.commands.parse import Options, partial, several, written_folder
 from spikedet.errors import UsageError
-from spikedet.settings import POOLINGS, Plan, StageOne, option, redefined
+from spikedet.options import option, redefined
+from spikedet.settings import POOLINGS, Plan, StageOne
 from spikedet.stages.watcher import Watcher
 from spikedet.task_registry import SETTINGS
 

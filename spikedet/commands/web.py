@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from spikedet.commands import kinds, parse, shared
 from spikedet.errors import UsageError
-from spikedet.settings import option
+from spikedet.options import option
 
 if TYPE_CHECKING:
     from spikedet.detection.predict import Predictor

@@ -26,8 +26,9 @@ from spikedet.errors import UsageError, list_choices
 from spikedet.graph.graph import Graph
 from spikedet.graph.operations import WeightedLayer
 from spikedet.neurons.layers import mean_over_time, per_channel
+from spikedet.options import expect_limits
 from spikedet.precision import mixed
-from spikedet.settings import LayerWise, expect_limits
+from spikedet.settings import LayerWise
 
 MOST_NAMED = 3  # layers in a warning
 NOTHING = 1e-8  # a smaller error counts as none (a first layer, whose current is constant)

@@ -31,16 +31,10 @@ from spikedet.graph.rewrites.quantise import quantise
 from spikedet.graph.rewrites.spike import expect_margin
 from spikedet.methods import Method, named
 from spikedet.neurons.quantize import QuantClip
+from spikedet.options import expect_limits
 from spikedet.precision import present_device
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import (
-    EndToEnd,
-    LayerWise,
-    StageOne,
-    TrainingSettings,
-    expect_limits,
-    expect_pooling,
-)
+from spikedet.settings import EndToEnd, LayerWise, StageOne, TrainingSettings, expect_pooling
 from spikedet.terminal import Bar
 
 LOOKED_AT = 64  # number of pictures that the thresholds are estimated from

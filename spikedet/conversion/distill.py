@@ -20,9 +20,10 @@ from spikedet.conversion.sparsity import Operations
 from spikedet.engines.rounding import Rounder
 from spikedet.errors import TrainingError
 from spikedet.neurons.layers import MeanOverTime
+from spikedet.options import expect_limits
 from spikedet.precision import device_of
 from spikedet.runtime.network import SpikingNetwork
-from spikedet.settings import EndToEnd, expect_limits
+from spikedet.settings import EndToEnd
 from spikedet.training.optimizer import restore_optimizer
 
 ROUND = 100  # training steps between two saved states of a pass

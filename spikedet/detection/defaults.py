@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spikedet import resources, settings
-from spikedet.settings import TrainingSettings, option, redefined
+from spikedet.options import option, redefined
+from spikedet.settings import TrainingSettings
 
 GROUP = "detectors"
 TRAIN_SPLIT, TEST_SPLIT = "VOC2007:train+VOC2012:trainval", "VOC2007:val"

@@ -16,8 +16,8 @@ from pathlib import Path
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.errors import UsageError
+from spikedet.options import option
 from spikedet.reproduction import classification, detection, sparsity
-from spikedet.settings import option
 
 MORE = """
 For classifiers (each float checkpoint of --model is one network of the tables; a row without its

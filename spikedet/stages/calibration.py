@@ -22,8 +22,9 @@ from spikedet.networks import (
 )
 from spikedet.neurons.layers import SpikingMaxPool
 from spikedet.neurons.registry import named
+from spikedet.options import expect_limits
 from spikedet.precision import layout
-from spikedet.settings import Plan, expect_limits, expect_pooling
+from spikedet.settings import Plan, expect_pooling
 from spikedet.stages import stage_two
 from spikedet.stages.run_files import delete_resume_files, last_file, layers_file, state_file
 from spikedet.stages.watcher import Watcher

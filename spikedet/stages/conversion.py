@@ -19,7 +19,8 @@ from spikedet.networks import (
     expect_stage,
     graph_of,
 )
-from spikedet.settings import Plan, StageOne, expect_limits
+from spikedet.options import expect_limits
+from spikedet.settings import Plan, StageOne
 from spikedet.stages import stage_two
 from spikedet.stages.calibration import Calibration, expect_plan, with_pooling
 from spikedet.stages.stage_one import FineTuning, untuned

@@ -20,7 +20,8 @@ from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
 from spikedet.networks import current, example, expect_stage, graph_of, teacher_of, with_graph
 from spikedet.neurons.quantize import QuantClip
-from spikedet.settings import StageOne, expect_limits
+from spikedet.options import expect_limits
+from spikedet.settings import StageOne
 from spikedet.task import Run, Samples, Task
 from spikedet.training.run import expect_same_run, state_of
 

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import torch
 
 from spikedet.errors import TrainingError, UsageError
+from spikedet.options import impossible
 from spikedet.precision import full_precision, no_device
-from spikedet.settings import TrainingSettings, device_numbers, impossible, world_size
+from spikedet.settings import TrainingSettings, device_numbers, world_size
 
 
 def expect_possible(settings: TrainingSettings) -> None:

@@ -17,7 +17,7 @@ from spikedet.commands.option import options_of
 from spikedet.commands.training import training, training_settings
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import expect_folder, expect_writable, write_atomic
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.task_registry import SETTINGS
 from support.commands import command, run_as_command
 from support.places import ROOT

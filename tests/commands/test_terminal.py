@@ -16,7 +16,7 @@ from spikedet.commands.main import COMMANDS, module_of, progress
 from spikedet.commands.option import options_of
 from spikedet.commands.result import headed, write_json, writes_own
 from spikedet.commands.training import Shown
-from spikedet.settings import option
+from spikedet.options import option
 from spikedet.terminal import Table, fitted
 from support.places import ROOT
 from support.streams import Stream
