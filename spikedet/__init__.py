@@ -77,7 +77,7 @@ def load(
 
     Raises:
         WeightsError: The file is missing, damaged, or not a checkpoint of spikedet.
-        UsageError: T is not an integer of 1 or more, the device or the engine does not exist,
+        UsageError: T is not an integer from 1 to 10,000, the device or the engine does not exist,
             or the engine cannot run these weights.
 
     Examples:
@@ -87,10 +87,10 @@ def load(
     """
     from spikedet import resources
     from spikedet.checkpoint import load as load_checkpoint
-    from spikedet.counts import expect_counts
+    from spikedet.counts import expect_steps
     from spikedet.released import default_weights
 
-    expect_counts(T=T)
+    expect_steps(T, optional=True)
     path = resources.weights(path) if path else default_weights(T, task)
     checkpoint = load_checkpoint(path)
     if checkpoint.task == "none":

@@ -47,6 +47,11 @@ def list_choices(text: str, words: Iterable[str]) -> str:
     return ", ".join(shorten(word, 40) for word in words) + did_you_mean(text, words)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 picture`, `2 pictures`, `2 boxes`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("x") else "s")
+
+
 class SpikedetError(Exception):
     """Base class of all errors with a message for the user.
 

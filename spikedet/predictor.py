@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from spikedet.checkpoint import load
-from spikedet.counts import expect_counts
+from spikedet.counts import expect_steps
 from spikedet.engines.registry import AUTO, TORCH
 from spikedet.networks import can_run_longer, current, restore
 from spikedet.precision import present_device
@@ -37,7 +37,7 @@ class BasePredictor:
         half: bool | None = None,
         engine: str = AUTO,
     ):
-        expect_counts(T=T)
+        expect_steps(T, optional=True)
         device = present_device(device)
         self.weights = Path(weights)
         loaded = current(self.task, load(self.weights))
@@ -64,7 +64,7 @@ class BasePredictor:
 
     def _time_steps(self, T: int | None) -> int | None:
         """The T to run with. Warns once if the weights were not made for this T."""
-        expect_counts(T=T)
+        expect_steps(T, optional=True)
         made_for = self.runner.T if self.runner.stage == "snn" else None
         if T is None or made_for is None:
             if T is not None and T not in self._told:

@@ -229,7 +229,7 @@ def test_two_passes_of_one_network_do_not_mix(snn, batches):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"T": 0}, UsageError, "T is 0; expected an integer of 1 or more"),
+        ({"T": 0}, UsageError, "T is .*; expected an integer from 1 to 10000"),
         ({"T": 2.5}, UsageError, "T is 2.5; expected"),
         ({"seed": -1}, UsageError, "seed is -1; expected an integer between 0 and 2147483647"),
         ({"seed": (1 << 32) + 5}, UsageError, "seed is 4294967301; expected an integer"),

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from spikedet.counts import MOST_STEPS
 from spikedet.errors import WeightsError
 
 STAGES = ("float", "qc", "snn")
-MOST_STEPS, MOST_PIXELS, MOST_CLASSES = 65_536, 4096, 100_000
+MOST_PIXELS, MOST_CLASSES = 4096, 100_000
 
 
 @dataclass

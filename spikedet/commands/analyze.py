@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, counted
 from spikedet.options import option
 from spikedet.settings import Plan
 from spikedet.terminal import Table
@@ -321,7 +321,7 @@ def run(options: Options) -> None:
         "rates": rate_rows(comparisons, T),
         "raster": raster_rows(options, list(comparisons.values())[-1], pictures, checkpoints[0], T),
     }
-    data = f"{len(pictures)} pictures of {shared.split(options, task.name)}"
+    data = f"{counted(len(pictures), 'picture')} of {shared.split(options, task.name)}"
     print(f"T={T}, weights of T={checkpoints[0].T}: {data}")
     weights = options.weights or default_weights(options.T, task.name)
     about = About(weights.name, data, T)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import refuse
 from spikedet.commands.frames import Failures, FrameOptions, opened, shown, where
-from spikedet.errors import DataError, UsageError, list_choices, shorten
+from spikedet.errors import DataError, UsageError, counted, list_choices, shorten
 from spikedet.files import expect_folder
 from spikedet.options import option
 from spikedet.terminal import note
@@ -212,7 +212,7 @@ class _Strips:
         small, scale = pictures.shrink(frame.picture)
         titled = [
             (
-                f"t={one.T}, {_count(len(one), 'object')}",
+                f"t={one.T}, {counted(len(one), 'object')}",
                 draw(replace(one, picture=small, boxes=one.boxes * scale), enlarge=True),
             )
             for one in steps
@@ -268,18 +268,14 @@ def _lines(frame: Frame, detections: Detections) -> Iterator[str]:
 def _summary(options: Options, detector: Predictor, outputs: Outputs) -> str:
     """Describe what was done and where the results are."""
     counts = outputs.counts
-    seen = [_count(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
-    seen += [_count(counts.frames, "frame")] if counts.frames else []
+    seen = [counted(counts.pictures, "picture")] if counts.pictures or not counts.frames else []
+    seen += [counted(counts.frames, "frame")] if counts.frames else []
     steps = "" if detector.T is None else f", T={detector.T}"
     steps += " or fewer" if options.patience else ""
     written = "pictures" in options.save and (counts.pictures or counts.frames)
     where = f"; annotated pictures in {options.out}" if written else ""
     classes = ", ".join(f"{count} {name}" for name, count in counts.objects.most_common())
     return (
-        f"{_count(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
+        f"{counted(sum(counts.objects.values()), 'object')} in {' and '.join(seen)}{steps}, "
         f"{detector.weights.name}{where}" + (f" ({classes})" if classes else "")
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

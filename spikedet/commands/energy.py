@@ -20,6 +20,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
+from spikedet.errors import counted
 from spikedet.options import option
 from spikedet.terminal import Table, note
 
@@ -97,9 +98,9 @@ def by_layer(cost: Cost) -> dict[str, Any]:
 
 
 def pair(value: dict[str, Any], scale: float = 1.0, digits: int = 2) -> str:
-    """Format a value as `mean +- deviation`."""
-    deviation = "-" if value["std"] is None else f"{value['std'] * scale:.{digits}f}"
-    return f"{value['mean'] * scale:.{digits}f} +- {deviation}"
+    """Format a value as `mean +- deviation`. One picture has no deviation."""
+    deviation = "" if value["std"] is None else f" +- {value['std'] * scale:.{digits}f}"
+    return f"{value['mean'] * scale:.{digits}f}{deviation}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -189,7 +190,8 @@ def run(options: Options) -> None:
     }
     result |= {**by_layer(cost), "totals": energies(cost, reference, options)}
     print(
-        f"{path.name}, T={T}: {len(samples)} pictures of {split}, {checkpoint.imgsz} pixels, "
+        f"{path.name}, T={T}: {counted(len(samples), 'picture')} of {split}, "
+        f"{checkpoint.imgsz} pixels, "
         f"{network.engine} engine"
     )
     show(result)

@@ -19,7 +19,7 @@ from spikedet.commands import kinds, parse, plotting, shared
 from spikedet.commands.checks import refuse, warn_of_training_pictures
 from spikedet.commands.main import progress
 from spikedet.commands.result import write_json
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, counted
 from spikedet.options import option
 from spikedet.settings import Plan
 from spikedet.terminal import Table, note
@@ -224,7 +224,7 @@ def run(options: Options) -> None:
     expect_of_task(options, task)
     split = shared.split(options, task.name, test=True)
     samples = shared.read(options, task, split, options.limit, names)
-    data = f"{len(samples)} pictures of {split}"
+    data = f"{counted(len(samples), 'picture')} of {split}"
     warn_of_training_pictures(task, samples, {row.digest for row in planned})
     about_data = {"data": samples.fingerprint(), "split": split, **areas_of(options)}
     files = file_names(options)

@@ -22,7 +22,7 @@ from pathlib import Path
 from spikedet.commands import parse
 from spikedet.commands.checks import refuse
 from spikedet.data.formats.voc import is_copy_of_2007
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, UsageError, counted
 from spikedet.files import read_lines
 from spikedet.options import option
 from spikedet.picture_files import pictures_in
@@ -75,7 +75,7 @@ def run(options: Options) -> None:
     if options.xml:
         alone = {path.stem for path in options.xml.glob("*.xml")} - pictures.keys() - skip
         without += f", {len(alone)} annotations without a JPEG picture" if alone else ""
-    print(f"{options.out}: {len(kept)} pictures, split {options.split}; {without}")
+    print(f"{options.out}: {counted(len(kept), 'picture')}, split {options.split}; {without}")
 
 
 def expect_one_source(options: Options) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikedet.commands import kinds, parse
 from spikedet.commands.result import write_json
-from spikedet.errors import UsageError, shorten
+from spikedet.errors import UsageError, counted, shorten
 from spikedet.options import option
 from spikedet.terminal import Table, beside
 
@@ -259,7 +259,8 @@ def _row(row: dict[str, Any]) -> str:
     T = f"T={row['T']}: " if row["T"] else ""
     rate = row["spike_rate"]
     fires = "" if rate is None else f", {rate:.3f} spikes a neuron and step"
-    return f"{T}{values}, {row['images']} pictures{fires}, {row['engine']} ({row['file']})"
+    pictures = counted(row["images"], "picture")
+    return f"{T}{values}, {pictures}{fires}, {row['engine']} ({row['file']})"
 
 
 def text(value: Any) -> str:

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spikedet import resources
+from spikedet.counts import MOST_STEPS
 from spikedet.errors import UsageError, list_choices, shorten
-
-MOST_STEPS = 10_000  # the slowest conversion of the literature needs some 3,500
 
 
 def time_steps(text: str) -> int:

@@ -24,7 +24,7 @@ from spikedet.commands import kinds, parse, shared
 from spikedet.commands.checks import expect_new
 from spikedet.commands.main import command_line, progress
 from spikedet.detection.boxes import COCO_NAMES, VOC_CLASSES
-from spikedet.errors import DataError, PictureError, UsageError, list_choices, shorten
+from spikedet.errors import DataError, PictureError, UsageError, counted, list_choices, shorten
 from spikedet.options import option
 
 
@@ -145,8 +145,8 @@ def run(options: Options) -> int:
     journal.forget_changed({names_of[path]: size for path, size in sizes.items()})
     left = {path: name for path, name in names_of.items() if name not in journal.done}
     done = len(names_of) - len(left)
-    counted = {"unit": "picture", "total": len(names_of), "initial": done}
-    for path, name in progress(left.items(), "pictures", **counted):
+    shown = {"unit": "picture", "total": len(names_of), "initial": done}
+    for path, name in progress(left.items(), "pictures", **shown):
         try:
             picture = read_picture(path)
         except PictureError as error:
@@ -163,5 +163,6 @@ def run(options: Options) -> int:
     results = label.coco(entries, classes, info)
     write_atomic(options.out, (json.dumps(results) + "\n").encode())
     partial.unlink(missing_ok=True)
-    print(f"{options.out}: {len(results['annotations'])} boxes in {len(entries)} pictures")
+    boxes = counted(len(results["annotations"]), "box")
+    print(f"{options.out}: {boxes} in {counted(len(entries), 'picture')}")
     return DataError.exit_code if failed else 0

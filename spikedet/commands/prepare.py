@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from spikedet.commands import parse
 from spikedet.commands.checks import refuse
 from spikedet.commands.main import progress
-from spikedet.errors import DataError
+from spikedet.errors import DataError, counted
 from spikedet.files import expect_folder
 from spikedet.options import option
 
@@ -70,7 +70,8 @@ def cifar(name: str, folder: Path) -> int:
     files = download(name, folder)
     for split in ("train", "test"):
         samples = read([files], split)
-        print(f"{folder}: {split}, {len(samples)} pictures of {len(samples.names)} classes")
+        number = counted(len(samples), "picture")
+        print(f"{folder}: {split}, {number} of {len(samples.names)} classes")
     return 0
 
 

@@ -12,7 +12,7 @@ from spikedet.commands import kinds
 from spikedet.commands.parse import Options
 from spikedet.data import formats
 from spikedet.data.samples import list_names
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, counted
 from spikedet.files import read_lines
 from spikedet.options import option
 from spikedet.task import Source
@@ -207,9 +207,10 @@ def read(
         )
     samples = task.read(Source(options.data, split, limit, names or own_names, images or ()))
     classes = samples.names
+    number = counted(len(samples), "picture")
     note(
-        f"{', '.join(map(str, options.data))}: {' and '.join(found)}, {len(samples)} pictures of "
-        f"{split}, {len(classes)} classes: {list_names(classes)}"
+        f"{', '.join(map(str, options.data))}: {' and '.join(found)}, {number} of {split}, "
+        f"{len(classes)} classes: {list_names(classes)}"
     )
     return samples
 

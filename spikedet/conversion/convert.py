@@ -23,6 +23,7 @@ from spikedet.conversion.stage_training import (
     device_of_weights,
 )
 from spikedet.conversion.thresholds import thresholds_by
+from spikedet.counts import expect_steps
 from spikedet.engines.rounding import Rounder
 from spikedet.errors import UsageError
 from spikedet.graph.graph import Graph
@@ -169,8 +170,8 @@ def convert(
     network = _unwrapped(network)
     method = method or ("two-stage" if epochs else "stage2")
     recipe = named(method)
-    if type(T) is not int or T < 1:
-        raise UsageError(f"T is {T!r}; expected an integer of 1 or more")
+    expect_steps(T)
+    T = int(T)  # it may be of numpy
     expect_limits(TrainingSettings(epochs=epochs or 1, rate=rate, seed=seed))
     _expect_training(method, recipe, epochs, end_to_end, loss, distill)
     if end_to_end is None:

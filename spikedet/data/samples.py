@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spikedet.errors import DataError, list_choices, shorten
+from spikedet.errors import DataError, counted, list_choices, shorten
 
 MOST_LETTERS = 255  # of a class name; the name of a folder is no longer
 
@@ -68,8 +68,7 @@ def without_empty_boxes(samples: Sequence[Sample], name: str) -> list[Sample]:
             sample = replace(sample, **{name: getattr(sample, name)[there] for name in fields})
         kept.append(sample)
     if left:
-        counted = "1 box" if len(left) == 1 else f"{len(left)} boxes"
-        words = f"{name}: {counted} without width or height left out ({left[0]})"
+        words = f"{name}: {counted(len(left), 'box')} without width or height left out ({left[0]})"
         warnings.warn(words, stacklevel=3)
     return kept
 

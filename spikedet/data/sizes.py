@@ -16,7 +16,7 @@ import numpy as np
 
 from spikedet.data.cache import read_each
 from spikedet.data.samples import Sample, first_error
-from spikedet.errors import DataError, shorten
+from spikedet.errors import DataError, counted, shorten
 from spikedet.pictures import Header, read_header
 
 IGNORED = "with a rotation tag that the annotations ignore; the boxes are rotated too"
@@ -75,7 +75,8 @@ def fit_to_pictures(
     if problems:
         raise first_error(problems)
     for change, pictures in changes.items():
-        warnings.warn(f"{name}: {_counted(len(pictures))} {change} ({pictures[0]})", stacklevel=2)
+        number = counted(len(pictures), "picture")
+        warnings.warn(f"{name}: {number} {change} ({pictures[0]})", stacklevel=2)
     tagged = [
         sample.path.name
         for sample, header in zip(samples, seen, strict=True)
@@ -89,14 +90,10 @@ def fit_to_pictures(
 def warn_of_tags(name: str, pictures: Sequence[str]) -> None:
     """Warn that boxes were taken as boxes of the rotated pictures."""
     warnings.warn(
-        f"{name}: {_counted(len(pictures))} with a rotation tag; the boxes are read as boxes of "
-        f"the rotated picture, as a viewer shows it ({pictures[0]})",
+        f"{name}: {counted(len(pictures), 'picture')} with a rotation tag; the boxes are read as "
+        f"boxes of the rotated picture, as a viewer shows it ({pictures[0]})",
         stacklevel=3,
     )
-
-
-def _counted(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _is_ambiguous(sample: Sample, header: Header) -> bool:

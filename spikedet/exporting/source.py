@@ -13,7 +13,7 @@ import torch
 import spikedet
 from spikedet import networks, task_registry
 from spikedet.checkpoint import Checkpoint, load
-from spikedet.counts import expect_counts
+from spikedet.counts import expect_steps
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
@@ -63,7 +63,7 @@ class Source:
                 steps.
             WeightsError: The weights are missing or damaged.
         """
-        expect_counts(T=T)
+        expect_steps(T, optional=True)
         if isinstance(network, BasePredictor):
             T, network = (network.T if T is None else T), network.weights
         if isinstance(network, str | Path):

@@ -11,7 +11,7 @@ from spikedet.classification import published
 from spikedet.classification.published import NOT_PRINTED
 from spikedet.commands import shared
 from spikedet.commands.checks import refuse
-from spikedet.errors import DataError, UsageError
+from spikedet.errors import DataError, UsageError, counted
 from spikedet.files import write_atomic, write_csv
 from spikedet.reproduction import sparsity
 from spikedet.reproduction.experiment import Cell, Experiment, expect_available
@@ -278,7 +278,7 @@ def write(options: Any, entries: dict[Any, dict[str, Any]]) -> None:
         curves = [{**e, "method": f"{e['method']}, T={e['T']}"} for e in curves]
     sources = {e["value"] for e in shown if e["method"] == "float"}
     source = sources.pop() / 100 if len(sources) == 1 else None
-    title = f"{options.name}, {curves[0]['images']} pictures"
+    title = f"{options.name}, {counted(curves[0]['images'], 'picture')}"
     data = ", ".join(dict.fromkeys(str(e["dataset"]) for e in curves))
     about = About(f"networks of {options.name}.csv", data, sorted({e["T"] for e in curves}))
     picture = measures.value_curves(curves, key, "top1", title, source, about)

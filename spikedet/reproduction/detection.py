@@ -13,7 +13,7 @@ import numpy as np
 from spikedet.commands.checks import refuse
 from spikedet.detection.boxes import Detections
 from spikedet.detection.published import MEASURES, TABLE_10
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, counted
 from spikedet.files import write_atomic, write_csv
 from spikedet.released import released, released_leaky
 from spikedet.reproduction import sparsity
@@ -196,8 +196,9 @@ def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]
     name, path = options.name, options.out / f"{options.name}.png"
     floats = [line["AP"] for line in lines if line["method"] == "float"]
     images = lines[0]["images"]
+    number = counted(images, "picture")
     steps = sorted({line["T"] for line in lines if line["T"]})
-    about = About(f"from {experiment.model.name}", f"{options.split}, {images} pictures", steps)
+    about = About(f"from {experiment.model.name}", f"{options.split}, {number}", steps)
     spiking = [line for line in lines if line["T"] and line["images"] == images]
     if name == "figure9":
         bars = [
@@ -205,11 +206,11 @@ def plot(options: Any, experiment: Experiment, lines: list[Row], rows: list[Row]
             for row, line in zip(rows, lines, strict=True)
             for label, value in row["per_class"].items()
         ]
-        title = f"AP of each class, {images} pictures"
+        title = f"AP of each class, {number}"
         write_atomic(path, measures.classes(bars, about, title=title))
     elif spiking:
         key = "calibration_pictures" if name == "table6" else "T"
-        title = f"{name}, {images} pictures" + (", T=8" if name == "table6" else "")
+        title = f"{name}, {number}" + (", T=8" if name == "table6" else "")
         source = floats[0] if floats else None
         write_atomic(path, measures.value_curves(spiking, key, "AP", title, source, about))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from spikedet.commands.checks import refuse
-from spikedet.errors import UsageError
+from spikedet.errors import UsageError, counted
 from spikedet.files import write_atomic, write_csv
 from spikedet.reproduction.experiment import Cell, Experiment
 
@@ -81,7 +81,7 @@ def plot(
 
     about = About(
         f"from {experiment.model.name}",
-        f"{options.split}, {lines[0]['images']} pictures",
+        f"{options.split}, {counted(lines[0]['images'], 'picture')}",
         options.T,
     )
     return measures.energy_trade_off(lines, value, about)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
-from spikedet.counts import expect_counts
+from spikedet.counts import expect_counts, expect_steps
 from spikedet.engines.program import NoIntegers
 from spikedet.errors import UsageError
 from spikedet.graph.graph import INPUT, Graph, Node
@@ -65,9 +65,7 @@ class SpikingNetwork(nn.Module):
 
     def __init__(self, graph: Graph, T: int, chunk: int = 32):
         super().__init__()
-        if T is None:  # which `expect_counts` takes for a usual value
-            raise UsageError("T is None; expected an integer of 1 or more")
-        expect_counts(T=T)
+        expect_steps(T)
         self.graph, self.T, self.chunk = graph, int(T), chunk
         self.origin: dict[str, Any] = {}
         self._scheduled: Schedule | None = None
@@ -90,10 +88,10 @@ class SpikingNetwork(nn.Module):
             [B, ...].
 
         Raises:
-            UsageError: T is not an integer of 1 or more, there are no pictures, they are not float
-                values or not finite, or the network cannot take pictures of this size.
+            UsageError: T is not an integer from 1 to 10,000, there are no pictures, they are not
+                float values or not finite, or the network cannot take pictures of this size.
         """
-        expect_counts(T=T)
+        expect_steps(T, optional=True)
         (output,) = self.after(pictures, [self.T if T is None else T])
         return output
 
@@ -114,7 +112,7 @@ class SpikingNetwork(nn.Module):
         """
         expect_counts(pictures=len(pictures))
         for t in steps:
-            expect_counts(T=t)
+            expect_steps(t)
         if list(steps) != sorted(steps):
             raise UsageError(f"steps are {list(steps)}; expected ascending numbers")
         if len(pictures) > self.chunk:
@@ -139,7 +137,8 @@ class SpikingNetwork(nn.Module):
             T: Time steps.
             steps: Time steps between two results.
         """
-        expect_counts(pictures=len(pictures), T=T, steps=steps)
+        expect_counts(pictures=len(pictures), steps=steps)
+        expect_steps(T)
         for done, read in self._simulate(pictures, _parts([T], steps), each_step=False):
             yield done, read()
 
@@ -158,7 +157,8 @@ class SpikingNetwork(nn.Module):
                 With a smaller number the first results come sooner, but the whole run takes longer.
         """
         T, batch = self.T if T is None else T, len(pictures)
-        expect_counts(pictures=batch, T=T, chunk=chunk)
+        expect_counts(pictures=batch, chunk=chunk)
+        expect_steps(T)
         parts = _parts([T], max(1, (chunk or self.chunk) // batch))
         reported = 0
         for done, read in self._simulate(pictures, parts, each_step=True):

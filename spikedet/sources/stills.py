@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedet.errors import PictureError
+from spikedet.errors import PictureError, counted
 from spikedet.pictures import UnknownFormat, read_parts, read_picture
 from spikedet.sources.frame import File, Frame, Problems
 from spikedet.sources.video import Video, expect_file
@@ -86,8 +86,8 @@ class Numbered:
             yield Frame(picture, self.name, index, time, True, len(numbers), duration, length, path)
         if missing:
             between = f"{self.files[0].name} and {self.files[-1].name}"
-            counted = "1 picture is" if missing == 1 else f"{missing} pictures are"
-            problem = PictureError(f"{self.pattern}: {counted} missing between {between}")
+            absent = counted(missing, "picture") + (" is" if missing == 1 else " are")
+            problem = PictureError(f"{self.pattern}: {absent} missing between {between}")
             problems.add(problem, missing)
 
 

@@ -32,7 +32,7 @@ from spikedet.data.samples import (
     without_empty_boxes,
 )
 from spikedet.data.sizes import fit_to_pictures
-from spikedet.errors import DataError, list_choices, shorten
+from spikedet.errors import DataError, counted, list_choices, shorten
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -190,8 +190,8 @@ def _warn_of_lost(coco: COCO, file: Path) -> None:
             f"{file}: no annotation belongs to one of its pictures ({first} is not among the ids "
             "of images)"
         )
-    counted = "1 annotation" if len(lost) == 1 else f"{len(lost)} annotations"
-    words = f"{_split_of(file)}: left out {counted} for pictures that are not in it ({first})"
+    number = counted(len(lost), "annotation")
+    words = f"{_split_of(file)}: left out {number} for pictures that are not in it ({first})"
     warnings.warn(words, stacklevel=2)
 
 
@@ -242,8 +242,8 @@ def _samples(
             )
         beyond.append(f"{sample.path.name}, {_named(own[wide.argmax()])}")
     if beyond:
-        counted = "1 picture" if len(beyond) == 1 else f"{len(beyond)} pictures"
-        words = f"{_split_of(file)}: {counted} with boxes outside the picture ({beyond[0]})"
+        number = counted(len(beyond), "picture")
+        words = f"{_split_of(file)}: {number} with boxes outside the picture ({beyond[0]})"
         warnings.warn(words, stacklevel=2)
     return samples
 

@@ -32,7 +32,7 @@ from spikedet.data.samples import (
     without_empty_boxes,
 )
 from spikedet.data.sizes import headers, warn_of_tags
-from spikedet.errors import DataError, list_choices, shorten
+from spikedet.errors import DataError, counted, list_choices, shorten
 from spikedet.files import TooManyValues, parse_yaml, read_lines
 from spikedet.picture_files import pictures_in
 from spikedet.pictures import is_picture
@@ -108,8 +108,8 @@ class Labels(Boxes):
             )
         bare = [p.name for p, label in zip(pictures, labels, strict=True) if label not in rows]
         if bare:
-            count = "1 picture" if len(bare) == 1 else f"{len(bare)} pictures"
-            words = f"{title}: {count} without a label file, read as without objects ({bare[0]})"
+            number = counted(len(bare), "picture")
+            words = f"{title}: {number} without a label file, read as without objects ({bare[0]})"
             warnings.warn(words, stacklevel=2)
         if turned:
             warn_of_tags(title, turned)
