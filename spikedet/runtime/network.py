@@ -191,9 +191,11 @@ class SpikingNetwork(nn.Module):
             kind = pictures.dtype if isinstance(pictures, Tensor) else type(pictures).__name__
             raise UsageError(f"the input is of type {kind}; expected a tensor of float32")
         weight = next(self.graph.parameters(), pictures)
-        for what, tensor in {"the input": pictures, "this network": weight}.items():
-            if tensor.dtype == torch.float64:
-                raise UsageError(f"{what} is in float64; call .float() on it")
+        read = {"the input": pictures} | ({} if self.in_bfloat16 else {"this network": weight})
+        for what, tensor in read.items():
+            if tensor.dtype != torch.float32:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UsageError(f"{what} is in {kind}; call .float() on it")
         if pictures.ndim != len(recorded):
             sizes = ", ".join(["B", *map(str, recorded[1:])])
             raise UsageError(

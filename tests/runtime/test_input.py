@@ -34,6 +34,8 @@ X = torch.rand(2, 1, 8, 8)
         ((X * 255).byte(), "the input is of type torch.uint8; expected a tensor of float32"),
         (X.numpy(), "the input is of type ndarray; expected a tensor of float32"),
         (X.double(), r"the input is in float64; call .float\(\) on it"),
+        (X.half(), r"the input is in float16; call .float\(\) on it"),
+        (X.bfloat16(), r"the input is in bfloat16; call .float\(\) on it"),
         (X[0], r"the input is \[1, 8, 8\]; expected as many dimensions as \[B, 1, 8, 8\]"),
         (X.repeat(1, 3, 1, 1), "the input is"),
     ],
@@ -47,11 +49,12 @@ def test_wrong_inputs_are_one_sentence(network, engine, wrong, message):
     assert isinstance(X.numpy(), np.ndarray) and bool(network(X).isfinite().all())
 
 
-@pytest.mark.parametrize("x", [X, X.double()])
-def test_a_network_in_float64_is_one_sentence(network, x):
-    wide = copy.deepcopy(network).double()
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("same", [False, True])
+def test_a_network_in_another_format_is_one_sentence(network, kind, same):
+    wide, x = copy.deepcopy(network).to(kind), X.to(kind) if same else X
     wide.use_engine("torch")
-    words = r"(this network|the input) is in float64; call .float\(\) on it"
+    words = rf"(this network|the input) is in {str(kind)[6:]}; call .float\(\) on it"
     with pytest.raises(UsageError, match=words):
         wide(x)
     with pytest.raises(UsageError, match=words):
