@@ -231,6 +231,8 @@ class EndToEnd:
         sparsity: Weight of a penalty on the synaptic operations, in units of the float network's
             multiplications (see `conversion.sparsity`). With a penalty the result is always kept,
             because fewer spikes may increase the tuning loss.
+        features: Weight of the distance of the firing rates to the activations of the teacher (see
+            `conversion.features`). A few steps then go a longer way.
         also: Numbers of time steps below T. The outputs after these steps are trained too, so that
             one network works for all of them. All losses have the same weight.
         truth: Weight of the task's own loss on the annotations beside the distillation loss.
@@ -251,6 +253,10 @@ class EndToEnd:
     sparsity: float = _end(
         0.0, "weight of a penalty on the synaptic operations", "sparsity", least=0
     )
+    features: float = _end(
+        0.0, "weight of the distance of firing rates to the teacher's activations", "features",
+        least=0,
+    )  # fmt: skip
     also: Sequence[int] | None = _end(
         None, "also train the outputs after these numbers of time steps, below T", "also", least=1,
         metavar="T",

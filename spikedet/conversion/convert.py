@@ -67,6 +67,7 @@ def convert(
     end_batch_norm: bool = False,
     int8: bool = False,
     sparsity: float = 0.0,
+    end_features: float = 0.0,
     end_also: Sequence[int] | None = None,
     pooling: str = "count",
     neuron: str = "neuron",
@@ -132,6 +133,8 @@ def convert(
         sparsity: Weight of a penalty on synaptic operations in the end-to-end pass. Operations are
             counted in units of the float network's multiplications. The penalty gives fewer
             spikes, and so less time and energy.
+        end_features: Weight of the distance of the firing rates to the activations of the float
+            network in the end-to-end pass (see `conversion.features`).
         end_also: Numbers of time steps below T. The end-to-end pass also trains the outputs after
             these steps, so that one network works for several T, for example `snn(x, T=4)`.
         pooling: Max-pooling of spikes: `count` or `step` (see `SpikingMaxPool`).
@@ -183,11 +186,13 @@ def convert(
     )  # fmt: skip
     end = EndToEnd(
         end_to_end, rate=end_rate, batch_norm=end_batch_norm, int8=int8, sparsity=sparsity,
-        also=end_also,
+        features=end_features, also=end_also,
     )  # fmt: skip
     expect_limits(stage_one)
     expect_limits(layer_wise, steps="layer_steps", loss="layer_loss")
-    expect_limits(end, steps="end_to_end", rate="end_rate", also="end_also")
+    expect_limits(
+        end, steps="end_to_end", rate="end_rate", features="end_features", also="end_also"
+    )
     end.read_after(T)
     expect_pooling(pooling)
     expect_margin(margin, neuron)
@@ -196,7 +201,7 @@ def convert(
         "fold_first": fold_first, "per_channel": per_channel, "pictures": pictures, "held": held,
         "batch": batch, "layer_steps": layer_steps, "layer_loss": layer_loss, "layers": layers,
         "per_neuron": per_neuron, "end_rate": end_rate, "end_batch_norm": end_batch_norm,
-        "sparsity": sparsity, "end_also": end_also or None,
+        "sparsity": sparsity, "end_features": end_features, "end_also": end_also or None,
     }  # fmt: skip
     for names, why in _without_effect(method, recipe, epochs, end.steps, distill):
         _expect_unset({name: given[name] for name in names}, why)
@@ -276,7 +281,7 @@ def _without_effect(
     if recipe.plain:
         yield first, f"{here}; leave it out"
     if not end_steps:
-        end = ("end_rate", "end_batch_norm", "sparsity", "end_also")
+        end = ("end_rate", "end_batch_norm", "sparsity", "end_features", "end_also")
         yield end, "without the end-to-end pass; set end_to_end as well"
         if not epochs:
             yield ("distance",), "without training; set epochs or end_to_end"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
+from spikedet.conversion.features import Features
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import (
     ConversionError,
@@ -312,12 +314,16 @@ class StageTraining:
             if alone:
                 _expect_several(len(parts[0]))
             spiking.chunk = len(parts[0]) * spiking.T
-            wanted, values = self.teacher(parts[0]), []
-            for output in spiking.after(parts[0], steps):
+            wanted = (features.outputs if features else self.teacher)(parts[0])
+            with features.watched() if features else nullcontext():
+                outputs = spiking.after(parts[0], steps)
+            values = []
+            for output in outputs:
                 distance = self.distance(output, wanted)
                 own = [] if self.loss is None else [self._loss_of(output, parts[1:])]
                 values.append(sum(own, distance))
-            return sum(values[1:], values[0]) / len(values)
+            total = sum(values[1:], values[0]) / len(values)
+            return total + options.features * features.distance() if features else total
 
         @torch.no_grad()
         def mean_distance() -> float:
@@ -333,6 +339,7 @@ class StageTraining:
             _values(graph, node) == 1 and (when[node.name] == CONSTANT or spiking.T == 1)
             for node in graph.of(WEIGHTED)
         )
+        features = Features(graph, self.teacher.on(device_of(graph))) if options.features else None
         drawn = endless()  # of all rounds: they see every batch, however many there are
         chunk, steps = spiking.chunk, options.read_after(spiking.T)
         kept, before = copy.deepcopy(spiking.graph), mean_distance()

@@ -194,8 +194,8 @@ class SpikingNetwork(nn.Module):
         read = {"the input": pictures} | ({} if self.in_bfloat16 else {"this network": weight})
         for what, tensor in read.items():
             if tensor.dtype != torch.float32:
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise UsageError(f"{what} is in {kind}; call .float() on it")
+                form = str(tensor.dtype).removeprefix("torch.")
+                raise UsageError(f"{what} is in {form}; call .float() on it")
         if pictures.ndim != len(recorded):
             sizes = ", ".join(["B", *map(str, recorded[1:])])
             raise UsageError(

@@ -7,6 +7,8 @@ networks without calibration.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.calibrate import LayerReport, calibrate, choose
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
+from spikedet.conversion.features import Features
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import StoredOutputs
 from spikedet.engines.rounding import Rounder
@@ -289,6 +292,7 @@ def tuning_loss(
         WeightsError: The teacher does not fit the network (see `networks.teacher_of`).
     """
     spiking = _spiking(network, checkpoint, plan)
+    plan = replace(plan, end=replace(plan.end, features=0.0))  # the outputs are what counts
     loss = _end_loss(task, checkpoint, spiking, plan, teacher)
     count = tuning_count(samples, plan) // min(plan.end.batch, len(samples))
     seed_generators(0)  # of augmentation that draws in this process
@@ -318,17 +322,20 @@ def _end_loss(
     form, device = layout(spiking), device_of(spiking)
     guide.to(device)
     steps = plan.end.read_after(spiking.T)
+    features = Features(spiking.graph, guide) if plan.end.features else None
 
     def loss(batch: dict[str, Any]) -> Tensor:
         pictures = batch["img"].to(device, memory_format=form)
         with mixed(device.type):
             with torch.no_grad():
-                targets = guide(pictures)
-            several = spiking.after(pictures, steps)
+                targets = guide(pictures) if features is None else features.outputs(pictures)
+            with nullcontext() if features is None else features.watched():
+                several = spiking.after(pictures, steps)
         targets = as_float(targets)
         pairs = [(as_float(outputs), targets) for outputs in several]
         losses = [task.loss(checkpoint, spiking.graph, p, batch, plan.end) for p in pairs]
-        return torch.stack(losses).mean()
+        total = torch.stack(losses).mean()
+        return total if features is None else total + plan.end.features * features.distance()
 
     return loss
 
