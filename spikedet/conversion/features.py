@@ -9,7 +9,7 @@ is needed in between, because both networks have the same layers. It is not in t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,53 +52,61 @@ class Features:
                 "the teacher has no layer of the network, so its activations cannot be distilled; "
                 "use the float network that the spiking one was made from"
             )
-        self._wanted: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._steps: dict[str, int] = {}
 
     @torch.no_grad()
-    def outputs(self, pictures: Tensor) -> Any:
-        """Run the teacher for pictures [B, ...], and remember its activations.
+    def teach(self, pictures: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Run the teacher for pictures [B, ...].
 
         Returns:
-            The outputs of the teacher.
+            Its outputs, and the activations of the layers that are compared, by name.
         """
         graph = self.teacher
         values = graph.run(graph.edges, {INPUT: pictures}, {*graph.outputs, *self.names})
-        self._wanted = {name: values[name].float() for name in self.names}
-        return fill(graph.output, values)
+        return fill(graph.output, values), {name: values[name].float() for name in self.names}
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch a run of the spiking network, on the pictures of the last call of `outputs`."""
-        self._sums, self._steps = {}, {}
-        with watching(self.spiking, self._watch):
-            yield
+    def watched(self) -> Iterator[dict[str, Tensor]]:
+        """Watch the spiking network inside the `with` block.
 
-    def distance(self) -> Tensor:
-        """The distance in the last watched run, a scalar with a gradient.
+        Yields:
+            A dict. After the block it has the firing rates of the layers that are compared, times
+            their thresholds, by name. They have gradients.
+        """
+        values: dict[str, Tensor] = {}
+        steps: dict[str, int] = {}
+
+        def watch(now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
+            if node.name in self.names:
+                total = spikes.float().unflatten(0, (now.steps, -1)).sum(0)
+                values[node.name] = values.get(node.name, 0) + total
+                steps[node.name] = steps.get(node.name, 0) + now.steps
+
+        with watching(self.spiking, watch):
+            yield values
+        for name, total in values.items():
+            neuron = self.spiking.neuron(name)
+            worth = per_channel(neuron.threshold, total.ndim) if neuron.folded else 1.0
+            values[name] = total / steps[name] * worth
+
+    def distance(self, rates: dict[str, Tensor], activations: dict[str, Tensor]) -> Tensor:
+        """The distance of what `watched` and `teach` gave, a scalar.
 
         In each layer it is the mean squared difference of activations and firing rates (times the
         threshold), divided by the mean square of the activations. Activations beyond the threshold
         count as the threshold, as no rate can be higher. The result is the mean over the layers.
         """
         each = []
-        for name, total in self._sums.items():
-            threshold = per_channel(self.spiking.neuron(name).threshold, total.ndim)
-            wanted = self._wanted[name].clamp(-threshold, threshold)
-            error = total / self._steps[name] - wanted
-            each.append(error.square().mean() / wanted.square().mean().clamp(min=1e-12))
+        for name, rate in rates.items():
+            threshold = per_channel(self.spiking.neuron(name).threshold, rate.ndim)
+            wanted = activations[name].clamp(-threshold, threshold)
+            error = (rate - wanted).square().mean()
+            each.append(error / wanted.square().mean().clamp(min=1e-12))
         return torch.stack(each).mean()
 
-    def _watch(self, now: Pass, node: Node, inputs: Sequence[Tensor], spikes: Tensor) -> None:
-        if node.name not in self.names:
-            return
-        neuron = self.spiking.neuron(node.name)
-        total = spikes.float().unflatten(0, (now.steps, -1)).sum(0)
-        if neuron.folded:
-            total = total * per_channel(neuron.threshold, total.ndim)
-        self._sums[node.name] = self._sums.get(node.name, 0) + total
-        self._steps[node.name] = self._steps.get(node.name, 0) + now.steps
+
+def watched(features: Features | None) -> AbstractContextManager[dict[str, Tensor]]:
+    """`features.watched()`, or an empty dict without features."""
+    return nullcontext({}) if features is None else features.watched()
 
 
 def _channels(graph: Graph, name: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
-from spikedet.conversion.features import Features
+from spikedet.conversion.features import Features, watched
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import (
     ConversionError,
@@ -314,8 +313,9 @@ class StageTraining:
             if alone:
                 _expect_several(len(parts[0]))
             spiking.chunk = len(parts[0]) * spiking.T
-            wanted = (features.outputs if features else self.teacher)(parts[0])
-            with features.watched() if features else nullcontext():
+            teach = features.teach if features else lambda x: (self.teacher(x), {})
+            wanted, activations = teach(parts[0])
+            with watched(features) as rates:
                 outputs = spiking.after(parts[0], steps)
             values = []
             for output in outputs:
@@ -323,7 +323,9 @@ class StageTraining:
                 own = [] if self.loss is None else [self._loss_of(output, parts[1:])]
                 values.append(sum(own, distance))
             total = sum(values[1:], values[0]) / len(values)
-            return total + options.features * features.distance() if features else total
+            if features is None:
+                return total
+            return total + options.features * features.distance(rates, activations)
 
         @torch.no_grad()
         def mean_distance() -> float:

@@ -7,7 +7,6 @@ networks without calibration.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.calibrate import LayerReport, calibrate, choose
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
-from spikedet.conversion.features import Features
+from spikedet.conversion.features import Features, watched
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import StoredOutputs
 from spikedet.engines.rounding import Rounder
@@ -328,14 +327,16 @@ def _end_loss(
         pictures = batch["img"].to(device, memory_format=form)
         with mixed(device.type):
             with torch.no_grad():
-                targets = guide(pictures) if features is None else features.outputs(pictures)
-            with nullcontext() if features is None else features.watched():
+                targets, wanted = features.teach(pictures) if features else (guide(pictures), {})
+            with watched(features) as rates:
                 several = spiking.after(pictures, steps)
         targets = as_float(targets)
         pairs = [(as_float(outputs), targets) for outputs in several]
         losses = [task.loss(checkpoint, spiking.graph, p, batch, plan.end) for p in pairs]
         total = torch.stack(losses).mean()
-        return total if features is None else total + plan.end.features * features.distance()
+        if features is None:
+            return total
+        return total + plan.end.features * features.distance(rates, wanted)
 
     return loss
 

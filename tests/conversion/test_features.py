@@ -33,6 +33,14 @@ def activations(net, x):
             yield name, x
 
 
+def distance(snn, net, pictures, T=None):
+    features = Features(snn.graph, record(net, pictures))
+    _, wanted = features.teach(pictures)
+    with features.watched() as rates:
+        snn(pictures, T)
+    return features.distance(rates, wanted).item()
+
+
 @pytest.mark.parametrize("chunk", [32, 2])
 @pytest.mark.parametrize("neuron", ["neuron", "correcting"])
 def test_the_distance_is_what_its_docstring_says(batches, neuron, chunk):
@@ -40,20 +48,23 @@ def test_the_distance_is_what_its_docstring_says(batches, neuron, chunk):
     snn = copied(batches, net, neuron=neuron)
     snn.chunk = chunk  # two pictures: all steps at once, or each step alone
     features = Features(snn.graph, record(net, pictures))
-    assert torch.equal(features.outputs(pictures), net(pictures))
+    outputs, wanted = features.teach(pictures)
+    assert torch.equal(outputs, net(pictures))
     take = EachSpike(lambda name, first, x: spikes.setdefault(name, []).append(x.float()))
-    with features.watched(), watching(snn.graph, take):
+    with features.watched() as rates, watching(snn.graph, take):
         snn(pictures)
     errors = []
-    for name, wanted in activations(net, pictures):
+    for name, activation in activations(net, pictures):
         neurons = snn.graph.neuron(name)
         theta = per_channel(neurons.threshold, 4)
-        rates = torch.cat([x.unflatten(0, (-1, 2)) for x in spikes[name]]).mean(0)
-        rates = rates * theta if neurons.folded else rates
-        wanted = wanted.minimum(theta)
-        errors.append((rates - wanted).square().mean() / wanted.square().mean())
+        rate = torch.cat([x.unflatten(0, (-1, 2)) for x in spikes[name]]).mean(0)
+        rate = rate * theta if neurons.folded else rate
+        target = activation.minimum(theta)
+        errors.append((rate - target).square().mean() / target.square().mean())
     assert len(errors) == 3
-    assert features.distance().item() == pytest.approx(sum(errors).item() / 3, rel=1e-5)
+    assert features.distance(rates, wanted).item() == pytest.approx(
+        sum(errors).item() / 3, rel=1e-5
+    )
 
 
 def test_an_exact_network_has_no_distance(batches):
@@ -63,11 +74,7 @@ def test_an_exact_network_has_no_distance(batches):
         net[0].bias.zero_()
     pictures = torch.randint(-2, 3, (2, 3, 4, 4)) / 2.0  # multiples of what a spike is worth
     snn = spikedet.convert(net, [pictures.sign()], 4, method="copy", progress=False)
-    features = Features(snn.graph, record(net, pictures))
-    features.outputs(pictures)
-    with features.watched():
-        snn(pictures, T=4000)
-    assert features.distance() < 1e-4
+    assert distance(snn, net, pictures, T=4000) < 1e-4
 
 
 def test_a_pass_with_features_ends_nearer_to_the_float_network(batches):
@@ -76,11 +83,7 @@ def test_a_pass_with_features_ends_nearer_to_the_float_network(batches):
         snn = spikedet.convert(
             net, batches[:20], 4, layer_steps=0, end_to_end=60, end_features=weight, progress=False
         )
-        features = Features(snn.graph, record(net, batches[30]))
-        features.outputs(batches[30])
-        with features.watched():
-            snn(batches[30])
-        apart[weight] = features.distance().item()
+        apart[weight] = distance(snn, net, batches[30])
     assert apart[3.0] < 0.9 * apart[0.0]
 
 
