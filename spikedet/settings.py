@@ -87,6 +87,8 @@ class StageOne:
         clips_rounded: Use the gradient of QCFS (see `QuantClip`).
         fold_first: Fold batch norm before the training, not after it. Without folding, a learning
             rate ten times as high is possible, which networks with few levels need.
+        features: Weight of the distance of the quantised activations to those of the teacher (see
+            `conversion.features`).
         sparsity: Weight of a penalty on the synaptic operations that the spiking network will
             cause, in units of the float network's multiplications (see `conversion.sparsity`). With
             a penalty the last epoch is the best one, because fewer spikes may cost accuracy.
@@ -112,6 +114,13 @@ class StageOne:
     fold_first: bool = option(
         False, "fold batch norm before stage I, not after it", group="stage I"
     )
+    features: float = option(
+        0.0,
+        "weight of the distance of activations to the teacher's in stage I",
+        name="stage1_features",
+        least=0,
+        group="stage I",
+    )
     sparsity: float = option(
         0.0,
         "weight of a penalty on the synaptic operations in stage I; with it the last epoch is kept",
@@ -122,7 +131,7 @@ class StageOne:
 
     def plain(self) -> StageOne:
         """These settings changed to those of QCFS: only its loss, no noise, its gradient."""
-        return replace(self, noise=0.0, distill=0.0, sparsity=0.0, clips_rounded=True)
+        return replace(self, noise=0.0, distill=0.0, features=0.0, sparsity=0.0, clips_rounded=True)
 
 
 @dataclass

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from spikedet.checkpoint import Checkpoint
+    from spikedet.conversion.features import Features
     from spikedet.conversion.sparsity import StageOnePenalty
     from spikedet.graph.graph import Graph
     from spikedet.settings import EndToEnd
@@ -145,6 +146,7 @@ class Run:
         resume: Continue the run in `folder`.
         teacher: Network whose outputs are distilled, beside the task's loss.
         distill: Weight of the distillation loss.
+        features: Distance of the activations to those of the teacher, beside the other losses.
         penalty: Penalty on the synaptic operations of a stage-I network, beside the other losses.
             With it the last epoch is the best one.
     """
@@ -158,6 +160,7 @@ class Run:
     resume: bool = False
     teacher: nn.Module | None = None
     distill: float = 1.0
+    features: Features | None = None
     penalty: StageOnePenalty | None = None
 
 

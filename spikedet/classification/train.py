@@ -18,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from spikedet.classification.data import Samples, batches
 from spikedet.classification.distillation import accuracy, cross_entropy, divergence
 from spikedet.classification.transforms import augmentation
+from spikedet.conversion.features import watched
 from spikedet.errors import TrainingError, UsageError
 from spikedet.files import write_csv
 from spikedet.pictures import from_loader
@@ -190,6 +191,7 @@ class _Loop:
     ):
         settings, samples, description = run.settings, run.train, run.checkpoint.model
         teacher, distill, self.penalty = run.teacher, run.distill, run.penalty
+        self.features = run.features
         if settings.batch % world:
             raise UsageError(
                 f"a batch of {settings.batch} cannot be shared by {world} processes; expected a "
@@ -277,6 +279,13 @@ class _Loop:
             return loss
         return loss + self.distill * divergence(logits, wanted.float(), self.settings.temperature)
 
+    @torch.no_grad()
+    def _teach(self, pictures: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The logits and the activations of the teacher."""
+        if self.features is not None:
+            return self.features.teach(pictures)
+        return None if self.teacher is None else self.teacher(pictures), {}
+
     def _penalty_counted(self) -> AbstractContextManager[list[Tensor]]:
         """Counts the operations of one run, if there is a penalty (see `StageOnePenalty`)."""
         return nullcontext([]) if self.penalty is None else self.penalty.counted()
@@ -295,10 +304,12 @@ class _Loop:
             pictures = resized(pictures, side).contiguous(memory_format=self.layout)
             labels = labels.to(self.device, non_blocking=True)
             with self._penalty_counted() as seen, mixed(self.device.type):
-                logits = self.model(pictures)
-                with torch.no_grad():
-                    wanted = None if self.teacher is None else self.teacher(pictures)
+                with watched(self.features) as own:
+                    logits = self.model(pictures)
+                wanted, activations = self._teach(pictures)
             loss = self.loss(logits.float(), wanted, labels)
+            if self.features is not None:
+                loss = loss + self.features.loss(own, activations)
             self.optimizer.zero_grad()
             (loss if self.penalty is None else loss + self.penalty.of(seen)).backward()
             if self.settings.clip:

@@ -70,7 +70,15 @@ them with another T. The run of stage I is kept beside --out, in the folder `<ou
 continues an interrupted run. --stage1 takes a stage-I checkpoint that you already have. It may be
 for T, or for another number of levels.
 """
-STAGE_ONE = ("noise", "distill", "qcfs", "teacher", "fold_first", "stage1_sparsity")
+STAGE_ONE = (
+    "noise",
+    "distill",
+    "qcfs",
+    "teacher",
+    "fold_first",
+    "stage1_features",
+    "stage1_sparsity",
+)
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ from spikedet.task_registry import SETTINGS
 if TYPE_CHECKING:
     from spikedet.conversion.calibrate import LayerReport
 
-DISTILLED = ("teacher", "temperature", "unlabelled")
+DISTILLED = ("teacher", "temperature", "unlabelled", "stage1_features")
 FINE = ("layer_steps", "loss")
 CHOSEN = ("pictures", "held", "per_neuron", "layers")
 LAYERS = ("no_coarse", "no_fine", *CHOSEN, *FINE)

@@ -1,15 +1,18 @@
-"""Feature distillation: train the firing rates of a spiking network towards float activations.
+"""Feature distillation: train the activations of a network towards those of its float network.
 
 The outputs of a detector say something about the few places with objects. The activations of all
-layers say something about every place. So a spiking network learns faster from them, and each layer
+layers say something about every place. So the network needs fewer training steps, and each layer
 learns which of its errors matter. The idea is that of FitNets (Romero et al., ICLR 2015). No layer
 is needed in between, because both networks have the same layers. It is not in the paper.
+
+In stage I the activations are quantised. In stage II they are firing rates times thresholds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,38 +23,49 @@ from spikedet.graph.graph import INPUT, Graph, Node
 from spikedet.graph.operations import ACTIVATIONS
 from spikedet.graph.structure import fill
 from spikedet.neurons.layers import IFNeuron, per_channel
+from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.passes import Pass
 from spikedet.runtime.watch import watching
 
+_seen: ContextVar[dict[str, Tensor] | None] = ContextVar("features", default=None)
+
 
 class Features:
-    """The distance of the firing rates of a spiking network to the activations of a teacher.
+    """The distance of the activations of a network to those of a teacher, as a loss.
 
     Args:
-        spiking: Spiking graph.
+        network: Stage-I or spiking graph. Every quantiser that is compared gets a forward hook. The
+            hook does something only inside `watched`, and only in the thread of that `with` block.
         teacher: Float or stage-I graph in evaluation mode. Layers with the same name and number of
             channels are compared.
+        weight: Weight of the loss.
+
+    Attributes:
+        names: Names of the layers that are compared.
 
     Raises:
         UsageError: The teacher is not a graph, or no layer is the same.
     """
 
-    def __init__(self, spiking: Graph, teacher: nn.Module):
+    def __init__(self, network: Graph, teacher: nn.Module, weight: float = 1.0):
         if not isinstance(teacher, Graph):
             raise UsageError(f"the teacher is a {type(teacher).__name__}; expected a graph")
-        self.spiking, self.teacher = spiking, teacher
+        self.network, self.teacher, self.weight = network, teacher, weight
         self.names = {
             node.name
-            for node in spiking.of((IFNeuron,))
+            for node in network.of((IFNeuron, QuantClip))
             if node.name in teacher
             and isinstance(teacher.module(node.name), ACTIVATIONS)
-            and _channels(teacher, node.name) == _channels(spiking, node.name)
+            and _channels(teacher, node.name) == _channels(network, node.name)
         }
         if not self.names:
             raise UsageError(
                 "the teacher has no layer of the network, so its activations cannot be distilled; "
-                "use the float network that the spiking one was made from"
+                "use the float network that this one was made from"
             )
+        for node in network.of((QuantClip,)):
+            if node.name in self.names:
+                node.module.register_forward_hook(_hook(node.name))
 
     @torch.no_grad()
     def teach(self, pictures: Tensor) -> tuple[Any, dict[str, Tensor]]:
@@ -66,11 +80,11 @@ class Features:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
-        """Watch the spiking network inside the `with` block.
+        """Watch the network inside the `with` block.
 
         Yields:
-            A dict. After the block it has the firing rates of the layers that are compared, times
-            their thresholds, by name. They have gradients.
+            A dict. After the block it has the activations of the layers that are compared, by name,
+            with gradients. Those of neurons are firing rates times thresholds.
         """
         values: dict[str, Tensor] = {}
         steps: dict[str, int] = {}
@@ -81,27 +95,36 @@ class Features:
                 values[node.name] = values.get(node.name, 0) + total
                 steps[node.name] = steps.get(node.name, 0) + now.steps
 
-        with watching(self.spiking, watch):
-            yield values
-        for name, total in values.items():
-            neuron = self.spiking.neuron(name)
-            worth = per_channel(neuron.threshold, total.ndim) if neuron.folded else 1.0
-            values[name] = total / steps[name] * worth
+        token = _seen.set(values)
+        try:
+            with watching(self.network, watch):
+                yield values
+        finally:
+            _seen.reset(token)
+        for name, number in steps.items():
+            neuron = self.network.neuron(name)
+            worth = per_channel(neuron.threshold, values[name].ndim) if neuron.folded else 1.0
+            values[name] = values[name] / number * worth
 
-    def distance(self, rates: dict[str, Tensor], activations: dict[str, Tensor]) -> Tensor:
-        """The distance of what `watched` and `teach` gave, a scalar.
+    def distance(self, own: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+        """The distance of the activations that `watched` gave to those of `teach`, a scalar.
 
-        In each layer it is the mean squared difference of activations and firing rates (times the
-        threshold), divided by the mean square of the activations. Activations beyond the threshold
-        count as the threshold, as no rate can be higher. The result is the mean over the layers.
+        In each layer it is the mean squared difference, divided by the mean square of the wanted
+        activations. The result is the mean over the layers. The threshold of a neuron is not
+        trained, so activations beyond the threshold count as the threshold there.
         """
-        each = []
-        for name, rate in rates.items():
-            threshold = per_channel(self.spiking.neuron(name).threshold, rate.ndim)
-            wanted = activations[name].clamp(-threshold, threshold)
-            error = (rate - wanted).square().mean()
-            each.append(error / wanted.square().mean().clamp(min=1e-12))
-        return torch.stack(each).mean()
+        return torch.stack([self._error(name, own[name], wanted[name]) for name in own]).mean()
+
+    def loss(self, own: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+        """The weight times the distance."""
+        return self.weight * self.distance(own, wanted)
+
+    def _error(self, name: str, own: Tensor, wanted: Tensor) -> Tensor:
+        module = self.network.module(name)
+        if isinstance(module, IFNeuron):
+            threshold = per_channel(module.threshold, own.ndim)
+            wanted = wanted.clamp(-threshold, threshold)
+        return (own - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
 
 
 def watched(features: Features | None) -> AbstractContextManager[dict[str, Tensor]]:
@@ -113,3 +136,14 @@ def _channels(graph: Graph, name: str) -> tuple[int, int]:
     """The number of channels of a layer, and of its dimensions."""
     shape = graph.shapes[name]
     return shape[1], len(shape)
+
+
+def _hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A forward hook of a quantiser. It is a plain function, so copies of a graph share it."""
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen = _seen.get()
+        if seen is not None:
+            seen[name] = output.float()
+
+    return keep

@@ -325,7 +325,7 @@ class StageTraining:
             total = sum(values[1:], values[0]) / len(values)
             if features is None:
                 return total
-            return total + options.features * features.distance(rates, activations)
+            return total + features.loss(rates, activations)
 
         @torch.no_grad()
         def mean_distance() -> float:
@@ -341,7 +341,9 @@ class StageTraining:
             _values(graph, node) == 1 and (when[node.name] == CONSTANT or spiking.T == 1)
             for node in graph.of(WEIGHTED)
         )
-        features = Features(graph, self.teacher.on(device_of(graph))) if options.features else None
+        features, weight = None, options.features
+        if weight:
+            features = Features(graph, self.teacher.on(device_of(graph)), weight)
         drawn = endless()  # of all rounds: they see every batch, however many there are
         chunk, steps = spiking.chunk, options.read_after(spiking.T)
         kept, before = copy.deepcopy(spiking.graph), mean_distance()

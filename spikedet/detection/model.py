@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikedet.conversion.features import Features, watched
 from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.detection.assign import SizedLoss
 from spikedet.detection.decode import decode, decoder
@@ -84,6 +85,7 @@ class _Trained(nn.Module):
     by_size = False
     parts: Parts | None = None
     penalty: StageOnePenalty | None = None
+    features: Features | None = None
     criteria: list[Any] | None = None
 
     def init_criterion(self) -> DetectionLoss:
@@ -93,8 +95,8 @@ class _Trained(nn.Module):
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the detection loss of a batch (ultralytics' keys: img [B, 3, H, W], cls, ...).
 
-        A batch may have the key `teacher`: a function from pictures to the raw outputs of a
-        teacher, and the weight of the distillation loss.
+        A batch may have the key `teacher`: a function from pictures to the raw outputs and the
+        activations of a teacher, and the weight of the distillation loss.
         """
         if getattr(self, "criterion", None) is None:
             self.criterion = self.init_criterion()
@@ -110,16 +112,21 @@ class _Trained(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Like `loss`, for a whole batch or for a part of one."""
         added = []  # further losses, each a mean over the pictures
+        own: dict[str, Tensor] = {}
         if preds is None and self.training and self.penalty is not None:
-            with self.penalty.counted() as seen:
+            with self.penalty.counted() as seen, watched(self.features) as own:
                 preds = self._outputs(batch["img"])
             added.append(self.penalty.of(seen))
         elif preds is None:
-            preds = self._outputs(batch["img"])
+            with watched(self.features) as own:
+                preds = self._outputs(batch["img"])
         loss, items = criterion(preds, batch)
         if self.training and "teacher" in batch:
             taught, weight = batch["teacher"]
-            added.append(weight * distillation_loss(as_float(preds), taught(batch["img"])))
+            outputs, activations = taught(batch["img"])
+            added.append(weight * distillation_loss(as_float(preds), outputs))
+            if self.features is not None:
+                added.append(self.features.loss(own, activations))
         theirs = [one.view(1) * len(batch["img"]) for one in added]  # a sum, as `loss`
         return torch.cat([loss, *theirs]), items
 

@@ -82,6 +82,7 @@ class Trainer(DetectionTrainer):
     def __init__(self, network: Detector | GraphDetector, run: Run):
         settings, folder, resume = run.settings, run.folder, run.resume
         self.teacher, self.distill, self.penalty = run.teacher, run.distill, run.penalty
+        self.features = run.features
         self.network, self.names = network, run.checkpoint.names
         self.samples = {"train": list(run.train), "val": list(run.tune)}
         self.settings, self.save_weights = settings, run.write
@@ -209,17 +210,20 @@ class Trainer(DetectionTrainer):
         batch["img"] = resized(batch["img"], self.side(self.epoch))  # while they are bytes
         batch = super().preprocess_batch(batch)
         if self.teacher is not None:
-            batch["teacher"] = self._teacher_outputs, self.distill
+            batch["teacher"] = self._teach, self.distill
         return batch
 
     @torch.no_grad()
-    def _teacher_outputs(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Raw outputs of the teacher. On a CPU they are in bfloat16, like the network."""
+    def _teach(self, pictures: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict]:
+        """Raw outputs and activations of the teacher. It runs in bfloat16 where the network does."""
         assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with mixed("cpu", on_cpu):
-            return as_float(self.teacher(pictures))
+            if self.features is None:
+                return as_float(self.teacher(pictures)), {}
+            outputs, activations = self.features.teach(pictures)
+        return as_float(outputs), activations
 
     def side(self, epoch: int) -> int:
         """The input side in pixels in an epoch, a multiple of the largest stride."""
@@ -231,7 +235,7 @@ class Trainer(DetectionTrainer):
         self.ema.decay = _ramp(self.settings.ema_tau)
         if self.settings.parts > 1:  # not before the average was copied: threads cannot be
             self.network.parts = Parts(self.settings.parts)
-        self.network.penalty = self.penalty
+        self.network.penalty, self.network.features = self.penalty, self.features
         rank = int(os.environ.get("RANK", 0))
         if not self.start_epoch and not rank:
             self.csv.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ class Conversion:
         expect_plan(self.plan, self.pooling)
         expect_margin(self.plan.margin, self.plan.neuron)
         self.plan.end.read_after(self.T)
-        expect_limits(self.options, sparsity="stage1_sparsity")
+        expect_limits(self.options, features="stage1_features", sparsity="stage1_sparsity")
         checkpoint = load(self.weights)
         expect_stage(checkpoint, "float")
         checkpoint = with_pooling(current(self.task, checkpoint), self.pooling)

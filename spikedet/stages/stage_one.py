@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from spikedet.checkpoint import Checkpoint, fingerprint, save
+from spikedet.conversion.features import Features
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.conversion.thresholds import thresholds_by
@@ -108,8 +109,9 @@ class FineTuning:
         origin = self.origin or {}
         run = {"parent": origin.get("parent"), "data": self.train.fingerprint()}
         run |= vars(self.options)
-        if not self.options.sparsity:  # as runs of older versions
-            del run["sparsity"]
+        for name in ("features", "sparsity"):
+            if not run[name]:  # as runs of older versions
+                del run[name]
         run["teacher"] = None if self.teacher is None else fingerprint(self.teacher.tensors)
         origin = {**origin, "run": run}
         made_from = current(self.task, self.checkpoint)
@@ -129,7 +131,7 @@ class FineTuning:
             ConversionError: A layer cannot be converted.
         """
         task, options = self.task, self.options
-        expect_limits(options, sparsity="stage1_sparsity")
+        expect_limits(options, features="stage1_features", sparsity="stage1_sparsity")
         checkpoint = current(task, self.checkpoint)
         planned = self.planned()
         if resume:
@@ -154,6 +156,7 @@ class FineTuning:
 
         teacher = self.teacher or (checkpoint if checkpoint.stage == "float" else None)
         guide = teacher_of(task, checkpoint, teacher) if teacher and options.distill else None
+        features = options.features and guide is not None
         run = Run(
             checkpoint,
             self.train,
@@ -164,6 +167,7 @@ class FineTuning:
             resume=resume,
             teacher=guide,
             distill=options.distill,
+            features=Features(network, guide, options.features) if features else None,
             penalty=penalty,
         )
         task.fit(network, run)

@@ -321,7 +321,8 @@ def _end_loss(
     form, device = layout(spiking), device_of(spiking)
     guide.to(device)
     steps = plan.end.read_after(spiking.T)
-    features = Features(spiking.graph, guide) if plan.end.features else None
+    weight = plan.end.features
+    features = Features(spiking.graph, guide, weight) if weight else None
 
     def loss(batch: dict[str, Any]) -> Tensor:
         pictures = batch["img"].to(device, memory_format=form)
@@ -336,7 +337,7 @@ def _end_loss(
         total = torch.stack(losses).mean()
         if features is None:
             return total
-        return total + plan.end.features * features.distance(rates, wanted)
+        return total + features.loss(rates, wanted)
 
     return loss
 

@@ -55,15 +55,15 @@ def test_the_training_loss_adds_it_with_its_weight():
     network.train()
     raw = {k: v.detach() for k, v in network(batch["img"]).items() if k != "feats"}
     plain = network.loss(batch)[0].sum()
-    own = network.loss({**batch, "teacher": (lambda pictures: raw, 1.0)})[0].sum()
+    own = network.loss({**batch, "teacher": (lambda pictures: (raw, {}), 1.0)})[0].sum()
     wanted = {k: v + 1 for k, v in raw.items()}
     apart = distillation_loss(raw, wanted)
-    taught = network.loss({**batch, "teacher": (lambda pictures: wanted, 0.5)})[0].sum()
+    taught = network.loss({**batch, "teacher": (lambda pictures: (wanted, {}), 0.5)})[0].sum()
     assert own.item() == pytest.approx(plain.item(), rel=1e-4)
     assert (taught - plain).item() == pytest.approx(2 * 0.5 * apart.item(), rel=1e-3)
     network.eval()
     network.model[-1].training = True
-    unmoved = network.loss({**batch, "teacher": (lambda pictures: wanted, 0.5)})[0].sum()
+    unmoved = network.loss({**batch, "teacher": (lambda pictures: (wanted, {}), 0.5)})[0].sum()
     assert unmoved.item() == pytest.approx(network.loss(batch)[0].sum().item())
 
 

@@ -77,7 +77,7 @@ def test_each_part_asks_the_teacher_in_its_own_thread(network):
     def taught(pictures):
         asked.append((threading.get_ident(), pictures))
         with torch.no_grad():
-            return teacher(pictures)
+            return teacher(pictures), {}
 
     network.parts = Parts(2)
     plain = network.loss(batch)[0].sum()
