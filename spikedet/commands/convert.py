@@ -71,14 +71,8 @@ continues an interrupted run. --stage1 takes a stage-I checkpoint that you alrea
 for T, or for another number of levels.
 """
 STAGE_ONE = (
-    "noise",
-    "distill",
-    "qcfs",
-    "teacher",
-    "fold_first",
-    "stage1_features",
-    "stage1_sparsity",
-)
+    "noise", "distill", "qcfs", "teacher", "fold_first", "stage1_features", "stage1_sparsity",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)

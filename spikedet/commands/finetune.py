@@ -55,7 +55,7 @@ def run(options: Options) -> None:
     stage_one = stage_one_options(options, task.name, options.qcfs)
     if checkpoint.stage == "qc" and options.teacher is None:
         why = "stage-I weights cannot be a teacher; name a float --teacher"
-        refuse(options, ["distill", "temperature", "unlabelled"], why)
+        refuse(options, ["distill", "temperature", "unlabelled", "stage1_features"], why)
     if checkpoint.stage == "qc":
         refuse(options, ["fold_first"], "batch norm of stage-I weights is folded already")
     folded = stage_one.fold_first or checkpoint.stage == "qc"

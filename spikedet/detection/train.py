@@ -215,7 +215,7 @@ class Trainer(DetectionTrainer):
 
     @torch.no_grad()
     def _teach(self, pictures: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict]:
-        """Raw outputs and activations of the teacher. It runs in bfloat16 where the network does."""
+        """Raw outputs and activations of the teacher, on CPUs in the precision of the network."""
         assert self.teacher is not None
         on_cpu = pictures.device.type == "cpu"
         pictures = pictures.contiguous(memory_format=torch.channels_last)

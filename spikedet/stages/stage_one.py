@@ -15,7 +15,7 @@ from spikedet.conversion.features import Features
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.sparsity import StageOnePenalty
 from spikedet.conversion.thresholds import thresholds_by
-from spikedet.errors import WeightsError
+from spikedet.errors import UsageError, WeightsError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.fold_batch_norm import fold_batch_norm
 from spikedet.graph.rewrites.quantise import quantise
@@ -126,7 +126,7 @@ class FineTuning:
 
         Raises:
             TrainingError: The run in `folder` is for another T, another network or other options.
-            UsageError: An option is outside its limits.
+            UsageError: An option is outside its limits, or `features` is set without a teacher.
             WeightsError: The teacher does not fit the network, or see `quantized`.
             ConversionError: A layer cannot be converted.
         """
@@ -156,7 +156,11 @@ class FineTuning:
 
         teacher = self.teacher or (checkpoint if checkpoint.stage == "float" else None)
         guide = teacher_of(task, checkpoint, teacher) if teacher and options.distill else None
-        features = options.features and guide is not None
+        features = None
+        if options.features:
+            if guide is None:
+                raise UsageError("stage1_features has no effect without a teacher; leave it out")
+            features = Features(network, guide, options.features)
         run = Run(
             checkpoint,
             self.train,
@@ -167,7 +171,7 @@ class FineTuning:
             resume=resume,
             teacher=guide,
             distill=options.distill,
-            features=Features(network, guide, options.features) if features else None,
+            features=features,
             penalty=penalty,
         )
         task.fit(network, run)
