@@ -24,6 +24,7 @@ from spikedet.classification.predict import Classifier
 from spikedet.classification.task import CLASSIFICATION
 from spikedet.commands import analyze
 from spikedet.commands.main import parsed
+from spikedet.conversion.features import Features
 from spikedet.errors import DataError, PictureError, TrainingError, UsageError, WeightsError
 from spikedet.methods import METHODS, label
 from spikedet.networks import spiking_checkpoint
@@ -664,6 +665,15 @@ OTHERS = "these weights are for {}; expected {} weights"
         ([*TUNE, "--data", "data", "--qcfs", "--noise", 0], 2, "--noise: QCFS trains without"),
         ([*TUNE, "--data", "data", "--qcfs", "--stage1-sparsity", 1], 2,
          "--stage1-sparsity: QCFS trains without"),
+        ([*TUNE, *QC, "--data", "data", "--stage1-features", 2], 2,
+         "--stage1-features: stage-I weights cannot be a teacher"),
+        ([*TUNE, "--data", "data", "--distill", 0, "--stage1-features", 2], 2,
+         "--stage1-features: has no effect with --distill 0"),
+        ([*TUNE, "--data", "data", "--qcfs", "--stage1-features", 1], 2,
+         "--stage1-features: QCFS trains without"),
+        ([*CONVERT, "--data", "data", "--method", "stage2", "--stage1-features", 1], 2,
+         "--stage1-features: stage2 has no stage I"),
+        ([*GO_ON, "--end-to-end", 0, "--end-features", 1], 2, "--end-features: has no effect with"),
         ([*GO_ON, "--pictures", 8], 2, "--pictures: spiking weights only continue"),
         ([*GO_ON, "--held", 1], 2, "--held: spiking weights only continue"),
         ([*GO_ON, "--no-coarse"], 2, "--no-coarse: spiking weights only continue"),
@@ -858,6 +868,41 @@ def test_a_penalty_in_stage_one(runs, monkeypatch, tmp_path, capsys):
     words += ["--epochs", 3, "--batch", 50, "--stage1-sparsity", 7, "--out", out]
     assert command(monkeypatch, "finetune", *words) == TrainingError.exit_code
     assert "a run with sparsity=100.0; this run has sparsity=7.0" in capsys.readouterr().err
+
+
+def far_apart(runs, made, teacher):
+    """The distance of a network's activations to those of its float network, on test pictures."""
+    checkpoint, teacher = load(made), load(teacher)
+    pictures = next(data.read([runs / "data"], "test").pictures(checkpoint, 30))
+    network, guide = (networks.restore(CLASSIFICATION, c).network for c in (checkpoint, teacher))
+    own = getattr(network, "graph", network)
+    features = Features(own, guide)
+    _, wanted = features.teach(pictures)
+    with features.watched() as seen, torch.no_grad():
+        network(pictures)
+    assert len(seen) == len(features.names) > 3
+    return features.distance(seen, wanted).item()
+
+
+def test_features_of_both_stages(runs, monkeypatch, tmp_path, capsys):
+    source, apart = weights(runs, "float"), {"finetune": [], "calibrate": []}
+    for weight in (0, 3):
+        out, read = tmp_path / f"qc{weight}", ["--data", runs / "data"]
+        words = ["--weights", source, "--T", 4, *read, "--epochs", 2, "--batch", 50]
+        words += ["--stage1-features", weight, "--out", out]
+        assert command(monkeypatch, "finetune", *words) == 0
+        apart["finetune"].append(far_apart(runs, out / "last.safetensors", source))
+        words = ["--weights", tmp_path / "qc0/last.safetensors", "--teacher", source, *read]
+        words += ["--end-to-end", 20, "--end-features", weight, *STAGE_TWO[:-2]]
+        made = tmp_path / f"snn{weight}.safetensors"
+        assert command(monkeypatch, "calibrate", *words, "--out", made) == 0
+        apart["calibrate"].append(far_apart(runs, made, source))
+    assert all(with_them < 0.9 * without for without, with_them in apart.values()), apart
+    assert "features" not in load(tmp_path / "qc0/last.safetensors").origin["run"]
+    words = ["--weights", source, "--T", 4, *read, "--resume", "--epochs", 3, "--batch", 50]
+    words += ["--stage1-features", 7, "--out", out]
+    assert command(monkeypatch, "finetune", *words) == TrainingError.exit_code
+    assert "a run with features=3.0; this run has features=7.0" in capsys.readouterr().err
 
 
 def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):

@@ -1,5 +1,8 @@
 """Feature distillation: firing rates towards the activations of the float network."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,9 @@ from spikedet.conversion.features import Features
 from spikedet.errors import UsageError
 from spikedet.graph.record import record
 from spikedet.neurons.layers import per_channel
+from spikedet.neurons.quantize import QuantClip
 from spikedet.runtime.watch import EachSpike, watching
+from support.stages import quantised
 
 
 def network(width=12, last=nn.ReLU):
@@ -110,3 +115,29 @@ def test_a_weight_that_cannot_be(batches, wrong):
 def test_features_without_a_pass(batches):
     with pytest.raises(UsageError, match="end_features has no effect without the end-to-end pass"):
         spikedet.convert(network(), batches[:2], 4, end_features=1.0, progress=False)
+
+
+def test_quantised_activations_each_in_their_own_thread():
+    net, pictures = network(), torch.rand(3, 3, 16, 16)
+    graph = quantised(net, [pictures], 4).train()
+    for quantiser in graph.only(QuantClip):
+        quantiser.noise = 0.0
+    features = Features(graph, record(net, pictures), weight=3.0)
+    _, wanted = features.teach(pictures)
+    with features.watched() as seen, ThreadPoolExecutor(1) as other:
+        graph(pictures)
+        copy.deepcopy(graph)
+        other.submit(graph, 2 * pictures).result()
+    x, errors = pictures, []
+    for name in graph.edges:
+        x = graph.module(name)(x)
+        if isinstance(graph.module(name), QuantClip):
+            assert torch.equal(seen[name], x)
+            errors.append((x - wanted[name]).square().mean() / wanted[name].square().mean())
+    assert len(errors) == len(seen) == 3
+    loss = features.loss(seen, wanted)
+    assert loss.item() == pytest.approx(sum(errors).item(), rel=1e-5)
+    loss.backward()
+    # the last layer is behind all that is compared
+    still = {name for name, parameter in graph.named_parameters() if parameter.grad is None}
+    assert still == {f"layers.6.{name}" for name, _ in graph.module("6").named_parameters()}

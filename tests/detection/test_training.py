@@ -355,10 +355,12 @@ def test_commands_from_pictures_to_spikes(devkit, tmp_path):
     assert beside.origin["run"]["fold_first"] is False
     assert not any("running_mean" in name for name in beside.tensors)
     done = run("finetune", "--weights", floating, "--T", 4, *data, *small, "--no-fold-first",
-               "--parts", 2, "--stage1-sparsity", 500, "--out", tmp_path / "sparse",
+               "--parts", 2, "--stage1-sparsity", 500, "--stage1-features", 3,
+               "--out", tmp_path / "sparse",
                cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     sparse = load(tmp_path / "sparse/best.safetensors")
+    assert sparse.origin["run"]["features"] == 3 and "features" not in beside.origin["run"]
     assert sparse.origin["run"]["sparsity"] == 500 and "sparsity" not in beside.origin["run"]
     assert 0 < sparse.origin["operations"] < 1 and "operations" not in beside.origin
     assert "operations" in (tmp_path / "sparse/results.csv").read_text()
