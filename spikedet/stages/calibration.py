@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spikedet.checkpoint import Checkpoint, fingerprint, load, save
+from spikedet.conversion.features import Features
 from spikedet.errors import TrainingError
 from spikedet.graph.graph import Graph
 from spikedet.graph.rewrites.spike import expect_margin, set_margin
@@ -107,8 +108,10 @@ class Calibration:
         for pool in network.only(SpikingMaxPool):
             pool.mode = self.pooling or pool.mode
         stage_two.expect_end_size(task, self.checkpoint, plan, network)
-        if self.teacher is not None:
-            teacher_of(task, self.checkpoint, self.teacher)  # one that cannot teach is refused now
+        if self.teacher is not None:  # one that cannot teach is refused now
+            guide = teacher_of(task, self.checkpoint, self.teacher)
+            if plan.end.steps and plan.end.features:
+                Features(network, guide)
         network.to(self.device).to(memory_format=layout(network))
         if not layers_done:
             origin |= self._layer_wise(network)

@@ -905,6 +905,21 @@ def test_features_of_both_stages(runs, monkeypatch, tmp_path, capsys):
     assert "a run with features=3.0; this run has features=7.0" in capsys.readouterr().err
 
 
+def test_a_teacher_of_other_layers_has_no_features(runs, monkeypatch, tmp_path, capsys):
+    description = {"arch": "vgg16", "width": 0.0625, "mean": [0.5] * 3, "std": [0.25] * 3}
+    network = CLASSIFICATION.network(description, 3)
+    other = tmp_path / "vgg.safetensors"
+    save(
+        Checkpoint("float", "classification", description, CLASSES, 32, network.state_dict()), other
+    )
+    words = ["--weights", weights(runs, "qc"), "--teacher", other, "--data", runs / "data"]
+    words += ["--end-to-end", 1, *STAGE_TWO[:-2], "--out", tmp_path / "out.safetensors"]
+    monkeypatch.setattr(stage_two, "layer_wise", lambda *_: pytest.fail("too late"))
+    assert command(monkeypatch, "calibrate", *words, "--end-features", 1) == UsageError.exit_code
+    assert "the teacher has no layer of the network" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_the_mean_of_two_passes(runs, monkeypatch, tmp_path, capsys):
     other = load(weights(runs, "snn"))
     for tensor in other.tensors.values():
