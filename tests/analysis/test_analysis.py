@@ -293,7 +293,7 @@ def test_command_with_the_released_weights(devkit, tmp_path, monkeypatch, capsys
     assert {r["layer"]: r["after"] for r in table(out / "layers.csv")}.items() > errors.items()
     assert {row["spike"] for row in table(out / "raster.csv")} == {"0", "1"}
     printed = capsys.readouterr().out
-    assert "T=8, weights of T=8: 1 pictures of VOC2007:val" in printed
+    assert "T=8, weights of T=8: 1 picture of VOC2007:val" in printed
     assert f"{both} to stage I" in printed
 
 
@@ -309,7 +309,7 @@ def test_what_needs_a_missing_network_is_left_out(devkit, tmp_path, monkeypatch,
         "periodic.csv", "raster.csv", "rates.csv", "residual.csv",
     ]  # fmt: skip
     printed = capsys.readouterr().out
-    assert "T=2, weights of T=8: 1 pictures" in printed
+    assert "T=2, weights of T=8: 1 picture of" in printed
     assert "gap: left out, because it needs --stage1 or --float" in printed
 
 

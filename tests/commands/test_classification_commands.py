@@ -566,8 +566,12 @@ def test_bad_calls_of_a_classifier(runs):
     picture = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(PictureError, match="expected .H, W, 3. uint8"):
         classifier(picture.astype(np.float32))
-    for name in ("top", "batch", "T"):
-        with pytest.raises(UsageError, match=f"{name} is 0; expected an integer of 1 or more"):
+    for name, words in (
+        ("top", "of 1 or more"),
+        ("batch", "of 1 or more"),
+        ("T", "from 1 to 10000"),
+    ):
+        with pytest.raises(UsageError, match=f"{name} is 0; expected an integer {words}"):
             classifier(picture, **{name: 0})
     with pytest.warns(UserWarning, match="calibrated for T=4, not T=2"):
         assert classifier(picture, 2).T == 2
