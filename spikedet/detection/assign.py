@@ -21,6 +21,15 @@ RANGE = (3.5, 12.0)
 CANDIDATES = 10  # predictions that ultralytics' loss assigns to an object at most
 
 
+def multiple_of(strides: Sequence[float]) -> int:
+    """The number that sides of pictures are a multiple of, for a network with these strides.
+
+    It is 32 or more, as in ultralytics. A network whose largest output stride is 16 may have layers
+    of stride 32 inside, which join others only at such sides.
+    """
+    return max(32, int(max(strides)))
+
+
 def expect_places(strides: Sequence[float], side: int) -> None:
     """Check that pictures are large enough for the loss.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spikedet.checkpoint import Checkpoint
 from spikedet.data.formats import read_boxes
-from spikedet.detection.assign import expect_places
+from spikedet.detection.assign import expect_places, multiple_of
 from spikedet.detection.decode import expect_outputs
 from spikedet.detection.defaults import PROTOCOL
 from spikedet.detection.description import build, read_description
@@ -59,7 +59,7 @@ class Detection(Task):
         return head_of(network)
 
     def stride(self, head: dict[str, Any]) -> int:
-        return max(32, int(max(head["strides"])))  # ultralytics trains at multiples of 32
+        return multiple_of(head["strides"])
 
     def expect_side(self, head: dict[str, Any], side: int) -> None:
         expect_places(head["strides"], side)

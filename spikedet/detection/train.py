@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spikedet.detection.assign import expect_places
+from spikedet.detection.assign import expect_places, multiple_of
 from spikedet.detection.data import Sample
 from spikedet.detection.dataset import SampleDataset
 from spikedet.detection.defaults import MOST
@@ -92,8 +92,8 @@ class Trainer(DetectionTrainer):
             raise UsageError("a detector is trained on CPUs in one process; leave torchrun out")
         if settings.device != "cpu" and settings.parts > 1:
             raise UsageError("parts of a batch are for CPUs only; leave parts out")
-        stride = int(network.stride.max())
-        expect_growth("the training", settings.grow_from, settings.imgsz, stride)
+        multiple = multiple_of(network.stride.tolist())
+        expect_growth("the training", settings.grow_from, settings.imgsz, multiple)
         expect_places(network.stride.tolist(), settings.grow_from or settings.imgsz)
         show_progress()
         self.state_path = Path(folder) / "state.pt"
@@ -226,9 +226,9 @@ class Trainer(DetectionTrainer):
         return as_float(outputs), activations
 
     def side(self, epoch: int) -> int:
-        """The input side in pixels in an epoch, a multiple of the largest stride."""
-        first, stride = self.settings.grow_from, int(self.network.stride.max())
-        return growing_side(first, self.args.imgsz, epoch / self.epochs, stride)
+        """The input side in pixels in an epoch (see `multiple_of`)."""
+        first, multiple = self.settings.grow_from, multiple_of(self.network.stride.tolist())
+        return growing_side(first, self.args.imgsz, epoch / self.epochs, multiple)
 
     def _setup_train(self) -> None:
         super()._setup_train()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from spikedet.checkpoint import load
-from spikedet.detection.assign import SizedLoss, fits
+from spikedet.detection.assign import SizedLoss, fits, multiple_of
 from spikedet.detection.description import build, read_description
+from spikedet.detection.train import Trainer
 from spikedet.detection.ultra import DetectionLoss
 from spikedet.errors import UsageError
 from support.commands import command
@@ -136,3 +137,18 @@ def test_fresh_heads_of_the_command(devkit, tmp_path, monkeypatch, capsys):
         out = tmp_path / f"d{wrong}"
         assert command(monkeypatch, "train", *again, "--fresh-heads", wrong, "--out", out) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_sides_of_a_network_with_a_larger_stride_inside():
+    """The one-head network reads out at stride 16 only, and joins layers of stride 16 and 32."""
+    assert multiple_of([8.0]) == multiple_of([16.0]) == multiple_of([16.0, 32.0]) == 32
+    assert multiple_of([16.0, 64.0]) == 64
+    network = build(read_description(ROOT / "configs/models/tiny-yolo-one-head.yaml", "n"), 20)
+    assert network.stride.tolist() == [16.0]
+    run = Trainer.__new__(Trainer)
+    run.network, run.settings = network.train(), SimpleNamespace(grow_from=64)
+    run.args, run.epochs = SimpleNamespace(imgsz=128), 10
+    sides = {run.side(epoch) for epoch in range(10)}
+    assert sides == {64, 96, 128}
+    for side in sides:
+        network(torch.rand(2, 3, side, side))
