@@ -132,6 +132,13 @@ def watched(features: Features | None) -> AbstractContextManager[dict[str, Tenso
     return nullcontext({}) if features is None else features.watched()
 
 
+def taught(
+    features: Features | None, teacher: Callable[[Tensor], Any], pictures: Tensor
+) -> tuple[Any, dict[str, Tensor]]:
+    """`features.teach(pictures)`, or the outputs of the teacher and an empty dict."""
+    return (teacher(pictures), {}) if features is None else features.teach(pictures)
+
+
 def _channels(graph: Graph, name: str) -> tuple[int, int]:
     """The number of channels of a layer, and of its dimensions."""
     shape = graph.shapes[name]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spikedet.conversion.distill import distill, expect_finite, relative_adam, warm_cosine
-from spikedet.conversion.features import Features, watched
+from spikedet.conversion.features import Features, taught, watched
 from spikedet.conversion.prepare import prepare
 from spikedet.errors import (
     ConversionError,
@@ -313,8 +313,7 @@ class StageTraining:
             if alone:
                 _expect_several(len(parts[0]))
             spiking.chunk = len(parts[0]) * spiking.T
-            teach = features.teach if features else lambda x: (self.teacher(x), {})
-            wanted, activations = teach(parts[0])
+            wanted, activations = taught(features, self.teacher, parts[0])
             with watched(features) as rates:
                 outputs = spiking.after(parts[0], steps)
             values = []

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spikedet.conversion.features import taught
 from spikedet.detection.assign import expect_places, multiple_of
 from spikedet.detection.data import Sample
 from spikedet.detection.dataset import SampleDataset
@@ -220,9 +221,7 @@ class Trainer(DetectionTrainer):
         on_cpu = pictures.device.type == "cpu"
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with mixed("cpu", on_cpu):
-            if self.features is None:
-                return as_float(self.teacher(pictures)), {}
-            outputs, activations = self.features.teach(pictures)
+            outputs, activations = taught(self.features, self.teacher, pictures)
         return as_float(outputs), activations
 
     def side(self, epoch: int) -> int:

@@ -19,7 +19,7 @@ from spikedet.checkpoint import Checkpoint, fingerprint
 from spikedet.conversion.calibrate import LayerReport, calibrate, choose
 from spikedet.conversion.copied import spiking_copy
 from spikedet.conversion.distill import distill
-from spikedet.conversion.features import Features, watched
+from spikedet.conversion.features import Features, taught, watched
 from spikedet.conversion.prepare import prepare
 from spikedet.conversion.stored import StoredOutputs
 from spikedet.engines.rounding import Rounder
@@ -328,7 +328,7 @@ def _end_loss(
         pictures = batch["img"].to(device, memory_format=form)
         with mixed(device.type):
             with torch.no_grad():
-                targets, wanted = features.teach(pictures) if features else (guide(pictures), {})
+                targets, wanted = taught(features, guide, pictures)
             with watched(features) as rates:
                 several = spiking.after(pictures, steps)
         targets = as_float(targets)
